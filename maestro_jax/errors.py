@@ -1,0 +1,30 @@
+"""Errors that a user can cause, and the near misses that help to mend them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Bad input: one line that names the input and the remedy.
+
+    The command line prints it as ``error: ...`` without a traceback and exits with status 2.
+    """
+
+
+def near_misses(word: str, candidates: Iterable[str], limit: int = 3) -> str:
+    """A clause that names the candidates spelt most like a word.
+
+    Args:
+        word: What the user wrote.
+        candidates: What would have been understood.
+        limit: At most so many names.
+
+    Returns:
+        `` Did you mean 'x' or 'y'?`` with a leading space, or the empty string when nothing is near.
+    """
+    matches = difflib.get_close_matches(word, list(candidates), n=limit, cutoff=0.5)
+    if not matches:
+        return ""
+    return " Did you mean " + " or ".join(repr(match) for match in matches) + "?"
