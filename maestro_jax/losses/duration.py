@@ -1,0 +1,55 @@
+"""The duration loss: the duration model against the durations of the RNN-T alignment.
+
+    L_D = BCE(1[d > 0], p) + |d - d̂| for tokens with d > 0
+
+Source: not spelled out in MAESTRO; this is Parallel Tacotron's form with the two heads that the
+JOIST patent describes for this model. `log_mse` compares logarithms instead.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from maestro_jax.losses.reduction import Weighted, masked_sum
+
+FORMS = ("l1", "log_mse")
+
+
+def duration_loss(
+    nonzero_logit: jax.Array,
+    frames: jax.Array,
+    targets: jax.Array,
+    mask: jax.Array,
+    *,
+    form: str = "l1",
+) -> tuple[Weighted, Weighted]:
+    """Both parts of the loss and the error that people read.
+
+    Args:
+        nonzero_logit: `[batch, tokens]`, log-odds of lasting at least a frame.
+        frames: `[batch, tokens]`, predicted duration in frames if it lasts.
+        targets: `[batch, tokens]` int32, aligned durations in frames; no gradient.
+        mask: `[batch, tokens]` bool, the tokens that count.
+        form: `l1` (frames) or `log_mse` (squared difference of log(1 + frames)).
+
+    Returns:
+        The loss (total over tokens, count) and the absolute error of the rounded prediction in
+        frames (total, count).
+
+    Raises:
+        ValueError: The form is unknown.
+    """
+    targets = jax.lax.stop_gradient(targets).astype(jnp.float32)
+    lasts = targets > 0
+    presence = optax.sigmoid_binary_cross_entropy(nonzero_logit, lasts.astype(jnp.float32))
+    if form == "l1":
+        distance = jnp.abs(frames - targets)
+    elif form == "log_mse":
+        distance = jnp.square(jnp.log1p(frames) - jnp.log1p(targets))
+    else:
+        raise ValueError(f"Unknown duration form {form!r}; choose one of {FORMS}.")
+    loss = presence + jnp.where(lasts, distance, 0.0)
+    rounded = jnp.where(nonzero_logit > 0, jnp.maximum(jnp.round(frames), 1.0), 0.0)
+    return masked_sum(loss, mask), masked_sum(jnp.abs(rounded - targets), mask)

@@ -1,0 +1,53 @@
+"""Multi-head self-attention over padded sequences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from maestro_jax.modules.partitioned import constrain, dense
+from maestro_jax.modules.positions import rotate
+
+LARGE_NEGATIVE = -1e9
+
+
+class SelfAttention(nn.Module):
+    """Full-context self-attention; softmax in float32.
+
+    Attributes:
+        heads: Number of heads; divides the model size.
+        dropout: Rate on the attention weights.
+        rotary: Encode positions by rotating queries and keys.
+        dtype: The type computed in.
+    """
+
+    heads: int
+    dropout: float = 0.0
+    rotary: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array, *, deterministic: bool = True) -> jax.Array:
+        """`[batch, frames, features]` with `[batch, frames]` validity to the same shape."""
+        features = x.shape[-1]
+        size = features // self.heads
+        shape, axes = (self.heads, size), ("embed", "heads", "kv")
+        query = dense(shape, axes, dtype=self.dtype, name="query")(x)
+        key = dense(shape, axes, dtype=self.dtype, name="key")(x)
+        value = dense(shape, axes, dtype=self.dtype, name="value")(x)
+        if self.rotary:
+            query, key = rotate(query), rotate(key)
+        query = constrain(query, "batch", "frames", "act_heads", None)
+        key = constrain(key, "batch", "frames", "act_heads", None)
+        value = constrain(value, "batch", "frames", "act_heads", None)
+        logits = jnp.einsum("bqhd,bkhd->bhqk", query * size**-0.5, key).astype(jnp.float32)
+        logits = jnp.where(mask[:, None, None, :], logits, LARGE_NEGATIVE)
+        weights = jax.nn.softmax(logits, axis=-1).astype(self.dtype)
+        weights = nn.Dropout(self.dropout)(weights, deterministic=deterministic)
+        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+        return dense(
+            features, ("heads", "kv", "embed"), axis=(-2, -1), dtype=self.dtype, name="output"
+        )(mixed)

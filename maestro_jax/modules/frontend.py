@@ -1,0 +1,199 @@
+"""From 16 kHz samples to log-mel features, on the device.
+
+The chain for one batch:
+
+    audio                 [batch, samples]      int16 or float, 16 kHz
+    framed, windowed      [batch, frames, 400]  25 ms every 10 ms, no frame beyond the last sample
+    power spectrum        [batch, frames, 257]
+    log-mel               [batch, frames, 80]   natural logarithm, normalised over the utterance
+
+Source: 80 log-mel bins at 16 kHz, 25 ms windows, 10 ms hop (w2v-BERT, section 4; SLAM, section 4.1).
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from maestro_jax.modules.masking import block_mask, length_mask, zero_padding
+
+INT16_SCALE = 32768.0
+
+
+def mel_filterbank(
+    bins: int, fft_size: int, sample_rate: int, low_hz: float, high_hz: float
+) -> np.ndarray:
+    """Triangular filters, evenly spaced on the mel scale 1127 ln(1 + f / 700).
+
+    Args:
+        bins: Number of filters.
+        fft_size: Points of the transform.
+        sample_rate: In Hz.
+        low_hz: Lower edge of the first filter.
+        high_hz: Upper edge of the last filter.
+
+    Returns:
+        `[fft_size // 2 + 1, bins]` float32 weights; each triangle is linear in mel and peaks at 1.
+    """
+    def mel(hz: np.ndarray | float) -> np.ndarray:
+        return 1127.0 * np.log1p(np.asarray(hz) / 700.0)
+
+    frequencies = mel(np.arange(fft_size // 2 + 1) * sample_rate / fft_size)[:, None]
+    edges = np.linspace(mel(low_hz), mel(high_hz), bins + 2)
+    left, centre, right = edges[:-2], edges[1:-1], edges[2:]
+    rising = (frequencies - left) / (centre - left)
+    falling = (right - frequencies) / (right - centre)
+    return np.maximum(0.0, np.minimum(rising, falling)).astype(np.float32)
+
+
+class LogMelFrontend(nn.Module):
+    """Log-mel features with per-utterance normalisation, and SpecAugment in training.
+
+    Attributes:
+        sample_rate: Hz.
+        window: Samples a frame sees.
+        hop: Samples between frames.
+        bins: Mel bins.
+        low_hz: Lower edge of the filterbank.
+        high_hz: Upper edge of the filterbank.
+        preemphasis: Coefficient of the first-order high-pass filter within a frame.
+        floor: Smallest mel energy before the logarithm, on the int16 scale.
+        normalize: Zero mean and unit variance of each bin over the valid frames of an utterance.
+        frequency_masks: SpecAugment: number of frequency masks.
+        frequency_mask_bins: SpecAugment: largest width of a frequency mask, in bins.
+        time_masks: SpecAugment: number of time masks.
+        time_mask_ratio: SpecAugment: largest width of a time mask, as a share of the utterance.
+    """
+
+    sample_rate: int = 16_000
+    window: int = 400
+    hop: int = 160
+    bins: int = 80
+    low_hz: float = 20.0
+    high_hz: float = 8000.0
+    preemphasis: float = 0.97
+    floor: float = 1.0
+    normalize: bool = True
+    frequency_masks: int = 2
+    frequency_mask_bins: int = 27
+    time_masks: int = 10
+    time_mask_ratio: float = 0.05
+
+    def frame_count(self, samples: jax.Array | int) -> jax.Array | int:
+        """Frames that fit wholly into so many samples (0 for less than one window)."""
+        if isinstance(samples, int):
+            return max(0, 1 + (samples - self.window) // self.hop)
+        return jnp.maximum(0, 1 + (samples - self.window) // self.hop)
+
+    @nn.compact
+    def __call__(
+        self, audio: jax.Array, audio_length: jax.Array, *, augment: bool = False
+    ) -> tuple[jax.Array, jax.Array]:
+        """Features and their lengths.
+
+        Args:
+            audio: `[batch, samples]`, int16, or float in [-1, 1).
+            audio_length: `[batch]`, valid samples.
+            augment: Apply SpecAugment; needs the random stream `specaugment`.
+
+        Returns:
+            Features `[batch, frames, bins]` float32, zero on padding, and lengths `[batch]` in frames.
+        """
+        if audio.dtype == jnp.int16:
+            signal = audio.astype(jnp.float32)
+        else:
+            signal = audio.astype(jnp.float32) * INT16_SCALE
+        frames = self.frame_count(audio.shape[1])
+        lengths = self.frame_count(audio_length)
+        mask = length_mask(lengths, frames)
+
+        # Frames as slices of the hop-sized blocks they overlap: no gather, no strided convolution.
+        blocks = -(-self.window // self.hop)
+        needed = (frames - 1 + blocks) * self.hop
+        signal = jnp.pad(signal, ((0, 0), (0, max(0, needed - signal.shape[1]))))[:, :needed]
+        signal = signal.reshape(signal.shape[0], -1, self.hop)
+        framed = jnp.concatenate([signal[:, i : i + frames] for i in range(blocks)], axis=-1)
+        framed = framed[:, :, : self.window]
+
+        framed = framed - jnp.mean(framed, axis=-1, keepdims=True)
+        previous = jnp.concatenate([framed[:, :, :1], framed[:, :, :-1]], axis=-1)
+        framed = (framed - self.preemphasis * previous) * np.hanning(self.window + 1)[:-1]
+        fft_size = 1 << (self.window - 1).bit_length()
+        spectrum = jnp.fft.rfft(framed.astype(jnp.float32), n=fft_size)
+        power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
+        filters = mel_filterbank(
+            self.bins, fft_size, self.sample_rate, self.low_hz, self.high_hz
+        )
+        features = jnp.log(jnp.maximum(power @ filters, self.floor))
+        features = zero_padding(features, mask)
+        if self.normalize:
+            count = jnp.maximum(lengths, 1).astype(jnp.float32)[:, None, None]
+            mean = jnp.sum(features, axis=1, keepdims=True) / count
+            centred = zero_padding(features - mean, mask)
+            variance = jnp.sum(jnp.square(centred), axis=1, keepdims=True) / count
+            features = centred * jax.lax.rsqrt(variance + 1e-2)
+        features = jax.lax.stop_gradient(features)
+        if augment:
+            features = self._spec_augment(features, lengths)
+        return features, lengths
+
+    def _spec_augment(self, features: jax.Array, lengths: jax.Array) -> jax.Array:
+        """Zero (the mean of normalised features) in random bands and stretches (SpecAugment)."""
+        frequency_rng, time_rng = jax.random.split(self.make_rng("specaugment"))
+        batch, frames, bins = features.shape
+        if self.frequency_masks:
+            band = block_mask(
+                frequency_rng,
+                jnp.full((batch,), bins),
+                bins,
+                blocks=self.frequency_masks,
+                max_width=self.frequency_mask_bins,
+            )
+            features = jnp.where(band[:, None, :], 0.0, features)
+        if self.time_masks:
+            widest = jnp.floor(lengths * self.time_mask_ratio).astype(jnp.int32)
+            stretch = block_mask(
+                time_rng, lengths, frames, blocks=self.time_masks, max_width=widest
+            )
+            features = jnp.where(stretch[:, :, None], 0.0, features)
+        return features
+
+
+class ConvSubsampling(nn.Module):
+    """Two strided 2-D convolutions: a quarter of the frames, 40 ms each (w2v-BERT, section 3).
+
+    Attributes:
+        channels: Output channels of the two convolutions.
+        dtype: The type computed in.
+    """
+
+    channels: tuple[int, int] = (128, 32)
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """`[batch, frames, bins]` and `[batch]` to `[batch, frames / 4, bins / 4 * channels]`."""
+        x = features.astype(self.dtype)[..., None]
+        for index, channels in enumerate(self.channels):
+            x = nn.Conv(
+                channels,
+                (3, 3),
+                strides=(2, 2),
+                # Symmetric rather than SAME: frame i sees the same inputs whatever the padded length.
+                padding=((1, 1), (1, 1)),
+                dtype=self.dtype,
+                kernel_init=nn.with_logical_partitioning(
+                    nn.initializers.he_normal(), ("kernel", "kernel", "conv_in", "conv_out")
+                ),
+                bias_init=nn.with_logical_partitioning(
+                    nn.initializers.zeros_init(), ("conv_out",)
+                ),
+                name=f"conv_{index}",
+            )(x)
+            x = nn.relu(x)
+            lengths = (lengths + 1) // 2
+            mask = length_mask(lengths, x.shape[1])
+            x = jnp.where(mask[:, :, None, None], x, jnp.zeros((), x.dtype))
+        return x.reshape(x.shape[0], x.shape[1], -1), lengths

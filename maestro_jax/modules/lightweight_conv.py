@@ -1,0 +1,82 @@
+"""Lightweight convolution and the block built on it.
+
+Source: Wu et al. 2019 (arXiv 1901.10430), equation 5: a depthwise convolution whose kernel is
+normalised by a softmax over its width and shared by all channels of a head. Used by MAESTRO's
+duration model (3x1) and refiner (17x1), after Parallel Tacotron.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from maestro_jax.modules.conformer import depthwise_convolution
+from maestro_jax.modules.masking import zero_padding
+from maestro_jax.modules.partitioned import dense, layer_norm
+
+
+class LightweightConv(nn.Module):
+    """Depthwise convolution with softmax-normalised kernels, one a head.
+
+    Attributes:
+        heads: Number of kernels; divides the features.
+        kernel_size: Odd width, in positions.
+        dtype: The type computed in.
+    """
+
+    heads: int
+    kernel_size: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+        """`[batch, positions, features]`, `[batch, positions]` to the first's shape."""
+        weights = self.param(
+            "weights",
+            nn.with_logical_partitioning(nn.initializers.normal(0.1), ("kernel", "heads")),
+            (self.kernel_size, self.heads),
+        )
+        kernel = jax.nn.softmax(weights, axis=0).astype(self.dtype)
+        # Channel c belongs to head c // (features / heads).
+        kernel = jnp.repeat(kernel, x.shape[-1] // self.heads, axis=1)
+        return depthwise_convolution(zero_padding(x, mask), kernel)
+
+
+class LightweightConvBlock(nn.Module):
+    """Gated linear unit, lightweight convolution, residual; then a feed-forward residual.
+
+    Attributes:
+        heads: Kernels of the convolution.
+        kernel_size: Width of the convolution.
+        hidden: Size of the feed-forward layer; 0 leaves it out.
+        dropout: Rate of each residual branch.
+        dtype: The type computed in.
+    """
+
+    heads: int
+    kernel_size: int
+    hidden: int = 0
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array, *, deterministic: bool = True) -> jax.Array:
+        """`[batch, positions, features]`, `[batch, positions]` to the first's shape."""
+        features = x.shape[-1]
+        drop = nn.Dropout(self.dropout, deterministic=deterministic)
+        y = layer_norm(dtype=self.dtype, name="norm")(x)
+        value = dense(features, ("embed", "mlp"), dtype=self.dtype, name="value")(y)
+        gate = dense(features, ("embed", "mlp"), dtype=self.dtype, name="gate")(y)
+        y = value * nn.sigmoid(gate)
+        y = LightweightConv(self.heads, self.kernel_size, self.dtype, name="convolution")(y, mask)
+        y = dense(features, ("mlp", "embed"), dtype=self.dtype, name="output")(y)
+        x = x + drop(y)
+        if self.hidden:
+            y = layer_norm(dtype=self.dtype, name="feed_forward_norm")(x)
+            y = nn.relu(dense(self.hidden, ("embed", "mlp"), dtype=self.dtype, name="up")(y))
+            y = dense(features, ("mlp", "embed"), dtype=self.dtype, name="down")(drop(y))
+            x = x + drop(y)
+        return zero_padding(x, mask)

@@ -1,0 +1,213 @@
+"""The whole of MAESTRO's Figure 1 as one module; objectives call its parts.
+
+    audio [batch, samples] -> frontend -> subsampling -> features [batch, frames, conv_features]
+    features -> speech_encoder -> e_s [batch, frames, features]
+    text [batch, tokens] -> text_encoder -> e_t [batch, tokens, text_features]
+    e_t -> duration_model -> durations [batch, tokens] in frames
+    e_t, durations -> resampler -> refiner -> ê_t [batch, frames, features]
+    e_s or ê_t -> shared_encoder -> [batch, frames, features]
+    shared encoder's output, labels -> decoder -> logits [batch, frames, labels + 1, vocab]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from maestro_jax.modules.duration import DurationModel, DurationPrediction
+from maestro_jax.modules.frontend import ConvSubsampling, LogMelFrontend
+from maestro_jax.modules.masking import length_mask
+from maestro_jax.modules.quantizer import GumbelQuantizer, Quantized
+from maestro_jax.modules.refiner import Refiner
+from maestro_jax.modules.resampler import FrameIndex, Resampler
+from maestro_jax.modules.shared_encoder import SharedEncoder
+from maestro_jax.modules.speech_encoder import SpeechEncoder
+from maestro_jax.modules.text_encoder import TextEncoder
+from maestro_jax.modules.transducer import LstmState, TransducerDecoder
+
+
+class Maestro(nn.Module):
+    """Speech and text encoders that meet in a shared encoder under an RNN-T decoder.
+
+    Attributes:
+        frontend: Log-mel features and SpecAugment.
+        subsampling: Strided convolutions.
+        quantizer: Codes for the self-supervised losses.
+        speech_encoder: The paper's theta_s.
+        text_encoder: The paper's theta_t.
+        duration_model: The paper's theta_D.
+        resampler: Copies by duration.
+        refiner: The paper's theta_R.
+        shared_encoder: Upper Conformer stack.
+        decoder: RNN-T.
+    """
+
+    frontend: LogMelFrontend
+    subsampling: ConvSubsampling
+    quantizer: GumbelQuantizer
+    speech_encoder: SpeechEncoder
+    text_encoder: TextEncoder
+    duration_model: DurationModel
+    resampler: Resampler
+    refiner: Refiner
+    shared_encoder: SharedEncoder
+    decoder: TransducerDecoder
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens that the decoder can write, blank included."""
+        return self.decoder.vocab_size
+
+    @property
+    def frame_seconds(self) -> float:
+        """Duration of an encoder frame."""
+        factor = 2 ** len(self.subsampling.channels)
+        return factor * self.frontend.hop / self.frontend.sample_rate
+
+    def __call__(self, batch: Mapping[str, Mapping[str, jax.Array]]) -> None:
+        """Touch every parameter, for initialisation.
+
+        Args:
+            batch: Ignored but for its batch size: parameters do not depend on any length.
+        """
+        size = 1
+        audio = jnp.zeros((size, 8 * self.frontend.window), jnp.int16)
+        full = jnp.full((size,), audio.shape[1], jnp.int32)
+        language = jnp.zeros((size,), jnp.int32)
+        tokens = jnp.ones((size, 4), jnp.int32)
+        token_mask = jnp.ones((size, 4), bool)
+        features, mask = self.features(audio, full)
+        self.quantize(features)
+        encoded = self.encode_speech(features, mask)
+        self.contrastive_context(encoded)
+        embedded = self.encode_text(tokens, token_mask, language)
+        self.predict_durations(embedded, token_mask)
+        self.upsample(embedded, tokens, mask.shape[1])
+        context = self.encode_shared(encoded, mask, language)
+        self.code_logits(context)
+        self.lattice_logits(context, tokens)
+
+    def features(
+        self, audio: jax.Array, audio_length: jax.Array, *, augment: bool = False
+    ) -> tuple[jax.Array, jax.Array]:
+        """Subsampled features.
+
+        Args:
+            audio: `[batch, samples]` int16 or float, 16 kHz.
+            audio_length: `[batch]` valid samples.
+            augment: Apply SpecAugment (random stream `specaugment`).
+
+        Returns:
+            `[batch, frames, conv_features]` and the validity mask `[batch, frames]`.
+        """
+        mel, lengths = self.frontend(audio, audio_length, augment=augment)
+        features, lengths = self.subsampling(mel, lengths)
+        return features, length_mask(lengths, features.shape[1])
+
+    def quantize(
+        self, features: jax.Array, step: jax.Array | int = 0, *, deterministic: bool = True
+    ) -> Quantized:
+        """Codes of unmasked features (random stream `gumbel` unless deterministic)."""
+        return self.quantizer(features, step, deterministic=deterministic)
+
+    def encode_speech(
+        self,
+        features: jax.Array,
+        mask: jax.Array,
+        *,
+        masked_frames: jax.Array | None = None,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """e_s `[batch, frames, features]` from subsampled features."""
+        return self.speech_encoder(
+            features, mask, masked_frames=masked_frames, deterministic=deterministic
+        )
+
+    def contrastive_context(self, encoded: jax.Array) -> jax.Array:
+        """Vectors `[batch, frames, code_features]` that the contrastive loss compares with codes."""
+        return self.speech_encoder.contrastive_context(encoded)
+
+    def encode_shared(
+        self,
+        x: jax.Array,
+        mask: jax.Array,
+        target_language: jax.Array | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """The shared encoder's output `[batch, frames, features]` for e_s or ê_t."""
+        return self.shared_encoder(x, mask, target_language, deterministic=deterministic)
+
+    def code_logits(self, context: jax.Array) -> jax.Array:
+        """Logits `[batch, frames, codes]` of masked prediction."""
+        return self.shared_encoder.code_logits(context)
+
+    def encode_text(
+        self,
+        tokens: jax.Array,
+        mask: jax.Array,
+        language: jax.Array | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """e_t `[batch, tokens, text_features]`."""
+        return self.text_encoder(tokens, mask, language, deterministic=deterministic)
+
+    def predict_durations(
+        self, embedded: jax.Array, mask: jax.Array, *, deterministic: bool = True
+    ) -> DurationPrediction:
+        """Both heads of the duration model for e_t."""
+        return self.duration_model(embedded, mask, deterministic=deterministic)
+
+    def round_durations(self, prediction: DurationPrediction, mask: jax.Array) -> jax.Array:
+        """Whole frames `[batch, tokens]` from the two heads."""
+        return self.duration_model.round(prediction, mask)
+
+    def upsample(
+        self,
+        embedded: jax.Array,
+        durations: jax.Array,
+        frames: int,
+        *,
+        deterministic: bool = True,
+    ) -> tuple[jax.Array, FrameIndex]:
+        """Resample and refine.
+
+        Args:
+            embedded: `[batch, tokens, text_features]`, e_t.
+            durations: `[batch, tokens]` int32 frames.
+            frames: Static number of frames.
+            deterministic: No dropout.
+
+        Returns:
+            ê_t `[batch, frames, features]`, and the frame index.
+        """
+        resampled, index = self.resampler(embedded, durations, frames)
+        return self.refiner(resampled, index.mask, deterministic=deterministic), index
+
+    def lattice_logits(
+        self, context: jax.Array, labels: jax.Array, *, deterministic: bool = True
+    ) -> jax.Array:
+        """RNN-T logits `[batch, frames, labels + 1, vocab]`."""
+        return self.decoder(context, labels, deterministic=deterministic)
+
+    def decoder_state(self, batch: int) -> tuple[LstmState, ...]:
+        """The prediction network's state before the first label."""
+        return self.decoder.initial_state(batch)
+
+    def project_frames(self, context: jax.Array) -> jax.Array:
+        """`[batch, frames, features]` to `[batch, frames, joint_features]`."""
+        return self.decoder.project_frames(context)
+
+    def predict_labels(
+        self, labels: jax.Array, state: tuple[LstmState, ...]
+    ) -> tuple[jax.Array, tuple[LstmState, ...]]:
+        """The prediction network on `[batch, steps]` labels."""
+        return self.decoder.predict(labels, state)
+
+    def joint(self, frames: jax.Array, labels: jax.Array) -> jax.Array:
+        """Logits `[..., vocab]` of projected frames and labels."""
+        return self.decoder.joint(frames, labels)

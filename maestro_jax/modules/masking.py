@@ -1,0 +1,76 @@
+"""Validity masks from lengths, and the random masks that make reconstruction a task."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def length_mask(lengths: jax.Array, size: int) -> jax.Array:
+    """True where a position holds data.
+
+    Args:
+        lengths: `[batch]`, number of valid positions.
+        size: Number of positions.
+
+    Returns:
+        `[batch, size]` bool.
+    """
+    return jnp.arange(size)[None, :] < lengths[:, None]
+
+
+def zero_padding(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """`x` `[batch, frames, features]` with zeros where `mask` `[batch, frames]` is False."""
+    return jnp.where(mask[:, :, None], x, jnp.zeros((), x.dtype))
+
+
+def span_mask(
+    rng: jax.Array, valid: jax.Array, *, start_probability: float, span: int
+) -> jax.Array:
+    """Spans that start anywhere with a probability and may overlap (w2v-BERT, section 3).
+
+    With a start probability of 0.065 and spans of 10 about 49% of the frames are masked.
+
+    Args:
+        rng: Random key.
+        valid: `[batch, frames]` bool, where there is data.
+        start_probability: Chance that a span starts in a frame.
+        span: Frames a span covers.
+
+    Returns:
+        `[batch, frames]` bool, True = masked; never True outside `valid`.
+    """
+    starts = jax.random.bernoulli(rng, start_probability, valid.shape)
+    covered = starts
+    for offset in range(1, span):
+        covered = covered | jnp.pad(starts[:, :-offset], ((0, 0), (offset, 0)))
+    return covered & valid
+
+
+def block_mask(
+    rng: jax.Array, sizes: jax.Array, length: int, *, blocks: int, max_width: jax.Array | int
+) -> jax.Array:
+    """A number of blocks of random width at random places (SpecAugment, section 2).
+
+    Args:
+        rng: Random key.
+        sizes: `[batch]`, the extent within which blocks are placed.
+        length: Size of the axis to mask.
+        blocks: How many blocks.
+        max_width: Largest width of a block, an integer or `[batch]`.
+
+    Returns:
+        `[batch, length]` bool, True = masked.
+    """
+    batch = sizes.shape[0]
+    width_rng, start_rng = jax.random.split(rng)
+    limit = jnp.minimum(jnp.broadcast_to(jnp.asarray(max_width), (batch,)), sizes)
+    widths = jnp.floor(
+        jax.random.uniform(width_rng, (batch, blocks)) * (limit[:, None] + 1).astype(jnp.float32)
+    )
+    starts = jnp.floor(
+        jax.random.uniform(start_rng, (batch, blocks)) * (sizes[:, None] - widths + 1)
+    )
+    positions = jnp.arange(length, dtype=jnp.float32)[None, None, :]
+    inside = (positions >= starts[:, :, None]) & (positions < (starts + widths)[:, :, None])
+    return jnp.any(inside, axis=1)

@@ -1,0 +1,87 @@
+"""The Gumbel-softmax quantizer that turns speech features into codes.
+
+Source: wav2vec 2.0, equation 1; one codebook of 1024 entries in w2v-BERT, table 1. It sees the
+*unmasked* convolutional features.
+"""
+
+from __future__ import annotations
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from maestro_jax.modules.partitioned import dense
+
+
+@flax.struct.dataclass
+class Quantized:
+    """What the quantizer says of a batch of frames.
+
+    Attributes:
+        vectors: `[batch, frames, code_features]`, the chosen codes; straight-through gradient.
+        ids: `[batch, frames]` int32, the most likely code, the target of masked prediction.
+        probabilities: `[batch, frames, codes]`, softmax without noise, for the diversity loss.
+    """
+
+    vectors: jax.Array
+    ids: jax.Array
+    probabilities: jax.Array
+
+
+class GumbelQuantizer(nn.Module):
+    """One codebook; computed in float32.
+
+    Attributes:
+        codes: Entries of the codebook.
+        code_features: Size of a code.
+        temperature_start: Gumbel temperature at step 0.
+        temperature_end: The lowest temperature.
+        temperature_decay: Factor a step.
+    """
+
+    codes: int = 1024
+    code_features: int = 1024
+    temperature_start: float = 2.0
+    temperature_end: float = 0.1
+    temperature_decay: float = 0.999995
+
+    def temperature(self, step: jax.Array | int) -> jax.Array:
+        """The annealed temperature at a training step."""
+        decayed = self.temperature_start * self.temperature_decay ** jnp.asarray(step, jnp.float32)
+        return jnp.maximum(decayed, self.temperature_end)
+
+    @nn.compact
+    def __call__(
+        self, features: jax.Array, step: jax.Array | int = 0, *, deterministic: bool = True
+    ) -> Quantized:
+        """Quantize frames.
+
+        Args:
+            features: `[batch, frames, features]`, unmasked.
+            step: Training step, for the temperature.
+            deterministic: Take the most likely code instead of a sample; otherwise the random
+                stream `gumbel` is needed.
+
+        Returns:
+            The codes of every frame.
+        """
+        logits = dense(self.codes, ("embed", "codes"), name="logits")(features.astype(jnp.float32))
+        codebook = self.param(
+            "codebook",
+            nn.with_logical_partitioning(nn.initializers.uniform(1.0), ("codes", "embed")),
+            (self.codes, self.code_features),
+        )
+        probabilities = jax.nn.softmax(logits, axis=-1)
+        if deterministic:
+            soft = probabilities
+        else:
+            noise = jax.random.gumbel(self.make_rng("gumbel"), logits.shape)
+            soft = jax.nn.softmax((logits + noise) / self.temperature(step), axis=-1)
+        hard = jax.nn.one_hot(jnp.argmax(soft, axis=-1), self.codes)
+        chosen = hard + soft - jax.lax.stop_gradient(soft)
+        return Quantized(
+            vectors=chosen @ codebook,
+            ids=jnp.argmax(logits, axis=-1).astype(jnp.int32),
+            probabilities=probabilities,
+        )

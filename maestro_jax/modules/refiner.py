@@ -1,0 +1,73 @@
+"""The refiner: from resampled text embeddings to the space of the speech encoder's output.
+
+Source: MAESTRO, section 2.2: two layers of "8-headed self-attention blocks with 17x1 lightweight
+convolutions". In Parallel Tacotron's vocabulary that is a block in which a lightweight convolution
+of 8 heads stands where self-attention would; read literally it is self-attention followed by a
+convolution. Both can be chosen.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from maestro_jax.modules.attention import SelfAttention
+from maestro_jax.modules.lightweight_conv import LightweightConvBlock
+from maestro_jax.modules.masking import zero_padding
+from maestro_jax.modules.partitioned import constrain, dense, layer_norm
+
+MIXERS = ("lconv", "attention_lconv")
+
+
+class Refiner(nn.Module):
+    """Blocks at frame rate, then a linear map to the model size.
+
+    Attributes:
+        features: Size of the speech encoder's output.
+        layers: Number of blocks.
+        heads: Heads of the convolution, and of the attention where there is one.
+        kernel_size: Width of the convolution, in frames.
+        hidden: Size of the feed-forward layers.
+        mixer: `lconv` or `attention_lconv` (self-attention before each convolution).
+        dropout: Rate of each branch.
+        dtype: The type computed in.
+    """
+
+    features: int
+    layers: int = 2
+    heads: int = 8
+    kernel_size: int = 17
+    hidden: int = 2048
+    mixer: str = "lconv"
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown mixer before anything is built."""
+        if self.mixer not in MIXERS:
+            raise ValueError(f"Refiner.mixer is {self.mixer!r}; choose one of {MIXERS}.")
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array, *, deterministic: bool = True) -> jax.Array:
+        """`[batch, frames, text_features]`, `[batch, frames]` to ê_t `[batch, frames, features]`."""
+        for index in range(self.layers):
+            if self.mixer == "attention_lconv":
+                y = layer_norm(dtype=self.dtype, name=f"attention_norm_{index}")(x)
+                x = x + SelfAttention(
+                    self.heads, self.dropout, dtype=self.dtype, name=f"attention_{index}"
+                )(y, mask, deterministic=deterministic)
+            x = LightweightConvBlock(
+                self.heads,
+                self.kernel_size,
+                self.hidden,
+                self.dropout,
+                self.dtype,
+                name=f"block_{index}",
+            )(x, mask, deterministic=deterministic)
+        x = layer_norm(dtype=self.dtype, name="output_norm")(x)
+        x = dense(self.features, ("mlp", "embed"), dtype=self.dtype, name="output")(x)
+        return constrain(zero_padding(x, mask), "batch", "frames", "act_embed")

@@ -1,0 +1,68 @@
+"""The shared encoder: the upper Conformer stack, which speech and text both pass through.
+
+Source: MAESTRO, section 2.1 and figure 1 (18 of the 24 layers).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from maestro_jax.modules.conformer import ConformerStack
+from maestro_jax.modules.partitioned import dense, embedding
+
+
+class SharedEncoder(nn.Module):
+    """A Conformer stack, a head that predicts codes, and optionally the language to write.
+
+    Attributes:
+        stack: The Conformer blocks; its `features` is the model size.
+        codes: Entries of the quantizer's codebook, predicted at the top.
+        languages: Number of output languages that can be asked for; 0 for a model that cannot be
+            told (the paper's recognisers). Needed where one decoder both transcribes and translates.
+        dtype: The type computed in.
+    """
+
+    stack: ConformerStack
+    codes: int = 1024
+    languages: int = 0
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        """Create the layers."""
+        self.code_head = dense(self.codes, ("embed", "codes"))
+        if self.languages:
+            self.language_embedding = embedding(
+                self.languages, self.stack.features, rows="languages", dtype=self.dtype
+            )
+
+    def __call__(
+        self,
+        x: jax.Array,
+        mask: jax.Array,
+        target_language: jax.Array | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """Encode e_s or the masked ê_t.
+
+        Args:
+            x: `[batch, frames, features]`.
+            mask: `[batch, frames]` bool, True = valid.
+            target_language: `[batch]` language ids of the text to produce; ignored by a model
+                without languages.
+            deterministic: No dropout.
+
+        Returns:
+            `[batch, frames, features]`.
+        """
+        if self.languages and target_language is not None:
+            x = x + self.language_embedding(target_language)[:, None, :].astype(x.dtype)
+        return self.stack(x, mask, deterministic=deterministic)
+
+    def code_logits(self, encoded: jax.Array) -> jax.Array:
+        """`[batch, frames, features]` to `[batch, frames, codes]`, in float32."""
+        return self.code_head(encoded.astype(jnp.float32))

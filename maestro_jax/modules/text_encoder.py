@@ -1,0 +1,123 @@
+"""The text embedding extractor: from tokens to embeddings at token rate (e_t).
+
+Source: MAESTRO, section 2.2: three convolutional layers of 512 filters, kernel (5, 1), then six
+Transformer layers with positional embedding, as in Parallel Tacotron.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from maestro_jax.modules.attention import SelfAttention
+from maestro_jax.modules.conformer import FeedForward
+from maestro_jax.modules.masking import zero_padding
+from maestro_jax.modules.partitioned import constrain, dense, embedding, layer_norm
+from maestro_jax.modules.positions import sinusoids
+
+
+class TransformerBlock(nn.Module):
+    """Pre-normalised self-attention and feed-forward layers.
+
+    Attributes:
+        heads: Attention heads.
+        hidden: Size of the feed-forward layer.
+        dropout: Rate of each residual branch.
+        dtype: The type computed in.
+    """
+
+    heads: int
+    hidden: int
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array, *, deterministic: bool = True) -> jax.Array:
+        """`[batch, positions, features]`, `[batch, positions]` to the first's shape."""
+        y = layer_norm(dtype=self.dtype, name="attention_norm")(x)
+        y = SelfAttention(self.heads, self.dropout, dtype=self.dtype, name="attention")(
+            y, mask, deterministic=deterministic
+        )
+        x = x + nn.Dropout(self.dropout)(y, deterministic=deterministic)
+        return x + FeedForward(self.hidden, self.dropout, self.dtype, name="feed_forward")(
+            x, deterministic=deterministic
+        )
+
+
+class TextEncoder(nn.Module):
+    """Embedding, convolutions, positions, Transformer.
+
+    Attributes:
+        vocab_size: Number of tokens, padding (0) included.
+        features: Size of the embeddings.
+        conv_layers: Number of convolutional layers.
+        conv_kernel: Their width, in tokens.
+        layers: Number of Transformer layers.
+        heads: Attention heads.
+        hidden: Size of the feed-forward layers.
+        languages: Number of source languages with an embedding; 0 for none, as in the paper.
+        dropout: Rate of every branch.
+        dtype: The type computed in.
+    """
+
+    vocab_size: int
+    features: int = 512
+    conv_layers: int = 3
+    conv_kernel: int = 5
+    layers: int = 6
+    heads: int = 8
+    hidden: int = 2048
+    languages: int = 0
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: jax.Array,
+        mask: jax.Array,
+        language: jax.Array | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """Embed a text.
+
+        Args:
+            tokens: `[batch, tokens]` int32.
+            mask: `[batch, tokens]` bool, True = valid.
+            language: `[batch]` language ids, used if the module has languages.
+            deterministic: No dropout.
+
+        Returns:
+            `[batch, tokens, features]`: the paper's e_t.
+        """
+        x = embedding(self.vocab_size, self.features, dtype=self.dtype, name="tokens")(tokens)
+        x = x * self.features**0.5
+        if self.languages and language is not None:
+            table = embedding(
+                self.languages, self.features, rows="languages", dtype=self.dtype, name="languages"
+            )
+            x = x + table(language)[:, None, :]
+        drop = nn.Dropout(self.dropout, deterministic=deterministic)
+        for index in range(self.conv_layers):
+            x = zero_padding(x, mask)
+            # A convolution over a short sequence as one matrix product of the unfolded window.
+            half = self.conv_kernel // 2
+            padded = jnp.pad(x, ((0, 0), (half, half), (0, 0)))
+            window = jnp.concatenate(
+                [padded[:, i : i + x.shape[1]] for i in range(self.conv_kernel)], axis=-1
+            )
+            y = dense(
+                self.features, ("embed", "mlp"), dtype=self.dtype, name=f"conv_{index}"
+            )(window)
+            x = drop(nn.relu(layer_norm(dtype=self.dtype, name=f"conv_norm_{index}")(y)))
+        x = x + sinusoids(jnp.arange(x.shape[1]), self.features).astype(self.dtype)
+        x = constrain(x, "batch", "frames", "act_embed")
+        for index in range(self.layers):
+            x = TransformerBlock(
+                self.heads, self.hidden, self.dropout, self.dtype, name=f"layer_{index}"
+            )(x, mask, deterministic=deterministic)
+        return zero_padding(layer_norm(dtype=self.dtype, name="output_norm")(x), mask)

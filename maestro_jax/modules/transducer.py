@@ -1,0 +1,147 @@
+"""The RNN-T decoder: prediction network and joint network.
+
+Source: a 2-layer LSTM of 1280 units and a joint layer of 640 units (MAESTRO, section 3); Graves 2012
+(arXiv 1211.3711).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from maestro_jax.modules.partitioned import constrain, dense, embedding
+
+LstmState = tuple[jax.Array, jax.Array]
+
+
+class LstmLayer(nn.Module):
+    """A long short-term memory; the input's share of the gates is one product for all steps.
+
+    Attributes:
+        units: Size of the state and of the output.
+        dtype: The type computed in; the cell state is float32.
+    """
+
+    units: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, state: LstmState) -> tuple[jax.Array, LstmState]:
+        """Run over a sequence.
+
+        Args:
+            x: `[batch, steps, features]`.
+            state: Hidden and cell state, each `[batch, units]`.
+
+        Returns:
+            Outputs `[batch, steps, units]` and the last state.
+        """
+        gates = dense(4 * self.units, ("embed", "mlp"), dtype=self.dtype, name="input")(x)
+        recurrent = self.param(
+            "recurrent",
+            nn.with_logical_partitioning(nn.initializers.orthogonal(), ("embed", "mlp")),
+            (self.units, 4 * self.units),
+        ).astype(self.dtype)
+
+        def step(carry: LstmState, gate: jax.Array) -> tuple[LstmState, jax.Array]:
+            hidden, cell = carry
+            gate = (gate + hidden.astype(self.dtype) @ recurrent).astype(jnp.float32)
+            entry, forget, candidate, output = jnp.split(gate, 4, axis=-1)
+            # A forget gate that starts open (bias 1) lets gradients through from the first step.
+            cell = nn.sigmoid(forget + 1.0) * cell + nn.sigmoid(entry) * jnp.tanh(candidate)
+            hidden = nn.sigmoid(output) * jnp.tanh(cell)
+            return (hidden, cell), hidden
+
+        state, outputs = jax.lax.scan(step, state, jnp.swapaxes(gates, 0, 1))
+        return jnp.swapaxes(outputs, 0, 1).astype(self.dtype), state
+
+
+class TransducerDecoder(nn.Module):
+    """Prediction network over labels, joint network over frames and labels.
+
+    Attributes:
+        vocab_size: Number of outputs, blank (0) included.
+        embedding_features: Size of the label embedding.
+        units: Units of each LSTM layer.
+        layers: Number of LSTM layers.
+        joint_features: Size of the joint layer.
+        dropout: Rate on label embeddings and on the prediction network's output.
+        dtype: The type computed in; logits leave as float32.
+    """
+
+    vocab_size: int
+    embedding_features: int = 640
+    units: int = 1280
+    layers: int = 2
+    joint_features: int = 640
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        """Create the layers."""
+        self.embed = embedding(self.vocab_size, self.embedding_features, dtype=self.dtype)
+        self.lstm = [LstmLayer(self.units, self.dtype) for _ in range(self.layers)]
+        self.frame_projection = dense(self.joint_features, ("embed", "joint"), dtype=self.dtype)
+        self.label_projection = dense(
+            self.joint_features, ("embed", "joint"), use_bias=False, dtype=self.dtype
+        )
+        self.output = dense(self.vocab_size, ("joint", "vocab"), dtype=self.dtype)
+        self.drop = nn.Dropout(self.dropout)
+
+    def initial_state(self, batch: int) -> tuple[LstmState, ...]:
+        """Zero states of all layers, each a pair of `[batch, units]`."""
+        zeros = jnp.zeros((batch, self.units), jnp.float32)
+        return tuple((zeros, zeros) for _ in range(self.layers))
+
+    def predict(
+        self, labels: jax.Array, state: tuple[LstmState, ...], *, deterministic: bool = True
+    ) -> tuple[jax.Array, tuple[LstmState, ...]]:
+        """Read labels.
+
+        Args:
+            labels: `[batch, steps]` int32; the first of a text is blank.
+            state: From `initial_state` or an earlier call.
+            deterministic: No dropout.
+
+        Returns:
+            `[batch, steps, joint_features]`, projected for the joint, and the new state.
+        """
+        x = self.drop(self.embed(labels), deterministic=deterministic)
+        states = []
+        for layer, layer_state in zip(self.lstm, state, strict=True):
+            x, layer_state = layer(x, layer_state)
+            states.append(layer_state)
+        x = self.drop(x, deterministic=deterministic)
+        return self.label_projection(x), tuple(states)
+
+    def project_frames(self, encoded: jax.Array) -> jax.Array:
+        """`[..., features]` of the encoder to `[..., joint_features]`."""
+        return self.frame_projection(encoded.astype(self.dtype))
+
+    def joint(self, frames: jax.Array, labels: jax.Array) -> jax.Array:
+        """Logits of projected frames and labels of the same leading shape, `[..., vocab]` float32."""
+        return self.output(jnp.tanh(frames + labels)).astype(jnp.float32)
+
+    def __call__(
+        self, encoded: jax.Array, labels: jax.Array, *, deterministic: bool = True
+    ) -> jax.Array:
+        """The whole lattice of logits.
+
+        Args:
+            encoded: `[batch, frames, features]`.
+            labels: `[batch, labels]` int32.
+            deterministic: No dropout.
+
+        Returns:
+            `[batch, frames, labels + 1, vocab]` float32, unnormalised.
+        """
+        shifted = jnp.pad(labels, ((0, 0), (1, 0)))
+        predicted, _ = self.predict(
+            shifted, self.initial_state(labels.shape[0]), deterministic=deterministic
+        )
+        frames = self.project_frames(encoded)
+        logits = self.joint(frames[:, :, None, :], predicted[:, None, :, :])
+        return constrain(logits, "batch", "frames", None, "act_vocab")

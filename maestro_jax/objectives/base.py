@@ -1,0 +1,99 @@
+"""What a training step asks of an objective, and how objectives call a model's parts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from maestro_jax.losses.reduction import Weighted
+
+Batch = Mapping[str, Mapping[str, jax.Array]]
+Metrics = dict[str, Weighted]
+RANDOM_STREAMS = ("dropout", "masking", "specaugment", "gumbel")
+
+
+class Objective(Protocol):
+    """A scalar to minimise over a batch of streams."""
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The streams that the objective knows how to use; a batch may lack any of them."""
+
+    def init(self, model: nn.Module, rng: jax.Array, batch: Batch) -> Any:
+        """Parameters, boxed with their logical axis names."""
+
+    def loss(
+        self,
+        model: nn.Module,
+        params: Any,
+        ema_params: Any,
+        batch: Batch,
+        *,
+        rng: jax.Array,
+        step: jax.Array | int,
+        train: bool = True,
+    ) -> tuple[jax.Array, Metrics]:
+        """The loss of one batch.
+
+        Args:
+            model: The module.
+            params: Its parameters, which are trained.
+            ema_params: Their moving average; no gradient is taken of it.
+            batch: `{stream: {feature: array}}`.
+            rng: Random key of this step.
+            step: Training step.
+            train: Whether to use dropout and augmentation.
+
+        Returns:
+            The scalar loss, and metrics by name, each a total and a count.
+        """
+
+
+def init_all_parameters(model: nn.Module, rng: jax.Array, batch: Batch) -> Any:
+    """Parameters of the whole model, whatever part of it an objective trains."""
+    return model.init({"params": rng}, batch)["params"]
+
+
+@dataclasses.dataclass
+class Parts:
+    """A model with its parameters and its randomness, callable by the name of a part.
+
+    Attributes:
+        model: The module.
+        params: Its parameters.
+        rng: Random key; every call draws keys of its own from it, in the order of calls.
+        train: Whether parts that know dropout use it.
+    """
+
+    model: nn.Module
+    params: Any
+    rng: jax.Array
+    train: bool
+    _calls: int = 0
+
+    def __call__(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Call a method of the model."""
+        key = jax.random.fold_in(self.rng, self._calls)
+        self._calls += 1
+        rngs = dict(zip(RANDOM_STREAMS, jax.random.split(key, len(RANDOM_STREAMS)), strict=True))
+        return self.model.apply({"params": self.params}, *args, rngs=rngs, method=method, **kwargs)
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether dropout is off."""
+        return not self.train
+
+
+def frozen(params: Any) -> Any:
+    """Parameters that no gradient reaches."""
+    return jax.tree.map(jax.lax.stop_gradient, params)
+
+
+def present(lengths: jax.Array) -> Weighted:
+    """How many examples of a stream are there, as a metric that is summed."""
+    return jnp.sum((lengths > 0).astype(jnp.float32)), jnp.asarray(1.0)

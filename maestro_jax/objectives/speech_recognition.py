@@ -1,0 +1,61 @@
+"""Fine-tuning for speech recognition by RNN-T (MAESTRO, section 3.2)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from maestro_jax.losses.reduction import mean
+from maestro_jax.objectives.base import Batch, Metrics, Parts, init_all_parameters, present
+from maestro_jax.objectives.transducer_terms import transducer_term
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpeechRecognition:
+    """-log P(text | speech) on the paired stream.
+
+    Attributes:
+        augment: SpecAugment in training.
+    """
+
+    augment: bool = True
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The paired stream alone."""
+        return ("paired",)
+
+    def init(self, model: nn.Module, rng: jax.Array, batch: Batch) -> Any:
+        """Parameters of the whole model, so that any checkpoint of it can be taken over."""
+        return init_all_parameters(model, rng, batch)
+
+    def loss(
+        self,
+        model: nn.Module,
+        params: Any,
+        ema_params: Any,
+        batch: Batch,
+        *,
+        rng: jax.Array,
+        step: jax.Array | int,
+        train: bool = True,
+    ) -> tuple[jax.Array, Metrics]:
+        """RNN-T loss in nats a label."""
+        del ema_params, step
+        parts = Parts(model, params, rng, train)
+        paired = batch["paired"]
+        features, mask = parts(
+            "features", paired["audio"], paired["audio_length"], augment=self.augment and train
+        )
+        encoded = parts("encode_speech", features, mask, deterministic=parts.deterministic)
+        term = transducer_term(parts, encoded, mask, paired["text"], paired["text_length"])
+        loss = mean(term)
+        return loss, {
+            "loss": (loss, jnp.ones(())),
+            "loss/transducer": term,
+            "paired/examples": present(paired["audio_length"]),
+        }

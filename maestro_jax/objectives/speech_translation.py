@@ -1,0 +1,71 @@
+"""Fine-tuning for speech translation, optionally jointly with text translation.
+
+Source: ST and MT are fine-tuned jointly, with equal numbers of examples (MAESTRO, section 3.3; mSLAM,
+section 4.2). The decoder here is the RNN-T, told the language to write.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from maestro_jax.objectives.base import Batch, Metrics, init_all_parameters
+from maestro_jax.objectives.maestro import MaestroPretraining
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpeechTranslation:
+    """-log P(translation | speech), plus the same from text where the batch has it.
+
+    Attributes:
+        mt_weight: Weight of text translation.
+        augment: SpecAugment in training.
+        text_frames: Static number of frames of a resampled text.
+        text_mask_probability: Chance that a masked span starts in a frame of resampled text.
+        text_mask_span: Frames a masked span covers.
+    """
+
+    mt_weight: float = 1.0
+    augment: bool = True
+    text_frames: int = 400
+    text_mask_probability: float = 0.03
+    text_mask_span: int = 10
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """ST, and MT if the batch has it."""
+        return ("st", "mt")
+
+    def init(self, model: nn.Module, rng: jax.Array, batch: Batch) -> Any:
+        """Parameters of the whole model, so that any checkpoint of it can be taken over."""
+        return init_all_parameters(model, rng, batch)
+
+    def loss(
+        self,
+        model: nn.Module,
+        params: Any,
+        ema_params: Any,
+        batch: Batch,
+        *,
+        rng: jax.Array,
+        step: jax.Array | int,
+        train: bool = True,
+    ) -> tuple[jax.Array, Metrics]:
+        """The ST and MT terms of pretraining, with their weights, and nothing else."""
+        terms = MaestroPretraining(
+            mt_weight=self.mt_weight,
+            augment_paired=self.augment,
+            text_frames=self.text_frames,
+            text_mask_probability=self.text_mask_probability,
+            text_mask_span=self.text_mask_span,
+        )
+        chosen = {stream: batch[stream] for stream in self.streams if stream in batch}
+        loss, metrics = terms.loss(
+            model, params, ema_params, chosen, rng=rng, step=step, train=train
+        )
+        metrics["loss"] = (loss, jnp.ones(()))
+        return loss, metrics
