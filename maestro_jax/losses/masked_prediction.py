@@ -1,6 +1,6 @@
 """Masked prediction of codes: the second loss of w2v-BERT (section 3.3), in float32.
 
-    L_m = -log softmax(W h_j)[id_j]   over the masked frames j
+L_m = -log softmax(W h_j)[id_j]   over the masked frames j
 """
 
 from __future__ import annotations

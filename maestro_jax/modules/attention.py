@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from maestro_jax.modules.partitioned import constrain, dense
+from maestro_jax.modules.partitioned import Dense, constrain
 from maestro_jax.modules.positions import rotate
 
 LARGE_NEGATIVE = -1e9
@@ -35,9 +35,9 @@ class SelfAttention(nn.Module):
         features = x.shape[-1]
         size = features // self.heads
         shape, axes = (self.heads, size), ("embed", "heads", "kv")
-        query = dense(shape, axes, dtype=self.dtype, name="query")(x)
-        key = dense(shape, axes, dtype=self.dtype, name="key")(x)
-        value = dense(shape, axes, dtype=self.dtype, name="value")(x)
+        query = Dense(shape, axes, dtype=self.dtype, name="query")(x)
+        key = Dense(shape, axes, dtype=self.dtype, name="key")(x)
+        value = Dense(shape, axes, dtype=self.dtype, name="value")(x)
         if self.rotary:
             query, key = rotate(query), rotate(key)
         query = constrain(query, "batch", "frames", "act_heads", None)
@@ -48,6 +48,6 @@ class SelfAttention(nn.Module):
         weights = jax.nn.softmax(logits, axis=-1).astype(self.dtype)
         weights = nn.Dropout(self.dropout)(weights, deterministic=deterministic)
         mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
-        return dense(
-            features, ("heads", "kv", "embed"), axis=(-2, -1), dtype=self.dtype, name="output"
+        return Dense(
+            features, ("heads", "kv", "embed"), contracted=2, dtype=self.dtype, name="output"
         )(mixed)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from maestro_jax.modules.attention import SelfAttention
 from maestro_jax.modules.group_norm import MaskedGroupNorm
 from maestro_jax.modules.masking import zero_padding
-from maestro_jax.modules.partitioned import constrain, dense, layer_norm
+from maestro_jax.modules.partitioned import Dense, constrain, layer_norm
 from maestro_jax.modules.positions import sinusoids
 
 
@@ -54,10 +54,10 @@ class FeedForward(nn.Module):
         """`[batch, frames, features]` to the same shape, without the residual."""
         features = x.shape[-1]
         y = layer_norm(dtype=self.dtype, name="norm")(x)
-        y = nn.swish(dense(self.hidden, ("embed", "mlp"), dtype=self.dtype, name="up")(y))
+        y = nn.swish(Dense(self.hidden, ("embed", "mlp"), dtype=self.dtype, name="up")(y))
         y = constrain(y, "batch", "frames", "act_mlp")
         y = nn.Dropout(self.dropout)(y, deterministic=deterministic)
-        y = dense(features, ("mlp", "embed"), dtype=self.dtype, name="down")(y)
+        y = Dense(features, ("mlp", "embed"), dtype=self.dtype, name="down")(y)
         return nn.Dropout(self.dropout)(y, deterministic=deterministic)
 
 
@@ -82,8 +82,8 @@ class ConvolutionModule(nn.Module):
         features = x.shape[-1]
         y = layer_norm(dtype=self.dtype, name="norm")(x)
         # Two maps instead of one that is split: the halves stay whole under tensor sharding.
-        value = dense(features, ("embed", "mlp"), dtype=self.dtype, name="value")(y)
-        gate = dense(features, ("embed", "mlp"), dtype=self.dtype, name="gate")(y)
+        value = Dense(features, ("embed", "mlp"), dtype=self.dtype, name="value")(y)
+        gate = Dense(features, ("embed", "mlp"), dtype=self.dtype, name="gate")(y)
         y = zero_padding(value * nn.sigmoid(gate), mask)
         kernel = self.param(
             "depthwise",
@@ -97,7 +97,7 @@ class ConvolutionModule(nn.Module):
             y = MaskedGroupNorm(self.groups, dtype=self.dtype, name="depthwise_norm")(y, mask)
         else:
             y = layer_norm(dtype=self.dtype, name="depthwise_norm")(y)
-        y = dense(features, ("mlp", "embed"), dtype=self.dtype, name="output")(nn.swish(y))
+        y = Dense(features, ("mlp", "embed"), dtype=self.dtype, name="output")(nn.swish(y))
         return nn.Dropout(self.dropout)(y, deterministic=deterministic)
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from maestro_jax.modules.lightweight_conv import LightweightConvBlock
-from maestro_jax.modules.partitioned import dense, layer_norm
+from maestro_jax.modules.partitioned import Dense, layer_norm
 
 
 @flax.struct.dataclass
@@ -65,8 +65,8 @@ class DurationModel(nn.Module):
                 name=f"block_{index}",
             )(x, mask, deterministic=deterministic)
         x = layer_norm(name="output_norm")(x.astype(jnp.float32))
-        nonzero = dense(1, ("embed", None), name="nonzero")(x)[..., 0]
-        frames = nn.softplus(dense(1, ("embed", None), name="frames")(x)[..., 0] + 1.0)
+        nonzero = Dense(1, ("embed", None), name="nonzero")(x)[..., 0]
+        frames = nn.softplus(Dense(1, ("embed", None), name="frames")(x)[..., 0] + 1.0)
         return DurationPrediction(nonzero_logit=nonzero, frames=frames)
 
     def round(self, prediction: DurationPrediction, mask: jax.Array) -> jax.Array:

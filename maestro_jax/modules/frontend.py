@@ -37,6 +37,7 @@ def mel_filterbank(
     Returns:
         `[fft_size // 2 + 1, bins]` float32 weights; each triangle is linear in mel and peaks at 1.
     """
+
     def mel(hz: np.ndarray | float) -> np.ndarray:
         return 1127.0 * np.log1p(np.asarray(hz) / 700.0)
 
@@ -123,9 +124,7 @@ class LogMelFrontend(nn.Module):
         fft_size = 1 << (self.window - 1).bit_length()
         spectrum = jnp.fft.rfft(framed.astype(jnp.float32), n=fft_size)
         power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
-        filters = mel_filterbank(
-            self.bins, fft_size, self.sample_rate, self.low_hz, self.high_hz
-        )
+        filters = mel_filterbank(self.bins, fft_size, self.sample_rate, self.low_hz, self.high_hz)
         features = jnp.log(jnp.maximum(power @ filters, self.floor))
         features = zero_padding(features, mask)
         if self.normalize:
@@ -185,11 +184,9 @@ class ConvSubsampling(nn.Module):
                 padding=((1, 1), (1, 1)),
                 dtype=self.dtype,
                 kernel_init=nn.with_logical_partitioning(
-                    nn.initializers.he_normal(), ("kernel", "kernel", "conv_in", "conv_out")
+                    nn.initializers.he_normal(), ("kernel", None, "conv_in", "conv_out")
                 ),
-                bias_init=nn.with_logical_partitioning(
-                    nn.initializers.zeros_init(), ("conv_out",)
-                ),
+                bias_init=nn.with_logical_partitioning(nn.initializers.zeros_init(), ("conv_out",)),
                 name=f"conv_{index}",
             )(x)
             x = nn.relu(x)

@@ -30,10 +30,14 @@ class MaskedGroupNorm(nn.Module):
         """`[batch, frames, channels]`, `[batch, frames]` bool to the first's shape."""
         channels = x.shape[-1]
         scale = self.param(
-            "scale", nn.with_logical_partitioning(nn.initializers.ones_init(), ("mlp",)), (channels,)
+            "scale",
+            nn.with_logical_partitioning(nn.initializers.ones_init(), ("mlp",)),
+            (channels,),
         )
         bias = self.param(
-            "bias", nn.with_logical_partitioning(nn.initializers.zeros_init(), ("mlp",)), (channels,)
+            "bias",
+            nn.with_logical_partitioning(nn.initializers.zeros_init(), ("mlp",)),
+            (channels,),
         )
         grouped = x.astype(jnp.float32).reshape(*x.shape[:2], self.groups, -1)
         weight = mask.astype(jnp.float32)[:, :, None, None]

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from maestro_jax.modules.conformer import depthwise_convolution
 from maestro_jax.modules.masking import zero_padding
-from maestro_jax.modules.partitioned import dense, layer_norm
+from maestro_jax.modules.partitioned import Dense, layer_norm
 
 
 class LightweightConv(nn.Module):
@@ -68,15 +68,15 @@ class LightweightConvBlock(nn.Module):
         features = x.shape[-1]
         drop = nn.Dropout(self.dropout, deterministic=deterministic)
         y = layer_norm(dtype=self.dtype, name="norm")(x)
-        value = dense(features, ("embed", "mlp"), dtype=self.dtype, name="value")(y)
-        gate = dense(features, ("embed", "mlp"), dtype=self.dtype, name="gate")(y)
+        value = Dense(features, ("embed", "mlp"), dtype=self.dtype, name="value")(y)
+        gate = Dense(features, ("embed", "mlp"), dtype=self.dtype, name="gate")(y)
         y = value * nn.sigmoid(gate)
         y = LightweightConv(self.heads, self.kernel_size, self.dtype, name="convolution")(y, mask)
-        y = dense(features, ("mlp", "embed"), dtype=self.dtype, name="output")(y)
+        y = Dense(features, ("mlp", "embed"), dtype=self.dtype, name="output")(y)
         x = x + drop(y)
         if self.hidden:
             y = layer_norm(dtype=self.dtype, name="feed_forward_norm")(x)
-            y = nn.relu(dense(self.hidden, ("embed", "mlp"), dtype=self.dtype, name="up")(y))
-            y = dense(features, ("mlp", "embed"), dtype=self.dtype, name="down")(drop(y))
+            y = nn.relu(Dense(self.hidden, ("embed", "mlp"), dtype=self.dtype, name="up")(y))
+            y = Dense(features, ("mlp", "embed"), dtype=self.dtype, name="down")(drop(y))
             x = x + drop(y)
         return zero_padding(x, mask)

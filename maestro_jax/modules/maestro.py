@@ -1,12 +1,12 @@
 """The whole of MAESTRO's Figure 1 as one module; objectives call its parts.
 
-    audio [batch, samples] -> frontend -> subsampling -> features [batch, frames, conv_features]
-    features -> speech_encoder -> e_s [batch, frames, features]
-    text [batch, tokens] -> text_encoder -> e_t [batch, tokens, text_features]
-    e_t -> duration_model -> durations [batch, tokens] in frames
-    e_t, durations -> resampler -> refiner -> ê_t [batch, frames, features]
-    e_s or ê_t -> shared_encoder -> [batch, frames, features]
-    shared encoder's output, labels -> decoder -> logits [batch, frames, labels + 1, vocab]
+audio [batch, samples] -> frontend -> subsampling -> features [batch, frames, conv_features]
+features -> speech_encoder -> e_s [batch, frames, features]
+text [batch, tokens] -> text_encoder -> e_t [batch, tokens, text_features]
+e_t -> duration_model -> durations [batch, tokens] in frames
+e_t, durations -> resampler -> refiner -> ê_t [batch, frames, features]
+e_s or ê_t -> shared_encoder -> [batch, frames, features]
+shared encoder's output, labels -> decoder -> logits [batch, frames, labels + 1, vocab]
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ Parameters use ``embed mlp heads kv vocab joint conv_in conv_out kernel codes``;
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -18,42 +18,56 @@ DEFAULT_KERNEL_INIT = nn.initializers.xavier_uniform()
 ZERO_INIT = nn.initializers.zeros_init()
 
 
-def dense(
-    features: int | Sequence[int],
-    axes: tuple[str | None, ...],
-    *,
-    axis: int | tuple[int, ...] = -1,
-    use_bias: bool = True,
-    dtype: Any = jnp.float32,
-    name: str | None = None,
-    kernel_init: nn.initializers.Initializer = DEFAULT_KERNEL_INIT,
-    bias_init: nn.initializers.Initializer = ZERO_INIT,
-) -> nn.DenseGeneral:
-    """A linear map over the last axes with named parameter axes.
+class Dense(nn.Module):
+    """A linear map over the last axes, with named parameter axes.
 
-    Args:
-        features: Output size or sizes.
+    Flax's `DenseGeneral` initialises a flat kernel and reshapes it, which its own logical axis names
+    refuse under a mesh.
+
+    Attributes:
+        features: Output size, or sizes.
         axes: Logical names of the kernel's axes, inputs first.
-        axis: The input axis or axes that are contracted.
+        contracted: How many of the last input axes are contracted.
         use_bias: Whether to add a bias.
         dtype: The type computed in; parameters stay float32.
-        name: The parameter's name in the tree.
-        kernel_init: The initialiser of the kernel.
+        kernel_init: The initialiser of the kernel, given it as a matrix.
         bias_init: The initialiser of the bias.
-
-    Returns:
-        An unbound ``nn.DenseGeneral``.
     """
-    outputs = 1 if isinstance(features, int) else len(features)
-    return nn.DenseGeneral(
-        features,
-        axis=axis,
-        use_bias=use_bias,
-        dtype=dtype,
-        kernel_init=nn.with_logical_partitioning(kernel_init, axes),
-        bias_init=nn.with_logical_partitioning(bias_init, axes[-outputs:]),
-        name=name,
-    )
+
+    features: int | tuple[int, ...]
+    axes: tuple[str | None, ...]
+    contracted: int = 1
+    use_bias: bool = True
+    dtype: Any = jnp.float32
+    kernel_init: nn.initializers.Initializer = DEFAULT_KERNEL_INIT
+    bias_init: nn.initializers.Initializer = ZERO_INIT
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[..., inputs]` to `[..., features]`."""
+        outputs = (self.features,) if isinstance(self.features, int) else tuple(self.features)
+        inputs = x.shape[x.ndim - self.contracted :]
+
+        def as_matrix(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+            flat = (math.prod(inputs), math.prod(outputs))
+            return self.kernel_init(key, flat, dtype).reshape(shape)
+
+        kernel = self.param(
+            "kernel",
+            nn.with_logical_partitioning(as_matrix, self.axes),
+            (*inputs, *outputs),
+            jnp.float32,
+        )
+        y = jnp.tensordot(x.astype(self.dtype), kernel.astype(self.dtype), axes=self.contracted)
+        if self.use_bias:
+            bias = self.param(
+                "bias",
+                nn.with_logical_partitioning(self.bias_init, self.axes[self.contracted :]),
+                outputs,
+                jnp.float32,
+            )
+            y = y + bias.astype(self.dtype)
+        return y
 
 
 def layer_norm(*, dtype: Any = jnp.float32, name: str | None = None) -> nn.LayerNorm:
@@ -68,7 +82,12 @@ def layer_norm(*, dtype: Any = jnp.float32, name: str | None = None) -> nn.Layer
 
 
 def embedding(
-    size: int, features: int, *, rows: str = "vocab", dtype: Any = jnp.float32, name: str | None = None
+    size: int,
+    features: int,
+    *,
+    rows: str | None = "vocab",
+    dtype: Any = jnp.float32,
+    name: str | None = None,
 ) -> nn.Embed:
     """A table of ``size`` vectors; ``rows`` names its first axis."""
     return nn.Embed(

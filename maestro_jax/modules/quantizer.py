@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from maestro_jax.modules.partitioned import dense
+from maestro_jax.modules.partitioned import Dense
 
 
 @flax.struct.dataclass
@@ -66,7 +66,7 @@ class GumbelQuantizer(nn.Module):
         Returns:
             The codes of every frame.
         """
-        logits = dense(self.codes, ("embed", "codes"), name="logits")(features.astype(jnp.float32))
+        logits = Dense(self.codes, ("embed", "codes"), name="logits")(features.astype(jnp.float32))
         codebook = self.param(
             "codebook",
             nn.with_logical_partitioning(nn.initializers.uniform(1.0), ("codes", "embed")),

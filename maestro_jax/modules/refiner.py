@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from maestro_jax.modules.attention import SelfAttention
 from maestro_jax.modules.lightweight_conv import LightweightConvBlock
 from maestro_jax.modules.masking import zero_padding
-from maestro_jax.modules.partitioned import constrain, dense, layer_norm
+from maestro_jax.modules.partitioned import Dense, constrain, layer_norm
 
 MIXERS = ("lconv", "attention_lconv")
 
@@ -69,5 +69,5 @@ class Refiner(nn.Module):
                 name=f"block_{index}",
             )(x, mask, deterministic=deterministic)
         x = layer_norm(dtype=self.dtype, name="output_norm")(x)
-        x = dense(self.features, ("mlp", "embed"), dtype=self.dtype, name="output")(x)
+        x = Dense(self.features, ("mlp", "embed"), dtype=self.dtype, name="output")(x)
         return constrain(zero_padding(x, mask), "batch", "frames", "act_embed")

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from maestro_jax.modules.masking import length_mask, zero_padding
-from maestro_jax.modules.partitioned import dense
+from maestro_jax.modules.partitioned import Dense
 from maestro_jax.modules.positions import sinusoids
 
 
@@ -104,7 +104,7 @@ class Resampler(nn.Module):
             ],
             axis=-1,
         )
-        where = dense(
+        where = Dense(
             features,
             (None, "embed"),
             dtype=self.dtype,

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from maestro_jax.modules.conformer import ConformerStack
-from maestro_jax.modules.partitioned import dense, embedding
+from maestro_jax.modules.partitioned import Dense, embedding
 
 
 class SharedEncoder(nn.Module):
@@ -33,10 +33,10 @@ class SharedEncoder(nn.Module):
 
     def setup(self) -> None:
         """Create the layers."""
-        self.code_head = dense(self.codes, ("embed", "codes"))
+        self.code_head = Dense(self.codes, ("embed", "codes"))
         if self.languages:
             self.language_embedding = embedding(
-                self.languages, self.stack.features, rows="languages", dtype=self.dtype
+                self.languages, self.stack.features, rows=None, dtype=self.dtype
             )
 
     def __call__(

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from maestro_jax.modules.conformer import ConformerStack
-from maestro_jax.modules.partitioned import dense
+from maestro_jax.modules.partitioned import Dense
 
 
 class SpeechEncoder(nn.Module):
@@ -34,13 +34,13 @@ class SpeechEncoder(nn.Module):
         """Create the layers."""
         # A bias of zero would make the input of fully masked frames exactly zero, where the
         # gradient of layer normalisation is hundreds of times larger than anywhere else.
-        self.input_projection = dense(
+        self.input_projection = Dense(
             self.stack.features,
             ("conv_out", "embed"),
             dtype=self.dtype,
             bias_init=nn.initializers.normal(0.1),
         )
-        self.contrastive_projection = dense(self.code_features, ("embed", "codes"))
+        self.contrastive_projection = Dense(self.code_features, ("embed", "codes"))
         self.input_dropout = nn.Dropout(self.dropout)
 
     def __call__(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from maestro_jax.modules.attention import SelfAttention
 from maestro_jax.modules.conformer import FeedForward
 from maestro_jax.modules.masking import zero_padding
-from maestro_jax.modules.partitioned import constrain, dense, embedding, layer_norm
+from maestro_jax.modules.partitioned import Dense, constrain, embedding, layer_norm
 from maestro_jax.modules.positions import sinusoids
 
 
@@ -98,7 +98,7 @@ class TextEncoder(nn.Module):
         x = x * self.features**0.5
         if self.languages and language is not None:
             table = embedding(
-                self.languages, self.features, rows="languages", dtype=self.dtype, name="languages"
+                self.languages, self.features, rows=None, dtype=self.dtype, name="languages"
             )
             x = x + table(language)[:, None, :]
         drop = nn.Dropout(self.dropout, deterministic=deterministic)
@@ -110,9 +110,9 @@ class TextEncoder(nn.Module):
             window = jnp.concatenate(
                 [padded[:, i : i + x.shape[1]] for i in range(self.conv_kernel)], axis=-1
             )
-            y = dense(
-                self.features, ("embed", "mlp"), dtype=self.dtype, name=f"conv_{index}"
-            )(window)
+            y = Dense(self.features, ("embed", "mlp"), dtype=self.dtype, name=f"conv_{index}")(
+                window
+            )
             x = drop(nn.relu(layer_norm(dtype=self.dtype, name=f"conv_norm_{index}")(y)))
         x = x + sinusoids(jnp.arange(x.shape[1]), self.features).astype(self.dtype)
         x = constrain(x, "batch", "frames", "act_embed")

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from maestro_jax.modules.partitioned import constrain, dense, embedding
+from maestro_jax.modules.partitioned import Dense, constrain, embedding
 
 LstmState = tuple[jax.Array, jax.Array]
 
@@ -39,7 +39,7 @@ class LstmLayer(nn.Module):
         Returns:
             Outputs `[batch, steps, units]` and the last state.
         """
-        gates = dense(4 * self.units, ("embed", "mlp"), dtype=self.dtype, name="input")(x)
+        gates = Dense(4 * self.units, ("embed", "mlp"), dtype=self.dtype, name="input")(x)
         recurrent = self.param(
             "recurrent",
             nn.with_logical_partitioning(nn.initializers.orthogonal(), ("embed", "mlp")),
@@ -84,11 +84,11 @@ class TransducerDecoder(nn.Module):
         """Create the layers."""
         self.embed = embedding(self.vocab_size, self.embedding_features, dtype=self.dtype)
         self.lstm = [LstmLayer(self.units, self.dtype) for _ in range(self.layers)]
-        self.frame_projection = dense(self.joint_features, ("embed", "joint"), dtype=self.dtype)
-        self.label_projection = dense(
+        self.frame_projection = Dense(self.joint_features, ("embed", "joint"), dtype=self.dtype)
+        self.label_projection = Dense(
             self.joint_features, ("embed", "joint"), use_bias=False, dtype=self.dtype
         )
-        self.output = dense(self.vocab_size, ("joint", "vocab"), dtype=self.dtype)
+        self.output = Dense(self.vocab_size, ("joint", "vocab"), dtype=self.dtype)
         self.drop = nn.Dropout(self.dropout)
 
     def initial_state(self, batch: int) -> tuple[LstmState, ...]:
@@ -123,7 +123,10 @@ class TransducerDecoder(nn.Module):
 
     def joint(self, frames: jax.Array, labels: jax.Array) -> jax.Array:
         """Logits of projected frames and labels of the same leading shape, `[..., vocab]` float32."""
-        return self.output(jnp.tanh(frames + labels)).astype(jnp.float32)
+        hidden = jnp.tanh(frames + labels)
+        # As a matrix: XLA's backward pass of a product with four axes is slow on CPU.
+        logits = self.output(hidden.reshape(-1, hidden.shape[-1]))
+        return logits.reshape(*hidden.shape[:-1], -1).astype(jnp.float32)
 
     def __call__(
         self, encoded: jax.Array, labels: jax.Array, *, deterministic: bool = True

@@ -1,0 +1,57 @@
+# make demo and make test are all that a newcomer needs; the environment in .venv is made by itself.
+#   make PYTHON=python3.12 demo      with another interpreter
+#   make test TESTS=tests/losses     some of the tests
+
+ifndef PYTHON
+PYTHON := $(firstword $(foreach name,python3.11 python3.12 python3,$(if $(shell $(name) --version 2>/dev/null),$(name))) python3)
+endif
+VENV ?= .venv
+TESTS ?= tests
+# Two test processes: on a small machine more would only share its cores.
+WORKERS ?= 2
+
+SHELL := /bin/bash
+BIN := $(VENV)/bin
+INPUTS := setup.cfg pyproject.toml $(wildcard constraints/*.txt)
+STAMP := $(VENV)/.installed-$(shell cat $(INPUTS) | cksum | cut -d ' ' -f 1)
+DEFAULT_MARKS := not slow and not tpu_backend and not peers and not gpu
+
+.PHONY: help install demo test test-slow lint format clean
+.DEFAULT_GOAL := help
+
+help:  ## list these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP)  ## make .venv with the exact versions of constraints/
+
+demo: $(STAMP)  ## from this clone to a trained model, its transcripts and a report, on a CPU
+	@$(BIN)/maestro demo
+
+test: $(STAMP)  ## the default test suite
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "$(DEFAULT_MARKS)" $(TESTS)
+
+test-slow: $(STAMP)  ## the tests that take longer than half a minute each
+	@$(BIN)/python -m pytest -m "slow and not peers and not gpu and not tpu_backend" $(TESTS)
+
+lint: $(STAMP)  ## ruff and mypy
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+format: $(STAMP)  ## let ruff mend what it can
+	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+clean:  ## remove what make made, .venv included
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis demo_output
+
+# The stamp's name changes with what is to be installed, so a second run installs nothing.
+$(STAMP):
+	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "error: '$(PYTHON)' is not Python 3.11 or later: install one, or name it: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	  { rm -rf $(VENV); echo "error: '$(PYTHON) -m venv' failed: install its venv module (on Debian and Ubuntu the package python3-venv)" >&2; exit 2; }
+	@version=$$($(BIN)/python -c 'import sys; print("%d%d" % sys.version_info[:2])'); \
+	  constraints=constraints/py$$version.txt; \
+	  test -f $$constraints || \
+	    { echo "error: there are no tested versions for Python $$version in constraints/: use Python 3.11 or 3.12 (make clean, then make PYTHON=python3.12 $(MAKECMDGOALS))" >&2; exit 2; }; \
+	  echo "Installing into $(VENV) under $$constraints: some minutes the first time"; \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $$constraints -e '.[minivox,dev]'
+	@rm -f $(VENV)/.installed-*; touch $@

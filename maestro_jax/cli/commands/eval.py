@@ -1,0 +1,56 @@
+"""`maestro eval`: scores a trained model on its tasks."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from maestro_jax.cli import environment, options
+from maestro_jax.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options."""
+    parser.add_argument("--model_dir", metavar="DIR", help="a directory that `maestro train` wrote")
+    options.add_gin(parser)
+    parser.add_argument(
+        "--task",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a task or mixture of `maestro tasks`; repeatable; by default those of the run",
+    )
+    parser.add_argument("--split", default="test", help="default: %(default)s")
+    parser.add_argument(
+        "--step", type=options.not_negative, help="which checkpoint; the latest by default"
+    )
+    options.add_data_dir(parser)
+    options.add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Runs the command."""
+    if not arguments.model_dir:
+        raise UserError("eval needs --model_dir DIR, a directory that `maestro train` wrote")
+    environment.prepare_process()
+    from maestro_jax.cli import gin_config
+
+    train_run = gin_config.load_run(arguments.model_dir, arguments.bindings, arguments.gin_file)
+    from maestro_jax.data.tensorflow_import import import_tensorflow
+
+    import_tensorflow()
+    environment.enable_compilation_cache()
+    from maestro_jax.evaluation.run_evaluation import evaluate_run
+
+    report = evaluate_run(
+        train_run,
+        model_dir=arguments.model_dir,
+        data_dir=arguments.data_dir,
+        tasks=arguments.task,
+        split=arguments.split,
+        step=arguments.step,
+    )
+    if arguments.json:
+        print(json.dumps(report.as_dict(), indent=2, ensure_ascii=False))
+    else:
+        print(report.text())

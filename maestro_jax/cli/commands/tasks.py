@@ -1,0 +1,40 @@
+"""`maestro tasks`: the tasks and mixtures that runs can name."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+
+from maestro_jax.cli import environment, options
+from maestro_jax.cli.table import table
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options."""
+    parser.add_argument(
+        "filter", nargs="?", default="", metavar="TEXT", help="only names that contain this text"
+    )
+    options.add_data_dir(parser)
+    options.add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Runs the command."""
+    environment.prepare_process()
+    from maestro_jax.data.tensorflow_import import import_tensorflow
+
+    import_tensorflow()
+    from maestro_jax.data.task_listing import list_tasks
+
+    rows = [
+        dataclasses.asdict(task)
+        for task in list_tasks(arguments.data_dir)
+        if arguments.filter in task.name
+    ]
+    if arguments.json:
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+    elif rows:
+        print(table(rows))
+    else:
+        print(f"no task has {arguments.filter!r} in its name")

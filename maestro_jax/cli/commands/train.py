@@ -1,0 +1,84 @@
+"""`maestro train`: trains the run that gin files describe."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+from typing import TYPE_CHECKING
+
+from maestro_jax.cli import environment, options
+from maestro_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from maestro_jax.training.run import TrainRun
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options."""
+    options.add_gin(parser)
+    parser.add_argument(
+        "--model_dir", metavar="DIR", help="checkpoints, metrics and the configuration go here"
+    )
+    options.add_data_dir(parser)
+    parser.add_argument(
+        "--steps", type=options.positive, help="train up to this step instead of the files' STEPS"
+    )
+    parser.add_argument("--seed", type=options.not_negative, help="instead of the files' seed")
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="check the files and every shape, print the run's configuration and sizes, and stop",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Runs the command."""
+    if not arguments.gin_file:
+        raise UserError("train needs a run: --gin_file runs/pretrain.gin, or a file of your own")
+    if not arguments.model_dir and not arguments.dry_run:
+        raise UserError("train needs --model_dir DIR, or --dry_run")
+    environment.prepare_process()
+    from maestro_jax.cli import gin_config, run_record
+
+    # A file that has a macro for it may use its value elsewhere too: a schedule needs STEPS.
+    macros = gin_config.macros(arguments.gin_file)
+    bindings = dict(arguments.bindings)
+    for macro in ("STEPS", "SEED"):
+        value = getattr(arguments, macro.lower())
+        if value is not None:
+            bindings[macro if macro in macros else f"TrainRun.{macro.lower()}"] = str(value)
+    train_run = gin_config.parse_and_build(arguments.gin_file, bindings)
+    _check_tasks(train_run)
+    if arguments.dry_run:
+        from maestro_jax.cli.run_summary import summary
+
+        print(gin_config.operative_config_text())
+        print(summary(train_run))
+        return
+    texts = {
+        "config.gin": gin_config.config_text(),
+        "operative_config.gin": gin_config.operative_config_text(),
+    }
+    import jax
+
+    from maestro_jax.training import distributed
+    from maestro_jax.training.loop import train
+
+    environment.enable_compilation_cache()
+    distributed.initialize()
+    if jax.process_index() == 0:
+        run_record.write(arguments.model_dir, texts, run_record.command_line())
+    train(train_run, model_dir=arguments.model_dir, data_dir=arguments.data_dir)
+
+
+def _check_tasks(run: TrainRun) -> None:
+    """Refuses an unknown task, where TensorFlow is installed, before any device is touched."""
+    if importlib.util.find_spec("tensorflow") is None:
+        return
+    from maestro_jax.data.tensorflow_import import import_tensorflow
+
+    import_tensorflow()
+    from maestro_jax.data.task_listing import get_task_or_mixture
+
+    for stream in run.streams.values():
+        get_task_or_mixture(stream.mixture)

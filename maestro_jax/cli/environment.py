@@ -1,0 +1,46 @@
+"""What a command settles about its process before heavy libraries are imported."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pathlib
+
+
+def prepare_process() -> None:
+    """Shows the progress of maestro_jax on stderr, and keeps other libraries' chatter off it.
+
+    Call before TensorFlow and JAX are imported. A variable that is already set wins.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    from absl import logging as absl_logging
+
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    absl_logging.set_stderrthreshold(absl_logging.WARNING)
+    progress = logging.getLogger("maestro_jax")
+    if not progress.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        progress.addHandler(handler)
+        progress.setLevel(logging.INFO)
+        progress.propagate = False
+
+
+def enable_compilation_cache() -> None:
+    """Keeps compiled programs between runs, so that a second start does not compile again.
+
+    They go to `$JAX_COMPILATION_CACHE_DIR`, else to `maestro_jax/xla` below `$XDG_CACHE_HOME` or
+    `~/.cache`. A directory that cannot be made is no error: programs are then compiled each time.
+    """
+    import jax
+
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return
+    base = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    directory = base / "maestro_jax" / "xla"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return
+    jax.config.update("jax_compilation_cache_dir", str(directory))

@@ -1,0 +1,149 @@
+"""The `maestro` command: reads the command line, calls the library, turns errors into one line.
+
+Each command is a module of `commands` with `add_arguments(parser)` and `run(arguments) -> None`;
+it imports the library inside `run`, so that help costs no more than argparse.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from maestro_jax import __version__
+from maestro_jax.cli.options import split_bindings
+from maestro_jax.errors import UserError, near_misses
+
+# Name: (one line of help, an example). Each is the module maestro_jax.cli.commands.NAME.
+COMMANDS = {
+    "demo": (
+        "from nothing to a trained model, its transcripts and a report, on a CPU",
+        "maestro demo --output_dir demo_output",
+    ),
+    "prepare": (
+        "make or convert a corpus, so that its tasks can be used",
+        "maestro prepare minivox --config small",
+    ),
+    "tasks": (
+        "list the tasks and mixtures, and which of them are prepared",
+        "maestro tasks --json",
+    ),
+    "train": (
+        "train the run that gin files describe; the same command continues it",
+        "maestro train --gin_file runs/pretrain.gin --model_dir /data/run1 --gin.STEPS=1000",
+    ),
+    "eval": (
+        "score a trained model on its tasks: word error rate and BLEU",
+        "maestro eval --model_dir /data/run1 --task minivox_small_paired_de",
+    ),
+    "transcribe": (
+        "transcribe or translate audio files with a trained model",
+        "maestro transcribe /data/run1 speech.wav --target_language en",
+    ),
+}
+# These continue where they stopped when they are started again.
+_RESUMABLE = ("demo", "prepare", "train")
+_INTERRUPTED = 130
+_BROKEN_PIPE = 141
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, with the near misses."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[override]
+        namespace, unknown = super().parse_known_args(args, namespace)
+        for word in unknown:
+            if word.startswith("-"):
+                options = list(self._option_string_actions)
+                flag = word.split("=")[0]
+                raise UserError(
+                    f"{self.prog} has no option {flag}.{near_misses(flag, options)}"
+                    f" (see {self.prog} --help)"
+                )
+        return namespace, unknown
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: The arguments after the program's name; those of the process by default.
+
+    Returns:
+        The exit status: 0, 2 after an error of the user's, 130 after an interrupt, 141 when the
+        reader of the output went away. Any other exception is a bug and propagates.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    command = ""
+    try:
+        try:
+            command, arguments = _parse(argv)
+        except SystemExit as exit_:  # argparse printed the help or the version.
+            sys.stdout.flush()
+            return int(exit_.code or 0)
+        importlib.import_module(f"maestro_jax.cli.commands.{command}").run(arguments)
+        sys.stdout.flush()
+    except UserError as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        remedy = ": the same command continues it" if command in _RESUMABLE else ""
+        print(f"\ninterrupted{remedy}", file=sys.stderr)
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # What is still buffered has no reader: keep the interpreter from complaining at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    return 0
+
+
+def _parse(argv: list[str]) -> tuple[str, argparse.Namespace]:
+    """The command's name and its arguments."""
+    width = max(map(len, COMMANDS))
+    listing = "\n".join(f"  {name:<{width}}  {help_}" for name, (help_, _) in COMMANDS.items())
+    parser = _Parser(
+        prog="maestro",
+        usage="maestro COMMAND [options]",
+        description="Speech and text pretraining with MAESTRO: train, evaluate, transcribe.",
+        epilog=f"commands:\n{listing}\n\n"
+        "maestro COMMAND --help shows a command's options and an example.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"maestro_jax {__version__}")
+    if not argv:
+        parser.print_help()
+        raise UserError("maestro needs a command")
+    if argv[0].startswith("-"):
+        parser.parse_args(argv)
+        raise UserError("the command comes first: maestro COMMAND [options]")
+    command = argv[0]
+    if command not in COMMANDS:
+        remedy = near_misses(command, COMMANDS) or f" The commands are: {', '.join(COMMANDS)}."
+        raise UserError(f"there is no command {command!r}.{remedy}")
+    help_, example = COMMANDS[command]
+    parser = _Parser(
+        prog=f"maestro {command}",
+        description=f"{help_[0].upper()}{help_[1:]}.",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    importlib.import_module(f"maestro_jax.cli.commands.{command}").add_arguments(parser)
+    words, bindings = split_bindings(argv[1:])
+    arguments = parser.parse_args(words)
+    if bindings and not hasattr(arguments, "gin_file"):
+        name = next(iter(bindings))
+        raise UserError(f"maestro {command} reads no gin files: --gin.{name} has no use")
+    arguments.bindings = bindings
+    return command, arguments
+
+
+if __name__ == "__main__":
+    sys.exit(main())

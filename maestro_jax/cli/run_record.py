@@ -1,0 +1,129 @@
+"""What a run writes about itself into its model directory: configuration, versions, command."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+
+from etils import epath
+
+from maestro_jax.errors import UserError
+
+_ENVIRONMENT = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_PLATFORMS", "JAX_ENABLE_X64")
+_PACKAGES = (
+    "maestro_jax jax jaxlib libtpu flax optax orbax-checkpoint numpy seqio tensorflow "
+    "tensorflow-text tensorflow-datasets array_record sentencepiece gin-config clu"
+).split()
+
+
+def write(
+    model_dir: str | os.PathLike[str], texts: Mapping[str, str], argv: Sequence[str]
+) -> list[epath.Path]:
+    """Writes texts, and `versions.json`, without overwriting what an earlier start wrote.
+
+    A file that says the same as the latest one is not written again; one that says something else
+    takes the next suffix: `config.gin`, `config.gin.1`, `config.gin.2`. Any file system that epath
+    knows will do, `gs://` included.
+
+    Args:
+        model_dir: Created if need be.
+        texts: File name to content.
+        argv: The command line, kept in `versions.json`.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        UserError: If the directory cannot be written.
+    """
+    directory = epath.Path(model_dir)
+    written = []
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, text in {**texts, "versions.json": versions_text(argv)}.items():
+            newest = _newest(directory, name)
+            if newest is not None and newest[1].read_text() == text:
+                continue
+            number = 0 if newest is None else newest[0] + 1
+            path = directory / (f"{name}.{number}" if number else name)
+            path.write_text(text)
+            written.append(path)
+    except OSError as error:
+        raise UserError(f"cannot write the model directory {model_dir}: {error}") from error
+    return written
+
+
+def latest(model_dir: str | os.PathLike[str], name: str) -> epath.Path:
+    """The newest of `name`, `name.1`, `name.2` ... in a model directory.
+
+    Raises:
+        UserError: If the directory or the file is not there.
+    """
+    directory = epath.Path(model_dir)
+    if not directory.is_dir():
+        raise UserError(f"there is no model directory {model_dir}")
+    newest = _newest(directory, name)
+    if newest is None:
+        raise UserError(f"{model_dir} is not a model directory: it holds no {name}")
+    return newest[1]
+
+
+def versions_text(argv: Sequence[str]) -> str:
+    """JSON of what a run was started with: versions, git commit, command line, XLA's flags."""
+    installed = {}
+    for package in _PACKAGES:
+        try:
+            installed[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    record = {
+        "argv": list(argv),
+        "python": platform.python_version(),
+        "packages": installed,
+        "git": _git_state(),
+        "environment": {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+    }
+    return json.dumps(record, indent=2) + "\n"
+
+
+def command_line() -> list[str]:
+    """The command line of this process, the program by its name alone."""
+    return [pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]
+
+
+def _newest(directory: epath.Path, name: str) -> tuple[int, epath.Path] | None:
+    """The highest suffix of a file, 0 for none, and its path."""
+    found = []
+    for path in directory.glob(f"{name}*"):
+        rest = path.name[len(name) :]
+        if not rest:
+            found.append((0, path))
+        elif rest[0] == "." and rest[1:].isdigit():
+            found.append((int(rest[1:]), path))
+    return max(found, key=lambda pair: pair[0], default=None)
+
+
+def _git_state() -> dict[str, str | bool] | None:
+    """The commit of the checkout that the package runs from, and whether files of it changed."""
+    package = pathlib.Path(__file__).resolve().parents[1]
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(package), *arguments]
+        process = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+        return process.stdout
+
+    try:
+        # A wheel installed below some other repository must not report that repository's commit.
+        if not git("ls-files", "__init__.py"):
+            return None
+        commit = git("rev-parse", "HEAD").strip()
+        changed = bool(git("status", "--porcelain", "--untracked-files=no").strip())
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit, "changed": changed}

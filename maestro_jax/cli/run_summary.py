@@ -1,0 +1,64 @@
+"""A run in numbers, from its shapes alone: what `maestro train --dry_run` prints."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import TYPE_CHECKING
+
+import jax
+
+from maestro_jax.cli.table import table
+from maestro_jax.data.streams import SAMPLE_RATE
+from maestro_jax.training.parameter_trees import unbox
+from maestro_jax.training.step import train_step
+
+if TYPE_CHECKING:
+    from maestro_jax.training.run import TrainRun
+
+
+def summary(run: TrainRun) -> str:
+    """Traces a whole training step without computing it, and counts.
+
+    Args:
+        run: The run.
+
+    Returns:
+        Lines of text: the streams with their shapes, the parameters by part, the step's metrics.
+    """
+    state = unbox(run.abstract_state())
+    step = functools.partial(
+        train_step,
+        model=run.model,
+        objective=run.objective,
+        optimizer=run.optimizer,
+        ema_decay=run.ema_decay,
+        seed=run.seed,
+    )
+    _, metrics = jax.eval_shape(step, state, run.batch_shapes())
+    streams = [
+        {
+            "stream": name,
+            "mixture": stream.mixture,
+            "batch": stream.batch_size,
+            "audio (s)": stream.audio_samples / SAMPLE_RATE or None,
+            "text": stream.text_tokens or None,
+            "translation": stream.translation_tokens or None,
+        }
+        for name, stream in run.streams.items()
+    ]
+    parts = state.params.get("params", state.params)
+    parameters = [{"part": name, "parameters": _count(tree)} for name, tree in parts.items()]
+    parameters.append({"part": "all", "parameters": _count(parts)})
+    return "\n\n".join(
+        [
+            table(streams),
+            table(parameters),
+            "metrics: " + ", ".join(sorted(metrics)),
+            f"{run.steps} steps; every shape fits; nothing was written.",
+        ]
+    )
+
+
+def _count(tree: object) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))

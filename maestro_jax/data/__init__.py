@@ -1,0 +1,1 @@
+"""From corpora to device batches: vocabularies, audio, the stream loader."""

@@ -1,0 +1,76 @@
+"""Audio files to the 16 kHz mono waveform that the models read."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import scipy.signal
+import soundfile
+
+from maestro_jax.data.streams import SAMPLE_RATE
+from maestro_jax.errors import UserError
+
+_KNOWN_FORMATS = "wav, flac, ogg or mp3"
+
+
+def read_audio(path: str | Path) -> np.ndarray:
+    """Reads a wav, flac, ogg or mp3 file of any rate, mono or with several channels.
+
+    Channels are averaged; other rates than 16 kHz are converted by a polyphase filter at the reduced ratio of the two
+    rates.
+
+    Args:
+        path: The file.
+
+    Returns:
+        float32 `[samples]` at 16 kHz, within about -1 to 1; ``ceil(frames * 16000 / rate)`` samples.
+
+    Raises:
+        UserError: The file is missing, a directory, unreadable, empty, or holds no finite audio.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        raise UserError(f"{path} is a directory; name an audio file ({_KNOWN_FORMATS}).")
+    if not path.exists():
+        raise UserError(f"{path} does not exist; name an audio file ({_KNOWN_FORMATS}).")
+    if not path.is_file() or path.stat().st_size == 0:
+        raise UserError(f"{path} is empty; name an audio file ({_KNOWN_FORMATS}).")
+    try:
+        with path.open("rb") as file:
+            samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be opened: {error.strerror or error}.") from error
+    except (soundfile.LibsndfileError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read as audio ({str(error).rstrip('.')}); convert it to {_KNOWN_FORMATS}."
+        ) from error
+    if samples.shape[0] == 0:
+        raise UserError(f"{path} holds no samples: its audio has zero length.")
+    if not np.isfinite(samples).all():
+        raise UserError(f"{path} holds samples that are not finite numbers; write it anew as 16-bit audio.")
+    return resample(samples.mean(axis=1), rate)
+
+
+def resample(samples: np.ndarray, rate: int, target_rate: int = SAMPLE_RATE) -> np.ndarray:
+    """Converts a waveform to another sampling rate.
+
+    Args:
+        samples: float `[samples]` at ``rate``.
+        rate: Samples a second of the input.
+        target_rate: Samples a second of the output.
+
+    Returns:
+        float32 `[ceil(samples * target_rate / rate)]`.
+    """
+    if rate == target_rate:
+        return np.ascontiguousarray(samples, np.float32)
+    divisor = math.gcd(rate, target_rate)
+    converted = scipy.signal.resample_poly(samples, target_rate // divisor, rate // divisor)
+    return np.ascontiguousarray(converted, np.float32)
+
+
+def to_int16(samples: np.ndarray) -> np.ndarray:
+    """Scales a float waveform `[samples]` within -1 to 1 to int16, the form in which batches carry audio."""
+    return np.clip(np.rint(np.asarray(samples, np.float64) * 32768.0), -32768, 32767).astype(np.int16)

@@ -1,0 +1,224 @@
+"""seqio sources with random access, so that the order of examples can be a function of (seed, step).
+
+Open-source seqio has no index-ordered tasks. An `IndexedSource` is an ordinary seqio source that
+can also give any record by its index; TFDS data sets in the `array_record` format have what it takes.
+"""
+
+from __future__ import annotations
+
+import abc
+import functools
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from maestro_jax.data.data_scope import active_data_root
+from maestro_jax.errors import UserError
+
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
+
+
+class IndexedSplit(Protocol):
+    """One opened split: a sequence of records.
+
+    Attributes:
+        element_spec: ``{feature: tf.TensorSpec}`` of a record.
+        num_bytes: About how much memory all records take.
+    """
+
+    element_spec: Mapping[str, tf.TensorSpec]
+    num_bytes: int
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]: ...
+
+
+def records_dataset(split: IndexedSplit, indices: tf.data.Dataset) -> tf.data.Dataset:
+    """Reads records by index.
+
+    Args:
+        split: Where to read.
+        indices: A dataset of int64 scalars.
+
+    Returns:
+        A dataset of records, one for each index, with the same cardinality as ``indices``.
+    """
+    names = list(split.element_spec)
+    types = [split.element_spec[name].dtype for name in names]
+
+    def read(index: np.ndarray) -> list[Any]:
+        record = split[int(index)]
+        return [
+            record[name] if dtype == tf.string else np.asarray(record[name], dtype.as_numpy_dtype)
+            for name, dtype in zip(names, types, strict=True)
+        ]
+
+    def fetch(index: tf.Tensor) -> dict[str, tf.Tensor]:
+        values = tf.numpy_function(read, [index], types)
+        record = dict(zip(names, values, strict=True))
+        for name, value in record.items():
+            value.set_shape(split.element_spec[name].shape)
+        return record
+
+    return indices.map(fetch)
+
+
+class IndexedSource(seqio.DataSource):
+    """A seqio source that can give any record by its index.
+
+    Subclasses define `open_split` and `is_ready`; through `get_dataset` the source serves plain
+    seqio too. It shuffles by itself, over the whole split.
+
+    Args:
+        splits: The names of the splits that a task has.
+    """
+
+    def __init__(self, splits: tuple[str, ...]) -> None:
+        super().__init__(splits=splits, performs_internal_shuffling=True)
+
+    @abc.abstractmethod
+    def open_split(self, split: str) -> IndexedSplit:
+        """Opens a split.
+
+        Raises:
+            UserError: The data are not there; the message says how to prepare them.
+        """
+
+    @abc.abstractmethod
+    def is_ready(self) -> bool:
+        """Whether the data are there, found out without reading them."""
+
+    def record(self, split: str, index: int) -> Mapping[str, Any]:
+        """The record at an index of a split, as arrays and bytes."""
+        return self.open_split(split)[index]
+
+    def num_input_examples(self, split: str) -> int:
+        """The number of records of a split."""
+        return len(self.open_split(split))
+
+    @property
+    def supports_arbitrary_sharding(self) -> bool:
+        """True: a shard is every n-th record."""
+        return True
+
+    def list_shards(self, split: str) -> list[str]:
+        """One name: shards are not files."""
+        return [split]
+
+    def get_dataset(
+        self,
+        split: str = "train",
+        shuffle: bool = True,
+        seed: int | None = None,
+        shard_info: seqio.ShardInfo | None = None,
+        *,
+        sequence_length: Mapping[str, int] | None = None,
+        use_cached: bool = False,
+        num_epochs: int | None = 1,
+    ) -> tf.data.Dataset:
+        """The records of a split, or of a shard of it, as seqio wants them.
+
+        Args:
+            split: Which split.
+            shuffle: Whether to shuffle the whole shard.
+            seed: Of the shuffle.
+            shard_info: Which shard, or None for everything.
+            sequence_length: Unused, as in every seqio source.
+            use_cached: Unused.
+            num_epochs: Unused.
+        """
+        del sequence_length, use_cached, num_epochs
+        opened = self.open_split(split)
+        indices = tf.data.Dataset.range(len(opened))
+        if shard_info and shard_info.num_shards > 1:
+            indices = indices.shard(shard_info.num_shards, shard_info.index)
+        if shuffle:
+            indices = indices.shuffle(max(1, len(opened)), seed=seed)
+        return records_dataset(opened, indices)
+
+
+class _TfdsSplit:
+    """A split of a TFDS data set in the `array_record` format."""
+
+    def __init__(self, builder: Any, name: str) -> None:
+        self._records = builder.as_data_source(name)
+        self.element_spec = builder.info.features.get_tensor_spec()
+        self.num_bytes = int(builder.info.splits[name].num_bytes)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        return self._records[index]
+
+
+@functools.lru_cache(maxsize=16)
+def _builder(directory: Path, stamp: int) -> Any:
+    """The read-only builder of a prepared data set; ``stamp`` tells a rebuilt one from the old."""
+    del stamp
+    import tensorflow_datasets as tfds
+
+    return tfds.builder_from_directory(directory)
+
+
+@functools.lru_cache(maxsize=512)
+def _tfds_split(directory: Path, stamp: int, name: str) -> _TfdsSplit:
+    return _TfdsSplit(_builder(directory, stamp), name)
+
+
+class IndexedTfdsSource(IndexedSource):
+    """A TFDS data set in the `array_record` format, below the data root; opened when first read.
+
+    Args:
+        name: ``builder/config``, where TFDS puts the data below the data root.
+        splits: The task's split names and the data set's, ``{"train": "paired_de_train"}``.
+        remedy: The command that prepares the data, for messages.
+    """
+
+    def __init__(self, name: str, splits: Mapping[str, str], remedy: str) -> None:
+        super().__init__(tuple(splits))
+        self._name = name
+        self._split_names = dict(splits)
+        self._remedy = remedy
+
+    def __repr__(self) -> str:
+        return f"IndexedTfdsSource({self._name!r}, splits={self._split_names!r})"
+
+    def _directory(self) -> Path | None:
+        """The newest prepared version of the data set, if there is one."""
+        found = (active_data_root() / self._name).glob("*/dataset_info.json")
+        # TFDS builds in directories of other names and renames them when they are complete.
+        versions = [path.parent for path in found if _VERSION.fullmatch(path.parent.name)]
+        return max(
+            versions,
+            key=lambda path: tuple(int(part) for part in path.name.split(".")),
+            default=None,
+        )
+
+    def is_ready(self) -> bool:
+        """Whether a prepared version lies below the data root."""
+        return self._directory() is not None
+
+    def open_split(self, split: str) -> IndexedSplit:
+        """Opens a split; see `IndexedSource`."""
+        if split not in self._split_names:
+            raise UserError(
+                f"{self._name} has no split {split!r} here; it has {', '.join(self._split_names)}."
+            )
+        directory = self._directory()
+        if directory is None:
+            raise UserError(
+                f"{self._name} is not prepared below {active_data_root()}; run `{self._remedy}`."
+            )
+        stamp = (directory / "dataset_info.json").stat().st_mtime_ns
+        name = self._split_names[split]
+        if name not in _builder(directory, stamp).info.splits:
+            raise UserError(f"{directory} has no split {name!r}; run `{self._remedy}` to rebuild it.")
+        return _tfds_split(directory, stamp, name)
+

@@ -1,0 +1,436 @@
+"""The stream loader: batches whose content is a function of (seed, step) alone.
+
+Each stream takes the tasks and rates of a seqio mixture; an `IndexPlan` says which example stands at
+which position, task readers fetch and preprocess it, and `rows` gives it its fixed shape. Nothing
+depends on the number of processes, nor on the step at which a run started.
+"""
+
+from __future__ import annotations
+
+import atexit
+import collections
+import functools
+import logging
+import queue
+import threading
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from maestro_jax.data.data_scope import data_scope
+from maestro_jax.data.index_plan import IndexPlan, hash_words
+from maestro_jax.data.rows import empty_rows, stream_identities, stream_limits, write_row
+from maestro_jax.data.streams import StreamConfig, check_streams
+from maestro_jax.data.task_features import stream_of, vocabulary_file
+from maestro_jax.data.task_listing import get_task_or_mixture, tasks_of
+from maestro_jax.data.task_readers import (
+    CachedReader,
+    IndexedReader,
+    ReaderSpec,
+    SequentialReader,
+    TaskReader,
+    open_split,
+)
+from maestro_jax.data.vocabularies import TokenVocabulary
+from maestro_jax.errors import UserError
+
+Batch = dict[str, dict[str, np.ndarray]]
+
+_log = logging.getLogger(__name__)
+
+_PREFETCHED_BATCHES = 4
+_LOOKAHEAD = 1024  # Positions that are planned at once for tasks read by index.
+
+
+def hide_accelerators() -> None:
+    """Keeps TensorFlow, which only reads data here, from taking the accelerators' memory."""
+    for kind in ("GPU", "TPU"):
+        try:
+            tf.config.set_visible_devices([], kind)
+        except RuntimeError:  # Too late: TensorFlow has been used by the caller, who had a say.
+            return
+
+
+class _Stream:
+    """One stream: from a step to this process's rows."""
+
+    def __init__(
+        self,
+        name: str,
+        config: StreamConfig,
+        *,
+        split: str,
+        seed: int,
+        start_step: int,
+        process_index: int,
+        process_count: int,
+        cache_bytes: int,
+        cache_examples: int,
+    ) -> None:
+        if config.batch_size % process_count:
+            raise UserError(
+                f"the batch of stream {name!r} has {config.batch_size} examples, which "
+                f"{process_count} processes cannot share equally; make it a multiple of "
+                f"{process_count}."
+            )
+        self.name = name
+        self.limits = stream_limits(name, config)
+        self._identities = stream_identities(name)
+        self._batch_size = config.batch_size
+        rows = config.batch_size // process_count
+        self._rows = np.arange(process_index * rows, (process_index + 1) * rows)
+        self._seed = int(hash_words(seed, zlib.crc32(name.encode()))[0])
+        provider = get_task_or_mixture(config.mixture)
+        made_for = stream_of(provider)
+        if made_for is not None and made_for != name:
+            raise UserError(
+                f"stream {name!r} reads {config.mixture!r}, which is made for stream {made_for!r}."
+            )
+        self.vocabulary_file = vocabulary_file(provider.output_features, config.mixture)
+        tasks = [
+            (task, rate)
+            for task in tasks_of(provider)
+            if (rate := _rate(provider, task)) > 0 and split in task.splits
+        ]
+        if not tasks:
+            raise UserError(f"no task of {config.mixture!r} has a split {split!r}.")
+        splits = [open_split(task, split) for task, _ in tasks]
+        self.plan = IndexPlan(
+            [None if opened is None else len(opened) for opened in splits],
+            [rate for _, rate in tasks],
+            self._seed,
+        )
+        self.cached_bytes = self.cached_examples = 0
+        self._readers: list[TaskReader] = []
+        for number, ((task, _), opened) in enumerate(zip(tasks, splits, strict=True)):
+            spec = ReaderSpec(
+                task=task,
+                split=split,
+                sequences=tuple(self.limits),
+                identities=self._identities,
+                sequence_length=self.limits,
+                seed=int(hash_words(self._seed, 5, number)[0] >> np.uint64(33)),
+            )
+            index = functools.partial(self._index, number)
+            if opened is None:
+                first = int(self.plan.counts(start_step * config.batch_size)[number])
+                self._readers.append(SequentialReader(spec, first))
+            elif (
+                opened.num_bytes + self.cached_bytes <= cache_bytes
+                and len(opened) + self.cached_examples <= cache_examples
+            ):
+                reader = CachedReader(spec, opened, index)
+                self.cached_bytes += reader.num_bytes
+                self.cached_examples += len(opened)
+                self._readers.append(reader)
+            else:
+                ordinals = functools.partial(self._ordinals, number, start_step)
+                self._readers.append(IndexedReader(spec, opened, ordinals, index))
+
+    def _index(self, task: int, ordinal: int) -> int:
+        return int(self.plan.index(task, np.array([ordinal]))[0])
+
+    def _positions(self, first_step: int, steps: int) -> np.ndarray:
+        """The positions of this process's rows in some steps."""
+        first = np.arange(first_step, first_step + steps)[:, None] * self._batch_size
+        return (first + self._rows).ravel()
+
+    def _ordinals(self, task: int, start_step: int) -> Iterator[int]:
+        """The ordinals of a task in this process's rows, from a step on."""
+        steps = max(1, _LOOKAHEAD // len(self._rows))
+        while True:
+            tasks, ordinals = self.plan.locate(self._positions(start_step, steps))
+            yield from ordinals[tasks == task].tolist()
+            start_step += steps
+
+    def rows(self, step: int) -> tuple[dict[str, np.ndarray], int]:
+        """This process's rows of a step, and how many examples were over-long."""
+        positions = self._positions(step, 1)
+        tasks, ordinals = self.plan.locate(positions)
+        features = empty_rows(self.limits, self._identities, len(positions))
+        crops = hash_words(self._seed, 4, positions) >> np.uint64(1)
+        over_long = 0
+        for row, (task, ordinal) in enumerate(zip(tasks.tolist(), ordinals.tolist(), strict=True)):
+            over_long += write_row(
+                features,
+                row,
+                self._readers[task].example(ordinal),
+                self.limits,
+                self._identities,
+                # Only speech without a transcript can be shortened.
+                crop=int(crops[row]) if self.name == "speech" else None,
+            )
+        return features, over_long
+
+
+def _rate(provider: seqio.Task | seqio.Mixture, task: seqio.Task) -> float:
+    """The weight of a task in a mixture."""
+    return provider.get_rate(task) if isinstance(provider, seqio.Mixture) else 1.0
+
+
+class StreamLoader:
+    """An endless iterator of batches ``{stream: {feature: array}}``, read ahead in the background.
+
+    The batch of step ``n`` depends on ``(seed, n)`` and the data alone. With several processes each
+    gets its rows: process ``i`` of ``k`` the ``i``-th part of ``batch_size / k`` rows.
+
+    Args:
+        streams: The configuration of each stream.
+        split: The split of every task.
+        seed: Of the order of examples and of crops.
+        start_step: The step of the first batch.
+        data_dir: The data root; None for the user's default.
+        process_index: Which process this is.
+        process_count: Of how many.
+        cache_bytes: Tasks are kept in memory, preprocessed, while they take less than this in all.
+        cache_examples: And while they have fewer examples than this in all: they are read at once.
+
+    Attributes:
+        counters: Over-long examples in the batches given so far: ``speech/cropped``, and
+            ``paired/over_long`` and so on for rows left empty.
+        next_step: The step of the batch that ``next()`` gives.
+
+    Raises:
+        UserError: A stream, task, split or vocabulary is wrong or not prepared. ``next()`` raises it
+            for examples that cannot be read.
+    """
+
+    def __init__(
+        self,
+        streams: Mapping[str, StreamConfig],
+        *,
+        split: str = "train",
+        seed: int,
+        start_step: int = 0,
+        data_dir: Path | str | None = None,
+        process_index: int = 0,
+        process_count: int = 1,
+        cache_bytes: int = 1 << 30,
+        cache_examples: int = 50_000,
+    ) -> None:
+        check_streams(streams)
+        if not 0 <= process_index < process_count:
+            raise ValueError(f"process {process_index} of {process_count} cannot be")
+        hide_accelerators()
+        self.counters: collections.Counter[str] = collections.Counter()
+        self.next_step = start_step
+        self._streams: list[_Stream] = []
+        with data_scope(data_dir):
+            for name, config in streams.items():
+                stream = _Stream(
+                    name,
+                    config,
+                    split=split,
+                    seed=seed,
+                    start_step=start_step,
+                    process_index=process_index,
+                    process_count=process_count,
+                    cache_bytes=cache_bytes,
+                    cache_examples=cache_examples,
+                )
+                cache_bytes -= stream.cached_bytes
+                cache_examples -= stream.cached_examples
+                self._streams.append(stream)
+            self.vocabulary = _common_vocabulary(self._streams)
+        for stream in self._streams:
+            counter = "cropped" if stream.name == "speech" else "over_long"
+            self.counters[f"{stream.name}/{counter}"] = 0
+        self._error: BaseException | None = None
+        self._stop = threading.Event()
+        self._queue: queue.Queue[Any] = queue.Queue(_PREFETCHED_BATCHES)
+        self._thread = threading.Thread(
+            target=self._read_ahead, args=(start_step,), name="StreamLoader", daemon=True
+        )
+        # A thread inside TensorFlow while the interpreter goes down would crash it.
+        atexit.register(self.close)
+        self._thread.start()
+
+    def _make(self, step: int) -> tuple[Batch, dict[str, int]]:
+        """The batch of a step, and how its counters grow."""
+        batch: Batch = {}
+        counts: dict[str, int] = {}
+        for stream in self._streams:
+            batch[stream.name], over_long = stream.rows(step)
+            counter = "cropped" if stream.name == "speech" else "over_long"
+            counts[f"{stream.name}/{counter}"] = over_long
+        return batch, counts
+
+    def _read_ahead(self, step: int) -> None:
+        """The background thread: makes batches until it is told to stop."""
+        while not self._stop.is_set():
+            try:
+                item: Any = self._make(step)
+            except BaseException as error:  # noqa: BLE001 - the consumer raises it.
+                item = error
+            while not self._stop.is_set():
+                try:
+                    self._queue.put(item, timeout=0.1)
+                    break
+                except queue.Full:
+                    continue
+            if isinstance(item, BaseException):
+                return
+            step += 1
+
+    def __iter__(self) -> StreamLoader:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._error is not None:
+            raise self._error
+        if self._stop.is_set():
+            raise ValueError("the loader is closed")
+        while True:
+            try:
+                item = self._queue.get(timeout=0.5)
+                break
+            except queue.Empty:
+                if self._stop.is_set():
+                    raise ValueError("the loader was closed while it was read") from None
+        if isinstance(item, BaseException):
+            self._error = item
+            raise item
+        batch, counts = item
+        self.counters.update(counts)
+        self.next_step += 1
+        return batch
+
+    def close(self) -> None:
+        """Stops the background thread; safe to call again."""
+        self._stop.set()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join(timeout=30)
+        atexit.unregister(self.close)
+
+    def __enter__(self) -> StreamLoader:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self.close()
+
+
+def _common_vocabulary(streams: list[_Stream]) -> TokenVocabulary | None:
+    """The vocabulary of all streams; None when no stream has tokens."""
+    common: tuple[str, TokenVocabulary] | None = None
+    for stream in streams:
+        if stream.vocabulary_file is not None:
+            vocabulary = TokenVocabulary.load(stream.vocabulary_file)
+            if common is not None and vocabulary != common[1]:
+                raise UserError(
+                    f"streams {common[0]!r} and {stream.name!r} use different vocabularies; "
+                    "pick mixtures that share one."
+                )
+            common = common or (stream.name, vocabulary)
+    return common[1] if common else None
+
+
+def evaluation_batches(
+    mixture_or_task: str,
+    split: str,
+    batch_size: int,
+    audio_samples: int,
+    data_dir: Path | str | None = None,
+    *,
+    text_tokens: int = 0,
+    translation_tokens: int = 0,
+) -> Iterator[tuple[dict[str, np.ndarray], list[dict[str, str]]]]:
+    """Every example of a split exactly once, in order: task after task.
+
+    Args:
+        mixture_or_task: The name of a seqio task or mixture.
+        split: Its split.
+        batch_size: Rows of every batch; the last one is filled up with empty rows.
+        audio_samples: The padded length of audio; 0 leaves audio out.
+        data_dir: The data root; None for the user's default.
+        text_tokens: The padded length of texts; 0 leaves their tokens out.
+        translation_tokens: The padded length of translations; 0 leaves their tokens out.
+
+    Returns:
+        An iterator of features (audio int16 `[batch, samples]`, tokens int32 `[batch, tokens]`, their
+        lengths and the language ids int32 `[batch]`; length 0 in empty rows) and the metadata of the
+        rows that hold an example: strings id, task, text, raw_text, translation, language and
+        speaker, empty where the corpus has none. An over-long example keeps its metadata, while its
+        row is empty, so that it counts as an error and not as absent.
+
+    Raises:
+        UserError: An unknown task or split, or data that are not prepared.
+    """
+    hide_accelerators()
+    provider = get_task_or_mixture(mixture_or_task)
+    tasks = [task for task in tasks_of(provider) if split in task.splits]
+    if not tasks:
+        raise UserError(
+            f"{mixture_or_task!r} has no split {split!r}; it has {sorted(provider.splits)}."
+        )
+    asked = {"audio": audio_samples, "text": text_tokens, "translation": translation_tokens}
+    limits = {
+        name: limit for name, limit in asked.items() if limit and name in provider.output_features
+    }
+    identities = tuple(
+        name for name in ("language", "target_language") if name in provider.output_features
+    )
+    if not limits:
+        raise UserError(
+            f"{mixture_or_task!r} gives {', '.join(provider.output_features)}; "
+            "set the padded length of at least one of audio, text or translation that it has."
+        )
+    with data_scope(data_dir):
+        datasets = [
+            (
+                task.name,
+                task.get_dataset(
+                    split=split, shuffle=False, trim_output_features=False, try_in_mem_cache=False
+                ),
+            )
+            for task in tasks
+        ]
+    return _evaluation_batches(datasets, limits, identities, batch_size)
+
+
+def _evaluation_batches(
+    datasets: list[tuple[str, tf.data.Dataset]],
+    limits: dict[str, int],
+    identities: tuple[str, ...],
+    batch_size: int,
+) -> Iterator[tuple[dict[str, np.ndarray], list[dict[str, str]]]]:
+    over_long: collections.Counter[str] = collections.Counter()
+    features = empty_rows(limits, identities, batch_size)
+    metadata: list[dict[str, str]] = []
+    for name, dataset in datasets:
+        for example in dataset.as_numpy_iterator():
+            over_long[name] += write_row(features, len(metadata), example, limits, identities)
+            metadata.append({"task": name, **_metadata(example)})
+            if len(metadata) == batch_size:
+                yield features, metadata
+                features, metadata = empty_rows(limits, identities, batch_size), []
+        if over_long[name]:
+            _log.warning(
+                "%d examples of %r are longer than %s: they are scored as empty.",
+                over_long[name],
+                name,
+                limits,
+            )
+    if metadata:
+        yield features, metadata
+
+
+def _metadata(example: Mapping[str, Any]) -> dict[str, str]:
+    """The strings that came along with an example."""
+    keys = {
+        "id": ("id",),
+        "text": ("text_pretokenized", "text"),
+        "raw_text": ("raw_text",),
+        "translation": ("translation_pretokenized", "translation"),
+        "language": ("language_code",),
+        "speaker": ("speaker",),
+    }
+    found = {}
+    for key, names in keys.items():
+        values = [example[name] for name in names if isinstance(example.get(name), bytes)]
+        found[key] = values[0].decode() if values else ""
+    return found

@@ -1,0 +1,95 @@
+"""Registering tasks and mixtures of a stream with seqio: cheap, lazy, and safe to repeat."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import seqio
+
+from maestro_jax.data.preprocessors import Preprocessor, stream_preprocessors
+from maestro_jax.data.task_features import StreamTask, stream_output_features
+from maestro_jax.errors import UserError
+
+
+def add_stream_task(
+    name: str,
+    *,
+    stream: str,
+    source: seqio.DataSource,
+    languages: Sequence[str],
+    vocabulary: seqio.Vocabulary | None = None,
+    preprocessors: Sequence[Preprocessor] | None = None,
+) -> StreamTask:
+    """Registers a task of a stream; a task of that name is replaced, so modules can be reloaded.
+
+    Args:
+        name: Of the task.
+        stream: One of `maestro_jax.data.streams.STREAM_FEATURES`.
+        source: Gives records with the strings id, text, raw_text, translation, language, speaker and
+            int16 16 kHz audio, as far as the preprocessors need them.
+        languages: ISO 639-1 codes of what is spoken or written.
+        vocabulary: Of texts and translations; not needed for ``speech``.
+        preprocessors: One-to-one steps to the stream's features; by default those of
+            `stream_preprocessors`.
+
+    Returns:
+        The task.
+    """
+    if name in seqio.TaskRegistry.names():
+        seqio.TaskRegistry.remove(name)
+    return seqio.TaskRegistry.add(
+        name,
+        task_cls=StreamTask,
+        stream=stream,
+        languages=tuple(languages),
+        source=source,
+        preprocessors=stream_preprocessors(stream) if preprocessors is None else preprocessors,
+        output_features=stream_output_features(stream, vocabulary),
+        # Sources with random access shuffle all their examples; a buffer of audio adds nothing.
+        shuffle_buffer_size=None if source.performs_internal_shuffling else 1000,
+    )
+
+
+def examples_rate(
+    task: seqio.Task, temperature: float = 1.0, maximum: int | None = None
+) -> float:
+    """The mixing rate ``min(n, maximum) ** (1 / temperature)`` of a task with n training examples.
+
+    The formula of `seqio.mixing_rate_num_examples`, for tasks that are never cached offline.
+
+    Args:
+        task: The task.
+        temperature: 1 draws in proportion to the sizes; the higher, the more often small tasks are
+            seen; infinite draws all tasks equally often.
+        maximum: Sizes above it count as it.
+
+    Raises:
+        UserError: The task's source does not know its size.
+    """
+    examples = task.num_input_examples("train")
+    if not examples:
+        raise UserError(
+            f"task {task.name!r} does not tell its size; give it a fixed rate in the mixture."
+        )
+    return float(min(examples, maximum or examples)) ** (1.0 / temperature)
+
+
+def add_language_mixture(
+    name: str, tasks: Sequence[str], *, temperature: float = 1.0, maximum: int | None = None
+) -> seqio.Mixture:
+    """Registers a mixture of tasks of one stream; a mixture of that name is replaced.
+
+    Args:
+        name: Of the mixture.
+        tasks: Names of tasks with the same features, usually one a language.
+        temperature: See `examples_rate`; above 1, low-resource languages are up-sampled.
+        maximum: See `examples_rate`.
+
+    Returns:
+        The mixture; sizes are looked up when it is first read.
+    """
+    if name in seqio.MixtureRegistry.names():
+        seqio.MixtureRegistry.remove(name)
+    rate = functools.partial(examples_rate, temperature=temperature, maximum=maximum)
+    return seqio.MixtureRegistry.add(name, [(task, rate) for task in tasks])

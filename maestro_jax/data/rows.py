@@ -1,0 +1,88 @@
+"""Examples of any length to rows of fixed shape: the rules for padding, cropping and over-long ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from maestro_jax.data.streams import SEQUENCE_LIMITS, STREAM_FEATURES, StreamConfig, stream_sequences
+
+
+def stream_limits(stream: str, config: StreamConfig) -> dict[str, int]:
+    """The padded length of each feature of a stream that has a length."""
+    return {name: getattr(config, SEQUENCE_LIMITS[name]) for name in stream_sequences(stream)}
+
+
+def stream_identities(stream: str) -> tuple[str, ...]:
+    """The scalar features of a stream: its language ids."""
+    return tuple(
+        name
+        for name in STREAM_FEATURES[stream]
+        if name not in SEQUENCE_LIMITS and not name.endswith("_length")
+    )
+
+
+def empty_rows(
+    limits: Mapping[str, int], identities: tuple[str, ...], rows: int
+) -> dict[str, np.ndarray]:
+    """Rows without examples.
+
+    Args:
+        limits: The padded length of each feature that has one.
+        identities: The scalar features.
+        rows: How many.
+
+    Returns:
+        Zeros: audio int16 `[rows, samples]`, tokens int32 `[rows, tokens]`, their lengths and the scalar features int32
+        `[rows]`.
+    """
+    features: dict[str, np.ndarray] = {}
+    for name, limit in limits.items():
+        features[name] = np.zeros((rows, limit), np.int16 if name == "audio" else np.int32)
+        features[f"{name}_length"] = np.zeros(rows, np.int32)
+    for name in identities:
+        features[name] = np.zeros(rows, np.int32)
+    return features
+
+
+def write_row(
+    features: Mapping[str, np.ndarray],
+    row: int,
+    example: Mapping[str, Any],
+    limits: Mapping[str, int],
+    identities: tuple[str, ...],
+    *,
+    crop: int | None = None,
+) -> bool:
+    """Writes an example into an empty row.
+
+    An example with any feature over its limit cannot be shortened without breaking the match of its
+    parts, so its row stays empty (every length 0). Audio alone can: with ``crop`` given, a window of
+    it is kept.
+
+    Args:
+        features: See `empty_rows`; changed in place.
+        row: Which row.
+        example: audio int16 `[samples]`, tokens int `[tokens]`, scalar language ids.
+        limits: The padded length of each feature that has one.
+        identities: The scalar features.
+        crop: Any non-negative integer: chooses the window of over-long audio.
+
+    Returns:
+        Whether the example was over-long, be it cropped or left out.
+    """
+    for name in identities:
+        features[name][row] = example[name]
+    over_long = any(len(example[name]) > limit for name, limit in limits.items())
+    if over_long and crop is None:
+        return True
+    for name, limit in limits.items():
+        values = example[name]
+        if len(values) > limit:
+            begin = crop % (len(values) - limit + 1)
+            values = values[begin : begin + limit]
+        features[name][row, : len(values)] = values
+        features[f"{name}_length"][row] = len(values)
+    return over_long

@@ -1,0 +1,103 @@
+"""What a synthetic corpus consists of."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+STREAMS = ("paired", "speech", "text", "mt")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CorpusConfig:
+    """Sizes and sound of a corpus.
+
+    An utterance depends on `seed`, its split, its language and its number there, and on the fields
+    that shape a sentence or its sound; it does not depend on how many others there are. A larger
+    corpus therefore begins with the utterances of a smaller one.
+
+    Attributes:
+        languages: ISO 639-1 codes, of `sentences.SPEAKABLE`.
+        paired: Transcribed training utterances by language; a language may have few or none.
+        speech: Untranscribed training utterances a language.
+        text: Unspoken training sentences a language.
+        mt: Training sentences with an English translation, a language other than English.
+        validation: Transcribed and translated utterances a language, of voices unheard in training.
+        test: The same for testing, of still other voices.
+        seed: Another seed makes another corpus of the same kind.
+        max_meanings: How many sentences an utterance strings together, at most.
+        min_seconds: No utterance is shorter; silence is added.
+        max_seconds: No utterance is longer; long sentences are spoken faster or left out.
+        noisy_share: Share of utterances with background noise, 0 to 1.
+        room_share: Share of utterances in a reverberant room, 0 to 1.
+        vocab_size: Pieces of the SentencePiece vocabulary that is trained on the training texts.
+    """
+
+    languages: tuple[str, ...]
+    paired: Mapping[str, int]
+    speech: int
+    text: int
+    mt: int
+    validation: int
+    test: int
+    seed: int = 0
+    max_meanings: int = 1
+    min_seconds: float = 1.2
+    max_seconds: float = 4.6
+    noisy_share: float = 0.5
+    room_share: float = 0.5
+    vocab_size: int = 256
+
+    def splits(self) -> dict[str, int]:
+        """The number of examples by split, e.g. `{"paired_de_train": 1500, ...}`.
+
+        Names are `{stream}_{language}_{part}`. Splits without examples are left out.
+        """
+        sizes = {}
+        for language in self.languages:
+            sizes[f"paired_{language}_train"] = self.paired.get(language, 0)
+            sizes[f"speech_{language}_train"] = self.speech
+            sizes[f"text_{language}_train"] = self.text
+            sizes[f"mt_{language}_train"] = self.mt if language != "en" else 0
+            sizes[f"paired_{language}_validation"] = self.validation
+            sizes[f"paired_{language}_test"] = self.test
+        return {split: size for split, size in sizes.items() if size}
+
+
+SMALL = CorpusConfig(
+    languages=("en", "de", "sl"),
+    paired={"en": 1500, "de": 1500, "sl": 150},
+    speech=500,
+    text=5000,
+    mt=5000,
+    validation=40,
+    test=100,
+)
+"""Three languages, one of them with minutes of transcribed speech: what the demo trains on."""
+
+
+def full(hours: float = 10.0) -> CorpusConfig:
+    """Six languages and longer utterances.
+
+    Args:
+        hours: Transcribed speech of a language, about; Slovene has a twentieth of it. There is as
+            much untranscribed speech in every language, ten texts for every transcribed utterance,
+            and two sentences with a translation. An hour takes 115 MB.
+    """
+    # Measured: an utterance of one to three sentences lasts 5 seconds on average.
+    utterances = max(1, round(hours * 3600 / 5.0))
+    languages = ("en", "de", "fr", "es", "pl", "sl")
+    paired = dict.fromkeys(languages, utterances)
+    paired["sl"] = max(1, utterances // 20)
+    return CorpusConfig(
+        languages=languages,
+        paired=paired,
+        speech=utterances,
+        text=10 * utterances,
+        mt=2 * utterances,
+        validation=250,
+        test=1000,
+        max_meanings=3,
+        max_seconds=12.0,
+        vocab_size=1024,
+    )

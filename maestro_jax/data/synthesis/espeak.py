@@ -1,0 +1,157 @@
+"""Speech from text through the espeak-ng library, in this process.
+
+The library keeps state from one sentence to the next (phases of oscillators, noise generators,
+buffers), so a sentence would sound slightly different after another one. Every sentence here is
+therefore spoken by a library that has just been loaded, with seeded noise: the same call gives the
+same samples, to the byte, whatever was spoken before. Loading costs about two milliseconds.
+"""
+
+from __future__ import annotations
+
+import _ctypes
+import ctypes
+import functools
+import hashlib
+import importlib
+import os
+import tempfile
+import threading
+from pathlib import Path
+
+import numpy as np
+from scipy import signal
+
+from maestro_jax.errors import UserError
+
+SAMPLE_RATE = 16_000
+"""Hertz; the rate of all audio in this package."""
+
+# Constants of espeak-ng's speak_lib.h.
+_AUDIO_OUTPUT_SYNCHRONOUS = 2
+_INITIALIZE_DONT_EXIT = 0x8000
+_CHARS_UTF8 = 1
+_RATE, _PITCH = 1, 3
+
+# The library copies its data path into a buffer of about 160 characters.
+_LONGEST_DATA_PATH = 120
+
+_CALLBACK = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
+)
+_lock = threading.Lock()
+
+
+def speak(
+    text: str, language: str, *, variant: str = "", words_per_minute: int = 175, pitch: int = 50
+) -> np.ndarray:
+    """Speaks a text.
+
+    Args:
+        text: What to say, with its punctuation.
+        language: A language of espeak-ng, e.g. `de`.
+        variant: One of `variants()`, another throat for the same language; "" is the default voice.
+        words_per_minute: Speaking rate, 80 to 450.
+        pitch: 0 to 99; 50 is the voice's own pitch.
+
+    Returns:
+        int16 `[samples]` at 16 kHz.
+
+    Raises:
+        UserError: espeak-ng is not installed, does not load, or knows no such voice.
+    """
+    voice = f"{language}+{variant}" if variant else language
+    encoded = text.encode() + b"\0"
+    with _lock:
+        library, data_path = _load()
+        chunks: list[bytes] = []
+
+        def receive(samples: ctypes._Pointer, count: int, _events: int) -> int:
+            if samples and count > 0:
+                chunks.append(ctypes.string_at(samples, 2 * count))
+            return 0
+
+        callback = _CALLBACK(receive)
+        try:
+            rate = library.espeak_Initialize(
+                _AUDIO_OUTPUT_SYNCHRONOUS, 0, data_path.encode(), _INITIALIZE_DONT_EXIT
+            )
+            if rate <= 0:
+                raise UserError(f"espeak-ng found no usable voice data in {data_path}; {_REMEDY}")
+            library.espeak_SetSynthCallback(callback)
+            if library.espeak_SetVoiceByName(voice.encode()) != 0:
+                raise UserError(f"espeak-ng has no voice {voice!r}")
+            library.espeak_SetParameter(_RATE, words_per_minute, 0)
+            library.espeak_SetParameter(_PITCH, pitch, 0)
+            # Both generators of noise, the library's own and the C library's: initialising seeds
+            # them with the time of day.
+            library.espeak_ng_SetRandSeed(ctypes.c_long(1))
+            ctypes.CDLL(None).srand(1)
+            status = library.espeak_Synth(
+                encoded, ctypes.c_size_t(len(encoded)), 0, 1, 0, _CHARS_UTF8, None, None
+            )
+            if status != 0:
+                raise UserError(f"espeak-ng could not speak {text!r} with the voice {voice!r}")
+            library.espeak_Terminate()
+        finally:
+            _ctypes.dlclose(library._handle)
+    samples = np.frombuffer(b"".join(chunks), np.int16)
+    return _resample(samples, rate)
+
+
+def variants() -> tuple[str, ...]:
+    """The names of all voice variants that the installed library brings along.
+
+    Raises:
+        UserError: espeak-ng is not installed.
+    """
+    directory = Path(_loader().get_data_path()) / "voices" / "!v"
+    return tuple(sorted(path.name for path in directory.iterdir()))
+
+
+def _resample(samples: np.ndarray, rate: int) -> np.ndarray:
+    if rate != SAMPLE_RATE:
+        up, down, window = _polyphase(rate)
+        samples = signal.resample_poly(samples.astype(np.float64), up, down, window=window)
+    return np.clip(np.rint(samples), -32768, 32767).astype(np.int16)
+
+
+@functools.cache
+def _polyphase(rate: int) -> tuple[int, int, np.ndarray]:
+    """Factors and the low-pass filter of a resampling: ten zero crossings a side."""
+    divisor = int(np.gcd(rate, SAMPLE_RATE))
+    up, down = SAMPLE_RATE // divisor, rate // divisor
+    larger = max(up, down)
+    return up, down, signal.firwin(20 * larger + 1, 1 / larger, window=("kaiser", 5.0))
+
+
+_REMEDY = "pip install maestro_jax[minivox]"
+
+
+def _loader() -> object:
+    try:
+        return importlib.import_module("espeakng_loader")
+    except ImportError:
+        raise UserError(f"speaking needs the espeak-ng library; {_REMEDY}") from None
+
+
+def _load() -> tuple[ctypes.CDLL, str]:
+    loader = _loader()
+    try:
+        return ctypes.CDLL(loader.get_library_path()), _short(loader.get_data_path())
+    except (OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"the espeak-ng library does not load ({reason}); {_REMEDY}") from None
+
+
+def _short(path: str) -> str:
+    """A path to the same directory that fits into the library's buffer."""
+    if len(path) <= _LONGEST_DATA_PATH:
+        return path
+    # One link a path and user, which all processes share and later ones find again.
+    name = hashlib.blake2b(f"{os.getuid()} {path}".encode(), digest_size=8).hexdigest()
+    link = Path(tempfile.gettempdir()) / f"espeak-ng-data-{name}"
+    if not link.is_symlink() or os.readlink(link) != path:
+        new = link.with_name(f"{link.name}.{os.getpid()}")
+        new.symlink_to(path)
+        os.replace(new, link)
+    return str(link)

@@ -1,0 +1,180 @@
+"""What a task of each stream gives: its seqio output features, and the task class that knows its stream."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import seqio
+import tensorflow as tf
+
+from maestro_jax.data.data_scope import active_data_root
+from maestro_jax.data.languages import LANGUAGES
+from maestro_jax.data.streams import STREAM_FEATURES, stream_sequences
+from maestro_jax.data.vocabularies import EOS_ID, UNK_ID
+from maestro_jax.errors import UserError
+
+
+@functools.lru_cache(maxsize=8)
+def _sentencepiece(path: str) -> seqio.SentencePieceVocabulary:
+    return seqio.SentencePieceVocabulary(path)
+
+
+class PreparedVocabulary(seqio.Vocabulary):
+    """A SentencePiece vocabulary below the data root, looked up when it is first used.
+
+    Args:
+        file: Its path below the data root, such as ``vocabularies/minivox_small.model``.
+        remedy: The command that makes it, for messages.
+    """
+
+    def __init__(self, file: str, remedy: str) -> None:
+        self._file = file
+        self._remedy = remedy
+        super().__init__(extra_ids=0)
+
+    @property
+    def sentencepiece_model_file(self) -> str:
+        """The path of the model.
+
+        Raises:
+            UserError: It is not there.
+        """
+        path = active_data_root() / self._file
+        if not path.is_file():
+            raise UserError(f"there is no vocabulary {path}; run `{self._remedy}`.")
+        return str(path)
+
+    def is_ready(self) -> bool:
+        """Whether the model is there."""
+        return (active_data_root() / self._file).is_file()
+
+    @property
+    def _delegate(self) -> seqio.SentencePieceVocabulary:
+        return _sentencepiece(self.sentencepiece_model_file)
+
+    @property
+    def bos_id(self) -> int | None:
+        """None: there is no beginning of sequence."""
+        return None
+
+    @property
+    def eos_id(self) -> int:
+        """The end of sequence."""
+        return EOS_ID
+
+    @property
+    def unk_id(self) -> int:
+        """The unknown piece."""
+        return UNK_ID
+
+    @property
+    def _base_vocab_size(self) -> int:
+        return self._delegate.vocab_size
+
+    def _encode(self, s: str) -> Any:
+        return self._delegate.encode(s)
+
+    def _decode(self, ids: Any) -> str:
+        return self._delegate.decode(ids)
+
+    def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
+        return self._delegate.encode_tf(s)
+
+    def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
+        return self._delegate.decode_tf(ids)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PreparedVocabulary) and self._file == other._file
+
+    def __hash__(self) -> int:
+        return hash(self._file)
+
+    def __str__(self) -> str:
+        return f"PreparedVocabulary({self._file})"
+
+
+def stream_output_features(
+    stream: str, vocabulary: seqio.Vocabulary | None
+) -> dict[str, seqio.Feature]:
+    """The seqio output features of a task.
+
+    Args:
+        stream: One of `STREAM_FEATURES`.
+        vocabulary: Of the texts and translations; may be None for ``speech``.
+
+    Returns:
+        audio int16 `[samples]`, text and translation int32 `[tokens]` with no end of sequence,
+        language and target_language int32 scalars.
+    """
+    features: dict[str, seqio.Feature] = {}
+    for name in STREAM_FEATURES[stream]:
+        if name == "audio":
+            features[name] = seqio.ContinuousFeature(dtype=tf.int16, rank=1)
+        elif name in stream_sequences(stream):
+            features[name] = seqio.Feature(vocabulary, add_eos=False)
+        elif not name.endswith("_length"):
+            features[name] = seqio.Feature(
+                seqio.PassThroughVocabulary(len(LANGUAGES)), add_eos=False, rank=0
+            )
+    return features
+
+
+class StreamTask(seqio.Task):
+    """A seqio task that says which stream and languages it is made for.
+
+    Args:
+        name: Of the task.
+        stream: One of `STREAM_FEATURES`.
+        languages: ISO 639-1 codes of what is spoken or written in it.
+        **task_arguments: See `seqio.Task`.
+    """
+
+    def __init__(
+        self, name: str, *, stream: str, languages: tuple[str, ...], **task_arguments: Any
+    ) -> None:
+        super().__init__(name, **task_arguments)
+        self.stream = stream
+        self.languages = languages
+
+
+def stream_of(provider: seqio.Task | seqio.Mixture) -> str | None:
+    """The stream that a task or mixture is made for, or None when its features fit none."""
+    if isinstance(provider, StreamTask):
+        return provider.stream
+    if isinstance(provider, seqio.Mixture):
+        streams = {stream_of(task) for task in provider.tasks}
+        return streams.pop() if len(streams) == 1 else None
+    given = set(provider.output_features)
+    for stream, names in STREAM_FEATURES.items():
+        if given == {name for name in names if not name.endswith("_length")}:
+            return stream
+    return None
+
+
+def vocabulary_file(features: Mapping[str, seqio.Feature], owner: str) -> Path | None:
+    """The SentencePiece model behind the token features of a task.
+
+    Args:
+        features: The output features of a task or mixture.
+        owner: Its name, for messages.
+
+    Returns:
+        The path, or None when there are no tokens.
+
+    Raises:
+        UserError: Texts are not tokenised by SentencePiece, or the model is not there.
+    """
+    for name in ("text", "translation"):
+        if name in features:
+            vocabulary = features[name].vocabulary
+            path = getattr(vocabulary, "sentencepiece_model_file", None)
+            if path is None:
+                raise UserError(
+                    f"feature {name!r} of {owner!r} has the vocabulary {vocabulary}; "
+                    "give it a SentencePiece vocabulary."
+                )
+            return Path(path)
+    return None

@@ -1,0 +1,116 @@
+"""Finding tasks and mixtures by name, and the table behind `maestro tasks`."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+
+import seqio
+
+from maestro_jax.data.data_scope import data_scope
+from maestro_jax.data.indexed_source import IndexedSource
+from maestro_jax.data.task_features import PreparedVocabulary, StreamTask, stream_of
+from maestro_jax.errors import UserError, near_misses
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskRow:
+    """One line of the list of tasks.
+
+    Attributes:
+        name: Of the task or mixture.
+        kind: ``task`` or ``mixture``.
+        stream: The stream that it is made for, or an empty string.
+        languages: ISO 639-1 codes, in the order of the tasks.
+        examples: Examples by split, or None when they are not known before the data are prepared.
+        ready: Whether the data and the vocabulary are there.
+    """
+
+    name: str
+    kind: str
+    stream: str
+    languages: tuple[str, ...]
+    examples: dict[str, int] | None
+    ready: bool
+
+
+def register_shipped_tasks() -> None:
+    """Imports the modules that register the tasks and mixtures of `maestro_jax.tasks`."""
+    importlib.import_module("maestro_jax.tasks.mixtures")
+
+
+def get_task_or_mixture(name: str) -> seqio.Task | seqio.Mixture:
+    """Looks a task or mixture up.
+
+    Args:
+        name: As registered with seqio.
+
+    Raises:
+        UserError: There is none of that name; the message offers the nearest ones.
+    """
+    register_shipped_tasks()
+    if name in seqio.MixtureRegistry.names():
+        return seqio.MixtureRegistry.get(name)
+    if name in seqio.TaskRegistry.names():
+        return seqio.TaskRegistry.get(name)
+    known = [*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()]
+    raise UserError(
+        f"unknown task or mixture {name!r}; `maestro tasks` lists them.{near_misses(name, known)}"
+    )
+
+
+def tasks_of(provider: seqio.Task | seqio.Mixture) -> list[seqio.Task]:
+    """The tasks of a mixture, or the task itself."""
+    return list(provider.tasks) if isinstance(provider, seqio.Mixture) else [provider]
+
+
+def _is_ready(task: seqio.Task) -> bool:
+    """Whether a task can be read; sources of other kinds than ours are taken at their word."""
+    vocabularies = [feature.vocabulary for feature in task.output_features.values()]
+    if any(isinstance(v, PreparedVocabulary) and not v.is_ready() for v in vocabularies):
+        return False
+    return not isinstance(task.source, IndexedSource) or task.source.is_ready()
+
+
+def _examples(tasks: list[seqio.Task]) -> dict[str, int] | None:
+    """Examples by split over some tasks; None when any of them cannot tell."""
+    totals: dict[str, int] = {}
+    for task in tasks:
+        for split in task.splits:
+            examples = task.num_input_examples(split)
+            if examples is None:
+                return None
+            totals[split] = totals.get(split, 0) + examples
+    return totals
+
+
+def _row(name: str, provider: seqio.Task | seqio.Mixture) -> TaskRow:
+    tasks = tasks_of(provider)
+    languages = [code for task in tasks if isinstance(task, StreamTask) for code in task.languages]
+    ready = all(_is_ready(task) for task in tasks)
+    return TaskRow(
+        name=name,
+        kind="mixture" if isinstance(provider, seqio.Mixture) else "task",
+        stream=stream_of(provider) or "",
+        languages=tuple(dict.fromkeys(languages)),
+        examples=_examples(tasks) if ready else None,
+        ready=ready,
+    )
+
+
+def list_tasks(data_dir: str | None = None) -> list[TaskRow]:
+    """All registered mixtures and tasks, mixtures first, each sorted by name.
+
+    Args:
+        data_dir: Where to look for prepared data; None for the user's default.
+    """
+    register_shipped_tasks()
+    with data_scope(data_dir):
+        mixtures = [
+            _row(name, seqio.MixtureRegistry.get(name))
+            for name in sorted(seqio.MixtureRegistry.names())
+        ]
+        tasks = [
+            _row(name, seqio.TaskRegistry.get(name)) for name in sorted(seqio.TaskRegistry.names())
+        ]
+    return mixtures + tasks

@@ -1,0 +1,161 @@
+"""Token inventories: SentencePiece models, shared by the text encoder and the RNN-T.
+
+Ids 0, 1 and 2 are padding (and the RNN-T's blank), end of sequence and the unknown piece; there is no beginning of sequence.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import sentencepiece
+
+from maestro_jax.errors import UserError
+
+PAD_ID = 0
+EOS_ID = 1
+UNK_ID = 2
+MODEL_FILE = "vocabulary.model"
+"""The name of a vocabulary inside a model directory."""
+
+_LONGEST_LINE = 1 << 16  # Bytes; SentencePiece leaves longer lines out in silence.
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file so that a reader sees all of it or none of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def train_sentencepiece(texts: Iterable[str], path: str | Path, vocab_size: int) -> TokenVocabulary:
+    """Trains a unigram SentencePiece model and writes it.
+
+    The result depends on the texts and their order alone. A corpus with too little variety for ``vocab_size`` pieces
+    gives a smaller vocabulary.
+
+    Args:
+        texts: One sentence each; empty ones are left out.
+        path: The file to write, at once or not at all.
+        vocab_size: Pieces wanted, the three special ones counted.
+
+    Returns:
+        The vocabulary.
+
+    Raises:
+        UserError: There is no text, or ``vocab_size`` is too small for the letters of the texts.
+    """
+    sentences = [line for text in texts if (line := " ".join(text.split()))]
+    if not sentences:
+        raise UserError(f"there is no text to train the vocabulary {path} on.")
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences),
+            model_writer=model,
+            model_type="unigram",
+            vocab_size=vocab_size,
+            hard_vocab_limit=False,
+            character_coverage=1.0,
+            pad_id=PAD_ID,
+            eos_id=EOS_ID,
+            unk_id=UNK_ID,
+            bos_id=-1,
+            num_threads=1,
+            shuffle_input_sentence=False,
+            max_sentence_length=_LONGEST_LINE,
+            minloglevel=2,
+        )
+    except (RuntimeError, OSError) as error:
+        letters = len(set("".join(sentences)))
+        raise UserError(
+            f"no vocabulary of {vocab_size} pieces can be trained on {len(sentences)} sentences with {letters} "
+            f"different letters; ask for at least {letters + 4} pieces."
+        ) from error
+    path = Path(path)
+    write_atomically(path, model.getvalue())
+    return TokenVocabulary.load(path)
+
+
+class TokenVocabulary:
+    """Text to token ids and back, without TensorFlow.
+
+    Args:
+        model: A serialized SentencePiece model.
+        origin: Where it came from, for messages.
+
+    Raises:
+        UserError: The bytes are no SentencePiece model, or its padding is not id 0.
+    """
+
+    def __init__(self, model: bytes, origin: str = "the vocabulary") -> None:
+        self._model = model
+        self._processor = sentencepiece.SentencePieceProcessor()
+        try:
+            self._processor.LoadFromSerializedProto(model)
+        except (RuntimeError, OSError) as error:
+            raise UserError(f"{origin} is not a SentencePiece model; prepare the corpus anew.") from error
+        if self._processor.pad_id() != PAD_ID:
+            raise UserError(
+                f"{origin} has padding id {self._processor.pad_id()}; train it with pad_id=0, eos_id=1, unk_id=2."
+            )
+
+    @classmethod
+    def load(cls, path: str | Path) -> TokenVocabulary:
+        """Reads a vocabulary: a ``.model`` file, or a directory that holds ``vocabulary.model``.
+
+        Raises:
+            UserError: There is no such file, or it is no SentencePiece model.
+        """
+        path = Path(path)
+        if path.is_dir():
+            path = path / MODEL_FILE
+        if not path.is_file():
+            raise UserError(f"there is no vocabulary at {path}; `maestro prepare` makes one.")
+        return cls(path.read_bytes(), str(path))
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of pieces, the special ones counted."""
+        return self._processor.GetPieceSize()
+
+    @property
+    def model_bytes(self) -> bytes:
+        """The serialized SentencePiece model."""
+        return self._model
+
+    def encode(self, text: str) -> list[int]:
+        """The token ids of a text, with no end of sequence."""
+        return self._processor.EncodeAsIds(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids; padding and end of sequence are left out, ids beyond the vocabulary are unknown."""
+        kept = [int(i) for i in ids if int(i) not in (PAD_ID, EOS_ID)]
+        size = self.vocab_size
+        return self._processor.DecodeIds([i if 0 <= i < size else UNK_ID for i in kept])
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """The pieces of token ids, for alignments and tables."""
+        return [self._processor.IdToPiece(int(i)) for i in ids]
+
+    def save(self, directory: str | Path) -> Path:
+        """Writes ``vocabulary.model`` into a directory and returns its path."""
+        path = Path(directory) / MODEL_FILE
+        write_atomically(path, self._model)
+        return path
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TokenVocabulary) and self._model == other._model
+
+    def __hash__(self) -> int:
+        return hash(self._model)

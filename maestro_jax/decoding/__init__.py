@@ -1,0 +1,1 @@
+"""Decoding: search over static shapes."""

@@ -1,0 +1,128 @@
+"""What a model said of every utterance: kept line by line, gathered from every process."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from etils import epath
+
+from maestro_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """One utterance, what should have come out and what did.
+
+    Attributes:
+        id: Of the utterance, unique within its direction.
+        language: ISO 639-1 code of the speech.
+        target_language: Code of a translation; empty for a transcript.
+        reference: Transcript or translation as the corpus has it, not normalised.
+        hypothesis: What the model gave, not normalised.
+    """
+
+    id: str
+    language: str
+    target_language: str = ""
+    reference: str
+    hypothesis: str
+
+    @property
+    def direction(self) -> str:
+        """The row of a table that it counts in: ``de``, or ``de-en`` for a translation."""
+        if not self.target_language:
+            return self.language
+        return f"{self.language}-{self.target_language}"
+
+
+def merge(predictions: Iterable[Prediction]) -> tuple[list[Prediction], int]:
+    """Predictions in the order of direction and id, each utterance once.
+
+    Shards of an evaluation may overlap (a host wraps around to fill its last batch); the first
+    prediction of an utterance counts.
+
+    Returns:
+        The predictions, and how many repeats were left out.
+
+    Raises:
+        UserError: If two utterances of a direction share an id but not a reference.
+    """
+    merged: dict[tuple[str, str], Prediction] = {}
+    repeats = 0
+    for prediction in predictions:
+        key = (prediction.direction, prediction.id)
+        known = merged.setdefault(key, prediction)
+        if known is prediction:
+            continue
+        if known.reference != prediction.reference:
+            raise UserError(
+                f"two utterances of {prediction.direction} have the id {prediction.id!r} and "
+                "different references; give every utterance of a test set its own id"
+            )
+        repeats += 1
+    return [merged[key] for key in sorted(merged)], repeats
+
+
+def gather_across_processes(predictions: Sequence[Prediction]) -> list[Prediction]:
+    """The predictions of every process, on every process; with one process, its own.
+
+    A collective: with several processes, every one must call it, also one with no predictions.
+    """
+    import jax
+
+    if jax.process_count() == 1:
+        return list(predictions)
+    from jax.experimental import multihost_utils
+
+    encoded = "\n".join(map(_to_line, predictions)).encode()
+    local = np.frombuffer(encoded, np.uint8)
+    lengths = np.asarray(multihost_utils.process_allgather(np.int32(local.size))).reshape(-1)
+    padded = np.zeros(max(1, int(lengths.max())), np.uint8)
+    padded[: local.size] = local
+    everyone = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(lengths), -1)
+    gathered = []
+    for row, length in zip(everyone, lengths, strict=True):
+        gathered += _from_lines(row[:length].tobytes().decode(), "another process")
+    return gathered
+
+
+def write_predictions(predictions: Iterable[Prediction], path: epath.PathLike) -> None:
+    """Writes one JSON object a line; `read_predictions` reads them back."""
+    path = epath.Path(path).expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes("".join(_to_line(prediction) + "\n" for prediction in predictions).encode())
+
+
+def read_predictions(path: epath.PathLike) -> list[Prediction]:
+    """Reads what `write_predictions` wrote, to score it again without decoding.
+
+    Raises:
+        UserError: If the file is missing or a line of it is not a prediction.
+    """
+    try:
+        text = epath.Path(path).expanduser().read_bytes().decode()
+    except OSError as error:
+        raise UserError(f"cannot read predictions from {path}: {error.strerror}") from error
+    return _from_lines(text, str(path))
+
+
+def _to_line(prediction: Prediction) -> str:
+    return json.dumps(dataclasses.asdict(prediction), ensure_ascii=False)
+
+
+def _from_lines(text: str, source: str) -> list[Prediction]:
+    # Not splitlines(): a transcript may hold U+2028 and its like, which JSON leaves as they are.
+    predictions = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            predictions.append(Prediction(**json.loads(line)))
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"line {number} of {source} is not a prediction; evaluate again to rewrite the file"
+            ) from error
+    return predictions

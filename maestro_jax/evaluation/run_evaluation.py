@@ -1,0 +1,141 @@
+"""Score a trained model on the test sets of its tasks."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import jax
+
+from maestro_jax.errors import UserError
+from maestro_jax.evaluation.evaluate import Evaluation, Kind, evaluate
+from maestro_jax.evaluation.report import format_markdown, format_text, report_json, write_report
+from maestro_jax.evaluation.transcriber import Transcriber
+from maestro_jax.progress import Progress
+from maestro_jax.training.run import TrainRun
+
+log = logging.getLogger(__name__)
+
+_STREAM_OF_KIND: dict[Kind, str] = {"asr": "paired", "st": "st"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """The evaluations of a run.
+
+    Attributes:
+        evaluations: One a test set.
+        low_resource: Languages left out of the average over languages with enough paired speech.
+    """
+
+    evaluations: tuple[Evaluation, ...]
+    low_resource: tuple[str, ...] = ()
+
+    def as_dict(self) -> list[dict]:
+        """Plain JSON values."""
+        return [report_json(e, low_resource=self.low_resource) for e in self.evaluations]
+
+    def markdown(self) -> str:
+        """Markdown pages, one after the other."""
+        return "\n".join(
+            format_markdown(e, low_resource=self.low_resource) for e in self.evaluations
+        )
+
+    def text(self) -> str:
+        """Tables for a terminal."""
+        return "\n".join(format_text(e, low_resource=self.low_resource) for e in self.evaluations)
+
+
+def evaluate_run(
+    run: TrainRun,
+    *,
+    model_dir: str | Path,
+    data_dir: str | Path | None = None,
+    tasks: Sequence[str] = (),
+    split: str = "test",
+    step: int | None = None,
+    batch_size: int = 32,
+    low_resource: Collection[str] = (),
+    transcriber: Transcriber | None = None,
+) -> Report:
+    """Decode and score test sets; tables and predictions go to `model_dir/evaluation`.
+
+    Args:
+        run: The run that trained the model.
+        model_dir: Its directory.
+        data_dir: The root of the prepared data.
+        tasks: Tasks or mixtures; by default the paired and ST mixtures that the objective trains.
+        split: Which split.
+        step: Which checkpoint; the latest by default.
+        batch_size: Utterances decoded at once, rounded up to a multiple of the data devices.
+        low_resource: Languages left out of the second average.
+        transcriber: A loaded model, if there is one already.
+
+    Returns:
+        The report.
+
+    Raises:
+        UserError: There is nothing to evaluate, or no such checkpoint.
+    """
+    from maestro_jax.data.loader import evaluation_batches
+    from maestro_jax.data.task_features import stream_of
+    from maestro_jax.data.task_listing import get_task_or_mixture, tasks_of
+
+    if transcriber is None:
+        directory = Path(model_dir) if step is None else Path(model_dir) / "checkpoints" / str(step)
+        transcriber = Transcriber.from_checkpoint(directory, run)
+    chosen: list[tuple[Kind, str]] = []
+    if tasks:
+        for name in tasks:
+            stream = stream_of(get_task_or_mixture(name))
+            kinds: list[Kind] = [k for k, s in _STREAM_OF_KIND.items() if s == stream]
+            if not kinds:
+                raise UserError(
+                    f"{name!r} is of the stream {stream!r}; only 'paired' and 'st' can be scored."
+                )
+            chosen.append((kinds[0], name))
+    else:
+        for kind, stream in _STREAM_OF_KIND.items():
+            if stream in run.used_streams:
+                chosen.append((kind, run.streams[stream].mixture))
+    if not chosen:
+        raise UserError("the run has neither a paired nor an st stream: name one with --task.")
+
+    shards = transcriber.data_shards
+    batch_size = -(-batch_size // shards) * shards
+    evaluations = []
+    for kind, name in chosen:
+        members = [task for task in tasks_of(get_task_or_mixture(name)) if split in task.splits]
+        expected = sum(task.source.num_input_examples(split) or 0 for task in members)
+        progress = Progress(expected, f"{name} {split}")
+        target = "en" if kind == "st" else None
+        evaluation = evaluate(
+            evaluation_batches(name, split, batch_size, transcriber.samples, data_dir),
+            lambda features, target=target: transcriber.decode(features, target)[0],
+            kind=kind,
+            name=f"{name}.{split}",
+            output_dir=Path(model_dir) / "evaluation",
+            progress=_counter(progress),
+        )
+        progress.close()
+        if jax.process_index() == 0:
+            markdown, _ = write_report(
+                evaluation, Path(model_dir) / "evaluation", low_resource=low_resource
+            )
+            log.info("wrote %s", markdown)
+        evaluations.append(evaluation)
+    return Report(tuple(evaluations), tuple(low_resource))
+
+
+def _counter(progress: Progress):
+    """Turn counts so far, as `evaluate` tells them, into the steps that a progress line takes."""
+    done = 0
+
+    def update(count: int) -> None:
+        nonlocal done
+        progress.update(count - done)
+        done = count
+
+    return update

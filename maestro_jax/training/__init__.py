@@ -1,0 +1,1 @@
+"""Training: state, step, loop, optimizers, partitioning and checkpoints."""

@@ -1,0 +1,364 @@
+"""Checkpoints: everything that this project asks of Orbax, in one place.
+
+A model directory holds ``checkpoints/<step>/state`` (the training state) and
+``checkpoints/<step>/data`` (a small JSON record: step, seed, elapsed time, streams).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint import checkpoint_managers
+
+from maestro_jax.errors import UserError
+from maestro_jax.training import parameter_trees
+from maestro_jax.training.state import TrainState
+
+log = logging.getLogger(__name__)
+
+SUBDIRECTORY = "checkpoints"
+Which = Literal["ema", "params"]
+_STATE_FIELDS = {"ema": "ema_params", "params": "params"}
+
+
+class Checkpoints:
+    """The checkpoints of one model directory.
+
+    Saving is asynchronous: the arrays are copied to the host before ``save`` returns and written
+    in the background.
+
+    Args:
+        model_dir: The model directory; checkpoints lie in ``checkpoints/`` within.
+        keep: The last so many checkpoints are kept.
+        best_metric: If given, the checkpoint with the best value of this metric is kept as well.
+        best_mode: Whether the best value is the smallest (``min``) or the largest (``max``).
+    """
+
+    def __init__(
+        self,
+        model_dir: epath.PathLike,
+        *,
+        keep: int = 2,
+        best_metric: str | None = None,
+        best_mode: Literal["min", "max"] = "min",
+    ) -> None:
+        """Open the directory, and create it if need be."""
+        self.directory = epath.Path(model_dir).expanduser().absolute() / SUBDIRECTORY
+        policies: list[checkpoint_managers.PreservationPolicy] = [checkpoint_managers.LatestN(keep)]
+        if best_metric is not None:
+            policies.append(
+                checkpoint_managers.BestN(
+                    get_metric_fn=lambda metrics: metrics[best_metric],
+                    reverse=best_mode == "min",
+                    n=1,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
+        with _quiet_orbax():
+            self._manager = ocp.CheckpointManager(
+                self.directory,
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+                    cleanup_tmp_directories=True,
+                ),
+                item_names=("state", "data"),
+            )
+
+    def latest_step(self) -> int | None:
+        """The step of the newest checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def all_steps(self) -> list[int]:
+        """The steps of all checkpoints, in ascending order."""
+        return sorted(self._manager.all_steps())
+
+    def save(
+        self,
+        state: TrainState,
+        data: Mapping[str, Any],
+        *,
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Begin to save a state; nothing happens if its step has been saved already.
+
+        Args:
+            state: The state, whose arrays may be donated as soon as this returns.
+            data: What JSON can hold, with the key ``step``.
+            metrics: Values among which ``best_metric`` is looked up.
+        """
+        step = int(data["step"])
+        if step in self._manager.all_steps():
+            return
+        with _quiet_orbax():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(dict(data))
+                ),
+                metrics=None if metrics is None else dict(metrics),
+                force=True,
+            )
+
+    def restore_latest(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+        """The newest checkpoint, laid out as asked.
+
+        Args:
+            abstract: ``ShapeDtypeStruct`` with shardings, which may be of another mesh than the
+                one that saved.
+
+        Returns:
+            State and JSON record; None when there is no checkpoint.
+
+        Raises:
+            UserError: The checkpoint holds parameters of another model.
+        """
+        step = self.latest_step()
+        if step is None:
+            return None
+        self._check_same_model(step, abstract)
+        with _quiet_orbax():
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()
+                ),
+            )
+        return restored["state"], dict(restored["data"])
+
+    def wait(self) -> None:
+        """Wait until everything is written."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Wait until everything is written, and release the directory."""
+        self._manager.close()
+
+    def _check_same_model(self, step: int, abstract: TrainState) -> None:
+        directory = self.directory / str(step)
+        saved = _metadata(directory)
+        for field in ("params", "ema_params"):
+            there = _shapes(saved.get(field))
+            here = _shapes(getattr(abstract, field))
+            if there == here:
+                continue
+            names = sorted(set(there.items()) ^ set(here.items()))
+            name = names[0][0]
+            raise UserError(
+                f"The checkpoint {directory} is of another model or setting: {field} {name} is "
+                f"{there.get(name, 'absent')} there and {here.get(name, 'absent')} here; choose "
+                "another model directory, or give this one as init_from."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class PartialRestoreReport:
+    """What became of each parameter in a partial restore.
+
+    Attributes:
+        loaded: Names of the parameters that were read.
+        skipped: Names in the checkpoint that were not read, each with the reason.
+        new: Names in the model that keep their initial value.
+    """
+
+    loaded: tuple[str, ...]
+    skipped: tuple[tuple[str, str], ...]
+    new: tuple[str, ...]
+
+    def summary(self) -> str:
+        """The report in a few lines."""
+        lines = [
+            f"{len(self.loaded)} parameters loaded, {len(self.skipped)} skipped, "
+            f"{len(self.new)} new"
+        ]
+        lines += [f"  skipped {name}: {reason}" for name, reason in self.skipped]
+        lines += [f"  new {name}" for name in self.new]
+        return "\n".join(lines)
+
+
+def restore_params(
+    directory: epath.PathLike, which: Which = "ema", *, abstract_params: Any = None
+) -> Any:
+    """The parameters of a checkpoint.
+
+    Args:
+        directory: A model directory (its newest checkpoint counts), or one checkpoint in it.
+        which: ``ema`` for the moving average, ``params`` for the values of the last step.
+        abstract_params: Shapes and shardings to restore to; every one must be in the checkpoint.
+            Without it, the whole tree is read as numpy arrays.
+
+    Returns:
+        The tree of parameters.
+
+    Raises:
+        UserError: The directory holds no checkpoint, or not these parameters.
+    """
+    step_directory = find_checkpoint(directory)
+    saved = _saved_parameters(step_directory, which)
+    if abstract_params is None:
+        tree: dict[str, Any] = {}
+        for path, value in _read(step_directory, which, {path: None for path in saved}).items():
+            _insert(tree, path, value)
+        return tree
+    params, report = partial_restore(abstract_params, step_directory, which)
+    if report.new:
+        reasons = dict(report.skipped)
+        name = report.new[0]
+        raise UserError(
+            f"The checkpoint {step_directory} does not fit the model: {name}: "
+            f"{reasons.get(name, 'not in the checkpoint')}; use the model that it was trained with."
+        )
+    return params
+
+
+def partial_restore(
+    params: Any, directory: epath.PathLike, which: Which = "ema"
+) -> tuple[Any, PartialRestoreReport]:
+    """Read from a checkpoint what fits a model by name and shape, and leave the rest.
+
+    Args:
+        params: Tree of arrays, or of ``ShapeDtypeStruct`` with or without shardings.
+        directory: A model directory (its newest checkpoint counts), or one checkpoint in it.
+        which: ``ema`` for the moving average, ``params`` for the values of the last step.
+
+    Returns:
+        The tree with the fitting leaves replaced, in their types and shardings; and a report.
+
+    Raises:
+        UserError: The directory holds no checkpoint, or nothing in it fits.
+    """
+    step_directory = find_checkpoint(directory)
+    saved = _saved_parameters(step_directory, which)
+    paths = {parameter_trees.parameter_name(path): path for path in saved}
+    wanted = dict(parameter_trees.named_leaves(params))
+    targets: dict[tuple[str, ...], Any] = {}
+    skipped: list[tuple[str, str]] = []
+    for name, path in paths.items():
+        there = tuple(saved[path].shape)
+        if name not in wanted:
+            skipped.append((name, "not in this model"))
+        elif there != tuple(wanted[name].shape):
+            skipped.append((name, f"shape {there} there, {tuple(wanted[name].shape)} here"))
+        else:
+            targets[path] = wanted[name]
+    if not targets:
+        raise UserError(
+            f"No parameter of {step_directory} fits this model by name and shape; "
+            "choose the checkpoint of a model of the same size."
+        )
+    values = _read(step_directory, which, targets)
+    loaded = {parameter_trees.parameter_name(path): value for path, value in values.items()}
+    merged = parameter_trees.map_named(lambda name, leaf: loaded.get(name, leaf), params)
+    new = tuple(name for name in wanted if name not in loaded)
+    return merged, PartialRestoreReport(tuple(loaded), tuple(skipped), new)
+
+
+def find_checkpoint(directory: epath.PathLike) -> epath.Path:
+    """The directory of one checkpoint.
+
+    Args:
+        directory: A model directory, its ``checkpoints`` directory, or a checkpoint itself.
+
+    Raises:
+        UserError: There is no complete checkpoint.
+    """
+    path = epath.Path(directory).expanduser().absolute()
+    if (path / "state").is_dir():
+        return path
+    for parent in (path / SUBDIRECTORY, path):
+        if parent.is_dir():
+            steps = ocp.utils.checkpoint_steps(parent)
+            if steps:
+                return parent / str(max(steps))
+    raise UserError(
+        f"{directory} is not a checkpoint directory: give a model directory that holds "
+        f"{SUBDIRECTORY}/<step>, or one such step."
+    )
+
+
+@contextlib.contextmanager
+def _quiet_orbax() -> Iterator[None]:
+    """Without the many lines at level INFO and WARNING that Orbax logs for each save."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _metadata(step_directory: epath.Path) -> Any:
+    with _quiet_orbax():
+        metadata = ocp.PyTreeCheckpointHandler().metadata(step_directory / "state")
+    return metadata.tree
+
+
+def _flat(tree: Any) -> dict[tuple[str, ...], Any]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {parameter_trees.path_keys(path): leaf for path, leaf in leaves}
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    return {
+        parameter_trees.parameter_name(path): tuple(leaf.shape)
+        for path, leaf in _flat(tree).items()
+    }
+
+
+def _saved_parameters(step_directory: epath.Path, which: Which) -> dict[tuple[str, ...], Any]:
+    """Paths and metadata of the saved parameters."""
+    if which not in _STATE_FIELDS:
+        raise UserError(f"Parameters {which!r} are unknown; choose 'ema' or 'params'.")
+    saved = _flat(_metadata(step_directory).get(_STATE_FIELDS[which]))
+    if not saved:
+        raise UserError(
+            f"The checkpoint {step_directory} holds no moving average of the parameters; "
+            "ask for 'params' instead of 'ema'."
+        )
+    return saved
+
+
+def _read(
+    step_directory: epath.Path, which: Which, targets: Mapping[tuple[str, ...], Any]
+) -> dict[tuple[str, ...], Any]:
+    """Read some arrays; a target with a sharding is restored to it, any other as numpy array."""
+    item: dict[str, Any] = {}
+    restore_args: dict[str, Any] = {}
+    for path, target in targets.items():
+        sharding = getattr(target, "sharding", None)
+        if sharding is None:
+            arguments = ocp.RestoreArgs(
+                restore_type=np.ndarray, dtype=None if target is None else target.dtype
+            )
+        else:
+            arguments = ocp.ArrayRestoreArgs(
+                restore_type=jax.Array,
+                dtype=target.dtype,
+                sharding=sharding,
+                global_shape=target.shape,
+            )
+        _insert(item, path, 0)
+        _insert(restore_args, path, arguments)
+    field = _STATE_FIELDS[which]
+    with _quiet_orbax(), ocp.PyTreeCheckpointer() as checkpointer:
+        restored = checkpointer.restore(
+            step_directory / "state",
+            args=ocp.args.PyTreeRestore(
+                item={field: item}, restore_args={field: restore_args}, partial_restore=True
+            ),
+        )
+    return _flat(restored[field])
+
+
+def _insert(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    for key in path[:-1]:
+        tree = tree.setdefault(key, {})
+    tree[path[-1]] = value

@@ -1,0 +1,84 @@
+"""Several processes: joining them, and only when the environment says that there are several."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from maestro_jax.errors import UserError
+
+log = logging.getLogger(__name__)
+
+# Set by a cluster's launcher: the number of processes.
+_PROCESS_COUNTS = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+
+
+def is_multiprocess(environment: Mapping[str, str] | None = None) -> bool:
+    """Whether the environment says that this is one of several processes.
+
+    It does with ``JAX_COORDINATOR_ADDRESS`` set, with ``MAESTRO_MULTIHOST=1`` (TPU pods, whose
+    hosts are found from the metadata server), with several names in ``TPU_WORKER_HOSTNAMES``,
+    or under Slurm or Open MPI with more than one task. ``MAESTRO_MULTIHOST=0`` says no to all.
+
+    Args:
+        environment: The environment variables; those of this process by default.
+    """
+    environment = os.environ if environment is None else environment
+    explicit = environment.get("MAESTRO_MULTIHOST", "")
+    if explicit:
+        return explicit not in ("0", "false", "no")
+    if environment.get("JAX_COORDINATOR_ADDRESS"):
+        return True
+    if len([name for name in environment.get("TPU_WORKER_HOSTNAMES", "").split(",") if name]) > 1:
+        return True
+    return any(
+        environment.get(name, "1").isdigit() and int(environment.get(name, "1")) > 1
+        for name in _PROCESS_COUNTS
+    )
+
+
+def initialize() -> bool:
+    """Join the other processes, if there are any; to be called before any device is touched.
+
+    With ``JAX_COORDINATOR_ADDRESS`` set, ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID`` say how many
+    processes there are and which this is; without them JAX asks the cluster.
+
+    Returns:
+        Whether there are several processes.
+
+    Raises:
+        UserError: The environment is contradictory, or the others cannot be found.
+    """
+    if not is_multiprocess():
+        return False
+    values: dict[str, Any] = {}
+    for argument, name in (
+        ("num_processes", "JAX_NUM_PROCESSES"),
+        ("process_id", "JAX_PROCESS_ID"),
+    ):
+        text = os.environ.get(name)
+        if text is None:
+            continue
+        if not text.isdigit():
+            raise UserError(f"{name}={text!r} is not a number; set it or leave it out.")
+        values[argument] = int(text)
+    try:
+        jax.distributed.initialize(**values)
+    except ValueError as error:
+        raise UserError(
+            f"Several processes were announced, but cannot be joined ({error}); set "
+            "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or MAESTRO_MULTIHOST=0."
+        ) from error
+    log.info(
+        "process %d of %d: %d of %d devices, %s",
+        jax.process_index(),
+        jax.process_count(),
+        jax.local_device_count(),
+        jax.device_count(),
+        jax.devices()[0].device_kind,
+    )
+    return True

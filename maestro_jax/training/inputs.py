@@ -1,0 +1,94 @@
+"""Where the batches of a run come from, and the vocabulary that their tokens belong to."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from etils import epath
+from jax.sharding import Mesh
+
+from maestro_jax.errors import UserError
+from maestro_jax.training.checkpoints import find_checkpoint
+from maestro_jax.training.run import TrainRun
+
+log = logging.getLogger(__name__)
+
+Batches = Callable[[int], Iterator[Any]]
+
+
+def task_batches(
+    run: TrainRun, mesh: Mesh, model_dir: epath.Path, data_dir: str | Path | None
+) -> Batches:
+    """Batches from the seqio tasks of a run; their vocabulary is kept with the model.
+
+    Args:
+        run: The run.
+        mesh: The device mesh, which says what this process loads.
+        model_dir: The directory that gets ``vocabulary.model``.
+        data_dir: The root of the prepared data.
+
+    Returns:
+        From the number of steps done to an iterator of numpy batches (this process's rows).
+    """
+    # Imported here: these import TensorFlow, which all other training code does without.
+    from maestro_jax.data.data_dir import data_root
+    from maestro_jax.data.loader import StreamLoader
+
+    index, count = run.partitioning.data_shard(mesh)
+
+    def batches(start_step: int) -> Iterator[Any]:
+        loader = StreamLoader(
+            run.streams,
+            split="train",
+            seed=run.seed,
+            start_step=start_step,
+            data_dir=data_root(data_dir),
+            process_index=index,
+            process_count=count,
+        )
+        vocabulary = getattr(loader, "vocabulary", None)
+        if vocabulary is not None:
+            keep_vocabulary(run, vocabulary, model_dir)
+        return iter(loader)
+
+    return batches
+
+
+def keep_vocabulary(run: TrainRun, vocabulary: Any, model_dir: epath.Path) -> None:
+    """Write ``vocabulary.model``; the same ids must mean the same tokens for a model's life.
+
+    Args:
+        run: The run.
+        vocabulary: A ``TokenVocabulary``.
+        model_dir: The model directory.
+
+    Raises:
+        UserError: The vocabulary is larger than the model's, or another one than before.
+    """
+    size = getattr(run.model, "vocab_size", None)
+    if size is not None and vocabulary.vocab_size > size:
+        raise UserError(
+            f"The vocabulary has {vocabulary.vocab_size} tokens, but the model's vocab_size is "
+            f"{size}; set vocab_size to {vocabulary.vocab_size} or more."
+        )
+    with tempfile.TemporaryDirectory() as temporary:
+        vocabulary.save(temporary)
+        content = (Path(temporary) / "vocabulary.model").read_bytes()
+    path = model_dir / "vocabulary.model"
+    if path.exists() and path.read_bytes() != content:
+        raise UserError(
+            f"{path} is not the vocabulary of this run's data; choose another model directory."
+        )
+    if jax.process_index() == 0:
+        path.write_bytes(content)
+    if run.init_from is not None:
+        checkpoint = find_checkpoint(run.init_from)
+        for directory in (checkpoint, checkpoint.parent, checkpoint.parent.parent):
+            source = directory / "vocabulary.model"
+            if source.exists() and source.read_bytes() != content:
+                log.warning("%s is another vocabulary: its tokens have other ids here", source)

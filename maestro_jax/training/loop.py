@@ -1,0 +1,278 @@
+"""The training loop, from an empty or half-trained model directory to a trained model."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import logging
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from etils import epath
+from jax.sharding import Mesh
+
+from maestro_jax.errors import UserError
+from maestro_jax.training import parameter_trees
+from maestro_jax.training.checkpoints import Checkpoints, partial_restore
+from maestro_jax.training.inputs import Batches, task_batches
+from maestro_jax.training.interruption import Interrupted, StopSignals
+from maestro_jax.training.metrics import Chronometer, MetricWindow, MetricWriter, console_line
+from maestro_jax.training.overview import parameter_overview
+from maestro_jax.training.partitioning import replicated
+from maestro_jax.training.run import TrainRun
+from maestro_jax.training.state import TrainState, create_state, initial_params
+from maestro_jax.training.step import train_step
+
+log = logging.getLogger(__name__)
+
+# A run whose every update is skipped for so many steps will not recover.
+_HOPELESS_STEPS = 100
+
+
+def train(
+    run: TrainRun,
+    model_dir: str | Path,
+    data_dir: str | Path | None = None,
+    *,
+    batches: Batches | None = None,
+    on_log: Callable[[int, dict[str, float]], None] | None = None,
+) -> TrainState:
+    """Train a model, or go on training it.
+
+    Called again with the same arguments after any interruption, it continues from the last
+    checkpoint and gives the result that it would have given without the interruption.
+
+    Args:
+        run: What to train, on what, and for how long.
+        model_dir: Where checkpoints and metrics go.
+        data_dir: The root of the prepared data.
+        batches: From the number of steps done to an iterator of numpy batches (this process's
+            rows); by default, batches are loaded from ``run.streams``.
+        on_log: Called at each log point with the step and the metrics, on process 0.
+
+    Returns:
+        The state after the last step.
+
+    Raises:
+        UserError: The run does not fit the devices, the data or the model directory.
+        Interrupted: A signal came; the state was saved.
+        FloatingPointError: No update was finite for a long time.
+    """
+    # ------------------------------------------------------------------------------------ mesh
+    partitioning = run.partitioning
+    mesh = partitioning.mesh()
+    partitioning.check_batch_sizes(mesh, run.batch_sizes)
+    directory = epath.Path(model_dir).expanduser().absolute()
+    is_first_process = jax.process_index() == 0
+    log.info(
+        "%d %s devices in a mesh %s", mesh.size, jax.devices()[0].device_kind, dict(mesh.shape)
+    )
+    unused = [stream for stream in run.streams if stream not in run.used_streams]
+    if unused:
+        log.warning("the objective does not use the streams %s", ", ".join(unused))
+
+    # ------------------------------------------------------------------ state: shapes and places
+    with partitioning.activate(mesh):
+        boxed = run.abstract_state()
+    shardings = partitioning.state_shardings(mesh, boxed)
+    abstract = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        parameter_trees.unbox(boxed),
+        shardings,
+    )
+    size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract.params))
+    log.info("%s parameters", f"{size:,}")
+    if is_first_process:
+        directory.mkdir(parents=True, exist_ok=True)
+        overview = parameter_overview(boxed.params, shardings.params)
+        (directory / "parameters.txt").write_text(overview)
+
+    # ------------------------------------- state: own checkpoint, else init_from, else from scratch
+    checkpoints = Checkpoints(directory, keep=run.keep_checkpoints)
+    restored = checkpoints.restore_latest(abstract)
+    record: dict[str, Any] = {}
+    if restored is not None:
+        state, record = restored
+        _check_record(run, record, directory)
+        log.info("continuing from step %d of %s", record["step"], directory)
+    else:
+        state = _new_state(run, mesh, abstract, shardings)
+    start = int(record.get("step", 0))
+    if start >= run.steps:
+        log.info("nothing to do: step %d of %d is done", start, run.steps)
+        checkpoints.close()
+        return state
+
+    # ------------------------------------------------------------------------------------ data
+    source = task_batches(run, mesh, directory, data_dir) if batches is None else batches
+    iterator = source(start)
+
+    def next_batch(step: int) -> Any:
+        batch = next(iterator, None)
+        if batch is None:
+            raise UserError(f"The data ended before step {step} of {run.steps}; set fewer steps.")
+        return partitioning.shard_batch(mesh, batch)
+
+    # ------------------------------------------------------------------------------------ step
+    batch_sharding = partitioning.batch_sharding(mesh)
+    step_function = jax.jit(
+        functools.partial(
+            train_step,
+            model=run.model,
+            objective=run.objective,
+            optimizer=run.optimizer,
+            ema_decay=run.ema_decay,
+            seed=run.seed,
+        ),
+        in_shardings=(shardings, batch_sharding),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
+
+    # ------------------------------------------------------------------------- log and checkpoint
+    chronometer = Chronometer(start, run.steps, float(record.get("elapsed_seconds", 0.0)))
+    skipped = int(record.get("skipped_steps", 0))
+    skipped_in_a_row = 0
+    writer = None
+    if is_first_process:
+        writer = MetricWriter(directory, start_step=start, tensorboard=run.tensorboard)
+
+    def log_point(step: int, window: MetricWindow) -> None:
+        nonlocal skipped, skipped_in_a_row
+        means, totals = window.compute()
+        skipped_here = round(totals["skipped_steps"])
+        skipped += skipped_here
+        skipped_in_a_row = skipped_in_a_row + skipped_here if skipped_here == len(window) else 0
+        values = {**means, "skipped_steps": float(skipped), **chronometer.window(step)}
+        if writer is not None:
+            writer.write(step, values)
+            names = _console_names(values) if run.console_metrics is None else run.console_metrics
+            log.info("%s", console_line(step, run.steps, values, names))
+            if on_log is not None:
+                on_log(step, values)
+        if skipped_in_a_row >= _HOPELESS_STEPS:
+            raise FloatingPointError(
+                f"Loss or gradient of the last {skipped_in_a_row} steps were not finite; lower the "
+                "learning rate, or look at the data."
+            )
+
+    def save(step: int) -> None:
+        data = {
+            "step": step,
+            "seed": run.seed,
+            "elapsed_seconds": chronometer.elapsed,
+            "skipped_steps": skipped + round(window.compute()[1].get("skipped_steps", 0.0)),
+            # The position of a stream: examples of step n are a function of (seed, n).
+            "streams": {
+                name: {**dataclasses.asdict(config), "examples": step * config.batch_size}
+                for name, config in run.streams.items()
+            },
+        }
+        checkpoints.save(state, data)
+        if writer is not None:
+            writer.flush()
+
+    # ------------------------------------------------------------------------------------ loop
+    window, pending = MetricWindow(), None
+    previous: Any = None
+    first_profiled, last_profiled = run.profile_steps or (0, 0)
+    began = time.monotonic()
+    try:
+        with StopSignals() as signals, partitioning.activate(mesh):
+            batch = next_batch(start + 1)
+            for step in range(start + 1, run.steps + 1):
+                if step == first_profiled:
+                    jax.profiler.start_trace(str(directory / "profile"))
+                with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                    state, metrics = step_function(state, batch)
+                window.add(metrics)
+                # At most two steps are under way, which bounds the memory of batches. While the
+                # devices work on this one, log what came before and fetch what comes next.
+                jax.block_until_ready(previous)
+                previous = metrics
+                if pending is not None:
+                    log_point(*pending)
+                    pending = None
+                waiting = time.monotonic()
+                if step < run.steps:
+                    batch = next_batch(step + 1)
+                chronometer.waited(time.monotonic() - waiting)
+                if step == last_profiled and first_profiled > start:
+                    jax.block_until_ready(metrics)
+                    jax.profiler.stop_trace()
+                if step == start + 1:
+                    jax.block_until_ready(metrics)
+                    log.info("first step after %.1f s", time.monotonic() - began)
+                    chronometer.restart_window(step)
+                if step % run.log_every == 0 or step == run.steps:
+                    window, pending = MetricWindow(), (step, window)
+
+                code = signals.exit_code(step)
+                if step % run.checkpoint_every == 0 or step == run.steps or code is not None:
+                    if pending is not None:
+                        log_point(*pending)
+                        pending = None
+                    save(step)
+                if code is not None and step < run.steps:
+                    checkpoints.wait()
+                    log.warning("saved step %d; run the same command to continue", step)
+                    raise Interrupted(code)
+    finally:
+        # ------------------------------------------------------------------------------- close
+        checkpoints.close()
+        if writer is not None:
+            writer.close()
+        if hasattr(iterator, "close"):
+            iterator.close()
+    log.info("done: %d steps, model in %s", run.steps, directory)
+    return state
+
+
+def _new_state(
+    run: TrainRun, mesh: Mesh, abstract: TrainState, shardings: TrainState
+) -> TrainState:
+    """A state from ``init_from`` or from scratch; every array is born where it belongs."""
+    with run.partitioning.activate(mesh):
+        params = jax.jit(
+            lambda: parameter_trees.unbox(
+                initial_params(run.model, run.objective, run.batch_shapes(), run.seed)
+            ),
+            out_shardings=shardings.params,
+        )()
+        if run.init_from is None:
+            log.info("starting from scratch")
+        else:
+            params, report = partial_restore(params, run.init_from, run.init_which)
+            log.info("starting from %s (%s): %s", run.init_from, run.init_which, report.summary())
+        return jax.jit(
+            functools.partial(create_state, optimizer=run.optimizer, ema=run.ema_decay is not None),
+            out_shardings=shardings,
+            donate_argnums=0,
+        )(params)
+
+
+def _check_record(run: TrainRun, record: dict[str, Any], model_dir: epath.Path) -> None:
+    """Refuse to continue where the batches would not be the ones that come next."""
+    if record["seed"] != run.seed:
+        raise UserError(
+            f"{model_dir} was begun with seed {record['seed']}, not {run.seed}; set seed to "
+            f"{record['seed']}, or choose another model directory."
+        )
+    for stream, config in run.streams.items():
+        saved = record.get("streams", {}).get(stream, {})
+        if saved.get("batch_size") != config.batch_size or saved.get("mixture") != config.mixture:
+            log.warning(
+                "the stream %r changed since the checkpoint: its examples go on from another place",
+                stream,
+            )
+
+
+def _console_names(values: dict[str, float]) -> list[str]:
+    """The loss, at most six of its parts, and the learning rate."""
+    parts = sorted(name for name in values if name.startswith("loss/"))
+    return ["loss", *itertools.islice(parts, 6), "grad_norm", "learning_rate"]

@@ -1,0 +1,114 @@
+"""What a training run is: the root of a run's configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+
+from maestro_jax.data.streams import StreamConfig, batch_shapes, check_streams
+from maestro_jax.errors import UserError, near_misses
+from maestro_jax.training.optimizers import Optimizer
+from maestro_jax.training.partitioning import Partitioning
+from maestro_jax.training.state import TrainState, abstract_state
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainRun:
+    """A training run, complete but for the directories.
+
+    Attributes:
+        model: The Linen module.
+        objective: Which losses run on which stream.
+        optimizer: Learning rate, schedule and the like.
+        streams: What each stream of a batch is made of.
+        steps: Training ends after so many steps.
+        seed: Everything random is a function of the seed and the step.
+        partitioning: The device mesh and the rules for laying arrays out on it.
+        log_every: Steps between two log points.
+        checkpoint_every: Steps between two checkpoints.
+        keep_checkpoints: The last so many checkpoints are kept.
+        ema_decay: Decay of the average of the parameters; None: no average is kept.
+        init_from: Directory of a checkpoint whose parameters a new run begins with, as far as name
+            and shape fit.
+        init_which: Whether to begin with its average (``ema``) or with its last values
+            (``params``).
+        console_metrics: The metrics on the console, in order; None: the loss and its parts.
+        tensorboard: Whether to write TensorBoard files.
+        profile_steps: First and last step of a profile, which is written to ``profile/``.
+    """
+
+    model: Any
+    objective: Any
+    optimizer: Optimizer
+    streams: Mapping[str, StreamConfig]
+    steps: int
+    seed: int = 0
+    partitioning: Partitioning = Partitioning()
+    log_every: int = 20
+    checkpoint_every: int = 200
+    keep_checkpoints: int = 2
+    ema_decay: float | None = 0.9999
+    init_from: str | None = None
+    init_which: Literal["ema", "params"] = "ema"
+    console_metrics: tuple[str, ...] | None = None
+    tensorboard: bool = True
+    profile_steps: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work, before any device is touched."""
+        for name in ("steps", "log_every", "checkpoint_every", "keep_checkpoints"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise UserError(f"{name} is {value!r}; it must be a whole number of 1 or more.")
+        if not 0 <= self.seed < 2**31:
+            raise UserError(f"seed is {self.seed}; it must lie in 0 ... 2**31 - 1.")
+        if self.ema_decay is not None and not 0.0 <= self.ema_decay < 1.0:
+            raise UserError(
+                f"ema_decay is {self.ema_decay}; it must be at least 0 and below 1, or None."
+            )
+        if self.init_which not in ("ema", "params"):
+            raise UserError(
+                f"init_which is {self.init_which!r}; choose 'ema' or 'params'."
+                f"{near_misses(self.init_which, ('ema', 'params'))}"
+            )
+        if self.profile_steps is not None:
+            first, last = self.profile_steps
+            if not 1 <= first <= last <= self.steps:
+                raise UserError(
+                    f"profile_steps is {tuple(self.profile_steps)}; give the first and the last "
+                    f"step, within 1 ... {self.steps}."
+                )
+        check_streams(self.streams)
+        if not self.used_streams:
+            raise UserError(
+                f"The objective {type(self.objective).__name__} learns from "
+                f"{', '.join(self.objective.streams)}, but the run has only the streams "
+                f"{', '.join(self.streams)}; add one of the former to streams."
+            )
+
+    @property
+    def used_streams(self) -> tuple[str, ...]:
+        """The streams of the run that the objective knows how to use."""
+        return tuple(stream for stream in self.streams if stream in self.objective.streams)
+
+    @property
+    def batch_sizes(self) -> dict[str, int]:
+        """The global batch size of each stream."""
+        return {stream: config.batch_size for stream, config in self.streams.items()}
+
+    def batch_shapes(self) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+        """The global shapes of a batch, ``{stream: {feature: shape}}``."""
+        return batch_shapes(self.streams)
+
+    def abstract_state(self) -> TrainState:
+        """Shapes, types and logical axes of the training state; nothing is allocated."""
+        return abstract_state(
+            self.model,
+            self.objective,
+            self.optimizer,
+            self.batch_shapes(),
+            ema=self.ema_decay is not None,
+        )

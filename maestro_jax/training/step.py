@@ -1,0 +1,90 @@
+"""One training step: a pure function of the state and a batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from maestro_jax.training.optimizers import Optimizer, update_ema
+from maestro_jax.training.state import TrainState
+
+Metrics = dict[str, tuple[jax.Array, jax.Array]]
+
+
+def train_step(
+    state: TrainState,
+    batch: Any,
+    *,
+    model: Any,
+    objective: Any,
+    optimizer: Optimizer,
+    ema_decay: float | None,
+    seed: int,
+) -> tuple[TrainState, Metrics]:
+    """Take one gradient step.
+
+    A step whose loss or gradient is not finite changes nothing but the step number; the metric
+    ``skipped_steps`` counts it.
+
+    Args:
+        state: The state before the step.
+        batch: ``{stream: {feature: array}}``, global arrays.
+        model: The model.
+        objective: The objective, which turns model, parameters and batch to a loss and metrics.
+        optimizer: The optimizer's configuration.
+        ema_decay: The decay of the average of the parameters; None: the state has none.
+        seed: The seed of the run; the randomness of a step is a function of (seed, step).
+
+    Returns:
+        The state after the step, and ``{name: (total, count)}`` of float32 scalars.
+    """
+    rng = jax.random.fold_in(jax.random.key(seed), state.step)
+
+    def loss_of(params: Any) -> tuple[jax.Array, Metrics]:
+        return objective.loss(
+            model, params, state.ema_params, batch, rng=rng, step=state.step, train=True
+        )
+
+    (loss, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+    gradient_norm = optax.tree.norm(gradients)
+    finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
+
+    updates, opt_state = optimizer.build(state.params).update(
+        gradients, state.opt_state, state.params
+    )
+    params = optax.apply_updates(state.params, updates)
+    average = state.ema_params
+    if ema_decay is not None:
+        average = update_ema(average, params, state.step, ema_decay)
+
+    def keep_if_finite(new: Any, old: Any) -> Any:
+        return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+
+    new_state = TrainState(
+        step=state.step + 1,
+        params=keep_if_finite(params, state.params),
+        opt_state=keep_if_finite(opt_state, state.opt_state),
+        ema_params=keep_if_finite(average, state.ema_params),
+    )
+    one = jnp.ones((), jnp.float32)
+    metrics = {
+        "loss": (loss.astype(jnp.float32), one),
+        **metrics,
+        "grad_norm": (gradient_norm, one),
+        "param_norm": (optax.tree.norm(new_state.params), one),
+        "learning_rate": (optimizer.schedule(state.step), one),
+    }
+    # One value that is not finite must not spoil the average over many steps.
+    metrics = {name: _only_finite(total, count) for name, (total, count) in metrics.items()}
+    metrics["skipped_steps"] = (1.0 - finite.astype(jnp.float32), one)
+    return new_state, metrics
+
+
+def _only_finite(total: jax.Array, count: jax.Array) -> tuple[jax.Array, jax.Array]:
+    total = jnp.asarray(total, jnp.float32)
+    count = jnp.asarray(count, jnp.float32)
+    finite = jnp.isfinite(total) & jnp.isfinite(count)
+    return jnp.where(finite, total, 0.0), jnp.where(finite, count, 0.0)

@@ -1,0 +1,1 @@
+"""Corpora as seqio tasks: one file a corpus, and the mixtures over them."""

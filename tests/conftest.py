@@ -1,0 +1,34 @@
+"""What every test finds: eight CPU devices, quiet libraries, reproducible examples."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import tempfile
+
+# Before JAX is imported. Tests that are for a GPU are run with JAX_PLATFORMS=cuda.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+_DEVICES = "--xla_force_host_platform_device_count=8"
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}".strip()
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+# Corpora that tests make are kept between runs; those of whoever runs the tests are not touched.
+os.environ["MAESTRO_DATA_DIR"] = str(pathlib.Path(__file__).resolve().parent / ".cache" / "data")
+# A test that plots needs no display, and none may write below the home directory.
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("MPLCONFIGDIR", os.path.join(tempfile.gettempdir(), "maestro_jax_matplotlib"))
+
+import hypothesis  # noqa: E402
+from absl import logging  # noqa: E402
+
+# A first example compiles, so there is no deadline; the examples are the same in every run.
+hypothesis.settings.register_profile(
+    "maestro",
+    deadline=None,
+    derandomize=True,
+    max_examples=25,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("maestro")
+logging.set_verbosity(logging.ERROR)

@@ -1,0 +1,14 @@
+"""The data root: argument, environment, home."""
+
+from pathlib import Path
+
+from maestro_jax.data.data_dir import data_root
+
+
+def test_order_of_precedence(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("MAESTRO_DATA_DIR", raising=False)
+    assert data_root() == tmp_path / "maestro_data"
+    monkeypatch.setenv("MAESTRO_DATA_DIR", "/from/environment")
+    assert data_root() == Path("/from/environment")
+    assert data_root("~/mine") == tmp_path / "mine"

@@ -1,0 +1,178 @@
+"""Tasks through plain seqio, the feature converters, and the list of tasks."""
+
+import importlib
+
+import numpy as np
+import pytest
+
+from maestro_jax.data.streams import STREAM_FEATURES, StreamConfig
+from maestro_jax.errors import UserError
+
+
+@pytest.fixture
+def scope(corpus):
+    from maestro_jax.data.data_scope import data_scope
+
+    with data_scope(corpus.root):
+        yield corpus
+
+
+def test_records_by_index(scope):
+    import seqio
+
+    source = seqio.TaskRegistry.get("tinyvox_paired_sl").source
+    assert source.num_input_examples("train") == 7
+    for index in (6, 0, 3):
+        record = source.record("train", index)
+        expected = scope.records["paired_sl_train"][index]
+        np.testing.assert_array_equal(record["audio"], expected["audio"])
+        assert record["text"].decode() == expected["text"]
+    with pytest.raises(UserError, match="no split 'dev'"):
+        source.record("dev", 0)
+
+
+def test_plain_seqio(scope):
+    import seqio
+
+    task = seqio.get_mixture_or_task("tinyvox_paired_de")
+    ids = [
+        example["id"].decode()
+        for example in task.get_dataset(split="train", shuffle=False).as_numpy_iterator()
+    ]
+    assert ids == [record["id"] for record in scope.records["paired_de_train"]]
+    orders = [
+        [
+            example["id"].decode()
+            for example in task.get_dataset(shuffle=True, seed=seed).as_numpy_iterator()
+        ]
+        for seed in (1, 1, 2)
+    ]
+    assert orders[0] == orders[1] != orders[2]
+    assert sorted(orders[0]) == sorted(orders[2]) == sorted(ids)
+    shards = [
+        example["id"].decode()
+        for index in range(3)
+        for example in task.get_dataset(
+            shuffle=False, shard_info=seqio.ShardInfo(index, 3)
+        ).as_numpy_iterator()
+    ]
+    assert sorted(shards) == sorted(ids)
+
+
+def test_a_mixture_through_seqio(scope):
+    import seqio
+
+    dataset = seqio.get_dataset(
+        "tinyvox_paired",
+        {"audio": 450, "text": 40, "language": None},
+        "train",
+        shuffle=True,
+        num_epochs=1,
+        feature_converter=converters()["paired"](),
+        seed=1,
+    )
+    examples = list(dataset.as_numpy_iterator())
+    assert 7 < len(examples) <= 20
+    assert examples[0]["audio"].shape == (450,)
+    assert set(examples[0]) == set(STREAM_FEATURES["paired"])
+
+
+def converters():
+    from maestro_jax.data.feature_converters import STREAM_CONVERTERS
+
+    return STREAM_CONVERTERS
+
+
+@pytest.mark.parametrize("stream", STREAM_FEATURES)
+def test_converters_agree_with_the_loaders_rows(scope, stream):
+    import seqio
+    import tensorflow as tf
+
+    from maestro_jax.data.rows import empty_rows, stream_identities, stream_limits, write_row
+
+    sizes = {"audio_samples": 250, "text_tokens": 12, "translation_tokens": 12}
+    fields = {"audio": "audio_samples", "text": "text_tokens", "translation": "translation_tokens"}
+    config = StreamConfig(
+        mixture="m",
+        batch_size=1,
+        **{field: sizes[field] for name, field in fields.items() if name in STREAM_FEATURES[stream]},
+    )
+    limits, identities = stream_limits(stream, config), stream_identities(stream)
+    task = seqio.get_mixture_or_task(f"tinyvox_{stream}_de")
+    plain = task.get_dataset(split="train", shuffle=False, trim_output_features=False)
+    converter = converters()[stream](
+        passthrough_features={"id": seqio.FeatureConverter.FeatureSpec(tf.string, rank=0)}
+    )
+    converted = converter(plain, {**limits, **dict.fromkeys(identities), "id": None})
+    over_long = 0
+    for before, after in zip(
+        plain.as_numpy_iterator(), converted.as_numpy_iterator(), strict=True
+    ):
+        features = empty_rows(limits, identities, 1)
+        crop = 0 if stream == "speech" else None
+        over_long += write_row(features, 0, before, limits, identities, crop=crop)
+        assert after.pop("id") == before["id"]
+        assert set(after) == set(features)
+        for name, values in features.items():
+            np.testing.assert_array_equal(after[name], values[0])
+            assert after[name].dtype == values.dtype
+    assert over_long
+
+
+def test_a_missing_vocabulary_names_the_remedy(tmp_path, corpus):
+    import shutil
+
+    from maestro_jax.data.loader import StreamLoader
+
+    shutil.copytree(corpus.root / "tinyvox", tmp_path / "tinyvox")
+    streams = {"text": StreamConfig(mixture="tinyvox_text", batch_size=2, text_tokens=40)}
+    with pytest.raises(UserError, match="no vocabulary .*maestro prepare tinyvox"):
+        StreamLoader(streams, seed=0, data_dir=tmp_path)
+
+
+def test_list_of_tasks(corpus, tmp_path):
+    from maestro_jax.data.task_listing import list_tasks
+
+    rows = {row.name: row for row in list_tasks(corpus.root)}
+    mixture, task = rows["tinyvox_paired"], rows["tinyvox_mt_sl"]
+    assert (mixture.kind, mixture.stream, mixture.languages) == ("mixture", "paired", ("de", "sl"))
+    assert mixture.examples == {"train": 20, "validation": 8, "test": 6}
+    assert (task.kind, task.stream, task.languages) == ("task", "mt", ("sl",))
+    assert task.examples == {"train": 4}
+    assert mixture.ready and task.ready
+    rows = {row.name: row for row in list_tasks(tmp_path)}
+    assert not rows["tinyvox_paired"].ready
+    assert rows["tinyvox_paired"].examples is None
+    assert rows["minivox_small_paired"].stream == "paired"
+
+
+def test_shipped_names_and_reload(tmp_path):
+    import seqio
+
+    import maestro_jax.tasks.mixtures as mixtures
+    import maestro_jax.tasks.minivox_tasks as minivox_tasks
+    from maestro_jax.data.task_listing import get_task_or_mixture
+
+    importlib.reload(minivox_tasks)
+    importlib.reload(mixtures)
+    for config in ("small", "full"):
+        for stream in STREAM_FEATURES:
+            mixture = get_task_or_mixture(f"minivox_{config}_{stream}")
+            for task in mixture.tasks:
+                assert task.stream == stream
+                assert task.name == f"minivox_{config}_{stream}_{task.languages[0]}"
+                assert ("validation" in task.splits) == (stream in ("paired", "st"))
+                assert not (stream in ("mt", "st") and task.languages == ("en",))
+    assert "minivox_full_st_sl" in seqio.TaskRegistry.names()
+    with pytest.raises(UserError, match="Did you mean 'minivox_small_paired_de'"):
+        get_task_or_mixture("minivox_smal_paired_de")
+
+
+def test_data_that_are_not_prepared_name_the_command(tmp_path):
+    from maestro_jax.data.data_scope import data_scope
+    from maestro_jax.data.task_listing import get_task_or_mixture
+
+    with data_scope(tmp_path):
+        for name in ("minivox_small_speech_de", "minivox_small_paired_de"):
+            with pytest.raises(UserError, match="maestro prepare minivox --config small"):
+                get_task_or_mixture(name).get_dataset(split="train")

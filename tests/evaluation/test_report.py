@@ -1,0 +1,156 @@
+"""The table has the rows, numbers and notes that a reader needs, in all three forms."""
+
+import json
+
+import pytest
+
+from maestro_jax.evaluation.evaluate import score
+from maestro_jax.evaluation.predictions import Prediction
+from maestro_jax.evaluation.published import COVOST_BLEU, COVOST_GROUPS, VOXPOPULI_WER
+from maestro_jax.evaluation.report import format_markdown, format_text, report_json, write_report
+
+
+def recognised(language, *pairs):
+    return [
+        Prediction(id=f"{language}-{i}", language=language, reference=r, hypothesis=h)
+        for i, (r, h) in enumerate(pairs)
+    ]
+
+
+@pytest.fixture
+def recognition():
+    predictions = [
+        *recognised("de", ("eins zwei", "eins zwei"), ("drei vier", "drei vier")),
+        *recognised("en", ("one two", "one too"), ("", "noise")),
+        *recognised("sl", ("ena dve", "")),
+    ]
+    return score(predictions, kind="asr", name="toy", expected={"de": 2, "en": 3, "sl": 1})
+
+
+@pytest.fixture
+def translation():
+    predictions = [
+        Prediction(id="1", language=language, target_language=target, reference=r, hypothesis=r)
+        for language, target, r in (
+            ("de", "en", "a house by the sea"),
+            ("en", "ja", "海の近くの家です"),
+        )
+    ]
+    return score(predictions, kind="st", name="toy")
+
+
+def table(markdown):
+    """The cells of a Markdown table, a list a line, without the rule."""
+    lines = [line for line in markdown.splitlines() if line.startswith("|")]
+    cells = [[cell.strip().strip("*") for cell in line.strip("|").split("|")] for line in lines]
+    assert set("".join(cells[1])) <= set("-: ")
+    assert len({len(row) for row in cells}) == 1
+    return [cells[0], *cells[2:]]
+
+
+def test_markdown_table(recognition):
+    header, *rows = table(format_markdown(recognition, low_resource={"sl"}))
+    assert header[:3] == ["language", "utterances", "WER %"]
+    named = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+    assert list(named) == [
+        "de",
+        "en",
+        "sl (low-resource)",
+        "average of 3",
+        "average of 2, without low-resource",
+    ]
+    assert named["de"]["WER %"] == "0.0"
+    # One substitution and one insertion over two words.
+    assert (named["en"]["sub"], named["en"]["ins"], named["en"]["WER %"]) == ("1", "1", "100.0")
+    assert named["sl (low-resource)"]["del"] == "2"
+    assert named["en"]["utterances"] == "2 of 3"
+    assert named["average of 3"]["WER %"] == f"{(0 + 100 + 100) / 3:.1f}"
+    assert named["average of 2, without low-resource"]["WER %"] == "50.0"
+
+
+def test_notes_tell_what_the_numbers_rest_on(recognition):
+    page = format_markdown(recognition, low_resource={"sl"})
+    assert "INCOMPLETE" in page and "en 2 of 3" in page
+    assert "empty reference: en 1" in page
+    assert "empty hypothesis: sl 1" in page
+    assert "5 utterances scored" in page
+
+
+def test_text_table_is_aligned(recognition):
+    lines = format_text(recognition).splitlines()
+    header = next(line for line in lines if line.startswith("language"))
+    column = header.index("WER %") + len("WER %")
+    rows = [line for line in lines if line.startswith(("de ", "en ", "sl ", "average"))]
+    assert len(rows) == 4
+    for line in rows:
+        float(line[:column].split()[-1])
+
+
+def test_translation_table_shows_signatures(translation):
+    page = format_markdown(translation)
+    header, *rows = table(page)
+    assert header[0] == "direction"
+    assert [row[0] for row in rows] == ["de-en", "en-ja", "average of 2"]
+    assert "BLEU (de-en): `nrefs:1|case:mixed|eff:no|tok:13a" in page
+    assert "BLEU (en-ja): `nrefs:1|case:mixed|eff:no|tok:char" in page
+    assert page.count("chrF: `") == 1
+
+
+def test_files(recognition, tmp_path):
+    markdown, values = write_report(recognition, tmp_path / "evaluation", low_resource={"sl"})
+    assert (markdown.name, values.name) == ("toy.md", "toy.json")
+    assert markdown.read_text() == format_markdown(recognition, low_resource={"sl"})
+    content = json.loads(values.read_text())
+    assert content == json.loads(json.dumps(report_json(recognition, low_resource={"sl"})))
+    assert [row["direction"] for row in content["rows"]] == ["de", "en", "sl"]
+    assert [row["low_resource"] for row in content["rows"]] == [False, False, True]
+    assert content["rows"][1]["wer"] == 100.0
+    assert content["rows"][1]["complete"] is content["complete"] is False
+    assert [average["rows"] for average in content["averages"]] == [
+        ["de", "en", "sl"],
+        ["de", "en"],
+    ]
+
+
+def test_undefined_scores_are_null_in_json_and_marked_in_the_table(tmp_path):
+    evaluation = score(recognised("de", ("", "x")), kind="asr", name="toy", expected={"fr": 3})
+    _, values = write_report(evaluation, tmp_path)
+    assert [row["wer"] for row in json.loads(values.read_text())["rows"]] == [None, None]
+    _, *rows = table(format_markdown(evaluation))
+    assert [row[2] for row in rows] == ["inf", "-", "-"]
+
+
+def test_published_columns_average_over_the_same_languages(recognition):
+    header, *rows = table(format_markdown(recognition, published=VOXPOPULI_WER))
+    column = header.index("MAESTRO")
+    assert [row[column] for row in rows[:3]] == ["7.9", "6.3", "14.2"]
+    assert rows[3][column] == f"{(7.9 + 6.3 + 14.2) / 3:.1f}"
+
+
+def test_a_stated_average_needs_the_whole_group():
+    predictions = [
+        Prediction(
+            id="1",
+            language=language,
+            target_language="en",
+            reference="a b c d",
+            hypothesis="a b c d",
+        )
+        for language in (*COVOST_GROUPS["high"], *COVOST_GROUPS["mid"][:2])
+    ]
+    evaluation = score(predictions, kind="st", name="covost")
+    page = format_markdown(evaluation, groups=COVOST_GROUPS, published=COVOST_BLEU)
+    header, *rows = table(page)
+    column = header.index("MAESTRO")
+    averages = {row[0]: row[column] for row in rows if row[0].startswith("average")}
+    assert averages == {"average of 6": "-", "average of 4, high": "38.2", "average of 2, mid": "-"}
+
+
+def test_published_numbers_agree_with_their_averages():
+    for numbers, stated in ((VOXPOPULI_WER["w2v-BERT"], 8.8), (VOXPOPULI_WER["MAESTRO"], 8.2)):
+        # The paper rounds each language before it prints them.
+        assert sum(numbers.values()) / len(numbers) == pytest.approx(stated, abs=0.1)
+    assert sum(map(len, COVOST_GROUPS.values())) == 21
+    for numbers in COVOST_BLEU.values():
+        total = sum(len(languages) * numbers[name] for name, languages in COVOST_GROUPS.items())
+        assert total / 21 == pytest.approx(numbers["all"], abs=0.1)

@@ -1,0 +1,223 @@
+"""Which package may import which, and what must import without TensorFlow."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import pathlib
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "maestro_jax"
+
+# A package imports packages of a lower level, or itself, and the modules at the top of maestro_jax
+# (errors and the like). Data stands beside the levels: it knows only itself and the tasks, and
+# everything from training upwards may ask it.
+LEVELS = {
+    "losses": 0,
+    "modules": 0,
+    "objectives": 1,
+    "decoding": 1,
+    "training": 2,
+    "evaluation": 2,
+    "planning": 2,
+    "cli": 3,
+}
+TENSORFLOW = {"tensorflow", "tensorflow_text", "tensorflow_datasets", "seqio"}
+# What other packages may import from data at their top: no TensorFlow in it.
+LIGHT_DATA = {"streams", "audio", "vocabularies", "data_dir", "languages", "tensorflow_import"}
+
+
+def sources() -> list[tuple[str, pathlib.Path]]:
+    """Package and path of every module; `tasks` for the directory of that name."""
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).parts
+        found.append((parts[0] if len(parts) > 1 else "", path))
+    found += [("tasks", path) for path in sorted((ROOT / "tasks").glob("*.py"))]
+    return found
+
+
+def imports(path: pathlib.Path) -> list[tuple[str, int, bool]]:
+    """Module, line, and whether the import runs when the file is imported, of every import."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    # Imports for type checkers alone never run.
+    unread = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and ast.unparse(block.test).endswith("TYPE_CHECKING")
+        for node in ast.walk(block)
+    }
+    lazy = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        for node in ast.walk(function)
+    }
+    found = []
+    for node in ast.walk(tree):
+        if id(node) in unread:
+            continue
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: write the whole name of the module"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        found += [(name, node.lineno, id(node) not in lazy) for name in names]
+    return found
+
+
+def every_import():
+    for package, path in sources():
+        for name, line, eager in imports(path):
+            yield package, f"{path.relative_to(ROOT)}:{line}", name, eager
+
+
+def test_imports_run_one_way() -> None:
+    wrong = []
+    for package, where, name, _ in every_import():
+        parts = name.split(".")
+        if parts[0] != "maestro_jax" or len(parts) < 2 or package == "":
+            continue
+        target = parts[1]
+        if target == package or target not in {*LEVELS, "data", "tasks"}:
+            continue
+        if package in ("data", "tasks"):
+            allowed = target in ("data", "tasks")
+        elif target in ("data", "tasks"):
+            allowed = LEVELS[package] >= 2
+        else:
+            allowed = LEVELS[target] < LEVELS[package]
+        if not allowed:
+            wrong.append(f"{where}: {package} imports {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_only_the_command_line_knows_gin() -> None:
+    wrong = [
+        f"{where}: {name}"
+        for package, where, name, _ in every_import()
+        if name.split(".")[0] == "gin" and package != "cli"
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_only_data_and_tasks_know_tensorflow() -> None:
+    wrong = []
+    for package, where, name, eager in every_import():
+        parts = name.split(".")
+        if parts[0] in TENSORFLOW and package not in ("data", "tasks"):
+            wrong.append(f"{where}: {name}")
+        if package in ("data", "tasks") or not eager:
+            continue
+        if parts[:2] == ["maestro_jax", "tasks"] or (
+            parts[:2] == ["maestro_jax", "data"] and parts[2] not in LIGHT_DATA
+        ):
+            wrong.append(f"{where}: {name} is to be imported inside the function that needs it")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_package_shadows_the_gin_library() -> None:
+    assert not (ROOT / "gin" / "__init__.py").exists()
+    library = pathlib.Path(importlib.util.find_spec("gin").origin)
+    assert ROOT / "gin" not in library.parents
+
+
+BLOCKED = f'''
+import importlib, sys
+
+class Hiding:
+    """A finder that finds all but some packages, as where those are not installed."""
+
+    def __init__(self, finder):
+        self.finder = finder
+
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {sorted(TENSORFLOW)!r}:
+            return None
+        return self.finder.find_spec(name, path, target)
+
+sys.meta_path[:] = [Hiding(finder) for finder in sys.meta_path if hasattr(finder, "find_spec")]
+'''
+
+
+def run_blocked(program: str, *arguments: str) -> str:
+    """Runs a program in which TensorFlow cannot be imported."""
+    process = subprocess.run(
+        [sys.executable, "-c", BLOCKED + textwrap.dedent(program), *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+def test_everything_but_data_imports_without_tensorflow() -> None:
+    program = """
+    import pkgutil
+    import maestro_jax
+
+    count = 0
+    for package in sys.argv[1].split():
+        package = importlib.import_module(f"maestro_jax.{package}")
+        for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+            importlib.import_module(module.name)
+            count += 1
+    for name in sys.argv[2].split():
+        importlib.import_module(f"maestro_jax.data.{name}")
+    print(count)
+    """
+    packages = [name for name in LEVELS if (PACKAGE / name).is_dir()]
+    assert int(run_blocked(program, " ".join(packages), " ".join(LIGHT_DATA))) > 30
+
+
+def test_training_runs_without_tensorflow(tmp_path: pathlib.Path) -> None:
+    program = """
+    import flax.linen as nn
+    import jax
+    import jax.numpy as jnp
+    import pathlib
+    from maestro_jax.data.streams import StreamConfig, synthetic_batch
+    from maestro_jax.training.loop import train
+    from maestro_jax.training.optimizers import AdamConfig
+    from maestro_jax.training.run import TrainRun
+
+    class Loudness(nn.Module):
+        @nn.compact
+        def __call__(self, audio):
+            return nn.Dense(1)(audio / 32768.0)
+
+    class Regression:
+        streams = ("paired",)
+
+        def init(self, model, rng, batch):
+            return model.init(rng, batch["paired"]["audio"])["params"]
+
+        def loss(self, model, params, ema_params, batch, *, rng, step, train=True):
+            predicted = model.apply({"params": params}, batch["paired"]["audio"])
+            loss = jnp.mean(jnp.square(predicted - 1.0))
+            return loss, {"loss/square": (loss, jnp.ones(()))}
+
+    streams = {
+        "paired": StreamConfig(mixture="none", batch_size=8, audio_samples=400, text_tokens=4)
+    }
+    run = TrainRun(
+        model=Loudness(), objective=Regression(), optimizer=AdamConfig(warmup_steps=1),
+        streams=streams, steps=3,
+    )
+    batches = lambda start: iter(synthetic_batch(streams, step, 32) for step in range(start, 9))
+    print(int(train(run, pathlib.Path(sys.argv[1]), batches=batches).step))
+    """
+    assert run_blocked(program, str(tmp_path / "model")).split()[-1] == "3"
+
+
+@pytest.mark.parametrize("path", [path for _, path in sources()], ids=lambda path: path.stem)
+def test_files_stay_short(path: pathlib.Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 500

@@ -1,0 +1,118 @@
+"""A toy model and objective, small enough that a step compiles in a second."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from maestro_jax.data.streams import StreamConfig, synthetic_batch
+from maestro_jax.training.optimizers import AdamConfig
+from maestro_jax.training.run import TrainRun
+
+VOCABULARY = 16
+WIDTH = 8
+
+
+class Toy(nn.Module):
+    """Predicts every token from itself, through dropout."""
+
+    vocab_size: int = VOCABULARY
+    width: int = WIDTH
+    hidden: int = 12
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array, train: bool) -> jax.Array:
+        boxed = nn.with_logical_partitioning
+        normal = nn.initializers.normal(0.3)
+        table = self.param(
+            "table", boxed(normal, ("vocab", "embed")), (self.vocab_size, self.width)
+        )
+        x = table[tokens]
+        x = nn.with_logical_constraint(x, ("batch", "frames", "act_embed"))
+        x = nn.Dense(
+            self.hidden,
+            kernel_init=boxed(normal, ("embed", "mlp")),
+            bias_init=boxed(nn.initializers.zeros_init(), ("mlp",)),
+            name="up",
+        )(x)
+        x = nn.with_logical_constraint(nn.gelu(x), ("batch", "frames", "act_mlp"))
+        x = nn.Dropout(0.1)(x, deterministic=not train)
+        return nn.Dense(
+            self.vocab_size,
+            kernel_init=boxed(normal, ("mlp", "embed")),
+            name="out",
+        )(x)
+
+
+@dataclasses.dataclass(frozen=True)
+class ToyObjective:
+    """Mean cross-entropy over the tokens of the text stream, plus the distance to the average."""
+
+    streams: tuple[str, ...] = ("text", "mt")
+    explode_at: int = -1
+
+    def init(self, model: nn.Module, rng: jax.Array, batch: Any) -> Any:
+        return model.init({"params": rng}, batch["text"]["text"], False)["params"]
+
+    def loss(self, model, params, ema_params, batch, *, rng, step, train=True):
+        text, length = batch["text"]["text"], batch["text"]["text_length"]
+        logits = model.apply({"params": params}, text, train, rngs={"dropout": rng})
+        valid = (jnp.arange(text.shape[1])[None] < length[:, None]).astype(jnp.float32)
+        nats = -jnp.take_along_axis(jax.nn.log_softmax(logits), text[..., None], -1)[..., 0]
+        total, count = jnp.sum(nats * valid), jnp.sum(valid)
+        drift = jax.tree.map(lambda p, e: jnp.sum((p - e) ** 2), params, ema_params)
+        loss = total / jnp.maximum(count, 1.0) + 0.01 * sum(jax.tree.leaves(drift))
+        loss = jnp.where(step == self.explode_at, jnp.nan, 1.0) * loss
+        return loss, {"loss/text": (total, count), "loss/mt": (jnp.zeros(()), jnp.zeros(()))}
+
+
+STREAMS = {"text": StreamConfig(mixture="toy", batch_size=8, text_tokens=6)}
+
+
+def toy_batches(start_step: int):
+    """Batches that are a function of the step alone."""
+    step = start_step
+    while True:
+        yield synthetic_batch(STREAMS, seed=step, vocab_size=VOCABULARY)
+        step += 1
+
+
+def toy_run(**changes: Any) -> TrainRun:
+    """A run of the toy; ``objective`` and so on may be replaced."""
+    arguments: dict[str, Any] = {
+        "model": Toy(),
+        "objective": ToyObjective(),
+        "optimizer": AdamConfig(learning_rate=1e-2, warmup_steps=2),
+        "streams": STREAMS,
+        "steps": 6,
+        "log_every": 2,
+        "checkpoint_every": 3,
+        "ema_decay": 0.9,
+        "tensorboard": False,
+    }
+    return TrainRun(**(arguments | changes))
+
+
+def assert_trees_equal(left: Any, right: Any) -> None:
+    """The same structure, and the same bits."""
+    assert jax.tree.structure(left) == jax.tree.structure(right)
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+@pytest.fixture(scope="session")
+def toy():
+    """The toy's parts: ``toy.run(...)``, ``toy.batches``, ``toy.Model``, ``toy.Objective``."""
+
+    class Parts:
+        Model, Objective, streams = Toy, ToyObjective, STREAMS
+        run, batches = staticmethod(toy_run), staticmethod(toy_batches)
+        assert_trees_equal = staticmethod(assert_trees_equal)
+
+    return Parts

@@ -1,0 +1,46 @@
+"""What a run refuses before it touches a device."""
+
+from __future__ import annotations
+
+import pytest
+
+from maestro_jax.data.streams import StreamConfig
+from maestro_jax.errors import UserError
+
+PAIRED = StreamConfig(mixture="m", batch_size=2, audio_samples=160, text_tokens=4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "steps is 0"),
+        ({"log_every": 0}, "log_every"),
+        ({"checkpoint_every": 1.5}, "checkpoint_every"),
+        ({"keep_checkpoints": 0}, "keep_checkpoints"),
+        ({"seed": -1}, "seed"),
+        ({"ema_decay": 1.0}, "ema_decay"),
+        ({"init_which": "emma"}, "Did you mean 'ema'"),
+        ({"profile_steps": (3, 9)}, "profile_steps"),
+        ({"streams": {}}, "stream"),
+        ({"streams": {"pared": PAIRED}}, "Did you mean 'paired'"),
+        ({"streams": {"paired": PAIRED}}, "learns from text, mt, but the run has only .* paired"),
+    ],
+)
+def test_refused(toy, changes, message):
+    with pytest.raises(UserError, match=message):
+        toy.run(**changes)
+
+
+def test_streams_that_are_used(toy):
+    run = toy.run(streams={**toy.streams, "paired": PAIRED})
+    assert run.used_streams == ("text",)
+    assert run.batch_sizes == {"text": 8, "paired": 2}
+    assert run.batch_shapes()["text"]["text"].shape == (8, 6)
+
+
+def test_abstract_state_allocates_nothing_and_has_the_right_types(toy):
+    state = toy.run().abstract_state()
+    assert state.step.dtype == "int32"
+    assert state.params["up"]["kernel"].value.shape == (8, 12)
+    assert state.ema_params["up"]["kernel"].names == ("embed", "mlp")
+    assert toy.run(ema_decay=None).abstract_state().ema_params is None
