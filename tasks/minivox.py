@@ -7,7 +7,7 @@ that a model has to listen (many voices, noise, rooms), and test voices and test
 occur in training.
 
 Configs: `small` is what the demo trains on (three languages, about 3 hours); `full` has six
-languages and as many hours as asked for. Splits are named `{stream}_{language}_{part}`:
+languages and as many hours as asked for; `tiny` is made in seconds, to see whether things run. Splits are named `{stream}_{language}_{part}`:
 
 | split | audio | text | translation |
 |---|---|---|---|
@@ -71,6 +71,9 @@ class Minivox(tfds.core.GeneratorBasedBuilder):
     RELEASE_NOTES = {"1.0.0": "Six languages, sixteen kinds of sentences."}
     BUILDER_CONFIGS = [
         MiniVoxConfig(name="small", description="Three languages, about 3 hours."),
+        MiniVoxConfig(
+            name="tiny", description="Three languages, minutes.", corpus=corpus_config.TINY
+        ),
         MiniVoxConfig(
             name="full",
             description="Six languages, about 10 hours each.",
@@ -160,7 +163,7 @@ def prepare(config: str | MiniVoxConfig, data_dir: str | Path | None = None) -> 
     call starts again with what was not finished.
 
     Args:
-        config: `small`, `full`, or a config of one's own with a name of its own.
+        config: `small`, `full`, `tiny`, or a config of one's own with a name of its own.
         data_dir: See `data_root`.
 
     Raises:

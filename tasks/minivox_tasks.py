@@ -1,56 +1,67 @@
-"""MiniVox as seqio tasks: `minivox_{config}_{stream}_{language}`, such as `minivox_small_paired_de`.
+"""MiniVox as seqio tasks: `minivox_{config}_{stream}_{language}`, as `minivox_small_paired_de`.
 
-Registering needs no data; `maestro prepare minivox --config small` makes them. Speech translation reads
-the transcribed splits, as CoVoST-2 reads Common Voice.
+Registering needs no data; `maestro prepare minivox --config small` makes them. Speech translation
+reads the transcribed splits, as CoVoST-2 reads Common Voice. Mixtures `minivox_{config}_{stream}`
+draw languages in proportion to their sizes; `..._upsampled` draws low-resource languages more
+often, with the temperature 3 that mSLAM and USM use for text.
 """
 
 from __future__ import annotations
 
 from maestro_jax.data.indexed_source import IndexedTfdsSource
-from maestro_jax.data.registration import add_stream_task
+from maestro_jax.data.registration import add_language_mixture, add_stream_task
 from maestro_jax.data.streams import STREAM_FEATURES
-from maestro_jax.data.synthesis import config as corpus_config
+from maestro_jax.data.synthesis.config import CorpusConfig
 from maestro_jax.data.task_features import PreparedVocabulary
+from maestro_jax.tasks.minivox import Minivox
 
-CONFIG_LANGUAGES: dict[str, tuple[str, ...]] = {
-    "small": tuple(corpus_config.SMALL.languages),
-    "full": tuple(corpus_config.full().languages),
-}
-"""The languages of each config."""
+UPSAMPLING_TEMPERATURE = 3.0
 
 
-def stream_languages(config: str, stream: str) -> tuple[str, ...]:
-    """The languages of a config that have a stream: English is translated into nothing."""
-    languages = CONFIG_LANGUAGES[config]
-    if stream in ("mt", "st"):
-        return tuple(language for language in languages if language != "en")
-    return languages
+def stream_languages(corpus: CorpusConfig, stream: str) -> tuple[str, ...]:
+    """The languages in which a corpus has training examples of a stream."""
+    recorded = "paired" if stream == "st" else stream
+    splits = corpus.splits()
+    return tuple(
+        language
+        for language in corpus.languages
+        # English is translated into nothing.
+        if f"{recorded}_{language}_train" in splits and (stream, language) != ("st", "en")
+    )
 
 
-def task_names(config: str, stream: str) -> list[str]:
-    """The names of a stream's tasks, one a language."""
-    return [
-        f"minivox_{config}_{stream}_{language}" for language in stream_languages(config, stream)
-    ]
+def add_minivox(config: str, corpus: CorpusConfig) -> None:
+    """Registers the tasks and mixtures of a config; one's own configs can be added like this.
 
-
-def add_minivox_tasks(config: str) -> None:
-    """Registers the tasks of all streams of a config."""
+    Args:
+        config: Its name.
+        corpus: What it consists of.
+    """
     remedy = f"maestro prepare minivox --config {config}"
     vocabulary = PreparedVocabulary(f"vocabularies/minivox_{config}.model", remedy)
+    recorded_splits = corpus.splits()
     for stream in STREAM_FEATURES:
         recorded = "paired" if stream == "st" else stream
-        parts = ("train", "validation", "test") if recorded == "paired" else ("train",)
-        for language in stream_languages(config, stream):
-            splits = {part: f"{recorded}_{language}_{part}" for part in parts}
+        names = []
+        for language in stream_languages(corpus, stream):
+            splits = {
+                part: split
+                for part in ("train", "validation", "test")
+                if (split := f"{recorded}_{language}_{part}") in recorded_splits
+            }
+            names.append(f"minivox_{config}_{stream}_{language}")
             add_stream_task(
-                f"minivox_{config}_{stream}_{language}",
+                names[-1],
                 stream=stream,
                 source=IndexedTfdsSource(f"minivox/{config}", splits, remedy),
                 languages=(language,),
                 vocabulary=vocabulary,
             )
+        if names:
+            mixture = f"minivox_{config}_{stream}"
+            add_language_mixture(mixture, names)
+            add_language_mixture(f"{mixture}_upsampled", names, temperature=UPSAMPLING_TEMPERATURE)
 
 
-for _config in CONFIG_LANGUAGES:
-    add_minivox_tasks(_config)
+for _config in Minivox.BUILDER_CONFIGS:
+    add_minivox(_config.name, _config.corpus)

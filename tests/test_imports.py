@@ -23,9 +23,9 @@ LEVELS = {
     "objectives": 1,
     "decoding": 1,
     "training": 2,
-    "evaluation": 2,
-    "planning": 2,
-    "cli": 3,
+    "evaluation": 3,
+    "planning": 3,
+    "cli": 4,
 }
 TENSORFLOW = {"tensorflow", "tensorflow_text", "tensorflow_datasets", "seqio"}
 # What other packages may import from data at their top: no TensorFlow in it.

@@ -18,14 +18,15 @@ _KNOWN_FORMATS = "wav, flac, ogg or mp3"
 def read_audio(path: str | Path) -> np.ndarray:
     """Reads a wav, flac, ogg or mp3 file of any rate, mono or with several channels.
 
-    Channels are averaged; other rates than 16 kHz are converted by a polyphase filter at the reduced ratio of the two
-    rates.
+    Channels are averaged; other rates than 16 kHz are converted by a polyphase filter at the
+    reduced ratio of the two rates.
 
     Args:
         path: The file.
 
     Returns:
-        float32 `[samples]` at 16 kHz, within about -1 to 1; ``ceil(frames * 16000 / rate)`` samples.
+        float32 `[samples]` at 16 kHz, within about -1 to 1; ``ceil(frames * 16000 / rate)``
+        samples.
 
     Raises:
         UserError: The file is missing, a directory, unreadable, empty, or holds no finite audio.
@@ -43,13 +44,16 @@ def read_audio(path: str | Path) -> np.ndarray:
     except OSError as error:
         raise UserError(f"{path} cannot be opened: {error.strerror or error}.") from error
     except (soundfile.LibsndfileError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).rstrip(".")
         raise UserError(
-            f"{path} cannot be read as audio ({str(error).rstrip('.')}); convert it to {_KNOWN_FORMATS}."
+            f"{path} cannot be read as audio ({reason}); convert it to {_KNOWN_FORMATS}."
         ) from error
     if samples.shape[0] == 0:
         raise UserError(f"{path} holds no samples: its audio has zero length.")
     if not np.isfinite(samples).all():
-        raise UserError(f"{path} holds samples that are not finite numbers; write it anew as 16-bit audio.")
+        raise UserError(
+            f"{path} holds samples that are not finite numbers; write it as 16-bit audio."
+        )
     return resample(samples.mean(axis=1), rate)
 
 
@@ -72,5 +76,7 @@ def resample(samples: np.ndarray, rate: int, target_rate: int = SAMPLE_RATE) -> 
 
 
 def to_int16(samples: np.ndarray) -> np.ndarray:
-    """Scales a float waveform `[samples]` within -1 to 1 to int16, the form in which batches carry audio."""
-    return np.clip(np.rint(np.asarray(samples, np.float64) * 32768.0), -32768, 32767).astype(np.int16)
+    """Scales a float waveform `[samples]` within -1 to 1 to int16, as batches carry audio."""
+    return np.clip(np.rint(np.asarray(samples, np.float64) * 32768.0), -32768, 32767).astype(
+        np.int16
+    )

@@ -1,12 +1,13 @@
 """seqio feature converters, one a stream: fixed shapes and true lengths for users of plain seqio.
 
-    seqio.get_dataset("minivox_small_paired", {"audio": 240_000, "text": 64, "language": None}, "train",
-                      feature_converter=PairedFeatureConverter())
+    lengths = {"audio": 240_000, "text": 64, "language": None}
+    seqio.get_dataset("minivox_small_paired", lengths, PairedFeatureConverter(), "train")
 
-gives the features of the stream's batches. The rules are those of `maestro_jax.data.rows`: over-long
-transcribed examples become empty ones; over-long untranscribed speech is cropped, here at its end.
-Note that `seqio.get_dataset` trims features before a converter sees them; to have over-long examples
-emptied, pass the converter a dataset of `task.get_dataset(..., trim_output_features=False)`.
+gives the features of the stream's batches. The rules are those of `maestro_jax.data.rows`:
+over-long transcribed examples become empty ones; over-long untranscribed speech is cropped, here at
+its end. Note that `seqio.get_dataset` trims features before a converter sees them; to have
+over-long examples emptied, pass the converter a dataset of `task.get_dataset(...,
+trim_output_features=False)`.
 """
 
 from __future__ import annotations
@@ -24,9 +25,7 @@ _Spec = seqio.FeatureConverter.FeatureSpec
 def _task_features(stream: str) -> dict[str, _Spec]:
     """What the converter of a stream reads."""
     return {
-        name: spec
-        for name, spec in _model_features(stream).items()
-        if not name.endswith("_length")
+        name: spec for name, spec in _model_features(stream).items() if not name.endswith("_length")
     }
 
 

@@ -1,16 +1,21 @@
 """The order of examples: a pure function of (seed, position), computable anywhere in constant time.
 
-A stream draws from several tasks at fixed rates. Position ``p`` of the stream names one example: a task, and how many
-examples of that task came before it (its *ordinal*). Three properties hold, whatever the position a run starts at:
+A stream draws from several tasks at fixed rates. Position ``p`` of the stream names one example: a
+task, and how many examples of that task came before it (its *ordinal*). Three properties hold,
+whatever the position a run starts at:
 
-* the mixture is exact: positions are cut into blocks, and at every block's end each task has given its share of all
-  the examples so far, to within one example; inside a block the tasks are shuffled;
-* the ordinals of a task count 0, 1, 2, ... along the stream, so that sources without random access can follow too;
-* ordinal ``o`` of a task with ``n`` examples is in epoch ``o // n`` and every example is seen exactly once an epoch, in
-  an order drawn anew each epoch (a Feistel permutation with cycle walking: no table, constant memory; Black and
-  Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002).
+* the mixture is exact: positions are cut into blocks, and at every block's end each task has given
+  its share of all the examples so far, to within about one example; inside a block the tasks are
+  shuffled;
+* the ordinals of a task count 0, 1, 2, ... along the stream, so that sources without random access
+  can follow too;
+* ordinal ``o`` of a task with ``n`` examples is in epoch ``o // n`` and every example is seen
+  exactly once an epoch, in an order drawn anew each epoch (a Feistel permutation with cycle
+  walking: no table, constant memory; Black and Rogaway, "Ciphers with arbitrary finite domains",
+  CT-RSA 2002).
 
-Only integer arithmetic is used, so the order is the same on every machine and with every version of NumPy.
+Once the rates are rounded to fixed point, all arithmetic is on integers: the order is the same on
+every machine and with every version of NumPy.
 """
 
 from __future__ import annotations
@@ -56,7 +61,8 @@ def permute(indices: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
         keys: uint64 `[n]` or `[1]`: which permutation to apply to each index.
 
     Returns:
-        int64 `[n]`, each in ``range(size)``; with one key, a permutation of the indices' set as a whole.
+        int64 `[n]`, each in ``range(size)``; with one key, a permutation of the indices' set as a
+        whole.
     """
     # A domain of at least 64 values keeps the permutations of very small sets well mixed.
     half_bits = max(3, ((size - 1).bit_length() + 1) // 2)
@@ -79,7 +85,8 @@ class IndexPlan:
     """Which example stands at which position of a stream.
 
     Args:
-        sizes: Examples of each task, or None for a task that can only be read from its beginning to its end.
+        sizes: Examples of each task, or None for a task that can only be read from its beginning to
+            its end.
         rates: Relative weight of each task, >= 0 and not all 0.
         seed: Any integer; another seed gives an unrelated order.
     """
@@ -94,7 +101,7 @@ class IndexPlan:
         self._seed = seed
         block = max(_MIN_BLOCK, 4 * len(sizes))
         one = 1 << _SHARE_BITS
-        # `_shares` are the examples of a task in a block, `_phases` spread the first examples of rare tasks.
+        # Shares are the examples of a task in a block; phases spread the first of rare tasks.
         self._shares = np.array(
             [max(1, round(rate / total * block * one)) if rate else 0 for rate in rates], np.int64
         )

@@ -1,7 +1,7 @@
-"""seqio sources with random access, so that the order of examples can be a function of (seed, step).
+"""seqio sources with random access: then the order of examples can be a function of (seed, step).
 
 Open-source seqio has no index-ordered tasks. An `IndexedSource` is an ordinary seqio source that
-can also give any record by its index; TFDS data sets in the `array_record` format have what it takes.
+can also give any record by its index; TFDS data sets in the `array_record` format are made for it.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import abc
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import seqio
@@ -20,10 +20,11 @@ import tensorflow as tf
 from maestro_jax.data.data_scope import active_data_root
 from maestro_jax.errors import UserError
 
+_CHUNK = 16  # Records fetched by one call from TensorFlow into Python.
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
-class IndexedSplit(Protocol):
+class IndexedSplit(abc.ABC):
     """One opened split: a sequence of records.
 
     Attributes:
@@ -34,39 +35,44 @@ class IndexedSplit(Protocol):
     element_spec: Mapping[str, tf.TensorSpec]
     num_bytes: int
 
+    @abc.abstractmethod
     def __len__(self) -> int: ...
 
+    @abc.abstractmethod
     def __getitem__(self, index: int) -> Mapping[str, Any]: ...
 
+    def dataset(
+        self, numbers: tf.data.Dataset, index: Callable[[int], int] = int
+    ) -> tf.data.Dataset:
+        """Reads records one after the other.
 
-def records_dataset(split: IndexedSplit, indices: tf.data.Dataset) -> tf.data.Dataset:
-    """Reads records by index.
+        Args:
+            numbers: A dataset of int64 scalars, of known cardinality.
+            index: From a number to the index of a record; called once a number, in their order.
 
-    Args:
-        split: Where to read.
-        indices: A dataset of int64 scalars.
+        Returns:
+            A dataset of records, one for each number, with the same cardinality as ``numbers``.
+        """
+        names = list(self.element_spec)
+        specs = [self.element_spec[name] for name in names]
 
-    Returns:
-        A dataset of records, one for each index, with the same cardinality as ``indices``.
-    """
-    names = list(split.element_spec)
-    types = [split.element_spec[name].dtype for name in names]
+        def read(number: np.ndarray) -> list[Any]:
+            record = self[index(int(number))]
+            return [
+                record[name]
+                if spec.dtype == tf.string
+                else np.asarray(record[name], spec.dtype.as_numpy_dtype)
+                for name, spec in zip(names, specs, strict=True)
+            ]
 
-    def read(index: np.ndarray) -> list[Any]:
-        record = split[int(index)]
-        return [
-            record[name] if dtype == tf.string else np.asarray(record[name], dtype.as_numpy_dtype)
-            for name, dtype in zip(names, types, strict=True)
-        ]
+        def fetch(number: tf.Tensor) -> dict[str, tf.Tensor]:
+            # Not declared stateless, so that tf.data neither reorders nor parallelises the calls.
+            values = tf.numpy_function(read, [number], [spec.dtype for spec in specs])
+            for value, spec in zip(values, specs, strict=True):
+                value.set_shape(spec.shape)
+            return dict(zip(names, values, strict=True))
 
-    def fetch(index: tf.Tensor) -> dict[str, tf.Tensor]:
-        values = tf.numpy_function(read, [index], types)
-        record = dict(zip(names, values, strict=True))
-        for name, value in record.items():
-            value.set_shape(split.element_spec[name].shape)
-        return record
-
-    return indices.map(fetch)
+        return numbers.map(fetch)
 
 
 class IndexedSource(seqio.DataSource):
@@ -140,15 +146,16 @@ class IndexedSource(seqio.DataSource):
             indices = indices.shard(shard_info.num_shards, shard_info.index)
         if shuffle:
             indices = indices.shuffle(max(1, len(opened)), seed=seed)
-        return records_dataset(opened, indices)
+        return opened.dataset(indices)
 
 
-class _TfdsSplit:
+class _TfdsSplit(IndexedSplit):
     """A split of a TFDS data set in the `array_record` format."""
 
     def __init__(self, builder: Any, name: str) -> None:
         self._records = builder.as_data_source(name)
-        self.element_spec = builder.info.features.get_tensor_spec()
+        self._features = builder.info.features
+        self.element_spec = self._features.get_tensor_spec()
         self.num_bytes = int(builder.info.splits[name].num_bytes)
 
     def __len__(self) -> int:
@@ -156,6 +163,26 @@ class _TfdsSplit:
 
     def __getitem__(self, index: int) -> Mapping[str, Any]:
         return self._records[index]
+
+    def dataset(
+        self, numbers: tf.data.Dataset, index: Callable[[int], int] = int
+    ) -> tf.data.Dataset:
+        """See `IndexedSplit`; parses in TensorFlow, several times faster than in Python."""
+        serialized = self._records.data_source
+
+        def read(chunk: np.ndarray) -> np.ndarray:
+            return np.array([serialized[index(number)] for number in chunk.tolist()], object)
+
+        def fetch(chunk: tf.Tensor) -> tf.Tensor:
+            return tf.ensure_shape(tf.numpy_function(read, [chunk], tf.string), [None])
+
+        return (
+            numbers.batch(_CHUNK)
+            .map(fetch)
+            .unbatch()
+            .apply(tf.data.experimental.assert_cardinality(int(numbers.cardinality())))
+            .map(self._features.deserialize_example)
+        )
 
 
 @functools.lru_cache(maxsize=16)
@@ -219,6 +246,7 @@ class IndexedTfdsSource(IndexedSource):
         stamp = (directory / "dataset_info.json").stat().st_mtime_ns
         name = self._split_names[split]
         if name not in _builder(directory, stamp).info.splits:
-            raise UserError(f"{directory} has no split {name!r}; run `{self._remedy}` to rebuild it.")
+            raise UserError(
+                f"{directory} has no split {name!r}; run `{self._remedy}` to rebuild it."
+            )
         return _tfds_split(directory, stamp, name)
-

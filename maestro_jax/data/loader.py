@@ -1,8 +1,8 @@
 """The stream loader: batches whose content is a function of (seed, step) alone.
 
-Each stream takes the tasks and rates of a seqio mixture; an `IndexPlan` says which example stands at
-which position, task readers fetch and preprocess it, and `rows` gives it its fixed shape. Nothing
-depends on the number of processes, nor on the step at which a run started.
+Each stream takes the tasks and rates of a seqio mixture; an `IndexPlan` says which example stands
+at which position, task readers fetch and preprocess it, and `rows` gives it its fixed shape.
+Nothing depends on the number of processes, nor on the step at which a run started.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Batch = dict[str, dict[str, np.ndarray]]
 _log = logging.getLogger(__name__)
 
 _PREFETCHED_BATCHES = 4
-_LOOKAHEAD = 1024  # Positions that are planned at once for tasks read by index.
+_LOOKAHEAD = 1024  # Rows that are planned at once.
 
 
 def hide_accelerators() -> None:
@@ -84,6 +84,8 @@ class _Stream:
         self._batch_size = config.batch_size
         rows = config.batch_size // process_count
         self._rows = np.arange(process_index * rows, (process_index + 1) * rows)
+        self._window_steps = max(1, _LOOKAHEAD // rows)
+        self._window = functools.lru_cache(maxsize=4)(self._make_window)
         self._seed = int(hash_words(seed, zlib.crc32(name.encode()))[0])
         provider = get_task_or_mixture(config.mixture)
         made_for = stream_of(provider)
@@ -105,6 +107,7 @@ class _Stream:
             [rate for _, rate in tasks],
             self._seed,
         )
+        self._indexed = [opened is not None for opened in splits]
         self.cached_bytes = self.cached_examples = 0
         self._readers: list[TaskReader] = []
         for number, ((task, _), opened) in enumerate(zip(tasks, splits, strict=True)):
@@ -116,7 +119,6 @@ class _Stream:
                 sequence_length=self.limits,
                 seed=int(hash_words(self._seed, 5, number)[0] >> np.uint64(33)),
             )
-            index = functools.partial(self._index, number)
             if opened is None:
                 first = int(self.plan.counts(start_step * config.batch_size)[number])
                 self._readers.append(SequentialReader(spec, first))
@@ -124,42 +126,60 @@ class _Stream:
                 opened.num_bytes + self.cached_bytes <= cache_bytes
                 and len(opened) + self.cached_examples <= cache_examples
             ):
-                reader = CachedReader(spec, opened, index)
+                reader = CachedReader(spec, opened)
                 self.cached_bytes += reader.num_bytes
                 self.cached_examples += len(opened)
                 self._readers.append(reader)
             else:
-                ordinals = functools.partial(self._ordinals, number, start_step)
-                self._readers.append(IndexedReader(spec, opened, ordinals, index))
+                upcoming = functools.partial(self._upcoming, number, start_step)
+                self._readers.append(IndexedReader(spec, opened, upcoming))
 
-    def _index(self, task: int, ordinal: int) -> int:
-        return int(self.plan.index(task, np.array([ordinal]))[0])
+    def _make_window(self, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What this process's rows hold in several steps at once, which saves much time.
 
-    def _positions(self, first_step: int, steps: int) -> np.ndarray:
-        """The positions of this process's rows in some steps."""
-        first = np.arange(first_step, first_step + steps)[:, None] * self._batch_size
-        return (first + self._rows).ravel()
+        Args:
+            window: Which run of `_window_steps` steps.
 
-    def _ordinals(self, task: int, start_step: int) -> Iterator[int]:
-        """The ordinals of a task in this process's rows, from a step on."""
-        steps = max(1, _LOOKAHEAD // len(self._rows))
+        Returns:
+            Positions, tasks, and keys (an index, or an ordinal for a task without random access),
+            each int64 `[steps * rows]`.
+        """
+        steps = np.arange(window * self._window_steps, (window + 1) * self._window_steps)
+        positions = (steps[:, None] * self._batch_size + self._rows).ravel()
+        tasks, keys = self.plan.locate(positions)
+        for task, indexed in enumerate(self._indexed):
+            if indexed:
+                mine = tasks == task
+                keys[mine] = self.plan.index(task, keys[mine])
+        return positions, tasks, keys
+
+    def _upcoming(self, task: int, step: int) -> Iterator[int]:
+        """The keys of a task's examples in this process's rows, from a step on."""
+        window, late = divmod(step, self._window_steps)
+        begin = late * len(self._rows)
         while True:
-            tasks, ordinals = self.plan.locate(self._positions(start_step, steps))
-            yield from ordinals[tasks == task].tolist()
-            start_step += steps
+            _, tasks, keys = self._window(window)
+            yield from keys[begin:][tasks[begin:] == task].tolist()
+            window, begin = window + 1, 0
+
+    def close(self) -> None:
+        """Closes the readers."""
+        for reader in self._readers:
+            reader.close()
 
     def rows(self, step: int) -> tuple[dict[str, np.ndarray], int]:
         """This process's rows of a step, and how many examples were over-long."""
-        positions = self._positions(step, 1)
-        tasks, ordinals = self.plan.locate(positions)
+        window, late = divmod(step, self._window_steps)
+        here = slice(late * len(self._rows), (late + 1) * len(self._rows))
+        positions, tasks, keys = (values[here] for values in self._window(window))
         features = empty_rows(self.limits, self._identities, len(positions))
         crops = hash_words(self._seed, 4, positions) >> np.uint64(1)
         over_long = 0
-        for row, (task, ordinal) in enumerate(zip(tasks.tolist(), ordinals.tolist(), strict=True)):
+        for row, (task, key) in enumerate(zip(tasks.tolist(), keys.tolist(), strict=True)):
             over_long += write_row(
                 features,
                 row,
-                self._readers[task].example(ordinal),
+                self._readers[task].example(key),
                 self.limits,
                 self._identities,
                 # Only speech without a transcript can be shortened.
@@ -196,8 +216,8 @@ class StreamLoader:
         next_step: The step of the batch that ``next()`` gives.
 
     Raises:
-        UserError: A stream, task, split or vocabulary is wrong or not prepared. ``next()`` raises it
-            for examples that cannot be read.
+        UserError: A stream, task, split or vocabulary is wrong or not prepared. ``next()`` raises
+            it for examples that cannot be read.
     """
 
     def __init__(
@@ -304,7 +324,9 @@ class StreamLoader:
         """Stops the background thread; safe to call again."""
         self._stop.set()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join(timeout=30)
+            self._thread.join()
+        for stream in self._streams:
+            stream.close()
         atexit.unregister(self.close)
 
     def __enter__(self) -> StreamLoader:
@@ -351,11 +373,11 @@ def evaluation_batches(
         translation_tokens: The padded length of translations; 0 leaves their tokens out.
 
     Returns:
-        An iterator of features (audio int16 `[batch, samples]`, tokens int32 `[batch, tokens]`, their
-        lengths and the language ids int32 `[batch]`; length 0 in empty rows) and the metadata of the
-        rows that hold an example: strings id, task, text, raw_text, translation, language and
-        speaker, empty where the corpus has none. An over-long example keeps its metadata, while its
-        row is empty, so that it counts as an error and not as absent.
+        An iterator of features (audio int16 `[batch, samples]`, tokens int32 `[batch, tokens]`,
+        their lengths and the language ids int32 `[batch]`; length 0 in empty rows) and the metadata
+        of the rows that hold an example: strings id, task, text, raw_text, translation, language
+        and speaker, empty where the corpus has none. An over-long example keeps its metadata, while
+        its row is empty, so that it counts as an error and not as absent.
 
     Raises:
         UserError: An unknown task or split, or data that are not prepared.

@@ -26,8 +26,8 @@ def add_stream_task(
     Args:
         name: Of the task.
         stream: One of `maestro_jax.data.streams.STREAM_FEATURES`.
-        source: Gives records with the strings id, text, raw_text, translation, language, speaker and
-            int16 16 kHz audio, as far as the preprocessors need them.
+        source: Gives records with the strings id, text, raw_text, translation, language, speaker
+            and int16 16 kHz audio, as far as the preprocessors need them.
         languages: ISO 639-1 codes of what is spoken or written.
         vocabulary: Of texts and translations; not needed for ``speech``.
         preprocessors: One-to-one steps to the stream's features; by default those of
@@ -51,9 +51,7 @@ def add_stream_task(
     )
 
 
-def examples_rate(
-    task: seqio.Task, temperature: float = 1.0, maximum: int | None = None
-) -> float:
+def examples_rate(task: seqio.Task, temperature: float = 1.0, maximum: int | None = None) -> float:
     """The mixing rate ``min(n, maximum) ** (1 / temperature)`` of a task with n training examples.
 
     The formula of `seqio.mixing_rate_num_examples`, for tasks that are never cached offline.

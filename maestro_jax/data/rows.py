@@ -1,4 +1,4 @@
-"""Examples of any length to rows of fixed shape: the rules for padding, cropping and over-long ones."""
+"""From examples of any length to rows of fixed shape: padding, cropping, emptying."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from maestro_jax.data.streams import SEQUENCE_LIMITS, STREAM_FEATURES, StreamConfig, stream_sequences
+from maestro_jax.data.streams import (
+    SEQUENCE_LIMITS,
+    STREAM_FEATURES,
+    StreamConfig,
+    stream_sequences,
+)
 
 
 def stream_limits(stream: str, config: StreamConfig) -> dict[str, int]:
@@ -35,8 +40,8 @@ def empty_rows(
         rows: How many.
 
     Returns:
-        Zeros: audio int16 `[rows, samples]`, tokens int32 `[rows, tokens]`, their lengths and the scalar features int32
-        `[rows]`.
+        Zeros: audio int16 `[rows, samples]`, tokens int32 `[rows, tokens]`, their lengths and the
+        scalar features int32 `[rows]`.
     """
     features: dict[str, np.ndarray] = {}
     for name, limit in limits.items():
@@ -59,8 +64,8 @@ def write_row(
     """Writes an example into an empty row.
 
     An example with any feature over its limit cannot be shortened without breaking the match of its
-    parts, so its row stays empty (every length 0). Audio alone can: with ``crop`` given, a window of
-    it is kept.
+    parts, so its row stays empty (every length 0). Audio alone can: with ``crop`` given, a window
+    of it is kept.
 
     Args:
         features: See `empty_rows`; changed in place.

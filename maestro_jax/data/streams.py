@@ -1,8 +1,8 @@
 """The five streams of a batch: which features each has, with which shapes.
 
-A batch is ``{stream: {feature: array}}``; MAESTRO mixes the streams in every step at a fixed ratio, so each stream has its
-own fixed number of examples. Every padded feature has a ``*_length`` with its true length; length 0 means that the
-example is absent, and every loss copes with it.
+A batch is ``{stream: {feature: array}}``; MAESTRO mixes the streams in every step at a fixed ratio,
+so each stream has its own fixed number of examples. Every padded feature has a ``*_length`` with
+its true length; length 0 means that the example is absent, and every loss copes with it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,22 @@ STREAM_FEATURES: dict[str, tuple[str, ...]] = {
     "speech": ("audio", "audio_length", "language"),
     "text": ("text", "text_length", "language"),
     "paired": ("audio", "audio_length", "text", "text_length", "language"),
-    "mt": ("text", "text_length", "translation", "translation_length", "language", "target_language"),
-    "st": ("audio", "audio_length", "translation", "translation_length", "language", "target_language"),
+    "mt": (
+        "text",
+        "text_length",
+        "translation",
+        "translation_length",
+        "language",
+        "target_language",
+    ),
+    "st": (
+        "audio",
+        "audio_length",
+        "translation",
+        "translation_length",
+        "language",
+        "target_language",
+    ),
 }
 """The features of each stream, in the order in which they are shown."""
 
@@ -42,7 +56,8 @@ class StreamConfig:
     Attributes:
         mixture: The name of a seqio task or mixture.
         batch_size: Examples a step, over all processes.
-        audio_samples: Samples at 16 kHz that an example's audio is padded to; 0 when the stream has no audio.
+        audio_samples: Samples at 16 kHz that an example's audio is padded to; 0 when the stream has
+            no audio.
         text_tokens: Tokens that a text is padded to; 0 when the stream has none.
         translation_tokens: Tokens that a translation is padded to; 0 when the stream has none.
     """
@@ -56,18 +71,20 @@ class StreamConfig:
     def __post_init__(self) -> None:
         if not self.mixture or not isinstance(self.mixture, str):
             raise UserError(
-                f"StreamConfig.mixture is {self.mixture!r}; name a task or mixture (`maestro tasks` lists them)."
+                f"StreamConfig.mixture is {self.mixture!r}; "
+                "name a task or mixture (`maestro tasks` lists them)."
             )
         if not isinstance(self.batch_size, int) or self.batch_size < 1:
             raise UserError(
-                f"StreamConfig.batch_size of {self.mixture!r} is {self.batch_size!r}; it must be at least 1 "
-                "(leave a stream out to train without it)."
+                f"StreamConfig.batch_size of {self.mixture!r} is {self.batch_size!r}; "
+                "it must be at least 1 (leave a stream out to train without it)."
             )
         for field in SEQUENCE_LIMITS.values():
             value = getattr(self, field)
             if not isinstance(value, int) or value < 0:
                 raise UserError(
-                    f"StreamConfig.{field} of {self.mixture!r} is {value!r}; it must be a whole number >= 0."
+                    f"StreamConfig.{field} of {self.mixture!r} is {value!r}; "
+                    "it must be a whole number >= 0."
                 )
 
 
@@ -86,7 +103,9 @@ def check_streams(streams: Mapping[str, StreamConfig]) -> None:
         UserError: No stream, an unknown stream, or a stream without a length that it needs.
     """
     if not streams:
-        raise UserError("the run has no stream; name at least one of " + ", ".join(STREAM_FEATURES) + ".")
+        raise UserError(
+            "the run has no stream; name at least one of " + ", ".join(STREAM_FEATURES) + "."
+        )
     for name, config in streams.items():
         if name not in STREAM_FEATURES:
             raise UserError(
@@ -96,11 +115,13 @@ def check_streams(streams: Mapping[str, StreamConfig]) -> None:
         sequences = stream_sequences(name)
         for sequence, field in SEQUENCE_LIMITS.items():
             if sequence in sequences and not getattr(config, field):
-                raise UserError(f"stream {name!r} needs {field} > 0: it has the feature {sequence!r}.")
+                raise UserError(
+                    f"stream {name!r} needs {field} > 0: it has the feature {sequence!r}."
+                )
             if sequence not in sequences and getattr(config, field):
                 raise UserError(
-                    f"stream {name!r} has no feature {sequence!r}, but {field} is {getattr(config, field)}; "
-                    "remove it."
+                    f"stream {name!r} has no feature {sequence!r}, "
+                    f"but {field} is {getattr(config, field)}; remove it."
                 )
 
 
@@ -113,8 +134,8 @@ def batch_shapes(
         streams: The configuration of each stream.
 
     Returns:
-        ``{stream: {feature: shape and dtype}}``: audio int16 `[batch, samples]`, tokens int32 `[batch, tokens]`, lengths
-        and languages int32 `[batch]`.
+        ``{stream: {feature: shape and dtype}}``: audio int16 `[batch, samples]`, tokens int32
+        `[batch, tokens]`, lengths and languages int32 `[batch]`.
 
     Raises:
         UserError: See `check_streams`.
@@ -140,11 +161,12 @@ def synthetic_batch(
     Args:
         streams: The configuration of each stream.
         seed: The batch is a function of it.
-        vocab_size: Tokens are drawn from ``range(3, vocab_size)``: no padding, end of sequence or unknown piece.
+        vocab_size: Tokens are drawn from ``range(3, vocab_size)``: no padding, end of sequence or
+            unknown piece.
 
     Returns:
-        ``{stream: {feature: array}}`` with the shapes of `batch_shapes`; lengths are between half and the whole of the
-        padded length, languages are below 2.
+        ``{stream: {feature: array}}`` with the shapes of `batch_shapes`; lengths are between half
+        and the whole of the padded length, languages are below 2.
 
     Raises:
         UserError: See `check_streams`.

@@ -1,4 +1,4 @@
-"""What a task of each stream gives: its seqio output features, and the task class that knows its stream."""
+"""What a task of each stream gives: output features, and the task class that knows its stream."""
 
 from __future__ import annotations
 

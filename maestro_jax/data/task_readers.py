@@ -1,6 +1,6 @@
-"""Readers of one seqio task: the preprocessed example at a given ordinal.
+"""Readers of one seqio task: its preprocessed examples, one at a time.
 
-Three kinds, chosen by `open_reader`: small indexed tasks are preprocessed once and kept in memory,
+Three kinds: small indexed tasks are preprocessed once and kept in memory,
 large ones are read by index as they are needed, and tasks without random access are read from the
 beginning, skipping on resume.
 """
@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 import seqio
 import tensorflow as tf
 
-from maestro_jax.data.indexed_source import IndexedSource, IndexedSplit, records_dataset
+from maestro_jax.data.indexed_source import IndexedSource, IndexedSplit
 from maestro_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
+
+_CHUNK = 16  # Examples that leave TensorFlow together: one by one would take most of the time.
+_ENDLESS = 1 << 62
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,10 +47,14 @@ class ReaderSpec:
 
 
 class TaskReader(Protocol):
-    """Gives the examples of a task in rising order of their ordinals."""
+    """Gives the examples of a task: by index, or by ordinal where there is no random access."""
 
-    def example(self, ordinal: int) -> Mapping[str, np.ndarray]:
+    def example(self, key: int) -> Mapping[str, np.ndarray]:
         """The features of the example: arrays `[length]` and scalars, read-only."""
+        ...
+
+    def close(self) -> None:
+        """Gives up what the reader holds."""
         ...
 
 
@@ -67,30 +74,34 @@ def open_split(task: seqio.Task, split: str) -> IndexedSplit | None:
     return opened
 
 
-def preprocess(spec: ReaderSpec, split: IndexedSplit, indices: tf.data.Dataset) -> tf.data.Dataset:
+def preprocess(
+    spec: ReaderSpec, split: IndexedSplit, count: int, index: Callable[[int], int] = int
+) -> tf.data.Dataset:
     """Reads records by index and runs the task's preprocessors over them.
 
     Args:
         spec: What to read.
         split: The opened split.
-        indices: A dataset of indices whose cardinality is known or infinite.
+        count: How many examples to read.
+        index: From ``0 ... count - 1`` to the index of a record; called in this order.
 
     Returns:
-        A dataset with one element an index: the features that ``spec`` names.
+        A dataset of ``count`` examples: the features that ``spec`` names.
 
     Raises:
         UserError: The preprocessors are not one-to-one, or miss a feature.
     """
     task = spec.task
-    dataset = records_dataset(split, indices)
+    dataset = split.dataset(tf.data.Dataset.range(count), index)
     dataset = task.preprocess_precache(dataset, seed=spec.seed)
     dataset = task.preprocess_postcache(
         dataset, sequence_length=spec.sequence_length, seed=spec.seed
     )
-    if int(dataset.cardinality()) != int(indices.cardinality()):
+    if int(dataset.cardinality()) != count:
         raise UserError(
-            f"a preprocessor of task {task.name!r} drops or adds examples, which hides their order; "
-            "filter when the data are prepared, or empty the features of unwanted examples instead."
+            f"a preprocessor of task {task.name!r} drops or adds examples, so that their order "
+            "is lost; filter when the data are prepared, or empty the features of unwanted "
+            "examples instead."
         )
     return _select(spec, dataset)
 
@@ -116,58 +127,99 @@ def _select(spec: ReaderSpec, dataset: tf.data.Dataset) -> tf.data.Dataset:
     return dataset.map(lambda example: {name: example[name] for name in wanted})
 
 
-def _examples(spec: ReaderSpec, dataset: tf.data.Dataset) -> Iterator[Mapping[str, Any]]:
-    """Iterates with little threading, and names the task when reading fails."""
+def _read(spec: ReaderSpec, dataset: tf.data.Dataset) -> Generator[_Chunk, None, None]:
+    """Iterates over chunks of examples, and names the task when reading fails."""
     options = tf.data.Options()
     # Training shares the cores; the readers of all tasks together must not crowd it out.
     options.threading.private_threadpool_size = 2
     options.threading.max_intra_op_parallelism = 1
     try:
-        yield from dataset.with_options(options).as_numpy_iterator()
+        for chunk in dataset.ragged_batch(_CHUNK).with_options(options):
+            yield _Chunk.from_tensors(chunk, spec)
     except tf.errors.OpError as error:
         reason = " ".join(str(error.message).split())[:400]
         raise UserError(f"reading task {spec.task.name!r} failed: {reason}") from error
 
 
+@dataclasses.dataclass(frozen=True)
+class _Chunk:
+    """Several examples side by side.
+
+    Attributes:
+        values: The sequences of all examples, one after the other, by feature.
+        offsets: Where each example's sequence begins, and the end: int64 `[examples + 1]`.
+        scalars: The scalar features `[examples]`.
+    """
+
+    values: Mapping[str, np.ndarray]
+    offsets: Mapping[str, np.ndarray]
+    scalars: Mapping[str, np.ndarray]
+
+    @classmethod
+    def from_tensors(cls, chunk: Mapping[str, Any], spec: ReaderSpec) -> _Chunk:
+        """Unpacks what `tf.data.Dataset.ragged_batch` gives."""
+        values, offsets = {}, {}
+        for name in spec.sequences:
+            column = chunk[name]
+            if isinstance(column, tf.RaggedTensor):
+                values[name], offsets[name] = column.values.numpy(), column.row_splits.numpy()
+            else:  # All examples have the same, statically known length.
+                rows, length = column.shape
+                values[name], offsets[name] = column.numpy().ravel(), np.arange(rows + 1) * length
+        scalars = {name: chunk[name].numpy() for name in spec.identities}
+        return cls(values, offsets, scalars)
+
+    @classmethod
+    def joined(cls, chunks: list[_Chunk], spec: ReaderSpec) -> _Chunk:
+        """Chunks one after the other; they are used up, to need the memory only once."""
+        values, offsets = {}, {}
+        for name in spec.sequences:
+            lengths = np.concatenate([np.diff(chunk.offsets[name]) for chunk in chunks])
+            offsets[name] = np.concatenate([[0], np.cumsum(lengths)])
+            values[name] = np.concatenate([chunk.values.pop(name) for chunk in chunks])
+        scalars = {
+            name: np.concatenate([chunk.scalars[name] for chunk in chunks])
+            for name in spec.identities
+        }
+        return cls(values, offsets, scalars)
+
+    def __len__(self) -> int:
+        columns = {**self.scalars, **{name: at[1:] for name, at in self.offsets.items()}}
+        return len(next(iter(columns.values())))
+
+    def example(self, index: int) -> dict[str, np.ndarray]:
+        """The features of one example; views, not copies."""
+        found = {name: column[index] for name, column in self.scalars.items()}
+        for name, at in self.offsets.items():
+            found[name] = self.values[name][at[index] : at[index + 1]]
+        return found
+
+
 class CachedReader:
-    """Holds all preprocessed examples of a task in memory.
+    """Holds all preprocessed examples of a task in memory; asked for by index, in any order.
 
     Preprocessors run once; one that draws random numbers draws the same ones every epoch.
 
     Args:
         spec: What to read.
         split: The opened split.
-        index: Ordinal to index of example.
     """
 
-    def __init__(
-        self, spec: ReaderSpec, split: IndexedSplit, index: Callable[[int], int]
-    ) -> None:
-        self._index = index
-        columns: dict[str, list[Any]] = {name: [] for name in spec.sequences + spec.identities}
-        for example in _examples(spec, preprocess(spec, split, tf.data.Dataset.range(len(split)))):
-            for name, column in columns.items():
-                column.append(example[name])
-        self._offsets: dict[str, np.ndarray] = {}
-        self._values: dict[str, np.ndarray] = {}
-        for name in spec.sequences:
-            lengths = [len(values) for values in columns[name]]
-            self._offsets[name] = np.concatenate([[0], np.cumsum(lengths)])
-            self._values[name] = np.concatenate(columns.pop(name))
-        self._scalars = {name: np.asarray(columns[name]) for name in spec.identities}
+    def __init__(self, spec: ReaderSpec, split: IndexedSplit) -> None:
+        chunks = list(_read(spec, preprocess(spec, split, len(split))))
+        self._examples = _Chunk.joined(chunks, spec)
 
     @property
     def num_bytes(self) -> int:
         """The memory that the examples take."""
-        return sum(values.nbytes for values in self._values.values())
+        return sum(values.nbytes for values in self._examples.values.values())
 
-    def example(self, ordinal: int) -> Mapping[str, np.ndarray]:
-        """See `TaskReader`; any order will do."""
-        index = self._index(ordinal)
-        found = {name: scalars[index] for name, scalars in self._scalars.items()}
-        for name, offsets in self._offsets.items():
-            found[name] = self._values[name][offsets[index] : offsets[index + 1]]
-        return found
+    def example(self, key: int) -> Mapping[str, np.ndarray]:
+        """See `TaskReader`."""
+        return self._examples.example(key)
+
+    def close(self) -> None:
+        """See `TaskReader`."""
 
 
 class IndexedReader:
@@ -176,36 +228,36 @@ class IndexedReader:
     Args:
         spec: What to read.
         split: The opened split.
-        ordinals: The ordinals that will be asked for, in order, for ever.
-        index: Ordinal to index of example.
+        indices: Gives the indices that will be asked for, in order, for ever.
     """
 
     def __init__(
-        self,
-        spec: ReaderSpec,
-        split: IndexedSplit,
-        ordinals: Callable[[], Iterator[int]],
-        index: Callable[[int], int],
+        self, spec: ReaderSpec, split: IndexedSplit, indices: Callable[[], Iterator[int]]
     ) -> None:
-        def indices() -> Iterator[int]:
-            return (index(ordinal) for ordinal in ordinals())
+        upcoming = indices()
+        dataset = preprocess(spec, split, _ENDLESS, lambda _: next(upcoming))
+        self._chunks = _read(spec, dataset)
+        self._chunk: _Chunk | None = None
+        self._row = 0
+        self._expected = indices()
 
-        dataset = tf.data.Dataset.from_generator(
-            indices, output_signature=tf.TensorSpec((), tf.int64)
-        ).apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
-        self._examples = _examples(spec, preprocess(spec, split, dataset).prefetch(4))
-        self._expected = ordinals()
-
-    def example(self, ordinal: int) -> Mapping[str, np.ndarray]:
+    def example(self, key: int) -> Mapping[str, np.ndarray]:
         """See `TaskReader`; only in the order that was announced."""
         expected = next(self._expected)
-        if ordinal != expected:
-            raise ValueError(f"expected a request for example {expected}, not {ordinal}")
-        return next(self._examples)
+        if key != expected:
+            raise ValueError(f"expected a request for example {expected}, not {key}")
+        if self._chunk is None or self._row == len(self._chunk):
+            self._chunk, self._row = next(self._chunks), 0
+        self._row += 1
+        return self._chunk.example(self._row - 1)
+
+    def close(self) -> None:
+        """See `TaskReader`."""
+        self._chunks.close()
 
 
 class SequentialReader:
-    """Reads a task without random access: from its beginning, over and over.
+    """Reads a task without random access, over and over; asked for by rising ordinals.
 
     Args:
         spec: What to read.
@@ -228,28 +280,26 @@ class SequentialReader:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"task {task.name!r} cannot be read: {error}") from error
-        if first:
-            _log.warning(
-                "task %r has no random access: reading past its first %d examples to resume.",
-                task.name,
-                first,
-            )
-        else:
-            _log.warning(
-                "task %r has no random access: it is shuffled within a buffer only, and a resumed "
-                "run reads it again from the beginning.",
-                task.name,
-            )
+        _log.warning(
+            "task %r has no random access: it is shuffled within a buffer only, and resuming reads "
+            "past all that was seen before (now %d examples).",
+            task.name,
+            first,
+        )
         self._name = task.name
-        self._examples = _examples(spec, _select(spec, dataset).skip(first))
-        self._next = first
+        self._chunks = _read(spec, _select(spec, dataset).skip(first))
+        self._chunk: _Chunk | None = None
+        self._begin = self._end = first
 
-    def example(self, ordinal: int) -> Mapping[str, np.ndarray]:
+    def example(self, key: int) -> Mapping[str, np.ndarray]:
         """See `TaskReader`; examples in between are read and left out."""
-        while True:
-            example = next(self._examples, None)
-            if example is None:
+        while key >= self._end:
+            self._chunk = next(self._chunks, None)
+            if self._chunk is None:
                 raise UserError(f"task {self._name!r} has no examples; leave it out.")
-            self._next += 1
-            if self._next > ordinal:
-                return example
+            self._begin, self._end = self._end, self._end + len(self._chunk)
+        return self._chunk.example(key - self._begin)
+
+    def close(self) -> None:
+        """See `TaskReader`."""
+        self._chunks.close()

@@ -1,6 +1,7 @@
 """Token inventories: SentencePiece models, shared by the text encoder and the RNN-T.
 
-Ids 0, 1 and 2 are padding (and the RNN-T's blank), end of sequence and the unknown piece; there is no beginning of sequence.
+Ids 0, 1 and 2 are padding (and the RNN-T's blank), end of sequence and the unknown piece; there is
+no beginning of sequence.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ def write_atomically(path: Path, content: bytes) -> None:
 def train_sentencepiece(texts: Iterable[str], path: str | Path, vocab_size: int) -> TokenVocabulary:
     """Trains a unigram SentencePiece model and writes it.
 
-    The result depends on the texts and their order alone. A corpus with too little variety for ``vocab_size`` pieces
-    gives a smaller vocabulary.
+    The result depends on the texts and their order alone. A corpus with too little variety for
+    ``vocab_size`` pieces gives a smaller vocabulary.
 
     Args:
         texts: One sentence each; empty ones are left out.
@@ -79,8 +80,8 @@ def train_sentencepiece(texts: Iterable[str], path: str | Path, vocab_size: int)
     except (RuntimeError, OSError) as error:
         letters = len(set("".join(sentences)))
         raise UserError(
-            f"no vocabulary of {vocab_size} pieces can be trained on {len(sentences)} sentences with {letters} "
-            f"different letters; ask for at least {letters + 4} pieces."
+            f"no vocabulary of {vocab_size} pieces can be trained on {len(sentences)} sentences "
+            f"with {letters} different letters; ask for at least {letters + 4} pieces."
         ) from error
     path = Path(path)
     write_atomically(path, model.getvalue())
@@ -104,10 +105,13 @@ class TokenVocabulary:
         try:
             self._processor.LoadFromSerializedProto(model)
         except (RuntimeError, OSError) as error:
-            raise UserError(f"{origin} is not a SentencePiece model; prepare the corpus anew.") from error
+            raise UserError(
+                f"{origin} is not a SentencePiece model; prepare the corpus anew."
+            ) from error
         if self._processor.pad_id() != PAD_ID:
             raise UserError(
-                f"{origin} has padding id {self._processor.pad_id()}; train it with pad_id=0, eos_id=1, unk_id=2."
+                f"{origin} has padding id {self._processor.pad_id()}; "
+                "train it with pad_id=0, eos_id=1, unk_id=2."
             )
 
     @classmethod
@@ -139,7 +143,10 @@ class TokenVocabulary:
         return self._processor.EncodeAsIds(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids; padding and end of sequence are left out, ids beyond the vocabulary are unknown."""
+        """The text of token ids, without padding and end of sequence.
+
+        Ids beyond the vocabulary count as the unknown piece.
+        """
         kept = [int(i) for i in ids if int(i) not in (PAD_ID, EOS_ID)]
         size = self.vocab_size
         return self._processor.DecodeIds([i if 0 <= i < size else UNK_ID for i in kept])

@@ -90,14 +90,15 @@ class LogMelFrontend(nn.Module):
 
     @nn.compact
     def __call__(
-        self, audio: jax.Array, audio_length: jax.Array, *, augment: bool = False
+        self, audio: jax.Array, audio_length: jax.Array, *, augment: jax.Array | bool = False
     ) -> tuple[jax.Array, jax.Array]:
         """Features and their lengths.
 
         Args:
             audio: `[batch, samples]`, int16, or float in [-1, 1).
             audio_length: `[batch]`, valid samples.
-            augment: Apply SpecAugment; needs the random stream `specaugment`.
+            augment: Apply SpecAugment, to all rows or, `[batch]` bool, to some; needs the random
+                stream `specaugment`.
 
         Returns:
             Features `[batch, frames, bins]` float32, zero on padding, and lengths `[batch]` in frames.
@@ -134,8 +135,10 @@ class LogMelFrontend(nn.Module):
             variance = jnp.sum(jnp.square(centred), axis=1, keepdims=True) / count
             features = centred * jax.lax.rsqrt(variance + 1e-2)
         features = jax.lax.stop_gradient(features)
-        if augment:
-            features = self._spec_augment(features, lengths)
+        if augment is not False:
+            augmented = self._spec_augment(features, lengths)
+            rows = jnp.broadcast_to(jnp.asarray(augment), (features.shape[0],))
+            features = jnp.where(rows[:, None, None], augmented, features)
         return features, lengths
 
     def _spec_augment(self, features: jax.Array, lengths: jax.Array) -> jax.Array:

@@ -91,14 +91,14 @@ class Maestro(nn.Module):
         self.lattice_logits(context, tokens)
 
     def features(
-        self, audio: jax.Array, audio_length: jax.Array, *, augment: bool = False
+        self, audio: jax.Array, audio_length: jax.Array, *, augment: jax.Array | bool = False
     ) -> tuple[jax.Array, jax.Array]:
         """Subsampled features.
 
         Args:
             audio: `[batch, samples]` int16 or float, 16 kHz.
             audio_length: `[batch]` valid samples.
-            augment: Apply SpecAugment (random stream `specaugment`).
+            augment: Apply SpecAugment, to all rows or to some (random stream `specaugment`).
 
         Returns:
             `[batch, frames, conv_features]` and the validity mask `[batch, frames]`.

@@ -52,15 +52,17 @@ class SharedEncoder(nn.Module):
         Args:
             x: `[batch, frames, features]`.
             mask: `[batch, frames]` bool, True = valid.
-            target_language: `[batch]` language ids of the text to produce; ignored by a model
-                without languages.
+            target_language: `[batch]` language ids of the text to produce, negative for the language
+                that is spoken; ignored by a model without languages.
             deterministic: No dropout.
 
         Returns:
             `[batch, frames, features]`.
         """
         if self.languages and target_language is not None:
-            x = x + self.language_embedding(target_language)[:, None, :].astype(x.dtype)
+            asked = self.language_embedding(jnp.maximum(target_language, 0))
+            asked = jnp.where((target_language >= 0)[:, None], asked, jnp.zeros((), asked.dtype))
+            x = x + asked[:, None, :].astype(x.dtype)
         return self.stack(x, mask, deterministic=deterministic)
 
     def code_logits(self, encoded: jax.Array) -> jax.Array:

@@ -24,6 +24,9 @@ class Objective(Protocol):
     def streams(self) -> tuple[str, ...]:
         """The streams that the objective knows how to use; a batch may lack any of them."""
 
+    def active_streams(self, step: int) -> tuple[str, ...]:
+        """The streams that a step is to be given; the others are left out of its batch."""
+
     def init(self, model: nn.Module, rng: jax.Array, batch: Batch) -> Any:
         """Parameters, boxed with their logical axis names."""
 

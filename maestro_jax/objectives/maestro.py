@@ -16,7 +16,6 @@ Alignments, predicted durations and resampling use the moving average of the wei
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -29,6 +28,7 @@ from maestro_jax.losses.masked_prediction import masked_prediction_loss
 from maestro_jax.losses.matching import cosine_similarity, matching_loss
 from maestro_jax.losses.reduction import masked_sum, mean
 from maestro_jax.modules.masking import block_mask, length_mask, span_mask
+from maestro_jax.modules.resampler import FrameIndex
 from maestro_jax.objectives.base import (
     Batch,
     Metrics,
@@ -37,9 +37,49 @@ from maestro_jax.objectives.base import (
     init_all_parameters,
     present,
 )
-from maestro_jax.objectives.transducer_terms import best_path, transducer_term
+from maestro_jax.objectives.joining import groups_of_equal, join, split
+from maestro_jax.objectives.transducer_terms import (
+    Frames,
+    Labels,
+    best_path,
+    encode_shared,
+    transducer_losses,
+)
 
-StreamTerm = Callable[[Parts, Parts, dict[str, jax.Array], jax.Array], tuple[jax.Array, Metrics]]
+SPOKEN = ("speech", "paired", "st")
+WRITTEN = ("text", "mt")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Speech:
+    """A spoken stream after the speech encoder.
+
+    Attributes:
+        features: `[batch, frames, conv_features]`, not masked.
+        mask: `[batch, frames]` bool, True = valid.
+        hidden: `[batch, frames]` bool, frames whose input was masked.
+        encoded: `[batch, frames, features]`, e_s.
+    """
+
+    features: jax.Array
+    mask: jax.Array
+    hidden: jax.Array
+    encoded: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class _Text:
+    """A text on its way to frames.
+
+    Attributes:
+        mask: `[batch, tokens]` bool, True = valid.
+        embedded: `[batch, tokens, text_features]`, e_t.
+        durations: `[batch, tokens]` int32, the frames it is resampled to.
+    """
+
+    mask: jax.Array
+    embedded: jax.Array
+    durations: jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,6 +150,21 @@ class MaestroPretraining:
         """All five; a batch may lack any."""
         return ("speech", "paired", "text", "mt", "st")
 
+    def active_streams(self, step: int) -> tuple[str, ...]:
+        """The curriculum: the streams that have begun at a step.
+
+        What has not begun is left out of the batch, so that it costs nothing; a step is compiled
+        anew where a stream begins.
+        """
+        begins = {
+            "speech": 0,
+            "paired": self.paired_from,
+            "text": self.text_from,
+            "mt": self.translation_from,
+            "st": self.translation_from,
+        }
+        return tuple(stream for stream in self.streams if step >= begins[stream])
+
     def init(self, model: nn.Module, rng: jax.Array, batch: Batch) -> Any:
         """Parameters of the whole model."""
         return init_all_parameters(model, rng, batch)
@@ -125,86 +180,183 @@ class MaestroPretraining:
         step: jax.Array | int,
         train: bool = True,
     ) -> tuple[jax.Array, Metrics]:
-        """The weighted sum of all terms of the streams that are there and have begun."""
-        begins = {
-            "speech": 0,
-            "paired": self.paired_from,
-            "text": self.text_from,
-            "mt": self.translation_from,
-            "st": self.translation_from,
-        }
-        terms: dict[str, StreamTerm] = {
-            "speech": self._speech,
-            "paired": self._paired,
-            "text": self._text,
-            "mt": self._mt,
-            "st": self._st,
-        }
-        align_params = frozen(ema_params if self.align_with_ema else params)
+        """The weighted sum of all terms of the streams that are there."""
+        keys = iter(jax.random.split(rng, 6))
+        parts = Parts(model, params, next(keys), train)
+        averaged = frozen(ema_params if self.align_with_ema else params)
+        aligner = Parts(model, averaged, next(keys), False)
+
+        speech = self._encode_speech(parts, batch, next(keys))
+        texts = self._encode_text(parts, aligner, batch)
+        upsampled = self._upsample(
+            parts, texts, {name: each.mask.shape[1] for name, each in speech.items()}
+        )
+
+        frames: dict[str, Frames] = {}
+        labels: dict[str, Labels] = {}
+        mask_rng = next(keys)
+        for name in self.streams:
+            if name not in batch:
+                continue
+            stream = batch[name]
+            target = stream.get("target_language")
+            if name in SPOKEN:
+                frames[name] = Frames(speech[name].encoded, speech[name].mask, target)
+            else:
+                refined, index = upsampled[name]
+                mask_rng, key = jax.random.split(mask_rng)
+                frames[name] = Frames(self._mask_text(key, refined, index.mask), index.mask, target)
+            if target is not None:
+                labels[name] = Labels(stream["translation"], stream["translation_length"])
+            elif name != "speech":
+                labels[name] = Labels(stream["text"], stream["text_length"])
+
+        contexts = encode_shared(parts, frames)
+        masks = {name: each.mask for name, each in frames.items()}
+        transducer = transducer_losses(parts, contexts, masks, labels)
+
         total = jnp.zeros(())
         metrics: Metrics = {}
-        for index, (stream, term) in enumerate(terms.items()):
-            if stream not in batch:
-                continue
-
-            def run(
-                params: Any, term: StreamTerm = term, stream: str = stream, index: int = index
-            ) -> tuple[jax.Array, Metrics]:
-                key = jax.random.fold_in(rng, index)
-                parts = Parts(model, params, key, train)
-                aligner = Parts(model, align_params, jax.random.fold_in(key, 1), False)
-                return term(parts, aligner, batch[stream], jnp.asarray(step))
-
-            if begins[stream] == 0:
-                loss, stream_metrics = run(params)
-            else:
-                # A stream that has not begun costs nothing: neither forward nor backward pass.
-                shapes = jax.eval_shape(run, params)
-                loss, stream_metrics = jax.lax.cond(
-                    jnp.asarray(step) >= begins[stream],
-                    run,
-                    lambda _, shapes=shapes: jax.tree.map(
-                        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes
-                    ),
-                    params,
-                )
-            total = total + loss
-            metrics.update(stream_metrics)
+        if "speech" in batch:
+            term, found = self._w2v_bert(
+                parts, speech["speech"], contexts["speech"], step, next(keys)
+            )
+            total, metrics = total + term, metrics | found
+        if "paired" in batch:
+            term, found = self._text_side(parts, speech["paired"], texts["paired"], upsampled)
+            total, metrics = total + term, metrics | found
+        for name, metric, weight in (
+            ("paired", "loss/transducer", self.transducer_weight),
+            ("text", "loss/aligned_masked_lm", self.text_weight),
+            ("mt", "loss/mt", self.mt_weight),
+            ("st", "loss/st", self.st_weight),
+        ):
+            if name in transducer:
+                total = total + weight * mean(transducer[name])
+                metrics[metric] = transducer[name]
+        metrics |= _stream_metrics(batch, texts, upsampled)
         metrics["loss"] = (total, jnp.ones(()))
         return total, metrics
 
-    def _speech(
-        self, parts: Parts, aligner: Parts, batch: dict[str, jax.Array], step: jax.Array
+    def _encode_speech(self, parts: Parts, batch: Batch, rng: jax.Array) -> dict[str, _Speech]:
+        """Features, masks and e_s of the spoken streams, in as few passes as lengths allow."""
+        spoken = {name: batch[name] for name in SPOKEN if name in batch}
+        found: dict[str, _Speech] = {}
+        for group in groups_of_equal({name: s["audio"].shape[1] for name, s in spoken.items()}):
+            rows = [len(spoken[name]["audio"]) for name in group]
+            augmented: jax.Array | bool = False
+            if self.augment_paired and parts.train and group != ("speech",):
+                # Untranscribed speech has masks of its own; the quantizer must see it whole.
+                augmented = join(
+                    jnp.full((count,), name != "speech")
+                    for name, count in zip(group, rows, strict=True)
+                )
+            features, mask = parts(
+                "features",
+                join(spoken[name]["audio"] for name in group),
+                join(spoken[name]["audio_length"] for name in group),
+                augment=augmented,
+            )
+            hidden = jnp.zeros_like(mask)
+            if "speech" in group:
+                spans = span_mask(
+                    rng,
+                    mask,
+                    start_probability=self.speech_mask_probability,
+                    span=self.speech_mask_span,
+                )
+                untranscribed = join(
+                    jnp.full((count,), name == "speech")
+                    for name, count in zip(group, rows, strict=True)
+                )
+                hidden = spans & untranscribed[:, None]
+            encoded = parts(
+                "encode_speech",
+                features,
+                mask,
+                masked_frames=hidden if "speech" in group else None,
+                deterministic=parts.deterministic,
+            )
+            columns = [split(array, rows) for array in (features, mask, hidden, encoded)]
+            for name, *each in zip(group, *columns, strict=True):
+                found[name] = _Speech(*each)
+        return found
+
+    def _encode_text(self, parts: Parts, aligner: Parts, batch: Batch) -> dict[str, _Text]:
+        """e_t and durations: aligned for paired text, predicted for the rest."""
+        names = [name for name in ("paired", *WRITTEN) if name in batch]
+        found: dict[str, _Text] = {}
+        for group in groups_of_equal({name: batch[name]["text"].shape[1] for name in names}):
+            rows = [len(batch[name]["text"]) for name in group]
+            text, lengths, language = (
+                join(batch[name][feature] for name in group)
+                for feature in ("text", "text_length", "language")
+            )
+            mask = length_mask(lengths, text.shape[1])
+            embedded = parts("encode_text", text, mask, language, deterministic=parts.deterministic)
+            durations = jnp.zeros_like(text)
+            if group != ("paired",):
+                averaged = aligner("encode_text", text, mask, language)
+                durations = aligner(
+                    "round_durations", aligner("predict_durations", averaged, mask), mask
+                )
+            columns = [split(array, rows) for array in (mask, embedded, durations)]
+            for name, *each in zip(group, *columns, strict=True):
+                found[name] = _Text(*each)
+        if "paired" in batch:
+            paired = batch["paired"]
+            # The aligner hears the speech as it is: no augmentation, no dropout, averaged weights.
+            features, mask = aligner("features", paired["audio"], paired["audio_length"])
+            encoded = aligner("encode_speech", features, mask)
+            path = best_path(aligner, encoded, mask, Labels(paired["text"], paired["text_length"]))
+            found["paired"] = dataclasses.replace(found["paired"], durations=path.durations)
+        return found
+
+    def _upsample(
+        self, parts: Parts, texts: dict[str, _Text], speech_frames: dict[str, int]
+    ) -> dict[str, tuple[jax.Array, FrameIndex]]:
+        """ê_t of every text: paired text at the length of its speech, the rest at `text_frames`."""
+        shapes = {
+            name: (each.embedded.shape[1], speech_frames.get(name, self.text_frames))
+            for name, each in texts.items()
+        }
+        found: dict[str, tuple[jax.Array, FrameIndex]] = {}
+        for group in groups_of_equal(shapes):
+            rows = [len(texts[name].embedded) for name in group]
+            refined, index = parts(
+                "upsample",
+                join(texts[name].embedded for name in group),
+                join(texts[name].durations for name in group),
+                shapes[group[0]][1],
+                deterministic=parts.deterministic,
+            )
+            leaves, structure = jax.tree.flatten((refined, index))
+            columns = [split(leaf, rows) for leaf in leaves]
+            for name, *each in zip(group, *columns, strict=True):
+                found[name] = jax.tree.unflatten(structure, each)
+        return found
+
+    def _w2v_bert(
+        self,
+        parts: Parts,
+        speech: _Speech,
+        context: jax.Array,
+        step: jax.Array | int,
+        rng: jax.Array,
     ) -> tuple[jax.Array, Metrics]:
-        """w2v-BERT on untranscribed speech."""
-        features, mask = parts("features", batch["audio"], batch["audio_length"])
-        mask_rng, distractor_rng = jax.random.split(jax.random.fold_in(parts.rng, 7))
-        masked = span_mask(
-            mask_rng,
-            mask,
-            start_probability=self.speech_mask_probability,
-            span=self.speech_mask_span,
-        )
-        quantized = parts("quantize", features, step, deterministic=parts.deterministic)
-        encoded = parts(
-            "encode_speech",
-            features,
-            mask,
-            masked_frames=masked,
-            deterministic=parts.deterministic,
-        )
+        """Contrastive, diversity and masked prediction losses on untranscribed speech."""
+        quantized = parts("quantize", speech.features, step, deterministic=parts.deterministic)
         contrastive, contrastive_accuracy = contrastive_loss(
-            distractor_rng,
-            parts("contrastive_context", encoded),
+            rng,
+            parts("contrastive_context", speech.encoded),
             quantized.vectors,
-            masked,
+            speech.hidden,
             distractors=self.distractors,
             temperature=self.contrastive_temperature,
         )
-        diversity, perplexity = diversity_loss(quantized.probabilities, mask)
-        context = parts("encode_shared", encoded, mask, deterministic=parts.deterministic)
+        diversity, perplexity = diversity_loss(quantized.probabilities, speech.mask)
         prediction, prediction_accuracy = masked_prediction_loss(
-            parts("code_logits", context), quantized.ids, masked
+            parts("code_logits", context), quantized.ids, speech.hidden
         )
         loss = (
             self.contrastive_weight * mean(contrastive)
@@ -219,151 +371,47 @@ class MaestroPretraining:
             "speech/contrastive_accuracy": contrastive_accuracy,
             "speech/masked_accuracy": prediction_accuracy,
             "speech/code_perplexity": (perplexity, one),
-            "speech/examples": present(batch["audio_length"]),
         }
 
-    def _paired(
-        self, parts: Parts, aligner: Parts, batch: dict[str, jax.Array], step: jax.Array
+    def _text_side(
+        self,
+        parts: Parts,
+        speech: _Speech,
+        text: _Text,
+        upsampled: dict[str, tuple[jax.Array, FrameIndex]],
     ) -> tuple[jax.Array, Metrics]:
-        """RNN-T on the speech, and the text side taught by its best path."""
-        audio, audio_length = batch["audio"], batch["audio_length"]
-        text, text_length = batch["text"], batch["text_length"]
-        augment = self.augment_paired and parts.train
-        features, mask = parts("features", audio, audio_length, augment=augment)
-        encoded = parts("encode_speech", features, mask, deterministic=parts.deterministic)
-        transducer = transducer_term(parts, encoded, mask, text, text_length)
-
-        # The aligner hears the speech as it is: no augmentation, no dropout, averaged weights.
-        clean, _ = aligner("features", audio, audio_length)
-        clean = aligner("encode_speech", clean, mask)
-        durations = best_path(aligner, clean, mask, text, text_length).durations
-
-        text_mask = length_mask(text_length, text.shape[1])
-        embedded = parts(
-            "encode_text", text, text_mask, batch["language"], deterministic=parts.deterministic
-        )
-        refined, index = parts(
-            "upsample", embedded, durations, mask.shape[1], deterministic=parts.deterministic
-        )
-        both = mask & index.mask
+        """Matching and duration losses: what paired speech teaches the text side."""
+        refined, index = upsampled["paired"]
+        both = speech.mask & index.mask
         matching = matching_loss(
-            encoded,
+            speech.encoded,
             refined,
             both,
             form=self.matching_form,
             stop_speech_gradient=self.stop_speech_gradient,
         )
-        duration_input = embedded
+        embedded = text.embedded
         if not self.duration_trains_text_encoder:
-            duration_input = jax.lax.stop_gradient(embedded)
+            embedded = jax.lax.stop_gradient(embedded)
         predicted = parts(
-            "predict_durations", duration_input, text_mask, deterministic=parts.deterministic
+            "predict_durations", embedded, text.mask, deterministic=parts.deterministic
         )
-        # A text whose speech is absent or silent in length has no durations to learn from.
-        aligned = text_mask & (jnp.sum(mask, axis=1) > 0)[:, None]
+        # A text whose speech is absent has no durations to learn from.
+        aligned = text.mask & jnp.any(speech.mask, axis=1)[:, None]
         duration, duration_error = duration_loss(
             predicted.nonzero_logit,
             predicted.frames,
-            durations,
+            text.durations,
             aligned,
             form=self.duration_form,
         )
-        loss = (
-            self.transducer_weight * mean(transducer)
-            + self.matching_weight * mean(matching)
-            + self.duration_weight * mean(duration)
-        )
+        loss = self.matching_weight * mean(matching) + self.duration_weight * mean(duration)
         return loss, {
-            "loss/transducer": transducer,
             "loss/matching": matching,
             "loss/duration": duration,
             "paired/duration_error_frames": duration_error,
-            "paired/zero_duration_share": masked_sum(durations == 0, aligned),
-            "paired/cosine": masked_sum(cosine_similarity(encoded, refined), both),
-            "paired/examples": present(audio_length),
-        }
-
-    def _text(
-        self, parts: Parts, aligner: Parts, batch: dict[str, jax.Array], step: jax.Array
-    ) -> tuple[jax.Array, Metrics]:
-        """Aligned masked LM on unspoken text."""
-        term, metrics = self._from_text(
-            parts, aligner, batch, batch["text"], batch["text_length"], None
-        )
-        loss = self.text_weight * mean(term)
-        return loss, {
-            "loss/aligned_masked_lm": term,
-            **{f"text/{name}": value for name, value in metrics.items()},
-        }
-
-    def _mt(
-        self, parts: Parts, aligner: Parts, batch: dict[str, jax.Array], step: jax.Array
-    ) -> tuple[jax.Array, Metrics]:
-        """Translation from text through the shared encoder."""
-        term, metrics = self._from_text(
-            parts,
-            aligner,
-            batch,
-            batch["translation"],
-            batch["translation_length"],
-            batch["target_language"],
-        )
-        loss = self.mt_weight * mean(term)
-        return loss, {
-            "loss/mt": term,
-            **{f"mt/{name}": value for name, value in metrics.items()},
-        }
-
-    def _st(
-        self, parts: Parts, aligner: Parts, batch: dict[str, jax.Array], step: jax.Array
-    ) -> tuple[jax.Array, Metrics]:
-        """Translation from speech; its alignment is not monotonic and trains no durations."""
-        augment = self.augment_paired and parts.train
-        features, mask = parts("features", batch["audio"], batch["audio_length"], augment=augment)
-        encoded = parts("encode_speech", features, mask, deterministic=parts.deterministic)
-        term = transducer_term(
-            parts,
-            encoded,
-            mask,
-            batch["translation"],
-            batch["translation_length"],
-            batch["target_language"],
-        )
-        loss = self.st_weight * mean(term)
-        return loss, {"loss/st": term, "st/examples": present(batch["audio_length"])}
-
-    def _from_text(
-        self,
-        parts: Parts,
-        aligner: Parts,
-        batch: dict[str, jax.Array],
-        labels: jax.Array,
-        label_lengths: jax.Array,
-        target_language: jax.Array | None,
-    ) -> tuple[tuple[jax.Array, jax.Array], Metrics]:
-        """RNN-T of labels given the masked, resampled text of a batch."""
-        text, language = batch["text"], batch["language"]
-        text_mask = length_mask(batch["text_length"], text.shape[1])
-        averaged = aligner("encode_text", text, text_mask, language)
-        durations = aligner(
-            "round_durations", aligner("predict_durations", averaged, text_mask), text_mask
-        )
-        embedded = parts(
-            "encode_text", text, text_mask, language, deterministic=parts.deterministic
-        )
-        refined, index = parts(
-            "upsample", embedded, durations, self.text_frames, deterministic=parts.deterministic
-        )
-        masked = self._mask_text(jax.random.fold_in(parts.rng, 11), refined, index.mask)
-        term = transducer_term(parts, masked, index.mask, labels, label_lengths, target_language)
-        one = jnp.ones(())
-        return term, {
-            "overflow_frames": (jnp.sum(index.overflow).astype(jnp.float32), one),
-            "frames_per_token": (
-                jnp.sum(durations).astype(jnp.float32),
-                jnp.sum(text_mask).astype(jnp.float32),
-            ),
-            "examples": present(batch["text_length"]),
+            "paired/zero_duration_share": masked_sum(text.durations == 0, aligned),
+            "paired/cosine": masked_sum(cosine_similarity(speech.encoded, refined), both),
         }
 
     def _mask_text(self, rng: jax.Array, refined: jax.Array, mask: jax.Array) -> jax.Array:
@@ -386,3 +434,21 @@ class MaestroPretraining:
             )
             hidden = hidden | band[:, None, :]
         return jnp.where(hidden, jnp.zeros((), refined.dtype), refined)
+
+
+def _stream_metrics(
+    batch: Batch, texts: dict[str, _Text], upsampled: dict[str, tuple[jax.Array, FrameIndex]]
+) -> Metrics:
+    """How many examples each stream had, and what became of its texts in resampling."""
+    one = jnp.ones(())
+    metrics: Metrics = {}
+    for name, stream in batch.items():
+        metrics[f"{name}/examples"] = present(stream.get("audio_length", stream.get("text_length")))
+    for name in WRITTEN:
+        if name in texts:
+            overflow = upsampled[name][1].overflow
+            metrics[f"{name}/overflow_frames"] = (jnp.sum(overflow).astype(jnp.float32), one)
+            metrics[f"{name}/frames_per_token"] = masked_sum(
+                texts[name].durations, texts[name].mask
+            )
+    return metrics

@@ -11,7 +11,12 @@ import jax.numpy as jnp
 
 from maestro_jax.losses.reduction import mean
 from maestro_jax.objectives.base import Batch, Metrics, Parts, init_all_parameters, present
-from maestro_jax.objectives.transducer_terms import transducer_term
+from maestro_jax.objectives.transducer_terms import (
+    Frames,
+    Labels,
+    encode_shared,
+    transducer_losses,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +33,11 @@ class SpeechRecognition:
     def streams(self) -> tuple[str, ...]:
         """The paired stream alone."""
         return ("paired",)
+
+    def active_streams(self, step: int) -> tuple[str, ...]:
+        """The paired stream, at every step."""
+        del step
+        return self.streams
 
     def init(self, model: nn.Module, rng: jax.Array, batch: Batch) -> Any:
         """Parameters of the whole model, so that any checkpoint of it can be taken over."""
@@ -52,7 +62,9 @@ class SpeechRecognition:
             "features", paired["audio"], paired["audio_length"], augment=self.augment and train
         )
         encoded = parts("encode_speech", features, mask, deterministic=parts.deterministic)
-        term = transducer_term(parts, encoded, mask, paired["text"], paired["text_length"])
+        context = encode_shared(parts, {"paired": Frames(encoded, mask)})
+        labels = Labels(paired["text"], paired["text_length"])
+        term = transducer_losses(parts, context, {"paired": mask}, {"paired": labels})["paired"]
         loss = mean(term)
         return loss, {
             "loss": (loss, jnp.ones(())),

@@ -40,6 +40,11 @@ class SpeechTranslation:
         """ST, and MT if the batch has it."""
         return ("st", "mt")
 
+    def active_streams(self, step: int) -> tuple[str, ...]:
+        """Both, at every step."""
+        del step
+        return self.streams
+
     def init(self, model: nn.Module, rng: jax.Array, batch: Batch) -> Any:
         """Parameters of the whole model, so that any checkpoint of it can be taken over."""
         return init_all_parameters(model, rng, batch)

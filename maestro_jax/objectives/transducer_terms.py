@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 
@@ -9,70 +12,135 @@ from maestro_jax.losses.reduction import Weighted
 from maestro_jax.losses.transducer import lattices_from_logits, transducer_loss
 from maestro_jax.losses.transducer_alignment import Alignment, transducer_alignment
 from maestro_jax.objectives.base import Parts
+from maestro_jax.objectives.joining import groups_of_equal, join, split
+
+NO_TARGET = -1
+"""The target language of rows that are transcribed, not translated."""
 
 
-def transducer_term(
+@dataclasses.dataclass(frozen=True)
+class Frames:
+    """What enters the shared encoder for one stream.
+
+    Attributes:
+        values: `[batch, frames, features]`, e_s or the masked ê_t.
+        mask: `[batch, frames]` bool.
+        target_language: `[batch]` ids for translation; None to write the language that is spoken.
+    """
+
+    values: jax.Array
+    mask: jax.Array
+    target_language: jax.Array | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """What the transducer is to write.
+
+    Attributes:
+        tokens: `[batch, labels]` int32.
+        lengths: `[batch]` int32.
+    """
+
+    tokens: jax.Array
+    lengths: jax.Array
+
+
+def encode_shared(parts: Parts, frames: Mapping[str, Frames]) -> dict[str, jax.Array]:
+    """The shared encoder over all streams, in as few passes as their lengths allow.
+
+    Args:
+        parts: The model.
+        frames: Its input by stream.
+
+    Returns:
+        `[batch, frames, features]` by stream.
+    """
+    contexts: dict[str, jax.Array] = {}
+    for group in groups_of_equal({name: f.values.shape[1] for name, f in frames.items()}):
+        members = [frames[name] for name in group]
+        rows = [len(member.values) for member in members]
+        targets = None
+        if any(member.target_language is not None for member in members):
+            targets = join(
+                jnp.full((count,), NO_TARGET, jnp.int32)
+                if member.target_language is None
+                else member.target_language
+                for member, count in zip(members, rows, strict=True)
+            )
+        context = parts(
+            "encode_shared",
+            join(member.values for member in members),
+            join(member.mask for member in members),
+            targets,
+            deterministic=parts.deterministic,
+        )
+        contexts.update(zip(group, split(context, rows), strict=True))
+    return contexts
+
+
+def transducer_losses(
     parts: Parts,
-    encoded: jax.Array,
-    mask: jax.Array,
-    labels: jax.Array,
-    label_lengths: jax.Array,
-    target_language: jax.Array | None = None,
-) -> Weighted:
-    """-log P(labels | shared encoder of what is given), in nats a label.
+    contexts: Mapping[str, jax.Array],
+    masks: Mapping[str, jax.Array],
+    labels: Mapping[str, Labels],
+) -> dict[str, Weighted]:
+    """-log P(labels | context) of each stream, in nats a label.
 
     Dividing by labels rather than by utterances keeps the term at the scale of the frame-wise
     losses that it is added to, whatever the length of the texts.
 
     Args:
         parts: The model.
-        encoded: `[batch, frames, features]`, e_s or the masked ê_t.
-        mask: `[batch, frames]` bool; an example without frames does not count.
-        labels: `[batch, labels]` int32.
-        label_lengths: `[batch]`.
-        target_language: `[batch]`, for translation.
+        contexts: `[batch, frames, features]` by stream, from the shared encoder.
+        masks: `[batch, frames]` bool by stream; an example without frames does not count.
+        labels: Which streams to score, and what they are to say.
 
     Returns:
-        Total in nats, and number of labels of the examples that have frames.
+        By stream, the total in nats and the number of labels of the examples that have frames.
     """
-    context = parts(
-        "encode_shared", encoded, mask, target_language, deterministic=parts.deterministic
-    )
-    logits = parts("lattice_logits", context, labels, deterministic=parts.deterministic)
-    frame_lengths = jnp.sum(mask, axis=1).astype(jnp.int32)
-    losses = transducer_loss(logits, labels, frame_lengths, label_lengths)
-    there = frame_lengths > 0
-    return (
-        jnp.sum(jnp.where(there, losses, 0.0)),
-        jnp.sum(jnp.where(there, label_lengths, 0)).astype(jnp.float32),
-    )
+    terms: dict[str, Weighted] = {}
+    shapes = {
+        name: (contexts[name].shape[1], each.tokens.shape[1]) for name, each in labels.items()
+    }
+    for group in groups_of_equal(shapes):
+        tokens = join(labels[name].tokens for name in group)
+        label_lengths = join(labels[name].lengths for name in group)
+        logits = parts(
+            "lattice_logits",
+            join(contexts[name] for name in group),
+            tokens,
+            deterministic=parts.deterministic,
+        )
+        frame_lengths = jnp.sum(join(masks[name] for name in group), axis=1).astype(jnp.int32)
+        losses = transducer_loss(logits, tokens, frame_lengths, label_lengths)
+        there = frame_lengths > 0
+        losses = jnp.where(there, losses, 0.0)
+        counts = jnp.where(there, label_lengths, 0).astype(jnp.float32)
+        rows = [len(contexts[name]) for name in group]
+        for name, total, count in zip(group, split(losses, rows), split(counts, rows), strict=True):
+            terms[name] = (jnp.sum(total), jnp.sum(count))
+    return terms
 
 
-def best_path(
-    parts: Parts,
-    encoded: jax.Array,
-    mask: jax.Array,
-    labels: jax.Array,
-    label_lengths: jax.Array,
-) -> Alignment:
+def best_path(aligner: Parts, encoded: jax.Array, mask: jax.Array, labels: Labels) -> Alignment:
     """The paper's Align_RNNT(e_s, t): the most likely path through the shared encoder's lattice.
 
     Args:
-        parts: The model, usually with moving-average weights.
+        aligner: The model, usually with moving-average weights.
         encoded: `[batch, frames, features]`, e_s.
         mask: `[batch, frames]` bool.
-        labels: `[batch, labels]` int32.
-        label_lengths: `[batch]`.
+        labels: The transcripts.
 
     Returns:
         Emission frames and durations; no gradient.
     """
-    context = parts("encode_shared", encoded, mask, None, deterministic=True)
-    logits = parts("lattice_logits", context, labels, deterministic=True)
-    log_blank, log_label = lattices_from_logits(logits, labels, 0)
+    context = aligner("encode_shared", encoded, mask, None, deterministic=True)
+    logits = aligner("lattice_logits", context, labels.tokens, deterministic=True)
+    log_blank, log_label = lattices_from_logits(logits, labels.tokens, 0)
     return transducer_alignment(
         jax.lax.stop_gradient(log_blank),
         jax.lax.stop_gradient(log_label),
         jnp.sum(mask, axis=1).astype(jnp.int32),
-        label_lengths,
+        labels.lengths,
     )

@@ -116,7 +116,10 @@ def train(
         batch = next(iterator, None)
         if batch is None:
             raise UserError(f"The data ended before step {step} of {run.steps}; set fewer steps.")
-        return partitioning.shard_batch(mesh, batch)
+        # The curriculum: a stream that has not begun is left out, and the step compiled without it.
+        active = run.objective.active_streams(step - 1)
+        chosen = {name: stream for name, stream in batch.items() if name in active}
+        return partitioning.shard_batch(mesh, chosen)
 
     # ------------------------------------------------------------------------------------ step
     batch_sharding = partitioning.batch_sharding(mesh)
@@ -185,6 +188,7 @@ def train(
     try:
         with StopSignals() as signals, partitioning.activate(mesh):
             batch = next_batch(start + 1)
+            log.info("compiling the training step")
             for step in range(start + 1, run.steps + 1):
                 if step == first_profiled:
                     jax.profiler.start_trace(str(directory / "profile"))

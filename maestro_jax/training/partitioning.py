@@ -151,7 +151,13 @@ class Partitioning:
             yield
 
     def spec(
-        self, mesh: Mesh, names: Sequence[str | None], shape: Sequence[int], what: str = "an array"
+        self,
+        mesh: Mesh,
+        names: Sequence[str | None],
+        shape: Sequence[int],
+        what: str = "an array",
+        *,
+        level: int = logging.INFO,
     ) -> PartitionSpec:
         """The mesh axes of one array.
 
@@ -160,6 +166,7 @@ class Partitioning:
             names: The logical name of each dimension; empty for a replicated array.
             shape: The size of each dimension.
             what: The array's name, for messages.
+            level: The logging level of the line that says what is replicated.
 
         Returns:
             A specification in which every dimension that does not divide evenly is replicated.
@@ -186,15 +193,11 @@ class Partitioning:
         for name, size, axes in zip(names, shape, assigned, strict=True):
             parts = math.prod(mesh.shape[axis] for axis in _as_tuple(axes))
             if size % parts:
-                log.info(
-                    "%s: the axis %r of size %d is replicated, because %d devices along %s do "
-                    "not divide it",
-                    what,
-                    name,
-                    size,
-                    parts,
-                    "+".join(_as_tuple(axes)),
+                message = (
+                    f"{what}: the axis {name!r} of size {size} is replicated, because {parts} "
+                    f"devices along {'+'.join(_as_tuple(axes))} do not divide it"
                 )
+                log.log(level, message)
                 axes = None
             result.append(axes)
         return PartitionSpec(*result)
@@ -215,7 +218,9 @@ class Partitioning:
             names = tuple(getattr(node, "names", ())) if parameter_trees.is_box(node) else ()
             value = parameter_trees.unbox(node)
             what = "/".join(parameter_trees.path_keys(path))
-            return NamedSharding(mesh, self.spec(mesh, names, value.shape, what))
+            # Moments and averages are laid out as their parameters: one line is enough.
+            level = logging.DEBUG if what.startswith(("opt_state", "ema_params")) else logging.INFO
+            return NamedSharding(mesh, self.spec(mesh, names, value.shape, what, level=level))
 
         return jax.tree_util.tree_map_with_path(sharding, abstract, is_leaf=parameter_trees.is_box)
 

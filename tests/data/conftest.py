@@ -1,4 +1,4 @@
-"""A tiny corpus in the format of the real ones: a TFDS data set with random access and a vocabulary."""
+"""A tiny corpus like the real ones: a TFDS data set with random access, and a vocabulary."""
 
 import dataclasses
 import pathlib
@@ -63,9 +63,7 @@ def corpus(tmp_path_factory):
 
     root = tmp_path_factory.mktemp("data")
     records = {
-        pattern.format(l=language): list(
-            make_records(pattern.format(l=language), language, size)
-        )
+        pattern.format(l=language): list(make_records(pattern.format(l=language), language, size))
         for pattern, sizes in SIZES.items()
         for language, size in sizes.items()
     }
@@ -73,9 +71,7 @@ def corpus(tmp_path_factory):
     features = tfds.features.FeaturesDict(
         {
             "audio": tfds.features.Tensor(shape=(None,), dtype=np.int16, encoding="bytes"),
-            **dict.fromkeys(
-                ("text", "raw_text", "translation", "language", "speaker", "id"), text
-            ),
+            **dict.fromkeys(("text", "raw_text", "translation", "language", "speaker", "id"), text),
         }
     )
     tfds.dataset_builders.store_as_tfds_dataset(

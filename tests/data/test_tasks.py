@@ -5,7 +5,7 @@ import importlib
 import numpy as np
 import pytest
 
-from maestro_jax.data.streams import STREAM_FEATURES, StreamConfig
+from maestro_jax.data.streams import STREAM_FEATURES, StreamConfig, stream_sequences
 from maestro_jax.errors import UserError
 
 
@@ -65,10 +65,9 @@ def test_a_mixture_through_seqio(scope):
     dataset = seqio.get_dataset(
         "tinyvox_paired",
         {"audio": 450, "text": 40, "language": None},
-        "train",
-        shuffle=True,
+        converters()["paired"](),
         num_epochs=1,
-        feature_converter=converters()["paired"](),
+        shuffle=True,
         seed=1,
     )
     examples = list(dataset.as_numpy_iterator())
@@ -88,16 +87,11 @@ def test_converters_agree_with_the_loaders_rows(scope, stream):
     import seqio
     import tensorflow as tf
 
-    from maestro_jax.data.rows import empty_rows, stream_identities, stream_limits, write_row
+    from maestro_jax.data.rows import empty_rows, stream_identities, write_row
 
-    sizes = {"audio_samples": 250, "text_tokens": 12, "translation_tokens": 12}
-    fields = {"audio": "audio_samples", "text": "text_tokens", "translation": "translation_tokens"}
-    config = StreamConfig(
-        mixture="m",
-        batch_size=1,
-        **{field: sizes[field] for name, field in fields.items() if name in STREAM_FEATURES[stream]},
-    )
-    limits, identities = stream_limits(stream, config), stream_identities(stream)
+    sizes = {"audio": 250, "text": 3, "translation": 3}
+    limits = {name: sizes[name] for name in stream_sequences(stream)}
+    identities = stream_identities(stream)
     task = seqio.get_mixture_or_task(f"tinyvox_{stream}_de")
     plain = task.get_dataset(split="train", shuffle=False, trim_output_features=False)
     converter = converters()[stream](
@@ -105,9 +99,7 @@ def test_converters_agree_with_the_loaders_rows(scope, stream):
     )
     converted = converter(plain, {**limits, **dict.fromkeys(identities), "id": None})
     over_long = 0
-    for before, after in zip(
-        plain.as_numpy_iterator(), converted.as_numpy_iterator(), strict=True
-    ):
+    for before, after in zip(plain.as_numpy_iterator(), converted.as_numpy_iterator(), strict=True):
         features = empty_rows(limits, identities, 1)
         crop = 0 if stream == "speech" else None
         over_long += write_row(features, 0, before, limits, identities, crop=crop)
@@ -149,13 +141,13 @@ def test_list_of_tasks(corpus, tmp_path):
 def test_shipped_names_and_reload(tmp_path):
     import seqio
 
-    import maestro_jax.tasks.mixtures as mixtures
     import maestro_jax.tasks.minivox_tasks as minivox_tasks
+    import maestro_jax.tasks.mixtures as mixtures
     from maestro_jax.data.task_listing import get_task_or_mixture
 
     importlib.reload(minivox_tasks)
     importlib.reload(mixtures)
-    for config in ("small", "full"):
+    for config in ("tiny", "small", "full"):
         for stream in STREAM_FEATURES:
             mixture = get_task_or_mixture(f"minivox_{config}_{stream}")
             for task in mixture.tasks:
@@ -176,3 +168,15 @@ def test_data_that_are_not_prepared_name_the_command(tmp_path):
         for name in ("minivox_small_speech_de", "minivox_small_paired_de"):
             with pytest.raises(UserError, match="maestro prepare minivox --config small"):
                 get_task_or_mixture(name).get_dataset(split="train")
+
+
+@pytest.mark.parametrize("temperature,maximum", [(1.0, None), (3.0, None), (2.0, 10)])
+def test_rates_are_those_of_seqio(scope, temperature, maximum):
+    import seqio
+
+    from maestro_jax.data.registration import examples_rate
+
+    for name in ("tinyvox_paired_de", "tinyvox_paired_sl"):
+        task = seqio.TaskRegistry.get(name)
+        expected = seqio.mixing_rate_num_examples(task, maximum=maximum, temperature=temperature)
+        assert examples_rate(task, temperature, maximum) == pytest.approx(expected)

@@ -15,8 +15,8 @@ def sentences(count=400):
 
 
 def test_special_ids_and_round_trip(tmp_path):
-    vocabulary = train_sentencepiece(sentences(), tmp_path / "v" / "v.model", 60)
-    assert vocabulary.vocab_size == 60
+    vocabulary = train_sentencepiece(sentences(), tmp_path / "v" / "v.model", 40)
+    assert vocabulary.vocab_size == 40
     assert vocabulary.pieces([0, 1, 2]) == ["<pad>", "</s>", "<unk>"]
     for sentence in sentences(20):
         ids = vocabulary.encode(sentence)

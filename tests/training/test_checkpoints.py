@@ -31,14 +31,15 @@ def _abstract(run, mesh_shape):
 
 
 def _state(run, mesh_shape=(-1, 1, 1)):
-    params = parameter_trees.unbox(
-        initial_params(run.model, run.objective, run.batch_shapes(), run.seed)
-    )
-    state = create_state(params, run.optimizer)
-    # The average is told from the values by its numbers.
-    state = state.replace(ema_params=jax.tree.map(lambda p: p + 1, state.ema_params))
+    @jax.jit
+    def init():
+        params = initial_params(run.model, run.objective, run.batch_shapes(), run.seed)
+        state = create_state(parameter_trees.unbox(params), run.optimizer)
+        # The average is told from the values by its numbers.
+        return state.replace(ema_params=jax.tree.map(lambda p: p + 1, state.ema_params))
+
     shardings = jax.tree.map(lambda leaf: leaf.sharding, _abstract(run, mesh_shape))
-    return jax.device_put(state, shardings)
+    return jax.device_put(init(), shardings)
 
 
 @pytest.fixture

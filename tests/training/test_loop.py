@@ -264,7 +264,7 @@ _PROCESS = """
     from conftest import toy_batches, toy_run
     from maestro_jax.training.loop import train
     assert not {"tensorflow", "gin", "seqio"} & {name.split(".")[0] for name in sys.modules}
-    logging.basicConfig(level=logging.INFO)
+    logging.basicConfig(level=logging.INFO, force=True)
 
     def slowly(start):
         for batch in toy_batches(start):
@@ -287,7 +287,7 @@ def test_a_terminated_process_saves_and_exits_with_143(tmp_path):
     seen = []
     for line in process.stderr:
         seen.append(line)
-        if " step " in line or "steps/s" in line:
+        if "first step after" in line:
             process.send_signal(signal.SIGTERM)
             break
     seen += process.stderr.readlines()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from maestro_jax.cli import environment, options
+from maestro_jax.cli import environment
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -12,7 +12,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output_dir", default="demo_output", metavar="DIR", help="default: %(default)s"
     )
-    options.add_data_dir(parser)
+    parser.add_argument(
+        "--data_dir",
+        metavar="DIR",
+        help="where the corpus is made; by default `data` in the output directory",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:

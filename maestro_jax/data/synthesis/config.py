@@ -72,8 +72,23 @@ SMALL = CorpusConfig(
     mt=5000,
     validation=40,
     test=100,
+    max_seconds=4.0,
 )
 """Three languages, one of them with minutes of transcribed speech: what the demo trains on."""
+
+
+TINY = CorpusConfig(
+    languages=("en", "de", "sl"),
+    paired={"en": 16, "de": 16, "sl": 8},
+    speech=8,
+    text=64,
+    mt=64,
+    validation=4,
+    test=4,
+    max_seconds=3.0,
+    vocab_size=96,
+)
+"""The same in seconds, to see a new task or a changed model run; too small to learn from."""
 
 
 def full(hours: float = 10.0) -> CorpusConfig:

@@ -1,0 +1,97 @@
+"""Two processes train as one does, and stop together."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+
+import jax
+import numpy as np
+import pytest
+
+from maestro_jax.training.checkpoints import restore_params
+from maestro_jax.training.loop import train
+from maestro_jax.training.partitioning import Partitioning
+
+pytestmark = pytest.mark.multiprocess
+
+_PROCESS = """
+    import logging, sys, time
+    sys.path.insert(0, sys.argv[1])
+    from maestro_jax.training import distributed
+    assert distributed.initialize()
+    import jax
+    from conftest import toy_batches, toy_run
+    from maestro_jax.training.loop import train
+    from maestro_jax.training.partitioning import Partitioning
+    logging.basicConfig(level=logging.INFO, force=True)
+    partitioning = Partitioning(mesh_shape=(-1, 2, 2))
+    index, count = partitioning.data_shard(partitioning.mesh())
+    assert (index, count) == (jax.process_index(), 2)
+
+    def own_rows(start):
+        for batch in toy_batches(start):
+            time.sleep(float(sys.argv[4]))
+            yield jax.tree.map(lambda x: x[index * 4 : (index + 1) * 4], batch)
+
+    run = toy_run(partitioning=partitioning, steps=int(sys.argv[3]), checkpoint_every=1_000_000)
+    train(run, sys.argv[2], batches=own_rows)
+"""
+
+
+def _start(index, port, *arguments):
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+        "JAX_NUM_PROCESSES": "2",
+        "JAX_PROCESS_ID": str(index),
+    }
+    here = str(pathlib.Path(__file__).parent)
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(_PROCESS), here, *map(str, arguments)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=pathlib.Path(__file__).parents[2],
+    )
+
+
+def _free_port():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def test_two_processes_train_as_one_does(toy, tmp_path):
+    port = _free_port()
+    processes = [_start(index, port, tmp_path / "two", 6, 0.0) for index in range(2)]
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
+    run = toy.run(partitioning=Partitioning(mesh_shape=(-1, 2, 2)))
+    state = train(run, tmp_path / "one", batches=toy.batches)
+    theirs = restore_params(tmp_path / "two", "params")
+    for a, b in zip(*map(jax.tree.leaves, (theirs, state.params)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+    lines = (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [2, 4, 6]
+
+
+def test_a_signal_to_one_process_stops_both_after_saving(tmp_path):
+    port = _free_port()
+    processes = [_start(index, port, tmp_path, 1_000_000, 0.05) for index in range(2)]
+    for line in processes[0].stderr:
+        if "first step after" in line:
+            processes[1].send_signal(signal.SIGTERM)
+            break
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [143, 143], "\n".join(errors)
+    steps = [path.name for path in (tmp_path / "checkpoints").iterdir()]
+    assert len(steps) == 1 and f"saved step {steps[0]};" in errors[1]
