@@ -22,7 +22,7 @@ def near_misses(word: str, candidates: Iterable[str], limit: int = 3) -> str:
         limit: At most so many names.
 
     Returns:
-        `` Did you mean 'x' or 'y'?`` with a leading space, or the empty string when nothing is near.
+        `` Did you mean 'x' or 'y'?`` with a leading space; the empty string if nothing is near.
     """
     matches = difflib.get_close_matches(word, list(candidates), n=limit, cutoff=0.5)
     if not matches:

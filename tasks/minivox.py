@@ -7,7 +7,8 @@ that a model has to listen (many voices, noise, rooms), and test voices and test
 occur in training.
 
 Configs: `small` is what the demo trains on (three languages, about 3 hours); `full` has six
-languages and as many hours as asked for; `tiny` is made in seconds, to see whether things run. Splits are named `{stream}_{language}_{part}`:
+languages and as many hours as asked for; `tiny` is made in seconds, to see whether things run.
+Splits are named `{stream}_{language}_{part}`:
 
 | split | audio | text | translation |
 |---|---|---|---|

@@ -6,8 +6,10 @@ when the demo is started again.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,18 +23,38 @@ from maestro_jax.training.run import TrainRun
 
 log = logging.getLogger(__name__)
 
-CONFIG = "small"
 LOW_RESOURCE = ("sl",)
 
 
-def run_demo(output_dir: str | Path, data_dir: str | Path | None = None) -> None:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What the demo trains on, and for how long.
+
+    Attributes:
+        config: Which MiniVox.
+        data_gin: A data file read after those of the runs; None for their own.
+        bindings: Macros changed in every run that reads them.
+        steps: Training steps by run, where they differ from its file's.
+    """
+
+    config: str = "small"
+    data_gin: str | None = None
+    bindings: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    steps: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+def run_demo(
+    output_dir: str | Path, data_dir: str | Path | None = None, *, recipe: Recipe | None = None
+) -> None:
     """Build MiniVox, pretrain, fine-tune for recognition and translation, evaluate, transcribe.
 
     Args:
         output_dir: Models, tables and pictures go here.
         data_dir: The root of the prepared data; by default `data` in the output directory.
+        recipe: Another corpus or other lengths than the demo's.
     """
     began = time.monotonic()
+    recipe = recipe or Recipe()
     output = Path(output_dir).expanduser().absolute()
     data = Path(data_dir) if data_dir else output / "data"
     output.mkdir(parents=True, exist_ok=True)
@@ -40,11 +62,11 @@ def run_demo(output_dir: str | Path, data_dir: str | Path | None = None) -> None
     _announce(1, "speaking MiniVox: sentences, voices, rooms and noise")
     from maestro_jax.tasks import minivox
 
-    minivox.prepare(CONFIG, data)
+    minivox.prepare(recipe.config, data)
 
     _announce(2, "pretraining with MAESTRO on all five streams")
     pretrained = output / "pretrained"
-    run = _train("runs/demo_pretrain.gin", pretrained, data)
+    run = _train(recipe, "pretrain", pretrained, data)
     pictures = [draw_curves(pretrained)]
     pictures += draw_inspection(
         Transcriber.from_checkpoint(pretrained, run), pretrained, data_dir=data
@@ -52,16 +74,12 @@ def run_demo(output_dir: str | Path, data_dir: str | Path | None = None) -> None
 
     _announce(3, "fine-tuning for speech recognition")
     recognizer = output / "recognition"
-    asr_run = _train(
-        "runs/demo_finetune_asr.gin", recognizer, data, {"INIT_FROM": repr(str(pretrained))}
-    )
+    asr_run = _train(recipe, "finetune_asr", recognizer, data, init_from=pretrained)
     pictures.append(draw_curves(recognizer))
 
     _announce(4, "fine-tuning for speech translation into English")
     translator = output / "translation"
-    st_run = _train(
-        "runs/demo_finetune_st.gin", translator, data, {"INIT_FROM": repr(str(recognizer))}
-    )
+    st_run = _train(recipe, "finetune_st", translator, data, init_from=recognizer)
     pictures.append(draw_curves(translator))
 
     _announce(5, "evaluating on speakers and sentences that were not trained on")
@@ -71,7 +89,7 @@ def run_demo(output_dir: str | Path, data_dir: str | Path | None = None) -> None
     translation = _evaluate(st_run, translator, data, st)
 
     _announce(6, "transcribing one held-out file")
-    file, reference, english = _held_out_file(output, data)
+    file, reference, english = _held_out_file(st_run, output, data)
     from maestro_jax.data.audio import read_audio
 
     samples = read_audio(file)
@@ -96,10 +114,19 @@ def _announce(stage: int, what: str) -> None:
 
 
 def _train(
-    gin_file: str, model_dir: Path, data: Path, bindings: dict[str, str] | None = None
+    recipe: Recipe, name: str, model_dir: Path, data: Path, *, init_from: Path | None = None
 ) -> TrainRun:
     """One training run with its record, continued if it was interrupted."""
-    run = gin_config.parse_and_build([gin_file], bindings)
+    files = [f"runs/demo_{name}.gin"]
+    if recipe.data_gin is not None:
+        files.append(recipe.data_gin)
+    macros = gin_config.macros(files)
+    bindings = {macro: value for macro, value in recipe.bindings.items() if macro in macros}
+    if name in recipe.steps:
+        bindings["STEPS"] = str(recipe.steps[name])
+    if init_from is not None:
+        bindings["INIT_FROM"] = repr(str(init_from))
+    run = gin_config.parse_and_build(files, bindings)
     texts = {
         "config.gin": gin_config.config_text(),
         "operative_config.gin": gin_config.operative_config_text(),
@@ -120,13 +147,14 @@ def _evaluate(run: TrainRun, model_dir: Path, data: Path, transcriber: Transcrib
     )
 
 
-def _held_out_file(output: Path, data: Path) -> tuple[Path, str, str]:
+def _held_out_file(run: TrainRun, output: Path, data: Path) -> tuple[Path, str, str]:
     """A test utterance as a wav file, its transcript and its English translation."""
     import soundfile
 
     from maestro_jax.data.loader import evaluation_batches
 
-    batches = evaluation_batches("minivox_small_st", "test", 1, 10 * 16_000, data)
+    stream = run.streams["st"]
+    batches = evaluation_batches(stream.mixture, "test", 1, stream.audio_samples, data)
     features, metadata = next(iter(batches))
     path = output / "held_out.wav"
     samples = features["audio"][0, : int(features["audio_length"][0])]

@@ -2,9 +2,9 @@
 
     L_MM = MSE(e_s, ê_t)
 
-Source: MAESTRO, section 2.2. Which side learns is open there; USM (section 2.7) trains only the text
-side, and so is the default. Layer normalisation of both sides before the comparison keeps the loss
-from falling by shrinking the features.
+Source: MAESTRO, section 2.2. Which side learns is open there; USM (section 2.7) trains only the
+text side, and so is the default. Layer normalisation of both sides before the comparison keeps the
+loss from falling by shrinking the features.
 """
 
 from __future__ import annotations

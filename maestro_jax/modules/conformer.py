@@ -1,7 +1,8 @@
 """Conformer blocks, and the stacks that the speech encoder and the shared encoder are made of.
 
 Source: Gulati et al. 2020 (arXiv 2005.08100), figure 1; sizes in w2v-BERT, table 1; group
-normalisation instead of batch normalisation as in SLAM, section 4.1, because batches mix modalities.
+normalisation instead of batch normalisation as in SLAM, section 4.1, because batches mix
+modalities.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ The chain for one batch:
     power spectrum        [batch, frames, 257]
     log-mel               [batch, frames, 80]   natural logarithm, normalised over the utterance
 
-Source: 80 log-mel bins at 16 kHz, 25 ms windows, 10 ms hop (w2v-BERT, section 4; SLAM, section 4.1).
+Source: 80 log-mel bins at 16 kHz, 25 ms windows, 10 ms hop (w2v-BERT, section 4; SLAM, section
+4.1).
 """
 
 from __future__ import annotations
@@ -101,7 +102,8 @@ class LogMelFrontend(nn.Module):
                 stream `specaugment`.
 
         Returns:
-            Features `[batch, frames, bins]` float32, zero on padding, and lengths `[batch]` in frames.
+            Features `[batch, frames, bins]` float32, zero on padding, and lengths `[batch]` in
+            frames.
         """
         if audio.dtype == jnp.int16:
             signal = audio.astype(jnp.float32)
@@ -183,7 +185,7 @@ class ConvSubsampling(nn.Module):
                 channels,
                 (3, 3),
                 strides=(2, 2),
-                # Symmetric rather than SAME: frame i sees the same inputs whatever the padded length.
+                # Not SAME: frame i must see the same inputs whatever the padded length.
                 padding=((1, 1), (1, 1)),
                 dtype=self.dtype,
                 kernel_init=nn.with_logical_partitioning(

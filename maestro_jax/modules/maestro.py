@@ -127,7 +127,7 @@ class Maestro(nn.Module):
         )
 
     def contrastive_context(self, encoded: jax.Array) -> jax.Array:
-        """Vectors `[batch, frames, code_features]` that the contrastive loss compares with codes."""
+        """Vectors `[batch, frames, code_features]`, which are compared with codes."""
         return self.speech_encoder.contrastive_context(encoded)
 
     def encode_shared(

@@ -21,8 +21,8 @@ ZERO_INIT = nn.initializers.zeros_init()
 class Dense(nn.Module):
     """A linear map over the last axes, with named parameter axes.
 
-    Flax's `DenseGeneral` initialises a flat kernel and reshapes it, which its own logical axis names
-    refuse under a mesh.
+    Flax's `DenseGeneral` initialises a flat kernel and reshapes it, which its own logical axis
+    names refuse under a mesh.
 
     Attributes:
         features: Output size, or sizes.

@@ -53,7 +53,7 @@ class Refiner(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, deterministic: bool = True) -> jax.Array:
-        """`[batch, frames, text_features]`, `[batch, frames]` to ê_t `[batch, frames, features]`."""
+        """Frames `[batch, frames, text_features]` with their mask to ê_t, of size `features`."""
         for index in range(self.layers):
             if self.mixer == "attention_lconv":
                 y = layer_norm(dtype=self.dtype, name=f"attention_norm_{index}")(x)

@@ -22,7 +22,7 @@ class SharedEncoder(nn.Module):
         stack: The Conformer blocks; its `features` is the model size.
         codes: Entries of the quantizer's codebook, predicted at the top.
         languages: Number of output languages that can be asked for; 0 for a model that cannot be
-            told (the paper's recognisers). Needed where one decoder both transcribes and translates.
+            told (the paper's recognisers). Needed where one decoder transcribes and translates.
         dtype: The type computed in.
     """
 
@@ -52,8 +52,8 @@ class SharedEncoder(nn.Module):
         Args:
             x: `[batch, frames, features]`.
             mask: `[batch, frames]` bool, True = valid.
-            target_language: `[batch]` language ids of the text to produce, negative for the language
-                that is spoken; ignored by a model without languages.
+            target_language: `[batch]` language ids of the text to produce, negative for the
+                language that is spoken; ignored by a model without languages.
             deterministic: No dropout.
 
         Returns:

@@ -1,7 +1,7 @@
 """The RNN-T decoder: prediction network and joint network.
 
-Source: a 2-layer LSTM of 1280 units and a joint layer of 640 units (MAESTRO, section 3); Graves 2012
-(arXiv 1211.3711).
+Source: a 2-layer LSTM of 1280 units and a joint layer of 640 units (MAESTRO, section 3); Graves
+2012 (arXiv 1211.3711).
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class TransducerDecoder(nn.Module):
         return self.frame_projection(encoded.astype(self.dtype))
 
     def joint(self, frames: jax.Array, labels: jax.Array) -> jax.Array:
-        """Logits of projected frames and labels of the same leading shape, `[..., vocab]` float32."""
+        """Logits `[..., vocab]` float32 of projected frames and labels that broadcast."""
         hidden = jnp.tanh(frames + labels)
         # As a matrix: XLA's backward pass of a product with four axes is slow on CPU.
         logits = self.output(hidden.reshape(-1, hidden.shape[-1]))

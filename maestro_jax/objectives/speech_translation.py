@@ -1,7 +1,7 @@
 """Fine-tuning for speech translation, optionally jointly with text translation.
 
-Source: ST and MT are fine-tuned jointly, with equal numbers of examples (MAESTRO, section 3.3; mSLAM,
-section 4.2). The decoder here is the RNN-T, told the language to write.
+Source: ST and MT are fine-tuned jointly, with equal numbers of examples (MAESTRO, section 3.3;
+mSLAM, section 4.2). The decoder here is the RNN-T, told the language to write.
 """
 
 from __future__ import annotations

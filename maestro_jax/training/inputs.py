@@ -43,7 +43,7 @@ def task_batches(
 
     def batches(start_step: int) -> Iterator[Any]:
         loader = StreamLoader(
-            run.streams,
+            {name: run.streams[name] for name in run.used_streams},
             split="train",
             seed=run.seed,
             start_step=start_step,

@@ -1,0 +1,182 @@
+"""The whole loop on real audio, as small as it goes: corpus, training, scores, transcripts."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from maestro_jax.cli import demo
+from maestro_jax.cli.main import main
+from maestro_jax.data.data_dir import data_root
+
+# As narrow as the modules allow: what is tested is that the parts fit, not that they learn.
+SMALL = {
+    "FEATURES": "16",
+    "HIDDEN": "16",
+    "SPEECH_LAYERS": "1",
+    "SHARED_LAYERS": "1",
+    "TEXT_FEATURES": "16",
+    "CODES": "8",
+    "CODE_FEATURES": "8",
+    "VOCAB_SIZE": "96",
+    "LOG_EVERY": "1",
+    "CHECKPOINT_EVERY": "2",
+}
+
+
+@pytest.fixture(scope="module")
+def recipe() -> demo.Recipe:
+    """The demo's recipe on MiniVox tiny, some steps a stage."""
+    return demo.Recipe(
+        config="tiny",
+        data_gin="data/minivox_tiny.gin",
+        bindings=SMALL | {"PAIRED_FROM": "1", "TEXT_FROM": "2", "TRANSLATION_FROM": "2"},
+        steps={"pretrain": 4, "finetune_asr": 2, "finetune_st": 2},
+    )
+
+
+@pytest.fixture(scope="module")
+def demo_output(recipe: demo.Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory that a whole demo left."""
+    output = tmp_path_factory.mktemp("demo")
+    demo.run_demo(output, data_root(), recipe=recipe)
+    return output
+
+
+def test_the_demo_leaves_tables_pictures_and_a_transcript(
+    demo_output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for stage in ("pretrained", "recognition", "translation"):
+        assert (demo_output / stage / "evaluation" / "losses.png").stat().st_size > 5_000
+    for picture in ("alignment", "durations", "similarity"):
+        path = demo_output / "pretrained" / "evaluation" / f"{picture}.png"
+        assert path.stat().st_size > 5_000
+    [asr] = (demo_output / "recognition" / "evaluation").glob("*.json")
+    scores = json.loads(asr.read_text())
+    assert [row["utterances"] for row in scores["rows"]] == [4, 4, 4]
+    assert asr.with_suffix(".md").read_text().startswith("# ")
+    [st] = (demo_output / "translation" / "evaluation").glob("*.json")
+    scores = json.loads(st.read_text())
+    assert {row["direction"] for row in scores["rows"]} == {"de-en", "sl-en"}
+    assert all("tok:13a" in row["bleu_signature"] for row in scores["rows"])
+
+
+def test_a_finished_demo_does_not_start_over(
+    demo_output: Path, recipe: demo.Recipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoints = sorted(demo_output.glob("*/checkpoints/*/state"))
+    before = [path.stat().st_mtime_ns for path in checkpoints]
+    metrics = (demo_output / "pretrained" / "metrics.jsonl").read_text()
+    demo.run_demo(demo_output, data_root(), recipe=recipe)
+    assert [path.stat().st_mtime_ns for path in checkpoints] == before
+    assert (demo_output / "pretrained" / "metrics.jsonl").read_text() == metrics
+    printed = capsys.readouterr().out
+    for expected in ("Reference:", "Hypothesis:", "Translation:", "Pictures:", "WER", "BLEU"):
+        assert expected in printed
+
+
+def test_fine_tuning_began_from_the_pretrained_average(demo_output: Path) -> None:
+    from maestro_jax.training.checkpoints import restore_params
+
+    pretrained = restore_params(demo_output / "pretrained", "ema")
+    tuned = restore_params(demo_output / "recognition", "params")
+    # Two steps at a small learning rate leave the weights close; another start would not be.
+    for part in ("decoder", "shared_encoder"):
+        a = np.concatenate([np.ravel(x) for x in _leaves(pretrained[part])])
+        b = np.concatenate([np.ravel(x) for x in _leaves(tuned[part])])
+        assert np.linalg.norm(a - b) < 0.2 * np.linalg.norm(a)
+    # The text side is not trained by recognition at all.
+    for a, b in zip(_leaves(pretrained["refiner"]), _leaves(tuned["refiner"]), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
+def test_transcribe_any_file(
+    demo_output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str
+) -> None:
+    samples, rate = soundfile.read(demo_output / "held_out.wav")
+    stereo = np.stack([samples, samples], axis=1)
+    path = tmp_path / f"speech.{suffix}"
+    soundfile.write(path, np.repeat(stereo, 2, axis=0), 2 * rate)
+    model = str(demo_output / "recognition")
+    assert main(["transcribe", model, str(path), "--json"]) in (None, 0)
+    [record] = json.loads(capsys.readouterr().out)
+    assert record["seconds"] == pytest.approx(len(samples) / rate, abs=0.1)
+    assert isinstance(record["text"], str)
+
+
+def test_evaluate_a_finished_run(demo_output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = str(demo_output / "translation")
+    assert main(["eval", "--model_dir", model, "--split", "validation", "--json"]) in (None, 0)
+    [report] = json.loads(capsys.readouterr().out)
+    assert report["utterances"] == 8 and report["complete"]
+
+
+@pytest.mark.slow
+def test_an_interrupted_demo_goes_on(recipe: demo.Recipe, tmp_path: Path) -> None:
+    """A signal in the middle of pretraining; the second start continues from its checkpoint."""
+    script = (
+        "from maestro_jax.cli import demo, environment\n"
+        "environment.prepare_process()\n"
+        f"demo.run_demo({str(tmp_path)!r}, {str(data_root())!r}, recipe=demo.Recipe("
+        f"config='tiny', data_gin='data/minivox_tiny.gin', bindings={recipe.bindings!r}, "
+        "steps={'pretrain': 60, 'finetune_asr': 2, 'finetune_st': 2}))\n"
+    )
+    command = [sys.executable, "-c", script]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "pretrained" / "metrics.jsonl"
+    deadline = time.monotonic() + 300
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 5):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    again = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
+    assert "continuing from step" in again.stderr
+    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+    assert steps == list(range(1, 61))
+
+
+def test_bad_input_is_one_line(demo_output: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.wav"
+    soundfile.write(empty, np.zeros(0, np.int16), 16_000)
+    text = tmp_path / "notes.wav"
+    text.write_text("no audio")
+    model = str(demo_output / "recognition")
+    run = "runs/demo_pretrain.gin"
+    for arguments, told in (
+        (["transcribe", model, str(empty)], "empty.wav"),
+        (["transcribe", model, str(text)], "notes.wav"),
+        (["transcribe", model, str(tmp_path / "absent.wav")], "absent.wav"),
+        (["transcribe", str(tmp_path), str(demo_output / "held_out.wav")], "checkpoint"),
+        (["eval", "--model_dir", model, "--task", "minivox_tiny_pared"], "minivox_tiny_paired"),
+        (["train", "--gin_file", run, "--gin.STEPSS=3", "--model_dir", str(tmp_path)], "'STEPS'"),
+        (["train", "--gin_file", "runs/finetune.gin", "--model_dir", str(tmp_path)], "must be set"),
+    ):
+        process = subprocess.run(
+            [sys.executable, "-m", "maestro_jax.cli.main", *arguments],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "JAX_PLATFORMS": "cpu"},
+            check=False,
+        )
+        lines = [line for line in process.stderr.splitlines() if line.startswith("error:")]
+        assert process.returncode == 2, (arguments, process.stderr)
+        assert len(lines) == 1 and told in lines[0], (arguments, process.stderr)
+        assert "Traceback" not in process.stderr
+
+
+def _leaves(tree):
+    import jax
+
+    return jax.tree.leaves(tree)
