@@ -197,6 +197,10 @@ def test_training_runs_without_tensorflow(tmp_path: pathlib.Path) -> None:
     class Regression:
         streams = ("paired",)
 
+        def active_streams(self, step):
+            return self.streams
+
+
         def init(self, model, rng, batch):
             return model.init(rng, batch["paired"]["audio"])["params"]
 

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import soundfile
 
-from maestro_jax.cli import demo
 from maestro_jax.cli.main import main
 from maestro_jax.data.data_dir import data_root
 
@@ -33,28 +32,42 @@ SMALL = {
 }
 
 
-@pytest.fixture(scope="module")
-def recipe() -> demo.Recipe:
-    """The demo's recipe on MiniVox tiny, some steps a stage."""
-    return demo.Recipe(
-        config="tiny",
-        data_gin="data/minivox_tiny.gin",
-        bindings=SMALL | {"PAIRED_FROM": "1", "TEXT_FROM": "2", "TRANSLATION_FROM": "2"},
-        steps={"pretrain": 4, "finetune_asr": 2, "finetune_st": 2},
+STEPS = {"pretrain": 4, "finetune_asr": 2, "finetune_st": 2}
+AT_ONCE = {"PAIRED_FROM": "0", "TEXT_FROM": "0", "TRANSLATION_FROM": "0"}
+
+
+def demo_command(output: Path, steps: dict[str, int], bindings: dict[str, str]) -> list[str]:
+    """The demo on MiniVox tiny, some steps a stage, in a process of its own."""
+    script = (
+        "from maestro_jax.cli import environment\n"
+        "environment.prepare_process()\n"
+        "environment.enable_compilation_cache()\n"
+        "from maestro_jax.cli import demo\n"
+        f"recipe = demo.Recipe(config='tiny', data_gin='data/minivox_tiny.gin', "
+        f"bindings={bindings!r}, steps={steps!r})\n"
+        f"demo.run_demo({str(output)!r}, {str(data_root())!r}, recipe=recipe)\n"
     )
+    return [sys.executable, "-c", script]
 
 
 @pytest.fixture(scope="module")
-def demo_output(recipe: demo.Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def one_device(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a user: one CPU device, programs kept between processes."""
+    cache = tmp_path_factory.mktemp("xla")
+    return {**os.environ, "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(cache)}
+
+
+@pytest.fixture(scope="module")
+def demo_output(one_device: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory that a whole demo left."""
     output = tmp_path_factory.mktemp("demo")
-    demo.run_demo(output, data_root(), recipe=recipe)
+    command = demo_command(output, STEPS, SMALL | AT_ONCE)
+    done = subprocess.run(command, env=one_device, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
     return output
 
 
-def test_the_demo_leaves_tables_pictures_and_a_transcript(
-    demo_output: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_demo_leaves_tables_pictures_and_a_transcript(demo_output: Path) -> None:
     for stage in ("pretrained", "recognition", "translation"):
         assert (demo_output / stage / "evaluation" / "losses.png").stat().st_size > 5_000
     for picture in ("alignment", "durations", "similarity"):
@@ -70,18 +83,17 @@ def test_the_demo_leaves_tables_pictures_and_a_transcript(
     assert all("tok:13a" in row["bleu_signature"] for row in scores["rows"])
 
 
-def test_a_finished_demo_does_not_start_over(
-    demo_output: Path, recipe: demo.Recipe, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_finished_demo_does_not_start_over(demo_output: Path, one_device: dict[str, str]) -> None:
     checkpoints = sorted(demo_output.glob("*/checkpoints/*/state"))
+    assert checkpoints
     before = [path.stat().st_mtime_ns for path in checkpoints]
     metrics = (demo_output / "pretrained" / "metrics.jsonl").read_text()
-    demo.run_demo(demo_output, data_root(), recipe=recipe)
+    command = demo_command(demo_output, STEPS, SMALL | AT_ONCE)
+    done = subprocess.run(command, env=one_device, capture_output=True, text=True, check=True)
     assert [path.stat().st_mtime_ns for path in checkpoints] == before
     assert (demo_output / "pretrained" / "metrics.jsonl").read_text() == metrics
-    printed = capsys.readouterr().out
     for expected in ("Reference:", "Hypothesis:", "Translation:", "Pictures:", "WER", "BLEU"):
-        assert expected in printed
+        assert expected in done.stdout
 
 
 def test_fine_tuning_began_from_the_pretrained_average(demo_output: Path) -> None:
@@ -122,17 +134,11 @@ def test_evaluate_a_finished_run(demo_output: Path, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.slow
-def test_an_interrupted_demo_goes_on(recipe: demo.Recipe, tmp_path: Path) -> None:
+def test_an_interrupted_demo_goes_on(one_device: dict[str, str], tmp_path: Path) -> None:
     """A signal in the middle of pretraining; the second start continues from its checkpoint."""
-    script = (
-        "from maestro_jax.cli import demo, environment\n"
-        "environment.prepare_process()\n"
-        f"demo.run_demo({str(tmp_path)!r}, {str(data_root())!r}, recipe=demo.Recipe("
-        f"config='tiny', data_gin='data/minivox_tiny.gin', bindings={recipe.bindings!r}, "
-        "steps={'pretrain': 60, 'finetune_asr': 2, 'finetune_st': 2}))\n"
-    )
-    command = [sys.executable, "-c", script]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    curriculum = {"PAIRED_FROM": "1", "TEXT_FROM": "3", "TRANSLATION_FROM": "3"}
+    command = demo_command(tmp_path, STEPS | {"pretrain": 60}, SMALL | curriculum)
+    process = subprocess.Popen(command, env=one_device, stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "pretrained" / "metrics.jsonl"
     deadline = time.monotonic() + 300
     while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 5):
@@ -141,7 +147,9 @@ def test_an_interrupted_demo_goes_on(recipe: demo.Recipe, tmp_path: Path) -> Non
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
-    again = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
+    again = subprocess.run(
+        command, env=one_device, capture_output=True, text=True, timeout=600, check=True
+    )
     assert "continuing from step" in again.stderr
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
     assert steps == list(range(1, 61))

@@ -165,7 +165,7 @@ class Transcriber:
             target_language = "en"
         if target_language is not None and target_language not in LANGUAGES:
             raise UserError(
-                f"unknown target language {target_language!r}; write an ISO 639-1 code such as 'en'."
+                f"unknown target language {target_language!r}; write an ISO code such as 'en'."
             )
         pieces = [
             (index, to_int16(piece))

@@ -45,6 +45,9 @@ class LstmLayer(nn.Module):
             nn.with_logical_partitioning(nn.initializers.orthogonal(), ("embed", "mlp")),
             (self.units, 4 * self.units),
         ).astype(self.dtype)
+        # Rows are split and features are not: the loop then needs no communication in its steps.
+        gates = constrain(gates, "batch", None, None)
+        recurrent = constrain(recurrent, None, None)
 
         def step(carry: LstmState, gate: jax.Array) -> tuple[LstmState, jax.Array]:
             hidden, cell = carry

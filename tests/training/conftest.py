@@ -55,6 +55,10 @@ class ToyObjective:
     """Mean cross-entropy over the tokens of the text stream, plus the distance to the average."""
 
     streams: tuple[str, ...] = ("text", "mt")
+
+    def active_streams(self, step):
+        return self.streams
+
     explode_at: int = -1
 
     def init(self, model: nn.Module, rng: jax.Array, batch: Any) -> Any:
