@@ -79,6 +79,7 @@ def evaluate_run(
     Raises:
         UserError: There is nothing to evaluate, or no such checkpoint.
     """
+    from maestro_jax.data.data_scope import data_scope
     from maestro_jax.data.loader import evaluation_batches
     from maestro_jax.data.task_features import stream_of
     from maestro_jax.data.task_listing import get_task_or_mixture, tasks_of
@@ -108,7 +109,8 @@ def evaluate_run(
     evaluations = []
     for kind, name in chosen:
         members = [task for task in tasks_of(get_task_or_mixture(name)) if split in task.splits]
-        expected = sum(task.source.num_input_examples(split) or 0 for task in members)
+        with data_scope(data_dir):
+            expected = sum(task.source.num_input_examples(split) or 0 for task in members)
         progress = Progress(expected, f"{name} {split}")
         target = "en" if kind == "st" else None
         evaluation = evaluate(

@@ -164,7 +164,7 @@ def test_where_the_large_kernels_of_the_paper_s_model_lie(paper):
         f"{block}/attention/query/kernel": PartitionSpec(None, "fsdp", "tensor", None),
         f"{block}/attention/output/kernel": PartitionSpec(None, "tensor", None, "fsdp"),
         "decoder/lstm_0/input/kernel": PartitionSpec("fsdp", "tensor"),
-        "decoder/output/kernel": PartitionSpec("tensor", None),
+        "decoder/output/kernel": PartitionSpec(None, "tensor"),
         "text_encoder/tokens/embedding": PartitionSpec("tensor", "fsdp"),
     }.items():
         assert shardings[name].spec == spec, name

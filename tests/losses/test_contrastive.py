@@ -1,0 +1,107 @@
+"""The contrastive loss against a slow loop; the diversity loss at its extremes."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from maestro_jax.losses.contrastive import contrastive_loss, diversity_loss, sample_distractors
+from maestro_jax.losses.reduction import mean
+
+# Six masked frames, one, none, two.
+MASKED = np.array(
+    [
+        [1, 1, 0, 1, 1, 0, 1, 1],
+        [0, 0, 0, 1, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0, 0, 0],
+        [1, 0, 0, 0, 0, 0, 0, 1],
+    ],
+    bool,
+)
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def test_distractors_are_other_masked_frames_evenly():
+    chosen = np.asarray(sample_distractors(jax.random.key(0), jnp.asarray(MASKED), 3000))
+    for b in (0, 3):
+        masked = np.flatnonzero(MASKED[b])
+        for t in masked:
+            counts = np.bincount(chosen[b, t], minlength=8)
+            others = masked[masked != t]
+            assert set(np.flatnonzero(counts)) == set(others)
+            np.testing.assert_allclose(counts[others] / 3000, 1 / len(others), atol=0.03)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 1.0])
+def test_loss_is_that_of_a_loop(temperature):
+    rng = jax.random.key(4)
+    context, codes = normal(4, 8, 5), normal(4, 8, 5, seed=1)
+    codes[0, 1] = codes[0, 0]  # A distractor that equals the positive is left out.
+    (total, count), (correct, correct_count) = contrastive_loss(
+        rng, context, codes, jnp.asarray(MASKED), distractors=3, temperature=temperature
+    )
+    chosen = np.asarray(sample_distractors(rng, jnp.asarray(MASKED), 3))
+
+    def cosine(a, b):
+        a, b = a.astype(np.float64), b.astype(np.float64)
+        return a @ b / np.sqrt((a @ a) * (b @ b))
+
+    expected, hits, frames = 0.0, 0, 0
+    for b, t in zip(*np.nonzero(MASKED), strict=True):
+        negatives = [
+            cosine(context[b, t], codes[b, s]) / temperature
+            for s in chosen[b, t]
+            if not np.array_equal(codes[b, s], codes[b, t])
+        ]
+        if not negatives:
+            continue
+        positive = cosine(context[b, t], codes[b, t]) / temperature
+        expected -= np.log(np.exp(positive) / (np.exp(positive) + np.exp(negatives).sum()))
+        hits += positive > max(negatives)
+        frames += 1
+    assert frames >= 6
+    assert float(count) == float(correct_count) == frames
+    assert float(correct) == hits
+    np.testing.assert_allclose(total, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_nothing_masked_is_zero_with_finite_gradients(scale):
+    context, codes = scale * normal(2, 4, 3), scale * normal(2, 4, 3, seed=1)
+
+    def loss(context, codes, masked):
+        return mean(contrastive_loss(jax.random.key(0), context, codes, masked)[0])
+
+    value, gradients = jax.value_and_grad(loss, (0, 1))(context, codes, jnp.zeros((2, 4), bool))
+    assert float(value) == 0.0
+    assert not any(np.any(g) for g in gradients)
+    for gradient in jax.grad(loss, (0, 1))(context, codes, jnp.ones((2, 4), bool)):
+        assert np.all(np.isfinite(gradient))
+
+
+def test_diversity_at_its_extremes():
+    mask = jnp.array([[True, True, False]])
+    uniform = jnp.full((1, 3, 8), 1 / 8)
+    loss, perplexity = diversity_loss(uniform, mask)
+    np.testing.assert_allclose([loss, perplexity], [0.0, 8.0], atol=1e-5)
+    single = jnp.broadcast_to(jax.nn.one_hot(2, 8), (1, 3, 8))
+    loss, perplexity = diversity_loss(single, mask)
+    np.testing.assert_allclose([loss, perplexity], [1 - 1 / 8, 1.0], atol=1e-5)
+    # Two codes, each sure of itself; the third frame does not count.
+    two = jax.nn.one_hot(jnp.array([[0, 1, 5]]), 8)
+    loss, perplexity = diversity_loss(two, mask)
+    np.testing.assert_allclose([loss, perplexity], [1 - 2 / 8, 2.0], atol=1e-5)
+
+
+def test_diversity_of_nothing_is_zero_with_finite_gradients():
+    def loss(probabilities):
+        return diversity_loss(probabilities, jnp.zeros((1, 3), bool))[0]
+
+    value, gradient = jax.value_and_grad(loss)(jnp.full((1, 3, 8), 1 / 8))
+    assert float(value) == 0.0
+    assert np.all(np.isfinite(gradient))

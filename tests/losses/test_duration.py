@@ -1,0 +1,59 @@
+"""The duration loss against float64 NumPy."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from maestro_jax.losses.duration import duration_loss
+from maestro_jax.losses.reduction import mean
+
+LOGITS = np.array([[2.0, -1.0, 0.5, 3.0], [-2.0, 1.0, 0.0, 9.0]], np.float32)
+FRAMES = np.array([[2.4, 3.0, 0.3, 7.0], [5.0, 1.6, 2.0, 9.0]], np.float32)
+TARGETS = np.array([[3, 2, 0, 7], [0, 1, 4, 0]], np.int32)
+MASK = np.array([[1, 1, 1, 1], [1, 1, 1, 0]], bool)
+
+
+@pytest.mark.parametrize("form", ["l1", "log_mse"])
+def test_loss_is_presence_plus_distance_of_tokens_that_last(form):
+    (total, count), (error, error_count) = duration_loss(LOGITS, FRAMES, TARGETS, MASK, form=form)
+    expected = 0.0
+    for b, t in zip(*np.nonzero(MASK), strict=True):
+        probability = 1 / (1 + np.exp(-np.float64(LOGITS[b, t])))
+        frames, target = np.float64(FRAMES[b, t]), TARGETS[b, t]
+        if target == 0:
+            expected -= np.log(1 - probability)
+        elif form == "l1":
+            expected += abs(frames - target) - np.log(probability)
+        else:
+            expected += np.log((1 + frames) / (1 + target)) ** 2 - np.log(probability)
+    np.testing.assert_allclose(total, expected, rtol=1e-5)
+    # Rounded: 2 0 1 7 and 0 2 0, against 3 2 0 7 and 0 1 4.
+    assert float(error) == 1 + 2 + 1 + 0 + 0 + 1 + 4
+    assert float(count) == float(error_count) == 7
+
+
+@pytest.mark.parametrize("form", ["l1", "log_mse"])
+def test_nothing_valid_is_zero_with_no_gradient(form):
+    def loss(logits, frames):
+        return mean(duration_loss(logits, frames, TARGETS, jnp.zeros_like(MASK), form=form)[0])
+
+    value, gradients = jax.value_and_grad(loss, (0, 1))(LOGITS, FRAMES)
+    assert float(value) == 0.0
+    assert not any(np.any(g) for g in gradients)
+
+
+def test_silent_tokens_do_not_teach_the_duration_head():
+    def loss(frames):
+        return duration_loss(LOGITS, frames, TARGETS, MASK)[0][0]
+
+    gradient = np.asarray(jax.grad(loss)(FRAMES))
+    np.testing.assert_array_equal(gradient[(TARGETS == 0) | ~MASK], 0.0)
+    assert abs(gradient[0, 0]) == 1.0
+
+
+def test_unknown_form():
+    with pytest.raises(ValueError, match="choose one of"):
+        duration_loss(LOGITS, FRAMES, TARGETS, MASK, form="l3")

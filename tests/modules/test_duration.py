@@ -1,0 +1,45 @@
+"""The duration model: rounding rules, padding, positive durations."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from maestro_jax.modules.duration import DurationModel, DurationPrediction
+from maestro_jax.modules.masking import length_mask
+
+
+def test_rounding_rules():
+    #        silent, at least one, rounded down and up, at most ten, padding, undecided = silent
+    logits = [-1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0]
+    frames = [7.0, 0.2, 3.4, 3.6, 99.0, 5.0, 4.0]
+    mask = jnp.array([[True] * 5 + [False, True]])
+    prediction = DurationPrediction(jnp.array([logits]), jnp.array([frames]))
+    found = DurationModel(max_frames=10).round(prediction, mask)
+    assert found.tolist() == [[0, 1, 3, 4, 10, 0, 0]]
+    assert found.dtype == jnp.int32
+
+
+def test_model_does_not_see_padding_and_copes_with_absent_rows():
+    module = DurationModel(blocks=2, heads=2)
+    x = np.random.default_rng(0).normal(size=(2, 4, 8)).astype(np.float32)
+    lengths = jnp.array([4, 0])
+    mask = length_mask(lengths, 4)
+    variables = nn.unbox(module.init(jax.random.key(0), x, mask))
+    variables = jax.tree.map(lambda p: p + 0.1, variables)
+    alone = module.apply(variables, x, mask)
+    assert np.all(alone.frames > 0)
+    longer = np.concatenate([x, 10 * x[:, :3]], axis=1)
+    padded = module.apply(variables, longer, length_mask(lengths, 7))
+    np.testing.assert_allclose(padded.frames[0, :4], alone.frames[0], atol=1e-5)
+    np.testing.assert_allclose(padded.nonzero_logit[0, :4], alone.nonzero_logit[0], atol=1e-5)
+    assert not np.any(module.round(padded, length_mask(lengths, 7))[1])
+
+    def loss(variables):
+        prediction = module.apply(variables, x, mask)
+        return jnp.sum(prediction.frames) + jnp.sum(prediction.nonzero_logit)
+
+    gradient = jax.grad(loss)(variables)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))

@@ -1,0 +1,66 @@
+"""The Gumbel quantizer against its equations."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from maestro_jax.modules.quantizer import GumbelQuantizer
+
+CODES, CODE_FEATURES = 6, 3
+
+
+def made(frames=4):
+    features = np.random.default_rng(0).normal(size=(2, frames, 5)).astype(np.float32)
+    module = GumbelQuantizer(CODES, CODE_FEATURES)
+    variables = nn.unbox(module.init(jax.random.key(0), features))
+    dense = variables["params"]["logits"]
+    kernel, bias = (np.asarray(dense[name], np.float64) for name in ("kernel", "bias"))
+    logits = features.astype(np.float64) @ kernel + bias
+    exponentials = np.exp(logits)
+    return module, variables, features, logits, exponentials / exponentials.sum(-1, keepdims=True)
+
+
+def test_most_likely_code_and_probabilities():
+    module, variables, features, logits, softmax = made()
+    found = module.apply(variables, features)
+    np.testing.assert_array_equal(found.ids, logits.argmax(-1))
+    np.testing.assert_allclose(found.probabilities, softmax, atol=1e-5)
+    codebook = np.asarray(variables["params"]["codebook"])
+    np.testing.assert_allclose(found.vectors, codebook[logits.argmax(-1)], atol=1e-5)
+
+
+def test_temperature_anneals_to_its_floor():
+    module = GumbelQuantizer(temperature_start=2.0, temperature_end=0.5, temperature_decay=0.9)
+    assert float(module.temperature(0)) == 2.0
+    np.testing.assert_allclose(module.temperature(3), 2.0 * 0.9**3, rtol=1e-6)
+    assert float(module.temperature(100)) == 0.5
+
+
+def test_gradient_passes_straight_through_the_softmax():
+    module, variables, features, _, softmax = made()
+    direction = np.random.default_rng(1).normal(size=(2, 4, CODE_FEATURES))
+    found = jax.grad(lambda x: jnp.sum(module.apply(variables, x).vectors * direction))(features)
+    kernel = np.asarray(variables["params"]["logits"]["kernel"], np.float64)
+    codebook = np.asarray(variables["params"]["codebook"], np.float64)
+    to_choice = direction @ codebook.T
+    to_logits = softmax * (to_choice - (softmax * to_choice).sum(-1, keepdims=True))
+    np.testing.assert_allclose(found, to_logits @ kernel.T, atol=1e-5)
+
+
+def test_samples_follow_the_softmax_and_are_codes():
+    module, variables, features, _, softmax = made(frames=1)
+    repeated = np.repeat(features[:1], 4000, axis=1)
+    found = module.apply(
+        variables, repeated, 0, deterministic=False, rngs={"gumbel": jax.random.key(1)}
+    )
+    codebook = np.asarray(variables["params"]["codebook"])
+    distances = np.abs(np.asarray(found.vectors[0])[:, None] - codebook).max(-1)
+    np.testing.assert_allclose(distances.min(-1), 0.0, atol=1e-5)
+    shares = np.bincount(distances.argmin(-1), minlength=CODES) / 4000
+    # Four standard deviations of a share of one half are 0.032.
+    np.testing.assert_allclose(shares, softmax[0, 0], atol=0.032)
+    # The targets of masked prediction carry no noise.
+    assert len(np.unique(found.ids)) == 1
