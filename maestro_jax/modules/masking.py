@@ -42,7 +42,7 @@ def span_mask(
     """
     starts = jax.random.bernoulli(rng, start_probability, valid.shape)
     covered = starts
-    for offset in range(1, span):
+    for offset in range(1, min(span, valid.shape[1])):
         covered = covered | jnp.pad(starts[:, :-offset], ((0, 0), (offset, 0)))
     return covered & valid
 

@@ -38,16 +38,16 @@ def test_block_does_not_see_padding_and_copes_with_absent_rows():
     module = LightweightConvBlock(heads=2, kernel_size=3, hidden=6)
     x = normal(2, 5, 4)
     lengths = jnp.array([5, 0])
-    variables = nn.unbox(module.init(jax.random.key(0), x, length_mask(lengths, 5)))
+    variables = nn.unbox(jax.jit(module.init)(jax.random.key(0), x, length_mask(lengths, 5)))
     variables = jax.tree.map(lambda p: p + 0.1, variables)
-    alone = module.apply(variables, x, length_mask(lengths, 5))
+    alone = jax.jit(module.apply)(variables, x, length_mask(lengths, 5))
     longer = np.concatenate([x, 10 * normal(2, 3, 4, seed=1)], axis=1)
-    padded = module.apply(variables, longer, length_mask(lengths, 8))
+    padded = jax.jit(module.apply)(variables, longer, length_mask(lengths, 8))
     np.testing.assert_allclose(padded[:, :5], alone, atol=1e-5)
     assert not np.any(padded[0, 5:]) and not np.any(padded[1])
 
     def loss(variables):
         return jnp.sum(module.apply(variables, 0 * x, length_mask(lengths, 5)) ** 2)
 
-    gradient = jax.grad(loss)(variables)
+    gradient = jax.jit(jax.grad(loss))(variables)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))

@@ -21,7 +21,7 @@ def sigmoid(x):
 def lstm():
     x, state = normal(2, 5, 3), (normal(2, 4, seed=1), normal(2, 4, seed=2))
     module = LstmLayer(4)
-    variables = nn.unbox(module.init(jax.random.key(0), x, state))
+    variables = nn.unbox(jax.jit(module.init)(jax.random.key(0), x, state))
     return module, jax.tree.map(lambda p: p + 0.05, variables), x, state
 
 
@@ -61,7 +61,7 @@ def test_lattice_is_the_joint_of_every_frame_and_prefix():
     )
     encoded = normal(2, 3, 6)
     labels = jnp.array([[3, 1, 4], [5, 0, 0]])
-    variables = nn.unbox(module.init(jax.random.key(0), encoded, labels))
+    variables = nn.unbox(jax.jit(module.init)(jax.random.key(0), encoded, labels))
     lattice = module.apply(variables, encoded, labels)
     assert lattice.shape == (2, 3, 4, 7) and lattice.dtype == jnp.float32
     state = module.apply(variables, 2, method="initial_state")
@@ -85,7 +85,7 @@ def test_a_label_does_not_see_those_after_it():
         vocab_size=5, embedding_features=3, units=4, layers=1, joint_features=4
     )
     encoded = normal(1, 2, 3)
-    variables = module.init(jax.random.key(0), encoded, jnp.array([[1, 2, 3]]))
+    variables = jax.jit(module.init)(jax.random.key(0), encoded, jnp.array([[1, 2, 3]]))
     one = module.apply(variables, encoded, jnp.array([[1, 2, 3]]))
     other = module.apply(variables, encoded, jnp.array([[1, 4, 4]]))
     np.testing.assert_array_equal(one[:, :, :2], other[:, :, :2])
