@@ -67,7 +67,8 @@ def test_what_stands_in_the_padding_changes_nothing(audio: np.ndarray) -> None:
     longer[:, 2500:] = 77
     second, counts = frontend.apply({}, longer, lengths)
     frames = int(counts[0])
-    np.testing.assert_allclose(first[0, :frames], second[0, :frames], atol=1e-5)
+    # Mean and variance are float32 sums of numbers near 20, in another order.
+    np.testing.assert_allclose(first[0, :frames], second[0, :frames], atol=1e-4)
     assert not np.asarray(first[0, frames:]).any() and not np.asarray(second[1]).any()
 
 
