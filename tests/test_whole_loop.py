@@ -29,6 +29,7 @@ SMALL = {
     "VOCAB_SIZE": "96",
     "LOG_EVERY": "1",
     "CHECKPOINT_EVERY": "2",
+    "WARMUP_STEPS": "1",
 }
 
 

@@ -177,7 +177,8 @@ class TestAveragedParameters:
         _, metrics = tiny.run(
             state.replace(ema_params=with_longer_tokens(state.ema_params)), tiny.batch(), text=1.0
         )
-        assert value(metrics, "text/frames_per_token") > before + 0.5
+        # Only tokens that the other head lets last grow longer, each by about three frames.
+        assert value(metrics, "text/frames_per_token") > 2 * before
 
     def test_alignments_are_those_of_the_average(self, tiny, state, everything):
         """Blank made unlikely in the averaged decoder moves every label to the first frame."""
