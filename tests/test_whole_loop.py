@@ -17,6 +17,9 @@ import soundfile
 from maestro_jax.cli.main import main
 from maestro_jax.data.data_dir import data_root
 
+# Minutes of compilation: `make test-slow` runs it.
+pytestmark = pytest.mark.slow
+
 # As narrow as the modules allow: what is tested is that the parts fit, not that they learn.
 SMALL = {
     "FEATURES": "16",
@@ -134,7 +137,6 @@ def test_evaluate_a_finished_run(demo_output: Path, capsys: pytest.CaptureFixtur
     assert report["utterances"] == 8 and report["complete"]
 
 
-@pytest.mark.slow
 def test_an_interrupted_demo_goes_on(one_device: dict[str, str], tmp_path: Path) -> None:
     """A signal in the middle of pretraining; the second start continues from its checkpoint."""
     curriculum = {"PAIRED_FROM": "1", "TEXT_FROM": "3", "TRANSLATION_FROM": "3"}
