@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maestro_jax.modules.group_norm import MaskedGroupNorm
 from maestro_jax.modules.masking import block_mask, length_mask, zero_padding
 
 INT16_SCALE = 32768.0
@@ -170,10 +171,15 @@ class ConvSubsampling(nn.Module):
 
     Attributes:
         channels: Output channels of the two convolutions.
+        normalize: Give each output feature zero mean and unit variance over the valid frames of an
+            utterance. What every frame shares then cannot drown what tells frames apart, which is
+            how small encoders and codebooks collapse (BEST-RQ, section 3.1, normalises what it
+            quantizes for this reason).
         dtype: The type computed in.
     """
 
     channels: tuple[int, int] = (128, 32)
+    normalize: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -198,4 +204,8 @@ class ConvSubsampling(nn.Module):
             lengths = (lengths + 1) // 2
             mask = length_mask(lengths, x.shape[1])
             x = jnp.where(mask[:, :, None, None], x, jnp.zeros((), x.dtype))
-        return x.reshape(x.shape[0], x.shape[1], -1), lengths
+        x = x.reshape(x.shape[0], x.shape[1], -1)
+        if self.normalize:
+            x = MaskedGroupNorm(x.shape[-1], epsilon=1e-3, dtype=self.dtype, name="norm")(x, mask)
+            x = zero_padding(x, mask)
+        return x, lengths
