@@ -179,7 +179,9 @@ def prepare(config: str | MiniVoxConfig, data_dir: str | Path | None = None) -> 
         if not model.exists():
             with Progress(1, "training the vocabulary") as progress:
                 texts = _training_texts(_builder(config, root))
-                vocabularies.train_sentencepiece(texts, model, config.corpus.vocab_size)
+                vocabularies.train_sentencepiece(
+                    texts, model, config.corpus.vocab_size, config.corpus.vocab_kind
+                )
                 progress.update()
 
 

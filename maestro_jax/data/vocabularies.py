@@ -39,8 +39,10 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
 
 
-def train_sentencepiece(texts: Iterable[str], path: str | Path, vocab_size: int) -> TokenVocabulary:
-    """Trains a unigram SentencePiece model and writes it.
+def train_sentencepiece(
+    texts: Iterable[str], path: str | Path, vocab_size: int, kind: str = "unigram"
+) -> TokenVocabulary:
+    """Trains a SentencePiece model and writes it.
 
     The result depends on the texts and their order alone. A corpus with too little variety for
     ``vocab_size`` pieces gives a smaller vocabulary.
@@ -49,6 +51,7 @@ def train_sentencepiece(texts: Iterable[str], path: str | Path, vocab_size: int)
         texts: One sentence each; empty ones are left out.
         path: The file to write, at once or not at all.
         vocab_size: Pieces wanted, the three special ones counted.
+        kind: The type of the model: `unigram`, `bpe`, `char` or `word`.
 
     Returns:
         The vocabulary.
@@ -64,7 +67,7 @@ def train_sentencepiece(texts: Iterable[str], path: str | Path, vocab_size: int)
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(sentences),
             model_writer=model,
-            model_type="unigram",
+            model_type=kind,
             vocab_size=vocab_size,
             hard_vocab_limit=False,
             character_coverage=1.0,

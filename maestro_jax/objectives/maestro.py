@@ -37,6 +37,7 @@ from maestro_jax.objectives.base import (
     init_all_parameters,
     present,
 )
+from maestro_jax.objectives.health import frame_variation
 from maestro_jax.objectives.joining import groups_of_equal, join, split
 from maestro_jax.objectives.transducer_terms import (
     Frames,
@@ -234,6 +235,9 @@ class MaestroPretraining:
             if name in transducer:
                 total = total + weight * mean(transducer[name])
                 metrics[metric] = transducer[name]
+        for name, each in speech.items():
+            metrics[f"{name}/frame_variation"] = frame_variation(each.encoded, each.mask)
+            metrics[f"{name}/context_variation"] = frame_variation(contexts[name], each.mask)
         metrics |= _stream_metrics(batch, texts, upsampled)
         metrics["loss"] = (total, jnp.ones(()))
         return total, metrics

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from maestro_jax.losses.reduction import mean
 from maestro_jax.objectives.base import Batch, Metrics, Parts, init_all_parameters, present
+from maestro_jax.objectives.health import frame_variation
 from maestro_jax.objectives.transducer_terms import (
     Frames,
     Labels,
@@ -69,5 +70,7 @@ class SpeechRecognition:
         return loss, {
             "loss": (loss, jnp.ones(())),
             "loss/transducer": term,
+            "paired/frame_variation": frame_variation(encoded, mask),
+            "paired/context_variation": frame_variation(context["paired"], mask),
             "paired/examples": present(paired["audio_length"]),
         }

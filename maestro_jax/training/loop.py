@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import logging
 import math
 import time
@@ -277,6 +276,6 @@ def _check_record(run: TrainRun, record: dict[str, Any], model_dir: epath.Path) 
 
 
 def _console_names(values: dict[str, float]) -> list[str]:
-    """The loss, at most six of its parts, and the learning rate."""
+    """The loss, its parts, and the learning rate."""
     parts = sorted(name for name in values if name.startswith("loss/"))
-    return ["loss", *itertools.islice(parts, 6), "grad_norm", "learning_rate"]
+    return ["loss", *parts, "grad_norm", "learning_rate"]

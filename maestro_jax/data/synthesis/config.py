@@ -28,9 +28,12 @@ class CorpusConfig:
         max_meanings: How many sentences an utterance strings together, at most.
         min_seconds: No utterance is shorter; silence is added.
         max_seconds: No utterance is longer; long sentences are spoken faster or left out.
+        max_words_per_minute: How fast a sentence may be spoken to fit.
         noisy_share: Share of utterances with background noise, 0 to 1.
         room_share: Share of utterances in a reverberant room, 0 to 1.
-        vocab_size: Pieces of the SentencePiece vocabulary that is trained on the training texts.
+        vocab_size: Pieces of the SentencePiece vocabulary that is trained on the training texts, at
+            most.
+        vocab_kind: What they are: `unigram` (sub-words) or `char` (letters).
     """
 
     languages: tuple[str, ...]
@@ -44,9 +47,11 @@ class CorpusConfig:
     max_meanings: int = 1
     min_seconds: float = 1.2
     max_seconds: float = 4.6
+    max_words_per_minute: float = 260.0
     noisy_share: float = 0.5
     room_share: float = 0.5
     vocab_size: int = 256
+    vocab_kind: str = "unigram"
 
     def splits(self) -> dict[str, int]:
         """The number of examples by split, e.g. `{"paired_de_train": 1500, ...}`.
@@ -66,15 +71,22 @@ class CorpusConfig:
 
 SMALL = CorpusConfig(
     languages=("en", "de", "sl"),
-    paired={"en": 1500, "de": 1500, "sl": 150},
+    paired={"en": 2000, "de": 2000, "sl": 200},
     speech=500,
     text=5000,
     mt=5000,
     validation=40,
     test=100,
-    max_seconds=4.0,
+    max_seconds=3.2,
+    max_words_per_minute=200.0,
+    vocab_size=64,
+    vocab_kind="char",
 )
-"""Three languages, one of them with minutes of transcribed speech: what the demo trains on."""
+"""Three languages, one of them with minutes of transcribed speech: what the demo trains on.
+
+Its vocabulary is letters: a model of this size hears what letters sound like in half the steps that
+it needs for pieces of words.
+"""
 
 
 TINY = CorpusConfig(

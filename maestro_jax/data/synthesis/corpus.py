@@ -14,8 +14,6 @@ from maestro_jax.data.synthesis.recording import synthesise
 from maestro_jax.data.synthesis.sentences import Sentence, say
 from maestro_jax.data.synthesis.speakers import Speaker, speakers
 
-_FASTEST = 260
-
 
 @dataclasses.dataclass(frozen=True)
 class Example:
@@ -101,7 +99,8 @@ def _utter(
     noisy, room = rng.random() < config.noisy_share, rng.random() < config.room_share
     sound = int(rng.integers(2**63))
     longest = round(SAMPLE_RATE * config.max_seconds)
-    while rate <= _FASTEST:
+    fastest = max(config.max_words_per_minute, rate)
+    while rate <= fastest:
         audio = synthesise(
             sentence.spoken,
             language,
