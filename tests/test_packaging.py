@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import dataclasses
 import json
 import os
 import pathlib
@@ -15,6 +16,33 @@ import zipfile
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Installed:
+    """An installed wheel.
+
+    Attributes:
+        target: Where its files are.
+        directory: Where its programs are run.
+        environment: What they see.
+    """
+
+    target: pathlib.Path
+    directory: pathlib.Path
+    environment: dict[str, str]
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run Python, and fail where it fails."""
+        process = subprocess.run(
+            [sys.executable, *arguments],
+            capture_output=True,
+            text=True,
+            cwd=self.directory,
+            env=self.environment,
+        )
+        assert process.returncode == 0, process.stderr
+        return process
 
 
 def setup_cfg() -> configparser.ConfigParser:
@@ -118,31 +146,51 @@ def test_the_wheel_holds_every_file_and_nothing_else(wheel: pathlib.Path) -> Non
     assert set(names) == expected
 
 
-def test_an_installed_wheel_works_without_the_checkout(
-    wheel: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
-    target = tmp_path / "installed"
+@pytest.fixture(scope="module")
+def installed(wheel: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    """The wheel in a directory of its own, run from a directory far from the checkout."""
+    target = tmp_path_factory.mktemp("installed")
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
     subprocess.run([*command, "--target", str(target), str(wheel)], check=True)
     environment = {**os.environ, "PYTHONPATH": str(target), "PYTHONDONTWRITEBYTECODE": "1"}
+    # One device, as a user has it.
+    environment.pop("XLA_FLAGS", None)
+    return Installed(target, tmp_path_factory.mktemp("elsewhere"), environment)
 
-    def run(*arguments: str) -> str:
-        process = subprocess.run(
-            [sys.executable, *arguments],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env=environment,
-        )
-        assert process.returncode == 0, process.stderr
-        return process.stdout
 
+def test_an_installed_wheel_works_without_the_checkout(installed: Installed) -> None:
     program = (
         "import maestro_jax, maestro_jax.tasks, maestro_jax.configs_path as c\n"
         "print(maestro_jax.__file__, maestro_jax.tasks.__file__, c.config_root())"
     )
-    for path in run("-c", program).split():
-        assert pathlib.Path(path).is_relative_to(target)
-    rows = json.loads(run("-m", "maestro_jax.cli.main", "tasks", "--json"))
+    for path in installed.run("-c", program).stdout.split():
+        assert pathlib.Path(path).is_relative_to(installed.target)
+    rows = json.loads(installed.run("-m", "maestro_jax.cli.main", "tasks", "--json").stdout)
     names = {row["name"] for row in rows}
     assert "minivox_small_paired" in names
+
+
+def test_an_installed_wheel_trains_with_a_gin_file_that_it_carries(installed: Installed) -> None:
+    from maestro_jax.data.data_dir import data_root
+    from maestro_jax.tasks import minivox
+
+    minivox.prepare("tiny")
+    sizes = {
+        "INIT_FROM": "None",
+        "STEPS": 2,
+        "WARMUP_STEPS": 1,
+        "FEATURES": 16,
+        "HIDDEN": 16,
+        "SPEECH_LAYERS": 1,
+        "SHARED_LAYERS": 1,
+        "VOCAB_SIZE": 96,
+    }
+    arguments = ["train", "--gin_file", "runs/demo_finetune_asr.gin", "--model_dir", "model"]
+    arguments += ["--gin_file", "data/minivox_tiny.gin", "--data_dir", str(data_root())]
+    arguments += [f"--gin.{name}={value}" for name, value in sizes.items()]
+    installed.run("-m", "maestro_jax.cli.main", *arguments)
+    model = installed.directory / "model"
+    lines = (model / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["step"] == 2
+    assert (model / "checkpoints" / "2").is_dir()
+    assert (model / "vocabulary.model").is_file()

@@ -66,3 +66,11 @@ def test_needed_size_in_the_message_is_enough(tmp_path):
         train_sentencepiece(sentences(), tmp_path / "v.model", 8)
     needed = int(str(caught.value).split("at least ")[1].split()[0])
     assert train_sentencepiece(sentences(), tmp_path / "v.model", needed).vocab_size <= needed
+
+
+def test_a_vocabulary_of_letters(tmp_path):
+    vocabulary = train_sentencepiece(sentences(), tmp_path / "v.model", 64, "char")
+    for text in list(sentences())[:5]:
+        ids = vocabulary.encode(text)
+        assert vocabulary.decode(ids) == text
+        assert all(len(piece) == 1 for piece in vocabulary.pieces(ids))

@@ -95,8 +95,9 @@ def test_spec_augment_only_sets_zeros_and_only_where_asked(audio: np.ndarray) ->
     assert changed.any() and not np.asarray(masked[0])[changed].any()
 
 
-def test_subsampling_quarters_the_frames_whatever_the_padding() -> None:
-    module = ConvSubsampling((4, 4))
+@pytest.mark.parametrize("normalize", [False, True])
+def test_subsampling_quarters_the_frames_whatever_the_padding(normalize: bool) -> None:
+    module = ConvSubsampling((4, 4), normalize)
     features = np.random.default_rng(1).normal(size=(1, 21, 80)).astype(np.float32)
     params = nn.unbox(module.init(jax.random.key(0), features, np.array([21])))
     short, lengths = module.apply(params, features, np.array([21]))
@@ -104,5 +105,19 @@ def test_subsampling_quarters_the_frames_whatever_the_padding() -> None:
     padded = np.pad(features, ((0, 0), (0, 11), (0, 0)))
     long, lengths = module.apply(params, padded, np.array([21]))
     assert int(lengths[0]) == 6
-    np.testing.assert_allclose(long[:, :6], short, atol=1e-6)
+    np.testing.assert_allclose(long[:, :6], short, atol=1e-5 if normalize else 1e-6)
     assert not np.asarray(long[:, 6:]).any()
+
+
+def test_normalised_features_vary_over_frames_and_not_around_a_mean() -> None:
+    module = ConvSubsampling((4, 4), normalize=True)
+    features = 5.0 + np.random.default_rng(1).normal(size=(2, 60, 80)).astype(np.float32)
+    lengths = np.array([60, 44])
+    params = nn.unbox(module.init(jax.random.key(0), features, lengths))
+    found, counts = module.apply(params, features, lengths)
+    for row, count in zip(np.asarray(found, np.float64), np.asarray(counts), strict=True):
+        assert count < found.shape[1] or count == 15
+        np.testing.assert_allclose(row[:count].mean(axis=0), 0.0, atol=1e-4)
+        deviation = row[:count].std(axis=0)
+        # The variance is 1 but for features that hardly vary at all, and for dead ones.
+        assert np.all(deviation < 1.0 + 1e-4) and np.median(deviation) > 0.99

@@ -25,7 +25,8 @@ def test_frames_without_a_common_part_vary_wholly():
     assert variation(frames, [6]) == pytest.approx(1.0)
 
 
-def test_it_is_the_share_of_the_variance(rng=np.random.default_rng(0)):
+def test_it_is_the_share_of_the_variance():
+    rng = np.random.default_rng(0)
     encoded = rng.normal(1.0, 1.0, (2, 7, 3)).astype(np.float32)
     lengths = [7, 4]
     rows = [encoded[i, :n].astype(np.float64) for i, n in enumerate(lengths)]

@@ -143,7 +143,7 @@ def test_heldout_sentences_are_unseen():
 
 def test_splits_of_the_small_corpus():
     sizes = SMALL.splits()
-    assert sizes["paired_sl_train"] == 150
+    assert 10 * sizes["paired_sl_train"] == sizes["paired_de_train"]
     assert "mt_en_train" not in sizes
     assert {split.split("_")[1] for split in sizes} == {"en", "de", "sl"}
     assert {split.split("_")[1] for split in full().splits()} == set(SPEAKABLE)
