@@ -18,6 +18,10 @@ def prepare_process() -> None:
 
     absl_logging.set_verbosity(absl_logging.WARNING)
     absl_logging.set_stderrthreshold(absl_logging.WARNING)
+    # TensorFlow Datasets warns of an attribute that it reads itself.
+    logging.getLogger("absl").addFilter(
+        lambda record: "`FeatureConnector.dtype` is deprecated" not in str(record.msg)
+    )
     progress = logging.getLogger("maestro_jax")
     if not progress.handlers:
         handler = logging.StreamHandler()
