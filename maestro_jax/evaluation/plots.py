@@ -40,7 +40,8 @@ def plot_losses(
             are marked at the panel's foot.
         path: Of the picture.
         title: Above all panels.
-        smoothing: Weight of the past in the moving average, from 0 (none) to below 1.
+        smoothing: Weight of the past in the moving average, from 0 (none) to below 1; less in short
+            curves.
 
     Raises:
         ValueError: Without curves.
@@ -66,7 +67,9 @@ def plot_losses(
         if few:
             axis.plot(at, shown, ".", color=BLUE)
         elif smoothing:
-            axis.plot(at, _smoothed(shown, smoothing), color=BLUE, linewidth=1.8, label="smoothed")
+            # A short curve is smoothed less: the average must follow it, not flatten it.
+            weight = min(smoothing, max(0.0, 1.0 - 25.0 / len(shown)))
+            axis.plot(at, _smoothed(shown, weight), color=BLUE, linewidth=1.8, label="smoothed")
         if not finite.all():
             lost = steps[~finite]
             axis.plot(
