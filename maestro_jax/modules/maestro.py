@@ -6,7 +6,7 @@ text [batch, tokens] -> text_encoder -> e_t [batch, tokens, text_features]
 e_t -> duration_model -> durations [batch, tokens] in frames
 e_t, durations -> resampler -> refiner -> ê_t [batch, frames, features]
 e_s or ê_t -> shared_encoder -> [batch, frames, features]
-shared encoder's output, labels -> decoder -> logits [batch, frames, labels + 1, vocab]
+shared encoder's output, labels -> decoder -> two arcs a node [batch, frames, labels + 1]
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Maestro(nn.Module):
         self.upsample(embedded, tokens, mask.shape[1])
         context = self.encode_shared(encoded, mask, language)
         self.code_logits(context)
-        self.lattice_logits(context, tokens)
+        self.lattices(context, tokens)
 
     def features(
         self, audio: jax.Array, audio_length: jax.Array, *, augment: jax.Array | bool = False
@@ -188,10 +188,20 @@ class Maestro(nn.Module):
         resampled, index = self.resampler(embedded, durations, frames)
         return self.refiner(resampled, index.mask, deterministic=deterministic), index
 
-    def lattice_logits(
+    def lattices(
         self, context: jax.Array, labels: jax.Array, *, deterministic: bool = True
-    ) -> jax.Array:
-        """RNN-T logits `[batch, frames, labels + 1, vocab]`."""
+    ) -> tuple[jax.Array, jax.Array]:
+        """The two arcs of every RNN-T node, in nats.
+
+        Args:
+            context: `[batch, frames, features]` of the shared encoder.
+            labels: `[batch, labels]` int32.
+            deterministic: No dropout.
+
+        Returns:
+            Log-probabilities of the blank `[batch, frames, labels + 1]` and of the next label
+            `[batch, frames, labels]`.
+        """
         return self.decoder(context, labels, deterministic=deterministic)
 
     def decoder_state(self, batch: int) -> tuple[LstmState, ...]:

@@ -104,6 +104,16 @@ def embedding(
     )
 
 
+def shards(axis: str) -> int:
+    """Over how many devices the rules and the mesh of the moment split a logical axis."""
+    mesh = jax.sharding.get_abstract_mesh()
+    spec = nn.logical_to_mesh_axes((axis,)) if not mesh.empty else None
+    if not spec or spec[0] is None or not nn.get_logical_axis_rules():
+        return 1
+    axes = (spec[0],) if isinstance(spec[0], str) else spec[0]
+    return math.prod(mesh.shape[name] for name in axes)
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Ask the partitioner to lay an activation out by logical axes (no effect without a mesh)."""
     return nn.with_logical_constraint(x, axes)

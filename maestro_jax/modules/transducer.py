@@ -12,7 +12,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from maestro_jax.modules.partitioned import Dense, constrain, embedding
+from maestro_jax.losses.transducer_joint import chunk_rule, joint_lattices
+from maestro_jax.modules.partitioned import (
+    DEFAULT_KERNEL_INIT,
+    ZERO_INIT,
+    Dense,
+    constrain,
+    embedding,
+    shards,
+)
 
 LstmState = tuple[jax.Array, jax.Array]
 
@@ -62,6 +70,66 @@ class LstmLayer(nn.Module):
         return jnp.swapaxes(outputs, 0, 1).astype(self.dtype), state
 
 
+class JointOutput(nn.Module):
+    """The joint network's last layer: whole logits for decoding, arcs for training.
+
+    Attributes:
+        vocab_size: Number of outputs, blank (0) included.
+        features: Size of the joint layer.
+        hat: Blank and labels factorised; see `maestro_jax.losses.transducer_arcs`.
+        chunk_frames: Frames whose logits training holds at once; None picks by `chunk_rule`.
+        dtype: The type multiplied in; logits are float32.
+    """
+
+    vocab_size: int
+    features: int
+    hat: bool = False
+    chunk_frames: int | None = None
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        """Create the parameters."""
+        self.kernel = self.param(
+            "kernel",
+            nn.with_logical_partitioning(DEFAULT_KERNEL_INIT, ("joint", "vocab")),
+            (self.features, self.vocab_size),
+            jnp.float32,
+        )
+        self.bias = self.param(
+            "bias", nn.with_logical_partitioning(ZERO_INIT, ("vocab",)), (self.vocab_size,)
+        )
+
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        """`[..., joint_features]` to logits `[..., vocab]` float32."""
+        rows = hidden.reshape(-1, hidden.shape[-1])
+        kernel = self.kernel.astype(self.dtype)
+        logits = jnp.matmul(rows, kernel, preferred_element_type=jnp.float32) + self.bias
+        return logits.reshape(*hidden.shape[:-1], -1)
+
+    def lattices(
+        self, frames: jax.Array, predictions: jax.Array, labels: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Arcs of every node, a chunk of frames at a time; see `joint_lattices`."""
+        chunk = self.chunk_frames or chunk_rule(
+            -(-frames.shape[0] // shards("batch")),
+            frames.shape[1],
+            predictions.shape[1],
+            -(-self.vocab_size // shards("act_vocab")),
+        )
+        # Split over data, a kernel would be gathered again for each chunk.
+        kernel = constrain(self.kernel.astype(self.dtype), None, "act_vocab")
+        return joint_lattices(
+            frames,
+            predictions,
+            kernel,
+            self.bias,
+            labels,
+            hat=self.hat,
+            chunk_frames=chunk,
+            constrain=constrain,
+        )
+
+
 class TransducerDecoder(nn.Module):
     """Prediction network over labels, joint network over frames and labels.
 
@@ -71,6 +139,9 @@ class TransducerDecoder(nn.Module):
         units: Units of each LSTM layer.
         layers: Number of LSTM layers.
         joint_features: Size of the joint layer.
+        hat: Blank and labels factorised (hybrid autoregressive transducer).
+        one_label_per_frame: A label consumes its frame, in training, alignment and decoding.
+        chunk_frames: Frames whose logits training holds at once; None picks by `chunk_rule`.
         dropout: Rate on label embeddings and on the prediction network's output.
         dtype: The type computed in; logits leave as float32.
     """
@@ -80,6 +151,9 @@ class TransducerDecoder(nn.Module):
     units: int = 1280
     layers: int = 2
     joint_features: int = 640
+    hat: bool = False
+    one_label_per_frame: bool = False
+    chunk_frames: int | None = None
     dropout: float = 0.0
     dtype: Any = jnp.float32
 
@@ -91,7 +165,9 @@ class TransducerDecoder(nn.Module):
         self.label_projection = Dense(
             self.joint_features, ("embed", "joint"), use_bias=False, dtype=self.dtype
         )
-        self.output = Dense(self.vocab_size, ("joint", "vocab"), dtype=self.dtype)
+        self.output = JointOutput(
+            self.vocab_size, self.joint_features, self.hat, self.chunk_frames, self.dtype
+        )
         self.drop = nn.Dropout(self.dropout)
 
     def initial_state(self, batch: int) -> tuple[LstmState, ...]:
@@ -126,15 +202,12 @@ class TransducerDecoder(nn.Module):
 
     def joint(self, frames: jax.Array, labels: jax.Array) -> jax.Array:
         """Logits `[..., vocab]` float32 of projected frames and labels that broadcast."""
-        hidden = jnp.tanh(frames + labels)
-        # As a matrix: XLA's backward pass of a product with four axes is slow on CPU.
-        logits = self.output(hidden.reshape(-1, hidden.shape[-1]))
-        return logits.reshape(*hidden.shape[:-1], -1).astype(jnp.float32)
+        return self.output(jnp.tanh(frames + labels))
 
     def __call__(
         self, encoded: jax.Array, labels: jax.Array, *, deterministic: bool = True
-    ) -> jax.Array:
-        """The whole lattice of logits.
+    ) -> tuple[jax.Array, jax.Array]:
+        """The two arcs of every node; the logits of the whole lattice never exist.
 
         Args:
             encoded: `[batch, frames, features]`.
@@ -142,12 +215,11 @@ class TransducerDecoder(nn.Module):
             deterministic: No dropout.
 
         Returns:
-            `[batch, frames, labels + 1, vocab]` float32, unnormalised.
+            Log-probabilities of the blank, `[batch, frames, labels + 1]`, and of the next label,
+            `[batch, frames, labels]`, float32.
         """
         shifted = jnp.pad(labels, ((0, 0), (1, 0)))
         predicted, _ = self.predict(
             shifted, self.initial_state(labels.shape[0]), deterministic=deterministic
         )
-        frames = self.project_frames(encoded)
-        logits = self.joint(frames[:, :, None, :], predicted[:, None, :, :])
-        return constrain(logits, "batch", "frames", None, "act_vocab")
+        return self.output.lattices(self.project_frames(encoded), predicted, labels)

@@ -45,6 +45,7 @@ from maestro_jax.objectives.transducer_terms import (
     best_path,
     encode_shared,
     transducer_losses,
+    without_path,
 )
 
 SPOKEN = ("speech", "paired", "st")
@@ -116,6 +117,8 @@ class MaestroPretraining:
         duration_trains_text_encoder: Whether the duration loss reaches the text encoder.
         align_with_ema: Use the moving average for alignment, durations and resampling.
         augment_paired: SpecAugment on the paired and ST streams.
+        fastemit: Extra weight of the gradient of label arcs: labels come earlier.
+        delay_penalty: Nats a frame by which later labels cost more, in every transducer term.
     """
 
     contrastive_weight: float = 1.0
@@ -145,6 +148,8 @@ class MaestroPretraining:
     duration_trains_text_encoder: bool = True
     align_with_ema: bool = True
     augment_paired: bool = True
+    fastemit: float = 0.0
+    delay_penalty: float = 0.0
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -214,7 +219,14 @@ class MaestroPretraining:
 
         contexts = encode_shared(parts, frames)
         masks = {name: each.mask for name, each in frames.items()}
-        transducer = transducer_losses(parts, contexts, masks, labels)
+        transducer = transducer_losses(
+            parts,
+            contexts,
+            masks,
+            labels,
+            fastemit=self.fastemit,
+            delay_penalty=self.delay_penalty,
+        )
 
         total = jnp.zeros(())
         metrics: Metrics = {}
@@ -238,7 +250,7 @@ class MaestroPretraining:
         for name, each in speech.items():
             metrics[f"{name}/frame_variation"] = frame_variation(each.encoded, each.mask)
             metrics[f"{name}/context_variation"] = frame_variation(contexts[name], each.mask)
-        metrics |= _stream_metrics(batch, texts, upsampled)
+        metrics |= _stream_metrics(batch, texts, upsampled) | without_path(parts, masks, labels)
         metrics["loss"] = (total, jnp.ones(()))
         return total, metrics
 

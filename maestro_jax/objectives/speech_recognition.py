@@ -17,6 +17,7 @@ from maestro_jax.objectives.transducer_terms import (
     Labels,
     encode_shared,
     transducer_losses,
+    without_path,
 )
 
 
@@ -26,9 +27,13 @@ class SpeechRecognition:
 
     Attributes:
         augment: SpecAugment in training.
+        fastemit: Extra weight of the gradient of label arcs: labels come earlier.
+        delay_penalty: Nats a frame by which later labels cost more.
     """
 
     augment: bool = True
+    fastemit: float = 0.0
+    delay_penalty: float = 0.0
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -65,7 +70,14 @@ class SpeechRecognition:
         encoded = parts("encode_speech", features, mask, deterministic=parts.deterministic)
         context = encode_shared(parts, {"paired": Frames(encoded, mask)})
         labels = Labels(paired["text"], paired["text_length"])
-        term = transducer_losses(parts, context, {"paired": mask}, {"paired": labels})["paired"]
+        term = transducer_losses(
+            parts,
+            context,
+            {"paired": mask},
+            {"paired": labels},
+            fastemit=self.fastemit,
+            delay_penalty=self.delay_penalty,
+        )["paired"]
         loss = mean(term)
         return loss, {
             "loss": (loss, jnp.ones(())),
@@ -73,4 +85,5 @@ class SpeechRecognition:
             "paired/frame_variation": frame_variation(encoded, mask),
             "paired/context_variation": frame_variation(context["paired"], mask),
             "paired/examples": present(paired["audio_length"]),
+            **without_path(parts, {"paired": mask}, {"paired": labels}),
         }

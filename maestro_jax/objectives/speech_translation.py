@@ -27,6 +27,8 @@ class SpeechTranslation:
         text_frames: Static number of frames of a resampled text.
         text_mask_probability: Chance that a masked span starts in a frame of resampled text.
         text_mask_span: Frames a masked span covers.
+        fastemit: Extra weight of the gradient of label arcs: labels come earlier.
+        delay_penalty: Nats a frame by which later labels cost more.
     """
 
     mt_weight: float = 1.0
@@ -34,6 +36,8 @@ class SpeechTranslation:
     text_frames: int = 400
     text_mask_probability: float = 0.03
     text_mask_span: int = 10
+    fastemit: float = 0.0
+    delay_penalty: float = 0.0
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -67,6 +71,8 @@ class SpeechTranslation:
             text_frames=self.text_frames,
             text_mask_probability=self.text_mask_probability,
             text_mask_span=self.text_mask_span,
+            fastemit=self.fastemit,
+            delay_penalty=self.delay_penalty,
         )
         chosen = {stream: batch[stream] for stream in self.streams if stream in batch}
         loss, metrics = terms.loss(

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from maestro_jax.losses.reduction import Weighted
-from maestro_jax.losses.transducer import lattices_from_logits, transducer_loss
+from maestro_jax.losses.transducer import NO_PATH, transducer_loss_from_lattices
 from maestro_jax.losses.transducer_alignment import Alignment, transducer_alignment
-from maestro_jax.objectives.base import Parts
+from maestro_jax.objectives.base import Metrics, Parts
 from maestro_jax.objectives.joining import groups_of_equal, join, split
 
 NO_TARGET = -1
@@ -84,6 +84,9 @@ def transducer_losses(
     contexts: Mapping[str, jax.Array],
     masks: Mapping[str, jax.Array],
     labels: Mapping[str, Labels],
+    *,
+    fastemit: float = 0.0,
+    delay_penalty: float = 0.0,
 ) -> dict[str, Weighted]:
     """-log P(labels | context) of each stream, in nats a label.
 
@@ -95,9 +98,12 @@ def transducer_losses(
         contexts: `[batch, frames, features]` by stream, from the shared encoder.
         masks: `[batch, frames]` bool by stream; an example without frames does not count.
         labels: Which streams to score, and what they are to say.
+        fastemit: Extra weight of the gradient of label arcs.
+        delay_penalty: Nats a frame by which later labels cost more.
 
     Returns:
-        By stream, the total in nats and the number of labels of the examples that have frames.
+        By stream, the total in nats and the number of labels of the examples that have frames, and
+        a path: with one label a frame, an example with more labels than frames has none.
     """
     terms: dict[str, Weighted] = {}
     shapes = {
@@ -106,21 +112,58 @@ def transducer_losses(
     for group in groups_of_equal(shapes):
         tokens = join(labels[name].tokens for name in group)
         label_lengths = join(labels[name].lengths for name in group)
-        logits = parts(
-            "lattice_logits",
+        log_blank, log_label = parts(
+            "lattices",
             join(contexts[name] for name in group),
             tokens,
             deterministic=parts.deterministic,
         )
         frame_lengths = jnp.sum(join(masks[name] for name in group), axis=1).astype(jnp.int32)
-        losses = transducer_loss(logits, tokens, frame_lengths, label_lengths)
-        there = frame_lengths > 0
+        losses = transducer_loss_from_lattices(
+            log_blank,
+            log_label,
+            frame_lengths,
+            label_lengths,
+            one_label_per_frame=parts.model.decoder.one_label_per_frame,
+            fastemit=fastemit,
+            delay_penalty=delay_penalty,
+        )
+        # Not `losses <= NO_PATH`: a NaN must stay to be seen.
+        there = (frame_lengths > 0) & ~(losses > NO_PATH)
         losses = jnp.where(there, losses, 0.0)
         counts = jnp.where(there, label_lengths, 0).astype(jnp.float32)
         rows = [len(contexts[name]) for name in group]
         for name, total, count in zip(group, split(losses, rows), split(counts, rows), strict=True):
             terms[name] = (jnp.sum(total), jnp.sum(count))
     return terms
+
+
+def without_path(
+    parts: Parts, masks: Mapping[str, jax.Array], labels: Mapping[str, Labels]
+) -> Metrics:
+    """How many examples have more labels than frames, where a label consumes one.
+
+    `transducer_losses` leaves them out; no other example lacks a path.
+
+    Args:
+        parts: The model.
+        masks: `[batch, frames]` bool by stream.
+        labels: As for `transducer_losses`.
+
+    Returns:
+        A metric a stream, none where labels may share a frame.
+    """
+    if not parts.model.decoder.one_label_per_frame:
+        return {}
+    metrics: Metrics = {}
+    for name, each in labels.items():
+        frames = jnp.sum(masks[name], axis=1)
+        lacking = (frames > 0) & (each.lengths > frames)
+        metrics[f"{name}/without_path"] = (
+            jnp.sum(lacking.astype(jnp.float32)),
+            jnp.ones(()),
+        )
+    return metrics
 
 
 def best_path(aligner: Parts, encoded: jax.Array, mask: jax.Array, labels: Labels) -> Alignment:
@@ -136,11 +179,11 @@ def best_path(aligner: Parts, encoded: jax.Array, mask: jax.Array, labels: Label
         Emission frames and durations; no gradient.
     """
     context = aligner("encode_shared", encoded, mask, None, deterministic=True)
-    logits = aligner("lattice_logits", context, labels.tokens, deterministic=True)
-    log_blank, log_label = lattices_from_logits(logits, labels.tokens, 0)
+    log_blank, log_label = aligner("lattices", context, labels.tokens, deterministic=True)
     return transducer_alignment(
-        jax.lax.stop_gradient(log_blank),
-        jax.lax.stop_gradient(log_label),
+        log_blank,
+        log_label,
         jnp.sum(mask, axis=1).astype(jnp.int32),
         labels.lengths,
+        one_label_per_frame=aligner.model.decoder.one_label_per_frame,
     )

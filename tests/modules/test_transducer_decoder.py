@@ -62,8 +62,9 @@ def test_lattice_is_the_joint_of_every_frame_and_prefix():
     encoded = normal(2, 3, 6)
     labels = jnp.array([[3, 1, 4], [5, 0, 0]])
     variables = nn.unbox(jax.jit(module.init)(jax.random.key(0), encoded, labels))
-    lattice = module.apply(variables, encoded, labels)
-    assert lattice.shape == (2, 3, 4, 7) and lattice.dtype == jnp.float32
+    log_blank, log_label = module.apply(variables, encoded, labels)
+    assert log_blank.shape == (2, 3, 4) and log_label.shape == (2, 3, 3)
+    assert log_blank.dtype == log_label.dtype == jnp.float32
     state = module.apply(variables, 2, method="initial_state")
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(state))
     frames = module.apply(variables, encoded, method="project_frames")
@@ -75,7 +76,11 @@ def test_lattice_is_the_joint_of_every_frame_and_prefix():
             logits = module.apply(variables, frames[:, t], predicted[:, 0], method="joint")
             expected = np.tanh(frames[:, t] + predicted[:, 0]) @ output["kernel"] + output["bias"]
             np.testing.assert_allclose(logits, expected, atol=1e-5)
-            np.testing.assert_allclose(lattice[:, t, u], expected, atol=1e-5)
+            normalised = expected - np.log(np.exp(expected).sum(-1, keepdims=True))
+            np.testing.assert_allclose(log_blank[:, t, u], normalised[:, 0], atol=1e-5)
+            if u < 3:
+                chosen = np.take_along_axis(normalised, labels[:, u : u + 1], axis=1)[:, 0]
+                np.testing.assert_allclose(log_label[:, t, u], chosen, atol=1e-5)
         if u < 3:
             label = labels[:, u : u + 1]
 
@@ -86,7 +91,7 @@ def test_a_label_does_not_see_those_after_it():
     )
     encoded = normal(1, 2, 3)
     variables = jax.jit(module.init)(jax.random.key(0), encoded, jnp.array([[1, 2, 3]]))
-    one = module.apply(variables, encoded, jnp.array([[1, 2, 3]]))
-    other = module.apply(variables, encoded, jnp.array([[1, 4, 4]]))
+    one, _ = module.apply(variables, encoded, jnp.array([[1, 2, 3]]))
+    other, _ = module.apply(variables, encoded, jnp.array([[1, 4, 4]]))
     np.testing.assert_array_equal(one[:, :, :2], other[:, :, :2])
     assert np.abs(one[:, :, 2:] - other[:, :, 2:]).max() > 1e-4
