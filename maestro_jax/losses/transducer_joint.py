@@ -201,7 +201,10 @@ def _joint_backward(
     ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], jax.Array]:
         of_predictions, of_kernel, of_bias = sums
         chunk, chunk_normaliser, blank, label = inputs
-        hidden = constrain(_hidden(chunk, predictions), "batch", "frames", None, None)
+        # What no path passes may hold anything, and 0 * NaN would reach the sums.
+        passed = (blank != 0) | (jnp.pad(label, ((0, 0), (0, 0), (0, 1))) != 0)
+        hidden = jnp.where(passed[..., None], _hidden(chunk, predictions), 0.0)
+        hidden = constrain(hidden, "batch", "frames", None, None)
         logits = _logits(hidden, kernel, bias, constrain)
         of_logits = constrain(
             arcs_gradient(logits, labels, chunk_normaliser, blank, label, blank_id, hat),

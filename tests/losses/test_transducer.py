@@ -1,11 +1,9 @@
-"""The transducer loss against published numbers, enumerated paths, float64 and autodiff."""
+"""The transducer loss against enumerated paths, float64, finite differences and autodiff."""
 
 from __future__ import annotations
 
 import functools
 import itertools
-import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +19,6 @@ from maestro_jax.losses.transducer import (
 )
 from maestro_jax.losses.transducer_arcs import lattices_from_logits
 
-PUBLISHED = json.loads(
-    (Path(__file__).parent / "data" / "published_transducer_cases.json").read_text()
-)
 FRAMES, LABELS, VOCAB = 5, 4, 6
 
 lattice_loss = jax.jit(transducer_loss_from_lattices)
@@ -83,56 +78,6 @@ def random_lattices(seed, batch=1, frames=FRAMES, labels=LABELS):
 
 def lengths(*values):
     return jnp.asarray(values, jnp.int32)
-
-
-@pytest.mark.parametrize("case", PUBLISHED["cases"], ids=lambda case: case["name"])
-def test_published_values_and_gradients(case):
-    logits = jnp.asarray(case["logits"], jnp.float32)
-    labels = jnp.asarray(case["labels"], jnp.int32)
-    frame_lengths = jnp.asarray(case["logit_lengths"], jnp.int32)
-    label_lengths = jnp.asarray(case["label_lengths"], jnp.int32)
-    expected = np.asarray(case["expected_grads"])
-
-    loss, gradient = loss_and_gradients(
-        logits, labels, frame_lengths, label_lengths, blank_id=case["blank"]
-    )
-    np.testing.assert_allclose(loss, case["expected_costs"], rtol=1e-5)
-
-    if case["grads_wrt"] == "logits":
-        np.testing.assert_allclose(gradient, expected, atol=1e-5)
-    else:
-        log_blank, log_label = lattices_from_logits(logits, labels, case["blank"])
-        blank, label = lattice_gradients(log_blank, log_label, frame_lengths, label_lengths)
-        gradient = np.zeros_like(expected)
-        gradient[..., case["blank"]] += blank
-        for b, row in enumerate(case["labels"]):
-            for u, token in enumerate(row):
-                gradient[b, :, u, token] += label[b, :, u]
-        np.testing.assert_allclose(gradient, expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("recipe", PUBLISHED["recipes"], ids=lambda recipe: recipe["source"])
-def test_recipes_of_public_suites(recipe):
-    logits = jnp.asarray(np.random.RandomState(0).randn(*recipe["shape"]), jnp.float32)
-    batch, frames, width, _ = recipe["shape"]
-    loss, _ = loss_and_gradients(
-        logits,
-        jnp.asarray(recipe["labels"]),
-        jnp.full(batch, frames),
-        jnp.full(batch, width - 1),
-        blank_id=recipe["blank"],
-    )
-    np.testing.assert_allclose(loss, recipe["float64_costs"], rtol=1e-5)
-
-
-def test_additive_joiner():
-    case = PUBLISHED["additive"]
-    am, lm = jnp.asarray(case["am"]), jnp.asarray(case["lm"])
-    labels = jnp.asarray(case["symbols"])
-    sizes = lengths(am.shape[1]), lengths(labels.shape[1])
-    logits = am[:, :, None] + lm[:, None]
-    loss, _ = loss_and_gradients(logits, labels, *sizes, blank_id=case["blank"])
-    np.testing.assert_allclose(loss, case["float64_costs"], rtol=1e-5)
 
 
 @pytest.mark.parametrize("frames", range(1, 5))
