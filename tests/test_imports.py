@@ -19,13 +19,13 @@ PACKAGE = ROOT / "maestro_jax"
 # everything from training upwards may ask it.
 LEVELS = {
     "losses": 0,
-    "modules": 0,
-    "objectives": 1,
-    "decoding": 1,
-    "training": 2,
-    "evaluation": 3,
-    "planning": 3,
-    "cli": 4,
+    "modules": 1,
+    "objectives": 2,
+    "decoding": 2,
+    "training": 3,
+    "evaluation": 4,
+    "planning": 4,
+    "cli": 5,
 }
 TENSORFLOW = {"tensorflow", "tensorflow_text", "tensorflow_datasets", "seqio"}
 # What other packages may import from data at their top: no TensorFlow in it.

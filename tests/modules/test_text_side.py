@@ -96,5 +96,5 @@ def test_labels_one_by_one_predict_what_they_do_together() -> None:
     for step in range(4):
         one, state = module.apply(params, labels[:, step : step + 1], state, method="predict")
         np.testing.assert_allclose(one[:, 0], whole[:, step], atol=1e-6)
-    logits = module.apply(params, encoded, labels[:, 1:])
-    assert logits.shape == (1, 3, 4, 7)
+    log_blank, log_label = module.apply(params, encoded, labels[:, 1:])
+    assert log_blank.shape == (1, 3, 4) and log_label.shape == (1, 3, 3)
