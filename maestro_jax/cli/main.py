@@ -43,6 +43,10 @@ COMMANDS = {
         "transcribe or translate audio files with a trained model",
         "maestro transcribe /data/run1 speech.wav --target_language en",
     ),
+    "align": (
+        "find out when each word of a known text is said in a recording",
+        'maestro align /data/run1 speech.wav "what is said" --format textgrid --output a.TextGrid',
+    ),
 }
 # These continue where they stopped when they are started again.
 _RESUMABLE = ("demo", "prepare", "train")

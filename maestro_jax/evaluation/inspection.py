@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 
 from maestro_jax.losses.matching import cosine_similarity
-from maestro_jax.losses.transducer import lattices_from_logits
 from maestro_jax.losses.transducer_alignment import transducer_alignment
 from maestro_jax.modules.masking import length_mask
 
@@ -66,9 +65,13 @@ def inspect_pairs(
     features, mask = call(audio, audio_length, method="features")
     speech = call(features, mask, method="encode_speech")
     context = call(speech, mask, method="encode_shared")
-    logits = call(context, text, method="lattice_logits")
     frame_lengths = jnp.sum(mask, axis=1).astype(jnp.int32)
-    path = transducer_alignment(*lattices_from_logits(logits, text, 0), frame_lengths, text_length)
+    path = transducer_alignment(
+        *call(context, text, method="lattices"),
+        frame_lengths,
+        text_length,
+        one_label_per_frame=model.decoder.one_label_per_frame,
+    )
     label_mask = length_mask(text_length, text.shape[1])
     embedded = call(text, label_mask, language, method="encode_text")
     predicted = call(

@@ -1,0 +1,94 @@
+"""`maestro align`: when each token and word of a known text is said in a recording."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from maestro_jax.cli import environment
+from maestro_jax.errors import UserError
+
+_FORMATS = ("table", "textgrid", "json")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options."""
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="a model directory, or one checkpoint in it"
+    )
+    parser.add_argument("file", metavar="FILE", help="wav, flac, ogg or mp3, at any sampling rate")
+    parser.add_argument("text", metavar="TEXT", help="what is said in it, in quotes")
+    parser.add_argument(
+        "--format",
+        choices=_FORMATS,
+        default="table",
+        help="a table of tokens (the default), a Praat TextGrid, or JSON",
+    )
+    parser.add_argument(
+        "--json",
+        action="store_const",
+        const="json",
+        dest="format",
+        help="the same as --format json",
+    )
+    parser.add_argument("--output", metavar="FILE", help="write there, not to the terminal")
+    parser.add_argument(
+        "--language",
+        metavar="CODE",
+        default="",
+        help="language of the text; matters for lower case in Turkish, Azeri and Catalan",
+    )
+    parser.add_argument(
+        "--target_language",
+        metavar="CODE",
+        help="the text is a translation into it, by a model trained for that; "
+        "such a model's default is en",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Runs the command."""
+    environment.prepare_process()
+    from maestro_jax.cli import gin_config
+    from maestro_jax.data.audio import read_audio
+    from maestro_jax.training.checkpoints import find_checkpoint
+
+    # What can fail without the model fails before it is read.
+    if not arguments.text.strip():
+        raise UserError("the text is empty; write what is said in the recording, in quotes.")
+    samples = read_audio(arguments.file)
+    if arguments.output and not Path(arguments.output).expanduser().resolve().parent.is_dir():
+        raise UserError(f"--output {arguments.output}: there is no such directory; make it first.")
+    model_dir = find_checkpoint(arguments.checkpoint).parent.parent
+    train_run = gin_config.load_run(model_dir)
+    environment.enable_compilation_cache()
+    from maestro_jax.cli.table import table
+    from maestro_jax.evaluation.aligner import Aligner
+    from maestro_jax.evaluation.alignment_formats import as_json, as_rows, as_textgrid
+    from maestro_jax.evaluation.transcriber import Transcriber
+
+    found = Aligner(Transcriber.from_checkpoint(arguments.checkpoint, train_run)).align(
+        samples,
+        arguments.text,
+        language=arguments.language,
+        target_language=arguments.target_language,
+    )
+    if arguments.format == "json":
+        page = as_json(found, file=arguments.file) + "\n"
+    elif arguments.format == "textgrid":
+        page = as_textgrid(found)
+    else:
+        page = (
+            table(as_rows(found))
+            + f"\n{found.seconds:.2f} s; {found.score / len(found.tokens):.2f} nats a token "
+            "for the best path\n"
+        )
+    if not arguments.output:
+        print(page, end="", flush=True)
+        return
+    path = Path(arguments.output).expanduser()
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--output {path} cannot be written: {error.strerror}.") from error
+    print(f"wrote {path}", flush=True)
