@@ -1,47 +1,29 @@
 """Greedy transducer decoding: the likeliest symbol at every step, for a whole batch at once.
 
 Every row of the batch walks through its own frames inside one `lax.while_loop` over static
-shapes. A step either moves a row to its next frame (blank) or emits a label and stays; a row that
-has finished waits for the others.
+shapes. An iteration looks at the next few frames of a row with the same state of the prediction
+network, passes the blanks before the first label there, and emits that label. The blanks between
+two labels so cost a wider matrix product instead of iterations of their own, and the result is that
+of a walk frame by frame. It is the label-looping of Xu et al. 2024 (arXiv 2406.06220) with a
+bounded inner loop: rows do not wait for the row with the longest silence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-State = Any
-"""A pytree of arrays with a leading batch axis."""
-
-Predict = Callable[[State, jax.Array], tuple[jax.Array, State]]
-"""`(state, labels [batch]) -> (outputs [batch, ...], new state)`: the prediction network."""
-
-Joint = Callable[[jax.Array, jax.Array], jax.Array]
-"""`(encoded frame [batch, features], outputs [batch, ...]) -> logits [batch, vocab]`."""
-
-
-class Hypotheses(NamedTuple):
-    """One hypothesis an example.
-
-    Attributes:
-        tokens: Token ids without blanks, int32 `[batch, max_labels]`; `blank_id` after the end.
-        lengths: Number of tokens, int32 `[batch]`.
-        frames: The frame on which each token was emitted, int32 `[batch, max_labels]`; 0 after
-            the end.
-        scores: Natural log-probability of the path that was taken, blanks included, float32
-            `[batch]`: a lower bound of the log-likelihood of the tokens over all alignments.
-        truncated: Whether a row stopped early because it had more than `max_labels` to say, bool
-            `[batch]`. The score of such a row is that of its path up to there, and no bound.
-    """
-
-    tokens: jax.Array
-    lengths: jax.Array
-    frames: jax.Array
-    scores: jax.Array
-    truncated: jax.Array
+from maestro_jax.decoding.hypotheses import (
+    Hypotheses,
+    Joint,
+    Predict,
+    State,
+    check_arguments,
+    where_rows,
+)
+from maestro_jax.losses.transducer_arcs import check_blank, log_probabilities
 
 
 class _Search(NamedTuple):
@@ -64,83 +46,105 @@ def greedy_decode(
     max_labels: int,
     blank_id: int = 0,
     max_symbols_per_frame: int = 4,
+    hat: bool = False,
+    one_label_per_frame: bool = False,
+    window: int = 4,
 ) -> Hypotheses:
     """Takes the likeliest symbol at every step of the transducer.
 
-    After `max_symbols_per_frame` labels on a frame the blank is taken, and scored, whatever else
-    is likelier: an untrained model cannot loop for ever. A batch gives what its examples give
-    alone. The prediction network sees `blank_id` first and then every emitted label; it runs only
-    in steps in which some row emits.
+    Of equally likely symbols the blank wins, then the lowest token id. After
+    `max_symbols_per_frame` labels on a frame the blank is taken, and scored, whatever else is
+    likelier: an untrained model cannot loop for ever. A batch gives what its examples give alone.
+    The prediction network sees `blank_id` first and then every emitted label.
 
     Args:
-        predict: The prediction network; the new state must have the structure, the shapes and the
-            types of the old one.
+        predict: The prediction network.
         joint: The joint network.
-        initial_state: State of the prediction network before the first call.
+        initial_state: State of the prediction network before the first call, for `batch` rows.
         encoded: Encoder output, `[batch, frames, features]`.
         frame_lengths: Valid frames of each example, `[batch]`; zero gives an empty hypothesis
             with score 0.
-        max_labels: Room for tokens. A row that wants more stops there and is marked `truncated`.
+        max_labels: Room for tokens; who wants more gets blanks and is marked `truncated`.
         blank_id: The token id of the blank.
         max_symbols_per_frame: At most so many labels on one frame.
+        hat: The factorisation that the model was trained with (see `losses.transducer_arcs`).
+        one_label_per_frame: A label consumes its frame, as the blank does.
+        window: Frames that an iteration looks at: speed, not the result, depends on it.
 
     Returns:
-        The hypotheses.
+        The hypotheses, `[batch, ...]`.
 
     Raises:
-        ValueError: If a cap is below 1 or the shapes do not belong together.
+        ValueError: If a number is below 1 or the shapes do not belong together.
     """
-    if max_labels < 1 or max_symbols_per_frame < 1:
-        raise ValueError(
-            "max_labels and max_symbols_per_frame must be at least 1, not "
-            f"{max_labels} and {max_symbols_per_frame}"
-        )
-    if encoded.ndim != 3 or encoded.shape[1] < 1 or frame_lengths.shape != encoded.shape[:1]:
-        raise ValueError(
-            "encoded must be [batch, frames, features] and frame_lengths [batch], not "
-            f"{encoded.shape} and {frame_lengths.shape}"
-        )
+    check_arguments(encoded, frame_lengths, max_labels, max_symbols_per_frame)
+    if window < 1:
+        raise ValueError(f"window must be at least 1, not {window}")
     batch, frames, _ = encoded.shape
     frame_lengths = jnp.minimum(frame_lengths, frames)
     slots = jnp.arange(max_labels)
+    ahead = jnp.arange(window)
 
     def unfinished(search: _Search) -> jax.Array:
-        return (search.frame < frame_lengths) & ~search.hypotheses.truncated
+        return search.frame < frame_lengths
 
     def step(search: _Search) -> _Search:
         found = search.hypotheses
-        index = jnp.minimum(search.frame, frames - 1)
-        encoded_frame = jnp.take_along_axis(encoded, index[:, None, None], axis=1)[:, 0]
-        logits = joint(encoded_frame, search.outputs).astype(jnp.float32)
-        log_probabilities = jax.nn.log_softmax(logits, axis=-1)
+        frame = search.frame[:, None] + ahead
+        index = jnp.minimum(frame, frames - 1)
+        encoded_frames = jnp.take_along_axis(encoded, index[..., None], axis=1)
+        outputs = jnp.broadcast_to(
+            search.outputs[:, None], (batch, window, *search.outputs.shape[1:])
+        )
+        logits = joint(
+            encoded_frames.reshape(batch * window, -1),
+            outputs.reshape(batch * window, *outputs.shape[2:]),
+        )
+        vocab = logits.shape[-1]
+        check_blank(blank_id, vocab)
+        scores = log_probabilities(logits, blank_id=blank_id, hat=hat)
+        scores = scores.reshape(batch, window, vocab)
+        blank = scores[..., blank_id]
+        labels = jnp.where(jnp.arange(vocab) == blank_id, -jnp.inf, scores)
+        label, best = jnp.argmax(labels, axis=-1), jnp.max(labels, axis=-1)
 
-        best = jnp.argmax(log_probabilities, axis=-1).astype(jnp.int32)
-        symbol = jnp.where(search.symbols >= max_symbols_per_frame, blank_id, best)
-        is_label = unfinished(search) & (symbol != blank_id)
-        emits = is_label & (found.lengths < max_labels)
-        advances = unfinished(search) & (symbol == blank_id)
+        capped = (search.symbols >= max_symbols_per_frame)[:, None] & (ahead == 0)
+        wants = (frame < frame_lengths[:, None]) & (best > blank) & ~capped
+        full = (found.lengths >= max_labels)[:, None]
+        emits = wants & ~full
+        emitting = jnp.any(emits, axis=1)
+        first = jnp.where(emitting, jnp.argmax(emits, axis=1), window)
+        passed = (ahead < first[:, None]) & (frame < frame_lengths[:, None])
+        chosen = (ahead == first[:, None]) & emitting[:, None]
+        symbol = jnp.sum(jnp.where(chosen, label, 0), axis=1).astype(jnp.int32)
+        gain = jnp.sum(jnp.where(chosen, best, 0.0), axis=1)
 
-        gain = jnp.take_along_axis(log_probabilities, symbol[:, None], axis=-1)[:, 0]
-        here = emits[:, None] & (slots == found.lengths[:, None])
+        here = emitting[:, None] & (slots == found.lengths[:, None])
+        on_frame = search.frame + first.astype(jnp.int32)
+        total = found.scores + gain + jnp.sum(jnp.where(passed, blank, 0.0), axis=1)
         found = Hypotheses(
             tokens=jnp.where(here, symbol[:, None], found.tokens),
-            lengths=found.lengths + emits,
-            frames=jnp.where(here, index[:, None], found.frames),
-            scores=found.scores + jnp.where(emits | advances, gain, 0.0),
-            truncated=found.truncated | (is_label & ~emits),
+            lengths=found.lengths + emitting,
+            frames=jnp.where(here, on_frame[:, None], found.frames),
+            token_scores=jnp.where(here, gain[:, None], found.token_scores),
+            scores=total,
+            fused_scores=total,
+            truncated=found.truncated | jnp.any(wants & full, axis=1),
         )
 
         def feed() -> tuple[jax.Array, State]:
             new = predict(search.state, symbol)
-            return jax.tree.map(
-                lambda n, o: jnp.where(_align(emits, n), n, o), new, (search.outputs, search.state)
-            )
+            return where_rows(emitting, new, (search.outputs, search.state))
 
-        # Most steps of most batches only advance: the prediction network can rest.
-        outputs, state = jax.lax.cond(jnp.any(emits), feed, lambda: (search.outputs, search.state))
+        # In a silence of all rows the prediction network can rest.
+        outputs, state = jax.lax.cond(
+            jnp.any(emitting), feed, lambda: (search.outputs, search.state)
+        )
+        frame_taken = emitting & one_label_per_frame
+        symbols = jnp.where(first == 0, search.symbols + 1, 1)
         return _Search(
-            frame=search.frame + advances,
-            symbols=jnp.where(advances, 0, search.symbols + emits),
+            frame=search.frame + jnp.sum(passed, axis=1, dtype=jnp.int32) + frame_taken,
+            symbols=jnp.where(emitting & ~frame_taken, symbols, 0),
             outputs=outputs,
             state=state,
             hypotheses=found,
@@ -157,13 +161,10 @@ def greedy_decode(
             tokens=jnp.full((batch, max_labels), blank_id, jnp.int32),
             lengths=zeros,
             frames=jnp.zeros((batch, max_labels), jnp.int32),
+            token_scores=jnp.zeros((batch, max_labels), jnp.float32),
             scores=jnp.zeros(batch, jnp.float32),
+            fused_scores=jnp.zeros(batch, jnp.float32),
             truncated=jnp.zeros(batch, bool),
         ),
     )
     return jax.lax.while_loop(lambda s: jnp.any(unfinished(s)), step, start).hypotheses
-
-
-def _align(rows: jax.Array, like: jax.Array) -> jax.Array:
-    """Adds axes to a mask over rows, `[batch]`, until it broadcasts against `[batch, ...]`."""
-    return rows.reshape(rows.shape + (1,) * (like.ndim - rows.ndim))

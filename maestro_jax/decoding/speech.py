@@ -1,4 +1,4 @@
-"""From a batch of audio to token hypotheses: the encoders and the greedy search in one program."""
+"""From a batch of audio to token hypotheses: the encoders and a search in one program."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-from maestro_jax.decoding.greedy import Hypotheses, greedy_decode
+from maestro_jax.decoding.beam import beam_decode
+from maestro_jax.decoding.fusion import Fusion
+from maestro_jax.decoding.greedy import greedy_decode
+from maestro_jax.decoding.hypotheses import Hypotheses
 
 
 def decode_speech(
@@ -21,20 +23,28 @@ def decode_speech(
     *,
     max_labels: int,
     max_symbols_per_frame: int = 4,
+    beam_size: int = 1,
+    fusion: Fusion | None = None,
 ) -> Hypotheses:
-    """Decode greedily; compiled once for a shape under `jax.jit`.
+    """Encode and decode; compiled once for a shape under `jax.jit`.
 
     Args:
-        model: A `Maestro`.
+        model: A `Maestro`; its decoder says which factorisation and which lattice it was trained
+            with.
         params: Its parameters.
         audio: `[batch, samples]` int16, 16 kHz.
         audio_length: `[batch]` valid samples; 0 gives an empty hypothesis.
         target_language: `[batch]` language to translate into; None transcribes.
         max_labels: Room for the tokens of a hypothesis.
         max_symbols_per_frame: Tokens that one frame of 40 ms may emit.
+        beam_size: Hypotheses in the beam; 1 without fusion is the greedy search.
+        fusion: A language model to rank hypotheses with.
 
     Returns:
-        The hypotheses; times are in encoder frames.
+        The hypotheses, `[batch, beam_size, ...]`, best first; times are in encoder frames.
+
+    Raises:
+        ValueError: If `beam_size` or a cap is below 1.
     """
     call = functools.partial(model.apply, {"params": params})
     features, mask = call(audio, audio_length, method="features")
@@ -49,12 +59,20 @@ def decode_speech(
     def joint(frame: jax.Array, outputs: jax.Array) -> jax.Array:
         return call(frame, outputs, method="joint")
 
-    return greedy_decode(
+    arguments = (
         predict,
         joint,
         call(audio.shape[0], method="decoder_state"),
         frames,
-        jnp.sum(mask, axis=1).astype(jnp.int32),
-        max_labels=max_labels,
-        max_symbols_per_frame=max_symbols_per_frame,
+        mask.sum(axis=1, dtype="int32"),
     )
+    options = {
+        "max_labels": max_labels,
+        "max_symbols_per_frame": max_symbols_per_frame,
+        "hat": model.decoder.hat,
+        "one_label_per_frame": model.decoder.one_label_per_frame,
+    }
+    if beam_size == 1 and fusion is None:
+        found = greedy_decode(*arguments, **options)
+        return jax.tree.map(lambda x: x[:, None], found)
+    return beam_decode(*arguments, beam_size=beam_size, fusion=fusion, **options)

@@ -12,7 +12,7 @@ import jax
 from maestro_jax.errors import UserError
 from maestro_jax.evaluation.evaluate import Evaluation, Kind, evaluate
 from maestro_jax.evaluation.report import format_markdown, format_text, report_json, write_report
-from maestro_jax.evaluation.transcriber import Transcriber
+from maestro_jax.evaluation.transcriber import SearchConfig, Transcriber
 from maestro_jax.progress import Progress
 from maestro_jax.training.run import TrainRun
 
@@ -59,6 +59,7 @@ def evaluate_run(
     batch_size: int = 32,
     low_resource: Collection[str] = (),
     transcriber: Transcriber | None = None,
+    search: SearchConfig | None = None,
 ) -> Report:
     """Decode and score test sets; tables and predictions go to `model_dir/evaluation`.
 
@@ -71,7 +72,8 @@ def evaluate_run(
         step: Which checkpoint; the latest by default.
         batch_size: Utterances decoded at once, rounded up to a multiple of the data devices.
         low_resource: Languages left out of the second average.
-        transcriber: A loaded model, if there is one already.
+        transcriber: A loaded model, if there is one already; it knows how to search.
+        search: How the model that is loaded here searches; greedily if nothing is said.
 
     Returns:
         The report.
@@ -86,7 +88,7 @@ def evaluate_run(
 
     if transcriber is None:
         directory = Path(model_dir) if step is None else Path(model_dir) / "checkpoints" / str(step)
-        transcriber = Transcriber.from_checkpoint(directory, run)
+        transcriber = Transcriber.from_checkpoint(directory, run, search=search)
     chosen: list[tuple[Kind, str]] = []
     if tasks:
         for name in tasks:

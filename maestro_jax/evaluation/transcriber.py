@@ -16,6 +16,9 @@ from maestro_jax.data.audio import to_int16
 from maestro_jax.data.languages import LANGUAGES, language_id
 from maestro_jax.data.streams import SAMPLE_RATE
 from maestro_jax.data.vocabularies import TokenVocabulary
+from maestro_jax.decoding.fusion import Fusion
+from maestro_jax.decoding.hypotheses import Hypotheses
+from maestro_jax.decoding.ngram import NgramLm
 from maestro_jax.decoding.speech import decode_speech
 from maestro_jax.errors import UserError
 from maestro_jax.evaluation.segmentation import segment
@@ -25,6 +28,42 @@ from maestro_jax.training.run import TrainRun
 
 log = logging.getLogger(__name__)
 
+_MARK = "\u2581"
+"""What SentencePiece writes for a blank."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Timed:
+    """A token or a word, and when it was heard.
+
+    Attributes:
+        text: The piece of the vocabulary, or the word.
+        start: Seconds from the beginning of the recording to the frame that emitted it (its first
+            token). A streaming model hears before it writes, so this is no boundary of a sound.
+        score: Log-probability of the emission (of its tokens together), in nats.
+    """
+
+    text: str
+    start: float
+    score: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Alternative:
+    """One of the hypotheses of a stretch of audio.
+
+    Attributes:
+        text: What it says.
+        score: Its log-probability under the transducer, in nats.
+        fused_score: What ranked it: with a language model, if there was one.
+        tokens: Its tokens; seconds count from the beginning of the stretch.
+    """
+
+    text: str
+    score: float
+    fused_score: float
+    tokens: tuple[Timed, ...]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Transcript:
@@ -33,9 +72,13 @@ class Transcript:
     Attributes:
         text: The transcript, or its translation.
         seconds: Duration of the audio.
-        score: Log-probability of the paths taken, in nats, summed over segments.
+        score: Log-probability under the transducer, in nats, summed over segments: of the path
+            taken by the greedy search, of all paths that a beam search saw.
         segments: Number of stretches that the recording was cut into.
         target_language: The language translated into; None for a transcript.
+        words: Its words, as far as blanks part them.
+        tokens: Its tokens.
+        alternatives: For each segment its hypotheses, best first.
     """
 
     text: str
@@ -43,18 +86,79 @@ class Transcript:
     score: float
     segments: int
     target_language: str | None
+    words: tuple[Timed, ...] = ()
+    tokens: tuple[Timed, ...] = ()
+    alternatives: tuple[tuple[Alternative, ...], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """How to search for a transcript.
+
+    Attributes:
+        beam_size: Hypotheses kept; 1 without a language model is the greedy search.
+        lm_text: A file of text, one sentence a line, that a language model is estimated from.
+        lm_weight: Of its log-probabilities.
+        lm_order: Tokens of its longest n-gram.
+        length_bonus: Added for each token, in nats.
+    """
+
+    beam_size: int = 1
+    lm_text: str | Path | None = None
+    lm_weight: float = 0.3
+    lm_order: int = 4
+    length_bonus: float = 0.0
+
+    def fusion(self, vocabulary: TokenVocabulary, vocab_size: int) -> Fusion | None:
+        """The language model and its weights; None if nothing is to be fused.
+
+        Args:
+            vocabulary: Text to tokens.
+            vocab_size: Tokens that the decoder can write, which may be more.
+
+        Raises:
+            UserError: The text cannot be read or is empty, or a number is out of its range.
+        """
+        if self.beam_size < 1:
+            raise UserError(f"the beam size must be at least 1, not {self.beam_size}")
+        if not self.lm_weight >= 0:
+            raise UserError(f"the language model's weight must not be negative: {self.lm_weight}")
+        if self.lm_text is None:
+            return Fusion(length_bonus=self.length_bonus) if self.length_bonus else None
+        try:
+            lines = Path(self.lm_text).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read the text {self.lm_text}: {error}") from error
+        texts = [vocabulary.encode(line) for line in lines if line.strip()]
+        if not texts:
+            raise UserError(f"there is no text in {self.lm_text}")
+        lm = NgramLm.estimate(texts, vocab_size=vocab_size, order=self.lm_order)
+        return Fusion(lm=lm, weight=self.lm_weight, length_bonus=self.length_bonus)
 
 
 class Transcriber:
-    """Encoder, greedy decoder and vocabulary, over batches of a fixed shape.
+    """Encoder, search and vocabulary, over batches of a fixed shape.
 
     Args:
         run: The run that trained the model: its module, shapes and devices.
         params: The model's parameters, already placed.
         vocabulary: Tokens to text.
+        beam_size: Hypotheses that the search keeps; 1 without fusion is the greedy search.
+        fusion: A language model over the vocabulary's tokens that helps to rank.
+
+    Raises:
+        UserError: The run's model hears nothing.
     """
 
-    def __init__(self, run: TrainRun, params: Any, vocabulary: TokenVocabulary) -> None:
+    def __init__(
+        self,
+        run: TrainRun,
+        params: Any,
+        vocabulary: TokenVocabulary,
+        *,
+        beam_size: int = 1,
+        fusion: Fusion | None = None,
+    ) -> None:
         self.run = run
         self.params = params
         self.vocabulary = vocabulary
@@ -66,12 +170,23 @@ class Transcriber:
         room = max(max(s.text_tokens, s.translation_tokens) for s in run.streams.values())
         # Twice the longest training text: what is longer is no sentence of this model's.
         self._decode = jax.jit(
-            functools.partial(decode_speech, run.model, max_labels=2 * max(room, 16))
+            functools.partial(
+                decode_speech,
+                run.model,
+                max_labels=2 * max(room, 16),
+                beam_size=beam_size,
+                fusion=fusion,
+            )
         )
 
     @classmethod
     def from_checkpoint(
-        cls, directory: str | Path, run: TrainRun, *, which: str = "ema"
+        cls,
+        directory: str | Path,
+        run: TrainRun,
+        *,
+        which: str = "ema",
+        search: SearchConfig | None = None,
     ) -> Transcriber:
         """Load a model directory, or one checkpoint in it.
 
@@ -79,12 +194,15 @@ class Transcriber:
             directory: A directory that `maestro train` wrote.
             run: The run that its `config.gin` describes.
             which: `ema` for the averaged weights, `params` for the last.
+            search: How to search; greedily if nothing is said.
 
         Raises:
-            UserError: There is no checkpoint or no vocabulary.
+            UserError: There is no checkpoint, no vocabulary, or no text for the language model.
         """
+        search = search or SearchConfig()
         step_directory = find_checkpoint(directory)
         vocabulary = TokenVocabulary.load(Path(step_directory).parent.parent)
+        fusion = search.fusion(vocabulary, run.model.vocab_size)
         mesh = run.partitioning.mesh()
         with run.partitioning.activate(mesh):
             boxed = run.abstract_state()
@@ -97,7 +215,7 @@ class Transcriber:
         if run.ema_decay is None:
             which = "params"
         params = restore_params(step_directory, which, abstract_params=abstract)
-        return cls(run, params, vocabulary)
+        return cls(run, params, vocabulary, beam_size=search.beam_size, fusion=fusion)
 
     @property
     def data_shards(self) -> int:
@@ -119,7 +237,26 @@ class Transcriber:
             target_language: ISO code to translate into; None transcribes.
 
         Returns:
-            A string a row, and the scores `[batch]` in nats.
+            The best string a row, and its log-probability under the transducer `[batch]` in nats.
+        """
+        found = self.search(features, target_language)
+        texts = [
+            self.vocabulary.decode(row[:length].tolist())
+            for row, length in zip(found.tokens[:, 0], found.lengths[:, 0], strict=True)
+        ]
+        return texts, np.asarray(found.scores[:, 0])
+
+    def search(
+        self, features: Mapping[str, np.ndarray], target_language: str | None = None
+    ) -> Hypotheses:
+        """Decode one batch to tokens.
+
+        Args:
+            features: `audio` int16 `[batch, samples]` and `audio_length` `[batch]`.
+            target_language: ISO code to translate into; None transcribes.
+
+        Returns:
+            The hypotheses as numpy arrays, `[batch, beam_size, ...]`, best first.
         """
         batch = len(features["audio"])
         inputs = {name: features[name] for name in ("audio", "audio_length")}
@@ -129,16 +266,33 @@ class Transcriber:
             hypotheses = self._decode(
                 self.params, **self.run.partitioning.shard_batch(self._mesh, inputs)
             )
-        tokens, lengths, scores, truncated = jax.device_get(
-            (hypotheses.tokens, hypotheses.lengths, hypotheses.scores, hypotheses.truncated)
-        )
-        if truncated.any():
-            log.warning("%d of %d hypotheses ran out of room and were cut", truncated.sum(), batch)
-        texts = [
-            self.vocabulary.decode(row[:length].tolist())
-            for row, length in zip(tokens, lengths, strict=True)
-        ]
-        return texts, scores
+        found = jax.device_get(hypotheses)
+        cut = int(found.truncated[:, 0].sum())
+        if cut:
+            log.warning("%d of %d hypotheses ran out of room and were cut", cut, batch)
+        return found
+
+    def _alternatives(self, found: Hypotheses, row: int) -> tuple[Alternative, ...]:
+        """The hypotheses of a row, without empty places."""
+        alternatives = []
+        for place in np.flatnonzero(np.isfinite(found.scores[row])):
+            one = jax.tree.map(lambda x, place=place: x[row, place], found)
+            ids = one.tokens[: one.lengths].tolist()
+            starts = one.frames[: one.lengths] * self.run.model.frame_seconds
+            alternatives.append(
+                Alternative(
+                    text=self.vocabulary.decode(ids),
+                    score=float(one.scores),
+                    fused_score=float(one.fused_scores),
+                    tokens=tuple(
+                        Timed(text=piece, start=round(float(start), 3), score=float(score))
+                        for piece, start, score in zip(
+                            self.vocabulary.pieces(ids), starts, one.token_scores, strict=False
+                        )
+                    ),
+                )
+            )
+        return tuple(alternatives)
 
     def transcribe(
         self,
@@ -173,8 +327,9 @@ class Transcriber:
             for piece in segment(samples, self.samples)
         ]
         data_size = self.data_shards
-        texts: list[list[str]] = [[] for _ in recordings]
-        scores = [0.0] * len(recordings)
+        heard: list[list[tuple[Alternative, ...]]] = [[] for _ in recordings]
+        offsets: list[list[float]] = [[] for _ in recordings]
+        ends = [0.0] * len(recordings)
         for start in range(0, len(pieces), data_size):
             chunk = pieces[start : start + data_size]
             audio = np.zeros((data_size, self.samples), np.int16)
@@ -182,19 +337,65 @@ class Transcriber:
             for row, (_, piece) in enumerate(chunk):
                 audio[row, : len(piece)] = piece
                 lengths[row] = len(piece)
-            found, found_scores = self.decode(
-                {"audio": audio, "audio_length": lengths}, target_language
+            found = self.search({"audio": audio, "audio_length": lengths}, target_language)
+            for row, (index, piece) in enumerate(chunk):
+                heard[index].append(self._alternatives(found, row))
+                offsets[index].append(ends[index])
+                ends[index] += len(piece) / SAMPLE_RATE
+        transcripts = []
+        for index, samples in enumerate(recordings):
+            best = [alternatives[0] for alternatives in heard[index]]
+            segments = [
+                _later(one.tokens, offset) for one, offset in zip(best, offsets[index], strict=True)
+            ]
+            transcripts.append(
+                Transcript(
+                    text=" ".join(one.text for one in best if one.text),
+                    seconds=len(samples) / SAMPLE_RATE,
+                    score=sum(one.score for one in best),
+                    segments=len(best),
+                    target_language=target_language,
+                    # Words do not reach over a cut, which falls into a pause.
+                    words=tuple(word for tokens in segments for word in words_of(tokens)),
+                    tokens=tuple(token for tokens in segments for token in tokens),
+                    alternatives=tuple(heard[index]),
+                )
             )
-            for row, (index, _) in enumerate(chunk):
-                texts[index].append(found[row])
-                scores[index] += float(found_scores[row])
-        return [
-            Transcript(
-                text=" ".join(text for text in texts[index] if text),
-                seconds=len(samples) / SAMPLE_RATE,
-                score=scores[index],
-                segments=len(texts[index]),
-                target_language=target_language,
+        return transcripts
+
+
+def words_of(tokens: Sequence[Timed]) -> list[Timed]:
+    """Joins the pieces of SentencePiece to words, at the marks that stand for blanks.
+
+    Args:
+        tokens: Pieces in order.
+
+    Returns:
+        The words: each starts where its first letter was written, and has the score of all its
+        pieces, a mark that stands alone included.
+    """
+    words: list[Timed] = []
+    score, opens = 0.0, True
+    for token in tokens:
+        marked = token.text.startswith(_MARK)
+        letters = token.text.replace(_MARK, "")
+        if marked:
+            score, opens = 0.0, True
+        score += token.score
+        if not letters:
+            continue
+        if opens or not words:
+            words.append(Timed(text=letters, start=token.start, score=score))
+        else:
+            last = words[-1]
+            words[-1] = dataclasses.replace(
+                last, text=last.text + letters, score=last.score + token.score
             )
-            for index, samples in enumerate(recordings)
-        ]
+        score, opens = 0.0, False
+    return words
+
+
+def _later(tokens: Sequence[Timed], seconds: float) -> tuple[Timed, ...]:
+    return tuple(
+        dataclasses.replace(token, start=round(token.start + seconds, 3)) for token in tokens
+    )

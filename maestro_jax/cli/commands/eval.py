@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from maestro_jax.cli import environment, options
+from maestro_jax.cli import environment, options, search_options
 from maestro_jax.errors import UserError
 
 
@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--step", type=options.not_negative, help="which checkpoint; the latest by default"
     )
+    search_options.add_search(parser)
     options.add_data_dir(parser)
     options.add_json(parser)
 
@@ -40,6 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     import_tensorflow()
     environment.enable_compilation_cache()
+    search = search_options.search_config(arguments)
     from maestro_jax.evaluation.run_evaluation import evaluate_run
 
     report = evaluate_run(
@@ -49,6 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
         tasks=arguments.task,
         split=arguments.split,
         step=arguments.step,
+        search=search,
     )
     if arguments.json:
         print(json.dumps(report.as_dict(), indent=2, ensure_ascii=False))

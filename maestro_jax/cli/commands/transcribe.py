@@ -5,8 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from typing import TYPE_CHECKING
 
-from maestro_jax.cli import environment, options
+from maestro_jax.cli import environment, options, search_options
+from maestro_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from maestro_jax.evaluation.transcriber import Transcript
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,11 +27,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CODE",
         help="translate into it, with a model trained for that; such a model's default is en",
     )
+    search_options.add_search(parser)
+    parser.add_argument(
+        "--nbest",
+        type=options.positive,
+        default=1,
+        metavar="N",
+        help="print so many hypotheses of a beam with their scores in nats; JSON has them all",
+    )
+    parser.add_argument(
+        "--timestamps",
+        action="store_true",
+        help="print when each word was heard, in seconds, and its score in nats; JSON has them",
+    )
     options.add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
+    if arguments.nbest > arguments.beam_size:
+        raise UserError(
+            f"--nbest {arguments.nbest} needs a beam of as many: --beam_size {arguments.nbest}"
+        )
     environment.prepare_process()
     from maestro_jax.cli import gin_config
     from maestro_jax.data.audio import read_audio
@@ -37,9 +59,10 @@ def run(arguments: argparse.Namespace) -> None:
     model_dir = find_checkpoint(arguments.checkpoint).parent.parent
     train_run = gin_config.load_run(model_dir)
     environment.enable_compilation_cache()
+    search = search_options.search_config(arguments)
     from maestro_jax.evaluation.transcriber import Transcriber
 
-    transcriber = Transcriber.from_checkpoint(arguments.checkpoint, train_run)
+    transcriber = Transcriber.from_checkpoint(arguments.checkpoint, train_run, search=search)
     records = []
     for file, samples in zip(arguments.files, audio, strict=True):
         transcript = transcriber.transcribe([samples], target_language=arguments.target_language)[0]
@@ -49,5 +72,20 @@ def run(arguments: argparse.Namespace) -> None:
             print(f"{file}: {transcript.text}", flush=True)
         else:
             print(transcript.text, flush=True)
+        if not arguments.json:
+            _print_details(transcript, arguments)
     if arguments.json:
         print(json.dumps(records, indent=2, ensure_ascii=False))
+
+
+def _print_details(transcript: Transcript, arguments: argparse.Namespace) -> None:
+    """What was asked for beside the text, indented below it."""
+    if arguments.timestamps:
+        for word in transcript.words:
+            print(f"  {word.start:8.2f}  {word.score:8.2f}  {word.text}")
+    if arguments.nbest > 1:
+        for number, alternatives in enumerate(transcript.alternatives, start=1):
+            if transcript.segments > 1:
+                print(f"  segment {number}")
+            for one in alternatives[: arguments.nbest]:
+                print(f"  {one.fused_score:8.2f}  {one.text}")
