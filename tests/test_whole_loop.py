@@ -130,6 +130,22 @@ def test_transcribe_any_file(
     assert isinstance(record["text"], str)
 
 
+@pytest.mark.parametrize("form", ["table", "json", "textgrid"])
+def test_align_a_recording(
+    demo_output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    recording, target = demo_output / "held_out.wav", tmp_path / "aligned"
+    command = ["align", str(demo_output / "recognition"), str(recording), "one two", "--format"]
+    assert main([*command, form]) in (None, 0)
+    printed = capsys.readouterr().out
+    assert main([*command, form, "--output", str(target)]) in (None, 0)
+    assert target.read_text(encoding="utf-8") == printed
+    if form == "json":
+        record = json.loads(printed)
+        assert [word["text"] for word in record["words"]] == ["one", "two"]
+        assert record["tokens"][-1]["end"] == pytest.approx(soundfile.info(recording).duration)
+
+
 def test_evaluate_a_finished_run(demo_output: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = str(demo_output / "translation")
     assert main(["eval", "--model_dir", model, "--split", "validation", "--json"]) in (None, 0)

@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import pathlib
+import shlex
 import signal
 import subprocess
 import sys
@@ -46,7 +47,7 @@ def test_each_command_has_help_with_an_example(
 @pytest.mark.parametrize("command", cli.COMMANDS)
 def test_each_example_is_understood(command: str) -> None:
     _, example = cli.COMMANDS[command]
-    name, arguments = cli._parse(example.split()[1:])
+    name, arguments = cli._parse(shlex.split(example)[1:])
     assert name == command
     if command == "train":
         assert arguments.bindings == {"STEPS": "1000"}
@@ -79,6 +80,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["eval", "--model_dir", "nowhere"], "no model directory nowhere"),
         (["transcribe"], "required: CHECKPOINT, FILE"),
         (["transcribe", "nowhere", "nothing.wav"], "nothing.wav"),
+        (["align"], "required: CHECKPOINT, FILE, TEXT"),
+        (["align", "nowhere", "nothing.wav", "hello"], "nothing.wav does not exist"),
+        (["align", "nowhere", "nothing.wav", " "], "the text is empty"),
         (["prepare"], "required: CORPUS"),
         (["prepare", "minvox"], "Did you mean 'minivox'"),
         (["prepare", "minivox", "--config", "smal"], "Did you mean 'small'"),
