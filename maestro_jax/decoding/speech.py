@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 
 from maestro_jax.decoding.beam import beam_decode
 from maestro_jax.decoding.fusion import Fusion
 from maestro_jax.decoding.greedy import greedy_decode
 from maestro_jax.decoding.hypotheses import Hypotheses
+from maestro_jax.modules.maestro import Maestro
 
 
 def decode_speech(
-    model: nn.Module,
+    model: Maestro,
     params: Any,
     audio: jax.Array,
     audio_length: jax.Array,
@@ -29,7 +30,7 @@ def decode_speech(
     """Encode and decode; compiled once for a shape under `jax.jit`.
 
     Args:
-        model: A `Maestro`; its decoder says which factorisation and which lattice it was trained
+        model: Its decoder says which factorisation and which lattice it was trained
             with.
         params: Its parameters.
         audio: `[batch, samples]` int16, 16 kHz.
@@ -46,7 +47,7 @@ def decode_speech(
     Raises:
         ValueError: If `beam_size` or a cap is below 1.
     """
-    call = functools.partial(model.apply, {"params": params})
+    call: Callable[..., Any] = functools.partial(model.apply, {"params": params})
     features, mask = call(audio, audio_length, method="features")
     encoded = call(features, mask, method="encode_speech")
     context = call(encoded, mask, target_language, method="encode_shared")
@@ -66,7 +67,7 @@ def decode_speech(
         frames,
         mask.sum(axis=1, dtype="int32"),
     )
-    options = {
+    options: dict[str, Any] = {
         "max_labels": max_labels,
         "max_symbols_per_frame": max_symbols_per_frame,
         "hat": model.decoder.hat,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from table_transducer import listed
 
 from maestro_jax.decoding.greedy import greedy_decode
 from maestro_jax.losses.transducer import transducer_loss
@@ -38,33 +39,53 @@ def toy(seed, blank_id=0, blank_bias=0.0):
     return predict, joint, state
 
 
-def plain_loop(predict, joint, state, encoded, frames, blank_id, cap, max_labels):
+def plain_loop(
+    predict,
+    joint,
+    state,
+    encoded,
+    frames,
+    blank_id=0,
+    cap=CAP,
+    max_labels=MAX_LABELS,
+    hat=False,
+    one_label_per_frame=False,
+):
     """One example, one symbol at a time, float64 scores."""
     predict, joint = jax.jit(predict), jax.jit(joint)
     outputs, state = predict(state, jnp.asarray([blank_id]))
-    tokens, emitted_on, score = [], [], 0.0
+    tokens, emitted_on, token_scores, score, truncated = [], [], [], 0.0, False
     for frame in range(frames):
         symbols = 0
         while True:
-            logits = np.asarray(joint(encoded[None, frame], outputs))[0].astype(np.float64)
-            log_probabilities = logits - np.logaddexp.reduce(logits)
-            best = int(np.argmax(log_probabilities))
-            if symbols == cap:
-                best = blank_id
-            if best == blank_id:
-                score += log_probabilities[blank_id]
+            scores = log_probabilities(joint(encoded[None, frame], outputs), blank_id, hat)
+            best = int(np.argmax(scores))
+            if best != blank_id and symbols < cap and len(tokens) == max_labels:
+                truncated = True
+            if best == blank_id or symbols == cap or len(tokens) == max_labels:
+                score += scores[blank_id]
                 break
-            if len(tokens) == max_labels:
-                return tokens, emitted_on, score, True
             tokens.append(best)
             emitted_on.append(frame)
-            score += log_probabilities[best]
+            token_scores.append(scores[best])
+            score += scores[best]
             symbols += 1
             outputs, state = predict(state, jnp.asarray([best]))
-    return tokens, emitted_on, score, False
+            if one_label_per_frame:
+                break
+    return tokens, emitted_on, score, truncated, token_scores
 
 
-def decoder(predict, joint, state, blank_id=0, cap=CAP, max_labels=MAX_LABELS):
+def log_probabilities(logits, blank_id, hat):
+    z = np.asarray(logits)[0].astype(np.float64)
+    if not hat:
+        return z - np.logaddexp.reduce(z)
+    labels = np.delete(z, blank_id)
+    labels = labels - np.logaddexp.reduce(labels) - np.logaddexp(0.0, z[blank_id])
+    return np.insert(labels, blank_id, -np.logaddexp(0.0, -z[blank_id]))
+
+
+def decoder(predict, joint, state, cap=CAP, max_labels=MAX_LABELS, **options):
     return jax.jit(
         lambda encoded, frame_lengths: greedy_decode(
             predict,
@@ -72,22 +93,18 @@ def decoder(predict, joint, state, blank_id=0, cap=CAP, max_labels=MAX_LABELS):
             state(encoded.shape[0]),
             encoded,
             frame_lengths,
-            blank_id=blank_id,
             max_symbols_per_frame=cap,
             max_labels=max_labels,
+            **options,
         )
     )
 
 
 def rows_of(found):
     for i, length in enumerate(found.lengths.tolist()):
-        assert not np.any(found.frames[i, length:])
-        yield (
-            found.tokens[i, :length].tolist(),
-            found.frames[i, :length].tolist(),
-            float(found.scores[i]),
-            bool(found.truncated[i]),
-        )
+        tokens, frames, token_scores = listed(found, i)
+        assert len(tokens) == length
+        yield list(tokens), frames, float(found.scores[i]), bool(found.truncated[i]), token_scores
 
 
 def random_input(seed):
@@ -101,6 +118,10 @@ DECODERS = {
         ("typical", 0, {"blank_bias": 3.0}, {}),
         ("babbling", 1, {"blank_bias": -3.0}, {"max_labels": 30}),
         ("truncated", 2, {}, {"max_labels": 3}),
+        ("hat", 4, {"blank_bias": 0.5}, {"hat": True}),
+        ("one label a frame", 5, {}, {"one_label_per_frame": True}),
+        ("frame by frame", 0, {"blank_bias": 3.0}, {"window": 1}),
+        ("wide window", 0, {"blank_bias": 3.0}, {"window": 32}),
         ("blank last", 3, {"blank_id": VOCAB - 1, "blank_bias": 2.0}, {"blank_id": VOCAB - 1}),
     ]
 }
@@ -110,18 +131,19 @@ COMPILED = {name: decoder(*model, **options) for name, (model, options) in DECOD
 @pytest.mark.parametrize("name", DECODERS)
 def test_agrees_with_a_plain_loop(name):
     (predict, joint, state), options = DECODERS[name]
-    settings_ = {"blank_id": 0, "cap": CAP, "max_labels": MAX_LABELS} | options
+    options = {name: value for name, value in options.items() if name != "window"}
     produced = 0
     for seed in range(3):
         encoded = random_input(seed)
         frame_lengths = jnp.asarray([[9, 0, 4, 1], [1, 9, 9, 2], [3, 7, 0, 5]][seed])
         found = COMPILED[name](encoded, frame_lengths)
-        for i, (tokens, frames, score, truncated) in enumerate(rows_of(found)):
+        for i, (tokens, frames, score, truncated, token_scores) in enumerate(rows_of(found)):
             want = plain_loop(
-                predict, joint, state(1), encoded[i], int(frame_lengths[i]), **settings_
+                predict, joint, state(1), encoded[i], int(frame_lengths[i]), **options
             )
             assert (tokens, frames, truncated) == (want[0], want[1], want[3])
             np.testing.assert_allclose(score, want[2], rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(token_scores, want[4], rtol=1e-5, atol=1e-6)
             produced += len(tokens)
         assert np.any(found.truncated) == (name == "truncated")
     assert produced > 10
@@ -158,13 +180,13 @@ def test_padding_never_matters():
 
 def test_all_rows_empty():
     found = COMPILED["typical"](random_input(6), jnp.zeros(BATCH, jnp.int32))
-    for tokens, _, score, truncated in rows_of(found):
+    for tokens, _, score, truncated, _ in rows_of(found):
         assert (tokens, score, truncated) == ([], 0.0, False)
 
 
 def test_the_cap_holds_on_every_frame():
     found = COMPILED["babbling"](random_input(7), jnp.full(BATCH, FRAMES))
-    for _, frames, _, _ in rows_of(found):
+    for _, frames, _, _, _ in rows_of(found):
         assert np.bincount(frames, minlength=FRAMES).max() == CAP
 
 
@@ -221,3 +243,28 @@ def test_wrong_arguments():
         greedy_decode(
             predict, joint, state(1), jnp.zeros((1, 3, FEATURES)), jnp.ones(2, int), max_labels=5
         )
+    with pytest.raises(ValueError, match="window must be at least 1, not 0"):
+        greedy_decode(
+            predict,
+            joint,
+            state(1),
+            jnp.zeros((1, 3, FEATURES)),
+            jnp.ones(1, int),
+            max_labels=5,
+            window=0,
+        )
+
+
+def test_the_blank_wins_a_tie_wherever_it_stands():
+    for blank_id in (0, VOCAB - 1):
+        found = greedy_decode(
+            lambda state, labels: (state, state),
+            lambda frame, outputs: jnp.zeros((len(frame), VOCAB)),
+            jnp.zeros((1, 1)),
+            jnp.zeros((1, 3, FEATURES)),
+            jnp.asarray([3]),
+            max_labels=5,
+            blank_id=blank_id,
+        )
+        assert found.lengths.tolist() == [0]
+        np.testing.assert_allclose(found.scores, [-3 * np.log(VOCAB)], rtol=1e-6)
