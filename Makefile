@@ -16,11 +16,13 @@ INPUTS := setup.cfg pyproject.toml $(wildcard constraints/*.txt)
 STAMP := $(VENV)/.installed-$(shell cat $(INPUTS) | cksum | cut -d ' ' -f 1)
 DEFAULT_MARKS := not slow and not tpu_backend and not peers and not gpu
 
-.PHONY: help install demo test test-slow lint format clean
+PEERS := build/peers
+
+.PHONY: help install demo test test-slow peers test-peers bench-transducer lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## list these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-16s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP)  ## make .venv with the exact versions of constraints/
 
@@ -32,6 +34,16 @@ test: $(STAMP)  ## the default test suite
 
 test-slow: $(STAMP)  ## the tests that take longer than half a minute each
 	@$(BIN)/python -m pytest -m "slow and not peers and not gpu and not tpu_backend" $(TESTS)
+
+peers: $(PEERS)/.installed  ## an environment in build/peers with PyTorch's libraries, to compare with
+
+test-peers: $(PEERS)/.installed  ## the tests that compare with them
+	@$(PEERS)/bin/python -m pytest -m peers $(TESTS)
+
+# Without make peers it says which comparisons are left out.
+bench-transducer: $(STAMP)  ## time and memory of the transducer, beside the peers if they are there
+	@MAESTRO_PEERS_PYTHON=$(firstword $(wildcard $(PEERS)/bin/python) $(BIN)/python) \
+	  $(BIN)/python benchmarks/transducer.py
 
 lint: $(STAMP)  ## ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -55,3 +67,11 @@ $(STAMP):
 	  echo "Installing into $(VENV) under $$constraints: some minutes the first time"; \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $$constraints -e '.[minivox,dev]'
 	@rm -f $(VENV)/.installed-*; touch $@
+
+$(PEERS)/.installed: setup.cfg constraints/peers.txt
+	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	@version=$$($(PEERS)/bin/python -c 'import sys; print("%d%d" % sys.version_info[:2])'); \
+	  echo "Installing into $(PEERS): PyTorch is large"; \
+	  $(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check \
+	    -c constraints/py$$version.txt -c constraints/peers.txt -e '.[peers,minivox,dev]'
+	@touch $@

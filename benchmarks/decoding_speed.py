@@ -166,7 +166,7 @@ def _set_up(model: Any, params: Any, job: dict[str, Any]) -> dict[str, Any]:
                 break
             talkative, silent = (shift, silent) if now > TARGET_RATE else (talkative, shift)
     found = greedy(shift)
-    np.savez(job["audio"], audio=audio, lengths=lengths, tokens=np.asarray(found.tokens))
+    np.savez(job["audio"], audio=audio, lengths=lengths, tokens=np.asarray(found.tokens)[:, 0])
     return {
         "blank_shift": shift,
         "rate": rate(shift),
