@@ -15,14 +15,14 @@ import numpy as np
 from maestro_jax.data.audio import to_int16
 from maestro_jax.data.languages import LANGUAGES, language_id
 from maestro_jax.data.streams import SAMPLE_RATE
-from maestro_jax.data.vocabularies import TokenVocabulary
+from maestro_jax.data.vocabularies import UNK_ID, TokenVocabulary
 from maestro_jax.decoding.fusion import Fusion
 from maestro_jax.decoding.hypotheses import Hypotheses
 from maestro_jax.decoding.ngram import NgramLm
 from maestro_jax.decoding.speech import decode_speech
 from maestro_jax.errors import UserError
 from maestro_jax.evaluation.segmentation import segment
-from maestro_jax.training.checkpoints import find_checkpoint, restore_params
+from maestro_jax.training.checkpoints import Which, find_checkpoint, restore_params
 from maestro_jax.training.parameter_trees import unbox
 from maestro_jax.training.run import TrainRun
 
@@ -185,7 +185,7 @@ class Transcriber:
         directory: str | Path,
         run: TrainRun,
         *,
-        which: str = "ema",
+        which: Which = "ema",
         search: SearchConfig | None = None,
     ) -> Transcriber:
         """Load a model directory, or one checkpoint in it.
@@ -278,6 +278,8 @@ class Transcriber:
         for place in np.flatnonzero(np.isfinite(found.scores[row])):
             one = jax.tree.map(lambda x, place=place: x[row, place], found)
             ids = one.tokens[: one.lengths].tolist()
+            # A decoder may have more tokens than the vocabulary has pieces.
+            known = [i if i < self.vocabulary.vocab_size else UNK_ID for i in ids]
             starts = one.frames[: one.lengths] * self.run.model.frame_seconds
             alternatives.append(
                 Alternative(
@@ -287,7 +289,7 @@ class Transcriber:
                     tokens=tuple(
                         Timed(text=piece, start=round(float(start), 3), score=float(score))
                         for piece, start, score in zip(
-                            self.vocabulary.pieces(ids), starts, one.token_scores, strict=False
+                            self.vocabulary.pieces(known), starts, one.token_scores, strict=False
                         )
                     ),
                 )

@@ -1,0 +1,133 @@
+"""`--beam_size` and its kin, on the command line and through a model that was never trained."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+
+from maestro_jax.cli import gin_config, run_record
+from maestro_jax.cli import main as cli
+from maestro_jax.data.vocabularies import train_sentencepiece
+from maestro_jax.evaluation.run_evaluation import Report
+from maestro_jax.evaluation.transcriber import SearchConfig
+from maestro_jax.training.checkpoints import Checkpoints
+from maestro_jax.training.parameter_trees import unbox
+from maestro_jax.training.state import create_state, initial_params
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["transcribe", "m", "a.wav", "--beam_size", "0"], "'0' is not a whole number above 0"),
+        (["transcribe", "m", "a.wav", "--nbest", "3"], "--beam_size 3"),
+        (["eval", "--beam_size", "many"], "'many' is not a whole number above 0"),
+        (["transcribe", "m", "a.wav", "--beem_size", "2"], "Did you mean '--beam_size'"),
+    ],
+)
+def test_bad_input_is_one_line(argv, expected, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(argv) != 0
+    error = capsys.readouterr().err.strip()
+    assert expected in error
+    assert len(error.splitlines()) == 1
+
+
+@pytest.fixture
+def described(
+    run_file: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> pathlib.Path:
+    """A model directory with a configuration and nothing else."""
+    # Nothing is written below the home directory.
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "xla"))
+    gin_config.parse([run_file], {"STEPS": "1"})
+    directory = tmp_path / "model"
+    run_record.write(directory, {"config.gin": gin_config.config_text()}, ["maestro"])
+    return directory
+
+
+@pytest.fixture
+def model_dir(described: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+    """The directory as training leaves it, with random weights that have much to say."""
+    run, directory = gin_config.load_run(described), described
+    # Fewer pieces than the decoder has outputs, as happens with a corpus of little variety.
+    train_sentencepiece(["ab ba cab", "abc da"], tmp_path / "v.model", 12, "char").save(directory)
+    params = jax.jit(
+        lambda: unbox(initial_params(run.model, run.objective, run.batch_shapes(), 0))
+    )()
+    params["decoder"]["output"]["kernel"] *= 20
+    state = create_state(params, run.optimizer).replace(ema_params=params)
+    checkpoints = Checkpoints(directory)
+    checkpoints.save(state, {"step": 1})
+    checkpoints.close()
+    return directory
+
+
+def test_times_scores_and_alternatives(
+    model_dir: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    speech, text = tmp_path / "speech.wav", tmp_path / "text.txt"
+    # Longer than the second that the model takes, so that there are two segments.
+    noise = 0.1 * np.random.default_rng(0).normal(size=24_000)
+    soundfile.write(speech, noise, 16_000, subtype="PCM_16")
+    text.write_text("ab ba\ncab\n")
+    command = ["transcribe", str(model_dir), str(speech)]
+
+    assert cli.main([*command, "--json", "--beam_size", "3"]) == 0
+    (record,) = json.loads(capsys.readouterr().out)
+    assert record["segments"] == len(record["alternatives"]) == 2
+    assert record["tokens"] and record["words"]
+    assert [unit["start"] for unit in record["tokens"]] == sorted(
+        unit["start"] for unit in record["tokens"]
+    )
+    assert record["tokens"][-1]["start"] <= record["seconds"] == 1.5
+    for segment in record["alternatives"]:
+        fused = [one["fused_score"] for one in segment]
+        assert 1 < len(fused) <= 3 and fused == sorted(fused, reverse=True)
+        assert fused == [one["score"] for one in segment]
+    best = [segment[0] for segment in record["alternatives"]]
+    assert record["text"] == " ".join(one["text"] for one in best if one["text"])
+    assert record["score"] == pytest.approx(sum(one["score"] for one in best))
+    second = len(best[0]["tokens"])
+    assert record["tokens"][second]["start"] > best[1]["tokens"][0]["start"] + 0.4
+
+    assert cli.main([*command, "--beam_size", "3", "--nbest", "2", "--timestamps"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == record["text"]
+    words = lines[1 : 1 + len(record["words"])]
+    assert [line.split()[2] for line in words] == [word["text"] for word in record["words"]]
+    rest = [line.strip() for line in lines[1 + len(words) :]]
+    assert [rest[0], rest[3]] == ["segment 1", "segment 2"] and len(rest) == 6
+
+    language = ["--lm_text", str(text), "--lm_weight", "2"]
+    assert cli.main([*command, "--json", "--beam_size", "3", *language]) == 0
+    (fused_record,) = json.loads(capsys.readouterr().out)
+    one = fused_record["alternatives"][0][0]
+    assert one["fused_score"] < one["score"]
+
+
+def test_evaluation_searches_as_told(
+    described: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = {}
+
+    def evaluate_run(run, **options):
+        told.update(options)
+        return Report(())
+
+    monkeypatch.setattr("maestro_jax.evaluation.run_evaluation.evaluate_run", evaluate_run)
+    assert cli.main(["eval", "--model_dir", str(described), "--beam_size", "5"]) == 0
+    assert told["search"] == SearchConfig(beam_size=5)
+    for extra, expected in [
+        (["--lm_weight", "0.5"], "--lm_text FILE"),
+        (["--lm_text", "nowhere.txt"], "no text file nowhere.txt"),
+        (["--lm_text", str(described / "config.gin"), "--lm_weight", "-1"], "negative"),
+        (["--length_bonus", "inf"], "--length_bonus must be a number"),
+    ]:
+        capsys.readouterr()
+        assert cli.main(["eval", "--model_dir", str(described), *extra]) != 0
+        error = capsys.readouterr().err.strip()
+        assert expected in error and len(error.splitlines()) == 1
