@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,13 +16,16 @@ from maestro_jax.data.languages import LANGUAGES, language_id
 from maestro_jax.data.streams import SAMPLE_RATE
 from maestro_jax.data.vocabularies import UNK_ID, TokenVocabulary
 from maestro_jax.errors import UserError
-from maestro_jax.evaluation.alignment_formats import TimedText, Unit
+from maestro_jax.evaluation.alignment_formats import TimedText, Unit, Word
 from maestro_jax.evaluation.normalizers import normalize
 from maestro_jax.evaluation.transcriber import Transcriber
 from maestro_jax.losses.transducer_alignment import Alignment, transducer_alignment
 
+log = logging.getLogger(__name__)
+
 _WORD_BEGINS = "▁"  # SentencePiece's mark
 _LABELS_STEP = 16
+_NO_PATH = -1e29  # Finite lattices stand at -1e30 where there is no path.
 
 
 class Aligner:
@@ -54,9 +59,9 @@ class Aligner:
 
         Args:
             samples: Float samples at 16 kHz, `[samples]`.
-            text: The transcript; folded as transcripts are (lower case, no punctuation) if the
-                vocabulary lacks its characters.
-            language: ISO code of the text, for folding it; matters in Turkish, Azeri and Catalan.
+            text: The transcript; folded, as far as `tokens_of` says, if the vocabulary lacks its
+                characters.
+            language: ISO code of the text, for folding it; matters in Turkish and Catalan.
             target_language: Language of the text, if it is a translation; a model fine-tuned for
                 translation takes English if nothing is said.
 
@@ -65,7 +70,8 @@ class Aligner:
 
         Raises:
             UserError: The text is empty or has characters that the vocabulary lacks, the recording
-                is too short, or the language is unknown.
+                is too short for it or too long for the device, a language is unknown, or the model
+                is broken.
         """
         if target_language is None and self._transcriber.translates:
             target_language = "en"
@@ -73,16 +79,29 @@ class Aligner:
             raise UserError(
                 f"unknown target language {target_language!r}; write an ISO code such as 'en'."
             )
+        if language:
+            language_id(language)  # raises where the code is misspelt
         vocabulary = self._transcriber.vocabulary
         tokens = tokens_of(vocabulary, text, target_language or language)
+        aligned = vocabulary.decode(tokens)
+        if aligned != " ".join(text.split()):
+            log.info("aligning the text as %r", aligned)
         audio = to_int16(samples)
+        seconds = len(audio) / SAMPLE_RATE
+        if len(audio) > self._transcriber.samples:
+            log.warning(
+                "the recording has %.1f s, and the model was trained on %.1f s at most: if times "
+                "look wrong, cut it where it pauses",
+                seconds,
+                self._transcriber.samples / SAMPLE_RATE,
+            )
         rows = self._transcriber.data_shards
-        padded = np.zeros((rows, SAMPLE_RATE * math.ceil(len(audio) / SAMPLE_RATE)), np.int16)
+        padded = np.zeros((rows, SAMPLE_RATE * max(1, math.ceil(seconds))), np.int16)
         padded[0, : len(audio)] = audio
         labels = np.zeros((rows, _LABELS_STEP * math.ceil(len(tokens) / _LABELS_STEP)), np.int32)
         labels[0, : len(tokens)] = tokens
         first = np.arange(rows) == 0
-        inputs = {
+        inputs: dict[str, np.ndarray] = {
             "audio": padded,
             "audio_length": np.where(first, len(audio), 0).astype(np.int32),
             "labels": labels,
@@ -90,45 +109,59 @@ class Aligner:
         }
         if target_language is not None:
             inputs["target_language"] = np.full(rows, language_id(target_language), np.int32)
-        with self._run.partitioning.activate(self._mesh):
-            path, frame_lengths = jax.device_get(
-                self._align(
-                    self._transcriber.params,
-                    **self._run.partitioning.shard_batch(self._mesh, inputs),
-                )
-            )
+        path, frame_lengths = self._run_model(inputs, seconds)
         frames = int(frame_lengths[0])
         if frames == 0:
             raise UserError(
-                f"the recording of {len(audio) / SAMPLE_RATE:.3f} s is too short to hold a frame; "
-                "give a longer one."
+                f"the recording of {seconds:.3f} s is too short to hold a frame; give a longer one."
             )
         if self._run.model.decoder.one_label_per_frame and len(tokens) > frames:
             raise UserError(
                 f"the text has {len(tokens)} tokens and the recording {frames} frames, but this "
                 "model writes one token a frame at most; give the text of this recording alone."
             )
-        seconds = len(audio) / SAMPLE_RATE
-        starts = [
-            min(float(f) * self._run.model.frame_seconds, seconds)
-            for f in path.frames[0, : len(tokens)]
-        ]
+        score = float(path.scores[0])
+        if not score > _NO_PATH:
+            raise UserError(
+                f"the model gives no path through the recording (log-probability {score:g}); its "
+                "weights are broken, take an earlier checkpoint."
+            )
+        frame_seconds = self._run.model.frame_seconds
+        starts = [int(frame) * frame_seconds for frame in path.frames[0, : len(tokens)]]
         units = [
-            Unit(text=piece, start=start, end=end, confidence=math.exp(min(float(score), 0.0)))
-            for piece, start, end, score in zip(
+            Unit(text=piece, start=start, end=end, confidence=math.exp(min(float(logp), 0.0)))
+            for piece, start, end, logp in zip(
                 vocabulary.pieces(tokens),
                 starts,
                 [*starts[1:], seconds],
-                path.label_scores[0],
-                strict=False,
+                path.label_scores[0, : len(tokens)],
+                strict=True,
             )
         ]
         return TimedText(
+            text=aligned,
             seconds=seconds,
-            score=float(path.scores[0]),
+            frame_seconds=frame_seconds,
+            score=score,
             tokens=tuple(units),
-            words=words_of(units),
+            words=words_of(vocabulary, tokens, units),
         )
+
+    def _run_model(
+        self, inputs: dict[str, np.ndarray], seconds: float
+    ) -> tuple[Alignment, np.ndarray]:
+        """`align_speech` on the devices, its result on the host."""
+        with self._run.partitioning.activate(self._mesh):
+            placed = self._run.partitioning.shard_batch(self._mesh, inputs)
+            try:
+                return jax.device_get(self._align(self._transcriber.params, **placed))
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                raise UserError(
+                    f"the recording of {seconds:.0f} s does not fit into the device's memory; "
+                    "cut it, and its text with it, where it pauses."
+                ) from error
 
 
 def align_speech(
@@ -159,8 +192,10 @@ def align_speech(
     encoded = call(features, mask, method="encode_speech")
     context = call(encoded, mask, target_language, method="encode_shared")
     frame_lengths = mask.sum(axis=1).astype("int32")
+    log_blank, log_label = call(context, labels, method="lattices")
     path = transducer_alignment(
-        *call(context, labels, method="lattices"),
+        log_blank,
+        log_label,
         frame_lengths,
         label_lengths,
         one_label_per_frame=model.decoder.one_label_per_frame,
@@ -169,45 +204,87 @@ def align_speech(
 
 
 def tokens_of(vocabulary: TokenVocabulary, text: str, language: str = "") -> list[int]:
-    """Token ids of a text as given or, if it has unknown characters, folded as transcripts are.
+    """Token ids of a text, folded no further than the vocabulary asks for.
+
+    A vocabulary without capitals comes from transcripts like VoxPopuli's: a text that it cannot
+    write as given is folded as those are (`normalize`: lower case, no punctuation). One with
+    capitals takes a text as given or not at all, for folding would spell it as no transcript does.
+
+    Args:
+        vocabulary: The model's.
+        text: What is said.
+        language: ISO code, for the lower case.
+
+    Returns:
+        Ids, at least one.
 
     Raises:
-        UserError: There is no text, or the vocabulary lacks characters of it.
+        UserError: There is no text, or the vocabulary lacks characters (or words) of it.
     """
-    if not text.strip():
+    text = " ".join(text.split())
+    if not text:
         raise UserError("the text is empty; write what is said in the recording.")
-    for form in (text, normalize(text, language)):
+    pieces = set(vocabulary.pieces(range(UNK_ID + 1, vocabulary.vocab_size)))
+    letters = set("".join(pieces))
+    forms = [text]
+    if not any(letter.isupper() for letter in letters):
+        forms.append(normalize(text, language))
+        if not forms[-1]:
+            raise UserError(f"nothing is left of the text {text!r} without punctuation; add words.")
+    for form in forms:
         tokens = vocabulary.encode(form)
         if tokens and UNK_ID not in tokens:
             return tokens
-    lacking = sorted({c for c in form if not c.isspace() and UNK_ID in vocabulary.encode(c)})
-    if not lacking:
-        raise UserError(f"nothing is left of the text {text!r} without punctuation; write words.")
+    # A letter may be unknown by itself and part of longer pieces.
+    characters = sorted(c for c in {*form} - letters if UNK_ID in vocabulary.encode(c))
+    lacking = characters or [word for word in form.split() if UNK_ID in vocabulary.encode(word)]
     raise UserError(
         f"the model's vocabulary has no {', '.join(map(repr, lacking))}; "
         "spell the text as the training transcripts are spelled."
     )
 
 
-def words_of(tokens: list[Unit]) -> tuple[Unit, ...]:
-    """Words out of pieces; a mark that stands alone is the gap before the next word."""
-    words: list[list[Unit]] = []
-    ends: list[float] = []
-    for token in tokens:
-        if token.text.startswith(_WORD_BEGINS) or not words:
-            if words:
-                ends.append(token.start)
-            words.append([])
-        if token.text != _WORD_BEGINS:
-            words[-1].append(token)
-    ends.append(tokens[-1].end)
-    return tuple(
-        Unit(
-            text="".join(token.text.removeprefix(_WORD_BEGINS) for token in word),
-            start=word[0].start,
-            end=end,
-            confidence=math.prod(token.confidence for token in word) ** (1 / len(word)),
+def words_of(
+    vocabulary: TokenVocabulary, ids: Sequence[int], tokens: Sequence[Unit]
+) -> tuple[Word, ...]:
+    """Words out of pieces.
+
+    A word starts with its first token and lasts to the start of the next word. Where the mark of a
+    word's beginning stands alone, as in vocabularies of letters, it belongs to no word: it ends the
+    word before it, unless that was emitted in the same frame, and what follows it is a gap.
+
+    Args:
+        vocabulary: The model's.
+        ids: `[tokens]`.
+        tokens: The same tokens in time.
+
+    Returns:
+        The words in order.
+    """
+    groups: list[list[int]] = []
+    begins = True
+    for index, token in enumerate(tokens):
+        begins = begins or token.text.startswith(_WORD_BEGINS)
+        if token.text == _WORD_BEGINS:
+            continue
+        if begins:
+            groups.append([])
+        groups[-1].append(index)
+        begins = False
+    bounds = [*(token.start for token in tokens), tokens[-1].end]
+    words = []
+    for group, following in zip(groups, [*groups[1:], [len(tokens)]], strict=True):
+        start = bounds[group[0]]
+        # The bounds of marks that stand alone, if any, and of what follows.
+        later = (bound for bound in bounds[group[-1] + 1 : following[0] + 1] if bound > start)
+        confidence = math.prod(tokens[index].confidence for index in group)
+        words.append(
+            Word(
+                text=vocabulary.decode([ids[index] for index in group]).strip(),
+                start=start,
+                end=next(later, start),
+                confidence=confidence ** (1 / len(group)),
+                first_token=group[0],
+            )
         )
-        for word, end in zip(words, ends, strict=True)
-        if word
-    )
+    return tuple(words)

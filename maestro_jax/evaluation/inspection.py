@@ -66,8 +66,10 @@ def inspect_pairs(
     speech = call(features, mask, method="encode_speech")
     context = call(speech, mask, method="encode_shared")
     frame_lengths = jnp.sum(mask, axis=1).astype(jnp.int32)
+    log_blank, log_label = call(context, text, method="lattices")
     path = transducer_alignment(
-        *call(context, text, method="lattices"),
+        log_blank,
+        log_label,
         frame_lengths,
         text_length,
         one_label_per_frame=model.decoder.one_label_per_frame,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 
 import pytest
 from hypothesis import given
@@ -13,6 +15,7 @@ from maestro_jax.cli.table import table
 from maestro_jax.evaluation.alignment_formats import (
     TimedText,
     Unit,
+    Word,
     as_json,
     as_rows,
     as_textgrid,
@@ -24,8 +27,14 @@ def unit(text, start, end, confidence=0.5):
     return Unit(text=text, start=start, end=end, confidence=confidence)
 
 
-# "ab" and 'say "c"' with two letters on one frame and silence in front.
+def word(text, start, end, first_token):
+    return Word(text=text, start=start, end=end, confidence=0.5, first_token=first_token)
+
+
+# "ab" and '"c"' with two letters on one frame and silence in front.
 FOUND = TimedText(
+    text='ab "c"',
+    frame_seconds=0.04,
     seconds=1.0,
     score=-6.0,
     tokens=(
@@ -35,7 +44,7 @@ FOUND = TimedText(
         unit("▁", 0.4, 0.6),
         unit('"c"', 0.6, 1.0),
     ),
-    words=(unit("ab", 0.2, 0.4), unit('"c"', 0.6, 1.0)),
+    words=(word("ab", 0.2, 0.4, 1), word('"c"', 0.6, 1.0, 4)),
 )
 
 
@@ -58,14 +67,14 @@ def test_praat_reads_the_textgrid(tmp_path):
 
 
 @given(
-    starts=st.lists(st.integers(0, 10), min_size=1, max_size=12).map(sorted),
+    bounds=st.lists(st.integers(0, 10), min_size=2, max_size=24).map(sorted),
+    contiguous=st.booleans(),
     end=st.integers(11, 13),
 )
-def test_intervals_cover_the_recording_and_lose_no_text(starts, end):
-    times = [float(start) for start in starts]
-    units = [
-        unit(f"t{i}", a, b) for i, (a, b) in enumerate(zip(times, [*times[1:], 11.0], strict=True))
-    ]
+def test_intervals_cover_the_recording_and_lose_no_text(bounds, contiguous, end):
+    times = [float(bound) for bound in bounds]
+    pairs = list(zip(times, times[1:], strict=False))[:: 1 if contiguous else 2]
+    units = [unit(f"t{i}", a, b) for i, (a, b) in enumerate(pairs)]
     intervals = tile(units, float(end))
     assert intervals[0][0] == 0.0 and intervals[-1][1] == end
     assert all(start < stop for start, stop, _ in intervals)
@@ -79,17 +88,30 @@ def test_intervals_cover_the_recording_and_lose_no_text(starts, end):
 
 def test_units_without_duration_at_the_end_join_what_came_before():
     assert tile([unit("a", 0.0, 1.0), unit("b", 1.0, 1.0)], 1.0) == [(0.0, 1.0, "a b")]
+    assert tile([unit("a", 0.0, 1.0), unit("b", 1.0, 1.0)], 2.0)[1] == (1.0, 2.0, "b")
     assert tile([unit("a", 0.0, 0.0)], 1.0) == [(0.0, 1.0, "a")]
+    assert tile([], 1.0) == [(0.0, 1.0, "")]
 
 
 def test_json():
     record = json.loads(as_json(FOUND, file="speech.wav"))
-    assert list(record) == ["file", "seconds", "score", "tokens", "words", "score_per_token"]
+    documented = set(re.findall(r"`(\w+)`(?=[^|]*\|)", as_json.__doc__)) - {"TimedText"}
+    assert set(record) == documented
+    assert (record["file"], record["text"]) == ("speech.wav", 'ab "c"')
     assert record["score_per_token"] == pytest.approx(-1.2)
-    assert record["words"][0] == {"text": "ab", "start": 0.2, "end": 0.4, "confidence": 0.5}
+    times = {"text": "ab", "start": 0.2, "end": 0.4, "confidence": 0.5}
+    assert record["words"][0] == times | {"first_token": 1}
+    assert record["tokens"][2] == times | {"text": "b", "start": 0.28}
 
 
-def test_a_word_stands_beside_its_first_visible_token():
+def test_a_word_stands_beside_its_first_token():
     rows = as_rows(FOUND)
     assert [row["word"] for row in rows] == ["", "ab", "", "", '"c"']
+    assert [row["start"] for row in rows] == ["0.200", "0.200", "0.280", "0.400", "0.600"]
     assert table(rows).splitlines()[0].split() == ["token", "start", "end", "confidence", "word"]
+    # Two words on one frame.
+    tokens = (unit("▁a", 0.0, 0.0), unit("b", 0.0, 0.0), unit("▁c", 0.0, 12.0))
+    words = (word("ab", 0.0, 0.0, 0), word("c", 0.0, 12.0, 2))
+    rows = as_rows(dataclasses.replace(FOUND, seconds=12.0, tokens=tokens, words=words))
+    assert [row["word"] for row in rows] == ["ab", "", "c"]
+    assert {len(row["end"]) for row in rows} == {6}

@@ -9,6 +9,7 @@ from maestro_jax.cli import environment
 from maestro_jax.errors import UserError
 
 _FORMATS = ("table", "textgrid", "json")
+_SUFFIXES = {".textgrid": "textgrid", ".json": "json"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,8 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format",
         choices=_FORMATS,
-        default="table",
-        help="a table of tokens (the default), a Praat TextGrid, or JSON",
+        help="a table of tokens, a Praat TextGrid, or JSON; by default what the suffix of --output "
+        "says (.TextGrid, .json), else a table",
     )
     parser.add_argument(
         "--json",
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--language",
         metavar="CODE",
         default="",
-        help="language of the text; matters for lower case in Turkish, Azeri and Catalan",
+        help="language of the text; matters for folding Turkish and Catalan",
     )
     parser.add_argument(
         "--target_language",
@@ -57,13 +58,21 @@ def run(arguments: argparse.Namespace) -> None:
     if not arguments.text.strip():
         raise UserError("the text is empty; write what is said in the recording, in quotes.")
     samples = read_audio(arguments.file)
-    if arguments.output and not Path(arguments.output).expanduser().resolve().parent.is_dir():
-        raise UserError(f"--output {arguments.output}: there is no such directory; make it first.")
+    if arguments.output:
+        output = Path(arguments.output).expanduser().resolve()
+        if output.is_dir():
+            raise UserError(f"--output {arguments.output} is a directory; name a file.")
+        if not output.parent.is_dir():
+            raise UserError(f"--output {arguments.output}: make the directory {output.parent}.")
     model_dir = find_checkpoint(arguments.checkpoint).parent.parent
+    from maestro_jax.data.vocabularies import TokenVocabulary
+    from maestro_jax.evaluation.aligner import Aligner, tokens_of
+
+    language = arguments.target_language or arguments.language
+    tokens_of(TokenVocabulary.load(model_dir), arguments.text, language)
     train_run = gin_config.load_run(model_dir)
     environment.enable_compilation_cache()
     from maestro_jax.cli.table import table
-    from maestro_jax.evaluation.aligner import Aligner
     from maestro_jax.evaluation.alignment_formats import as_json, as_rows, as_textgrid
     from maestro_jax.evaluation.transcriber import Transcriber
 
@@ -73,14 +82,16 @@ def run(arguments: argparse.Namespace) -> None:
         language=arguments.language,
         target_language=arguments.target_language,
     )
-    if arguments.format == "json":
+    suffix = Path(arguments.output or "").suffix.lower()
+    format_ = arguments.format or _SUFFIXES.get(suffix, "table")
+    if format_ == "json":
         page = as_json(found, file=arguments.file) + "\n"
-    elif arguments.format == "textgrid":
+    elif format_ == "textgrid":
         page = as_textgrid(found)
     else:
         page = (
             table(as_rows(found))
-            + f"\n{found.seconds:.2f} s; {found.score / len(found.tokens):.2f} nats a token "
+            + f"\n{found.seconds:.3f} s; {found.score / len(found.tokens):.2f} nats a token "
             "for the best path\n"
         )
     if not arguments.output:
