@@ -85,12 +85,13 @@ def environment() -> str:
     return f"{machine()}; Python {platform.python_version()}, {', '.join(versions)}"
 
 
-def markdown(tables: list[Table], command: str) -> str:
-    """What stands between the document's marks."""
-    lines = [
-        "Printed again by", "", f"    {command}", "", f"Measured on: {environment()}.", ""
-    ]  # fmt: skip
-    return "\n".join(lines) + "\n\n".join(table.markdown() for table in tables) + "\n"
+def markdown(tables: list[Table], repeats: int) -> str:
+    """What stands between the document's marks, with the command that prints it again."""
+    head = (
+        "Printed again by `python benchmarks/transducer.py --markdown` "
+        f"(`--update_docs` writes it here).\nBest of {repeats}, on: {environment()}."
+    )
+    return "\n\n".join([head, *(table.markdown() for table in tables)]) + "\n"
 
 
 def main() -> None:
@@ -114,7 +115,6 @@ def main() -> None:
         tables.append(table)
         if not arguments.json and not arguments.markdown:
             print(f"{table.text()}\n", flush=True)
-    command = "python benchmarks/transducer.py --markdown"
     if arguments.json:
         print(
             json.dumps(
@@ -124,14 +124,14 @@ def main() -> None:
             )
         )
     elif arguments.markdown:
-        print(markdown(tables, command), end="")
+        print(markdown(tables, arguments.repeats), end="")
     else:
         print(environment())
     if arguments.update_docs:
         text = DOCUMENT.read_text()
         before, rest = text.split(BEGIN)
         after = rest.split(END)[1]
-        DOCUMENT.write_text(f"{before}{BEGIN}\n{markdown(tables, command)}{END}{after}")
+        DOCUMENT.write_text(f"{before}{BEGIN}\n{markdown(tables, arguments.repeats)}{END}{after}")
         progress(f"wrote {DOCUMENT}")
 
 
