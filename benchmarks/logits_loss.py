@@ -175,7 +175,10 @@ def _ours(inputs: tuple[np.ndarray, ...], library: str, cores: int) -> Run:
 
 def _peer(inputs: tuple[np.ndarray, ...], library: str, cores: int) -> Run:
     torchaudio = load_torchaudio() if library == "torchaudio" else None
-    import torch
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError(f"PyTorch is missing; {REMEDY}") from error
 
     torch.set_num_threads(cores)
     logits, *targets = (torch.from_numpy(array) for array in inputs)
