@@ -54,10 +54,8 @@ def likelihoods(transducer, row, frames, max_labels):
 
 KINDS = {
     "softmax": {},
-    "blank last": {"blank_id": 2},
-    "hat": {"hat": True},
+    "hat, blank last": {"hat": True, "blank_id": 2},
     "one label a frame": {"one_label_per_frame": True},
-    "hat, one label a frame": {"hat": True, "one_label_per_frame": True},
 }
 
 
@@ -88,7 +86,7 @@ def test_a_beam_that_holds_everything_finds_every_likelihood(kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "beam_size"), [*((kind, 3) for kind in KINDS), ("softmax", 2), ("hat", 5)]
+    ("kind", "beam_size"), [*((kind, 3) for kind in KINDS), ("softmax", 2), ("softmax", 5)]
 )
 def test_a_narrow_beam_is_the_slow_search(kind, beam_size):
     transducer = TableTransducer.random(2, batch=6, frames=5, **KINDS[kind])
@@ -156,15 +154,13 @@ def fused_addition(transducer, fusion, row=0):
     return functools.cache(extra)
 
 
-@pytest.mark.parametrize(
-    ("kind", "bonus"), [("softmax", 0.0), ("hat", 0.8), ("one label a frame", 0.8)]
-)
+@pytest.mark.parametrize(("kind", "bonus"), [("softmax", 0.0), ("one label a frame", 0.8)])
 def test_fusion_against_every_path(kind, bonus):
     transducer = TableTransducer.random(4, batch=3, **KINDS[kind])
     fusion = Fusion(lm=table_lm(0), weight=0.9, length_bonus=bonus)
     lengths = (4, 3, 0)
     found = search(transducer, lengths, beam_size=WIDE, fusion=fusion)
-    plain = search(transducer, lengths, beam_size=WIDE)
+    moved = 0
     extra = fused_addition(transducer, fusion)
     for row, frames in enumerate(lengths):
         want = likelihoods(transducer, row, frames, 3)
@@ -176,7 +172,8 @@ def test_fusion_against_every_path(kind, bonus):
             np.testing.assert_allclose(found.fused_scores[row, place], fused, rtol=3e-6)
         best = max(want, key=lambda labels: want[labels] + extra(labels, True))
         assert listed(found, row, 0)[0] == best
-    assert any(listed(found, r, 0)[0] != listed(plain, r, 0)[0] for r in range(2))
+        moved += best != max(want, key=want.get)
+    assert moved
 
 
 @pytest.mark.parametrize("beam_size", [1, 3])
@@ -209,7 +206,9 @@ def test_an_internal_language_model_is_subtracted():
         hat=True,
         beam_size=14,
     )
-    plain, subtracted = jax.jit(lambda: (run(), run(fusion=Fusion(internal_weight=0.7))))()
+    plain, subtracted = jax.jit(
+        lambda: (run(), run(fusion=Fusion(internal_weight=0.7))), compiler_options=QUICK
+    )()
     scores = {listed(plain, 0, i)[0]: float(plain.scores[0, i]) for i in range(13)}
     assert len(scores) == 13
     for place in range(13):
@@ -298,7 +297,7 @@ COMPILED = jax.jit(_decode_logits, compiler_options=QUICK)
 def test_a_shape_is_traced_once():
     traces = []
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=QUICK)
     def decode(logits, lengths):
         traces.append(logits.shape)
         return _decode_logits(logits, lengths)
@@ -323,7 +322,8 @@ def test_padding_never_matters():
             lengths,
             beam_size=3,
             max_labels=5,
-        )
+        ),
+        compiler_options=QUICK,
     )
     clean = run(encoded)
     padding = np.arange(6)[None, :, None] >= np.asarray(lengths)[:, None, None]
@@ -351,8 +351,7 @@ def test_no_room_is_marked_and_scored():
 
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs eight (CPU) devices")
-@pytest.mark.parametrize("fused", [False, True])
-def test_a_split_batch_stays_split(fused):
+def test_a_split_batch_stays_split():
     """No frame and no hypothesis goes to another device; the only reduction is of a boolean."""
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     rows = NamedSharding(mesh, PartitionSpec("data"))
@@ -360,7 +359,7 @@ def test_a_split_batch_stays_split(fused):
     encoded = rng.normal(size=(16, 11, 4)).astype(np.float32)
     lengths = rng.integers(0, 12, size=16).astype(np.int32)
     label = jnp.asarray(rng.normal(size=(4, 4)), jnp.float32)
-    fusion = Fusion(lm=table_lm(2, vocab=4), weight=0.5) if fused else None
+    fusion = Fusion(lm=table_lm(2, vocab=4), weight=0.5)
 
     def decode(encoded, lengths):
         return beam_decode(
@@ -374,10 +373,11 @@ def test_a_split_batch_stays_split(fused):
             fusion=fusion,
         )
 
-    alone = jax.jit(decode)(encoded, lengths)
+    alone = jax.jit(decode, compiler_options=QUICK)(encoded, lengths)
     with jax.set_mesh(mesh):
         given_ = jax.device_put((encoded, lengths), rows)
-        compiled = jax.jit(decode, in_shardings=(rows, rows)).lower(*given_).compile()
+        split = jax.jit(decode, in_shardings=(rows, rows), compiler_options=QUICK)
+        compiled = split.lower(*given_).compile()
         found = compiled(*given_)
     for name, want, got in zip(alone._fields, alone, found, strict=True):
         assert got.sharding.is_equivalent_to(rows, got.ndim), name
@@ -392,7 +392,11 @@ def test_a_split_batch_stays_split(fused):
 def test_wrong_arguments():
     predict, joint, state = TableTransducer.random(0).networks
     frames = jnp.zeros((2, 3, 1))
-    run = functools.partial(beam_decode, predict, joint, state, frames, jnp.ones(2, int))
+
+    def run(**options):
+        lengths = jnp.ones(2, int)
+        jax.eval_shape(lambda: beam_decode(predict, joint, state, frames, lengths, **options))
+
     with pytest.raises(ValueError, match="beam_size must be at least 1, not 0"):
         run(beam_size=0, max_labels=2)
     with pytest.raises(ValueError, match="at least 1, not 0 and 4"):
