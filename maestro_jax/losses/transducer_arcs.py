@@ -180,7 +180,8 @@ def _lattices_backward(
     residuals: tuple[jax.Array, ...],
     cotangents: tuple[jax.Array, jax.Array],
 ) -> tuple[jax.Array, None]:
-    return arcs_gradient(*residuals, *cotangents, blank_id, hat), None
+    logits, labels, normaliser = residuals
+    return arcs_gradient(logits, labels, normaliser, *cotangents, blank_id, hat), None
 
 
 _lattices = jax.custom_vjp(_lattices_primal, nondiff_argnums=(2, 3))

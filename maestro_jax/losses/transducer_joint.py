@@ -129,19 +129,19 @@ Setting = tuple[int, bool, int, Constrain]
 
 def _hidden(chunk: jax.Array, predictions: jax.Array) -> jax.Array:
     """`[batch, chunk, labels + 1, joint]`."""
-    return jnp.tanh(chunk[:, :, None, :] + predictions[:, None, :, :])
+    return jnp.tanh(chunk[:, :, None, :] + predictions[:, None, :, :]).astype(chunk.dtype)
 
 
 def _logits(
-    hidden: jax.Array, kernel: jax.Array, bias: jax.Array, constrain: Constrain
+    hidden: jax.Array, weights: jax.Array, bias: jax.Array, constrain: Constrain
 ) -> jax.Array:
-    """`[batch, chunk, labels + 1, vocab]` float32, from a product of two matrices.
+    """`[batch, chunk, labels + 1, vocab]` float32, from a product of two matrices of one type.
 
     A product with four axes is slow on CPU.
     """
     dtype = jnp.promote_types(hidden.dtype, jnp.float32)
     rows = hidden.reshape(-1, hidden.shape[-1])
-    logits = jnp.matmul(rows, kernel.astype(hidden.dtype), preferred_element_type=dtype)
+    logits = jnp.matmul(rows, weights, preferred_element_type=dtype)
     logits = logits.reshape(*hidden.shape[:-1], -1) + bias.astype(dtype)
     return constrain(logits, "batch", "frames", None, "act_vocab")
 
@@ -166,10 +166,11 @@ def _joint_and_residuals(
     setting: Setting,
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]:
     blank_id, hat, size, constrain = setting
+    weights = kernel.astype(frames.dtype)
 
     def one(chunk: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         hidden = constrain(_hidden(chunk, predictions), "batch", "frames", None, None)
-        return arcs(_logits(hidden, kernel, bias, constrain), labels, blank_id, hat)
+        return arcs(_logits(hidden, weights, bias, constrain), labels, blank_id, hat)
 
     found = jax.lax.map(one, _to_chunks(frames, size))
     log_blank, log_label, normaliser = (_from_chunks(x) for x in found)
@@ -197,15 +198,15 @@ def _joint_backward(
     weights = kernel.astype(frames.dtype)
 
     def one(
-        sums: tuple[jax.Array, jax.Array, jax.Array], inputs: tuple[jax.Array, ...]
-    ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], jax.Array]:
+        sums: tuple[jax.Array, ...], inputs: tuple[jax.Array, ...]
+    ) -> tuple[tuple[jax.Array, ...], jax.Array]:
         of_predictions, of_kernel, of_bias = sums
         chunk, chunk_normaliser, blank, label = inputs
         # What no path passes may hold anything, and 0 * NaN would reach the sums.
         passed = (blank != 0) | (jnp.pad(label, ((0, 0), (0, 0), (0, 1))) != 0)
         hidden = jnp.where(passed[..., None], _hidden(chunk, predictions), 0.0)
         hidden = constrain(hidden, "batch", "frames", None, None)
-        logits = _logits(hidden, kernel, bias, constrain)
+        logits = _logits(hidden, weights, bias, constrain)
         of_logits = constrain(
             arcs_gradient(logits, labels, chunk_normaliser, blank, label, blank_id, hat),
             *("batch", "frames", None, "act_vocab"),

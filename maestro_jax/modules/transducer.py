@@ -89,13 +89,14 @@ class JointOutput(nn.Module):
 
     def setup(self) -> None:
         """Create the parameters."""
-        self.kernel = self.param(
+        # Linen hands the arrays themselves to the methods, without their boxes.
+        self.kernel: Any = self.param(
             "kernel",
             nn.with_logical_partitioning(DEFAULT_KERNEL_INIT, ("joint", "vocab")),
             (self.features, self.vocab_size),
             jnp.float32,
         )
-        self.bias = self.param(
+        self.bias: Any = self.param(
             "bias", nn.with_logical_partitioning(ZERO_INIT, ("vocab",)), (self.vocab_size,)
         )
 
@@ -116,8 +117,9 @@ class JointOutput(nn.Module):
             predictions.shape[1],
             -(-self.vocab_size // shards("act_vocab")),
         )
-        # Split over data, a kernel would be gathered again for each chunk.
-        kernel = constrain(self.kernel.astype(self.dtype), None, "act_vocab")
+        # Split over data, a kernel would be gathered again for each chunk. It stays float32, and so
+        # does its gradient, a sum over all chunks.
+        kernel = constrain(self.kernel, None, "act_vocab")
         return joint_lattices(
             frames,
             predictions,
