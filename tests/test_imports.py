@@ -200,11 +200,10 @@ def test_training_runs_without_tensorflow(tmp_path: pathlib.Path) -> None:
         def active_streams(self, step):
             return self.streams
 
-
         def init(self, model, rng, batch):
             return model.init(rng, batch["paired"]["audio"])["params"]
 
-        def loss(self, model, params, ema_params, batch, *, rng, step, train=True):
+        def loss(self, model, params, ema_params, batch, *, rng, step, controls=None, train=True):
             predicted = model.apply({"params": params}, batch["paired"]["audio"])
             loss = jnp.mean(jnp.square(predicted - 1.0))
             return loss, {"loss/square": (loss, jnp.ones(()))}

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,20 @@ Metrics = dict[str, Weighted]
 RANDOM_STREAMS = ("dropout", "masking", "specaugment", "gumbel")
 
 
+@flax.struct.dataclass
+class Controls:
+    """What is decided between steps, and therefore is not a function of the step alone.
+
+    Attributes:
+        clock: Scalar int32, the curriculum step: the training step less the steps that a gate held.
+        weights: Scalar float32 by term, the weights that `GradientNormWeighting` has learned; empty
+            without it.
+    """
+
+    clock: jax.Array
+    weights: dict[str, jax.Array]
+
+
 class Objective(Protocol):
     """A scalar to minimise over a batch of streams."""
 
@@ -25,7 +40,7 @@ class Objective(Protocol):
         """The streams that the objective knows how to use; a batch may lack any of them."""
 
     def active_streams(self, step: int) -> tuple[str, ...]:
-        """The streams that a step is to be given; the others are left out of its batch."""
+        """The streams that a curriculum step is given; the others are left out of its batch."""
 
     def init(self, model: nn.Module, rng: jax.Array, batch: Batch) -> Any:
         """Parameters, boxed with their logical axis names."""
@@ -39,6 +54,7 @@ class Objective(Protocol):
         *,
         rng: jax.Array,
         step: jax.Array | int,
+        controls: Controls | None = None,
         train: bool = True,
     ) -> tuple[jax.Array, Metrics]:
         """The loss of one batch.
@@ -50,6 +66,7 @@ class Objective(Protocol):
             batch: `{stream: {feature: array}}`.
             rng: Random key of this step.
             step: Training step.
+            controls: The curriculum step and learned weights; None: the step itself, and none.
             train: Whether to use dropout and augmentation.
 
         Returns:

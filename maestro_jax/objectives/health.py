@@ -1,11 +1,13 @@
-"""Metrics that tell whether an encoder still hears."""
+"""Metrics that tell whether an encoder still hears, and whether its alignments mean something."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 
-from maestro_jax.losses.reduction import Weighted
+from maestro_jax.losses.reduction import Weighted, masked_sum
+from maestro_jax.losses.transducer_alignment import Alignment
+from maestro_jax.objectives.base import Metrics
 
 
 def frame_variation(encoded: jax.Array, mask: jax.Array) -> Weighted:
@@ -28,3 +30,25 @@ def frame_variation(encoded: jax.Array, mask: jax.Array) -> Weighted:
     average = jnp.sum(encoded * weight, axis=1, keepdims=True) / count
     variance = jnp.sum(jnp.square(encoded - average) * weight)
     return variance, jnp.sum(jnp.square(encoded) * weight)
+
+
+def alignment_health(path: Alignment, labels: jax.Array, frames: jax.Array) -> Metrics:
+    """Whether alignments have collapsed, as those of an untrained RNN-T do.
+
+    Args:
+        path: The best paths.
+        labels: `[batch, labels]` bool, True = valid.
+        frames: `[batch, frames]` bool, True = valid.
+
+    Returns:
+        `paired/first_label_share` and `paired/last_label_share`: the share of an utterance's frames
+        that its first and its last label own, near 1 when all labels stand in one place.
+    """
+    there = jnp.any(frames, axis=1)[:, None] & labels
+    first = jnp.arange(labels.shape[1])[None, :] == 0
+    following = jnp.pad(labels[:, 1:], ((0, 0), (0, 1)))
+    count = jnp.sum((frames & jnp.any(labels, axis=1)[:, None]).astype(jnp.float32))
+    return {
+        "paired/first_label_share": (masked_sum(path.durations, there & first)[0], count),
+        "paired/last_label_share": (masked_sum(path.durations, there & ~following)[0], count),
+    }

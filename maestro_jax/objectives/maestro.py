@@ -6,6 +6,7 @@
 | paired | transducer | L_RNNT(t given e_s) |
 | paired | matching | MSE(e_s, ê_t), ê_t resampled by the transducer's best path |
 | paired | duration | L_D against the durations of that path |
+| paired | paired aligned masked LM, if asked for | L_RNNT(t given Mask(ê_t)) |
 | text | aligned masked LM | L_RNNT(t given Mask(ê_t)), ê_t resampled by predicted durations |
 | mt | translation of text | L_RNNT(translation given Mask(ê_t)) |
 | st | translation of speech | L_RNNT(translation given e_s); it never trains durations |
@@ -22,23 +23,35 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from maestro_jax.losses.contrastive import contrastive_loss, diversity_loss
 from maestro_jax.losses.duration import duration_loss
-from maestro_jax.losses.masked_prediction import masked_prediction_loss
 from maestro_jax.losses.matching import cosine_similarity, matching_loss
-from maestro_jax.losses.reduction import masked_sum, mean
-from maestro_jax.modules.masking import block_mask, length_mask, span_mask
-from maestro_jax.modules.resampler import FrameIndex
+from maestro_jax.losses.reduction import Weighted, masked_sum, mean
+from maestro_jax.losses.transducer_alignment import Alignment
+from maestro_jax.modules.masking import length_mask
+from maestro_jax.objectives import weighting as learned
 from maestro_jax.objectives.base import (
     Batch,
+    Controls,
     Metrics,
     Parts,
     frozen,
     init_all_parameters,
     present,
 )
-from maestro_jax.objectives.health import frame_variation
-from maestro_jax.objectives.joining import groups_of_equal, join, split
+from maestro_jax.objectives.curriculum import ALL_STREAMS, Curriculum, Weight, weight_at
+from maestro_jax.objectives.health import alignment_health, frame_variation
+from maestro_jax.objectives.passes import (
+    Speech,
+    Text,
+    Upsampled,
+    Written,
+    encode_speech,
+    encode_texts,
+    one_after_the_other,
+    upsample,
+)
+from maestro_jax.objectives.self_supervised import W2vBert
+from maestro_jax.objectives.text_side import Matching, TextMasks
 from maestro_jax.objectives.transducer_terms import (
     Frames,
     Labels,
@@ -50,43 +63,22 @@ from maestro_jax.objectives.transducer_terms import (
 
 SPOKEN = ("speech", "paired", "st")
 WRITTEN = ("text", "mt")
-
-
-@dataclasses.dataclass(frozen=True)
-class _Speech:
-    """A spoken stream after the speech encoder.
-
-    Attributes:
-        features: `[batch, frames, conv_features]`, not masked.
-        mask: `[batch, frames]` bool, True = valid.
-        hidden: `[batch, frames]` bool, frames whose input was masked.
-        encoded: `[batch, frames, features]`, e_s.
-    """
-
-    features: jax.Array
-    mask: jax.Array
-    hidden: jax.Array
-    encoded: jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class _Text:
-    """A text on its way to frames.
-
-    Attributes:
-        mask: `[batch, tokens]` bool, True = valid.
-        embedded: `[batch, tokens, text_features]`, e_t.
-        durations: `[batch, tokens]` int32, the frames it is resampled to.
-    """
-
-    mask: jax.Array
-    embedded: jax.Array
-    durations: jax.Array
+TRANSDUCER_TERMS = {
+    "paired": "transducer",
+    "text": "aligned_masked_lm",
+    "paired_text": "paired_aligned_masked_lm",
+    "mt": "mt",
+    "st": "st",
+}
+"""The term that scores each stream; `paired_text` is the text of the paired stream."""
+PACKINGS = ("supervised", "concatenated")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaestroPretraining:
     """Weights, masks and the curriculum of MAESTRO.
+
+    A weight is a number or a `Schedule` over the curriculum step.
 
     Attributes:
         contrastive_weight: Weight of L_w.
@@ -95,85 +87,97 @@ class MaestroPretraining:
         transducer_weight: Weight of the RNN-T loss on paired speech.
         matching_weight: Weight of the matching loss.
         duration_weight: Weight of the duration loss.
-        text_weight: Weight of the aligned masked LM loss.
+        text_weight: Weight of the aligned masked LM loss; the RWTH experiments use 0.3 where text
+            drowns speech.
+        paired_text_weight: Weight of the aligned masked LM on paired text, if `text_masks` ask for
+            it.
         mt_weight: Weight of text translation.
         st_weight: Weight of speech translation.
-        paired_from: Step at which the paired stream begins (500k in the paper).
-        text_from: Step at which unspoken text begins (515k in the paper).
-        translation_from: Step at which MT and ST begin.
-        speech_mask_probability: Chance that a masked span starts in a frame of speech.
-        speech_mask_span: Frames a masked span of speech covers.
-        distractors: Negatives of the contrastive loss.
-        contrastive_temperature: kappa of the contrastive loss.
-        text_mask_probability: Chance that a masked span starts in a frame of resampled text.
-        text_mask_span: Frames a masked span of text covers.
-        text_feature_masks: Number of feature masks on resampled text.
-        text_feature_mask_ratio: Largest width of one, as a share of the features.
+        weighting: Learned weights on top of these; None for none.
+        curriculum: When each stream begins, and what may hold it back.
+        self_supervised: What untranscribed speech learns.
+        matching: How text is compared with speech.
+        text_masks: Mask(ê_t).
         text_frames: Static number of frames that a resampled text may have; what is beyond is cut
             and counted in `text/overflow_frames`.
-        matching_form: `mse` or `cosine`.
-        stop_speech_gradient: Whether matching trains only the text side.
         duration_form: `l1` or `log_mse`.
         duration_trains_text_encoder: Whether the duration loss reaches the text encoder.
+        translation_packing: How MT and ST enter (the paper leaves it open). `supervised`: the
+            source is encoded and the transducer writes the translation. `concatenated`: source and
+            masked resampled translation stand one after the other; the transducer writes both texts
+            for MT, the translation for ST, as in translation language modelling.
         align_with_ema: Use the moving average for alignment, durations and resampling.
         augment_paired: SpecAugment on the paired and ST streams.
         fastemit: Extra weight of the gradient of label arcs: labels come earlier.
         delay_penalty: Nats a frame by which later labels cost more, in every transducer term.
     """
 
-    contrastive_weight: float = 1.0
-    diversity_weight: float = 0.1
-    masked_prediction_weight: float = 1.0
-    transducer_weight: float = 1.0
-    matching_weight: float = 1.0
-    duration_weight: float = 1.0
-    text_weight: float = 1.0
-    mt_weight: float = 1.0
-    st_weight: float = 1.0
-    paired_from: int = 0
-    text_from: int = 0
-    translation_from: int = 0
-    speech_mask_probability: float = 0.065
-    speech_mask_span: int = 10
-    distractors: int = 100
-    contrastive_temperature: float = 0.1
-    text_mask_probability: float = 0.03
-    text_mask_span: int = 10
-    text_feature_masks: int = 2
-    text_feature_mask_ratio: float = 0.1
+    contrastive_weight: Weight = 1.0
+    diversity_weight: Weight = 0.1
+    masked_prediction_weight: Weight = 1.0
+    transducer_weight: Weight = 1.0
+    matching_weight: Weight = 1.0
+    duration_weight: Weight = 1.0
+    text_weight: Weight = 1.0
+    paired_text_weight: Weight = 1.0
+    mt_weight: Weight = 1.0
+    st_weight: Weight = 1.0
+    weighting: learned.Weighting | None = None
+    curriculum: Curriculum = Curriculum()
+    self_supervised: W2vBert = W2vBert()
+    matching: Matching = Matching()
+    text_masks: TextMasks = TextMasks()
     text_frames: int = 400
-    matching_form: str = "mse"
-    stop_speech_gradient: bool = True
     duration_form: str = "l1"
     duration_trains_text_encoder: bool = True
+    translation_packing: str = "supervised"
     align_with_ema: bool = True
     augment_paired: bool = True
     fastemit: float = 0.0
     delay_penalty: float = 0.0
 
+    def __post_init__(self) -> None:
+        """Refuse unknown choices before anything is built."""
+        if self.translation_packing not in PACKINGS:
+            raise ValueError(
+                f"translation_packing is {self.translation_packing!r}; choose one of {PACKINGS}."
+            )
+
     @property
     def streams(self) -> tuple[str, ...]:
         """All five; a batch may lack any."""
-        return ("speech", "paired", "text", "mt", "st")
+        return ALL_STREAMS
+
+    @property
+    def weights(self) -> dict[str, Weight]:
+        """The weight of each term that this objective may have, by the term's name."""
+        weights = {
+            **{name: getattr(self, f"{name}_weight") for name in self.self_supervised.term_names},
+            "transducer": self.transducer_weight,
+            "matching": self.matching_weight,
+            "duration": self.duration_weight,
+            "aligned_masked_lm": self.text_weight,
+            "mt": self.mt_weight,
+            "st": self.st_weight,
+        }
+        if self.text_masks.on_paired:
+            weights["paired_aligned_masked_lm"] = self.paired_text_weight
+        return weights
 
     def active_streams(self, step: int) -> tuple[str, ...]:
-        """The curriculum: the streams that have begun at a step.
+        """The streams that have begun at a curriculum step.
 
         What has not begun is left out of the batch, so that it costs nothing; a step is compiled
         anew where a stream begins.
         """
-        begins = {
-            "speech": 0,
-            "paired": self.paired_from,
-            "text": self.text_from,
-            "mt": self.translation_from,
-            "st": self.translation_from,
-        }
-        return tuple(stream for stream in self.streams if step >= begins[stream])
+        return self.curriculum.streams(step)
 
     def init(self, model: nn.Module, rng: jax.Array, batch: Batch) -> Any:
-        """Parameters of the whole model."""
-        return init_all_parameters(model, rng, batch)
+        """Parameters of the whole model, and of the learned weighting."""
+        params = init_all_parameters(model, rng, batch)
+        if isinstance(self.weighting, learned.UncertaintyWeighting):
+            params = {**params, learned.PARAMETERS: self.weighting.init(tuple(self.weights))}
+        return params
 
     def loss(
         self,
@@ -184,42 +188,64 @@ class MaestroPretraining:
         *,
         rng: jax.Array,
         step: jax.Array | int,
+        controls: Controls | None = None,
         train: bool = True,
     ) -> tuple[jax.Array, Metrics]:
         """The weighted sum of all terms of the streams that are there."""
+        terms, metrics = self.terms(
+            model, params, ema_params, batch, rng=rng, step=step, controls=controls, train=train
+        )
+        clock = step if controls is None else controls.clock
+        weights = {name: weight_at(self.weights[name], clock) for name in terms}
+        one = jnp.ones(())
+        factors: dict[str, jax.Array] = {}
+        if isinstance(self.weighting, learned.UncertaintyWeighting):
+            total, factors = self.weighting.total(terms, weights, params[learned.PARAMETERS])
+        else:
+            if self.weighting is not None and controls is not None:
+                factors = {name: controls.weights[name] for name in terms}
+            total = jnp.zeros(())
+            for name, term in terms.items():
+                total = total + weights[name] * factors.get(name, 1.0) * mean(term)
+        metrics |= {f"weight/{name}": (factor, one) for name, factor in factors.items()}
+        metrics["loss"] = (total, one)
+        return total, metrics
+
+    def terms(
+        self,
+        model: nn.Module,
+        params: Any,
+        ema_params: Any,
+        batch: Batch,
+        *,
+        rng: jax.Array,
+        step: jax.Array | int,
+        controls: Controls | None = None,
+        train: bool = True,
+    ) -> tuple[dict[str, Weighted], Metrics]:
+        """The terms of the loss before any weight, and all metrics but the loss."""
+        del controls
         keys = iter(jax.random.split(rng, 6))
         parts = Parts(model, params, next(keys), train)
         averaged = frozen(ema_params if self.align_with_ema else params)
         aligner = Parts(model, averaged, next(keys), False)
 
-        speech = self._encode_speech(parts, batch, next(keys))
-        texts = self._encode_text(parts, aligner, batch)
-        upsampled = self._upsample(
-            parts, texts, {name: each.mask.shape[1] for name, each in speech.items()}
+        speech = encode_speech(
+            parts,
+            {name: batch[name] for name in SPOKEN if name in batch},
+            next(keys),
+            mask_speech=self.self_supervised.mask,
+            augment=self.augment_paired and train,
         )
-
-        frames: dict[str, Frames] = {}
-        labels: dict[str, Labels] = {}
-        mask_rng = next(keys)
-        for name in self.streams:
-            if name not in batch:
-                continue
-            stream = batch[name]
-            target = stream.get("target_language")
-            if name in SPOKEN:
-                frames[name] = Frames(speech[name].encoded, speech[name].mask, target)
-            else:
-                refined, index = upsampled[name]
-                mask_rng, key = jax.random.split(mask_rng)
-                frames[name] = Frames(self._mask_text(key, refined, index.mask), index.mask, target)
-            if target is not None:
-                labels[name] = Labels(stream["translation"], stream["translation_length"])
-            elif name != "speech":
-                labels[name] = Labels(stream["text"], stream["text_length"])
-
+        texts, path = self._encode_texts(parts, aligner, batch)
+        room = {name: each.mask.shape[1] for name, each in speech.items() if name == "paired"}
+        upsampled = upsample(
+            parts, texts, {name: room.get(name, self.text_frames) for name in texts}
+        )
+        frames, labels = self._scored(batch, speech, upsampled, next(keys))
         contexts = encode_shared(parts, frames)
         masks = {name: each.mask for name, each in frames.items()}
-        transducer = transducer_losses(
+        scored = transducer_losses(
             parts,
             contexts,
             masks,
@@ -228,183 +254,123 @@ class MaestroPretraining:
             delay_penalty=self.delay_penalty,
         )
 
-        total = jnp.zeros(())
+        terms: dict[str, Weighted] = {}
         metrics: Metrics = {}
         if "speech" in batch:
-            term, found = self._w2v_bert(
+            terms, metrics = self.self_supervised.terms(
                 parts, speech["speech"], contexts["speech"], step, next(keys)
             )
-            total, metrics = total + term, metrics | found
-        if "paired" in batch:
-            term, found = self._text_side(parts, speech["paired"], texts["paired"], upsampled)
-            total, metrics = total + term, metrics | found
-        for name, metric, weight in (
-            ("paired", "loss/transducer", self.transducer_weight),
-            ("text", "loss/aligned_masked_lm", self.text_weight),
-            ("mt", "loss/mt", self.mt_weight),
-            ("st", "loss/st", self.st_weight),
-        ):
-            if name in transducer:
-                total = total + weight * mean(transducer[name])
-                metrics[metric] = transducer[name]
+        if path is not None:
+            found, more = self._text_side(
+                parts, speech["paired"], texts["paired"], upsampled["paired"]
+            )
+            terms, metrics = terms | found, metrics | more
+            metrics |= alignment_health(path, texts["paired"].mask, speech["paired"].mask)
+        terms |= {TRANSDUCER_TERMS[name]: term for name, term in scored.items()}
+        metrics |= {f"loss/{name}": term for name, term in terms.items()}
         for name, each in speech.items():
             metrics[f"{name}/frame_variation"] = frame_variation(each.encoded, each.mask)
-            metrics[f"{name}/context_variation"] = frame_variation(contexts[name], each.mask)
+            metrics[f"{name}/context_variation"] = frame_variation(contexts[name], masks[name])
         metrics |= _stream_metrics(batch, texts, upsampled) | without_path(parts, masks, labels)
-        metrics["loss"] = (total, jnp.ones(()))
-        return total, metrics
+        return terms, metrics
 
-    def _encode_speech(self, parts: Parts, batch: Batch, rng: jax.Array) -> dict[str, _Speech]:
-        """Features, masks and e_s of the spoken streams, in as few passes as lengths allow."""
-        spoken = {name: batch[name] for name in SPOKEN if name in batch}
-        found: dict[str, _Speech] = {}
-        for group in groups_of_equal({name: s["audio"].shape[1] for name, s in spoken.items()}):
-            rows = [len(spoken[name]["audio"]) for name in group]
-            augmented: jax.Array | bool = False
-            if self.augment_paired and parts.train and group != ("speech",):
-                # Untranscribed speech has masks of its own; the quantizer must see it whole.
-                augmented = join(
-                    jnp.full((count,), name != "speech")
-                    for name, count in zip(group, rows, strict=True)
-                )
-            features, mask = parts(
-                "features",
-                join(spoken[name]["audio"] for name in group),
-                join(spoken[name]["audio_length"] for name in group),
-                augment=augmented,
-            )
-            hidden = jnp.zeros_like(mask)
-            if "speech" in group:
-                spans = span_mask(
-                    rng,
-                    mask,
-                    start_probability=self.speech_mask_probability,
-                    span=self.speech_mask_span,
-                )
-                untranscribed = join(
-                    jnp.full((count,), name == "speech")
-                    for name, count in zip(group, rows, strict=True)
-                )
-                hidden = spans & untranscribed[:, None]
-            encoded = parts(
-                "encode_speech",
-                features,
-                mask,
-                masked_frames=hidden if "speech" in group else None,
-                deterministic=parts.deterministic,
-            )
-            columns = [split(array, rows) for array in (features, mask, hidden, encoded)]
-            for name, *each in zip(group, *columns, strict=True):
-                found[name] = _Speech(*each)
-        return found
-
-    def _encode_text(self, parts: Parts, aligner: Parts, batch: Batch) -> dict[str, _Text]:
+    def _encode_texts(
+        self, parts: Parts, aligner: Parts, batch: Batch
+    ) -> tuple[dict[str, Text], Alignment | None]:
         """e_t and durations: aligned for paired text, predicted for the rest."""
-        names = [name for name in ("paired", *WRITTEN) if name in batch]
-        found: dict[str, _Text] = {}
-        for group in groups_of_equal({name: batch[name]["text"].shape[1] for name in names}):
-            rows = [len(batch[name]["text"]) for name in group]
-            text, lengths, language = (
-                join(batch[name][feature] for name in group)
-                for feature in ("text", "text_length", "language")
-            )
-            mask = length_mask(lengths, text.shape[1])
-            embedded = parts("encode_text", text, mask, language, deterministic=parts.deterministic)
-            durations = jnp.zeros_like(text)
-            if group != ("paired",):
-                averaged = aligner("encode_text", text, mask, language)
-                durations = aligner(
-                    "round_durations", aligner("predict_durations", averaged, mask), mask
-                )
-            columns = [split(array, rows) for array in (mask, embedded, durations)]
-            for name, *each in zip(group, *columns, strict=True):
-                found[name] = _Text(*each)
+        written: dict[str, Written] = {}
+        for name in ("paired", *WRITTEN):
+            if name in batch:
+                stream = batch[name]
+                written[name] = Written(stream["text"], stream["text_length"], stream["language"])
+        if self.translation_packing == "concatenated":
+            for name in ("mt", "st"):
+                if name in batch:
+                    stream = batch[name]
+                    written[f"{name}_translation"] = Written(
+                        stream["translation"],
+                        stream["translation_length"],
+                        stream["target_language"],
+                    )
+        path = None
+        aligned = {}
         if "paired" in batch:
             paired = batch["paired"]
             # The aligner hears the speech as it is: no augmentation, no dropout, averaged weights.
             features, mask = aligner("features", paired["audio"], paired["audio_length"])
             encoded = aligner("encode_speech", features, mask)
             path = best_path(aligner, encoded, mask, Labels(paired["text"], paired["text_length"]))
-            found["paired"] = dataclasses.replace(found["paired"], durations=path.durations)
-        return found
+            aligned["paired"] = path.durations
 
-    def _upsample(
-        self, parts: Parts, texts: dict[str, _Text], speech_frames: dict[str, int]
-    ) -> dict[str, tuple[jax.Array, FrameIndex]]:
-        """ê_t of every text: paired text at the length of its speech, the rest at `text_frames`."""
-        shapes = {
-            name: (each.embedded.shape[1], speech_frames.get(name, self.text_frames))
-            for name, each in texts.items()
-        }
-        found: dict[str, tuple[jax.Array, FrameIndex]] = {}
-        for group in groups_of_equal(shapes):
-            rows = [len(texts[name].embedded) for name in group]
-            refined, index = parts(
-                "upsample",
-                join(texts[name].embedded for name in group),
-                join(texts[name].durations for name in group),
-                shapes[group[0]][1],
-                deterministic=parts.deterministic,
-            )
-            leaves, structure = jax.tree.flatten((refined, index))
-            columns = [split(leaf, rows) for leaf in leaves]
-            for name, *each in zip(group, *columns, strict=True):
-                found[name] = jax.tree.unflatten(structure, each)
-        return found
+        def predicted(text: Written, mask: jax.Array) -> jax.Array:
+            averaged = aligner("encode_text", text.tokens, mask, text.language)
+            return aligner("round_durations", aligner("predict_durations", averaged, mask), mask)
 
-    def _w2v_bert(
+        return encode_texts(parts, written, predicted, aligned), path
+
+    def _scored(
         self,
-        parts: Parts,
-        speech: _Speech,
-        context: jax.Array,
-        step: jax.Array | int,
+        batch: Batch,
+        speech: dict[str, Speech],
+        upsampled: dict[str, Upsampled],
         rng: jax.Array,
-    ) -> tuple[jax.Array, Metrics]:
-        """Contrastive, diversity and masked prediction losses on untranscribed speech."""
-        quantized = parts("quantize", speech.features, step, deterministic=parts.deterministic)
-        contrastive, contrastive_accuracy = contrastive_loss(
-            rng,
-            parts("contrastive_context", speech.encoded),
-            quantized.vectors,
-            speech.hidden,
-            distractors=self.distractors,
-            temperature=self.contrastive_temperature,
-        )
-        diversity, perplexity = diversity_loss(quantized.probabilities, speech.mask)
-        prediction, prediction_accuracy = masked_prediction_loss(
-            parts("code_logits", context), quantized.ids, speech.hidden
-        )
-        loss = (
-            self.contrastive_weight * mean(contrastive)
-            + self.diversity_weight * diversity
-            + self.masked_prediction_weight * mean(prediction)
-        )
-        one = jnp.ones(())
-        return loss, {
-            "loss/contrastive": contrastive,
-            "loss/diversity": (diversity, one),
-            "loss/masked_prediction": prediction,
-            "speech/contrastive_accuracy": contrastive_accuracy,
-            "speech/masked_accuracy": prediction_accuracy,
-            "speech/code_perplexity": (perplexity, one),
-        }
+    ) -> tuple[dict[str, Frames], dict[str, Labels]]:
+        """What enters the shared encoder for each stream, and what the transducer is to write."""
+        keys = iter(jax.random.split(rng, 8))
+        concatenated = self.translation_packing == "concatenated"
+
+        def masked(name: str) -> tuple[jax.Array, jax.Array]:
+            refined, index = upsampled[name].refined, upsampled[name].index
+            return self.text_masks.apply(next(keys), refined, index.mask), index.mask
+
+        frames: dict[str, Frames] = {}
+        labels: dict[str, Labels] = {}
+        for name in self.streams:
+            if name not in batch:
+                continue
+            stream = batch[name]
+            if name in SPOKEN:
+                values, mask = speech[name].encoded, speech[name].mask
+            else:
+                values, mask = masked(name)
+            target = stream.get("target_language")
+            if target is not None and concatenated:
+                more, more_mask = masked(f"{name}_translation")
+                values, count = one_after_the_other(
+                    values, jnp.sum(mask, axis=1), more, jnp.sum(more_mask, axis=1)
+                )
+                mask = length_mask(count, values.shape[1])
+            frames[name] = Frames(values, mask, target)
+            if name == "mt" and concatenated:
+                labels[name] = Labels(
+                    *one_after_the_other(
+                        stream["text"],
+                        stream["text_length"],
+                        stream["translation"],
+                        stream["translation_length"],
+                    )
+                )
+            elif target is not None:
+                labels[name] = Labels(stream["translation"], stream["translation_length"])
+            elif name != "speech":
+                labels[name] = Labels(stream["text"], stream["text_length"])
+        if "paired" in batch and self.text_masks.on_paired:
+            frames["paired_text"] = Frames(*masked("paired"))
+            labels["paired_text"] = labels["paired"]
+        return frames, labels
 
     def _text_side(
-        self,
-        parts: Parts,
-        speech: _Speech,
-        text: _Text,
-        upsampled: dict[str, tuple[jax.Array, FrameIndex]],
-    ) -> tuple[jax.Array, Metrics]:
+        self, parts: Parts, speech: Speech, text: Text, upsampled: Upsampled
+    ) -> tuple[dict[str, Weighted], Metrics]:
         """Matching and duration losses: what paired speech teaches the text side."""
-        refined, index = upsampled["paired"]
-        both = speech.mask & index.mask
+        both = speech.mask & upsampled.index.mask
         matching = matching_loss(
             speech.encoded,
-            refined,
+            upsampled.refined,
             both,
-            form=self.matching_form,
-            stop_speech_gradient=self.stop_speech_gradient,
+            form=self.matching.form,
+            stop_speech_gradient=self.matching.stop_gradient == "speech",
+            normalize=self.matching.normalize,
         )
         embedded = text.embedded
         if not self.duration_trains_text_encoder:
@@ -421,50 +387,24 @@ class MaestroPretraining:
             aligned,
             form=self.duration_form,
         )
-        loss = self.matching_weight * mean(matching) + self.duration_weight * mean(duration)
-        return loss, {
-            "loss/matching": matching,
-            "loss/duration": duration,
+        return {"matching": matching, "duration": duration}, {
             "paired/duration_error_frames": duration_error,
             "paired/zero_duration_share": masked_sum(text.durations == 0, aligned),
-            "paired/cosine": masked_sum(cosine_similarity(speech.encoded, refined), both),
+            "paired/cosine": masked_sum(cosine_similarity(speech.encoded, upsampled.refined), both),
         }
-
-    def _mask_text(self, rng: jax.Array, refined: jax.Array, mask: jax.Array) -> jax.Array:
-        """Mask(ê_t): spans of frames and bands of features set to zero (section 2.3)."""
-        time_rng, feature_rng = jax.random.split(rng)
-        hidden = span_mask(
-            time_rng,
-            mask,
-            start_probability=self.text_mask_probability,
-            span=self.text_mask_span,
-        )[:, :, None]
-        batch, _, features = refined.shape
-        if self.text_feature_masks:
-            band = block_mask(
-                feature_rng,
-                jnp.full((batch,), features),
-                features,
-                blocks=self.text_feature_masks,
-                max_width=int(features * self.text_feature_mask_ratio),
-            )
-            hidden = hidden | band[:, None, :]
-        return jnp.where(hidden, jnp.zeros((), refined.dtype), refined)
 
 
 def _stream_metrics(
-    batch: Batch, texts: dict[str, _Text], upsampled: dict[str, tuple[jax.Array, FrameIndex]]
+    batch: Batch, texts: dict[str, Text], upsampled: dict[str, Upsampled]
 ) -> Metrics:
     """How many examples each stream had, and what became of its texts in resampling."""
     one = jnp.ones(())
     metrics: Metrics = {}
     for name, stream in batch.items():
         metrics[f"{name}/examples"] = present(stream.get("audio_length", stream.get("text_length")))
-    for name in WRITTEN:
-        if name in texts:
-            overflow = upsampled[name][1].overflow
+    for name, text in texts.items():
+        if name != "paired":
+            overflow = upsampled[name].index.overflow
             metrics[f"{name}/overflow_frames"] = (jnp.sum(overflow).astype(jnp.float32), one)
-            metrics[f"{name}/frames_per_token"] = masked_sum(
-                texts[name].durations, texts[name].mask
-            )
+            metrics[f"{name}/frames_per_token"] = masked_sum(text.durations, text.mask)
     return metrics

@@ -10,7 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from maestro_jax.losses.reduction import mean
-from maestro_jax.objectives.base import Batch, Metrics, Parts, init_all_parameters, present
+from maestro_jax.objectives.base import (
+    Batch,
+    Controls,
+    Metrics,
+    Parts,
+    init_all_parameters,
+    present,
+)
 from maestro_jax.objectives.health import frame_variation
 from maestro_jax.objectives.transducer_terms import (
     Frames,
@@ -58,10 +65,11 @@ class SpeechRecognition:
         *,
         rng: jax.Array,
         step: jax.Array | int,
+        controls: Controls | None = None,
         train: bool = True,
     ) -> tuple[jax.Array, Metrics]:
         """RNN-T loss in nats a label."""
-        del ema_params, step
+        del ema_params, step, controls
         parts = Parts(model, params, rng, train)
         paired = batch["paired"]
         features, mask = parts(

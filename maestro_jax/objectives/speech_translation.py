@@ -13,8 +13,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from maestro_jax.objectives.base import Batch, Metrics, init_all_parameters
+from maestro_jax.objectives.base import Batch, Controls, Metrics, init_all_parameters
 from maestro_jax.objectives.maestro import MaestroPretraining
+from maestro_jax.objectives.text_side import TextMasks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,8 +26,7 @@ class SpeechTranslation:
         mt_weight: Weight of text translation.
         augment: SpecAugment in training.
         text_frames: Static number of frames of a resampled text.
-        text_mask_probability: Chance that a masked span starts in a frame of resampled text.
-        text_mask_span: Frames a masked span covers.
+        text_masks: Mask(ê_t) of text translation.
         fastemit: Extra weight of the gradient of label arcs: labels come earlier.
         delay_penalty: Nats a frame by which later labels cost more.
     """
@@ -34,8 +34,7 @@ class SpeechTranslation:
     mt_weight: float = 1.0
     augment: bool = True
     text_frames: int = 400
-    text_mask_probability: float = 0.03
-    text_mask_span: int = 10
+    text_masks: TextMasks = TextMasks()
     fastemit: float = 0.0
     delay_penalty: float = 0.0
 
@@ -62,6 +61,7 @@ class SpeechTranslation:
         *,
         rng: jax.Array,
         step: jax.Array | int,
+        controls: Controls | None = None,
         train: bool = True,
     ) -> tuple[jax.Array, Metrics]:
         """The ST and MT terms of pretraining, with their weights, and nothing else."""
@@ -69,14 +69,13 @@ class SpeechTranslation:
             mt_weight=self.mt_weight,
             augment_paired=self.augment,
             text_frames=self.text_frames,
-            text_mask_probability=self.text_mask_probability,
-            text_mask_span=self.text_mask_span,
+            text_masks=self.text_masks,
             fastemit=self.fastemit,
             delay_penalty=self.delay_penalty,
         )
         chosen = {stream: batch[stream] for stream in self.streams if stream in batch}
         loss, metrics = terms.loss(
-            model, params, ema_params, chosen, rng=rng, step=step, train=train
+            model, params, ema_params, chosen, rng=rng, step=step, controls=controls, train=train
         )
         metrics["loss"] = (loss, jnp.ones(()))
         return loss, metrics

@@ -25,6 +25,7 @@ from maestro_jax.training.overview import parameter_overview
 from maestro_jax.training.partitioning import replicated
 from maestro_jax.training.run import TrainRun
 from maestro_jax.training.state import TrainState, create_state, initial_params
+from maestro_jax.training.steering import Steering
 from maestro_jax.training.step import train_step
 
 log = logging.getLogger(__name__)
@@ -108,6 +109,7 @@ def train(
         return state
 
     # ------------------------------------------------------------------------------------ data
+    steering = Steering(run.objective, run.log_every, record.get("steering"))
     source = task_batches(run, mesh, directory, data_dir) if batches is None else batches
     iterator = source(start)
 
@@ -116,7 +118,7 @@ def train(
         if batch is None:
             raise UserError(f"The data ended before step {step} of {run.steps}; set fewer steps.")
         # The curriculum: a stream that has not begun is left out, and the step compiled without it.
-        active = run.objective.active_streams(step - 1)
+        active = steering.active_streams(step - 1)
         chosen = {name: stream for name, stream in batch.items() if name in active}
         return partitioning.shard_batch(mesh, chosen)
 
@@ -131,7 +133,7 @@ def train(
             ema_decay=run.ema_decay,
             seed=run.seed,
         ),
-        in_shardings=(shardings, batch_sharding),
+        in_shardings=(shardings, batch_sharding, replicated(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )
@@ -150,7 +152,13 @@ def train(
         skipped_here = round(totals["skipped_steps"])
         skipped += skipped_here
         skipped_in_a_row = skipped_in_a_row + skipped_here if skipped_here == len(window) else 0
-        values = {**means, "skipped_steps": float(skipped), **chronometer.window(step)}
+        steering.observe(step, means)
+        values = {
+            **means,
+            "skipped_steps": float(skipped),
+            "curriculum_step": float(steering.clock(step)),
+            **chronometer.window(step),
+        }
         if writer is not None:
             writer.write(step, values)
             names = _console_names(values) if run.console_metrics is None else run.console_metrics
@@ -169,6 +177,7 @@ def train(
             "seed": run.seed,
             "elapsed_seconds": chronometer.elapsed,
             "skipped_steps": skipped + round(window.compute()[1].get("skipped_steps", 0.0)),
+            "steering": steering.record(),
             # The position of a stream: examples of step n are a function of (seed, n).
             "streams": {
                 name: {**dataclasses.asdict(config), "examples": step * config.batch_size}
@@ -192,7 +201,7 @@ def train(
                 if step == first_profiled:
                     jax.profiler.start_trace(str(directory / "profile"))
                 with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                    state, metrics = step_function(state, batch)
+                    state, metrics = step_function(state, batch, steering.controls(step - 1))
                 window.add(metrics)
                 # At most two steps are under way, which bounds the memory of batches. While the
                 # devices work on this one, log what came before and fetch what comes next.

@@ -17,6 +17,7 @@ Metrics = dict[str, tuple[jax.Array, jax.Array]]
 def train_step(
     state: TrainState,
     batch: Any,
+    controls: Any = None,
     *,
     model: Any,
     objective: Any,
@@ -32,6 +33,7 @@ def train_step(
     Args:
         state: The state before the step.
         batch: ``{stream: {feature: array}}``, global arrays.
+        controls: What was decided between steps, for the objective; None: nothing.
         model: The model.
         objective: The objective, which turns model, parameters and batch to a loss and metrics.
         optimizer: The optimizer's configuration.
@@ -45,7 +47,14 @@ def train_step(
 
     def loss_of(params: Any) -> tuple[jax.Array, Metrics]:
         return objective.loss(
-            model, params, state.ema_params, batch, rng=rng, step=state.step, train=True
+            model,
+            params,
+            state.ema_params,
+            batch,
+            rng=rng,
+            step=state.step,
+            controls=controls,
+            train=True,
         )
 
     (loss, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)

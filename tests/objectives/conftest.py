@@ -23,6 +23,7 @@ from maestro_jax.modules.speech_encoder import SpeechEncoder
 from maestro_jax.modules.text_encoder import TextEncoder
 from maestro_jax.modules.transducer import TransducerDecoder
 from maestro_jax.objectives.maestro import MaestroPretraining
+from maestro_jax.objectives.self_supervised import W2vBert
 from maestro_jax.training import parameter_trees
 from maestro_jax.training.optimizers import AdamConfig
 from maestro_jax.training.state import TrainState, abstract_state, create_state
@@ -61,30 +62,6 @@ STREAMS = {
 }
 # The encoder frames of that audio: (1 + (9600 - 400) // 160) = 58, halved twice, rounded up.
 TEXT_FRAMES = 15
-LATER = 10
-SEED = 3
-# These programs run for a fraction of a second: what counts is the time to compile them.
-QUICK_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-WEIGHTS = (
-    "contrastive",
-    "diversity",
-    "masked_prediction",
-    "transducer",
-    "matching",
-    "duration",
-    "text",
-    "mt",
-    "st",
-)
-OPTIMIZER = AdamConfig(clip_norm=None)
-
-STREAMS = {
-    "speech": StreamConfig(mixture="none", batch_size=8, audio_samples=SAMPLES),
-    "paired": StreamConfig(mixture="none", batch_size=8, audio_samples=SAMPLES, text_tokens=5),
-    "text": StreamConfig(mixture="none", batch_size=8, text_tokens=6),
-    "mt": StreamConfig(mixture="none", batch_size=8, text_tokens=6, translation_tokens=4),
-    "st": StreamConfig(mixture="none", batch_size=8, audio_samples=SAMPLES, translation_tokens=4),
-}
 
 
 def tiny_maestro(dropout: float = 0.1) -> Maestro:
@@ -139,7 +116,7 @@ def objective(weights: dict[str, Any], **changes: Any) -> MaestroPretraining:
     """The objective; weights may be traced, so that one program serves for all of them."""
     settings: dict[str, Any] = {
         "text_frames": TEXT_FRAMES,
-        "distractors": 5,
+        "self_supervised": W2vBert(distractors=5),
     }
     settings.update({f"{name}_weight": weights[name] for name in WEIGHTS})
     return MaestroPretraining(**(settings | changes))

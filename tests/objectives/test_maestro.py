@@ -14,7 +14,10 @@ import jax
 import numpy as np
 import pytest
 
+from maestro_jax.objectives.curriculum import in_order
 from maestro_jax.objectives.maestro import MaestroPretraining
+from maestro_jax.objectives.self_supervised import W2vBert
+from maestro_jax.objectives.text_side import Matching, TextMasks
 from maestro_jax.training import parameter_trees
 
 # Heads that hang on a module but serve one term only are parts of their own.
@@ -156,7 +159,7 @@ def test_counts_of_a_batch(tiny, everything):
 )
 def test_curriculum(step, streams):
     """The paper's: paired speech from 500k steps on, unspoken text from 515k."""
-    objective = MaestroPretraining(paired_from=500_000, text_from=515_000, translation_from=520_000)
+    objective = MaestroPretraining(curriculum=in_order(500_000, 515_000, 520_000))
     assert set(objective.active_streams(step)) == streams
 
 
@@ -212,7 +215,7 @@ class TestPairedAlone:
 
         def compute(params, ema_params, weights):
             objective = tiny.objective(
-                weights, stop_speech_gradient=False, duration_trains_text_encoder=False
+                weights, matching=Matching(stop_gradient="none"), duration_trains_text_encoder=False
             )
 
             def loss(params, ema_params):
@@ -393,7 +396,9 @@ def test_streams_share_a_pass_without_touching_each_other(tiny, state):
     """Streams of equal length are joined; padded to lengths of their own they are not."""
     weights = all_ones(tiny)
     objective = tiny.objective(
-        weights, speech_mask_probability=0.0, text_mask_probability=0.0, text_feature_masks=0
+        weights,
+        self_supervised=W2vBert(mask_probability=0.0, distractors=5),
+        text_masks=TextMasks(probability=0.0, feature_masks=0),
     )
 
     @functools.partial(jax.jit, compiler_options=tiny.compiler_options)

@@ -64,7 +64,7 @@ class ToyObjective:
     def init(self, model: nn.Module, rng: jax.Array, batch: Any) -> Any:
         return model.init({"params": rng}, batch["text"]["text"], False)["params"]
 
-    def loss(self, model, params, ema_params, batch, *, rng, step, train=True):
+    def loss(self, model, params, ema_params, batch, *, rng, step, controls=None, train=True):
         text, length = batch["text"]["text"], batch["text"]["text_length"]
         logits = model.apply({"params": params}, text, train, rngs={"dropout": rng})
         valid = (jnp.arange(text.shape[1])[None] < length[:, None]).astype(jnp.float32)

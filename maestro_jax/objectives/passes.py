@@ -1,0 +1,232 @@
+"""The passes over the networks below the shared encoder, in as few calls as the lengths allow."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from maestro_jax.modules.masking import length_mask
+from maestro_jax.modules.resampler import FrameIndex
+from maestro_jax.objectives.base import Parts
+from maestro_jax.objectives.joining import groups_of_equal, join, split
+
+Features = Mapping[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Speech:
+    """A spoken stream after the speech encoder.
+
+    Attributes:
+        features: `[batch, frames, conv_features]`, not masked.
+        mask: `[batch, frames]` bool, True = valid.
+        hidden: `[batch, frames]` bool, frames whose input was masked.
+        encoded: `[batch, frames, features]`, e_s.
+    """
+
+    features: jax.Array
+    mask: jax.Array
+    hidden: jax.Array
+    encoded: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """A text as it comes from a batch.
+
+    Attributes:
+        tokens: `[batch, tokens]` int32.
+        lengths: `[batch]` int32.
+        language: `[batch]` int32 ids.
+    """
+
+    tokens: jax.Array
+    lengths: jax.Array
+    language: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """A text on its way to frames.
+
+    Attributes:
+        mask: `[batch, tokens]` bool, True = valid.
+        embedded: `[batch, tokens, text_features]`, e_t.
+        durations: `[batch, tokens]` int32, the frames it is resampled to.
+    """
+
+    mask: jax.Array
+    embedded: jax.Array
+    durations: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Upsampled:
+    """A text at frame rate.
+
+    Attributes:
+        refined: `[batch, frames, features]`, ê_t.
+        index: Which token each frame comes from.
+    """
+
+    refined: jax.Array
+    index: FrameIndex
+
+
+def encode_speech(
+    parts: Parts,
+    spoken: Mapping[str, Features],
+    rng: jax.Array,
+    *,
+    mask_speech: Callable[[jax.Array, jax.Array], jax.Array],
+    augment: bool,
+) -> dict[str, Speech]:
+    """Features, masks and e_s of the spoken streams.
+
+    Args:
+        parts: The model.
+        spoken: The streams with audio, of which the one called `speech` is masked.
+        rng: Random key for its masks.
+        mask_speech: From a key and the valid frames to the frames to hide.
+        augment: SpecAugment on the other streams.
+
+    Returns:
+        By stream.
+    """
+    found: dict[str, Speech] = {}
+    for group in groups_of_equal({name: s["audio"].shape[1] for name, s in spoken.items()}):
+        rows = [len(spoken[name]["audio"]) for name in group]
+        augmented: jax.Array | bool = False
+        if augment and group != ("speech",):
+            # Untranscribed speech has masks of its own; the quantizer must see it whole.
+            augmented = join(
+                jnp.full((count,), name != "speech")
+                for name, count in zip(group, rows, strict=True)
+            )
+        features, mask = parts(
+            "features",
+            join(spoken[name]["audio"] for name in group),
+            join(spoken[name]["audio_length"] for name in group),
+            augment=augmented,
+        )
+        hidden = jnp.zeros_like(mask)
+        if "speech" in group:
+            untranscribed = join(
+                jnp.full((count,), name == "speech")
+                for name, count in zip(group, rows, strict=True)
+            )
+            hidden = mask_speech(rng, mask) & untranscribed[:, None]
+        encoded = parts(
+            "encode_speech",
+            features,
+            mask,
+            masked_frames=hidden if "speech" in group else None,
+            deterministic=parts.deterministic,
+        )
+        columns = [split(array, rows) for array in (features, mask, hidden, encoded)]
+        for name, *each in zip(group, *columns, strict=True):
+            found[name] = Speech(*each)
+    return found
+
+
+def encode_texts(
+    parts: Parts,
+    written: Mapping[str, Written],
+    durations_of: Callable[[Written, jax.Array], jax.Array],
+    aligned: Mapping[str, jax.Array],
+) -> dict[str, Text]:
+    """e_t and durations.
+
+    Args:
+        parts: The model.
+        written: The texts.
+        durations_of: From texts and their mask to durations `[batch, tokens]` in frames.
+        aligned: Durations of the texts that have been aligned with speech; they are not asked for.
+
+    Returns:
+        By name.
+    """
+    found: dict[str, Text] = {}
+    for group in groups_of_equal({name: text.tokens.shape[1] for name, text in written.items()}):
+        members = [written[name] for name in group]
+        rows = [len(text.tokens) for text in members]
+        joined = Written(
+            join(text.tokens for text in members),
+            join(text.lengths for text in members),
+            join(text.language for text in members),
+        )
+        mask = length_mask(joined.lengths, joined.tokens.shape[1])
+        embedded = parts(
+            "encode_text", joined.tokens, mask, joined.language, deterministic=parts.deterministic
+        )
+        durations = jnp.zeros_like(joined.tokens)
+        if any(name not in aligned for name in group):
+            durations = durations_of(joined, mask)
+        columns = [split(array, rows) for array in (mask, embedded, durations)]
+        for name, *each in zip(group, *columns, strict=True):
+            text = Text(*each)
+            found[name] = dataclasses.replace(text, durations=aligned.get(name, text.durations))
+    return found
+
+
+def upsample(
+    parts: Parts, texts: Mapping[str, Text], frames: Mapping[str, int]
+) -> dict[str, Upsampled]:
+    """ê_t of every text.
+
+    Args:
+        parts: The model.
+        texts: Embeddings with durations.
+        frames: The static number of frames of each.
+
+    Returns:
+        By name.
+    """
+    shapes = {name: (text.embedded.shape[1], frames[name]) for name, text in texts.items()}
+    found: dict[str, Upsampled] = {}
+    for group in groups_of_equal(shapes):
+        rows = [len(texts[name].embedded) for name in group]
+        refined, index = parts(
+            "upsample",
+            join(texts[name].embedded for name in group),
+            join(texts[name].durations for name in group),
+            frames[group[0]],
+            deterministic=parts.deterministic,
+        )
+        leaves, structure = jax.tree.flatten((refined, index))
+        columns = [split(leaf, rows) for leaf in leaves]
+        for name, *each in zip(group, *columns, strict=True):
+            found[name] = Upsampled(*jax.tree.unflatten(structure, each))
+    return found
+
+
+def one_after_the_other(
+    first: Any, first_lengths: jax.Array, second: Any, second_lengths: jax.Array
+) -> tuple[Any, jax.Array]:
+    """Two sequences a row as one, without padding between them.
+
+    Args:
+        first: `[batch, n, ...]`.
+        first_lengths: `[batch]` valid positions.
+        second: `[batch, m, ...]`.
+        second_lengths: `[batch]` valid positions.
+
+    Returns:
+        `[batch, n + m, ...]`, zero beyond the valid positions, and their number `[batch]`.
+    """
+    size = first.shape[1]
+    positions = jnp.arange(size + second.shape[1])[None, :]
+    after = positions - first_lengths[:, None]
+    # In the two arrays side by side, the second begins at `size`.
+    source = jnp.where(after < 0, positions, size + after)
+    lengths = first_lengths + second_lengths
+    valid = positions < lengths[:, None]
+    source = jnp.where(valid, source, 0)
+    extra = (1,) * (first.ndim - 2)
+    both = jnp.concatenate([first, second.astype(first.dtype)], axis=1)
+    joined = jnp.take_along_axis(both, source.reshape(*source.shape, *extra), axis=1)
+    return jnp.where(valid.reshape(*valid.shape, *extra), joined, 0), lengths
