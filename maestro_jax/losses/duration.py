@@ -3,10 +3,13 @@
     L_D = BCE(1[d > 0], p) + |d - d̂| for tokens with d > 0
 
 Source: not spelled out in MAESTRO; this is Parallel Tacotron's form with the two heads that the
-JOIST patent describes for this model. `log_mse` compares logarithms instead.
+JOIST patent describes for this model. `log_mse` compares logarithms instead. Targets are clipped to
+the longest duration that the model can predict: the last label's includes the silence at the end.
 """
 
 from __future__ import annotations
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +27,8 @@ def duration_loss(
     mask: jax.Array,
     *,
     form: str = "l1",
+    threshold: float = 0.5,
+    max_frames: int | None = None,
 ) -> tuple[Weighted, Weighted]:
     """Both parts of the loss and the error that people read.
 
@@ -33,15 +38,19 @@ def duration_loss(
         targets: `[batch, tokens]` int32, aligned durations in frames; no gradient.
         mask: `[batch, tokens]` bool, the tokens that count.
         form: `l1` (frames) or `log_mse` (squared difference of log(1 + frames)).
+        threshold: Probability above which a token is taken to last, for the error.
+        max_frames: Longest duration that the model gives; None for no limit.
 
     Returns:
         The loss (total over tokens, count) and the absolute error of the rounded prediction in
-        frames (total, count).
+        frames (total, count). The error is that against targets that are not clipped.
 
     Raises:
         ValueError: The form is unknown.
     """
-    targets = jax.lax.stop_gradient(targets).astype(jnp.float32)
+    aligned = jax.lax.stop_gradient(targets).astype(jnp.float32)
+    longest = jnp.inf if max_frames is None else float(max_frames)
+    targets = jnp.minimum(aligned, longest)
     lasts = targets > 0
     presence = optax.sigmoid_binary_cross_entropy(nonzero_logit, lasts.astype(jnp.float32))
     if form == "l1":
@@ -51,5 +60,6 @@ def duration_loss(
     else:
         raise ValueError(f"Unknown duration form {form!r}; choose one of {FORMS}.")
     loss = presence + jnp.where(lasts, distance, 0.0)
-    rounded = jnp.where(nonzero_logit > 0, jnp.maximum(jnp.round(frames), 1.0), 0.0)
-    return masked_sum(loss, mask), masked_sum(jnp.abs(rounded - targets), mask)
+    log_odds = math.log(threshold) - math.log1p(-threshold)
+    rounded = jnp.where(nonzero_logit > log_odds, jnp.round(jnp.clip(frames, 1.0, longest)), 0.0)
+    return masked_sum(loss, mask), masked_sum(jnp.abs(rounded - aligned), mask)

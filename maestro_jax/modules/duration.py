@@ -2,11 +2,12 @@
 
 Source: four blocks of 3x1 lightweight convolution on e_t (MAESTRO, section 2.2); two heads,
 P(duration is not zero) and a continuous duration (JOIST patent US20240028829, after Parallel
-Tacotron).
+Tacotron): where the first lies below a threshold, the duration is zero.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import flax
@@ -38,7 +39,9 @@ class DurationModel(nn.Module):
         blocks: Number of blocks.
         kernel_size: Width of the convolutions, in tokens.
         heads: Kernels of each convolution.
-        max_frames: Longest duration predicted for a token, in frames.
+        max_frames: Longest duration of a token, in frames: predictions are clipped to it.
+        zero_threshold: A token lasts if P(duration is not zero) is above it, between 0 and 1. No
+            source gives the value that was used.
         dropout: Rate of each block.
         dtype: The type computed in; the heads are float32.
     """
@@ -47,8 +50,22 @@ class DurationModel(nn.Module):
     kernel_size: int = 3
     heads: int = 8
     max_frames: int = 120
+    zero_threshold: float = 0.5
     dropout: float = 0.0
     dtype: Any = jnp.float32
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that mean nothing before anything is built."""
+        if not 0.0 < self.zero_threshold < 1.0:
+            raise ValueError(
+                f"DurationModel.zero_threshold is {self.zero_threshold}; "
+                "choose a probability between 0 and 1, such as 0.5."
+            )
+        if self.max_frames < 1:
+            raise ValueError(
+                f"DurationModel.max_frames is {self.max_frames}; allow at least one frame."
+            )
+        super().__post_init__()
 
     @nn.compact
     def __call__(
@@ -69,8 +86,13 @@ class DurationModel(nn.Module):
         frames = nn.softplus(Dense(1, ("embed", None), name="frames")(x)[..., 0] + 1.0)
         return DurationPrediction(nonzero_logit=nonzero, frames=frames)
 
-    def round(self, prediction: DurationPrediction, mask: jax.Array) -> jax.Array:
-        """Whole durations for resampling.
+    def lasts(self, prediction: DurationPrediction) -> jax.Array:
+        """`[batch, tokens]` bool: the tokens that the first head gives a frame at least."""
+        log_odds = math.log(self.zero_threshold) - math.log1p(-self.zero_threshold)
+        return prediction.nonzero_logit > log_odds
+
+    def durations(self, prediction: DurationPrediction, mask: jax.Array) -> jax.Array:
+        """Durations that are not rounded, and through which gradients flow to the second head.
 
         A token that the first head calls silent lasts zero frames; any other at least one, at most
         `max_frames`.
@@ -80,8 +102,20 @@ class DurationModel(nn.Module):
             mask: `[batch, tokens]` bool, True = valid.
 
         Returns:
+            `[batch, tokens]` float32 frames, 0 on padding.
+        """
+        frames = jnp.clip(prediction.frames, 1.0, float(self.max_frames))
+        return jnp.where(mask & self.lasts(prediction), frames, 0.0)
+
+    def round(self, prediction: DurationPrediction, mask: jax.Array) -> jax.Array:
+        """Whole durations for resampling: those of `durations`, rounded.
+
+        Args:
+            prediction: The two heads.
+            mask: `[batch, tokens]` bool, True = valid.
+
+        Returns:
             `[batch, tokens]` int32 frames, 0 on padding; no gradient.
         """
-        frames = jnp.clip(jnp.round(prediction.frames), 1, self.max_frames).astype(jnp.int32)
-        frames = jnp.where(prediction.nonzero_logit > 0, frames, 0)
-        return jax.lax.stop_gradient(jnp.where(mask, frames, 0))
+        durations = jax.lax.stop_gradient(self.durations(prediction, mask))
+        return jnp.round(durations).astype(jnp.int32)

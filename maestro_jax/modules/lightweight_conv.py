@@ -31,9 +31,27 @@ class LightweightConv(nn.Module):
     kernel_size: int
     dtype: Any = jnp.float32
 
+    def __post_init__(self) -> None:
+        """Refuse a kernel without a centre before anything is built."""
+        if self.kernel_size < 1 or self.kernel_size % 2 == 0:
+            raise ValueError(
+                f"LightweightConv.kernel_size is {self.kernel_size}; choose an odd number, so that "
+                "the kernel has a centre."
+            )
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
-        """`[batch, positions, features]`, `[batch, positions]` to the first's shape."""
+        """`[batch, positions, features]`, `[batch, positions]` to the first's shape.
+
+        Raises:
+            ValueError: The heads do not divide the features.
+        """
+        if x.shape[-1] % self.heads:
+            raise ValueError(
+                f"LightweightConv.heads is {self.heads}, which does not divide {x.shape[-1]} "
+                "features; choose a divisor."
+            )
         weights = self.param(
             "weights",
             nn.with_logical_partitioning(nn.initializers.normal(0.1), ("kernel", "heads")),

@@ -69,6 +69,26 @@ def frame_index(durations: jax.Array, frames: int) -> FrameIndex:
     )
 
 
+def place_in_token(
+    position: jax.Array, duration: jax.Array, fraction: jax.Array, features: int
+) -> jax.Array:
+    """What tells a frame its place within its token.
+
+    Args:
+        position: `[batch, frames]`, frames since the token's first.
+        duration: `[batch, frames]`, frames of the token.
+        fraction: `[batch, frames]`, share of the token that has passed at the frame's centre.
+        features: Size of each sinusoidal embedding.
+
+    Returns:
+        `[batch, frames, 2 * features + 1]` float32.
+    """
+    return jnp.concatenate(
+        [sinusoids(position, features), sinusoids(duration, features), fraction[..., None]],
+        axis=-1,
+    )
+
+
 class Resampler(nn.Module):
     """Copies, then adds where in its token a frame stands.
 
@@ -96,14 +116,7 @@ class Resampler(nn.Module):
         index = frame_index(durations, frames)
         copied = jnp.take_along_axis(embedded, index.token[:, :, None], axis=1)
         fraction = (index.position + 0.5) / jnp.maximum(index.duration, 1)
-        where = jnp.concatenate(
-            [
-                sinusoids(index.position, features),
-                sinusoids(index.duration, features),
-                fraction[..., None],
-            ],
-            axis=-1,
-        )
+        where = place_in_token(index.position, index.duration, fraction, features)
         where = Dense(
             features,
             (None, "embed"),

@@ -54,6 +54,19 @@ def test_silent_tokens_do_not_teach_the_duration_head():
     assert abs(gradient[0, 0]) == 1.0
 
 
+@pytest.mark.parametrize("form", ["l1", "log_mse"])
+def test_targets_are_clipped_and_the_threshold_decides_what_lasts(form):
+    """With at most 4 frames and a threshold of 0.8, whose log-odds are 1.386."""
+    (total, _), (error, _) = duration_loss(
+        LOGITS, FRAMES, TARGETS, MASK, form=form, threshold=0.8, max_frames=4
+    )
+    clipped, _ = duration_loss(LOGITS, FRAMES, np.minimum(TARGETS, 4), MASK, form=form)
+    np.testing.assert_allclose(total, clipped[0], rtol=1e-6)
+    assert float(total) != float(duration_loss(LOGITS, FRAMES, TARGETS, MASK, form=form)[0][0])
+    # Rounded: 2 0 0 4 and 0 0 0, against 3 2 0 7 and 0 1 4: the error knows no clipping.
+    assert float(error) == 1 + 2 + 0 + 3 + 0 + 1 + 4
+
+
 def test_unknown_form():
     with pytest.raises(ValueError, match="choose one of"):
         duration_loss(LOGITS, FRAMES, TARGETS, MASK, form="l3")
