@@ -1,0 +1,183 @@
+"""Gates that stop the curriculum's clock, in words, in the record, and in a real run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+
+import pytest
+
+from maestro_jax.objectives.curriculum import Curriculum, Gate, Phase
+from maestro_jax.objectives.maestro import MaestroPretraining
+from maestro_jax.objectives.weighting import GradientNormWeighting
+from maestro_jax.training.loop import train
+from maestro_jax.training.steering import Steering
+
+ENTROPY = "paired/alignment_entropy"
+
+
+def gated(longest_hold=None):
+    """Speech, paired speech from 10, text from 20 and translation from 30, the last two gated."""
+    return MaestroPretraining(
+        curriculum=Curriculum(
+            phases=(
+                Phase(name="speech", begins=0, streams=("speech",)),
+                Phase(name="paired", begins=10, streams=("paired",)),
+                Phase(
+                    name="text",
+                    begins=20,
+                    streams=("text",),
+                    gates=(Gate(metric=ENTROPY, below=1.0),),
+                    longest_hold=longest_hold,
+                ),
+                Phase(
+                    name="translation",
+                    begins=30,
+                    streams=("mt", "st"),
+                    gates=(Gate(metric="loss/aligned_masked_lm", below=2.0),),
+                ),
+            )
+        )
+    )
+
+
+def clocks(steering, steps=60):
+    return [steering.clock(step) for step in range(steps)]
+
+
+def test_without_gates_the_clock_is_the_step():
+    assert clocks(Steering(MaestroPretraining(), 5)) == list(range(60))
+
+
+def test_a_shut_gate_stops_the_clock_before_the_phase():
+    steering = Steering(gated(), 5)
+    assert clocks(steering) == [*range(20), *[19] * 40]
+    assert steering.active_streams(59) == ("speech", "paired")
+
+
+def test_a_gate_that_is_open_in_time_holds_nothing():
+    steering = Steering(gated(), 5)
+    steering.observe(15, {ENTROPY: 0.5})
+    steering.observe(25, {"loss/aligned_masked_lm": 1.0})
+    assert clocks(steering) == list(range(60))
+
+
+def test_what_follows_is_put_off_as_well():
+    steering = Steering(gated(), 5)
+    for step in (15, 20, 25):
+        steering.observe(step, {ENTROPY: 3.0})
+    steering.observe(30, {ENTROPY: 0.9})
+    # The batch of the step after the log point is on its way: text begins with step 32, 12 late.
+    assert clocks(steering)[:42] == [*range(20), *[19] * 12, *range(20, 30)]
+    assert steering.active_streams(31) == ("speech", "paired")
+    assert steering.active_streams(32) == ("speech", "paired", "text")
+    # Translation is due at 30 + 12 and its gate has not been judged.
+    assert clocks(steering)[42:] == [29] * 18
+    steering.observe(40, {"loss/aligned_masked_lm": 1.9})
+    assert clocks(steering)[42:] == list(range(30, 48))
+
+
+def test_a_gate_is_not_judged_before_its_time():
+    steering = Steering(gated(), 5)
+    steering.observe(10, {ENTROPY: 0.1})
+    steering.observe(15, {ENTROPY: 3.0})
+    assert steering.clock(25) == 19
+
+
+def test_it_says_what_holds_a_phase_back_and_since_when(caplog):
+    caplog.set_level(logging.INFO)
+    steering = Steering(gated(), 5)
+    steering.observe(15, {ENTROPY: 3.0})
+    assert caplog.messages[-1] == (
+        "phase 'text' is held back at step 15: paired/alignment_entropy below 1 is wanted, "
+        "and it is 3"
+    )
+    steering.observe(20, {"paired/alignment_entrop": 3.0})
+    assert "no such metric is logged" in caplog.messages[-1]
+    steering.observe(25, {ENTROPY: 0.5})
+    assert caplog.messages[-1] == "phase 'text': gates open at step 25, held 7 steps"
+
+
+def test_a_phase_may_begin_in_spite_of_its_gate(caplog):
+    steering = Steering(gated(longest_hold=10), 5)
+    for step in (15, 20, 25):
+        steering.observe(step, {ENTROPY: 3.0})
+    assert steering.clock(29) == 19
+    steering.observe(30, {ENTROPY: 3.0})
+    assert steering.clock(32) == 20
+    assert "although its gate is shut" in caplog.messages[-1]
+
+
+def test_the_record_goes_through_json():
+    steering = Steering(gated(), 5)
+    steering.observe(20, {ENTROPY: 0.5})
+    again = Steering(gated(), 5, json.loads(json.dumps(steering.record())))
+    assert clocks(again) == clocks(steering) != clocks(Steering(gated(), 5))
+
+
+def test_weights_from_gradient_norms_reach_the_controls_and_the_record():
+    objective = MaestroPretraining(weighting=GradientNormWeighting(every=4))
+    steering = Steering(objective, 5)
+    assert set(steering.controls(0).weights) == set(objective.weights)
+    assert [step for step in range(1, 9) if steering.balance_due(step)] == [4, 8]
+    steering.balance({"mt": 5.0, "st": 1.0}, {"mt": 3.0, "st": 3.0})
+    weights = steering.controls(4).weights
+    assert weights["mt"] < 1.0 < weights["st"]
+    again = Steering(objective, 5, json.loads(json.dumps(steering.record())))
+    assert again.controls(4) == steering.controls(4)
+
+
+@pytest.fixture
+def toy_with_gate(toy):
+    """A toy whose second stream begins at step 4, once the loss is below a bar."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Gated(toy.Objective):
+        bar: float = 0.0
+
+        @property
+        def curriculum(self):
+            gate = Gate(metric="loss/text", below=self.bar)
+            return Curriculum(
+                phases=(
+                    Phase(name="text", begins=0, streams=("text",)),
+                    Phase(name="mt", begins=4, streams=("mt",), gates=(gate,)),
+                )
+            )
+
+        def active_streams(self, step):
+            return self.curriculum.streams(step)
+
+    return Gated
+
+
+def test_a_run_is_held_and_goes_on_after_an_interruption_alike(toy, toy_with_gate, tmp_path):
+    """The clock in the log, of a run in one go and of one that stopped in between."""
+    losses = []
+
+    def remember(step, values):
+        losses.append(values["loss/text"])
+
+    train(
+        toy.run(objective=toy_with_gate(bar=-1.0), steps=12, log_every=2),
+        tmp_path / "never",
+        batches=toy.batches,
+        on_log=remember,
+    )
+    # A bar that the loss passes at the fourth log point of six.
+    bar = 0.5 * (losses[2] + losses[3]) if losses[3] < min(losses[:3]) else None
+    assert bar is not None, losses
+    objective = toy_with_gate(bar=bar)
+
+    def logged(directory):
+        lines = (directory / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line)["curriculum_step"] for line in lines]
+
+    whole = toy.run(objective=objective, steps=14, log_every=2, checkpoint_every=5)
+    train(whole, tmp_path / "whole", batches=toy.batches)
+    # Open at step 8, so that the update after 10 updates is the first of the phase.
+    assert logged(tmp_path / "whole") == [2, 3, 3, 3, 4, 6, 8]
+    for steps in (5, 8, 10, 14):
+        train(dataclasses.replace(whole, steps=steps), tmp_path / "parts", batches=toy.batches)
+    assert logged(tmp_path / "parts")[-3:] == [4, 6, 8]
