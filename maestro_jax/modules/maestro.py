@@ -7,16 +7,22 @@ e_t -> duration_model -> durations [batch, tokens] in frames
 e_t, durations -> resampler -> refiner -> ê_t [batch, frames, features]
 e_s or ê_t -> shared_encoder -> [batch, frames, features]
 shared encoder's output, labels -> decoder -> two arcs a node [batch, frames, labels + 1]
+shared encoder's output -> ctc_head -> logits [batch, frames, vocab]
+shared encoder's output, labels -> translation_decoder -> logits [batch, labels + 1, vocab]
+
+The last two are for fine-tuning and need not be there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from maestro_jax.modules.ctc_head import CtcHead
 from maestro_jax.modules.duration import DurationModel, DurationPrediction
 from maestro_jax.modules.frontend import ConvSubsampling, LogMelFrontend
 from maestro_jax.modules.masking import length_mask
@@ -27,6 +33,7 @@ from maestro_jax.modules.shared_encoder import SharedEncoder
 from maestro_jax.modules.speech_encoder import SpeechEncoder
 from maestro_jax.modules.text_encoder import TextEncoder
 from maestro_jax.modules.transducer import LstmState, TransducerDecoder
+from maestro_jax.modules.transformer_decoder import DecoderCache, TransformerDecoder
 
 
 class Maestro(nn.Module):
@@ -43,6 +50,8 @@ class Maestro(nn.Module):
         refiner: The paper's theta_R.
         shared_encoder: Upper Conformer stack.
         decoder: RNN-T.
+        ctc_head: A symbol a frame, for recognition; None for a model without.
+        translation_decoder: A Transformer that writes translations; None for a model without.
     """
 
     frontend: LogMelFrontend
@@ -55,11 +64,23 @@ class Maestro(nn.Module):
     refiner: Refiner
     shared_encoder: SharedEncoder
     decoder: TransducerDecoder
+    ctc_head: CtcHead | None = None
+    translation_decoder: TransformerDecoder | None = None
+
+    @property
+    def vocab_sizes(self) -> dict[str, int]:
+        """Number of tokens that each decoder there is can write, blank or padding included."""
+        heads = {
+            "transducer": self.decoder,
+            "ctc": self.ctc_head,
+            "attention": self.translation_decoder,
+        }
+        return {name: head.vocab_size for name, head in heads.items() if head is not None}
 
     @property
     def vocab_size(self) -> int:
-        """Number of tokens that the decoder can write, blank included."""
-        return self.decoder.vocab_size
+        """Number of tokens that every decoder can write, blank included."""
+        return min(self.vocab_sizes.values())
 
     @property
     def frame_seconds(self) -> float:
@@ -89,6 +110,10 @@ class Maestro(nn.Module):
         context = self.encode_shared(encoded, mask, language)
         self.code_logits(context)
         self.lattices(context, tokens)
+        if self.ctc_head is not None:
+            self.ctc_logits(context)
+        if self.translation_decoder is not None:
+            self.translation_logits(tokens, context, mask, language)
 
     def features(
         self, audio: jax.Array, audio_length: jax.Array, *, augment: jax.Array | bool = False
@@ -221,3 +246,58 @@ class Maestro(nn.Module):
     def joint(self, frames: jax.Array, labels: jax.Array) -> jax.Array:
         """Logits `[..., vocab]` of projected frames and labels."""
         return self.decoder.joint(frames, labels)
+
+    def ctc_logits(self, context: jax.Array, *, deterministic: bool = True) -> jax.Array:
+        """Logits `[batch, frames, vocab]` of the CTC head, blank 0."""
+        return _there(self.ctc_head, "ctc_head")(context, deterministic=deterministic)
+
+    def translation_logits(
+        self,
+        tokens: jax.Array,
+        context: jax.Array,
+        mask: jax.Array,
+        target_language: jax.Array | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """Logits `[batch, tokens, vocab]` of what follows each token of a translation.
+
+        Args:
+            tokens: `[batch, tokens]` int32, the first of a text is id 0.
+            context: `[batch, frames, features]` of the shared encoder.
+            mask: `[batch, frames]` bool, True = valid.
+            target_language: `[batch]` ids of the language to write.
+            deterministic: No dropout.
+
+        Returns:
+            `[batch, tokens, vocab]` float32.
+        """
+        decoder = _there(self.translation_decoder, "translation_decoder")
+        return decoder(tokens, context, mask, target_language, deterministic=deterministic)
+
+    def start_translation(
+        self,
+        context: jax.Array,
+        mask: jax.Array,
+        target_language: jax.Array | None = None,
+        *,
+        beam: int,
+        length: int,
+    ) -> DecoderCache:
+        """The translation decoder's cache for `beam` texts an utterance of up to `length`."""
+        decoder = _there(self.translation_decoder, "translation_decoder")
+        return decoder.start(context, mask, target_language, beam=beam, length=length)
+
+    def step_translation(
+        self, tokens: jax.Array, position: jax.Array, cache: DecoderCache
+    ) -> tuple[jax.Array, DecoderCache]:
+        """Read `[batch, beam]` tokens: logits `[batch, beam, vocab]` of the next, and the cache."""
+        decoder = _there(self.translation_decoder, "translation_decoder")
+        return decoder.step(tokens, position, cache)
+
+
+def _there(part: Any, name: str) -> Any:
+    """A part that a model may lack."""
+    if part is None:
+        raise ValueError(f"Maestro.{name} is None; give the model one, or do without it.")
+    return part
