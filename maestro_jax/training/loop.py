@@ -27,6 +27,7 @@ from maestro_jax.training.run import TrainRun
 from maestro_jax.training.state import TrainState, create_state, initial_params
 from maestro_jax.training.steering import Steering
 from maestro_jax.training.step import train_step
+from maestro_jax.training.term_gradients import term_gradient_norms
 
 log = logging.getLogger(__name__)
 
@@ -138,6 +139,14 @@ def train(
         donate_argnums=0,
     )
 
+    measure_gradients = jax.jit(
+        functools.partial(
+            term_gradient_norms, model=run.model, objective=run.objective, seed=run.seed
+        ),
+        in_shardings=(shardings, batch_sharding, replicated(mesh)),
+        out_shardings=replicated(mesh),
+    )
+
     # ------------------------------------------------------------------------- log and checkpoint
     chronometer = Chronometer(start, run.steps, float(record.get("elapsed_seconds", 0.0)))
     skipped = int(record.get("skipped_steps", 0))
@@ -203,6 +212,10 @@ def train(
                 with jax.profiler.StepTraceAnnotation("train", step_num=step):
                     state, metrics = step_function(state, batch, steering.controls(step - 1))
                 window.add(metrics)
+                if steering.balance_due(step):
+                    measured = measure_gradients(state, batch, steering.controls(step - 1))
+                    norms, losses = jax.device_get(measured)
+                    steering.balance(step, norms, losses)
                 # At most two steps are under way, which bounds the memory of batches. While the
                 # devices work on this one, log what came before and fetch what comes next.
                 jax.block_until_ready(previous)

@@ -14,7 +14,7 @@ import numpy as np
 
 from maestro_jax.errors import near_misses
 from maestro_jax.objectives.base import Controls
-from maestro_jax.objectives.curriculum import Curriculum
+from maestro_jax.objectives.curriculum import Curriculum, weight_at
 from maestro_jax.objectives.weighting import GradientNormWeighting
 
 log = logging.getLogger(__name__)
@@ -125,19 +125,27 @@ class Steering:
         """Whether gradient norms are to be measured after so many updates."""
         return self.weighting is not None and step % self.weighting.every == 0
 
-    def balance(self, norms: Mapping[str, float], losses: Mapping[str, float]) -> None:
+    def balance(self, step: int, norms: Mapping[str, float], losses: Mapping[str, float]) -> None:
         """Learn weights from the norms of the terms' gradients.
 
         Args:
+            step: The updates done.
             norms: By term, of the gradient of its mean, before any weight.
             losses: By term, its mean.
         """
         if self.weighting is None:
             return
+        clock = self.clock(step)
+        # Numbers of Python: they go into a JSON record.
+        losses = {name: float(loss) for name, loss in losses.items()}
         for name, loss in losses.items():
             if loss > 0.0:
                 self._first_losses.setdefault(name, loss)
-        there = {name: norms[name] for name in norms if name in self._first_losses}
+        there = {
+            name: float(norms[name]) * float(weight_at(self._objective.weights[name], clock))
+            for name in norms
+            if name in self._first_losses
+        }
         self._weights = self.weighting.updated(self._weights, there, losses, self._first_losses)
 
 

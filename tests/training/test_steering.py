@@ -6,13 +6,19 @@ import dataclasses
 import json
 import logging
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from maestro_jax.objectives.curriculum import Curriculum, Gate, Phase
 from maestro_jax.objectives.maestro import MaestroPretraining
 from maestro_jax.objectives.weighting import GradientNormWeighting
+from maestro_jax.training import parameter_trees
 from maestro_jax.training.loop import train
+from maestro_jax.training.state import create_state, initial_params
 from maestro_jax.training.steering import Steering
+from maestro_jax.training.term_gradients import term_gradient_norms
 
 ENTROPY = "paired/alignment_entropy"
 
@@ -117,13 +123,17 @@ def test_the_record_goes_through_json():
 
 
 def test_weights_from_gradient_norms_reach_the_controls_and_the_record():
-    objective = MaestroPretraining(weighting=GradientNormWeighting(every=4))
+    objective = MaestroPretraining(st_weight=2.0, weighting=GradientNormWeighting(every=4))
     steering = Steering(objective, 5)
     assert set(steering.controls(0).weights) == set(objective.weights)
     assert [step for step in range(1, 9) if steering.balance_due(step)] == [4, 8]
-    steering.balance({"mt": 5.0, "st": 1.0}, {"mt": 3.0, "st": 3.0})
+    # The weights that are set count: 5 and 2 against each other, not 5 and 1.
+    steering.balance(4, {"mt": 5.0, "st": 1.0, "text": 0.0}, {"mt": 3.0, "st": 3.0, "text": 0.0})
     weights = steering.controls(4).weights
     assert weights["mt"] < 1.0 < weights["st"]
+    # Both are moved towards 3.5 by a factor to the power of 0.1; their sum stays 2.
+    moved = {"mt": (3.5 / 5.0) ** 0.1, "st": (3.5 / 2.0) ** 0.1}
+    assert weights["mt"] == pytest.approx(moved["mt"] * 2 / sum(moved.values()))
     again = Steering(objective, 5, json.loads(json.dumps(steering.record())))
     assert again.controls(4) == steering.controls(4)
 
@@ -181,3 +191,62 @@ def test_a_run_is_held_and_goes_on_after_an_interruption_alike(toy, toy_with_gat
     for steps in (5, 8, 10, 14):
         train(dataclasses.replace(whole, steps=steps), tmp_path / "parts", batches=toy.batches)
     assert logged(tmp_path / "parts")[-3:] == [4, 6, 8]
+
+
+@pytest.fixture
+def two_terms(toy):
+    """A toy with a term of small and a term of huge gradients, weighed by their norms."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Weighed(toy.Objective):
+        weighting: GradientNormWeighting = GradientNormWeighting(every=1, alpha=0.0, rate=1.0)
+        weights = {"small": 1.0, "huge": 1.0}
+
+        def terms(self, model, params, ema_params, batch, *, rng, step, controls, train=True):
+            loss, metrics = super().loss(
+                model, params, ema_params, batch, rng=rng, step=step, train=train
+            )
+            one = jnp.ones(())
+            return {"small": (loss, one), "huge": (100.0 * loss, one)}, metrics
+
+        def loss(self, *args, controls=None, **kwargs):
+            terms, metrics = self.terms(*args, controls=controls, **kwargs)
+            total = sum(controls.weights[name] * total for name, (total, _) in terms.items())
+            metrics |= {f"weight/{n}": (w, jnp.ones(())) for n, w in controls.weights.items()}
+            return total, metrics
+
+    return Weighed()
+
+
+def test_gradient_norms_weigh_the_terms_of_a_run(toy, two_terms, tmp_path):
+    logged = {}
+    train(
+        toy.run(objective=two_terms, steps=3, log_every=1),
+        tmp_path,
+        batches=toy.batches,
+        on_log=lambda step, values: logged.update({step: values}),
+    )
+    assert (logged[1]["weight/small"], logged[1]["weight/huge"]) == (1.0, 1.0)
+    # With a rate of 1 the first measurement makes both gradients equal, with a sum of 2.
+    assert logged[2]["weight/huge"] == pytest.approx(2 / 101, rel=1e-4)
+    assert logged[3]["weight/small"] == pytest.approx(200 / 101, rel=1e-4)
+
+
+def test_norms_are_those_of_each_term_alone(toy, two_terms):
+    run = toy.run()
+    params = parameter_trees.unbox(
+        initial_params(run.model, run.objective, run.batch_shapes(), seed=1)
+    )
+    state = create_state(params, run.optimizer)
+    batch = next(toy.batches(0))
+    norms, means = term_gradient_norms(
+        state, batch, None, model=run.model, objective=two_terms, seed=7
+    )
+    rng = jax.random.fold_in(jax.random.key(7), 0)
+    value, gradient = jax.value_and_grad(
+        lambda p: toy.Objective().loss(run.model, p, params, batch, rng=rng, step=0)[0]
+    )(params)
+    norm = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(gradient)))
+    assert means["small"] == pytest.approx(float(value))
+    assert norms["small"] == pytest.approx(norm, rel=1e-5)
+    assert norms["huge"] == pytest.approx(100 * norm, rel=1e-5)
