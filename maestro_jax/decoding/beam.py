@@ -33,10 +33,8 @@ from maestro_jax.decoding.hypotheses import (
     check_arguments,
     where_rows,
 )
+from maestro_jax.decoding.selection import NONE, parents, take, top
 from maestro_jax.losses.transducer_arcs import NEG, check_blank, log_probabilities
-
-_NONE = -jnp.inf
-"""The score of a place without a hypothesis."""
 
 
 class _Context(NamedTuple):
@@ -155,7 +153,7 @@ def beam_decode(
         is_blank = jnp.arange(logits.shape[-1]) == blank_id
         scores = beams(log_probabilities(logits, blank_id=blank_id, hat=hat))
         # An empty place may have read padding, and padding may be anything.
-        scores = jnp.where(_alive(beam)[..., None], scores, _NONE)
+        scores = jnp.where(_alive(beam)[..., None], scores, NONE)
         added = beam.context.guide if lm is not None else jnp.zeros(())
         added = added + fusion.length_bonus
         if fusion.internal_weight:
@@ -163,21 +161,21 @@ def beam_decode(
             internal = jax.nn.log_softmax(jnp.where(is_blank, NEG, silent.astype(jnp.float32)))
             added = added - fusion.internal_weight * beams(internal)
         added = jnp.broadcast_to(added, scores.shape)
-        return scores[..., blank_id], jnp.where(is_blank, _NONE, scores), added
+        return scores[..., blank_id], jnp.where(is_blank, NONE, scores), added
 
     def choose(beam: _Beam) -> tuple[_Choice, jax.Array]:
         """Extends, adds up and only then prunes; and which hypotheses wanted room in vain."""
         found = beam.found
         blank, label, added = score_arcs(beam)
-        label = jnp.where((beam.symbols < max_symbols_per_frame)[..., None], label, _NONE)
+        label = jnp.where((beam.symbols < max_symbols_per_frame)[..., None], label, NONE)
         full = found.lengths >= max_labels
         overflows = full & (jnp.max(label + added, axis=-1) > blank)
-        label = jnp.where(full[..., None], _NONE, label)
+        label = jnp.where(full[..., None], NONE, label)
 
-        parent = _parents(found, _alive(beam), slots)  # [batch, parent, child]
+        parent = parents(found.tokens, found.lengths, _alive(beam))  # [batch, parent, child]
         last = jnp.sum(jnp.where(slots == found.lengths[..., None] - 1, found.tokens, 0), axis=-1)
         to_child = jnp.broadcast_to(last[:, None, :], parent.shape)
-        arcs = jnp.where(parent, jnp.take_along_axis(label, to_child, axis=2), _NONE)
+        arcs = jnp.where(parent, jnp.take_along_axis(label, to_child, axis=2), NONE)
         # A child has one parent at most, as no two hypotheses of a beam are equal.
         parent_of = jnp.argmax(parent, axis=1)
         arc = jnp.max(arcs, axis=1)
@@ -187,12 +185,12 @@ def beam_decode(
         appends = inflow_path > beam.path + blank
         vocabulary = jnp.arange(label.shape[-1])
         joined = jnp.any(parent[..., None] & (vocabulary == to_child[..., None]), axis=2)
-        label = jnp.where(joined, _NONE, label)
+        label = jnp.where(joined, NONE, label)
 
         wide = min(beam_size, label.shape[-1])
         grown = found.scores[..., None] + label
         flat = (batch, beam_size * wide)
-        fused, token = _top(grown + (beam.extra[..., None] + added), wide)
+        fused, token = top(grown + (beam.extra[..., None] + added), wide)
         picked = jnp.take_along_axis(label, token, axis=2)
         score = jnp.take_along_axis(grown, token, axis=2).reshape(flat)
         extra = beam.extra[..., None] + jnp.take_along_axis(added, token, axis=2)
@@ -200,22 +198,22 @@ def beam_decode(
         extra = jnp.concatenate([beam.extra, extra.reshape(flat)], axis=1)
         fused = jnp.concatenate([stay + beam.extra, fused.reshape(flat)], axis=1)
 
-        fused, chosen = _top(fused, beam_size)
+        fused, chosen = top(fused, beam_size)
         is_label = chosen >= beam_size
         place = jnp.maximum(chosen - beam_size, 0)
         source = jnp.where(is_label, place // wide, jnp.minimum(chosen, beam_size - 1))
-        via_parent = _take(appends, source) & ~is_label
-        label_arc = _take(picked.reshape(flat), place)
+        via_parent = take(appends, source) & ~is_label
+        label_arc = take(picked.reshape(flat), place)
         choice = _Choice(
             source=source,
             is_label=is_label,
-            token=_take(token.reshape(flat), place),
-            aligned=jnp.where(via_parent, _take(parent_of, source), source),
+            token=take(token.reshape(flat), place),
+            aligned=jnp.where(via_parent, take(parent_of, source), source),
             appends=is_label | via_parent,
-            arc=jnp.where(is_label, label_arc, _take(jnp.where(appends, arc, blank), source)),
+            arc=jnp.where(is_label, label_arc, take(jnp.where(appends, arc, blank), source)),
             # A label that the language model excludes takes a place from nobody.
-            score=jnp.where(fused > _NONE, _take(score, chosen), _NONE),
-            extra=_take(extra, chosen),
+            score=jnp.where(fused > NONE, take(score, chosen), NONE),
+            extra=take(extra, chosen),
             fused=fused,
         )
         return choice, overflows
@@ -224,32 +222,32 @@ def beam_decode(
         beam, finished = carry
         choice, overflows = choose(beam)
         found = beam.found
-        lengths = _take(found.lengths, choice.source)
-        tokens = _take(found.tokens, choice.source)
+        lengths = take(found.lengths, choice.source)
+        tokens = take(found.tokens, choice.source)
         end = slots == lengths[..., None]
         # A path that arrives by its last label emits it now: the hypothesis is no longer for it.
         emitted = jnp.where(choice.is_label, lengths, lengths - 1)[..., None] == slots
         emitted &= choice.appends[..., None]
-        on_frame = _take(beam.frame, choice.aligned)
+        on_frame = take(beam.frame, choice.aligned)
         consumes = one_label_per_frame | ~choice.appends
         found = Hypotheses(
             tokens=jnp.where(end & choice.is_label[..., None], choice.token[..., None], tokens),
             lengths=lengths + choice.is_label,
-            frames=jnp.where(emitted, on_frame[..., None], _take(found.frames, choice.aligned)),
+            frames=jnp.where(emitted, on_frame[..., None], take(found.frames, choice.aligned)),
             token_scores=jnp.where(
-                emitted, choice.arc[..., None], _take(found.token_scores, choice.aligned)
+                emitted, choice.arc[..., None], take(found.token_scores, choice.aligned)
             ),
             scores=choice.score,
             fused_scores=choice.fused,
-            truncated=_take(found.truncated | overflows, choice.source),
+            truncated=take(found.truncated | overflows, choice.source),
         )
-        kept = jax.tree.map(lambda x: _take(x, choice.source), beam.context)
+        kept = jax.tree.map(lambda x: take(x, choice.source), beam.context)
         context = read(choice.token, kept.state, kept.lm_state)
-        symbols = jnp.where(consumes, 0, _take(beam.symbols, choice.aligned) + 1)
+        symbols = jnp.where(consumes, 0, take(beam.symbols, choice.aligned) + 1)
         beam = _Beam(
             found=found,
             extra=choice.extra,
-            path=_take(beam.path, choice.aligned) + choice.arc,
+            path=take(beam.path, choice.aligned) + choice.arc,
             frame=on_frame + consumes,
             symbols=symbols,
             context=where_rows(choice.is_label, context, kept),
@@ -261,21 +259,21 @@ def beam_decode(
         found = beam.found
         done = _alive(beam) & (beam.frame >= frame_lengths)
         ending = beam.context.guide[..., blank_id] if lm is not None else 0.0
-        final = jnp.where(done, found.fused_scores + ending, _NONE)
+        final = jnp.where(done, found.fused_scores + ending, NONE)
         both = jax.tree.map(
             lambda x, y: jnp.concatenate([x, y], axis=1),
             finished,
             found._replace(fused_scores=final),
         )
-        ranked, chosen = _top(both.fused_scores, beam_size)
-        finished = jax.tree.map(lambda x: _take(x, chosen), both)._replace(fused_scores=ranked)
-        left = jnp.where(done, _NONE, found.scores)
+        ranked, chosen = top(both.fused_scores, beam_size)
+        finished = jax.tree.map(lambda x: take(x, chosen), both)._replace(fused_scores=ranked)
+        left = jnp.where(done, NONE, found.scores)
         if fusion.only_lowers:
             # All that the unfinished can still become, together, is no more than they are now.
-            hope = jax.nn.logsumexp(jnp.where(done, _NONE, found.fused_scores), axis=1)
-            left = jnp.where((hope <= ranked[:, -1])[:, None], _NONE, left)
+            hope = jax.nn.logsumexp(jnp.where(done, NONE, found.fused_scores), axis=1)
+            left = jnp.where((hope <= ranked[:, -1])[:, None], NONE, left)
         found = found._replace(
-            scores=left, fused_scores=jnp.where(left > _NONE, found.fused_scores, _NONE)
+            scores=left, fused_scores=jnp.where(left > NONE, found.fused_scores, NONE)
         )
         return beam._replace(found=found), finished
 
@@ -290,11 +288,11 @@ def beam_decode(
         lengths=jnp.zeros(shape, jnp.int32),
         frames=jnp.zeros((*shape, max_labels), jnp.int32),
         token_scores=jnp.zeros((*shape, max_labels), jnp.float32),
-        scores=jnp.full(shape, _NONE, jnp.float32),
-        fused_scores=jnp.full(shape, _NONE, jnp.float32),
+        scores=jnp.full(shape, NONE, jnp.float32),
+        fused_scores=jnp.full(shape, NONE, jnp.float32),
         truncated=jnp.zeros(shape, bool),
     )
-    first = jnp.broadcast_to(jnp.where(jnp.arange(beam_size) == 0, 0.0, _NONE), shape)
+    first = jnp.broadcast_to(jnp.where(jnp.arange(beam_size) == 0, 0.0, NONE), shape)
     begin = jnp.full(shape, blank_id, jnp.int32)
     start = _Beam(
         found=empty._replace(scores=first, fused_scores=first),
@@ -309,41 +307,9 @@ def beam_decode(
     _, finished = jax.lax.while_loop(
         lambda carry: jnp.any(_alive(carry[0])), step, park(start, empty)
     )
-    missing = finished.fused_scores == _NONE
+    missing = finished.fused_scores == NONE
     return where_rows(missing, empty, finished)
 
 
 def _alive(beam: _Beam) -> jax.Array:
-    return beam.found.scores > _NONE
-
-
-def _take(x: jax.Array, index: jax.Array) -> jax.Array:
-    """Picks hypotheses, `[batch, places]`, of `[batch, beam, ...]`, each row within itself."""
-    return jnp.take_along_axis(x, index.reshape(index.shape + (1,) * (x.ndim - 2)), axis=1)
-
-
-def _parents(found: Hypotheses, alive: jax.Array, slots: jax.Array) -> jax.Array:
-    """Where hypothesis `i` is hypothesis `j` without its last label, bool `[batch, i, j]`."""
-    lengths = found.lengths
-    same = found.tokens[:, :, None] == found.tokens[:, None]
-    same = jnp.all(same | (slots >= lengths[:, :, None, None]), axis=-1)
-    longer = lengths[:, None, :] == lengths[:, :, None] + 1
-    return same & longer & alive[:, :, None] & alive[:, None, :]
-
-
-def _top(x: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """The `count` largest of the last axis and their places, equal ones in their order.
-
-    `jax.lax.top_k` gathers a batch that is split over devices (seen on jax 0.10.2); maxima do not,
-    and for a beam's few they cost no more.
-    """
-    places = jnp.arange(x.shape[-1], dtype=jnp.int32)
-
-    def take(left: jax.Array, _: None) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        best = jnp.max(left, axis=-1, keepdims=True)
-        # Not argmax, which XLA does not vectorise on CPU.
-        place = jnp.min(jnp.where(left == best, places, x.shape[-1] - 1), axis=-1, keepdims=True)
-        return jnp.where(places == place, _NONE, left), (best[..., 0], place[..., 0])
-
-    _, (values, indices) = jax.lax.scan(take, x, None, length=count, unroll=min(count, 8))
-    return jnp.moveaxis(values, 0, -1), jnp.moveaxis(indices, 0, -1)
+    return beam.found.scores > NONE

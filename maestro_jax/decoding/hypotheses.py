@@ -1,4 +1,4 @@
-"""What both searches take and give back."""
+"""What the searches take and give back."""
 
 from __future__ import annotations
 
@@ -22,11 +22,15 @@ Joint = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class Hypotheses(NamedTuple):
-    """What was found: by the greedy search one an example, by the beam search the best few.
+    """What was found: by the greedy searches one an example, by the beam searches the best few.
 
-    The shapes are those of the greedy search. Those of the beam search have an axis more after the
+    The shapes are those of a greedy search. Those of a beam search have an axis more after the
     first, `[batch, beam, ...]`: the best hypothesis first, and after the last one empty places
     with scores of minus infinity.
+
+    The words are the transducer's. With CTC an arc is the symbol of a frame, and a token that lasts
+    has that of its first one. An attention decoder has no frames and no blanks: `frames` are 0,
+    `scores` contain the end of the text, and `fused_scores` are normalised by length.
 
     Attributes:
         tokens: Token ids without blanks, int32 `[batch, max_labels]`; `blank_id` after the end.

@@ -1,4 +1,4 @@
-"""From a batch of audio to token hypotheses: the encoders and a search in one program."""
+"""From a batch of audio or text to token hypotheses: the encoders and a search in one program."""
 
 from __future__ import annotations
 
@@ -7,12 +7,19 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from maestro_jax.decoding.attention import attention_decode
 from maestro_jax.decoding.beam import beam_decode
+from maestro_jax.decoding.ctc import ctc_beam_search, ctc_greedy
 from maestro_jax.decoding.fusion import Fusion
 from maestro_jax.decoding.greedy import greedy_decode
 from maestro_jax.decoding.hypotheses import Hypotheses
 from maestro_jax.modules.maestro import Maestro
+from maestro_jax.modules.masking import length_mask
+
+DECODERS = ("transducer", "ctc", "attention")
+Call = Callable[..., Any]
 
 
 def decode_speech(
@@ -26,6 +33,8 @@ def decode_speech(
     max_symbols_per_frame: int = 4,
     beam_size: int = 1,
     fusion: Fusion | None = None,
+    decoder: str = "transducer",
+    length_alpha: float = 0.6,
 ) -> Hypotheses:
     """Encode and decode; compiled once for a shape under `jax.jit`.
 
@@ -37,20 +46,148 @@ def decode_speech(
         audio_length: `[batch]` valid samples; 0 gives an empty hypothesis.
         target_language: `[batch]` language to translate into; None transcribes.
         max_labels: Room for the tokens of a hypothesis.
-        max_symbols_per_frame: Tokens that one frame of 40 ms may emit.
+        max_symbols_per_frame: Tokens that one frame of 40 ms may emit, with the transducer.
         beam_size: Hypotheses in the beam; 1 without fusion is the greedy search.
         fusion: A language model to rank hypotheses with.
+        decoder: `transducer`, `ctc` or `attention`; the model must have it.
+        length_alpha: Exponent of the attention decoder's length normalisation.
 
     Returns:
-        The hypotheses, `[batch, beam_size, ...]`, best first; times are in encoder frames.
+        The hypotheses, `[batch, beam_size, ...]`, best first; times are in encoder frames, and 0
+        with the attention decoder.
 
     Raises:
-        ValueError: If `beam_size` or a cap is below 1.
+        ValueError: If `beam_size` or a cap is below 1, or there is no such decoder.
     """
-    call: Callable[..., Any] = functools.partial(model.apply, {"params": params})
+    call: Call = functools.partial(model.apply, {"params": params})
     features, mask = call(audio, audio_length, method="features")
     encoded = call(features, mask, method="encode_speech")
+    return _decode(
+        model,
+        call,
+        encoded,
+        mask,
+        target_language,
+        max_labels=max_labels,
+        max_symbols_per_frame=max_symbols_per_frame,
+        beam_size=beam_size,
+        fusion=fusion,
+        decoder=decoder,
+        length_alpha=length_alpha,
+    )
+
+
+def decode_text(
+    model: Maestro,
+    params: Any,
+    text: jax.Array,
+    text_length: jax.Array,
+    language: jax.Array,
+    target_language: jax.Array | None = None,
+    *,
+    text_frames: int,
+    max_labels: int,
+    max_symbols_per_frame: int = 4,
+    beam_size: int = 1,
+    fusion: Fusion | None = None,
+    decoder: str = "transducer",
+    length_alpha: float = 0.6,
+) -> Hypotheses:
+    """Translate text: resampled by predicted durations, it takes the place of speech.
+
+    Args:
+        model: As for `decode_speech`, and so for the other arguments that have the same names.
+        params: Its parameters.
+        text: `[batch, tokens]` int32.
+        text_length: `[batch]`; 0 gives an empty hypothesis.
+        language: `[batch]` language ids of the text.
+        target_language: `[batch]` language to translate into; None spells the text again.
+        text_frames: Room for the resampled text; what is beyond is cut.
+        max_labels: Room for the tokens of a hypothesis.
+        max_symbols_per_frame: Tokens that one frame may emit, with the transducer.
+        beam_size: Hypotheses in the beam.
+        fusion: A language model to rank hypotheses with.
+        decoder: `transducer`, `ctc` or `attention`.
+        length_alpha: Exponent of the attention decoder's length normalisation.
+
+    Returns:
+        The hypotheses, `[batch, beam_size, ...]`, best first.
+
+    Raises:
+        ValueError: As for `decode_speech`.
+    """
+    call: Call = functools.partial(model.apply, {"params": params})
+    mask = length_mask(text_length, text.shape[1])
+    embedded = call(text, mask, language, method="encode_text")
+    predicted = call(embedded, mask, method="predict_durations")
+    durations = call(predicted, mask, method="round_durations")
+    refined, index = call(embedded, durations, text_frames, method="upsample")
+    return _decode(
+        model,
+        call,
+        refined,
+        index.mask,
+        target_language,
+        max_labels=max_labels,
+        max_symbols_per_frame=max_symbols_per_frame,
+        beam_size=beam_size,
+        fusion=fusion,
+        decoder=decoder,
+        length_alpha=length_alpha,
+    )
+
+
+def _decode(
+    model: Maestro,
+    call: Call,
+    encoded: jax.Array,
+    mask: jax.Array,
+    target_language: jax.Array | None,
+    *,
+    max_labels: int,
+    max_symbols_per_frame: int,
+    beam_size: int,
+    fusion: Fusion | None,
+    decoder: str,
+    length_alpha: float,
+) -> Hypotheses:
+    """Through the shared encoder and the search that belongs to the decoder."""
     context = call(encoded, mask, target_language, method="encode_shared")
+    if decoder == "attention":
+        cache = call(
+            context,
+            mask,
+            target_language,
+            beam=beam_size,
+            length=max_labels + 1,
+            method="start_translation",
+        )
+
+        def step(tokens: jax.Array, position: jax.Array, past: Any) -> tuple[jax.Array, Any]:
+            now = cache._replace(past=past)
+            logits, now = call(tokens, position, now, method="step_translation")
+            return logits, now.past
+
+        return attention_decode(
+            step,
+            cache.past,
+            jnp.any(mask, axis=1),
+            beam_size=beam_size,
+            max_labels=max_labels,
+            length_alpha=length_alpha,
+            fusion=fusion,
+        )
+    frame_lengths = mask.sum(axis=1, dtype="int32")
+    if decoder == "ctc":
+        log_probs = jax.nn.log_softmax(call(context, method="ctc_logits"), axis=-1)
+        if beam_size == 1 and fusion is None:
+            found = ctc_greedy(log_probs, frame_lengths, max_labels=max_labels)
+            return jax.tree.map(lambda x: x[:, None], found)
+        return ctc_beam_search(
+            log_probs, frame_lengths, beam_size=beam_size, max_labels=max_labels, fusion=fusion
+        )
+    if decoder != "transducer":
+        raise ValueError(f"decoder is {decoder!r}; choose one of {DECODERS}.")
     frames = call(context, method="project_frames")
 
     def predict(state: Any, labels: jax.Array) -> tuple[jax.Array, Any]:
@@ -60,13 +197,8 @@ def decode_speech(
     def joint(frame: jax.Array, outputs: jax.Array) -> jax.Array:
         return call(frame, outputs, method="joint")
 
-    arguments = (
-        predict,
-        joint,
-        call(audio.shape[0], method="decoder_state"),
-        frames,
-        mask.sum(axis=1, dtype="int32"),
-    )
+    state = call(len(context), method="decoder_state")
+    arguments = (predict, joint, state, frames, frame_lengths)
     options: dict[str, Any] = {
         "max_labels": max_labels,
         "max_symbols_per_frame": max_symbols_per_frame,

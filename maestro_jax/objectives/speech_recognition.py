@@ -1,14 +1,16 @@
-"""Fine-tuning for speech recognition by RNN-T (MAESTRO, section 3.2)."""
+"""Fine-tuning for speech recognition by RNN-T (MAESTRO, section 3.2), by CTC, or by both."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from maestro_jax.errors import UserError
 from maestro_jax.losses.reduction import mean
 from maestro_jax.objectives.base import (
     Batch,
@@ -18,6 +20,7 @@ from maestro_jax.objectives.base import (
     init_all_parameters,
     present,
 )
+from maestro_jax.objectives.ctc_terms import ctc_term
 from maestro_jax.objectives.health import frame_variation
 from maestro_jax.objectives.transducer_terms import (
     Frames,
@@ -33,14 +36,33 @@ class SpeechRecognition:
     """-log P(text | speech) on the paired stream.
 
     Attributes:
+        transducer_weight: Weight of the RNN-T loss; with 0 the decoder is not run.
+        ctc_weight: Weight of the CTC loss; above 0 the model needs a `ctc_head`.
         augment: SpecAugment in training.
         fastemit: Extra weight of the gradient of label arcs: labels come earlier.
         delay_penalty: Nats a frame by which later labels cost more.
     """
 
+    transducer_weight: float = 1.0
+    ctc_weight: float = 0.0
     augment: bool = True
     fastemit: float = 0.0
     delay_penalty: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse weights that teach nothing."""
+        weights = (self.transducer_weight, self.ctc_weight)
+        if not all(0.0 <= weight < math.inf for weight in weights) or not any(weights):
+            raise UserError(
+                f"SpeechRecognition has transducer_weight={self.transducer_weight} and "
+                f"ctc_weight={self.ctc_weight}; neither may be negative, and one must be above 0."
+            )
+
+    @property
+    def decoders(self) -> tuple[str, ...]:
+        """What the objective trains to write, the one to decode with first."""
+        weights = {"transducer": self.transducer_weight, "ctc": self.ctc_weight}
+        return tuple(name for name, weight in weights.items() if weight)
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -68,7 +90,7 @@ class SpeechRecognition:
         controls: Controls | None = None,
         train: bool = True,
     ) -> tuple[jax.Array, Metrics]:
-        """RNN-T loss in nats a label."""
+        """RNN-T and CTC losses in nats a label, each times its weight."""
         del ema_params, step, controls
         parts = Parts(model, params, rng, train)
         paired = batch["paired"]
@@ -76,22 +98,30 @@ class SpeechRecognition:
             "features", paired["audio"], paired["audio_length"], augment=self.augment and train
         )
         encoded = parts("encode_speech", features, mask, deterministic=parts.deterministic)
-        context = encode_shared(parts, {"paired": Frames(encoded, mask)})
+        context = encode_shared(parts, {"paired": Frames(encoded, mask)})["paired"]
         labels = Labels(paired["text"], paired["text_length"])
-        term = transducer_losses(
-            parts,
-            context,
-            {"paired": mask},
-            {"paired": labels},
-            fastemit=self.fastemit,
-            delay_penalty=self.delay_penalty,
-        )["paired"]
-        loss = mean(term)
-        return loss, {
-            "loss": (loss, jnp.ones(())),
-            "loss/transducer": term,
+        loss = jnp.zeros(())
+        metrics: Metrics = {
             "paired/frame_variation": frame_variation(encoded, mask),
-            "paired/context_variation": frame_variation(context["paired"], mask),
+            "paired/context_variation": frame_variation(context, mask),
             "paired/examples": present(paired["audio_length"]),
-            **without_path(parts, {"paired": mask}, {"paired": labels}),
         }
+        if self.transducer_weight:
+            term = transducer_losses(
+                parts,
+                {"paired": context},
+                {"paired": mask},
+                {"paired": labels},
+                fastemit=self.fastemit,
+                delay_penalty=self.delay_penalty,
+            )["paired"]
+            loss = loss + self.transducer_weight * mean(term)
+            metrics["loss/transducer"] = term
+            metrics |= without_path(parts, {"paired": mask}, {"paired": labels})
+        if self.ctc_weight:
+            term, lacking = ctc_term(parts, context, mask, labels)
+            loss = loss + self.ctc_weight * mean(term)
+            metrics["loss/ctc"] = term
+            metrics["paired/without_ctc_path"] = lacking
+        metrics["loss"] = (loss, jnp.ones(()))
+        return loss, metrics

@@ -1,21 +1,48 @@
 """Fine-tuning for speech translation, optionally jointly with text translation.
 
 Source: ST and MT are fine-tuned jointly, with equal numbers of examples (MAESTRO, section 3.3;
-mSLAM, section 4.2). The decoder here is the RNN-T, told the language to write.
+mSLAM, section 4.2). Two decoders write: the RNN-T, told the language at the entrance of the shared
+encoder, and mSLAM's Transformer decoder.
+
+    speech -> speech encoder -> e_s ---------------------------------.
+    text -> text encoder -> predicted durations -> resampler and      > shared encoder -> decoder
+            refiner -> Mask(ê_t) -------------------------------------'
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from maestro_jax.objectives.base import Batch, Controls, Metrics, init_all_parameters
-from maestro_jax.objectives.maestro import MaestroPretraining
+from maestro_jax.errors import UserError, near_misses
+from maestro_jax.losses.reduction import Weighted, masked_sum, mean
+from maestro_jax.objectives.attention_terms import attention_losses
+from maestro_jax.objectives.base import (
+    Batch,
+    Controls,
+    Metrics,
+    Parts,
+    frozen,
+    init_all_parameters,
+    present,
+)
+from maestro_jax.objectives.health import frame_variation
+from maestro_jax.objectives.passes import Written, encode_speech, encode_texts, upsample
 from maestro_jax.objectives.text_side import TextMasks
+from maestro_jax.objectives.transducer_terms import (
+    Frames,
+    Labels,
+    encode_shared,
+    transducer_losses,
+    without_path,
+)
+
+DECODERS = ("transducer", "attention")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,20 +50,48 @@ class SpeechTranslation:
     """-log P(translation | speech), plus the same from text where the batch has it.
 
     Attributes:
-        mt_weight: Weight of text translation.
+        decoder: `transducer`, or `attention` for the model's `translation_decoder`.
+        mt_weight: Weight of text translation; mSLAM takes 5 with an attention decoder. Give both
+            streams the same batch size for its equal numbers of examples.
+        label_smoothing: Of the attention decoder.
         augment: SpecAugment in training.
-        text_frames: Static number of frames of a resampled text.
+        text_frames: Static number of frames of a resampled text; what is beyond is cut and counted
+            in `mt/overflow_frames`.
         text_masks: Mask(ê_t) of text translation.
         fastemit: Extra weight of the gradient of label arcs: labels come earlier.
         delay_penalty: Nats a frame by which later labels cost more.
     """
 
+    decoder: str = "transducer"
     mt_weight: float = 1.0
+    label_smoothing: float = 0.1
     augment: bool = True
     text_frames: int = 400
     text_masks: TextMasks = TextMasks()
     fastemit: float = 0.0
     delay_penalty: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be trained."""
+        if self.decoder not in DECODERS:
+            raise UserError(
+                f"SpeechTranslation.decoder is {self.decoder!r}; choose one of "
+                f"{', '.join(DECODERS)}.{near_misses(self.decoder, DECODERS)}"
+            )
+        if not 0.0 <= self.mt_weight < math.inf:
+            raise UserError(
+                f"SpeechTranslation.mt_weight is {self.mt_weight}; it must not be negative."
+            )
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise UserError(
+                f"SpeechTranslation.label_smoothing is {self.label_smoothing}; "
+                "it must be at least 0 and below 1."
+            )
+
+    @property
+    def decoders(self) -> tuple[str, ...]:
+        """What the objective trains to write."""
+        return (self.decoder,)
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -64,18 +119,95 @@ class SpeechTranslation:
         controls: Controls | None = None,
         train: bool = True,
     ) -> tuple[jax.Array, Metrics]:
-        """The ST and MT terms of pretraining, with their weights, and nothing else."""
-        terms = MaestroPretraining(
-            mt_weight=self.mt_weight,
-            augment_paired=self.augment,
-            text_frames=self.text_frames,
-            text_masks=self.text_masks,
-            fastemit=self.fastemit,
-            delay_penalty=self.delay_penalty,
-        )
-        chosen = {stream: batch[stream] for stream in self.streams if stream in batch}
-        loss, metrics = terms.loss(
-            model, params, ema_params, chosen, rng=rng, step=step, controls=controls, train=train
-        )
+        """ST in nats a label, plus `mt_weight` times MT in nats a label."""
+        del step, controls
+        keys = iter(jax.random.split(rng, 3))
+        parts = Parts(model, params, next(keys), train)
+        metrics: Metrics = {}
+        frames: dict[str, Frames] = {}
+        if "st" in batch:
+            stream = batch["st"]
+            speech = encode_speech(
+                parts,
+                {"st": stream},
+                next(keys),
+                # Nothing is untranscribed here.
+                mask_speech=lambda _, valid: jnp.zeros_like(valid),
+                augment=self.augment and train,
+            )["st"]
+            frames["st"] = Frames(speech.encoded, speech.mask, stream["target_language"])
+            metrics["st/frame_variation"] = frame_variation(speech.encoded, speech.mask)
+            metrics["st/examples"] = present(stream["audio_length"])
+        if "mt" in batch:
+            # Durations are predicted with averaged weights, if the run keeps them.
+            averaged = frozen(params if ema_params is None else ema_params)
+            aligner = Parts(model, averaged, rng, False)
+            frames["mt"], more = self._encode_text(parts, aligner, batch["mt"], next(keys), train)
+            metrics |= more
+        contexts = encode_shared(parts, frames)
+        if "st" in batch:
+            metrics["st/context_variation"] = frame_variation(contexts["st"], frames["st"].mask)
+        labels = {
+            name: Labels(batch[name]["translation"], batch[name]["translation_length"])
+            for name in frames
+        }
+        terms, more = self._terms(parts, contexts, frames, labels)
+        loss = jnp.zeros(())
+        for name, term in terms.items():
+            loss = loss + (self.mt_weight if name == "mt" else 1.0) * mean(term)
+        metrics |= more | {f"loss/{name}": term for name, term in terms.items()}
         metrics["loss"] = (loss, jnp.ones(()))
         return loss, metrics
+
+    def _encode_text(
+        self,
+        parts: Parts,
+        aligner: Parts,
+        stream: dict[str, jax.Array],
+        rng: jax.Array,
+        train: bool,
+    ) -> tuple[Frames, Metrics]:
+        """The source text at frame rate."""
+
+        def predicted(text: Written, mask: jax.Array) -> jax.Array:
+            embedded = aligner("encode_text", text.tokens, mask, text.language)
+            return aligner("round_durations", aligner("predict_durations", embedded, mask), mask)
+
+        written = Written(stream["text"], stream["text_length"], stream["language"])
+        texts = encode_texts(parts, {"mt": written}, predicted, {})
+        upsampled = upsample(parts, texts, {"mt": self.text_frames})["mt"]
+        values, mask = upsampled.refined, upsampled.index.mask
+        if train:
+            values = self.text_masks.apply(rng, values, mask)
+        overflow = jnp.sum(upsampled.index.overflow).astype(jnp.float32)
+        return Frames(values, mask, stream["target_language"]), {
+            "mt/examples": present(stream["text_length"]),
+            "mt/overflow_frames": (overflow, jnp.ones(())),
+            "mt/frames_per_token": masked_sum(texts["mt"].durations, texts["mt"].mask),
+        }
+
+    def _terms(
+        self,
+        parts: Parts,
+        contexts: dict[str, jax.Array],
+        frames: dict[str, Frames],
+        labels: dict[str, Labels],
+    ) -> tuple[dict[str, Weighted], Metrics]:
+        """The term of each stream, and what else the decoder can tell."""
+        masks = {name: each.mask for name, each in frames.items()}
+        if self.decoder == "transducer":
+            terms = transducer_losses(
+                parts,
+                contexts,
+                masks,
+                labels,
+                fastemit=self.fastemit,
+                delay_penalty=self.delay_penalty,
+            )
+            return terms, without_path(parts, masks, labels)
+        found = attention_losses(parts, contexts, frames, labels, smoothing=self.label_smoothing)
+        metrics: Metrics = {}
+        for name, each in found.items():
+            metrics[f"{name}/nats_a_token"] = each.nats
+            metrics[f"{name}/token_accuracy"] = each.accuracy
+        return {name: each.loss for name, each in found.items()}, metrics
