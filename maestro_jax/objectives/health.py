@@ -32,15 +32,19 @@ def frame_variation(encoded: jax.Array, mask: jax.Array) -> Weighted:
     return variance, jnp.sum(jnp.square(encoded) * weight)
 
 
-def alignment_health(path: Alignment, labels: jax.Array, frames: jax.Array) -> Metrics:
+def alignment_health(
+    path: Alignment, entropy: Weighted, labels: jax.Array, frames: jax.Array
+) -> Metrics:
     """Whether alignments have collapsed, as those of an untrained RNN-T do.
 
     Args:
         path: The best paths.
+        entropy: Of the emission frames, in nats, and the number of labels.
         labels: `[batch, labels]` bool, True = valid.
         frames: `[batch, frames]` bool, True = valid.
 
     Returns:
+        `paired/alignment_entropy` in nats a label: 0 where all paths agree on its frame;
         `paired/first_label_share` and `paired/last_label_share`: the share of an utterance's frames
         that its first and its last label own, near 1 when all labels stand in one place.
     """
@@ -49,6 +53,7 @@ def alignment_health(path: Alignment, labels: jax.Array, frames: jax.Array) -> M
     following = jnp.pad(labels[:, 1:], ((0, 0), (0, 1)))
     count = jnp.sum((frames & jnp.any(labels, axis=1)[:, None]).astype(jnp.float32))
     return {
+        "paired/alignment_entropy": entropy,
         "paired/first_label_share": (masked_sum(path.durations, there & first)[0], count),
         "paired/last_label_share": (masked_sum(path.durations, there & ~following)[0], count),
     }

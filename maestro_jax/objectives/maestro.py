@@ -237,7 +237,7 @@ class MaestroPretraining:
             mask_speech=self.self_supervised.mask,
             augment=self.augment_paired and train,
         )
-        texts, path = self._encode_texts(parts, aligner, batch)
+        texts, aligned = self._encode_texts(parts, aligner, batch)
         room = {name: each.mask.shape[1] for name, each in speech.items() if name == "paired"}
         upsampled = upsample(
             parts, texts, {name: room.get(name, self.text_frames) for name in texts}
@@ -260,12 +260,12 @@ class MaestroPretraining:
             terms, metrics = self.self_supervised.terms(
                 parts, speech["speech"], contexts["speech"], step, next(keys)
             )
-        if path is not None:
+        if aligned is not None:
             found, more = self._text_side(
                 parts, speech["paired"], texts["paired"], upsampled["paired"]
             )
             terms, metrics = terms | found, metrics | more
-            metrics |= alignment_health(path, texts["paired"].mask, speech["paired"].mask)
+            metrics |= alignment_health(*aligned, texts["paired"].mask, speech["paired"].mask)
         terms |= {TRANSDUCER_TERMS[name]: term for name, term in scored.items()}
         metrics |= {f"loss/{name}": term for name, term in terms.items()}
         for name, each in speech.items():
@@ -276,8 +276,11 @@ class MaestroPretraining:
 
     def _encode_texts(
         self, parts: Parts, aligner: Parts, batch: Batch
-    ) -> tuple[dict[str, Text], Alignment | None]:
-        """e_t and durations: aligned for paired text, predicted for the rest."""
+    ) -> tuple[dict[str, Text], tuple[Alignment, Weighted] | None]:
+        """e_t and durations: aligned for paired text, predicted for the rest.
+
+        The alignment of paired text, with its entropy, comes back as well.
+        """
         written: dict[str, Written] = {}
         for name in ("paired", *WRITTEN):
             if name in batch:
@@ -292,21 +295,21 @@ class MaestroPretraining:
                         stream["translation_length"],
                         stream["target_language"],
                     )
-        path = None
-        aligned = {}
+        found = None
+        durations = {}
         if "paired" in batch:
             paired = batch["paired"]
             # The aligner hears the speech as it is: no augmentation, no dropout, averaged weights.
             features, mask = aligner("features", paired["audio"], paired["audio_length"])
             encoded = aligner("encode_speech", features, mask)
-            path = best_path(aligner, encoded, mask, Labels(paired["text"], paired["text_length"]))
-            aligned["paired"] = path.durations
+            found = best_path(aligner, encoded, mask, Labels(paired["text"], paired["text_length"]))
+            durations["paired"] = found[0].durations
 
         def predicted(text: Written, mask: jax.Array) -> jax.Array:
             averaged = aligner("encode_text", text.tokens, mask, text.language)
             return aligner("round_durations", aligner("predict_durations", averaged, mask), mask)
 
-        return encode_texts(parts, written, predicted, aligned), path
+        return encode_texts(parts, written, predicted, durations), found
 
     def _scored(
         self,

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from maestro_jax.losses.reduction import Weighted
 from maestro_jax.losses.transducer import NO_PATH, transducer_loss_from_lattices
 from maestro_jax.losses.transducer_alignment import Alignment, transducer_alignment
+from maestro_jax.losses.transducer_posterior import alignment_entropy
 from maestro_jax.objectives.base import Metrics, Parts
 from maestro_jax.objectives.joining import groups_of_equal, join, split
 
@@ -166,7 +167,9 @@ def without_path(
     return metrics
 
 
-def best_path(aligner: Parts, encoded: jax.Array, mask: jax.Array, labels: Labels) -> Alignment:
+def best_path(
+    aligner: Parts, encoded: jax.Array, mask: jax.Array, labels: Labels
+) -> tuple[Alignment, Weighted]:
     """The paper's Align_RNNT(e_s, t): the most likely path through the shared encoder's lattice.
 
     Args:
@@ -176,14 +179,19 @@ def best_path(aligner: Parts, encoded: jax.Array, mask: jax.Array, labels: Label
         labels: The transcripts.
 
     Returns:
-        Emission frames and durations; no gradient.
+        Emission frames and durations, and the entropy of the emission frames over all paths (total
+        in nats, labels); no gradient.
     """
     context = aligner("encode_shared", encoded, mask, None, deterministic=True)
     log_blank, log_label = aligner("lattices", context, labels.tokens, deterministic=True)
-    return transducer_alignment(
+    lattice = (
         log_blank,
         log_label,
         jnp.sum(mask, axis=1).astype(jnp.int32),
         labels.lengths,
-        one_label_per_frame=aligner.model.decoder.one_label_per_frame,
+    )
+    one_label_per_frame = aligner.model.decoder.one_label_per_frame
+    return (
+        transducer_alignment(*lattice, one_label_per_frame=one_label_per_frame),
+        alignment_entropy(*lattice, one_label_per_frame=one_label_per_frame),
     )

@@ -1,4 +1,4 @@
-"""The metric that shows a deaf encoder."""
+"""The metrics that show a deaf encoder and collapsed alignments."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maestro_jax.objectives.health import frame_variation
+from maestro_jax.losses.transducer_alignment import Alignment
+from maestro_jax.objectives.health import alignment_health, frame_variation
 
 
 def variation(encoded: np.ndarray, lengths: list[int]) -> float:
@@ -38,3 +39,25 @@ def test_padding_does_not_count():
     encoded = np.ones((1, 5, 2), np.float32)
     encoded[:, 3:] = 100.0
     assert variation(encoded, [3]) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_labels_in_one_place_show():
+    """Three labels on the first frame, on the last frame, and spread, of 6 of 7 frames."""
+    path = Alignment(
+        frames=None,
+        durations=jnp.asarray([[0, 0, 6], [5, 0, 1], [2, 2, 2], [0, 0, 0]]),
+        label_scores=None,
+        scores=None,
+    )
+    entropy = (jnp.float32(4.0), jnp.float32(9.0))
+    labels = jnp.asarray([[True] * 3] * 4)
+    # The last utterance is absent.
+    frames = jnp.arange(7)[None, :] < jnp.asarray([6, 6, 6, 0])[:, None]
+    found = alignment_health(path, entropy, labels, frames)
+    assert found["paired/first_label_share"] == (7.0, 18.0)
+    assert found["paired/last_label_share"] == (9.0, 18.0)
+    assert found["paired/alignment_entropy"] == entropy
+    # A shorter text ends with its own last label.
+    shorter = jnp.asarray([[True, True, False]] * 4)
+    path = path._replace(durations=jnp.asarray([[1, 5, 0], [5, 1, 0], [2, 4, 0], [0, 0, 0]]))
+    assert alignment_health(path, entropy, shorter, frames)["paired/last_label_share"][0] == 10.0
