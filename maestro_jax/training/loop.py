@@ -150,7 +150,7 @@ def train(
     # ------------------------------------------------------------------------- log and checkpoint
     chronometer = Chronometer(start, run.steps, float(record.get("elapsed_seconds", 0.0)))
     skipped = int(record.get("skipped_steps", 0))
-    skipped_in_a_row = 0
+    skipped_in_a_row = int(record.get("skipped_in_a_row", 0))
     writer = None
     if is_first_process:
         writer = MetricWriter(directory, start_step=start, tensorboard=run.tensorboard)
@@ -185,7 +185,9 @@ def train(
             "step": step,
             "seed": run.seed,
             "elapsed_seconds": chronometer.elapsed,
-            "skipped_steps": skipped + round(window.compute()[1].get("skipped_steps", 0.0)),
+            "skipped_steps": skipped,
+            "skipped_in_a_row": skipped_in_a_row,
+            "window": window.record(),
             "steering": steering.record(),
             # The position of a stream: examples of step n are a function of (seed, n).
             "streams": {
@@ -198,7 +200,7 @@ def train(
             writer.flush()
 
     # ------------------------------------------------------------------------------------ loop
-    window, pending = MetricWindow(), None
+    window, pending = MetricWindow(record.get("window")), None
     previous: Any = None
     first_profiled, last_profiled = run.profile_steps or (0, 0)
     began = time.monotonic()

@@ -21,17 +21,26 @@ METRICS_FILE = "metrics.jsonl"
 class MetricWindow:
     """Metrics of the steps since the last log point.
 
-    Every step adds ``{name: (total, count)}`` scalars, which stay on the device until ``compute``;
-    the mean of a metric is the sum of totals by the sum of counts, as in ``clu.metrics.Average``.
+    Every step adds ``{name: (total, count)}`` scalars, which stay on the device until they are
+    asked for; the mean of a metric is the sum of totals by the sum of counts, as in
+    ``clu.metrics.Average``. Sums are taken in float64 and in the order of the steps, so that a
+    window that was recorded and taken up again gives the same bits.
+
+    Args:
+        record: What ``record`` gave when a checkpoint was written; the window goes on from there.
     """
 
-    def __init__(self) -> None:
-        """Begin without steps."""
+    def __init__(self, record: Mapping[str, Any] | None = None) -> None:
+        """Begin without steps, or with those of the record."""
+        record = record or {}
         self._steps: list[Mapping[str, tuple[Any, Any]]] = []
+        self._recorded = int(record.get("steps", 0))
+        self._totals: dict[str, float] = dict(record.get("totals", {}))
+        self._counts: dict[str, float] = dict(record.get("counts", {}))
 
     def __len__(self) -> int:
         """The number of steps added."""
-        return len(self._steps)
+        return self._recorded + len(self._steps)
 
     def add(self, metrics: Mapping[str, tuple[Any, Any]]) -> None:
         """Take in the metrics of one step."""
@@ -44,14 +53,22 @@ class MetricWindow:
             The means of all metrics that were counted at least once (a stream without examples
             has no mean), and the totals of all metrics.
         """
-        totals: dict[str, float] = {}
-        counts: dict[str, float] = {}
+        totals, counts = self._sums()
+        means = {name: totals[name] / counts[name] for name in totals if counts[name] > 0}
+        return means, totals
+
+    def record(self) -> dict[str, Any]:
+        """What a checkpoint has to hold of a window that is still open, for JSON."""
+        totals, counts = self._sums()
+        return {"steps": len(self), "totals": totals, "counts": counts}
+
+    def _sums(self) -> tuple[dict[str, float], dict[str, float]]:
+        totals, counts = dict(self._totals), dict(self._counts)
         for metrics in jax.device_get(self._steps):
             for name, (total, count) in metrics.items():
                 totals[name] = totals.get(name, 0.0) + float(np.float64(total))
                 counts[name] = counts.get(name, 0.0) + float(np.float64(count))
-        means = {name: totals[name] / counts[name] for name in totals if counts[name] > 0}
-        return means, totals
+        return totals, counts
 
 
 class Chronometer:

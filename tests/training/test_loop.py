@@ -116,7 +116,8 @@ def test_a_restart_changes_nothing(toy, uninterrupted, tmp_path):
     assert seen == [3]
     toy.assert_trees_equal(restarted, state)
     assert [line["step"] for line in _lines(tmp_path)] == [2, 4, 6]
-    assert _without_times(_lines(tmp_path))[-1] == _without_times(_lines(directory))[-1]
+    # The window of steps 3 and 4 was open when step 3 was saved: its first half was not lost.
+    assert _without_times(_lines(tmp_path)) == _without_times(_lines(directory))
 
 
 def test_a_finished_run_returns_at_once(toy, uninterrupted, caplog):
@@ -206,6 +207,17 @@ def test_skipped_steps_are_counted_over_restarts(toy, tmp_path):
     assert points[4]["skipped_steps"] == 2.0
     assert points[6]["skipped_steps"] == 2.0
     assert np.isfinite(points[6]["loss"])
+
+
+def test_a_skipped_step_of_an_open_window_is_counted_once(toy, tmp_path):
+    run = toy.run(objective=toy.Objective(explode_at=2))
+    with pytest.raises(Stop):
+        train(run, tmp_path, batches=_until(toy.batches, 4))
+    data = json.loads((tmp_path / "checkpoints" / "3" / "data" / "metadata").read_text())
+    assert data["window"]["totals"]["skipped_steps"] == 1.0 and data["skipped_steps"] == 0
+    points = {}
+    train(run, tmp_path, batches=toy.batches, on_log=points.__setitem__)
+    assert [points[step]["skipped_steps"] for step in (4, 6)] == [1.0, 1.0]
 
 
 def test_a_hopeless_run_ends(toy, tmp_path, monkeypatch):

@@ -35,6 +35,25 @@ def test_many_small_values_do_not_drift():
     np.testing.assert_allclose(means["loss"], (1e8 + 1000 * np.float64(np.float32(0.1))) / 1001)
 
 
+def test_a_window_taken_up_again_gives_the_same_bits():
+    rng = np.random.default_rng(0)
+    steps = [
+        {
+            "loss": (np.float32(total), np.float32(count)),
+            **({"late": (np.float32(1 / 3), np.float32(7))} if step > 4 else {}),
+        }
+        for step, (total, count) in enumerate(rng.uniform(0.1, 9.0, (9, 2)))
+    ]
+    whole, window = metrics.MetricWindow(), metrics.MetricWindow()
+    for step, values in enumerate(steps):
+        whole.add(values)
+        window.add(values)
+        if step in (2, 5):
+            window = metrics.MetricWindow(json.loads(json.dumps(window.record())))
+    assert len(window) == len(whole) == 9
+    assert window.compute() == whole.compute()
+
+
 def test_chronometer(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
