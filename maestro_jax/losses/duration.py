@@ -63,3 +63,27 @@ def duration_loss(
     log_odds = math.log(threshold) - math.log1p(-threshold)
     rounded = jnp.where(nonzero_logit > log_odds, jnp.round(jnp.clip(frames, 1.0, longest)), 0.0)
     return masked_sum(loss, mask), masked_sum(jnp.abs(rounded - aligned), mask)
+
+
+def gaussian_duration_loss(
+    mean: jax.Array, deviation: jax.Array, targets: jax.Array, mask: jax.Array
+) -> Weighted:
+    """Negative log-likelihood of durations under a Gaussian for each token.
+
+        log s + (d - m)^2 / (2 s^2) + log(2 pi) / 2 for tokens with d > 0
+
+    Source: the sub-word Gaussians of JOIST (arXiv 2210.07353).
+
+    Args:
+        mean: `[batch, tokens]`, m in frames.
+        deviation: `[batch, tokens]`, s in frames, positive.
+        targets: `[batch, tokens]` int32, aligned durations in frames; no gradient.
+        mask: `[batch, tokens]` bool, the tokens that count, if they last at all.
+
+    Returns:
+        Total in nats over tokens, and their count.
+    """
+    targets = jax.lax.stop_gradient(targets)
+    distance = (targets.astype(jnp.float32) - mean) / deviation
+    loss = jnp.log(deviation) + 0.5 * jnp.square(distance) + 0.5 * math.log(2.0 * math.pi)
+    return masked_sum(loss, mask & (targets > 0))

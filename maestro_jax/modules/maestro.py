@@ -25,12 +25,14 @@ import jax.numpy as jnp
 from maestro_jax.modules.ctc_head import CtcHead
 from maestro_jax.modules.duration import DurationModel, DurationPrediction
 from maestro_jax.modules.frontend import ConvSubsampling, LogMelFrontend
+from maestro_jax.modules.gaussian_upsampling import GaussianUpsampling
 from maestro_jax.modules.masking import length_mask
 from maestro_jax.modules.quantizer import GumbelQuantizer, Quantized
 from maestro_jax.modules.refiner import Refiner
 from maestro_jax.modules.resampler import FrameIndex, Resampler
 from maestro_jax.modules.shared_encoder import SharedEncoder
 from maestro_jax.modules.speech_encoder import SpeechEncoder
+from maestro_jax.modules.subword_durations import Gaussians, SubwordDurations
 from maestro_jax.modules.text_encoder import TextEncoder
 from maestro_jax.modules.transducer import LstmState, TransducerDecoder
 from maestro_jax.modules.transformer_decoder import DecoderCache, TransformerDecoder
@@ -46,12 +48,14 @@ class Maestro(nn.Module):
         speech_encoder: The paper's theta_s.
         text_encoder: The paper's theta_t.
         duration_model: The paper's theta_D.
-        resampler: Copies by duration.
+        resampler: Copies by duration, or mixes neighbours (`GaussianUpsampling`).
         refiner: The paper's theta_R.
         shared_encoder: Upper Conformer stack.
         decoder: RNN-T.
         ctc_head: A symbol a frame, for recognition; None for a model without.
         translation_decoder: A Transformer that writes translations; None for a model without.
+        subword_durations: A Gaussian for the duration of each token, for durations that are drawn;
+            None for a model without.
     """
 
     frontend: LogMelFrontend
@@ -60,12 +64,13 @@ class Maestro(nn.Module):
     speech_encoder: SpeechEncoder
     text_encoder: TextEncoder
     duration_model: DurationModel
-    resampler: Resampler
+    resampler: Resampler | GaussianUpsampling
     refiner: Refiner
     shared_encoder: SharedEncoder
     decoder: TransducerDecoder
     ctc_head: CtcHead | None = None
     translation_decoder: TransformerDecoder | None = None
+    subword_durations: SubwordDurations | None = None
 
     @property
     def vocab_sizes(self) -> dict[str, int]:
@@ -106,6 +111,8 @@ class Maestro(nn.Module):
         self.contrastive_context(encoded)
         embedded = self.encode_text(tokens, token_mask, language)
         self.predict_durations(embedded, token_mask)
+        if self.subword_durations is not None:
+            self.subword_gaussians(tokens)
         self.upsample(embedded, tokens, mask.shape[1])
         context = self.encode_shared(encoded, mask, language)
         self.code_logits(context)
@@ -191,6 +198,14 @@ class Maestro(nn.Module):
         """Whole frames `[batch, tokens]` from the two heads."""
         return self.duration_model.round(prediction, mask)
 
+    def continuous_durations(self, prediction: DurationPrediction, mask: jax.Array) -> jax.Array:
+        """Frames `[batch, tokens]` that are not rounded, and which gradients pass."""
+        return self.duration_model.durations(prediction, mask)
+
+    def subword_gaussians(self, tokens: jax.Array) -> Gaussians:
+        """The Gaussian for the duration of each of `[batch, tokens]`."""
+        return self.subword_durations(tokens)
+
     def upsample(
         self,
         embedded: jax.Array,
@@ -203,7 +218,7 @@ class Maestro(nn.Module):
 
         Args:
             embedded: `[batch, tokens, text_features]`, e_t.
-            durations: `[batch, tokens]` int32 frames.
+            durations: `[batch, tokens]` int32 frames; float32 for `GaussianUpsampling`.
             frames: Static number of frames.
             deterministic: No dropout.
 

@@ -6,8 +6,9 @@
 | paired | transducer | L_RNNT(t given e_s) |
 | paired | matching | MSE(e_s, ê_t), ê_t resampled by the transducer's best path |
 | paired | duration | L_D against the durations of that path |
+| paired | sub-word durations, if drawn from | likelihood of the durations of that path |
 | paired | paired aligned masked LM, if asked for | L_RNNT(t given Mask(ê_t)) |
-| text | aligned masked LM | L_RNNT(t given Mask(ê_t)), ê_t resampled by predicted durations |
+| text | aligned masked LM | L_RNNT(t given Mask(ê_t)), ê_t resampled by durations from a source |
 | mt | translation of text | L_RNNT(translation given Mask(ê_t)) |
 | st | translation of speech | L_RNNT(translation given e_s); it never trains durations |
 
@@ -23,8 +24,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from maestro_jax.losses.duration import duration_loss
-from maestro_jax.losses.matching import cosine_similarity, matching_loss
+from maestro_jax.errors import UserError
+from maestro_jax.losses.duration import FORMS as DURATION_FORMS
+from maestro_jax.losses.duration import duration_loss, gaussian_duration_loss
+from maestro_jax.losses.matching import cosine_similarity
 from maestro_jax.losses.reduction import Weighted, masked_sum, mean
 from maestro_jax.losses.transducer_alignment import Alignment
 from maestro_jax.modules.masking import length_mask
@@ -39,6 +42,7 @@ from maestro_jax.objectives.base import (
     present,
 )
 from maestro_jax.objectives.curriculum import ALL_STREAMS, Curriculum, Weight, weight_at
+from maestro_jax.objectives.duration_sources import DurationSource, Learned, SubwordGaussian
 from maestro_jax.objectives.health import alignment_health, frame_variation
 from maestro_jax.objectives.passes import (
     Speech,
@@ -100,13 +104,15 @@ class MaestroPretraining:
         text_masks: Mask(ê_t).
         text_frames: Static number of frames that a resampled text may have; what is beyond is cut
             and counted in `text/overflow_frames`.
+        durations: Where the durations of text without speech come from.
         duration_form: `l1` or `log_mse`.
         duration_trains_text_encoder: Whether the duration loss reaches the text encoder.
         translation_packing: How MT and ST enter (the paper leaves it open). `supervised`: the
             source is encoded and the transducer writes the translation. `concatenated`: source and
             masked resampled translation stand one after the other; the transducer writes both texts
             for MT, the translation for ST, as in translation language modelling.
-        align_with_ema: Use the moving average for alignment, durations and resampling.
+        align_with_ema: Use the moving average for alignment, and for durations unless they are to
+            be trained by the text.
         augment_paired: SpecAugment on the paired and ST streams.
         fastemit: Extra weight of the gradient of label arcs: labels come earlier.
         delay_penalty: Nats a frame by which later labels cost more, in every transducer term.
@@ -128,6 +134,7 @@ class MaestroPretraining:
     matching: Matching = Matching()
     text_masks: TextMasks = TextMasks()
     text_frames: int = 400
+    durations: DurationSource = Learned()
     duration_form: str = "l1"
     duration_trains_text_encoder: bool = True
     translation_packing: str = "supervised"
@@ -138,6 +145,10 @@ class MaestroPretraining:
 
     def __post_init__(self) -> None:
         """Refuse unknown choices before anything is built."""
+        if self.duration_form not in DURATION_FORMS:
+            raise UserError(
+                f"duration_form is {self.duration_form!r}; choose one of {DURATION_FORMS}."
+            )
         if self.translation_packing not in PACKINGS:
             raise ValueError(
                 f"translation_packing is {self.translation_packing!r}; choose one of {PACKINGS}."
@@ -160,6 +171,8 @@ class MaestroPretraining:
             "mt": self.mt_weight,
             "st": self.st_weight,
         }
+        if isinstance(self.durations, SubwordGaussian):
+            weights["subword_duration"] = self.duration_weight
         if self.text_masks.on_paired:
             weights["paired_aligned_masked_lm"] = self.paired_text_weight
         return weights
@@ -174,6 +187,7 @@ class MaestroPretraining:
 
     def init(self, model: nn.Module, rng: jax.Array, batch: Batch) -> Any:
         """Parameters of the whole model, and of the learned weighting."""
+        self.durations.check(model)
         params = init_all_parameters(model, rng, batch)
         if isinstance(self.weighting, learned.UncertaintyWeighting):
             params = {**params, learned.PARAMETERS: self.weighting.init(tuple(self.weights))}
@@ -225,6 +239,7 @@ class MaestroPretraining:
     ) -> tuple[dict[str, Weighted], Metrics]:
         """The terms of the loss before any weight, and all metrics but the loss."""
         del controls
+        self.durations.check(model)
         keys = iter(jax.random.split(rng, 6))
         parts = Parts(model, params, next(keys), train)
         averaged = frozen(ema_params if self.align_with_ema else params)
@@ -237,7 +252,7 @@ class MaestroPretraining:
             mask_speech=self.self_supervised.mask,
             augment=self.augment_paired and train,
         )
-        texts, aligned = self._encode_texts(parts, aligner, batch)
+        texts, aligned = self._encode_texts(parts, aligner, batch, next(keys))
         room = {name: each.mask.shape[1] for name, each in speech.items() if name == "paired"}
         upsampled = upsample(
             parts, texts, {name: room.get(name, self.text_frames) for name in texts}
@@ -262,7 +277,12 @@ class MaestroPretraining:
             )
         if aligned is not None:
             found, more = self._text_side(
-                parts, speech["paired"], texts["paired"], upsampled["paired"]
+                parts,
+                speech["paired"],
+                Labels(batch["paired"]["text"], batch["paired"]["text_length"]),
+                texts["paired"],
+                aligned[0],
+                upsampled["paired"],
             )
             terms, metrics = terms | found, metrics | more
             metrics |= alignment_health(*aligned, texts["paired"].mask, speech["paired"].mask)
@@ -275,9 +295,9 @@ class MaestroPretraining:
         return terms, metrics
 
     def _encode_texts(
-        self, parts: Parts, aligner: Parts, batch: Batch
+        self, parts: Parts, aligner: Parts, batch: Batch, rng: jax.Array
     ) -> tuple[dict[str, Text], tuple[Alignment, Weighted] | None]:
-        """e_t and durations: aligned for paired text, predicted for the rest.
+        """e_t and durations: aligned for paired text, from the source for the rest.
 
         The alignment of paired text, with its entropy, comes back as well.
         """
@@ -305,11 +325,16 @@ class MaestroPretraining:
             found = best_path(aligner, encoded, mask, Labels(paired["text"], paired["text_length"]))
             durations["paired"] = found[0].durations
 
-        def predicted(text: Written, mask: jax.Array) -> jax.Array:
-            averaged = aligner("encode_text", text.tokens, mask, text.language)
-            return aligner("round_durations", aligner("predict_durations", averaged, mask), mask)
+        keys = iter(jax.random.split(rng, 8))
 
-        return encode_texts(parts, written, predicted, durations), found
+        def chosen(text: Written, mask: jax.Array, embedded: jax.Array) -> jax.Array:
+            reader = parts
+            if not self.durations.trained_through:
+                reader = aligner
+                embedded = aligner("encode_text", text.tokens, mask, text.language)
+            return self.durations.durations(next(keys), reader, embedded, text.tokens, mask)
+
+        return encode_texts(parts, written, chosen, durations), found
 
     def _scored(
         self,
@@ -363,17 +388,22 @@ class MaestroPretraining:
         return frames, labels
 
     def _text_side(
-        self, parts: Parts, speech: Speech, text: Text, upsampled: Upsampled
+        self,
+        parts: Parts,
+        speech: Speech,
+        labels: Labels,
+        text: Text,
+        path: Alignment,
+        upsampled: Upsampled,
     ) -> tuple[dict[str, Weighted], Metrics]:
         """Matching and duration losses: what paired speech teaches the text side."""
         both = speech.mask & upsampled.index.mask
-        matching = matching_loss(
+        matching = self.matching.loss(
             speech.encoded,
             upsampled.refined,
-            both,
-            form=self.matching.form,
-            stop_speech_gradient=self.matching.stop_gradient == "speech",
-            normalize=self.matching.normalize,
+            labels.tokens,
+            upsampled.index,
+            self.matching.counted(upsampled.index, path.frames, speech.mask),
         )
         embedded = text.embedded
         if not self.duration_trains_text_encoder:
@@ -389,8 +419,19 @@ class MaestroPretraining:
             text.durations,
             aligned,
             form=self.duration_form,
+            threshold=parts.model.duration_model.zero_threshold,
+            max_frames=parts.model.duration_model.max_frames,
         )
-        return {"matching": matching, "duration": duration}, {
+        terms = {"matching": matching, "duration": duration}
+        if isinstance(self.durations, SubwordGaussian):
+            gaussians = parts("subword_gaussians", labels.tokens)
+            place = jnp.arange(labels.tokens.shape[1])[None, :]
+            # The first and the last label own the silence around the utterance.
+            inner = aligned & (place > 0) & (place < labels.lengths[:, None] - 1)
+            terms["subword_duration"] = gaussian_duration_loss(
+                gaussians.mean, gaussians.deviation, text.durations, inner
+            )
+        return terms, {
             "paired/duration_error_frames": duration_error,
             "paired/zero_duration_share": masked_sum(text.durations == 0, aligned),
             "paired/cosine": masked_sum(cosine_similarity(speech.encoded, upsampled.refined), both),

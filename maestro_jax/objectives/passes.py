@@ -56,7 +56,7 @@ class Text:
     Attributes:
         mask: `[batch, tokens]` bool, True = valid.
         embedded: `[batch, tokens, text_features]`, e_t.
-        durations: `[batch, tokens]` int32, the frames it is resampled to.
+        durations: `[batch, tokens]`, the frames it is resampled to.
     """
 
     mask: jax.Array
@@ -136,7 +136,7 @@ def encode_speech(
 def encode_texts(
     parts: Parts,
     written: Mapping[str, Written],
-    durations_of: Callable[[Written, jax.Array], jax.Array],
+    durations_of: Callable[[Written, jax.Array, jax.Array], jax.Array],
     aligned: Mapping[str, jax.Array],
 ) -> dict[str, Text]:
     """e_t and durations.
@@ -144,7 +144,7 @@ def encode_texts(
     Args:
         parts: The model.
         written: The texts.
-        durations_of: From texts and their mask to durations `[batch, tokens]` in frames.
+        durations_of: From texts, their mask and e_t to durations `[batch, tokens]` in frames.
         aligned: Durations of the texts that have been aligned with speech; they are not asked for.
 
     Returns:
@@ -165,7 +165,7 @@ def encode_texts(
         )
         durations = jnp.zeros_like(joined.tokens)
         if any(name not in aligned for name in group):
-            durations = durations_of(joined, mask)
+            durations = durations_of(joined, mask, embedded)
         columns = [split(array, rows) for array in (mask, embedded, durations)]
         for name, *each in zip(group, *columns, strict=True):
             text = Text(*each)

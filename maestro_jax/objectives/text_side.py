@@ -1,4 +1,9 @@
-"""What is set about the text side: how it is compared with speech, and how it is masked."""
+"""What is set about the text side: how it is compared with speech, and how it is masked.
+
+Which frames of paired speech count in matching is open in the paper. Every frame belongs to a token
+of the alignment, but not every frame is heard as one: those before the first label is emitted are
+counted with it, the silence at the end is counted with the last, and a pause with the label before.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +12,13 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from maestro_jax.losses.matching import FORMS
+from maestro_jax.errors import UserError
+from maestro_jax.losses.matching import FORMS, NEGATIVES, STOPPED, matching_loss
+from maestro_jax.losses.reduction import Weighted
 from maestro_jax.modules.masking import block_mask, span_mask
+from maestro_jax.modules.resampler import FrameIndex
+
+FRAMES = ("all", "labelled", "emitting")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,23 +26,109 @@ class Matching:
     """The modality matching loss (MAESTRO, section 2.2).
 
     Attributes:
-        form: `mse` or `cosine`.
-        stop_gradient: The side that does not learn: `speech` (as USM, section 2.7), or `none`.
+        form: `mse`, `cosine`, or `infonce`, which contrasts a frame with other frames (VQ-CTAP).
+        stop_gradient: The side that is the target and does not learn: `speech` (as USM, section
+            2.7), `text`, or `none`.
         normalize: Standardise both sides over features first.
+        frames: The frames that count. `all`; `labelled`, from the first label's emission on (the
+            RWTH experiments cut off what is before); or `emitting`, those on which a label is
+            emitted, where the alignment is surest.
+        token_frames: Of each token, only so many frames from its emission on count; a limit leaves
+            out the silence at the end and in long pauses. None: no limit.
+        temperature: tau of `infonce`.
+        negatives: Frames that `infonce` contrasts with: those of the `utterance` or of the whole
+            `batch`, whose memory grows with (batch x frames)^2.
+        contrast_equal_tokens: Whether frames of the same piece are negatives of each other.
     """
 
     form: str = "mse"
     stop_gradient: str = "speech"
     normalize: bool = True
+    frames: str = "all"
+    token_frames: int | None = None
+    temperature: float = 0.1
+    negatives: str = "utterance"
+    contrast_equal_tokens: bool = False
 
     def __post_init__(self) -> None:
         """Refuse unknown choices before anything is built."""
-        if self.form not in FORMS:
-            raise ValueError(f"Matching.form is {self.form!r}; choose one of {FORMS}.")
-        if self.stop_gradient not in ("speech", "none"):
-            raise ValueError(
-                f"Matching.stop_gradient is {self.stop_gradient!r}; choose 'speech' or 'none'."
+        for field, choices in (
+            ("form", FORMS),
+            ("stop_gradient", STOPPED),
+            ("frames", FRAMES),
+            ("negatives", NEGATIVES),
+        ):
+            if getattr(self, field) not in choices:
+                raise UserError(
+                    f"Matching.{field} is {getattr(self, field)!r}; choose one of {choices}."
+                )
+        if not self.temperature > 0.0:
+            raise UserError(
+                f"Matching.temperature is {self.temperature}; choose a positive number such as 0.1."
             )
+        if self.token_frames is not None and self.token_frames < 1:
+            raise UserError(
+                f"Matching.token_frames is {self.token_frames}; choose 1 or more, or None for all."
+            )
+
+    def counted(self, index: FrameIndex, emissions: jax.Array, mask: jax.Array) -> jax.Array:
+        """The frames that count.
+
+        Args:
+            index: Which token each frame comes from, by the alignment's durations.
+            emissions: `[batch, tokens]` int32, the frame on which each label is emitted.
+            mask: `[batch, frames]` bool, the frames of the speech.
+
+        Returns:
+            `[batch, frames]` bool.
+        """
+        # Frames since the token was emitted. Where several labels share a frame, the last owns it.
+        since = jnp.arange(mask.shape[1])[None, :] - jnp.take_along_axis(
+            emissions, index.token, axis=1
+        )
+        counted = mask & index.mask
+        if self.frames == "labelled":
+            counted = counted & (since >= 0)
+        elif self.frames == "emitting":
+            counted = counted & (since == 0)
+        if self.token_frames is not None:
+            counted = counted & (since < self.token_frames)
+        return counted
+
+    def loss(
+        self,
+        speech: jax.Array,
+        text: jax.Array,
+        tokens: jax.Array,
+        index: FrameIndex,
+        counted: jax.Array,
+    ) -> Weighted:
+        """Distance between e_s and ê_t.
+
+        Args:
+            speech: `[batch, frames, features]`, e_s.
+            text: `[batch, frames, features]`, ê_t.
+            tokens: `[batch, tokens]` int32 of the text.
+            index: Which of them each frame comes from.
+            counted: `[batch, frames]` bool, the frames that count.
+
+        Returns:
+            Total over the frames, and their count.
+        """
+        labels = None
+        if not self.contrast_equal_tokens:
+            labels = jnp.take_along_axis(tokens, index.token, axis=1)
+        return matching_loss(
+            speech,
+            text,
+            counted,
+            form=self.form,
+            stop_gradient=self.stop_gradient,
+            normalize=self.normalize,
+            temperature=self.temperature,
+            negatives=self.negatives,
+            labels=labels,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

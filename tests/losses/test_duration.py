@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maestro_jax.losses.duration import duration_loss
+from maestro_jax.losses.duration import duration_loss, gaussian_duration_loss
 from maestro_jax.losses.reduction import mean
 
 LOGITS = np.array([[2.0, -1.0, 0.5, 3.0], [-2.0, 1.0, 0.0, 9.0]], np.float32)
@@ -70,3 +70,25 @@ def test_targets_are_clipped_and_the_threshold_decides_what_lasts(form):
 def test_unknown_form():
     with pytest.raises(ValueError, match="choose one of"):
         duration_loss(LOGITS, FRAMES, TARGETS, MASK, form="l3")
+
+
+def test_gaussian_likelihood_is_that_of_the_density():
+    """Of tokens that last; the most likely Gaussian has the mean and deviation of the targets."""
+    means = np.array([[2.0, 1.0, 3.0, 6.0], [1.0, 2.0, 4.0, 1.0]], np.float32)
+    deviations = np.array([[1.0, 0.5, 2.0, 1.5], [1.0, 3.0, 0.7, 1.0]], np.float32)
+    expected = 0.0
+    lasting = MASK & (TARGETS > 0)
+    for d, m, s in zip(TARGETS[lasting], means[lasting], deviations[lasting], strict=True):
+        m, s = np.float64(m), np.float64(s)
+        expected -= np.log(np.exp(-(((d - m) / s) ** 2) / 2) / (s * np.sqrt(2 * np.pi)))
+    total, count = gaussian_duration_loss(means, deviations, TARGETS, MASK)
+    np.testing.assert_allclose(total, expected, rtol=1e-5)
+    assert float(count) == lasting.sum() == 5
+
+    def loss(mean_and_deviation):
+        full = jnp.broadcast_to(mean_and_deviation[:, None, None], (2, *TARGETS.shape))
+        return gaussian_duration_loss(*full, TARGETS, MASK)[0]
+
+    durations = TARGETS[lasting].astype(np.float32)
+    at_best = jax.grad(loss)(jnp.array([durations.mean(), durations.std()]))
+    np.testing.assert_allclose(at_best, 0.0, atol=1e-5)

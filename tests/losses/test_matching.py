@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maestro_jax.losses.matching import cosine_similarity, matching_loss
+from maestro_jax.losses.matching import (
+    FORMS,
+    NEGATIVES,
+    STOPPED,
+    cosine_similarity,
+    matching_loss,
+)
 from maestro_jax.losses.reduction import mean
+from maestro_jax.training.partitioning import Partitioning
 
 MASK = jnp.array([[True, True, False], [True, False, False]])
 
@@ -36,16 +46,90 @@ def test_squared_error_over_valid_frames():
 
 def test_cosine_form():
     speech, text = sides()
-    expected = 0.0
+    expected, correlation = 0.0, 0.0
     for b, t in zip(*np.nonzero(np.asarray(MASK)), strict=True):
         a, c = speech[b, t].astype(np.float64), text[b, t].astype(np.float64)
         expected += 1 - a @ c / np.linalg.norm(a) / np.linalg.norm(c)
-    total, _ = matching_loss(speech, text, MASK, form="cosine")
+        correlation += 1 - np.corrcoef(a, c)[0, 1]
+    total, _ = matching_loss(speech, text, MASK, form="cosine", normalize=False)
     np.testing.assert_allclose(total, expected, rtol=1e-4)
+    total, _ = matching_loss(speech, text, MASK, form="cosine")
+    np.testing.assert_allclose(total, correlation, rtol=1e-4)
     np.testing.assert_allclose(cosine_similarity(speech, -3 * speech), -1.0, atol=1e-5)
 
 
-@pytest.mark.parametrize("form", ["mse", "cosine"])
+# A full row, one with a hole, an empty one, one frame alone. Labels repeat within and across rows.
+LONG_MASK = np.array([[1] * 5, [1, 1, 0, 1, 0], [0] * 5, [0, 1, 0, 0, 0]], bool)
+LABELS = np.array([[3, 3, 4, 3, 5], [4, 6, 6, 6, 6], [3] * 5, [6] * 5], np.int32)
+
+
+def long_sides():
+    rng = np.random.default_rng(7)
+    return rng.normal(size=(2, 4, 5, 6)).astype(np.float32)
+
+
+def infonce_by_definition(speech, text, labels, negatives, temperature):
+    """Total and count over the frames that have a negative, one frame and direction at a time."""
+
+    def unit(x):
+        return x.astype(np.float64) / np.linalg.norm(x.astype(np.float64), axis=-1, keepdims=True)
+
+    speech, text = unit(speech), unit(text)
+    places = [tuple(place) for place in np.argwhere(LONG_MASK)]
+    total, count = 0.0, 0
+    for place in places:
+        others = [
+            other
+            for other in places
+            if other != place
+            and (negatives == "batch" or other[0] == place[0])
+            and (labels is None or labels[other] != labels[place])
+        ]
+        if not others:
+            continue
+        count += 1
+        for a, b in ((speech, text), (text, speech)):
+            scores = np.array([a[place] @ b[k] for k in (place, *others)]) / temperature
+            total += 0.5 * (np.log(np.exp(scores).sum()) - scores[0])
+    return total, count
+
+
+@pytest.mark.parametrize("negatives", ["utterance", "batch"])
+@pytest.mark.parametrize("labels", [None, LABELS], ids=["all", "other labels"])
+@pytest.mark.parametrize("temperature", [0.1, 1.0])
+def test_infonce_form(negatives, labels, temperature):
+    speech, text = long_sides()
+    expected, count = infonce_by_definition(speech, text, labels, negatives, temperature)
+    found = matching_loss(
+        speech,
+        text,
+        LONG_MASK,
+        form="infonce",
+        normalize=False,
+        negatives=negatives,
+        labels=labels,
+        temperature=temperature,
+    )
+    np.testing.assert_allclose(found, (expected, count), rtol=1e-5)
+    # Of nine frames, one is alone in its utterance.
+    assert count == (9 if negatives == "batch" else 8)
+
+
+def test_infonce_prefers_matched_frames_and_is_symmetric():
+    speech, text = long_sides()
+    settings = {"form": "infonce", "stop_gradient": "none", "labels": LABELS}
+    matched = mean(matching_loss(speech, 2 * speech, LONG_MASK, **settings))
+    unmatched = mean(matching_loss(speech, text, LONG_MASK, **settings))
+    assert float(matched) < 0.1 * float(unmatched)
+    np.testing.assert_allclose(
+        unmatched, mean(matching_loss(text, speech, LONG_MASK, **settings)), rtol=1e-6
+    )
+    to_speech = jax.grad(lambda s: mean(matching_loss(s, text, LONG_MASK, **settings)))(speech)
+    to_text = jax.grad(lambda t: mean(matching_loss(text, t, LONG_MASK, **settings)))(speech)
+    np.testing.assert_allclose(to_speech, to_text, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_scale_does_not_matter(form):
     speech, text = sides()
     one, _ = matching_loss(speech, text, MASK, form=form)
@@ -53,34 +137,77 @@ def test_scale_does_not_matter(form):
     np.testing.assert_allclose(one, other, rtol=1e-3)
 
 
-@pytest.mark.parametrize("form", ["mse", "cosine"])
-@pytest.mark.parametrize("stopped", [True, False])
-def test_who_learns(form, stopped):
-    speech, text = sides()
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("stopped", STOPPED)
+def test_who_learns(form, normalize, stopped):
+    speech, text = long_sides()
 
     def loss(speech, text):
-        return mean(matching_loss(speech, text, MASK, form=form, stop_speech_gradient=stopped))
+        options = {"form": form, "normalize": normalize, "stop_gradient": stopped}
+        return mean(matching_loss(speech, text, LONG_MASK, **options))
 
     to_speech, to_text = jax.grad(loss, (0, 1))(speech, text)
-    assert np.any(to_speech) != stopped
-    assert np.any(to_text)
-    assert not np.any(np.asarray(to_text)[~np.asarray(MASK)])
+    assert np.any(to_speech) == (stopped != "speech")
+    assert np.any(to_text) == (stopped != "text")
+    for gradient in (to_speech, to_text):
+        assert not np.any(np.asarray(gradient)[~LONG_MASK])
 
 
-@pytest.mark.parametrize("form", ["mse", "cosine"])
+@pytest.mark.parametrize(
+    ("form", "negatives"),
+    [("mse", "utterance"), ("cosine", "utterance"), *(("infonce", where) for where in NEGATIVES)],
+)
+@pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("scale", [0.0, 1.0])
-def test_nothing_valid_is_zero_with_finite_gradients(form, scale):
+def test_nothing_valid_is_zero_with_finite_gradients(form, negatives, normalize, scale):
+    """Also for features that are all zero, as silence may give."""
     speech, text = scale * sides()
 
     def loss(text, mask):
-        return mean(matching_loss(speech, text, mask, form=form))
+        options = {"form": form, "normalize": normalize, "negatives": negatives}
+        return mean(matching_loss(speech, text, mask, **options))
 
     value, gradient = jax.value_and_grad(loss)(text, jnp.zeros_like(MASK))
     assert float(value) == 0.0
     assert not np.any(gradient)
-    assert np.all(np.isfinite(jax.grad(loss)(text, MASK)))
+    value, gradient = jax.value_and_grad(loss)(text, MASK)
+    assert np.isfinite(value) and np.all(np.isfinite(gradient))
 
 
-def test_unknown_form():
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs eight (CPU) devices")
+@pytest.mark.parametrize("labelled", [False, True])
+def test_negatives_of_the_whole_batch_are_those_of_one_device(labelled):
+    rng = np.random.default_rng(0)
+    speech, text = rng.normal(size=(2, 16, 6, 4)).astype(np.float32)
+    mask = np.arange(6) < rng.integers(0, 7, (16, 1))
+    labels = rng.integers(1, 5, (16, 6)).astype(np.int32)
+
+    @functools.partial(jax.value_and_grad, argnums=(0, 1))
+    def loss(speech, text, mask, labels):
+        options = {"form": "infonce", "negatives": "batch", "stop_gradient": "none"}
+        return mean(
+            matching_loss(speech, text, mask, labels=labels if labelled else None, **options)
+        )
+
+    expected, expected_gradients = jax.jit(loss)(speech, text, mask, labels)
+    partitioning = Partitioning(mesh_shape=(2, 4, 1))
+    mesh = partitioning.mesh()
+    rows = partitioning.batch_sharding(mesh)
+    with partitioning.activate(mesh):
+        placed = jax.device_put((speech, text, mask, labels), rows)
+        program = jax.jit(loss, in_shardings=rows).lower(*placed).compile()
+        found, gradients = program(*placed)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    for got, want in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-7)
+        assert got.sharding.shard_shape(got.shape)[0] == 2
+    # A device holds its rows of the similarities, never all of them.
+    sizes = re.findall(r"f32\[(?:1,)?(\d+),96\]", program.as_text())
+    assert sizes and max(int(size) for size in sizes) == 12
+
+
+@pytest.mark.parametrize("choice", ["form", "stop_gradient", "negatives"])
+def test_unknown_choice(choice):
     with pytest.raises(ValueError, match="choose one of"):
-        matching_loss(*sides(), MASK, form="l3")
+        matching_loss(*sides(), MASK, **{choice: "l3"})
