@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-import math
 from typing import TYPE_CHECKING
 
 import jax
 
 from maestro_jax.cli.table import table
 from maestro_jax.data.streams import SAMPLE_RATE
+from maestro_jax.training.overview import parameters_by_module
 from maestro_jax.training.parameter_trees import unbox
 from maestro_jax.training.step import train_step
 
@@ -47,9 +47,11 @@ def summary(run: TrainRun) -> str:
         }
         for name, stream in run.streams.items()
     ]
-    parts = state.params.get("params", state.params)
-    parameters = [{"part": name, "parameters": _count(tree)} for name, tree in parts.items()]
-    parameters.append({"part": "all", "parameters": _count(parts)})
+    counts = parameters_by_module(state.params)
+    parameters = [
+        {"part": name, "parameters": count}
+        for name, count in {**counts, "all": sum(counts.values())}.items()
+    ]
     return "\n\n".join(
         [
             table(streams),
@@ -58,7 +60,3 @@ def summary(run: TrainRun) -> str:
             f"{run.steps} steps; every shape fits; nothing was written.",
         ]
     )
-
-
-def _count(tree: object) -> int:
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))

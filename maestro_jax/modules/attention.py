@@ -15,19 +15,30 @@ LARGE_NEGATIVE = -1e9
 
 
 class SelfAttention(nn.Module):
-    """Full-context self-attention; softmax in float32.
+    """Self-attention over a whole sequence or a band of it; softmax in float32.
 
     Attributes:
         heads: Number of heads; divides the model size.
         dropout: Rate on the attention weights.
         rotary: Encode positions by rotating queries and keys.
+        context: How many frames to each side a frame attends to; None for all.
         dtype: The type computed in.
     """
 
     heads: int
     dropout: float = 0.0
     rotary: bool = False
+    context: int | None = None
     dtype: Any = jnp.float32
+
+    def __post_init__(self) -> None:
+        """Refuse a context that means nothing before anything is built."""
+        if self.context is not None and self.context < 0:
+            raise ValueError(
+                f"SelfAttention.context is {self.context}; give a number of frames, or None for a "
+                "whole sequence."
+            )
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, deterministic: bool = True) -> jax.Array:
@@ -44,7 +55,11 @@ class SelfAttention(nn.Module):
         key = constrain(key, "batch", "frames", "act_heads", None)
         value = constrain(value, "batch", "frames", "act_heads", None)
         logits = jnp.einsum("bqhd,bkhd->bhqk", query * size**-0.5, key).astype(jnp.float32)
-        logits = jnp.where(mask[:, None, None, :], logits, LARGE_NEGATIVE)
+        seen = mask[:, None, None, :]
+        if self.context is not None:
+            frames = jnp.arange(x.shape[1])
+            seen = seen & (jnp.abs(frames[:, None] - frames[None, :]) <= self.context)
+        logits = jnp.where(seen, logits, LARGE_NEGATIVE)
         weights = jax.nn.softmax(logits, axis=-1).astype(self.dtype)
         weights = nn.Dropout(self.dropout)(weights, deterministic=deterministic)
         mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value)

@@ -13,11 +13,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from maestro_jax.modules.adapters import ResidualAdapter
 from maestro_jax.modules.attention import SelfAttention
 from maestro_jax.modules.group_norm import MaskedGroupNorm
 from maestro_jax.modules.masking import zero_padding
 from maestro_jax.modules.partitioned import Dense, constrain, layer_norm
 from maestro_jax.modules.positions import sinusoids
+
+POSITIONS = ("sinusoidal", "rotary", "none")
 
 
 def depthwise_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -103,7 +106,7 @@ class ConvolutionModule(nn.Module):
 
 
 class ConformerBlock(nn.Module):
-    """Half feed-forward, self-attention, convolution, half feed-forward, normalisation.
+    """Half feed-forward, self-attention, convolution, half feed-forward, normalisation; adapter.
 
     Attributes:
         heads: Attention heads.
@@ -112,6 +115,9 @@ class ConformerBlock(nn.Module):
         groups: Groups of the convolution module's normalisation; 0 for layer normalisation.
         dropout: Rate of every residual branch.
         rotary: Rotary positions in the attention.
+        attention_context: Frames to each side that attention sees; None for all.
+        adapter_features: Size of the residual adapter at the end; 0 for none.
+        adapter_languages: Its sets of weights; see `ResidualAdapter`.
         dtype: The type computed in.
     """
 
@@ -121,19 +127,33 @@ class ConformerBlock(nn.Module):
     groups: int = 8
     dropout: float = 0.0
     rotary: bool = False
+    attention_context: int | None = None
+    adapter_features: int = 0
+    adapter_languages: int = 0
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array, *, deterministic: bool = True) -> jax.Array:
-        """`[batch, frames, features]`, `[batch, frames]` to the first's shape."""
+    def __call__(
+        self,
+        x: jax.Array,
+        mask: jax.Array,
+        language: jax.Array | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """`[batch, frames, features]`, `[batch, frames]`, `[batch]` to the first's shape."""
         common = {"dropout": self.dropout, "dtype": self.dtype}
         x = x + 0.5 * FeedForward(self.hidden, **common, name="feed_forward_in")(
             x, deterministic=deterministic
         )
         y = layer_norm(dtype=self.dtype, name="attention_norm")(x)
-        y = SelfAttention(self.heads, rotary=self.rotary, **common, name="attention")(
-            y, mask, deterministic=deterministic
-        )
+        y = SelfAttention(
+            self.heads,
+            rotary=self.rotary,
+            context=self.attention_context,
+            **common,
+            name="attention",
+        )(y, mask, deterministic=deterministic)
         x = x + nn.Dropout(self.dropout)(y, deterministic=deterministic)
         x = x + ConvolutionModule(self.kernel_size, self.groups, **common, name="convolution")(
             x, mask, deterministic=deterministic
@@ -142,6 +162,10 @@ class ConformerBlock(nn.Module):
             x, deterministic=deterministic
         )
         x = layer_norm(dtype=self.dtype, name="output_norm")(x)
+        if self.adapter_features:
+            x = ResidualAdapter(
+                self.adapter_features, self.adapter_languages, self.dtype, name="adapter"
+            )(x, language)
         return constrain(x, "batch", "frames", "act_embed")
 
 
@@ -157,6 +181,11 @@ class ConformerStack(nn.Module):
         groups: Groups of the convolution modules' normalisation; 0 for layer normalisation.
         dropout: Rate of every residual branch.
         positions: `sinusoidal` (added to the input), `rotary` (in the attention) or `none`.
+        attention_context: Frames to each side that attention sees, by a mask; None for all. The
+            w2v-BERT recipe of Ask2Mask has 128.
+        adapter_features: Size of a residual adapter after each block; 0 for none.
+        adapter_languages: Sets of adapters, chosen by the language id of the row; 0 for one set
+            that all languages share.
         scan: Compile one block and loop over it; parameters get a leading `layers` axis.
         remat: Recompute a block's activations in the backward pass.
         dtype: The type computed in.
@@ -170,19 +199,84 @@ class ConformerStack(nn.Module):
     groups: int = 8
     dropout: float = 0.0
     positions: str = "sinusoidal"
+    attention_context: int | None = None
+    adapter_features: int = 0
+    adapter_languages: int = 0
     scan: bool = True
     remat: bool = False
     dtype: Any = jnp.float32
 
+    def __post_init__(self) -> None:
+        """Refuse choices that mean nothing before anything is built."""
+        if self.positions not in POSITIONS:
+            raise ValueError(
+                f"ConformerStack.positions is {self.positions!r}; choose one of {POSITIONS}."
+            )
+        if self.attention_context is not None and self.attention_context < 0:
+            raise ValueError(
+                f"ConformerStack.attention_context is {self.attention_context}; give a number of "
+                "frames, or None for a whole utterance."
+            )
+        if self.adapter_languages and not self.adapter_features:
+            raise ValueError(
+                f"ConformerStack.adapter_languages is {self.adapter_languages}, but there are no "
+                "adapters; give adapter_features a size."
+            )
+        super().__post_init__()
+
+    def __call__(
+        self,
+        x: jax.Array,
+        mask: jax.Array,
+        language: jax.Array | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """The top of the stack.
+
+        Args:
+            x: `[batch, frames, features]`.
+            mask: `[batch, frames]` bool, True = valid.
+            language: `[batch]` language ids, for adapters of which each language has its own.
+            deterministic: No dropout.
+
+        Returns:
+            `[batch, frames, features]`, zero on padding.
+        """
+        return self.with_tap(x, mask, language, deterministic=deterministic)[0]
+
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array, *, deterministic: bool = True) -> jax.Array:
-        """`[batch, frames, features]`, `[batch, frames]` to the first's shape; zero on padding."""
+    def with_tap(
+        self,
+        x: jax.Array,
+        mask: jax.Array,
+        language: jax.Array | None = None,
+        *,
+        tap: int | None = None,
+        deterministic: bool = True,
+    ) -> tuple[jax.Array, jax.Array]:
+        """The top of the stack, and what one of its blocks puts out.
+
+        Args:
+            x: `[batch, frames, features]`.
+            mask: `[batch, frames]` bool, True = valid.
+            language: `[batch]` language ids, for adapters of which each language has its own.
+            tap: The block, counted from 1; None or `layers` for the top.
+            deterministic: No dropout.
+
+        Returns:
+            Both `[batch, frames, features]`, zero on padding. No other block's output is kept.
+
+        Raises:
+            ValueError: There is no such block.
+        """
+        if tap is not None and not 1 <= tap <= self.layers:
+            raise ValueError(f"there is no block {tap} among {self.layers}; count them from 1.")
+        if tap == self.layers:
+            tap = None
         if self.positions == "sinusoidal":
             x = x + sinusoids(jnp.arange(x.shape[1]), self.features).astype(self.dtype)
         x = constrain(x.astype(self.dtype), "batch", "frames", "act_embed")
-        block = ConformerBlock
-        if self.remat:
-            block = nn.remat(block, prevent_cse=not self.scan, static_argnums=())
         settings = {
             "heads": self.heads,
             "hidden": self.hidden,
@@ -190,21 +284,47 @@ class ConformerStack(nn.Module):
             "groups": self.groups,
             "dropout": self.dropout,
             "rotary": self.positions == "rotary",
+            "attention_context": self.attention_context,
+            "adapter_features": self.adapter_features,
+            "adapter_languages": self.adapter_languages,
             "dtype": self.dtype,
         }
-        if self.scan and self.layers > 1:
+        scanned = self.scan and self.layers > 1
 
-            def body(module: ConformerBlock, carry: jax.Array, _: None) -> tuple[jax.Array, None]:
-                return module(carry, mask, deterministic=deterministic), None
+        # `deterministic` must stay a Python value, so it is closed over and not an argument.
+        def run(module: ConformerBlock, x: jax.Array) -> jax.Array:
+            return module(x, mask, language, deterministic=deterministic)
 
-            x, _ = nn.scan(
+        if self.remat:
+            run = nn.remat(run, prevent_cse=not scanned)
+        tapped = x
+        if scanned:
+
+            def body(
+                module: ConformerBlock, carry: tuple[jax.Array, ...], number: jax.Array
+            ) -> tuple[tuple[jax.Array, ...], None]:
+                x = run(module, carry[0])
+                if tap is None:
+                    return (x,), None
+                # The carry holds one block's output. Handing it out a block would keep them all.
+                return (x, jnp.where(number == tap, x, carry[1])), None
+
+            carry, _ = nn.scan(
                 body,
                 variable_axes={"params": 0},
                 split_rngs={"params": True, "dropout": True},
                 length=self.layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
-            )(block(**settings, name="layers"), x, None)
+            )(
+                ConformerBlock(**settings, name="layers"),
+                (x,) if tap is None else (x, x),
+                jnp.arange(1, self.layers + 1),
+            )
+            x, tapped = carry[0], carry[-1]
         else:
-            for index in range(self.layers):
-                x = block(**settings, name=f"layer_{index}")(x, mask, deterministic=deterministic)
-        return zero_padding(x, mask)
+            for number in range(1, self.layers + 1):
+                x = run(ConformerBlock(**settings, name=f"layer_{number - 1}"), x)
+                if number == tap or tap is None:
+                    tapped = x
+        top = zero_padding(x, mask)
+        return top, top if tap is None else zero_padding(tapped, mask)

@@ -133,6 +133,8 @@ def test_parameter_overview_counts_and_names(toy):
     assert line.split() == "up/kernel 8x12 float32 embed, mlp fsdp, tensor 96".split()
     total = 16 * 8 + 8 * 12 + 12 + 12 * 16 + 16
     assert text.splitlines()[-1] == f"{total} parameters in 5 arrays"
+    up = 8 * 12 + 12
+    assert any(line.split() == ["up", str(up), f"{up / total:.1%}"] for line in text.splitlines())
 
 
 def test_names_leave_out_the_collection():
