@@ -6,9 +6,6 @@ recursion is that of `maestro_jax.losses.transducer_lattice` with `max` in place
     score[t, u] = max(score[t - 1, u] + b[t - 1, u], score[t, u - 1] + y[t, u - 1])
 
 (or its form for one label a frame) followed by a walk back from the last node.
-
-How sure the lattice is of that path is told by the posterior of the frame that emits each label,
-over all paths, and by its entropy.
 """
 
 from __future__ import annotations
@@ -18,12 +15,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from maestro_jax.losses.reduction import Weighted
-from maestro_jax.losses.transducer_arcs import NEG
 from maestro_jax.losses.transducer_lattice import (
     check_lattices,
     initial_row,
-    lattice_loss,
     lay_out,
     shift_right,
 )
@@ -143,93 +137,3 @@ def transducer_alignment(
             frame_lengths > 0, jnp.sum(jnp.where(at_end, scores, 0.0), axis=(0, 2)), 0.0
         ),
     )
-
-
-def emission_posterior(
-    log_blank: jax.Array,
-    log_label: jax.Array,
-    frame_lengths: jax.Array,
-    label_lengths: jax.Array,
-    *,
-    one_label_per_frame: bool = False,
-) -> jax.Array:
-    """The probability that a label is emitted on a frame, given the whole text, over all paths.
-
-    It is the gradient of the log-likelihood with respect to the label arcs (Graves 2012, equation
-    20). No gradient flows through the result.
-
-    Args:
-        log_blank: Log-probability of the blank at each node, `[batch, frames, labels + 1]`.
-        log_label: Log-probability of the next label at each node, `[batch, frames, labels]`.
-        frame_lengths: Valid frames of each example, `[batch]`, at most `frames`.
-        label_lengths: Valid labels of each example, `[batch]`, at most `labels`.
-        one_label_per_frame: A label consumes its frame.
-
-    Returns:
-        `[batch, frames, labels]`; over the frames a valid label sums to 1, or to 0 in an example
-        without a path. 0 in the padding.
-
-    Raises:
-        ValueError: If the shapes do not belong together.
-    """
-    return _posterior(log_blank, log_label, frame_lengths, label_lengths, one_label_per_frame)[0]
-
-
-def alignment_entropy(
-    log_blank: jax.Array,
-    log_label: jax.Array,
-    frame_lengths: jax.Array,
-    label_lengths: jax.Array,
-    *,
-    one_label_per_frame: bool = False,
-) -> Weighted:
-    """How unsure the lattice is of when it emits a label.
-
-    The entropy of each label's own posterior over frames: 0 where it is certain, `log(frames)`
-    where any frame would do. No gradient flows through the result.
-
-    Args:
-        log_blank: As for `emission_posterior`.
-        log_label: As for `emission_posterior`.
-        frame_lengths: `[batch]`.
-        label_lengths: `[batch]`.
-        one_label_per_frame: A label consumes its frame.
-
-    Returns:
-        The total in nats, and the number of labels of the examples that have a path.
-
-    Raises:
-        ValueError: If the shapes do not belong together.
-    """
-    posterior, there = _posterior(
-        log_blank, log_label, frame_lengths, label_lengths, one_label_per_frame
-    )
-    nats = -jnp.sum(jax.scipy.special.xlogy(posterior, posterior))
-    return nats, jnp.sum(jnp.where(there, label_lengths, 0)).astype(nats.dtype)
-
-
-def _posterior(
-    log_blank: jax.Array,
-    log_label: jax.Array,
-    frame_lengths: jax.Array,
-    label_lengths: jax.Array,
-    one_label_per_frame: bool,
-) -> tuple[jax.Array, jax.Array]:
-    """The posterior of emissions, and which examples have a path, `[batch]` bool."""
-    log_blank, log_label = (jax.lax.stop_gradient(arcs) for arcs in (log_blank, log_label))
-
-    def losses(label: jax.Array) -> tuple[jax.Array, jax.Array]:
-        each = lattice_loss(
-            log_blank,
-            label,
-            frame_lengths,
-            label_lengths,
-            one_label_per_frame=one_label_per_frame,
-        )
-        return jnp.sum(each), each
-
-    dtype = jnp.promote_types(log_label.dtype, jnp.float32)
-    gradient, each = jax.grad(losses, has_aux=True)(log_label.astype(dtype))
-    there = (frame_lengths > 0) & (each <= -NEG / 2)
-    # Arcs that nothing can pass may round below zero.
-    return jnp.maximum(jnp.where(there[:, None, None], -gradient, 0.0), 0.0), there
