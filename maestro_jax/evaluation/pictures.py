@@ -10,7 +10,6 @@ import jax
 import numpy as np
 
 from maestro_jax.evaluation.curves import read_curves
-from maestro_jax.evaluation.inspection import Inspection, inspect_pairs
 from maestro_jax.evaluation.plots import (
     plot_alignment,
     plot_durations,
@@ -18,6 +17,7 @@ from maestro_jax.evaluation.plots import (
     plot_similarity,
 )
 from maestro_jax.evaluation.transcriber import Transcriber
+from maestro_jax.objectives.probe import Probe, probe_pairs
 
 log = logging.getLogger(__name__)
 
@@ -64,49 +64,46 @@ def draw_inspection(
         text_tokens=stream.text_tokens,
     )
     features, metadata = next(iter(batches))
+    # The utterance of median length shows most: neither a word nor a paragraph.
+    count = len(metadata)
+    row = int(np.argsort(features["audio_length"][:count])[count // 2])
     names = ("audio", "audio_length", "text", "text_length", "language")
-    inspection: Inspection = jax.device_get(
-        jax.jit(functools.partial(inspect_pairs, run.model))(
-            transcriber.params, **{name: features[name] for name in names}
+    probe: Probe = jax.device_get(
+        jax.jit(functools.partial(probe_pairs, run.model))(
+            transcriber.params, {name: features[name] for name in names}, row
         )
     )
     directory = Path(model_dir) / "evaluation"
     directory.mkdir(parents=True, exist_ok=True)
     seconds = run.model.frame_seconds
-    # The utterance of median length shows most: neither a word nor a paragraph.
-    count = len(metadata)
-    row = int(np.argsort(inspection.frame_lengths[:count])[count // 2])
     labels = int(features["text_length"][row])
-    frames = int(inspection.frame_lengths[row])
+    frames = int(probe.frame_lengths[row])
+    mel_seconds = run.model.frontend.hop / run.model.frontend.sample_rate
     pieces = transcriber.vocabulary.pieces(features["text"][row, :labels].tolist())
     title = f"{metadata[row]['language']}: {metadata[row]['text']}"
 
-    mel, mel_lengths = run.model.frontend.apply(
-        {}, features["audio"][row : row + 1], features["audio_length"][row : row + 1]
-    )
     alignment = directory / "alignment.png"
     plot_alignment(
-        inspection.emission_frames[row, :labels],
+        probe.emission_frames[:labels],
         pieces,
         seconds,
         alignment,
-        mel=np.asarray(mel)[0, : int(mel_lengths[0])],
+        mel=probe.mel[: round(frames * seconds / mel_seconds)],
+        mel_frame_seconds=mel_seconds,
         frame_count=frames,
         title=title,
     )
     durations = directory / "durations.png"
-    mask = inspection.label_mask[:count]
     plot_durations(
-        inspection.aligned[:count][mask],
-        inspection.predicted[:count][mask],
+        probe.aligned[probe.label_mask],
+        probe.predicted[probe.label_mask],
         durations,
         frame_seconds=seconds,
         title=f"Durations of the labels of {count} {split} utterances",
     )
     similarity = directory / "similarity.png"
-    valid = int(inspection.frame_mask[row].sum())
     plot_similarity(
-        inspection.similarity[row, :valid, :valid], similarity, frame_seconds=seconds, title=title
+        probe.similarity[:frames, :frames], similarity, frame_seconds=seconds, title=title
     )
     paths = [alignment, durations, similarity]
     for path in paths:
