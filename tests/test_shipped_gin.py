@@ -11,13 +11,21 @@ from maestro_jax.data.streams import batch_shapes
 from maestro_jax.training.partitioning import Partitioning
 
 MODELS = sorted(path.name for path in (config_root() / "models").glob("*.gin"))
+HEADS = sorted(path.name for path in (config_root() / "models" / "heads").glob("*.gin"))
 OBJECTIVES = sorted(path.name for path in (config_root() / "objectives").glob("*.gin"))
 DATA = sorted(path.name for path in (config_root() / "data").glob("*.gin"))
 RUNS = sorted(path.name for path in (config_root() / "runs").glob("*.gin"))
 
 
-def build(run="pretrain.gin", model="tiny.gin", objective="maestro.gin", data="minivox_tiny.gin"):
+def build(
+    run="pretrain.gin",
+    model="tiny.gin",
+    objective="maestro.gin",
+    data="minivox_tiny.gin",
+    head=None,
+):
     files = [f"runs/{run}", f"models/{model}", f"objectives/{objective}", f"data/{data}"]
+    files += [f"models/heads/{head}"] if head else []
     return gin_config.parse_and_build(files, {"STEPS": "1000", "WARMUP_STEPS": "10"})
 
 
@@ -40,6 +48,19 @@ def test_objectives(objective: str) -> None:
     run = build(objective=objective)
     assert set(run.objective.active_streams(10**9)) <= set(run.objective.streams)
     assert run.used_streams
+    # What an objective trains to write, the model has.
+    assert set(getattr(run.objective, "decoders", ())) <= set(run.model.vocab_sizes)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_heads(head: str) -> None:
+    """A head comes on top of any model, and leaves the rest of it as it is."""
+    without = build().model
+    model = build(model="tiny.gin", head=head).model
+    assert len(model.vocab_sizes) == len(without.vocab_sizes) + 1
+    assert model.vocab_size == without.vocab_size
+    head_fields = {"ctc_head": None, "translation_decoder": None, "parent": None, "name": None}
+    assert model.clone(**head_fields) == without.clone(**head_fields)
 
 
 @pytest.mark.parametrize("data", DATA)
@@ -65,7 +86,7 @@ def test_runs(name: str) -> None:
     assert run.steps > 0
 
 
-@pytest.mark.parametrize("folder", ["models", "objectives", "data", "runs"])
+@pytest.mark.parametrize("folder", ["models", "models/heads", "objectives", "data", "runs"])
 def test_each_file_opens_with_what_it_is_for(folder: str) -> None:
     for path in (config_root() / folder).glob("*.gin"):
         head = path.read_text().split("\n\n")[0]
