@@ -1,8 +1,9 @@
-"""When each word of a known text is said: the transducer's best path over one recording."""
+"""When each word of a known text is said: the best path of transducer or CTC over one recording."""
 
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import math
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from maestro_jax.errors import UserError
 from maestro_jax.evaluation.alignment_formats import TimedText, Unit, Word
 from maestro_jax.evaluation.normalizers import normalize
 from maestro_jax.evaluation.transcriber import Transcriber
+from maestro_jax.losses.ctc import ctc_alignment
 from maestro_jax.losses.transducer_alignment import Alignment, transducer_alignment
 
 log = logging.getLogger(__name__)
@@ -35,14 +37,24 @@ class Aligner:
     seconds. Attention takes memory with the square of the length.
 
     Args:
-        transcriber: The loaded model.
+        transcriber: The loaded model; the decoder that it writes with is the one that aligns.
+
+    Raises:
+        UserError: That decoder has no alignment.
     """
 
     def __init__(self, transcriber: Transcriber) -> None:
+        if transcriber.decoder == "attention":
+            raise UserError(
+                "an attention decoder has no alignment; align with a model that was trained as a "
+                "transducer or by CTC."
+            )
         self._transcriber = transcriber
         self._run = transcriber.run
         self._mesh = self._run.partitioning.mesh()
-        self._align = jax.jit(functools.partial(align_speech, self._run.model))
+        self._align = jax.jit(
+            functools.partial(align_speech, self._run.model, decoder=transcriber.decoder)
+        )
 
     def align(
         self,
@@ -115,10 +127,12 @@ class Aligner:
             raise UserError(
                 f"the recording of {seconds:.3f} s is too short to hold a frame; give a longer one."
             )
-        if self._run.model.decoder.one_label_per_frame and len(tokens) > frames:
+        needed = self._frames_needed(tokens)
+        if needed > frames:
             raise UserError(
-                f"the text has {len(tokens)} tokens and the recording {frames} frames, but this "
-                "model writes one token a frame at most; give the text of this recording alone."
+                f"the text has {len(tokens)} tokens, which need {needed} frames, and the recording "
+                f"has {frames}: this model writes one token a frame at most; give the text of this "
+                "recording alone."
             )
         score = float(path.scores[0])
         if not score > _NO_PATH:
@@ -147,6 +161,12 @@ class Aligner:
             words=words_of(vocabulary, tokens, units),
         )
 
+    def _frames_needed(self, tokens: Sequence[int]) -> int:
+        """How many frames the lattice needs at least."""
+        if self._transcriber.decoder == "ctc":
+            return len(tokens) + sum(a == b for a, b in itertools.pairwise(tokens))
+        return len(tokens) if self._run.model.decoder.one_label_per_frame else 0
+
     def _run_model(
         self, inputs: dict[str, np.ndarray], seconds: float
     ) -> tuple[Alignment, np.ndarray]:
@@ -172,6 +192,8 @@ def align_speech(
     labels: jax.Array,
     label_lengths: jax.Array,
     target_language: jax.Array | None = None,
+    *,
+    decoder: str = "transducer",
 ) -> tuple[Alignment, jax.Array]:
     """Encode and align a batch.
 
@@ -183,6 +205,7 @@ def align_speech(
         labels: `[batch, labels]` int32.
         label_lengths: `[batch]`.
         target_language: `[batch]` language ids of a translation; None for transcripts.
+        decoder: `transducer` or `ctc`: whose lattice.
 
     Returns:
         The best path, in encoder frames, and the number of frames, `[batch]`.
@@ -192,6 +215,9 @@ def align_speech(
     encoded = call(features, mask, method="encode_speech")
     context = call(encoded, mask, target_language, method="encode_shared")
     frame_lengths = mask.sum(axis=1).astype("int32")
+    if decoder == "ctc":
+        log_probs = jax.nn.log_softmax(call(context, method="ctc_logits"), axis=-1)
+        return ctc_alignment(log_probs, labels, frame_lengths, label_lengths), frame_lengths
     log_blank, log_label = call(context, labels, method="lattices")
     path = transducer_alignment(
         log_blank,

@@ -29,10 +29,14 @@ from maestro_jax.evaluation.scores import (
     word_scores,
 )
 
-Kind = Literal["asr", "st"]
+Kind = Literal["asr", "st", "mt"]
 
 # The scores of each kind, the first the one that a table leads with.
-METRICS: dict[str, tuple[str, ...]] = {"asr": ("wer", "cer"), "st": ("bleu", "chrf")}
+METRICS: dict[str, tuple[str, ...]] = {
+    "asr": ("wer", "cer"),
+    "st": ("bleu", "chrf"),
+    "mt": ("bleu", "chrf"),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +45,7 @@ class Row:
 
     Attributes:
         direction: ``de``, or ``de-en``.
-        language: Of the speech.
+        language: Of the speech, or of the text that is translated.
         scores: Of its utterances.
         expected: How many utterances the test set has; None when nobody said.
     """
@@ -67,7 +71,7 @@ class Evaluation:
 
     Attributes:
         name: Of the test set; names the report's files.
-        kind: ``asr`` or ``st``.
+        kind: ``asr``, ``st`` or ``mt``.
         rows: One a language or direction, in alphabetical order.
         repeats: Utterances that came more than once and were scored once.
         seconds: Time spent decoding, with reading the batches; 0 when scored from a file.
@@ -141,10 +145,10 @@ def evaluate(
     Args:
         batches: Pairs of features, as `decode` takes them, and metadata: one mapping for every
             row that is an utterance, with ``id``, ``language`` and ``text`` (asr) or
-            ``translation`` (st). Rows beyond the metadata are padding.
+            ``translation`` (st, mt). Rows beyond the metadata are padding.
         decode: From the features of a batch to a string a row.
-        kind: ``asr``: word and character error rates of normalised text; ``st``: BLEU and chrF
-            of translations as they are.
+        kind: ``asr``: word and character error rates of normalised text; ``st`` and ``mt``: BLEU
+            and chrF of translations, of speech and of text, as they are.
         name: Of the test set.
         output_dir: Where ``{name}.predictions.jsonl`` goes, every utterance a line; None for
             nowhere. The first process writes.
@@ -166,7 +170,7 @@ def evaluate(
         ValueError: If `decode` returns fewer strings than a batch has utterances.
     """
     if kind not in METRICS:
-        raise UserError(f"unknown kind of evaluation {kind!r}; take 'asr' or 'st'")
+        raise UserError(f"unknown kind of evaluation {kind!r}; take 'asr', 'st' or 'mt'")
     start = time.monotonic()
     predictions: list[Prediction] = []
     for features, metadata in batches:
@@ -211,7 +215,7 @@ def score(
 
     Args:
         predictions: Of any directions, in any order.
-        kind: ``asr`` or ``st``.
+        kind: ``asr``, ``st`` or ``mt``.
         name: Of the test set.
         expected: Utterances of each language or direction.
         normalizer: From a text and its language to the text that error rates compare.

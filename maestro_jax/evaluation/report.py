@@ -13,10 +13,15 @@ from maestro_jax.evaluation.evaluate import METRICS, Evaluation, Row
 from maestro_jax.evaluation.normalizers import base_language
 from maestro_jax.evaluation.scores import TranslationScores, WordScores, finite_or_none
 
-_TITLES = {"asr": "Speech recognition", "st": "Speech translation"}
+_TITLES = {
+    "asr": "Speech recognition",
+    "st": "Speech translation",
+    "mt": "Text translation",
+}
 _HEADERS = {
     "asr": ("WER %", "95% interval", "CER %", "words", "sub", "del", "ins"),
     "st": ("BLEU", "95% interval", "chrF", "tokens", "length ratio"),
+    "mt": ("BLEU", "95% interval", "chrF", "tokens", "length ratio"),
 }
 _ABSENT = "-"
 
@@ -298,7 +303,7 @@ def _notes(evaluation: Evaluation, low_resource: Collection[str]) -> list[str]:
             "CER counts the spaces between words."
         )
     for name, field in (("BLEU", "bleu_signature"), ("chrF", "chrf_signature")):
-        if evaluation.kind == "st":
+        if evaluation.kind in ("st", "mt"):
             by_signature: dict[str, list[str]] = {}
             for row in evaluation.rows:
                 by_signature.setdefault(getattr(row.scores, field), []).append(row.direction)

@@ -12,13 +12,14 @@ import jax
 from maestro_jax.errors import UserError
 from maestro_jax.evaluation.evaluate import Evaluation, Kind, evaluate
 from maestro_jax.evaluation.report import format_markdown, format_text, report_json, write_report
-from maestro_jax.evaluation.transcriber import SearchConfig, Transcriber
+from maestro_jax.evaluation.search_config import SearchConfig
+from maestro_jax.evaluation.transcriber import Transcriber
 from maestro_jax.progress import Progress
 from maestro_jax.training.run import TrainRun
 
 log = logging.getLogger(__name__)
 
-_STREAM_OF_KIND: dict[Kind, str] = {"asr": "paired", "st": "st"}
+_STREAM_OF_KIND: dict[Kind, str] = {"asr": "paired", "st": "st", "mt": "mt"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,12 +97,13 @@ def evaluate_run(
             kinds: list[Kind] = [k for k, s in _STREAM_OF_KIND.items() if s == stream]
             if not kinds:
                 raise UserError(
-                    f"{name!r} is of the stream {stream!r}; only 'paired' and 'st' can be scored."
+                    f"{name!r} is of the stream {stream!r}; only 'paired', 'st' and 'mt' can be "
+                    "scored."
                 )
             chosen.append((kinds[0], name))
     else:
         for kind, stream in _STREAM_OF_KIND.items():
-            if stream in run.used_streams:
+            if stream in run.used_streams and kind != "mt":
                 chosen.append((kind, run.streams[stream].mixture))
     if not chosen:
         raise UserError("the run has neither a paired nor an st stream: name one with --task.")
@@ -114,10 +116,18 @@ def evaluate_run(
         with data_scope(data_dir):
             expected = sum(task.source.num_input_examples(split) or 0 for task in members)
         progress = Progress(expected, f"{name} {split}")
-        target = "en" if kind == "st" else None
+        target = None if kind == "asr" else "en"
+        decode = transcriber.translate if kind == "mt" else transcriber.decode
         evaluation = evaluate(
-            evaluation_batches(name, split, batch_size, transcriber.samples, data_dir),
-            lambda features, target=target: transcriber.decode(features, target)[0],
+            evaluation_batches(
+                name,
+                split,
+                batch_size,
+                transcriber.samples,
+                data_dir,
+                text_tokens=transcriber.tokens if kind == "mt" else 0,
+            ),
+            lambda features, decode=decode, target=target: decode(features, target)[0],
             kind=kind,
             name=f"{name}.{split}",
             output_dir=Path(model_dir) / "evaluation",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ from maestro_jax.data.streams import SAMPLE_RATE
 from maestro_jax.data.vocabularies import UNK_ID, TokenVocabulary
 from maestro_jax.decoding.fusion import Fusion
 from maestro_jax.decoding.hypotheses import Hypotheses
-from maestro_jax.decoding.ngram import NgramLm
-from maestro_jax.decoding.speech import decode_speech
+from maestro_jax.decoding.speech import decode_speech, decode_text
 from maestro_jax.errors import UserError
+from maestro_jax.evaluation.search_config import SearchConfig, choose_decoder
 from maestro_jax.evaluation.segmentation import segment
 from maestro_jax.training.checkpoints import Which, find_checkpoint, restore_params
 from maestro_jax.training.parameter_trees import unbox
@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 _MARK = "\u2581"
 """What SentencePiece writes for a blank."""
 
+_TEXT_FRAMES = 400
+"""Room for a resampled text where the objective has none of its own."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Timed:
@@ -40,11 +43,12 @@ class Timed:
         text: The piece of the vocabulary, or the word.
         start: Seconds from the beginning of the recording to the frame that emitted it (its first
             token). A streaming model hears before it writes, so this is no boundary of a sound.
+            None from an attention decoder, which has no alignment.
         score: Log-probability of the emission (of its tokens together), in nats.
     """
 
     text: str
-    start: float
+    start: float | None
     score: float
 
 
@@ -54,8 +58,9 @@ class Alternative:
 
     Attributes:
         text: What it says.
-        score: Its log-probability under the transducer, in nats.
-        fused_score: What ranked it: with a language model, if there was one.
+        score: Its log-probability under the decoder, in nats.
+        fused_score: What ranked it: with a language model, if there was one, and normalised by
+            length, if the decoder attends.
         tokens: Its tokens; seconds count from the beginning of the stretch.
     """
 
@@ -72,7 +77,7 @@ class Transcript:
     Attributes:
         text: The transcript, or its translation.
         seconds: Duration of the audio.
-        score: Log-probability under the transducer, in nats, summed over segments: of the path
+        score: Log-probability under the decoder, in nats, summed over segments: of the path
             taken by the greedy search, of all paths that a beam search saw.
         segments: Number of stretches that the recording was cut into.
         target_language: The language translated into; None for a transcript.
@@ -91,51 +96,6 @@ class Transcript:
     alternatives: tuple[tuple[Alternative, ...], ...] = ()
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SearchConfig:
-    """How to search for a transcript.
-
-    Attributes:
-        beam_size: Hypotheses kept; 1 without a language model is the greedy search.
-        lm_text: A file of text, one sentence a line, that a language model is estimated from.
-        lm_weight: Of its log-probabilities.
-        lm_order: Tokens of its longest n-gram.
-        length_bonus: Added for each token, in nats.
-    """
-
-    beam_size: int = 1
-    lm_text: str | Path | None = None
-    lm_weight: float = 0.3
-    lm_order: int = 4
-    length_bonus: float = 0.0
-
-    def fusion(self, vocabulary: TokenVocabulary, vocab_size: int) -> Fusion | None:
-        """The language model and its weights; None if nothing is to be fused.
-
-        Args:
-            vocabulary: Text to tokens.
-            vocab_size: Tokens that the decoder can write, which may be more.
-
-        Raises:
-            UserError: The text cannot be read or is empty, or a number is out of its range.
-        """
-        if self.beam_size < 1:
-            raise UserError(f"the beam size must be at least 1, not {self.beam_size}")
-        if not self.lm_weight >= 0:
-            raise UserError(f"the language model's weight must not be negative: {self.lm_weight}")
-        if self.lm_text is None:
-            return Fusion(length_bonus=self.length_bonus) if self.length_bonus else None
-        try:
-            lines = Path(self.lm_text).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read the text {self.lm_text}: {error}") from error
-        texts = [vocabulary.encode(line) for line in lines if line.strip()]
-        if not texts:
-            raise UserError(f"there is no text in {self.lm_text}")
-        lm = NgramLm.estimate(texts, vocab_size=vocab_size, order=self.lm_order)
-        return Fusion(lm=lm, weight=self.lm_weight, length_bonus=self.length_bonus)
-
-
 class Transcriber:
     """Encoder, search and vocabulary, over batches of a fixed shape.
 
@@ -145,9 +105,11 @@ class Transcriber:
         vocabulary: Tokens to text.
         beam_size: Hypotheses that the search keeps; 1 without fusion is the greedy search.
         fusion: A language model over the vocabulary's tokens that helps to rank.
+        decoder: See `choose_decoder`.
+        length_alpha: Exponent of the attention decoder's length normalisation.
 
     Raises:
-        UserError: The run's model hears nothing.
+        UserError: The run's model hears nothing, or has no such decoder.
     """
 
     def __init__(
@@ -158,8 +120,11 @@ class Transcriber:
         *,
         beam_size: int = 1,
         fusion: Fusion | None = None,
+        decoder: str | None = None,
+        length_alpha: float = 0.6,
     ) -> None:
         self.run = run
+        self.decoder = choose_decoder(run, decoder)
         self.params = params
         self.vocabulary = vocabulary
         self._mesh = run.partitioning.mesh()
@@ -167,16 +132,19 @@ class Transcriber:
         if not audio:
             raise UserError("the run has no stream with audio; its model cannot transcribe.")
         self.samples = max(stream.audio_samples for stream in audio)
-        room = max(max(s.text_tokens, s.translation_tokens) for s in run.streams.values())
-        # Twice the longest training text: what is longer is no sentence of this model's.
-        self._decode = jax.jit(
-            functools.partial(
-                decode_speech,
-                run.model,
-                max_labels=2 * max(room, 16),
-                beam_size=beam_size,
-                fusion=fusion,
-            )
+        self.tokens = max(max(s.text_tokens, s.translation_tokens) for s in run.streams.values())
+        options: dict[str, Any] = {
+            # Twice the longest training text: what is longer is no sentence of this model's.
+            "max_labels": 2 * max(self.tokens, 16),
+            "beam_size": beam_size,
+            "fusion": fusion,
+            "decoder": self.decoder,
+            "length_alpha": length_alpha,
+        }
+        self._decode = jax.jit(functools.partial(decode_speech, run.model, **options))
+        frames = getattr(run.objective, "text_frames", _TEXT_FRAMES)
+        self._decode_text = jax.jit(
+            functools.partial(decode_text, run.model, text_frames=frames, **options)
         )
 
     @classmethod
@@ -202,7 +170,8 @@ class Transcriber:
         search = search or SearchConfig()
         step_directory = find_checkpoint(directory)
         vocabulary = TokenVocabulary.load(Path(step_directory).parent.parent)
-        fusion = search.fusion(vocabulary, run.model.vocab_size)
+        decoder = choose_decoder(run, search.decoder)
+        fusion = search.fusion(vocabulary, run.model.vocab_sizes[decoder])
         mesh = run.partitioning.mesh()
         with run.partitioning.activate(mesh):
             boxed = run.abstract_state()
@@ -215,7 +184,15 @@ class Transcriber:
         if run.ema_decay is None:
             which = "params"
         params = restore_params(step_directory, which, abstract_params=abstract)
-        return cls(run, params, vocabulary, beam_size=search.beam_size, fusion=fusion)
+        return cls(
+            run,
+            params,
+            vocabulary,
+            beam_size=search.beam_size,
+            fusion=fusion,
+            decoder=decoder,
+            length_alpha=search.length_alpha,
+        )
 
     @property
     def data_shards(self) -> int:
@@ -237,9 +214,26 @@ class Transcriber:
             target_language: ISO code to translate into; None transcribes.
 
         Returns:
-            The best string a row, and its log-probability under the transducer `[batch]` in nats.
+            The best string a row, and its log-probability under the decoder `[batch]` in nats.
         """
-        found = self.search(features, target_language)
+        return self._best(self.search(features, target_language))
+
+    def translate(
+        self, features: Mapping[str, np.ndarray], target_language: str = "en"
+    ) -> tuple[list[str], np.ndarray]:
+        """Translate one batch of texts.
+
+        Args:
+            features: `text` int32 `[batch, tokens]`, `text_length` and `language` `[batch]`.
+            target_language: ISO code.
+
+        Returns:
+            As `decode`.
+        """
+        inputs = {name: features[name] for name in ("text", "text_length", "language")}
+        return self._best(self._run(self._decode_text, inputs, target_language))
+
+    def _best(self, found: Hypotheses) -> tuple[list[str], np.ndarray]:
         texts = [
             self.vocabulary.decode(row[:length].tolist())
             for row, length in zip(found.tokens[:, 0], found.lengths[:, 0], strict=True)
@@ -258,12 +252,20 @@ class Transcriber:
         Returns:
             The hypotheses as numpy arrays, `[batch, beam_size, ...]`, best first.
         """
-        batch = len(features["audio"])
         inputs = {name: features[name] for name in ("audio", "audio_length")}
+        return self._run(self._decode, inputs, target_language)
+
+    def _run(
+        self,
+        function: Callable[..., Hypotheses],
+        inputs: dict[str, np.ndarray],
+        target_language: str | None,
+    ) -> Hypotheses:
+        batch = len(next(iter(inputs.values())))
         if target_language is not None:
             inputs["target_language"] = np.full(batch, language_id(target_language), np.int32)
         with self.run.partitioning.activate(self._mesh):
-            hypotheses = self._decode(
+            hypotheses = function(
                 self.params, **self.run.partitioning.shard_batch(self._mesh, inputs)
             )
         found = jax.device_get(hypotheses)
@@ -280,14 +282,17 @@ class Transcriber:
             ids = one.tokens[: one.lengths].tolist()
             # A decoder may have more tokens than the vocabulary has pieces.
             known = [i if i < self.vocabulary.vocab_size else UNK_ID for i in ids]
-            starts = one.frames[: one.lengths] * self.run.model.frame_seconds
+            seconds = one.frames[: one.lengths] * self.run.model.frame_seconds
+            starts: list[float | None] = [round(float(start), 3) for start in seconds]
+            if self.decoder == "attention":
+                starts = [None] * len(starts)
             alternatives.append(
                 Alternative(
                     text=self.vocabulary.decode(ids),
                     score=float(one.scores),
                     fused_score=float(one.fused_scores),
                     tokens=tuple(
-                        Timed(text=piece, start=round(float(start), 3), score=float(score))
+                        Timed(text=piece, start=start, score=float(score))
                         for piece, start, score in zip(
                             self.vocabulary.pieces(known), starts, one.token_scores, strict=False
                         )
@@ -399,5 +404,8 @@ def words_of(tokens: Sequence[Timed]) -> list[Timed]:
 
 def _later(tokens: Sequence[Timed], seconds: float) -> tuple[Timed, ...]:
     return tuple(
-        dataclasses.replace(token, start=round(token.start + seconds, 3)) for token in tokens
+        token
+        if token.start is None
+        else dataclasses.replace(token, start=round(token.start + seconds, 3))
+        for token in tokens
     )

@@ -59,6 +59,7 @@ def model(
         run=run,
         params=state.ema_params,
         vocabulary=vocabulary,
+        decoder="transducer",
         translates=False,
         samples=16_000,
         data_shards=mesh.shape["data"] * mesh.shape["fsdp"],

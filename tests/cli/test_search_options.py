@@ -14,7 +14,7 @@ from maestro_jax.cli import gin_config, run_record
 from maestro_jax.cli import main as cli
 from maestro_jax.data.vocabularies import train_sentencepiece
 from maestro_jax.evaluation.run_evaluation import Report
-from maestro_jax.evaluation.transcriber import SearchConfig
+from maestro_jax.evaluation.search_config import SearchConfig
 from maestro_jax.training.checkpoints import Checkpoints
 from maestro_jax.training.parameter_trees import unbox
 from maestro_jax.training.state import create_state, initial_params

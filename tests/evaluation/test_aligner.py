@@ -71,6 +71,7 @@ def transcriber(request, vocabulary):
         run=run,
         params=params,
         vocabulary=vocabulary,
+        decoder="transducer",
         translates=False,
         samples=16_000,
         data_shards=mesh.shape["data"] * mesh.shape["fsdp"],
@@ -175,10 +176,18 @@ def test_bad_input_is_one_line(transcriber, aligner, samples):
         with pytest.raises(UserError, match="too short to hold a frame"):
             aligner.align(samples[:count], "a")
     if transcriber.run.model.decoder.one_label_per_frame:
-        with pytest.raises(UserError, match="12 tokens and the recording 8 frames"):
+        with pytest.raises(
+            UserError, match="12 tokens, which need 12 frames, and the recording has 8"
+        ):
             aligner.align(samples, "abc abc abc")
     else:
         assert len(aligner.align(samples, "abc abc abc").tokens) == 12
+
+
+def test_an_attention_decoder_aligns_nothing(transcriber):
+    attends = types.SimpleNamespace(**{**vars(transcriber), "decoder": "attention"})
+    with pytest.raises(UserError, match="attention decoder has no alignment"):
+        Aligner(attends)
 
 
 def test_broken_weights_are_no_alignment(transcriber, aligner, samples, monkeypatch):

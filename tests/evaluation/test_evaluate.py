@@ -170,8 +170,8 @@ def test_bad_calls():
         evaluate([(["x"], SPOKEN[:2])], echo, kind="asr", name="toy")
     with pytest.raises(UserError, match="no utterances"):
         evaluate([], echo, kind="asr", name="toy")
-    with pytest.raises(UserError, match="'mt'"):
-        evaluate([], echo, kind="mt", name="toy")
+    with pytest.raises(UserError, match="'tts'"):
+        evaluate([], echo, kind="tts", name="toy")
 
 
 def test_predictions_survive_any_text(tmp_path):

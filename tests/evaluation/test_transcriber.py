@@ -8,7 +8,8 @@ import pytest
 
 from maestro_jax.data.vocabularies import TokenVocabulary, train_sentencepiece
 from maestro_jax.errors import UserError
-from maestro_jax.evaluation.transcriber import SearchConfig, Timed, words_of
+from maestro_jax.evaluation.search_config import SearchConfig
+from maestro_jax.evaluation.transcriber import Timed, words_of
 
 MARK = "\u2581"
 

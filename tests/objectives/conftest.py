@@ -149,6 +149,7 @@ class Tiny:
     later = LATER
     compiler_options = QUICK_COMPILE
     objective = staticmethod(objective)
+    maestro = staticmethod(tiny_maestro)
 
     def __init__(self) -> None:
         self.model = tiny_maestro()

@@ -63,6 +63,11 @@ def run(arguments: argparse.Namespace) -> None:
     from maestro_jax.evaluation.transcriber import Transcriber
 
     transcriber = Transcriber.from_checkpoint(arguments.checkpoint, train_run, search=search)
+    if arguments.timestamps and transcriber.decoder == "attention":
+        raise UserError(
+            "an attention decoder has no alignment, so there are no --timestamps; leave them out, "
+            "or decode with a transducer or CTC."
+        )
     records = []
     for file, samples in zip(arguments.files, audio, strict=True):
         transcript = transcriber.transcribe([samples], target_language=arguments.target_language)[0]

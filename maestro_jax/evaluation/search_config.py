@@ -1,0 +1,102 @@
+"""How to search for a transcript or a translation, and with which decoder."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from pathlib import Path
+
+from maestro_jax.data.vocabularies import TokenVocabulary
+from maestro_jax.decoding.fusion import Fusion
+from maestro_jax.decoding.ngram import NgramLm
+from maestro_jax.decoding.speech import DECODERS
+from maestro_jax.errors import UserError, near_misses
+from maestro_jax.training.run import TrainRun
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """How to search for a transcript.
+
+    Attributes:
+        beam_size: Hypotheses kept; 1 without a language model is the greedy search.
+        lm_text: A file of text, one sentence a line, that a language model is estimated from.
+        lm_weight: Of its log-probabilities.
+        lm_order: Tokens of its longest n-gram.
+        length_bonus: Added for each token, in nats.
+        decoder: `transducer`, `ctc` or `attention`; None for the one that the model was trained
+            with.
+        length_alpha: Exponent of the attention decoder's length normalisation; 0 for none.
+    """
+
+    beam_size: int = 1
+    lm_text: str | Path | None = None
+    lm_weight: float = 0.3
+    lm_order: int = 4
+    length_bonus: float = 0.0
+    decoder: str | None = None
+    length_alpha: float = 0.6
+
+    def fusion(self, vocabulary: TokenVocabulary, vocab_size: int) -> Fusion | None:
+        """The language model and its weights; None if nothing is to be fused.
+
+        Args:
+            vocabulary: Text to tokens.
+            vocab_size: Tokens that the decoder can write, which may be more.
+
+        Raises:
+            UserError: The text cannot be read or is empty, or a number is out of its range.
+        """
+        if self.beam_size < 1:
+            raise UserError(f"the beam size must be at least 1, not {self.beam_size}")
+        if not self.lm_weight >= 0:
+            raise UserError(f"the language model's weight must not be negative: {self.lm_weight}")
+        if not 0 <= self.length_alpha < math.inf:
+            raise UserError(f"length_alpha must not be negative, and is {self.length_alpha}")
+        if self.lm_text is None:
+            return Fusion(length_bonus=self.length_bonus) if self.length_bonus else None
+        try:
+            lines = Path(self.lm_text).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read the text {self.lm_text}: {error}") from error
+        texts = [vocabulary.encode(line) for line in lines if line.strip()]
+        if not texts:
+            raise UserError(f"there is no text in {self.lm_text}")
+        lm = NgramLm.estimate(texts, vocab_size=vocab_size, order=self.lm_order)
+        return Fusion(lm=lm, weight=self.lm_weight, length_bonus=self.length_bonus)
+
+
+def choose_decoder(run: TrainRun, asked: str | None) -> str:
+    """The decoder to search with.
+
+    Args:
+        run: The run that trained the model.
+        asked: `transducer`, `ctc` or `attention`; None for what the run's objective trains (the
+            transducer, if it trains that as well).
+
+    Returns:
+        Its name.
+
+    Raises:
+        UserError: The name is unknown, or the model has no such decoder.
+    """
+    trained = getattr(run.objective, "decoders", ("transducer",))
+    if asked is None:
+        return trained[0]
+    if asked not in DECODERS:
+        raise UserError(
+            f"unknown decoder {asked!r}; choose one of {', '.join(DECODERS)}."
+            f"{near_misses(asked, DECODERS)}"
+        )
+    there = tuple(run.model.vocab_sizes)
+    if asked not in there:
+        raise UserError(
+            f"the model has no {asked} decoder; it has {' and '.join(there)}: leave --decoder out, "
+            "or fine-tune a model that has one."
+        )
+    if asked not in trained:
+        log.warning("the run trained %s and not the %s decoder", " and ".join(trained), asked)
+    return asked
