@@ -18,7 +18,7 @@ DEFAULT_MARKS := not slow and not tpu_backend and not peers and not gpu
 
 PEERS := build/peers
 
-.PHONY: help install demo test test-slow peers test-peers bench-transducer lint format clean
+.PHONY: help install demo low-resource test test-slow peers test-peers bench-transducer lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## list these commands
@@ -28,6 +28,9 @@ install: $(STAMP)  ## make .venv with the exact versions of constraints/
 
 demo: $(STAMP)  ## from this clone to a trained model, its transcripts and a report, on a CPU
 	@$(BIN)/maestro demo
+
+low-resource: $(STAMP)  ## what pretraining is worth to a language with 24 transcribed utterances, on a CPU
+	@$(BIN)/maestro demo --experiment low_resource
 
 test: $(STAMP)  ## the default test suite
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "$(DEFAULT_MARKS)" $(TESTS)
@@ -52,7 +55,7 @@ format: $(STAMP)  ## let ruff mend what it can
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 clean:  ## remove what make made, .venv included
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis demo_output
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis demo_output low_resource_output
 
 # The stamp's name changes with what is to be installed, so a second run installs nothing.
 $(STAMP):

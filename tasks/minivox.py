@@ -73,6 +73,11 @@ class Minivox(tfds.core.GeneratorBasedBuilder):
     BUILDER_CONFIGS = [
         MiniVoxConfig(name="small", description="Three languages, about 3 hours."),
         MiniVoxConfig(
+            name="low_resource",
+            description="Three languages, one of them with a minute of transcribed speech.",
+            corpus=corpus_config.LOW_RESOURCE,
+        ),
+        MiniVoxConfig(
             name="tiny", description="Three languages, minutes.", corpus=corpus_config.TINY
         ),
         MiniVoxConfig(

@@ -47,8 +47,9 @@ def demo_command(output: Path, steps: dict[str, int], bindings: dict[str, str]) 
         "environment.prepare_process()\n"
         "environment.enable_compilation_cache()\n"
         "from maestro_jax.cli import demo\n"
-        f"recipe = demo.Recipe(config='tiny', data_gin='data/minivox_tiny.gin', "
-        f"bindings={bindings!r}, steps={steps!r})\n"
+        "import dataclasses\n"
+        "recipe = dataclasses.replace(demo.RECIPE, config='tiny', "
+        f"data_gin='data/minivox_tiny.gin', bindings={bindings!r}, steps={steps!r})\n"
         f"demo.run_demo({str(output)!r}, {str(data_root())!r}, recipe=recipe)\n"
     )
     return [sys.executable, "-c", script]

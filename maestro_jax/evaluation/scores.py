@@ -199,6 +199,29 @@ def word_scores(
     )
 
 
+def word_errors(references: Sequence[str], hypotheses: Sequence[str]) -> np.ndarray:
+    """The word errors of every utterance, for comparisons of two models utterance by utterance.
+
+    Args:
+        references: What was said, [utterances]; normalise them first.
+        hypotheses: What was recognised, [utterances], in the same order.
+
+    Returns:
+        Errors and words of the reference, int64 [utterances, 2].
+
+    Raises:
+        ValueError: If the two sequences differ in length.
+    """
+    _check_lengths(references, hypotheses)
+    counts = _edit_counts(
+        [" ".join(text.split()) for text in references],
+        [" ".join(text.split()) for text in hypotheses],
+        jiwer.process_words,
+        _WORDS,
+    )
+    return np.stack([counts[:, :3].sum(axis=1), counts[:, 3]], axis=1)
+
+
 def bleu_tokenizer(target_language: str) -> str:
     """The sacreBLEU tokenizer of a language: ``char`` where words are not spaced, else ``13a``.
 

@@ -97,4 +97,4 @@ def test_an_error_while_building_leaves_nothing_behind(tmp_path, monkeypatch):
 
 
 def test_shipped_configs():
-    assert set(minivox.Minivox.builder_configs) == {"tiny", "small", "full"}
+    assert set(minivox.Minivox.builder_configs) == {"tiny", "small", "low_resource", "full"}

@@ -1,4 +1,4 @@
-"""`maestro demo`: the whole way on a small spoken corpus that the command makes itself."""
+"""`maestro demo`: whole experiments on a small spoken corpus that the command makes itself."""
 
 from __future__ import annotations
 
@@ -6,11 +6,22 @@ import argparse
 
 from maestro_jax.cli import environment
 
+EXPERIMENTS = ("whole_loop", "low_resource")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     parser.add_argument(
-        "--output_dir", default="demo_output", metavar="DIR", help="default: %(default)s"
+        "--experiment",
+        choices=EXPERIMENTS,
+        default=EXPERIMENTS[0],
+        help="whole_loop: pretraining, recognition, translation; low_resource: what pretraining is "
+        "worth to a language with 24 transcribed utterances (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--output_dir",
+        metavar="DIR",
+        help="default: demo_output, or low_resource_output for that experiment",
     )
     parser.add_argument(
         "--data_dir",
@@ -26,6 +37,11 @@ def run(arguments: argparse.Namespace) -> None:
 
     import_tensorflow()
     environment.enable_compilation_cache()
+    if arguments.experiment == "low_resource":
+        from maestro_jax.cli.low_resource import run_low_resource
+
+        run_low_resource(arguments.output_dir or "low_resource_output", arguments.data_dir)
+        return
     from maestro_jax.cli.demo import run_demo
 
-    run_demo(output_dir=arguments.output_dir, data_dir=arguments.data_dir)
+    run_demo(arguments.output_dir or "demo_output", arguments.data_dir)

@@ -8,7 +8,7 @@ from maestro_jax.cli import environment, options
 from maestro_jax.errors import UserError, near_misses
 
 # Corpus: the configurations that can be made; the first is the default.
-CORPORA = {"minivox": ("small", "full", "tiny")}
+CORPORA = {"minivox": ("small", "low_resource", "full", "tiny")}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -20,7 +20,7 @@ class CorpusConfig:
         languages: ISO 639-1 codes, of `sentences.SPEAKABLE`.
         paired: Transcribed training utterances by language; a language may have few or none.
         speech: Untranscribed training utterances a language.
-        text: Unspoken training sentences a language.
+        text: Unspoken training sentences a language, or by language.
         mt: Training sentences with an English translation, a language other than English.
         validation: Transcribed and translated utterances a language, of voices unheard in training.
         test: The same for testing, of still other voices.
@@ -39,7 +39,7 @@ class CorpusConfig:
     languages: tuple[str, ...]
     paired: Mapping[str, int]
     speech: int
-    text: int
+    text: int | Mapping[str, int]
     mt: int
     validation: int
     test: int
@@ -59,10 +59,13 @@ class CorpusConfig:
         Names are `{stream}_{language}_{part}`. Splits without examples are left out.
         """
         sizes = {}
+        texts = self.text
+        if not isinstance(texts, Mapping):
+            texts = dict.fromkeys(self.languages, texts)
         for language in self.languages:
             sizes[f"paired_{language}_train"] = self.paired.get(language, 0)
             sizes[f"speech_{language}_train"] = self.speech
-            sizes[f"text_{language}_train"] = self.text
+            sizes[f"text_{language}_train"] = texts.get(language, 0)
             sizes[f"mt_{language}_train"] = self.mt if language != "en" else 0
             sizes[f"paired_{language}_validation"] = self.validation
             sizes[f"paired_{language}_test"] = self.test
@@ -86,6 +89,18 @@ SMALL = CorpusConfig(
 
 Its vocabulary is letters: a model of this size hears what letters sound like in half the steps that
 it needs for pieces of words.
+"""
+
+
+LOW_RESOURCE = dataclasses.replace(
+    SMALL,
+    paired={"en": 2000, "de": 2000, "sl": 24},
+    text={"en": 2500, "de": 2500, "sl": 10000},
+    mt=0,
+)
+"""The same with a minute of transcribed Slovene and plenty of Slovene text; nothing is translated.
+
+What both have is equal: the utterances are the first ones of `SMALL`, and the test set is the same.
 """
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from maestro_jax.data.synthesis import espeak
-from maestro_jax.data.synthesis.config import SMALL, CorpusConfig, full
+from maestro_jax.data.synthesis.config import LOW_RESOURCE, SMALL, CorpusConfig, full
 from maestro_jax.data.synthesis.corpus import make_example
 from maestro_jax.data.synthesis.pool import Pool
 from maestro_jax.data.synthesis.sentences import SPEAKABLE
@@ -147,3 +147,16 @@ def test_splits_of_the_small_corpus():
     assert "mt_en_train" not in sizes
     assert {split.split("_")[1] for split in sizes} == {"en", "de", "sl"}
     assert {split.split("_")[1] for split in full().splits()} == set(SPEAKABLE)
+
+
+def test_the_low_resource_corpus_is_the_small_one_with_less_slovene_speech():
+    small, low = SMALL.splits(), LOW_RESOURCE.splits()
+    assert low["paired_sl_train"] == 24
+    assert low["text_sl_train"] > low["text_de_train"] + low["text_en_train"]
+    assert not any(split.startswith("mt_") for split in low)
+    spoken = {split for split in small if not split.startswith(("text_", "mt_"))}
+    assert {split for split in spoken if small[split] != low[split]} == {"paired_sl_train"}
+    for split, index in (("paired_sl_train", 23), ("paired_sl_test", 99), ("text_sl_train", 3)):
+        ours, theirs = (make_example(config, split, index) for config in (LOW_RESOURCE, SMALL))
+        assert ours.text == theirs.text and ours.speaker == theirs.speaker
+        np.testing.assert_array_equal(ours.audio, theirs.audio)

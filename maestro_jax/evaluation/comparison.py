@@ -1,0 +1,86 @@
+"""Two recognisers on one test set: the ratio of their word error rates, and how sure it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from maestro_jax.errors import UserError
+from maestro_jax.evaluation.bootstrap import bootstrap_interval
+from maestro_jax.evaluation.normalizers import normalize
+from maestro_jax.evaluation.predictions import Prediction, merge
+from maestro_jax.evaluation.scores import word_errors
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Word error rates in percent over the same utterances.
+
+    Attributes:
+        wer: Of the model.
+        baseline_wer: Of the baseline.
+        ratio: The first divided by the second; infinite or NaN where the second is 0.
+        ratio_interval: 95% bootstrap interval of the ratio. Both models are scored on the same
+            draws, so that utterances which are hard for both do not widen it.
+        utterances: How many.
+    """
+
+    wer: float
+    baseline_wer: float
+    ratio: float
+    ratio_interval: tuple[float, float] | None
+    utterances: int
+
+
+def compare(
+    predictions: Sequence[Prediction],
+    baseline: Sequence[Prediction],
+    *,
+    bootstrap_samples: int = 1000,
+    seed: int = 0,
+) -> Comparison:
+    """Compare two models' transcripts of one test set.
+
+    Args:
+        predictions: What the model said.
+        baseline: What the baseline said of the same utterances, in any order.
+        bootstrap_samples: Draws for the interval; 0 for none.
+        seed: Of the draws.
+
+    Returns:
+        Both rates, their ratio and its interval.
+
+    Raises:
+        UserError: The two are not of the same utterances, or of none.
+    """
+    ours, theirs = merge(predictions)[0], merge(baseline)[0]
+    if [(p.id, p.reference) for p in ours] != [(p.id, p.reference) for p in theirs] or not ours:
+        raise UserError(
+            f"the predictions are of different test sets ({len(ours)} and {len(theirs)} "
+            "utterances); evaluate both models on the same one"
+        )
+    counts = [
+        word_errors(
+            [normalize(p.reference, p.language) for p in side],
+            [normalize(p.hypothesis, p.language) for p in side],
+        )
+        for side in (ours, theirs)
+    ]
+    statistics = np.concatenate([counts[0], counts[1][:, :1]], axis=1)
+    errors, words, baseline_errors = statistics.sum(axis=0).tolist()
+
+    def ratio(sums: np.ndarray) -> float:
+        if not sums[2]:
+            return math.nan if not sums[0] else math.inf
+        return float(sums[0] / sums[2])
+
+    return Comparison(
+        wer=100.0 * errors / words if words else math.nan,
+        baseline_wer=100.0 * baseline_errors / words if words else math.nan,
+        ratio=ratio(statistics.sum(axis=0)),
+        ratio_interval=bootstrap_interval(statistics, ratio, samples=bootstrap_samples, seed=seed),
+        utterances=len(ours),
+    )
