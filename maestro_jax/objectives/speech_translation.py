@@ -31,6 +31,7 @@ from maestro_jax.objectives.base import (
     init_all_parameters,
     present,
 )
+from maestro_jax.objectives.duration_sources import DurationSource, Learned
 from maestro_jax.objectives.health import frame_variation
 from maestro_jax.objectives.passes import Written, encode_speech, encode_texts, upsample
 from maestro_jax.objectives.text_side import TextMasks
@@ -58,6 +59,7 @@ class SpeechTranslation:
         text_frames: Static number of frames of a resampled text; what is beyond is cut and counted
             in `mt/overflow_frames`.
         text_masks: Mask(ê_t) of text translation.
+        durations: Where the durations of the text to translate come from.
         fastemit: Extra weight of the gradient of label arcs: labels come earlier.
         delay_penalty: Nats a frame by which later labels cost more.
     """
@@ -68,6 +70,7 @@ class SpeechTranslation:
     augment: bool = True
     text_frames: int = 400
     text_masks: TextMasks = TextMasks()
+    durations: DurationSource = Learned()
     fastemit: float = 0.0
     delay_penalty: float = 0.0
 
@@ -105,6 +108,7 @@ class SpeechTranslation:
 
     def init(self, model: nn.Module, rng: jax.Array, batch: Batch) -> Any:
         """Parameters of the whole model, so that any checkpoint of it can be taken over."""
+        self.durations.check(model)
         return init_all_parameters(model, rng, batch)
 
     def loss(
@@ -121,7 +125,7 @@ class SpeechTranslation:
     ) -> tuple[jax.Array, Metrics]:
         """ST in nats a label, plus `mt_weight` times MT in nats a label."""
         del step, controls
-        keys = iter(jax.random.split(rng, 3))
+        keys = iter(jax.random.split(rng, 4))
         parts = Parts(model, params, next(keys), train)
         metrics: Metrics = {}
         frames: dict[str, Frames] = {}
@@ -139,9 +143,10 @@ class SpeechTranslation:
             metrics["st/frame_variation"] = frame_variation(speech.encoded, speech.mask)
             metrics["st/examples"] = present(stream["audio_length"])
         if "mt" in batch:
+            self.durations.check(model)
             # Durations are predicted with averaged weights, if the run keeps them.
             averaged = frozen(params if ema_params is None else ema_params)
-            aligner = Parts(model, averaged, rng, False)
+            aligner = Parts(model, averaged, next(keys), False)
             frames["mt"], more = self._encode_text(parts, aligner, batch["mt"], next(keys), train)
             metrics |= more
         contexts = encode_shared(parts, frames)
@@ -168,17 +173,20 @@ class SpeechTranslation:
         train: bool,
     ) -> tuple[Frames, Metrics]:
         """The source text at frame rate."""
+        duration_rng, mask_rng = jax.random.split(rng)
 
-        def predicted(text: Written, mask: jax.Array) -> jax.Array:
-            embedded = aligner("encode_text", text.tokens, mask, text.language)
-            return aligner("round_durations", aligner("predict_durations", embedded, mask), mask)
+        def chosen(text: Written, mask: jax.Array, embedded: jax.Array) -> jax.Array:
+            reader = parts if self.durations.trained_through else aligner
+            if not self.durations.trained_through:
+                embedded = aligner("encode_text", text.tokens, mask, text.language)
+            return self.durations.durations(duration_rng, reader, embedded, text.tokens, mask)
 
         written = Written(stream["text"], stream["text_length"], stream["language"])
-        texts = encode_texts(parts, {"mt": written}, predicted, {})
+        texts = encode_texts(parts, {"mt": written}, chosen, {})
         upsampled = upsample(parts, texts, {"mt": self.text_frames})["mt"]
         values, mask = upsampled.refined, upsampled.index.mask
         if train:
-            values = self.text_masks.apply(rng, values, mask)
+            values = self.text_masks.apply(mask_rng, values, mask)
         overflow = jnp.sum(upsampled.index.overflow).astype(jnp.float32)
         return Frames(values, mask, stream["target_language"]), {
             "mt/examples": present(stream["text_length"]),
