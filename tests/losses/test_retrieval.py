@@ -7,12 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maestro_jax.losses.retrieval import retrieval_accuracy
+from maestro_jax.losses import retrieval
 
 BATCH, FRAMES, FEATURES = 3, 7, 5
+# Small programs: what counts is the time to compile them.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 # One row is full, one has a hole and padding, one is absent.
 MASK = np.array([[1] * 7, [1, 1, 0, 1, 1, 0, 0], [0] * 7], bool)
 TOKEN = np.array([[0, 0, 1, 1, 1, 2, 3], [0, 1, 1, 1, 1, 0, 0], [0] * 7], np.int32)
+
+retrieval_accuracy = jax.jit(
+    retrieval.retrieval_accuracy, static_argnames="scope", compiler_options=QUICK
+)
 
 
 def sides(noise):
@@ -45,9 +51,7 @@ def by_definition(speech, text, scope):
 @pytest.mark.parametrize("noise", [1.0, 2.0])
 def test_it_is_that_of_a_loop(scope, noise):
     speech, text = sides(noise)
-    found = jax.jit(retrieval_accuracy, static_argnames="scope")(
-        speech, text, TOKEN, MASK, scope=scope
-    )
+    found = retrieval_accuracy(speech, text, TOKEN, MASK, scope=scope)
     forth, back = by_definition(speech, text, scope), by_definition(text, speech, scope)
     assert forth[0] != back[0] and forth[1] != back[1]  # the directions can be told apart
     assert 0 < forth[0] < forth[1] <= MASK.sum()

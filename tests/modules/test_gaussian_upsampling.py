@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,8 @@ from maestro_jax.modules.gaussian_upsampling import (
 )
 from maestro_jax.modules.resampler import Resampler
 
+# Small programs: what counts is the time to compile them.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 # Zeros inside and as padding, a row that overflows, an empty row.
 DURATIONS = np.array(
     [[2.3, 0.0, 1.1, 3.7, 0.0], [0.0, 4.2, 9.5, 1.0, 2.0], [0.0] * 5, [0.4, 0.4, 0.4, 0.4, 6.0]],
@@ -26,6 +30,23 @@ FRAMES, FEATURES = 12, 6
 
 def embedded(features=FEATURES):
     return np.random.default_rng(0).normal(size=(4, 5, features)).astype(np.float32)
+
+
+def run(module, variables, x, durations):
+    apply = jax.jit(module.apply, static_argnums=3, compiler_options=QUICK)
+    return apply(variables, x, durations, FRAMES)
+
+
+def parameters(seed=4):
+    """Of either resampler, and of which none is zero."""
+    rng = np.random.default_rng(seed)
+
+    def dense(inputs, outputs):
+        kernel, bias = rng.normal(size=(inputs, outputs)), rng.normal(size=outputs)
+        return {"kernel": 0.3 * np.float32(kernel), "bias": 0.3 * np.float32(bias)}
+
+    position, ranges = dense(2 * FEATURES + 1, FEATURES), dense(FEATURES + 1, 1)
+    return {"params": {"position": position, "range": ranges}}
 
 
 def weights_by_definition(durations, ranges):
@@ -47,7 +68,8 @@ def weights_by_definition(durations, ranges):
 
 def test_weights_are_those_of_the_definition():
     ranges = np.random.default_rng(1).uniform(0.4, 2.0, DURATIONS.shape).astype(np.float32)
-    found = np.asarray(gaussian_weights(jnp.array(DURATIONS), jnp.array(ranges), FRAMES))
+    compiled = jax.jit(gaussian_weights, static_argnums=2, compiler_options=QUICK)
+    found = np.asarray(compiled(DURATIONS, ranges, FRAMES))
     expected = weights_by_definition(DURATIONS, ranges)
     there = [0, 1, 3]
     np.testing.assert_allclose(found[there], expected[there], atol=1e-5)
@@ -59,11 +81,10 @@ def test_frames_are_mixtures_and_their_places():
     module = GaussianUpsampling(fixed_range=0.7)
     x = embedded()
     durations = jnp.array(DURATIONS)
-    variables = nn.unbox(module.init(jax.random.key(0), x, durations, FRAMES))
     weights = weights_by_definition(DURATIONS, np.full(DURATIONS.shape, 0.7))
     valid = np.array([7, 12, 0, 8])  # 7.1, more than 12, nothing, 7.6
-    still = jax.tree.map(jnp.zeros_like, variables)
-    mixed, index = module.apply(still, x, durations, FRAMES)
+    still = jax.tree.map(np.zeros_like, parameters())
+    mixed, index = run(module, still, x, durations)
     assert index.lengths.tolist() == valid.tolist()
     assert index.overflow.tolist() == [0, 5, 0, 0]
     ends = np.cumsum(DURATIONS.astype(np.float64), axis=1)
@@ -72,9 +93,8 @@ def test_frames_are_mixtures_and_their_places():
         assert not np.any(mixed[b, frames:])
         for t in range(frames):
             assert index.token[b, t] == np.flatnonzero(t + 0.5 < ends[b])[0]
-    kernel = still["params"]["position"]["kernel"].at[-1].set(1.0)
-    one = {"params": {"position": {**still["params"]["position"], "kernel": kernel}}}
-    added = module.apply(one, 0 * x, durations, FRAMES)[0][..., 0]
+    still["params"]["position"]["kernel"][-1] = 1.0
+    added = run(module, still, 0 * x, durations)[0][..., 0]
     for b, frames in enumerate(valid):
         for t in range(frames):
             expected = sum(
@@ -105,31 +125,27 @@ def test_a_narrow_range_is_the_hard_resampler():
     not its own.
     """
     x, durations = embedded(), jnp.array(WHOLE)
-    hard = Resampler()
-    variables = nn.unbox(hard.init(jax.random.key(0), x, durations, FRAMES))
-    expected, expected_index = hard.apply(variables, x, durations, FRAMES)
-    soft = GaussianUpsampling(fixed_range=0.02)
-    found, index = soft.apply(variables, x, durations, FRAMES)
+    expected, expected_index = run(Resampler(), parameters(), x, durations)
+    found, index = run(GaussianUpsampling(fixed_range=0.02), parameters(), x, durations)
     np.testing.assert_allclose(found, expected, atol=1e-4)
     jax.tree.map(np.testing.assert_array_equal, index, expected_index)
     # And a wide one is not.
-    wide, _ = GaussianUpsampling(fixed_range=1.0).apply(variables, x, durations, FRAMES)
+    wide, _ = run(GaussianUpsampling(fixed_range=1.0), parameters(), x, durations)
     assert np.abs(wide - expected).max() > 0.1
 
 
 def test_gradient_of_durations_is_that_of_finite_differences():
     module = GaussianUpsampling()
     x = embedded()
-    durations = jnp.array(DURATIONS)
-    variables = nn.unbox(module.init(jax.random.key(0), x, durations, FRAMES))
-    variables = jax.tree.map(lambda p: p + 0.1, variables)
     probe = np.random.default_rng(3).normal(size=(4, FRAMES, FEATURES)).astype(np.float32)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    @functools.partial(jax.value_and_grad, argnums=(0, 1))
     def loss(durations, variables):
         return jnp.sum(module.apply(variables, x, durations, FRAMES)[0] * probe)
 
-    gradient, of_variables = jax.jit(jax.grad(loss, (0, 1)))(durations, variables)
+    variables = parameters()
+    _, (gradient, of_variables) = loss(DURATIONS, variables)
     assert np.all(np.isfinite(gradient))
     assert all(np.any(leaf) for leaf in jax.tree.leaves(of_variables))
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(of_variables))
@@ -138,7 +154,7 @@ def test_gradient_of_durations_is_that_of_finite_differences():
         up, down = DURATIONS.copy(), DURATIONS.copy()
         up[b, u] += step
         down[b, u] -= step
-        slope = (loss(up, variables) - loss(down, variables)) / (2 * step)
+        slope = (loss(up, variables)[0] - loss(down, variables)[0]) / (2 * step)
         np.testing.assert_allclose(gradient[b, u], slope, rtol=2e-2, atol=2e-2)
     assert not np.any(gradient[2])
 
@@ -146,15 +162,22 @@ def test_gradient_of_durations_is_that_of_finite_differences():
 def test_padding_is_not_seen():
     module = GaussianUpsampling()
     x, durations = embedded(), jnp.array(DURATIONS)
-    variables = nn.unbox(module.init(jax.random.key(0), x, durations, FRAMES))
-    variables = jax.tree.map(lambda p: p + 0.1, variables)
     longer = np.concatenate([x, 100 + x], axis=1)
     padded = jnp.pad(durations, ((0, 0), (0, 5)))
-    expected, _ = module.apply(variables, x, durations, FRAMES)
-    found, _ = module.apply(variables, longer, padded, FRAMES)
+    expected, _ = run(module, parameters(), x, durations)
+    found, _ = run(module, parameters(), longer, padded)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_a_range_that_is_not_positive_is_refused():
     with pytest.raises(ValueError, match="fixed_range is 0"):
         GaussianUpsampling(fixed_range=0.0)
+
+
+def test_parameters_are_those_the_tests_give():
+    module = GaussianUpsampling()
+    made = jax.eval_shape(
+        functools.partial(module.init, frames=FRAMES), jax.random.key(0), embedded(), DURATIONS
+    )
+    made, given = jax.tree.map(np.shape, (nn.unbox(made), parameters()))
+    assert made == given

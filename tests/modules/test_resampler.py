@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -58,3 +60,35 @@ def test_resampler_copies_embeddings_and_adds_the_place():
         variables
     )
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))
+
+
+def test_the_place_in_the_token_is_that_of_a_loop():
+    """Sinusoids of the frame's index and of the duration, and the fraction passed, through a map.
+
+    Zeros in front and inside, a row that overflows, an empty row.
+    """
+    rows, frames, features = [[0, 2, 0, 3], [4, 0, 1, 9], [0, 0, 0, 0]], 7, 4
+    rng = np.random.default_rng(3)
+    embedded = rng.normal(size=(3, 4, features)).astype(np.float32)
+    kernel = rng.normal(size=(2 * features + 1, features)).astype(np.float32)
+    bias = rng.normal(size=features).astype(np.float32)
+    variables = {"params": {"position": {"kernel": kernel, "bias": bias}}}
+    found, _ = jax.jit(Resampler().apply, static_argnums=3)(
+        variables, embedded, jnp.array(rows, jnp.int32), frames
+    )
+
+    def sinusoid(number):
+        rates = [10_000.0 ** (-i / (features // 2 - 1)) for i in range(features // 2)]
+        return [math.sin(number * r) for r in rates] + [math.cos(number * r) for r in rates]
+
+    expected = np.zeros((3, frames, features))
+    for b, row in enumerate(rows):
+        t = 0
+        for u, duration in enumerate(row):
+            for position in range(duration):
+                if t < frames:
+                    fraction = (position + 0.5) / duration
+                    place = [*sinusoid(position), *sinusoid(duration), fraction]
+                    expected[b, t] = embedded[b, u] + np.array(place) @ kernel + bias
+                t += 1
+    np.testing.assert_allclose(found, expected, atol=1e-5)
