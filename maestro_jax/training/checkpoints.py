@@ -7,9 +7,8 @@ A model directory holds ``checkpoints/<step>/state`` (the training state) and
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -19,7 +18,8 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from maestro_jax.errors import UserError
-from maestro_jax.training import parameter_trees
+from maestro_jax.training import parameter_groups, parameter_trees, partial_init
+from maestro_jax.training.partial_init import PartialRestoreReport
 from maestro_jax.training.state import TrainState
 
 log = logging.getLogger(__name__)
@@ -158,31 +158,6 @@ class Checkpoints:
             )
 
 
-@dataclasses.dataclass(frozen=True)
-class PartialRestoreReport:
-    """What became of each parameter in a partial restore.
-
-    Attributes:
-        loaded: Names of the parameters that were read.
-        skipped: Names in the checkpoint that were not read, each with the reason.
-        new: Names in the model that keep their initial value.
-    """
-
-    loaded: tuple[str, ...]
-    skipped: tuple[tuple[str, str], ...]
-    new: tuple[str, ...]
-
-    def summary(self) -> str:
-        """The report in a few lines."""
-        lines = [
-            f"{len(self.loaded)} parameters loaded, {len(self.skipped)} skipped, "
-            f"{len(self.new)} new"
-        ]
-        lines += [f"  skipped {name}: {reason}" for name, reason in self.skipped]
-        lines += [f"  new {name}" for name in self.new]
-        return "\n".join(lines)
-
-
 def restore_params(
     directory: epath.PathLike, which: Which = "ema", *, abstract_params: Any = None
 ) -> Any:
@@ -219,7 +194,12 @@ def restore_params(
 
 
 def partial_restore(
-    params: Any, directory: epath.PathLike, which: Which = "ema"
+    params: Any,
+    directory: epath.PathLike,
+    which: Which = "ema",
+    *,
+    include: Sequence[str] = (".*",),
+    exclude: Sequence[str] = (),
 ) -> tuple[Any, PartialRestoreReport]:
     """Read from a checkpoint what fits a model by name and shape, and leave the rest.
 
@@ -227,31 +207,41 @@ def partial_restore(
         params: Tree of arrays, or of ``ShapeDtypeStruct`` with or without shardings.
         directory: A model directory (its newest checkpoint counts), or one checkpoint in it.
         which: ``ema`` for the moving average, ``params`` for the values of the last step.
+        include: Regular expressions of whole names in the checkpoint: only these are read.
+        exclude: Regular expressions of whole names in the checkpoint that are not read, although
+            they may fit.
 
     Returns:
         The tree with the fitting leaves replaced, in their types and shardings; and a report.
 
     Raises:
-        UserError: The directory holds no checkpoint, or nothing in it fits.
+        UserError: The directory holds no checkpoint, nothing in it fits, or a pattern matches
+            nothing.
     """
     step_directory = find_checkpoint(directory)
     saved = _saved_parameters(step_directory, which)
     paths = {parameter_trees.parameter_name(path): path for path in saved}
     wanted = dict(parameter_trees.named_leaves(params))
+    for option, patterns in (("init_include", include), ("init_exclude", exclude)):
+        for pattern in patterns:
+            parameter_groups.check_match(
+                pattern, list(paths), f"of {option}, looked up in {step_directory},"
+            )
     targets: dict[tuple[str, ...], Any] = {}
     skipped: list[tuple[str, str]] = []
     for name, path in paths.items():
-        there = tuple(saved[path].shape)
-        if name not in wanted:
-            skipped.append((name, "not in this model"))
-        elif there != tuple(wanted[name].shape):
-            skipped.append((name, f"shape {there} there, {tuple(wanted[name].shape)} here"))
-        else:
+        reason = partial_init.reason_to_skip(
+            name, tuple(saved[path].shape), wanted, include=include, exclude=exclude
+        )
+        if reason is None:
             targets[path] = wanted[name]
+        else:
+            skipped.append((name, reason))
     if not targets:
         raise UserError(
-            f"No parameter of {step_directory} fits this model by name and shape; "
-            "choose the checkpoint of a model of the same size."
+            f"No parameter of {step_directory} fits this model by name and shape "
+            f"({skipped[0][0]}: {skipped[0][1]}); choose the checkpoint of a model of the same "
+            "size, or other parameters in init_include and init_exclude."
         )
     values = _read(step_directory, which, targets)
     loaded = {parameter_trees.parameter_name(path): value for path, value in values.items()}

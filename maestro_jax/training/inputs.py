@@ -91,4 +91,9 @@ def keep_vocabulary(run: TrainRun, vocabulary: Any, model_dir: epath.Path) -> No
         for directory in (checkpoint, checkpoint.parent, checkpoint.parent.parent):
             source = directory / "vocabulary.model"
             if source.exists() and source.read_bytes() != content:
-                log.warning("%s is another vocabulary: its tokens have other ids here", source)
+                log.warning(
+                    "%s is another vocabulary: its tokens have other ids here; what was learned of "
+                    "them is left out by init_exclude%s",
+                    source,
+                    f" = {tuple(run.init_exclude)}" if run.init_exclude else ", which is empty",
+                )

@@ -17,11 +17,12 @@ from jax.sharding import Mesh
 
 from maestro_jax.errors import UserError
 from maestro_jax.training import parameter_trees
-from maestro_jax.training.checkpoints import Checkpoints, partial_restore
+from maestro_jax.training.checkpoints import Checkpoints, find_checkpoint, partial_restore
 from maestro_jax.training.inputs import Batches, task_batches
 from maestro_jax.training.interruption import Interrupted, StopSignals
 from maestro_jax.training.metrics import Chronometer, MetricWindow, MetricWriter, console_line
 from maestro_jax.training.overview import parameter_overview
+from maestro_jax.training.partial_init import REPORT_FILE
 from maestro_jax.training.partitioning import replicated
 from maestro_jax.training.run import TrainRun
 from maestro_jax.training.state import TrainState, create_state, initial_params
@@ -102,7 +103,7 @@ def train(
         _check_record(run, record, directory)
         log.info("continuing from step %d of %s", record["step"], directory)
     else:
-        state = _new_state(run, mesh, abstract, shardings)
+        state = _new_state(run, mesh, abstract, shardings, directory)
     start = int(record.get("step", 0))
     if start >= run.steps:
         log.info("nothing to do: step %d of %d is done", start, run.steps)
@@ -261,7 +262,7 @@ def train(
 
 
 def _new_state(
-    run: TrainRun, mesh: Mesh, abstract: TrainState, shardings: TrainState
+    run: TrainRun, mesh: Mesh, abstract: TrainState, shardings: TrainState, directory: epath.Path
 ) -> TrainState:
     """A state from ``init_from`` or from scratch; every array is born where it belongs."""
     with run.partitioning.activate(mesh):
@@ -274,8 +275,17 @@ def _new_state(
         if run.init_from is None:
             log.info("starting from scratch")
         else:
-            params, report = partial_restore(params, run.init_from, run.init_which)
+            params, report = partial_restore(
+                params,
+                run.init_from,
+                run.init_which,
+                include=run.init_include,
+                exclude=run.init_exclude,
+            )
             log.info("starting from %s (%s): %s", run.init_from, run.init_which, report.summary())
+            if jax.process_index() == 0:
+                source = f"{find_checkpoint(run.init_from)} ({run.init_which})\n"
+                (directory / REPORT_FILE).write_text(source + report.text())
         return jax.jit(
             functools.partial(create_state, optimizer=run.optimizer, ema=run.ema_decay is not None),
             out_shardings=shardings,

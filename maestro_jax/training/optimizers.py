@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from typing import Any, Literal, Protocol
 
 import jax
@@ -11,7 +12,8 @@ import jax.numpy as jnp
 import optax
 
 from maestro_jax.errors import UserError, near_misses
-from maestro_jax.training import parameter_trees
+from maestro_jax.training import parameter_groups, parameter_trees
+from maestro_jax.training.parameter_groups import BASE, ParameterGroup
 
 SCHEDULES = ("inverse_sqrt", "cosine", "constant")
 
@@ -25,6 +27,14 @@ class Optimizer(Protocol):
 
     def schedule(self, step: jax.typing.ArrayLike) -> jax.Array:
         """The learning rate of the update that follows so many updates."""
+        ...
+
+    def group_schedules(self, step: jax.typing.ArrayLike) -> Mapping[str, jax.Array]:
+        """The learning rates of the groups that have their own."""
+        ...
+
+    def by_group(self, tree: Any) -> Mapping[str, Any]:
+        """A tree like that of the parameters by group, without what is never trained."""
         ...
 
 
@@ -46,10 +56,9 @@ class AdamConfig:
         eps: Added to the root of the second moment.
         weight_decay: Decoupled weight decay, times the learning rate.
         weight_decay_exclude: Regular expressions of whole parameter names without weight decay.
-        clip_norm: The gradient is scaled down to this global norm at most; None: never.
-        multipliers: Pairs of a regular expression and a factor on the learning rate. The first
-            expression that matches a whole parameter name counts, as in
-            ``(("decoder.*", 3.0), ("speech_encoder/frontend.*", 0.0))``.
+        clip_norm: The gradient of all that is trained is scaled down to this global norm at most;
+            None: never.
+        groups: Parameters with a learning rate, schedule or weight decay of their own, or frozen.
     """
 
     learning_rate: float = 1e-3
@@ -63,7 +72,7 @@ class AdamConfig:
     weight_decay: float = 0.0
     weight_decay_exclude: tuple[str, ...] = (r"(.*/)?bias", r"(.*/)?scale")
     clip_norm: float | None = 1.0
-    multipliers: tuple[tuple[str, float], ...] = ()
+    groups: tuple[ParameterGroup, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
@@ -86,13 +95,15 @@ class AdamConfig:
             raise UserError(
                 f"clip_norm {self.clip_norm} must be positive, or None for no clipping."
             )
-        for pattern in (*self.weight_decay_exclude, *(pattern for pattern, _ in self.multipliers)):
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise UserError(
-                    f"{pattern!r} is not a regular expression: {error}; mend it in AdamConfig."
-                ) from error
+        for pattern in self.weight_decay_exclude:
+            parameter_groups.check_pattern(pattern, "of weight_decay_exclude")
+        # gin hands over lists; a configuration must be hashable.
+        object.__setattr__(self, "groups", tuple(self.groups))
+        names = [group.name for group in self.groups]
+        if len(set(names)) < len(names):
+            raise UserError(f"Two parameter groups have one name ({', '.join(names)}); rename one.")
+        for group in self.groups:
+            self._of_group(group)
 
     def schedule(self, step: jax.typing.ArrayLike) -> jax.Array:
         """The learning rate of the update that follows ``step`` updates.
@@ -119,6 +130,33 @@ class AdamConfig:
             factor = rising
         return self.learning_rate * factor
 
+    def group_schedules(self, step: jax.typing.ArrayLike) -> dict[str, jax.Array]:
+        """The learning rate of each group in the update that follows ``step`` updates.
+
+        With f the steps for which a group is frozen, that of ``schedule`` at ``step - f``; before
+        that, and for a group that is frozen for good, 0.
+        """
+        rates = {}
+        for group in self.groups:
+            since = jnp.asarray(step, jnp.int32) - group.frozen_steps
+            rate = self._of_group(group).schedule(jnp.maximum(since, 0))
+            rates[group.name] = jnp.where((since < 0) | group.frozen, 0.0, rate)
+        return rates
+
+    def by_group(self, tree: Any) -> dict[str, Any]:
+        """A tree with the names of the parameters by group, without what is frozen for good.
+
+        Args:
+            tree: Such as the gradients.
+
+        Returns:
+            From the names of the groups, and ``base`` for what is in none, to the tree with None
+            in place of what the group does not own.
+        """
+        return parameter_groups.split(
+            tree, parameter_groups.assign(tree, self.groups), self._frozen_groups
+        )
+
     def build(self, params: Any) -> optax.GradientTransformation:
         """The gradient transformation.
 
@@ -126,25 +164,49 @@ class AdamConfig:
             params: The tree of parameters, boxed or not; only names are read.
 
         Raises:
-            UserError: A pattern of ``multipliers`` matches no parameter.
+            UserError: A pattern of a group matches no parameter, or a group is empty.
         """
-        names = [name for name, _ in parameter_trees.named_leaves(parameter_trees.unbox(params))]
-        for pattern, _ in self.multipliers:
-            if not any(re.fullmatch(pattern, name) for name in names):
-                raise UserError(
-                    f"The learning-rate multiplier {pattern!r} matches no parameter; names look "
-                    f"like {names[0] if names else '(none)'!r}.{near_misses(pattern, names)}"
-                )
-        transformations = []
-        if self.clip_norm is not None:
-            transformations.append(optax.clip_by_global_norm(self.clip_norm))
-        transformations.append(optax.scale_by_adam(b1=self.b1, b2=self.b2, eps=self.eps))
+        clip = [] if self.clip_norm is None else [optax.clip_by_global_norm(self.clip_norm)]
+        if not self.groups:
+            return optax.chain(*clip, *self._unclipped())
+        configs = {BASE: self, **{group.name: self._of_group(group) for group in self.groups}}
+        return parameter_groups.grouped(
+            parameter_groups.assign(params, self.groups),
+            {
+                name: optax.chain(*config._unclipped())
+                for name, config in configs.items()
+                if name not in self._frozen_groups
+            },
+            {group.name: group.frozen_steps for group in self.groups},
+            optax.chain(*clip),
+        )
+
+    @property
+    def _frozen_groups(self) -> tuple[str, ...]:
+        return tuple(group.name for group in self.groups if group.frozen)
+
+    def _of_group(self, group: ParameterGroup) -> AdamConfig:
+        """The configuration of one group, whose steps are counted from when it thaws."""
+        own = {
+            field: getattr(group, field)
+            for field in ("learning_rate", "warmup_steps", "schedule_name", "weight_decay")
+            if getattr(group, field) is not None
+        }
+        decay_steps = self.decay_steps if group.decay_steps is None else group.decay_steps
+        if decay_steps is not None:
+            own["decay_steps"] = decay_steps - group.frozen_steps
+        try:
+            return dataclasses.replace(self, groups=(), **own)
+        except UserError as error:
+            thaws = f" (counted from its thaw at {group.frozen_steps})" * (group.frozen_steps > 0)
+            raise UserError(f"The parameter group {group.name!r}{thaws}: {error}") from error
+
+    def _unclipped(self) -> list[optax.GradientTransformation]:
+        transformations = [optax.scale_by_adam(b1=self.b1, b2=self.b2, eps=self.eps)]
         if self.weight_decay:
             transformations.append(_decayed_weights(self.weight_decay, self.weight_decay_exclude))
-        if self.multipliers:
-            transformations.append(_multiplied(self.multipliers))
         transformations.append(optax.scale_by_learning_rate(self.schedule))
-        return optax.chain(*transformations)
+        return transformations
 
 
 def _decayed_weights(decay: float, exclude: tuple[str, ...]) -> optax.GradientTransformation:
@@ -160,18 +222,6 @@ def _decayed_weights(decay: float, exclude: tuple[str, ...]) -> optax.GradientTr
         return jax.tree.map(one, names, updates, params)
 
     return optax.stateless(add)
-
-
-def _multiplied(multipliers: tuple[tuple[str, float], ...]) -> optax.GradientTransformation:
-    """Multiply each update by the factor of the first pattern that matches its name."""
-
-    def scale(name: str, update: jax.Array) -> jax.Array:
-        for pattern, factor in multipliers:
-            if re.fullmatch(pattern, name):
-                return update * factor
-        return update
-
-    return optax.stateless(lambda updates, _: parameter_trees.map_named(scale, updates))
 
 
 def ema_decay_at(step: jax.typing.ArrayLike, decay: float) -> jax.Array:

@@ -10,6 +10,7 @@ import jax
 
 from maestro_jax.data.streams import StreamConfig, batch_shapes, check_streams
 from maestro_jax.errors import UserError, near_misses
+from maestro_jax.training import parameter_groups
 from maestro_jax.training.optimizers import Optimizer
 from maestro_jax.training.partitioning import Partitioning
 from maestro_jax.training.state import TrainState, abstract_state
@@ -35,6 +36,10 @@ class TrainRun:
             and shape fit.
         init_which: Whether to begin with its average (``ema``) or with its last values
             (``params``).
+        init_include: Regular expressions of whole names of the checkpoint's parameters: only these
+            are taken over, as in ``("speech_encoder/.*", "shared_encoder/.*")``.
+        init_exclude: Regular expressions of those that are not taken over although they may fit,
+            as in ``("decoder/.*",)`` for another vocabulary of the same size.
         console_metrics: The metrics on the console, in order; None: the loss and its parts.
         tensorboard: Whether to write TensorBoard files.
         profile_steps: First and last step of a profile, which is written to ``profile/``.
@@ -53,6 +58,8 @@ class TrainRun:
     ema_decay: float | None = 0.9999
     init_from: str | None = None
     init_which: Literal["ema", "params"] = "ema"
+    init_include: tuple[str, ...] = (".*",)
+    init_exclude: tuple[str, ...] = ()
     console_metrics: tuple[str, ...] | None = None
     tensorboard: bool = True
     profile_steps: tuple[int, int] | None = None
@@ -74,6 +81,12 @@ class TrainRun:
                 f"init_which is {self.init_which!r}; choose 'ema' or 'params'."
                 f"{near_misses(self.init_which, ('ema', 'params'))}"
             )
+        for name in ("init_include", "init_exclude"):
+            patterns = getattr(self, name)
+            if isinstance(patterns, str):
+                raise UserError(f"{name} is {patterns!r}; write a tuple: ({patterns!r},).")
+            for pattern in patterns:
+                parameter_groups.check_pattern(pattern, f"of {name}")
         if self.profile_steps is not None:
             first, last = self.profile_steps
             if not 1 <= first <= last <= self.steps:

@@ -58,7 +58,9 @@ def train_step(
         )
 
     (loss, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-    gradient_norm = optax.tree.norm(gradients)
+    # What is frozen for good is left out, and its gradient is thereby not even computed.
+    by_group = optimizer.by_group(gradients)
+    gradient_norm = optax.tree.norm(by_group)
     finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
 
     updates, opt_state = optimizer.build(state.params).update(
@@ -79,12 +81,20 @@ def train_step(
         ema_params=keep_if_finite(average, state.ema_params),
     )
     one = jnp.ones((), jnp.float32)
+    if len(by_group) > 1:
+        metrics |= {
+            f"grad_norm/{group}": (optax.tree.norm(part), one) for group, part in by_group.items()
+        }
     metrics = {
         "loss": (loss.astype(jnp.float32), one),
         **metrics,
         "grad_norm": (gradient_norm, one),
         "param_norm": (optax.tree.norm(new_state.params), one),
         "learning_rate": (optimizer.schedule(state.step), one),
+        **{
+            f"learning_rate/{group}": (rate, one)
+            for group, rate in optimizer.group_schedules(state.step).items()
+        },
     }
     # One value that is not finite must not spoil the average over many steps.
     metrics = {name: _only_finite(total, count) for name, (total, count) in metrics.items()}

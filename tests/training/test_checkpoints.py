@@ -15,6 +15,7 @@ from maestro_jax.training.checkpoints import (
     partial_restore,
     restore_params,
 )
+from maestro_jax.training.partial_init import reason_to_skip
 from maestro_jax.training.partitioning import Partitioning
 from maestro_jax.training.state import create_state, initial_params
 
@@ -141,7 +142,19 @@ def test_partial_restore_reports_each_parameter(toy, saved):
         "out/bias": "not in this model",
     }
     assert sorted(report.new) == ["exit/kernel", "table"]
-    assert report.summary().startswith("2 parameters loaded, 3 skipped, 2 new\n")
+    assert report.summary().splitlines() == [
+        "2 parameters loaded, 3 skipped, 2 new",
+        "  exit: 1 new",
+        "  out: 2 skipped (out/bias: not in this model, ...)",
+        "  table: 1 skipped, 1 new (table: shape (16, 8) there, (20, 8) here)",
+        "  up: 2 loaded",
+    ]
+    lines = report.text().splitlines()
+    assert "  table: shape (16, 8) there, (20, 8) here" in lines
+    # Every name that is anywhere is there, once for the checkpoint and once for the model.
+    assert sorted(line.split(":")[0].strip() for line in lines if line.startswith("  ")) == sorted(
+        ["up/kernel", "up/bias", "table", "table", "out/kernel", "out/bias", "exit/kernel"]
+    )
     np.testing.assert_array_equal(merged["table"], params["table"])
     np.testing.assert_array_equal(merged["exit"]["kernel"], params["exit"]["kernel"])
     np.testing.assert_array_equal(merged["up"]["bias"], state.params["up"]["bias"])
@@ -150,3 +163,56 @@ def test_partial_restore_reports_each_parameter(toy, saved):
     )
     with pytest.raises(UserError, match="No parameter of .* fits"):
         partial_restore({"table": jnp.zeros((3, 3))}, directory)
+
+
+def test_what_fits_may_be_left_out(toy, saved):
+    """A vocabulary that was replaced by one of the same size; an encoder taken alone."""
+    directory, state = saved
+    params = jax.tree.map(lambda leaf: jnp.full_like(leaf, 7.0), state.params)
+    merged, report = partial_restore(
+        params, directory, "params", include=("up/.*", "table"), exclude=("ta.*",)
+    )
+    assert sorted(report.loaded) == ["up/bias", "up/kernel"]
+    assert dict(report.skipped) == {
+        "table": "excluded by init_exclude",
+        "out/kernel": "not in init_include",
+        "out/bias": "not in init_include",
+    }
+    assert sorted(report.new) == ["out/bias", "out/kernel", "table"]
+    toy.assert_trees_equal(merged["up"], state.params["up"])
+    toy.assert_trees_equal(merged["table"], params["table"])
+    for option in ("include", "exclude"):
+        with pytest.raises(
+            UserError, match=rf"'uq/\.\*' of init_{option}, .* matches no .* mean 'up/\.\*'"
+        ):
+            partial_restore(params, directory, **{option: ("uq/.*",)})
+    with pytest.raises(UserError, match="No parameter .*: excluded by init_exclude"):
+        partial_restore(params, directory, exclude=(".*",))
+
+
+def test_stacks_that_are_held_otherwise_are_said_so():
+    def reason(name, *wanted):
+        shapes = {key: jax.ShapeDtypeStruct((2, 3), "float32") for key in wanted}
+        return reason_to_skip(name, (2, 3), shapes, include=(".*",), exclude=())
+
+    assert "set scan = True" in reason("stack/layers/up/kernel", "stack/layer_0/up/kernel")
+    assert "set scan = False" in reason("stack/layer_1/up/kernel", "stack/layers/up/kernel")
+    assert reason("stack/layer_1/up/kernel", "stack/layer_0/up/kernel") == "not in this model"
+    assert reason("layers/up", "layers/up") is None
+
+
+def test_what_an_objective_learned_is_skipped_and_nothing_else(toy, saved, tmp_path):
+    _, state = saved
+    learned = state.replace(
+        params={**state.params, "loss_weighting": {"text": jnp.zeros(()), "mt": jnp.ones(())}}
+    )
+    checkpoints = Checkpoints(tmp_path / "learned")
+    checkpoints.save(learned, {"step": 5})
+    checkpoints.close()
+    merged, report = partial_restore(state.params, tmp_path / "learned", "params")
+    toy.assert_trees_equal(jax.device_get(merged), jax.device_get(state.params))
+    assert dict(report.skipped) == {
+        "loss_weighting/mt": "not in this model",
+        "loss_weighting/text": "not in this model",
+    }
+    assert report.new == ()

@@ -179,8 +179,21 @@ def test_part_of_a_model_is_taken_over(toy, uninterrupted, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         new = train(run, tmp_path, batches=toy.batches)
     assert "2 parameters loaded, 3 skipped, 3 new" in caplog.text
-    assert "skipped up/kernel: shape (8, 12) there, (8, 16) here" in caplog.text
+    assert "up: 2 skipped, 2 new (up/bias: shape (12,) there, (16,) here, ...)" in caplog.text
+    report = (tmp_path / "init_report.txt").read_text()
+    assert report.startswith(f"{source / 'checkpoints' / '6'} (ema)\n2 parameters loaded, 3 skip")
+    assert "  up/kernel: shape (8, 12) there, (8, 16) here\n" in report
     toy.assert_trees_equal(new.params["table"], state.ema_params["table"])
+    run = toy.run(
+        init_from=str(source),
+        init_include=("table", "up/.*"),
+        init_exclude=("table",),
+        optimizer=_still(),
+        steps=1,
+    )
+    new = train(run, tmp_path / "up_only", batches=toy.batches)
+    toy.assert_trees_equal(new.params["up"], state.ema_params["up"])
+    assert not np.array_equal(new.params["table"], state.ema_params["table"])
 
 
 def test_a_restart_on_another_mesh_goes_on(toy, uninterrupted, tmp_path):

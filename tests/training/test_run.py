@@ -20,6 +20,8 @@ PAIRED = StreamConfig(mixture="m", batch_size=2, audio_samples=160, text_tokens=
         ({"seed": -1}, "seed"),
         ({"ema_decay": 1.0}, "ema_decay"),
         ({"init_which": "emma"}, "Did you mean 'ema'"),
+        ({"init_exclude": ("(",)}, r"'\(' of init_exclude is not a regular expression"),
+        ({"init_include": "up/.*"}, r"write a tuple: \('up/\.\*',\)"),
         ({"profile_steps": (3, 9)}, "profile_steps"),
         ({"streams": {}}, "stream"),
         ({"streams": {"pared": PAIRED}}, "Did you mean 'paired'"),

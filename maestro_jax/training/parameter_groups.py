@@ -1,0 +1,216 @@
+"""Groups of parameters that are trained each in its own way, or not at all.
+
+A fine-tuned model is two models in one: an encoder that knows a lot and a decoder that knows
+nothing. mSLAM (arXiv 2202.01374) gives the first a peak learning rate of 3e-4 after 5000 updates
+and the second one of 1e-3 after 1500; USM (arXiv 2303.01037) gives each an optimizer of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from maestro_jax.errors import UserError, near_misses
+from maestro_jax.training import parameter_trees
+
+# The parameters that no group matches.
+BASE = "base"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ParameterGroup:
+    """Parameters with settings of their own; what is None is as in the optimizer's configuration.
+
+    Attributes:
+        name: The name of the group in metrics: ``learning_rate/<name>``, ``grad_norm/<name>``.
+        patterns: One or more regular expressions of whole parameter names, such as
+            ``("decoder/.*",)``. Each must match something. A parameter belongs to the first group
+            that matches its name.
+        learning_rate: The peak learning rate.
+        warmup_steps: Updates in which the learning rate rises to the peak, counted from when the
+            group thaws.
+        schedule_name: What follows the warm-up; ``inverse_sqrt`` is counted like the warm-up.
+        decay_steps: With ``cosine``, the update at which the learning rate reaches its end,
+            counted from the beginning of the run.
+        weight_decay: Decoupled weight decay, times the learning rate of the group.
+        frozen: The group is never trained: no gradient is computed for it and no moments are kept.
+        frozen_steps: The group stands still during so many updates. Then its optimizer starts
+            afresh, with moments of zero. Its gradients have no part in the clipping before.
+    """
+
+    name: str
+    patterns: str | tuple[str, ...]
+    learning_rate: float | None = None
+    warmup_steps: int | None = None
+    schedule_name: Literal["inverse_sqrt", "cosine", "constant"] | None = None
+    decay_steps: int | None = None
+    weight_decay: float | None = None
+    frozen: bool = False
+    frozen_steps: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse names and patterns that cannot be."""
+        patterns = (self.patterns,) if isinstance(self.patterns, str) else tuple(self.patterns)
+        object.__setattr__(self, "patterns", patterns)
+        if not re.fullmatch(r"\w+", self.name) or self.name == BASE:
+            raise UserError(
+                f"A parameter group may not be named {self.name!r}: take letters, digits and "
+                f"underscores, and leave {BASE!r} to the parameters of no group."
+            )
+        if not patterns:
+            raise UserError(f"The parameter group {self.name!r} has no patterns; give it one.")
+        for pattern in patterns:
+            check_pattern(pattern, f"of the parameter group {self.name!r}")
+        if self.frozen_steps < 0:
+            raise UserError(
+                f"frozen_steps of the parameter group {self.name!r} is {self.frozen_steps}; "
+                "it must not be negative."
+            )
+
+    def matches(self, name: str) -> bool:
+        """Whether a pattern matches the whole name."""
+        return any(re.fullmatch(pattern, name) for pattern in self.patterns)
+
+
+def check_pattern(pattern: str, where: str) -> None:
+    """Refuse what is not a regular expression, in one line that says where it stands."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"{pattern!r} {where} is not a regular expression: {error}.") from error
+
+
+def check_match(pattern: str, names: Sequence[str], where: str) -> None:
+    """Refuse a pattern that matches no whole parameter name, and name the near misses."""
+    if not any(re.fullmatch(pattern, name) for name in names):
+        modules = {name.split("/")[0] + "/.*" for name in names}
+        hint = near_misses(pattern, [*modules, *names])
+        example = f" names look like {names[0]!r}." if names else " there are none."
+        raise UserError(f"{pattern!r} {where} matches no parameter;{hint or example}")
+
+
+def assign(params: Any, groups: Sequence[ParameterGroup]) -> dict[str, str]:
+    """The group of each parameter.
+
+    Args:
+        params: The tree of parameters, boxed or not; only names are read.
+        groups: The groups; the first that matches a name takes it.
+
+    Returns:
+        From parameter names to names of groups, ``base`` for those of none.
+
+    Raises:
+        UserError: A pattern matches nothing, or a group is left with nothing.
+    """
+    names = [name for name, _ in parameter_trees.named_leaves(parameter_trees.unbox(params))]
+    owners = {
+        name: next((group.name for group in groups if group.matches(name)), BASE) for name in names
+    }
+    for group in groups:
+        for pattern in group.patterns:
+            check_match(pattern, names, f"of the parameter group {group.name!r}")
+        if group.name not in owners.values():
+            takers = {owners[name] for name in names if group.matches(name)}
+            raise UserError(
+                f"The parameter group {group.name!r} is empty: all that it matches is in "
+                f"{', '.join(sorted(takers))}; the first group that matches counts, so put it "
+                "further to the front."
+            )
+    return owners
+
+
+def split(tree: Any, owners: Mapping[str, str], without: Sequence[str] = ()) -> dict[str, Any]:
+    """A tree by group.
+
+    Args:
+        tree: A tree with the names of the parameters, boxed or not.
+        owners: The group of each name.
+        without: Groups that are left out.
+
+    Returns:
+        For each group that owns something, the tree with None in place of what it does not own.
+    """
+
+    def of(group: str) -> Any:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, node: (
+                node if owners[parameter_trees.parameter_name(path)] == group else None
+            ),
+            tree,
+            is_leaf=parameter_trees.is_box,
+        )
+
+    present = dict.fromkeys(owners.values())
+    return {group: of(group) for group in present if group not in without}
+
+
+class GroupedState(NamedTuple):
+    """The state of ``grouped``.
+
+    Attributes:
+        count: Scalar int32, the updates done.
+        groups: The state of each group's own transformation.
+    """
+
+    count: jax.Array
+    groups: dict[str, Any]
+
+
+def grouped(
+    owners: Mapping[str, str],
+    transformations: Mapping[str, optax.GradientTransformation],
+    frozen_steps: Mapping[str, int],
+    clip: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+    """A transformation for each group, under a common clipping.
+
+    Unlike ``optax.transforms.partition`` this keeps the boxes of parameters whole, in which the
+    logical axis names are that lay the moments out over a mesh.
+
+    Args:
+        owners: The group of each parameter.
+        transformations: By group; the parameters of a group without one never change.
+        frozen_steps: By group, updates during which it stands still.
+        clip: A stateless transformation of the gradients of all groups that move.
+    """
+    frozen = [group for group in owners.values() if group not in transformations]
+
+    def init(params: Any) -> GroupedState:
+        parts = split(params, owners, frozen)
+        return GroupedState(
+            count=jnp.zeros((), jnp.int32),
+            groups={group: transformations[group].init(part) for group, part in parts.items()},
+        )
+
+    def update(updates: Any, state: GroupedState, params: Any = None) -> tuple[Any, GroupedState]:
+        moving = {group: state.count >= steps for group, steps in frozen_steps.items() if steps > 0}
+
+        def choose(group: str, new: Any, old: Any) -> Any:
+            if group not in moving:
+                return new
+            return jax.tree.map(lambda n, o: jnp.where(moving[group], n, o), new, old)
+
+        parts = split(updates, owners, frozen)
+        still = {group: jax.tree.map(jnp.zeros_like, part) for group, part in parts.items()}
+        parts = {group: choose(group, part, still[group]) for group, part in parts.items()}
+        parts, _ = clip.update(parts, clip.init(parts))
+        values = split(params, owners, frozen)
+        results: dict[str, Any] = {}
+        states: dict[str, Any] = {}
+        for group, part in parts.items():
+            before = state.groups[group]
+            result, after = transformations[group].update(part, before, values[group])
+            results |= parameter_trees.named_leaves(choose(group, result, still[group]))
+            states[group] = choose(group, after, before)
+        merged = parameter_trees.map_named(
+            lambda name, leaf: results[name] if name in results else jnp.zeros_like(leaf), updates
+        )
+        return merged, GroupedState(count=state.count + 1, groups=states)
+
+    return optax.GradientTransformation(init, update)
