@@ -8,6 +8,7 @@ import pytest
 from maestro_jax.cli import gin_config
 from maestro_jax.configs_path import config_root
 from maestro_jax.data.streams import batch_shapes
+from maestro_jax.training import parameter_trees
 from maestro_jax.training.partitioning import Partitioning
 
 MODELS = sorted(path.name for path in (config_root() / "models").glob("*.gin"))
@@ -84,6 +85,33 @@ def test_runs(name: str) -> None:
         bindings |= {"STEPS": "100000", "WARMUP_STEPS": "10"}
     run = gin_config.parse_and_build(files, bindings)
     assert run.steps > 0
+
+
+def test_fine_tuning_has_the_rates_of_mslam() -> None:
+    """arXiv 2202.01374: encoder 3e-4 after 5k updates, decoder 1e-3 after 1.5k."""
+    files = [
+        "runs/finetune.gin",
+        "models/tiny.gin",
+        "objectives/speech_recognition.gin",
+        "data/minivox_tiny.gin",
+    ]
+    bindings = {"STEPS": "100000", "INIT_FROM": "None"}
+    optimizer = gin_config.parse_and_build(files, bindings).optimizer
+    for group, peak, warmup in (("encoder", 3e-4, 5000), ("decoder", 1e-3, 1500)):
+        rates = [float(optimizer.group_schedules(n - 1)[group]) for n in (warmup // 2, warmup)]
+        assert rates == pytest.approx([peak / 2, peak])
+    run = gin_config.parse_and_build(
+        files, bindings | {"FREEZE_ENCODER_STEPS": "2000", "ENCODER_LEARNING_RATE": "2e-4"}
+    )
+    rates = [float(run.optimizer.group_schedules(n)["encoder"]) for n in (1999, 6999)]
+    assert rates == pytest.approx([0.0, 2e-4])
+    owners = run.optimizer.by_group(parameter_trees.unbox(run.abstract_state().params))
+    names = {
+        group: {name.split("/")[0] for name, _ in parameter_trees.named_leaves(tree)}
+        for group, tree in owners.items()
+    }
+    assert names["decoder"] == {"decoder"}
+    assert {"speech_encoder", "shared_encoder", "subsampling"} <= names["encoder"]
 
 
 @pytest.mark.parametrize("folder", ["models", "models/heads", "objectives", "data", "runs"])
