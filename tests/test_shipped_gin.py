@@ -121,3 +121,27 @@ def test_each_file_opens_with_what_it_is_for(folder: str) -> None:
         assert head.startswith("# "), path.name
         assert "# Required to be set: " in head, path.name
         assert "# Commonly overridden: " in head, path.name
+
+
+@pytest.mark.parametrize(
+    "binding",
+    [
+        ("WEIGHTING", "@weighting.UncertaintyWeighting()"),
+        ("WEIGHTING", "@weighting.GradientNormWeighting()"),
+        ("DURATIONS", "@duration_sources.RandomRepetition()"),
+        ("MaestroPretraining.translation_packing", '"concatenated"'),
+        ("Matching.form", '"infonce"'),
+        ("TextMasks.on_paired", "True"),
+    ],
+)
+def test_choices_of_the_objective_from_the_command_line(binding: tuple[str, str]) -> None:
+    """What the head of the file says can be overridden is, without a file of one's own."""
+    files = [
+        "runs/pretrain.gin",
+        "models/tiny.gin",
+        "objectives/maestro.gin",
+        "data/minivox_tiny.gin",
+    ]
+    bindings = {"STEPS": "1000", "WARMUP_STEPS": "10"}
+    plain = gin_config.parse_and_build(files, bindings).objective
+    assert gin_config.parse_and_build(files, bindings | dict([binding])).objective != plain

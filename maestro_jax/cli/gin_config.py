@@ -64,8 +64,13 @@ def parse(gin_files: Sequence[str], bindings: Mapping[str, str] | None = None) -
         except (ValueError, NameError, AttributeError, SyntaxError, ImportError, OSError) as error:
             raise _user_error(error, str(path), source.selectors) from error
     for name, value in assignments:
+        text = f"{name} = {value}"
+        # A reference means what it would mean in the files: under their imports. With imports a
+        # parameter would have to be named as in the files, so this is for macros.
+        if "@" in value and "." not in name:
+            text = "\n".join([*source.imports, text])
         try:
-            gin.parse_config(f"{name} = {value}")
+            gin.parse_config(text)
         except (ValueError, NameError, AttributeError, SyntaxError) as error:
             raise _user_error(error, f"--gin.{name}", source.selectors) from error
     gin.finalize()

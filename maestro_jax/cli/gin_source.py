@@ -46,6 +46,7 @@ class Source:
         values: Binding name (a macro, or `scope/Class.parameter`) to its last value: a Python
             literal, or something else for a reference.
         selectors: The classes and functions that values refer to or that have bound parameters.
+        imports: The import statements of the files, each once, in order.
     """
 
     def __init__(self) -> None:
@@ -53,6 +54,7 @@ class Source:
         self.referenced: dict[str, str] = {}
         self.values: dict[str, Any] = {}
         self.selectors: set[str] = set()
+        self.imports: dict[str, None] = {}
 
     def read(self, path: pathlib.Path, including: tuple[pathlib.Path, ...] = ()) -> None:
         """Adds a file and what it includes.
@@ -71,6 +73,8 @@ class Source:
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"cannot read the gin file {path}: {error}") from error
         for statement in self._statements(text, str(path)):
+            if isinstance(statement, config_parser.ImportStatement):
+                self.imports[statement.format()] = None
             if isinstance(statement, config_parser.IncludeStatement):
                 where = f"{path}:{statement.location.line_num}: "
                 self.read(find_file(statement.filename, where), (*including, path))

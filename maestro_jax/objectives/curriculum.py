@@ -13,6 +13,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from maestro_jax.errors import UserError, near_misses
+
 ALL_STREAMS = ("speech", "paired", "text", "mt", "st")
 
 
@@ -33,11 +35,11 @@ class Schedule:
         """Refuse points that make no schedule."""
         steps = [step for step, _ in self.points]
         if not steps or steps != sorted(set(steps)):
-            raise ValueError(
+            raise UserError(
                 f"Schedule.points is {self.points!r}; give pairs (step, weight) of ascending steps."
             )
         if self.shape not in ("linear", "constant"):
-            raise ValueError(f"Schedule.shape is {self.shape!r}; choose 'linear' or 'constant'.")
+            raise UserError(f"Schedule.shape is {self.shape!r}; choose 'linear' or 'constant'.")
 
     def at(self, step: jax.Array | int) -> jax.Array:
         """The weight at a curriculum step."""
@@ -80,7 +82,7 @@ class Gate:
     def __post_init__(self) -> None:
         """Refuse a gate that is always open."""
         if self.below is None and self.above is None:
-            raise ValueError(f"The gate on {self.metric!r} needs below or above.")
+            raise UserError(f"The gate on {self.metric!r} needs a bound: set below or above.")
 
     def is_open(self, value: float | None) -> bool:
         """Whether a value lets the phase begin; what is not logged does not."""
@@ -120,14 +122,14 @@ class Phase:
         """Refuse unknown streams, and a gate on the very first step."""
         unknown = [stream for stream in self.streams if stream not in ALL_STREAMS]
         if unknown:
-            raise ValueError(
+            raise UserError(
                 f"The phase {self.name!r} names the stream {unknown[0]!r}; the streams are "
-                f"{', '.join(ALL_STREAMS)}."
+                f"{', '.join(ALL_STREAMS)}.{near_misses(unknown[0], ALL_STREAMS)}"
             )
         if self.begins < 0:
-            raise ValueError(f"The phase {self.name!r} begins at {self.begins}; use 0 or more.")
+            raise UserError(f"The phase {self.name!r} begins at {self.begins}; use 0 or more.")
         if self.gates and not self.begins:
-            raise ValueError(
+            raise UserError(
                 f"The phase {self.name!r} begins at step 0, where nothing has been logged that "
                 "its gates could judge; let it begin later, or remove them."
             )
@@ -147,13 +149,13 @@ class Curriculum:
         """Refuse phases out of order, and a stream that begins twice."""
         begins = [phase.begins for phase in self.phases]
         if not begins or begins[0] != 0 or begins != sorted(begins):
-            raise ValueError(
+            raise UserError(
                 f"The phases begin at {begins}; the first must begin at 0, the others in order."
             )
         streams = [stream for phase in self.phases for stream in phase.streams]
         twice = [stream for stream in streams if streams.count(stream) > 1]
         if twice:
-            raise ValueError(f"The stream {twice[0]!r} begins in two phases; name it in one.")
+            raise UserError(f"The stream {twice[0]!r} begins in two phases; name it in one.")
 
     def streams(self, step: int) -> tuple[str, ...]:
         """The streams that have begun at a curriculum step, in the order of a batch."""

@@ -150,7 +150,7 @@ class MaestroPretraining:
                 f"duration_form is {self.duration_form!r}; choose one of {DURATION_FORMS}."
             )
         if self.translation_packing not in PACKINGS:
-            raise ValueError(
+            raise UserError(
                 f"translation_packing is {self.translation_packing!r}; choose one of {PACKINGS}."
             )
 

@@ -153,12 +153,12 @@ class TextMasks:
     def __post_init__(self) -> None:
         """Refuse numbers that mean nothing."""
         if not 0.0 <= self.probability <= 1.0 or not 0.0 <= self.feature_mask_ratio <= 1.0:
-            raise ValueError(
+            raise UserError(
                 f"TextMasks has probability={self.probability}, "
                 f"feature_mask_ratio={self.feature_mask_ratio}; both must lie in 0 ... 1."
             )
         if self.span < 1 or self.feature_masks < 0:
-            raise ValueError(
+            raise UserError(
                 f"TextMasks has span={self.span}, feature_masks={self.feature_masks}; "
                 "use a span of 1 or more, and 0 or more feature masks."
             )

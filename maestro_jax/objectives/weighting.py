@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from maestro_jax.errors import UserError
 from maestro_jax.losses.reduction import Weighted, mean
 
 PARAMETERS = "loss_weighting"
@@ -97,7 +98,7 @@ class GradientNormWeighting:
     def __post_init__(self) -> None:
         """Refuse numbers that mean nothing."""
         if self.every < 1 or not 0.0 < self.rate <= 1.0 or self.largest < 1.0:
-            raise ValueError(
+            raise UserError(
                 f"GradientNormWeighting has every={self.every}, rate={self.rate}, "
                 f"largest={self.largest}; every and largest must be 1 or more, rate in (0, 1]."
             )

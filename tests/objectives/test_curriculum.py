@@ -77,7 +77,7 @@ def test_gates(gate, shut, open_):
         (lambda: Schedule(points=()), "Schedule.points"),
         (lambda: Schedule(points=((5, 1.0), (3, 0.0))), "ascending"),
         (lambda: Schedule(points=((0, 1.0),), shape="cubic"), "'cubic'"),
-        (lambda: Gate(metric="loss"), "below or above"),
+        (lambda: Gate(metric="loss"), "set below or above"),
         (lambda: Phase(name="p", begins=0, streams=("txt",)), "'txt'"),
         (
             lambda: Phase(name="p", begins=0, streams=(), gates=(Gate(metric="m", below=1),)),
