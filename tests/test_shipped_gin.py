@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pathlib
+import re
+
 import jax
 import pytest
 
@@ -11,6 +14,7 @@ from maestro_jax.data.streams import batch_shapes
 from maestro_jax.training import parameter_trees
 from maestro_jax.training.partitioning import Partitioning
 
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 MODELS = sorted(path.name for path in (config_root() / "models").glob("*.gin"))
 HEADS = sorted(path.name for path in (config_root() / "models" / "heads").glob("*.gin"))
 OBJECTIVES = sorted(path.name for path in (config_root() / "objectives").glob("*.gin"))
@@ -112,6 +116,27 @@ def test_fine_tuning_has_the_rates_of_mslam() -> None:
     }
     assert names["decoder"] == {"decoder"}
     assert {"speech_encoder", "shared_encoder", "subsampling"} <= names["encoder"]
+
+
+def test_the_page_on_fine_tuning_names_what_depends_on_the_vocabulary() -> None:
+    """Those parameters whose shape follows its size."""
+    page = (ROOT / "docs" / "finetuning.md").read_text()
+    line = next(line for line in page.splitlines() if "another vocabulary of the same" in line)
+    pattern = re.search(r'INIT_EXCLUDE = \("(.*)",\)', line)[1].replace("\\|", "|")
+
+    def shapes(size: str) -> dict[str, tuple[int, ...]]:
+        files = ["runs/finetune.gin", "models/tiny.gin", "models/heads/ctc.gin"]
+        files += ["models/heads/attention.gin", "objectives/speech_recognition.gin"]
+        files += ["data/minivox_tiny.gin"]
+        bindings = {"STEPS": "100000", "INIT_FROM": "None", "VOCAB_SIZE": size}
+        params = gin_config.parse_and_build(files, bindings).abstract_state().params
+        leaves = parameter_trees.named_leaves(parameter_trees.unbox(params))
+        return {name: leaf.shape for name, leaf in leaves}
+
+    one, other = shapes("64"), shapes("61")
+    assert {name for name in one if one[name] != other[name]} == {
+        name for name in one if re.fullmatch(pattern, name)
+    }
 
 
 @pytest.mark.parametrize("folder", ["models", "models/heads", "objectives", "data", "runs"])

@@ -1,7 +1,7 @@
 """Steps of the shipped model on batches that lack something: everything stays finite.
 
-Model and objective are those of ``gin/models/tiny.gin`` and ``gin/objectives/maestro.gin``; only the
-batch is small. One program serves for all batches, as in a run.
+Model and objective are those of ``gin/models/tiny.gin`` and ``gin/objectives/maestro.gin``; only
+the batch is small. One program serves for all batches, as in a run.
 """
 
 from __future__ import annotations
