@@ -28,6 +28,7 @@ def decode_speech(
     audio: jax.Array,
     audio_length: jax.Array,
     target_language: jax.Array | None = None,
+    language: jax.Array | None = None,
     *,
     max_labels: int,
     max_symbols_per_frame: int = 4,
@@ -45,6 +46,7 @@ def decode_speech(
         audio: `[batch, samples]` int16, 16 kHz.
         audio_length: `[batch]` valid samples; 0 gives an empty hypothesis.
         target_language: `[batch]` language to translate into; None transcribes.
+        language: `[batch]` language spoken, for a model that `needs_language`.
         max_labels: Room for the tokens of a hypothesis.
         max_symbols_per_frame: Tokens that one frame of 40 ms may emit, with the transducer.
         beam_size: Hypotheses in the beam; 1 without fusion is the greedy search.
@@ -57,17 +59,19 @@ def decode_speech(
         with the attention decoder.
 
     Raises:
-        ValueError: If `beam_size` or a cap is below 1, or there is no such decoder.
+        ValueError: If `beam_size` or a cap is below 1, there is no such decoder, or no language
+            where one is needed.
     """
     call: Call = functools.partial(model.apply, {"params": params})
     features, mask = call(audio, audio_length, method="features")
-    encoded = call(features, mask, method="encode_speech")
+    encoded = call(features, mask, language, method="encode_speech")
     return _decode(
         model,
         call,
         encoded,
         mask,
         target_language,
+        language,
         max_labels=max_labels,
         max_symbols_per_frame=max_symbols_per_frame,
         beam_size=beam_size,
@@ -128,6 +132,7 @@ def decode_text(
         refined,
         index.mask,
         target_language,
+        language,
         max_labels=max_labels,
         max_symbols_per_frame=max_symbols_per_frame,
         beam_size=beam_size,
@@ -143,6 +148,7 @@ def _decode(
     encoded: jax.Array,
     mask: jax.Array,
     target_language: jax.Array | None,
+    language: jax.Array | None,
     *,
     max_labels: int,
     max_symbols_per_frame: int,
@@ -152,7 +158,7 @@ def _decode(
     length_alpha: float,
 ) -> Hypotheses:
     """Through the shared encoder and the search that belongs to the decoder."""
-    context = call(encoded, mask, target_language, method="encode_shared")
+    context = call(encoded, mask, target_language, language, method="encode_shared")
     if decoder == "attention":
         cache = call(
             context,

@@ -19,7 +19,7 @@ from maestro_jax.data.vocabularies import UNK_ID, TokenVocabulary
 from maestro_jax.errors import UserError
 from maestro_jax.evaluation.alignment_formats import TimedText, Unit, Word
 from maestro_jax.evaluation.normalizers import normalize
-from maestro_jax.evaluation.transcriber import Transcriber
+from maestro_jax.evaluation.transcriber import Transcriber, spoken_language
 from maestro_jax.losses.ctc import ctc_alignment
 from maestro_jax.losses.transducer_alignment import Alignment, transducer_alignment
 
@@ -73,7 +73,8 @@ class Aligner:
             samples: Float samples at 16 kHz, `[samples]`.
             text: The transcript; folded, as far as `tokens_of` says, if the vocabulary lacks its
                 characters.
-            language: ISO code of the text, for folding it; matters in Turkish and Catalan.
+            language: ISO code of what is spoken. Matters for folding Turkish and Catalan, and to a
+                model that was built to be told the language.
             target_language: Language of the text, if it is a translation; a model fine-tuned for
                 translation takes English if nothing is said.
 
@@ -82,8 +83,8 @@ class Aligner:
 
         Raises:
             UserError: The text is empty or has characters that the vocabulary lacks, the recording
-                is too short for it or too long for the device, a language is unknown, or the model
-                is broken.
+                is too short for it or too long for the device, a language is unknown or needed and
+                not given, or the model is broken.
         """
         if target_language is None and self._transcriber.translates:
             target_language = "en"
@@ -121,6 +122,7 @@ class Aligner:
         }
         if target_language is not None:
             inputs["target_language"] = np.full(rows, language_id(target_language), np.int32)
+        inputs |= spoken_language(self._run.model, rows, language or None)
         path, frame_lengths = self._run_model(inputs, seconds)
         frames = int(frame_lengths[0])
         if frames == 0:
@@ -192,6 +194,7 @@ def align_speech(
     labels: jax.Array,
     label_lengths: jax.Array,
     target_language: jax.Array | None = None,
+    language: jax.Array | None = None,
     *,
     decoder: str = "transducer",
 ) -> tuple[Alignment, jax.Array]:
@@ -205,6 +208,7 @@ def align_speech(
         labels: `[batch, labels]` int32.
         label_lengths: `[batch]`.
         target_language: `[batch]` language ids of a translation; None for transcripts.
+        language: `[batch]` ids of the language spoken, for a model that `needs_language`.
         decoder: `transducer` or `ctc`: whose lattice.
 
     Returns:
@@ -212,8 +216,8 @@ def align_speech(
     """
     call = functools.partial(model.apply, {"params": params})
     features, mask = call(audio, audio_length, method="features")
-    encoded = call(features, mask, method="encode_speech")
-    context = call(encoded, mask, target_language, method="encode_shared")
+    encoded = call(features, mask, language, method="encode_speech")
+    context = call(encoded, mask, target_language, language, method="encode_shared")
     frame_lengths = mask.sum(axis=1).astype("int32")
     if decoder == "ctc":
         log_probs = jax.nn.log_softmax(call(context, method="ctc_logits"), axis=-1)

@@ -22,6 +22,7 @@ from maestro_jax.decoding.speech import decode_speech, decode_text
 from maestro_jax.errors import UserError
 from maestro_jax.evaluation.search_config import SearchConfig, choose_decoder
 from maestro_jax.evaluation.segmentation import segment
+from maestro_jax.modules.maestro import Maestro
 from maestro_jax.training.checkpoints import Which, find_checkpoint, restore_params
 from maestro_jax.training.parameter_trees import unbox
 from maestro_jax.training.run import TrainRun
@@ -205,18 +206,23 @@ class Transcriber:
         return "st" in self.run.objective.streams and "paired" not in self.run.objective.streams
 
     def decode(
-        self, features: Mapping[str, np.ndarray], target_language: str | None = None
+        self,
+        features: Mapping[str, np.ndarray],
+        target_language: str | None = None,
+        language: str | None = None,
     ) -> tuple[list[str], np.ndarray]:
         """Decode one batch.
 
         Args:
-            features: `audio` int16 `[batch, samples]` and `audio_length` `[batch]`.
+            features: `audio` int16 `[batch, samples]` and `audio_length` `[batch]`; `language`
+                `[batch]` as well, if the model needs it and rows differ.
             target_language: ISO code to translate into; None transcribes.
+            language: ISO code of what is spoken in all rows.
 
         Returns:
             The best string a row, and its log-probability under the decoder `[batch]` in nats.
         """
-        return self._best(self.search(features, target_language))
+        return self._best(self.search(features, target_language, language))
 
     def translate(
         self, features: Mapping[str, np.ndarray], target_language: str = "en"
@@ -241,18 +247,29 @@ class Transcriber:
         return texts, np.asarray(found.scores[:, 0])
 
     def search(
-        self, features: Mapping[str, np.ndarray], target_language: str | None = None
+        self,
+        features: Mapping[str, np.ndarray],
+        target_language: str | None = None,
+        language: str | None = None,
     ) -> Hypotheses:
         """Decode one batch to tokens.
 
         Args:
-            features: `audio` int16 `[batch, samples]` and `audio_length` `[batch]`.
+            features: As for `decode`.
             target_language: ISO code to translate into; None transcribes.
+            language: ISO code of what is spoken in all rows.
 
         Returns:
             The hypotheses as numpy arrays, `[batch, beam_size, ...]`, best first.
+
+        Raises:
+            UserError: The model needs the language and is not told.
         """
         inputs = {name: features[name] for name in ("audio", "audio_length")}
+        if language is None and self.run.model.needs_language and "language" in features:
+            inputs["language"] = features["language"]
+        else:
+            inputs |= spoken_language(self.run.model, len(inputs["audio"]), language)
         return self._run(self._decode, inputs, target_language)
 
     def _run(
@@ -306,6 +323,7 @@ class Transcriber:
         recordings: Sequence[np.ndarray],
         *,
         target_language: str | None = None,
+        language: str | None = None,
     ) -> list[Transcript]:
         """Transcribe, or translate, recordings of any length.
 
@@ -315,12 +333,13 @@ class Transcriber:
             recordings: Float samples at 16 kHz, each `[samples]`.
             target_language: ISO code to translate into. A model fine-tuned for translation
                 translates into English if nothing is said.
+            language: ISO code of what is spoken, for a model that was built to be told.
 
         Returns:
             A transcript a recording.
 
         Raises:
-            UserError: The language is unknown.
+            UserError: A language is unknown, or that which is spoken is needed and not given.
         """
         if target_language is None and self.translates:
             target_language = "en"
@@ -344,7 +363,9 @@ class Transcriber:
             for row, (_, piece) in enumerate(chunk):
                 audio[row, : len(piece)] = piece
                 lengths[row] = len(piece)
-            found = self.search({"audio": audio, "audio_length": lengths}, target_language)
+            found = self.search(
+                {"audio": audio, "audio_length": lengths}, target_language, language
+            )
             for row, (index, piece) in enumerate(chunk):
                 heard[index].append(self._alternatives(found, row))
                 offsets[index].append(ends[index])
@@ -369,6 +390,28 @@ class Transcriber:
                 )
             )
         return transcripts
+
+
+def spoken_language(model: Maestro, rows: int, language: str | None) -> dict[str, np.ndarray]:
+    """The feature `language` of a batch in one language; empty if the model need not be told.
+
+    Args:
+        model: The model.
+        rows: Of the batch.
+        language: ISO code of what is spoken in them.
+
+    Raises:
+        UserError: It is needed and not given, or unknown.
+    """
+    identity = None if language is None else language_id(language)
+    if not model.needs_language:
+        return {}
+    if identity is None:
+        raise UserError(
+            "this model was built to be told the language that is spoken: give --language, "
+            "an ISO code such as 'de'."
+        )
+    return {"language": np.full(rows, identity, np.int32)}
 
 
 def words_of(tokens: Sequence[Timed]) -> list[Timed]:

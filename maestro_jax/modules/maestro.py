@@ -56,6 +56,9 @@ class Maestro(nn.Module):
         translation_decoder: A Transformer that writes translations; None for a model without.
         subword_durations: A Gaussian for the duration of each token, for durations that are drawn;
             None for a model without.
+        contrastive_layer: After which Conformer layer the contrastive loss taps, counted from 1 at
+            the bottom through speech and shared encoder; None for the speech encoder's output, the
+            natural reading of MAESTRO. w2v-BERT taps after 12 of 24.
     """
 
     frontend: LogMelFrontend
@@ -71,6 +74,26 @@ class Maestro(nn.Module):
     ctc_head: CtcHead | None = None
     translation_decoder: TransformerDecoder | None = None
     subword_durations: SubwordDurations | None = None
+    contrastive_layer: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a tap outside the encoders before anything is built."""
+        if self.contrastive_layer is not None:
+            layers = self.speech_encoder.stack.layers + self.shared_encoder.stack.layers
+            if not 1 <= self.contrastive_layer <= layers:
+                raise ValueError(
+                    f"Maestro.contrastive_layer is {self.contrastive_layer}; choose one of the "
+                    f"{layers} Conformer layers, counted from 1 at the bottom, or None."
+                )
+        super().__post_init__()
+
+    @property
+    def needs_language(self) -> bool:
+        """Whether the encoders must be told the language of what they encode."""
+        return any(
+            encoder.source_languages or encoder.stack.adapter_languages
+            for encoder in (self.speech_encoder, self.shared_encoder)
+        )
 
     @property
     def vocab_sizes(self) -> dict[str, int]:
@@ -107,14 +130,14 @@ class Maestro(nn.Module):
         token_mask = jnp.ones((size, 4), bool)
         features, mask = self.features(audio, full)
         self.quantize(features)
-        encoded = self.encode_speech(features, mask)
+        encoded = self.encode_speech(features, mask, language)
         self.contrastive_context(encoded)
         embedded = self.encode_text(tokens, token_mask, language)
         self.predict_durations(embedded, token_mask)
         if self.subword_durations is not None:
             self.subword_gaussians(tokens)
         self.upsample(embedded, tokens, mask.shape[1])
-        context = self.encode_shared(encoded, mask, language)
+        context = self.encode_shared(encoded, mask, language, language)
         self.code_logits(context)
         self.lattices(context, tokens)
         if self.ctc_head is not None:
@@ -149,29 +172,85 @@ class Maestro(nn.Module):
         self,
         features: jax.Array,
         mask: jax.Array,
+        language: jax.Array | None = None,
         *,
         masked_frames: jax.Array | None = None,
         deterministic: bool = True,
     ) -> jax.Array:
-        """e_s `[batch, frames, features]` from subsampled features."""
+        """e_s `[batch, frames, features]` from subsampled features; see `SpeechEncoder`."""
         return self.speech_encoder(
-            features, mask, masked_frames=masked_frames, deterministic=deterministic
+            features, mask, language, masked_frames=masked_frames, deterministic=deterministic
+        )[0]
+
+    def encode_speech_with_tap(
+        self,
+        features: jax.Array,
+        mask: jax.Array,
+        language: jax.Array | None = None,
+        *,
+        masked_frames: jax.Array | None = None,
+        deterministic: bool = True,
+    ) -> tuple[jax.Array, jax.Array]:
+        """e_s, and what `contrastive_context` takes unless `taps_shared_encoder`."""
+        tap = None if self.taps_shared_encoder else self.contrastive_layer
+        return self.speech_encoder(
+            features,
+            mask,
+            language,
+            masked_frames=masked_frames,
+            tap=tap,
+            deterministic=deterministic,
         )
 
-    def contrastive_context(self, encoded: jax.Array) -> jax.Array:
-        """Vectors `[batch, frames, code_features]`, which are compared with codes."""
-        return self.speech_encoder.contrastive_context(encoded)
+    @property
+    def taps_shared_encoder(self) -> bool:
+        """Whether the contrastive loss taps above the speech encoder."""
+        layer = self.contrastive_layer
+        return layer is not None and layer > self.speech_encoder.stack.layers
+
+    def contrastive_context(self, tapped: jax.Array) -> jax.Array:
+        """Vectors to compare with codes.
+
+        Args:
+            tapped: `[batch, frames, features]`, what the layer that `contrastive_layer` says puts
+                out for masked speech: the second output of `encode_shared_with_tap` if
+                `taps_shared_encoder`, else that of `encode_speech_with_tap`.
+
+        Returns:
+            `[batch, frames, code_features]` float32.
+        """
+        return self.speech_encoder.contrastive_context(tapped)
 
     def encode_shared(
         self,
         x: jax.Array,
         mask: jax.Array,
         target_language: jax.Array | None = None,
+        language: jax.Array | None = None,
         *,
         deterministic: bool = True,
     ) -> jax.Array:
         """The shared encoder's output `[batch, frames, features]` for e_s or ê_t."""
-        return self.shared_encoder(x, mask, target_language, deterministic=deterministic)
+        return self.shared_encoder(x, mask, target_language, language, deterministic=deterministic)[
+            0
+        ]
+
+    def encode_shared_with_tap(
+        self,
+        x: jax.Array,
+        mask: jax.Array,
+        target_language: jax.Array | None = None,
+        language: jax.Array | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> tuple[jax.Array, jax.Array]:
+        """The shared encoder's output, and for `contrastive_context` if `taps_shared_encoder`."""
+        tap = None
+        if self.taps_shared_encoder:
+            tap = self.contrastive_layer - self.speech_encoder.stack.layers
+        return self.shared_encoder(
+            x, mask, target_language, language, tap=tap, deterministic=deterministic
+        )
 
     def code_logits(self, context: jax.Array) -> jax.Array:
         """Logits `[batch, frames, codes]` of masked prediction."""

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from maestro_jax.modules.conformer import ConformerStack
+from maestro_jax.modules.languages import LanguageEmbedding
 from maestro_jax.modules.partitioned import Dense, embedding
 
 
@@ -23,12 +24,15 @@ class SharedEncoder(nn.Module):
         codes: Entries of the quantizer's codebook, predicted at the top.
         languages: Number of output languages that can be asked for; 0 for a model that cannot be
             told (the paper's recognisers). Needed where one decoder transcribes and translates.
+        source_languages: Number of languages spoken or written at the input with an embedding; 0
+            for none, as in the paper. Maestro-U tells its encoder the language.
         dtype: The type computed in.
     """
 
     stack: ConformerStack
     codes: int = 1024
     languages: int = 0
+    source_languages: int = 0
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
@@ -38,15 +42,21 @@ class SharedEncoder(nn.Module):
             self.language_embedding = embedding(
                 self.languages, self.stack.features, rows=None, dtype=self.dtype
             )
+        if self.source_languages:
+            self.source_embedding = LanguageEmbedding(
+                self.source_languages, self.stack.features, self.dtype
+            )
 
     def __call__(
         self,
         x: jax.Array,
         mask: jax.Array,
         target_language: jax.Array | None = None,
+        language: jax.Array | None = None,
         *,
+        tap: int | None = None,
         deterministic: bool = True,
-    ) -> jax.Array:
+    ) -> tuple[jax.Array, jax.Array]:
         """Encode e_s or the masked ê_t.
 
         Args:
@@ -54,16 +64,24 @@ class SharedEncoder(nn.Module):
             mask: `[batch, frames]` bool, True = valid.
             target_language: `[batch]` language ids of the text to produce, negative for the
                 language that is spoken; ignored by a model without languages.
+            language: `[batch]` ids of the language spoken or written at the input, for an encoder
+                that wants to know; negative where it is not known.
+            tap: A layer, counted from 1, whose output is wanted; None for the last.
             deterministic: No dropout.
 
         Returns:
-            `[batch, frames, features]`.
+            The top and the tapped layer's output, `[batch, frames, features]` both.
+
+        Raises:
+            ValueError: The encoder wants a language and is given none.
         """
         if self.languages and target_language is not None:
             asked = self.language_embedding(jnp.maximum(target_language, 0))
             asked = jnp.where((target_language >= 0)[:, None], asked, jnp.zeros((), asked.dtype))
             x = x + asked[:, None, :].astype(x.dtype)
-        return self.stack(x, mask, deterministic=deterministic)
+        if self.source_languages:
+            x = self.source_embedding(x, language)
+        return self.stack.with_tap(x, mask, language, tap=tap, deterministic=deterministic)
 
     def code_logits(self, encoded: jax.Array) -> jax.Array:
         """`[batch, frames, features]` to `[batch, frames, codes]`, in float32."""

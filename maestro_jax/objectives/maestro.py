@@ -60,7 +60,7 @@ from maestro_jax.objectives.transducer_terms import (
     Frames,
     Labels,
     best_path,
-    encode_shared,
+    encode_shared_with_tap,
     transducer_losses,
     without_path,
 )
@@ -258,7 +258,10 @@ class MaestroPretraining:
             parts, texts, {name: room.get(name, self.text_frames) for name in texts}
         )
         frames, labels = self._scored(batch, speech, upsampled, next(keys))
-        contexts = encode_shared(parts, frames)
+        both = encode_shared_with_tap(parts, frames)
+        contexts = {name: context for name, (context, _) in both.items()}
+        if "speech" in batch and model.taps_shared_encoder:
+            speech["speech"] = dataclasses.replace(speech["speech"], tapped=both["speech"][1])
         masks = {name: each.mask for name, each in frames.items()}
         scored = transducer_losses(
             parts,
@@ -321,8 +324,9 @@ class MaestroPretraining:
             paired = batch["paired"]
             # The aligner hears the speech as it is: no augmentation, no dropout, averaged weights.
             features, mask = aligner("features", paired["audio"], paired["audio_length"])
-            encoded = aligner("encode_speech", features, mask)
-            found = best_path(aligner, encoded, mask, Labels(paired["text"], paired["text_length"]))
+            encoded = aligner("encode_speech", features, mask, paired["language"])
+            labels = Labels(paired["text"], paired["text_length"])
+            found = best_path(aligner, encoded, mask, labels, paired["language"])
             durations["paired"] = found[0].durations
 
         keys = iter(jax.random.split(rng, 8))
@@ -368,7 +372,7 @@ class MaestroPretraining:
                     values, jnp.sum(mask, axis=1), more, jnp.sum(more_mask, axis=1)
                 )
                 mask = length_mask(count, values.shape[1])
-            frames[name] = Frames(values, mask, target)
+            frames[name] = Frames(values, mask, target, stream["language"])
             if name == "mt" and concatenated:
                 labels[name] = Labels(
                     *one_after_the_other(
@@ -383,7 +387,7 @@ class MaestroPretraining:
             elif name != "speech":
                 labels[name] = Labels(stream["text"], stream["text_length"])
         if "paired" in batch and self.text_masks.on_paired:
-            frames["paired_text"] = Frames(*masked("paired"))
+            frames["paired_text"] = Frames(*masked("paired"), language=batch["paired"]["language"])
             labels["paired_text"] = labels["paired"]
         return frames, labels
 

@@ -26,12 +26,14 @@ class Speech:
         mask: `[batch, frames]` bool, True = valid.
         hidden: `[batch, frames]` bool, frames whose input was masked.
         encoded: `[batch, frames, features]`, e_s.
+        tapped: `[batch, frames, features]`, of the layer that the contrastive loss taps.
     """
 
     features: jax.Array
     mask: jax.Array
     hidden: jax.Array
     encoded: jax.Array
+    tapped: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +97,7 @@ def encode_speech(
         augment: SpecAugment on the other streams.
 
     Returns:
-        By stream.
+        By stream; `tapped` is that of the speech encoder.
     """
     found: dict[str, Speech] = {}
     for group in groups_of_equal({name: s["audio"].shape[1] for name, s in spoken.items()}):
@@ -120,14 +122,15 @@ def encode_speech(
                 for name, count in zip(group, rows, strict=True)
             )
             hidden = mask_speech(rng, mask) & untranscribed[:, None]
-        encoded = parts(
-            "encode_speech",
+        encoded, tapped = parts(
+            "encode_speech_with_tap",
             features,
             mask,
+            join(spoken[name]["language"] for name in group),
             masked_frames=hidden if "speech" in group else None,
             deterministic=parts.deterministic,
         )
-        columns = [split(array, rows) for array in (features, mask, hidden, encoded)]
+        columns = [split(array, rows) for array in (features, mask, hidden, encoded, tapped)]
         for name, *each in zip(group, *columns, strict=True):
             found[name] = Speech(*each)
     return found

@@ -82,8 +82,9 @@ def probe_pairs(
     text, text_length = paired["text"], paired["text_length"]
     features, mask = call(paired["audio"], paired["audio_length"], method="features")
     frame_lengths = jnp.sum(mask, axis=1).astype(jnp.int32)
-    speech = call(features, mask, method="encode_speech")
-    context = call(speech, mask, method="encode_shared")
+    language = paired["language"]
+    speech = call(features, mask, language, method="encode_speech")
+    context = call(speech, mask, None, language, method="encode_shared")
 
     # The lattice: its likelihood, its best path, and how sure it is of that path.
     lattice = (*call(context, text, method="lattices"), frame_lengths, text_length)
@@ -96,12 +97,12 @@ def probe_pairs(
     label_mask = written & there[:, None]
 
     # The text side, resampled by that path.
-    embedded = call(text, written, paired["language"], method="encode_text")
+    embedded = call(text, written, language, method="encode_text")
     predicted = call(
         call(embedded, written, method="predict_durations"), written, method="round_durations"
     )
     refined, index = call(embedded, path.durations, mask.shape[1], method="upsample")
-    text_context = call(refined, index.mask, method="encode_shared")
+    text_context = call(refined, index.mask, None, language, method="encode_shared")
     both = mask & index.mask
 
     metrics: dict[str, Weighted] = {

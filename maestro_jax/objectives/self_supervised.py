@@ -68,7 +68,7 @@ class W2vBert:
         quantized = parts("quantize", speech.features, step, deterministic=parts.deterministic)
         contrastive, contrastive_accuracy = contrastive_loss(
             rng,
-            parts("contrastive_context", speech.encoded),
+            parts("contrastive_context", speech.tapped),
             quantized.vectors,
             speech.hidden,
             distractors=self.distractors,

@@ -97,8 +97,12 @@ class SpeechRecognition:
         features, mask = parts(
             "features", paired["audio"], paired["audio_length"], augment=self.augment and train
         )
-        encoded = parts("encode_speech", features, mask, deterministic=parts.deterministic)
-        context = encode_shared(parts, {"paired": Frames(encoded, mask)})["paired"]
+        language = paired["language"]
+        encoded = parts(
+            "encode_speech", features, mask, language, deterministic=parts.deterministic
+        )
+        frames = {"paired": Frames(encoded, mask, language=language)}
+        context = encode_shared(parts, frames)["paired"]
         labels = Labels(paired["text"], paired["text_length"])
         loss = jnp.zeros(())
         metrics: Metrics = {

@@ -139,7 +139,9 @@ class SpeechTranslation:
                 mask_speech=lambda _, valid: jnp.zeros_like(valid),
                 augment=self.augment and train,
             )["st"]
-            frames["st"] = Frames(speech.encoded, speech.mask, stream["target_language"])
+            frames["st"] = Frames(
+                speech.encoded, speech.mask, stream["target_language"], stream["language"]
+            )
             metrics["st/frame_variation"] = frame_variation(speech.encoded, speech.mask)
             metrics["st/examples"] = present(stream["audio_length"])
         if "mt" in batch:
@@ -188,7 +190,7 @@ class SpeechTranslation:
         if train:
             values = self.text_masks.apply(mask_rng, values, mask)
         overflow = jnp.sum(upsampled.index.overflow).astype(jnp.float32)
-        return Frames(values, mask, stream["target_language"]), {
+        return Frames(values, mask, stream["target_language"], stream["language"]), {
             "mt/examples": present(stream["text_length"]),
             "mt/overflow_frames": (overflow, jnp.ones(())),
             "mt/frames_per_token": masked_sum(texts["mt"].durations, texts["mt"].mask),

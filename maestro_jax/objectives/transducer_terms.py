@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,8 @@ from maestro_jax.losses.transducer_posterior import alignment_entropy
 from maestro_jax.objectives.base import Metrics, Parts
 from maestro_jax.objectives.joining import groups_of_equal, join, split
 
-NO_TARGET = -1
-"""The target language of rows that are transcribed, not translated."""
+NO_LANGUAGE = -1
+"""The target language of rows that are transcribed and not translated; a language not known."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +27,13 @@ class Frames:
         values: `[batch, frames, features]`, e_s or the masked ê_t.
         mask: `[batch, frames]` bool.
         target_language: `[batch]` ids for translation; None to write the language that is spoken.
+        language: `[batch]` ids of what is spoken or written, for encoders that want to know.
     """
 
     values: jax.Array
     mask: jax.Array
     target_language: jax.Array | None = None
+    language: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +50,13 @@ class Labels:
 
 
 def encode_shared(parts: Parts, frames: Mapping[str, Frames]) -> dict[str, jax.Array]:
+    """The output of the shared encoder by stream; see `encode_shared_with_tap`."""
+    return {name: context for name, (context, _) in encode_shared_with_tap(parts, frames).items()}
+
+
+def encode_shared_with_tap(
+    parts: Parts, frames: Mapping[str, Frames]
+) -> dict[str, tuple[jax.Array, jax.Array]]:
     """The shared encoder over all streams, in as few passes as their lengths allow.
 
     Args:
@@ -55,29 +64,34 @@ def encode_shared(parts: Parts, frames: Mapping[str, Frames]) -> dict[str, jax.A
         frames: Its input by stream.
 
     Returns:
-        `[batch, frames, features]` by stream.
+        By stream, its output and that of the layer that the contrastive loss taps (its own again
+        if it taps elsewhere), both `[batch, frames, features]`.
     """
-    contexts: dict[str, jax.Array] = {}
+    contexts: dict[str, tuple[jax.Array, jax.Array]] = {}
     for group in groups_of_equal({name: f.values.shape[1] for name, f in frames.items()}):
         members = [frames[name] for name in group]
         rows = [len(member.values) for member in members]
-        targets = None
-        if any(member.target_language is not None for member in members):
-            targets = join(
-                jnp.full((count,), NO_TARGET, jnp.int32)
-                if member.target_language is None
-                else member.target_language
-                for member, count in zip(members, rows, strict=True)
-            )
-        context = parts(
-            "encode_shared",
+        context, tapped = parts(
+            "encode_shared_with_tap",
             join(member.values for member in members),
             join(member.mask for member in members),
-            targets,
+            _ids([member.target_language for member in members], rows),
+            _ids([member.language for member in members], rows),
             deterministic=parts.deterministic,
         )
-        contexts.update(zip(group, split(context, rows), strict=True))
+        for name, *both in zip(group, split(context, rows), split(tapped, rows), strict=True):
+            contexts[name] = (both[0], both[1])
     return contexts
+
+
+def _ids(members: Sequence[jax.Array | None], rows: Sequence[int]) -> jax.Array | None:
+    """Language ids of all rows; None if no member has any."""
+    if all(member is None for member in members):
+        return None
+    return join(
+        jnp.full((count,), NO_LANGUAGE, jnp.int32) if member is None else member
+        for member, count in zip(members, rows, strict=True)
+    )
 
 
 def transducer_losses(
@@ -168,7 +182,11 @@ def without_path(
 
 
 def best_path(
-    aligner: Parts, encoded: jax.Array, mask: jax.Array, labels: Labels
+    aligner: Parts,
+    encoded: jax.Array,
+    mask: jax.Array,
+    labels: Labels,
+    language: jax.Array | None = None,
 ) -> tuple[Alignment, Weighted]:
     """The paper's Align_RNNT(e_s, t): the most likely path through the shared encoder's lattice.
 
@@ -177,12 +195,13 @@ def best_path(
         encoded: `[batch, frames, features]`, e_s.
         mask: `[batch, frames]` bool.
         labels: The transcripts.
+        language: `[batch]` ids of the language spoken.
 
     Returns:
         Emission frames and durations, and the entropy of the emission frames over all paths (total
         in nats, labels); no gradient.
     """
-    context = aligner("encode_shared", encoded, mask, None, deterministic=True)
+    context = aligner("encode_shared", encoded, mask, None, language, deterministic=True)
     log_blank, log_label = aligner("lattices", context, labels.tokens, deterministic=True)
     lattice = (
         log_blank,

@@ -37,7 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--language",
         metavar="CODE",
         default="",
-        help="language of the text; matters for folding Turkish and Catalan",
+        help="language that is spoken; matters for folding Turkish and Catalan, and to models that "
+        "were built to be told it",
     )
     parser.add_argument(
         "--target_language",

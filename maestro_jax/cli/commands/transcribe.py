@@ -23,6 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "files", nargs="+", metavar="FILE", help="wav, flac, ogg or mp3, at any sampling rate"
     )
     parser.add_argument(
+        "--language",
+        metavar="CODE",
+        help="language that is spoken, for models that were built to be told it",
+    )
+    parser.add_argument(
         "--target_language",
         metavar="CODE",
         help="translate into it, with a model trained for that; such a model's default is en",
@@ -70,7 +75,9 @@ def run(arguments: argparse.Namespace) -> None:
         )
     records = []
     for file, samples in zip(arguments.files, audio, strict=True):
-        transcript = transcriber.transcribe([samples], target_language=arguments.target_language)[0]
+        transcript = transcriber.transcribe(
+            [samples], target_language=arguments.target_language, language=arguments.language
+        )[0]
         if arguments.json:
             records.append({"file": file, **dataclasses.asdict(transcript)})
         elif len(audio) > 1:
