@@ -18,6 +18,7 @@ Alignments, predicted durations and resampling use the moving average of the wei
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -54,6 +55,7 @@ from maestro_jax.objectives.passes import (
     one_after_the_other,
     upsample,
 )
+from maestro_jax.objectives.probe import Probe, probe_pairs
 from maestro_jax.objectives.self_supervised import W2vBert
 from maestro_jax.objectives.text_side import Matching, TextMasks
 from maestro_jax.objectives.transducer_terms import (
@@ -296,6 +298,12 @@ class MaestroPretraining:
             metrics[f"{name}/context_variation"] = frame_variation(contexts[name], masks[name])
         metrics |= _stream_metrics(batch, texts, upsampled) | without_path(parts, masks, labels)
         return terms, metrics
+
+    def probe(
+        self, model: nn.Module, params: Any, paired: Mapping[str, jax.Array], row: int
+    ) -> Probe:
+        """What the model makes of pairs that it does not train on; see `probe_pairs`."""
+        return probe_pairs(model, params, paired, row)
 
     def _encode_texts(
         self, parts: Parts, aligner: Parts, batch: Batch, rng: jax.Array

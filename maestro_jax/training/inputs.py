@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import math
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
 from maestro_jax.errors import UserError
 from maestro_jax.training.checkpoints import find_checkpoint
+from maestro_jax.training.partitioning import BATCH_AXES
 from maestro_jax.training.run import TrainRun
 
 log = logging.getLogger(__name__)
@@ -57,6 +61,48 @@ def task_batches(
         return iter(loader)
 
     return batches
+
+
+def held_out_pairs(
+    run: TrainRun, mesh: Mesh, data_dir: str | Path | None
+) -> dict[str, np.ndarray] | None:
+    """The pairs that diagnostics look at: drawn once, at the rates of the mixture.
+
+    Args:
+        run: The run.
+        mesh: The device mesh, which must be able to share them.
+        data_dir: The root of the prepared data.
+
+    Returns:
+        All of them, on every process; None where the run has no pairs, its objective no probe, or
+        the mixture no such split, of which a line of the log tells.
+    """
+    config, paired = run.diagnostics, run.streams.get("paired")
+    if paired is None or not hasattr(run.objective, "probe"):
+        return None
+    from maestro_jax.data.data_dir import data_root
+    from maestro_jax.data.loader import StreamLoader
+
+    devices = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    stream = dataclasses.replace(
+        paired,
+        mixture=config.mixture or paired.mixture,
+        batch_size=-(-config.examples // devices) * devices,
+    )
+    try:
+        # Without a cache: no more is read than is looked at.
+        loader = StreamLoader(
+            {"paired": stream},
+            split=config.split,
+            seed=run.seed,
+            data_dir=data_root(data_dir),
+            cache_bytes=0,
+        )
+    except UserError as error:
+        log.warning("diagnostics go without held-out pairs: %s", error)
+        return None
+    with loader:
+        return next(loader)["paired"]
 
 
 def keep_vocabulary(run: TrainRun, vocabulary: Any, model_dir: epath.Path) -> None:

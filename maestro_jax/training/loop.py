@@ -7,20 +7,28 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
 from maestro_jax.errors import UserError
 from maestro_jax.training import parameter_trees
 from maestro_jax.training.checkpoints import Checkpoints, find_checkpoint, partial_restore
-from maestro_jax.training.inputs import Batches, task_batches
+from maestro_jax.training.diagnostics import Diagnostics, describe
+from maestro_jax.training.inputs import Batches, held_out_pairs, task_batches
 from maestro_jax.training.interruption import Interrupted, StopSignals
-from maestro_jax.training.metrics import Chronometer, MetricWindow, MetricWriter, console_line
+from maestro_jax.training.metrics import (
+    Chronometer,
+    MetricWindow,
+    MetricWriter,
+    console_line,
+    throughput,
+)
 from maestro_jax.training.overview import parameter_overview
 from maestro_jax.training.partial_init import REPORT_FILE
 from maestro_jax.training.partitioning import replicated
@@ -42,7 +50,9 @@ def train(
     data_dir: str | Path | None = None,
     *,
     batches: Batches | None = None,
+    held_out: Mapping[str, np.ndarray] | None = None,
     on_log: Callable[[int, dict[str, float]], None] | None = None,
+    on_look: Callable[[int], Mapping[str, np.ndarray]] | None = None,
 ) -> TrainState:
     """Train a model, or go on training it.
 
@@ -55,7 +65,11 @@ def train(
         data_dir: The root of the prepared data.
         batches: From the number of steps done to an iterator of numpy batches (this process's
             rows); by default, batches are loaded from ``run.streams``.
+        held_out: A paired stream for the diagnostics, the same on every process; by default it is
+            loaded, but not where batches are given.
         on_log: Called at each log point with the step and the metrics, on process 0.
+        on_look: Called with the step each time that diagnostics have been written, on process 0; it
+            gives pictures `[height, width, channels]` uint8 by name, for TensorBoard.
 
     Returns:
         The state after the last step.
@@ -156,18 +170,29 @@ def train(
     if is_first_process:
         writer = MetricWriter(directory, start_step=start, tensorboard=run.tensorboard)
 
-    def log_point(step: int, window: MetricWindow) -> None:
+    diagnostics, gradient_seconds = None, 0.0
+    if run.diagnostics.every:
+        if held_out is None and batches is None:
+            held_out = held_out_pairs(run, mesh, data_dir)
+        diagnostics = Diagnostics(run, mesh, directory, shardings.params, held_out)
+        if is_first_process:
+            diagnostics.begin(start, describe(run, mesh, size))
+
+    def log_point(step: int, window: MetricWindow, more: Mapping[str, float] | None = None) -> None:
         nonlocal skipped, skipped_in_a_row
         means, totals = window.compute()
         skipped_here = round(totals["skipped_steps"])
         skipped += skipped_here
         skipped_in_a_row = skipped_in_a_row + skipped_here if skipped_here == len(window) else 0
         steering.observe(step, means)
+        speed = chronometer.window(step)
         values = {
             **means,
             "skipped_steps": float(skipped),
             "curriculum_step": float(steering.clock(step)),
-            **chronometer.window(step),
+            **speed,
+            **throughput(totals, len(window), speed.get("steps_per_second")),
+            **(more or {}),
         }
         if writer is not None:
             writer.write(step, values)
@@ -180,6 +205,31 @@ def train(
                 f"Loss or gradient of the last {skipped_in_a_row} steps were not finite; lower the "
                 "learning rate, or look at the data."
             )
+
+    def look(step: int, norms: Mapping[str, float]) -> None:
+        """Write diagnostics, together with the log point of the step if there is one."""
+        nonlocal pending
+        assert diagnostics is not None
+        params = state.params if state.ema_params is None else state.ema_params
+        seen = diagnostics.look(step, params, norms)
+        seen["diagnostics_seconds"] += gradient_seconds
+        if pending is not None:
+            log_point(*pending, seen)
+            pending = None
+        elif writer is not None:
+            writer.write(step, seen)
+        if writer is not None:
+            pictures = {} if on_look is None else on_look(step)
+            writer.write_pictures(step, pictures, diagnostics.samples)
+
+    def gradient_norms(state: TrainState, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Of each term on the batch of a step: the norm of its gradient, and its mean."""
+        nonlocal gradient_seconds
+        began = time.monotonic()
+        with chronometer.paused():
+            found = jax.device_get(measure_gradients(state, batch, steering.controls(step - 1)))
+        gradient_seconds = time.monotonic() - began
+        return found
 
     def save(step: int) -> None:
         data = {
@@ -208,6 +258,12 @@ def train(
     try:
         with StopSignals() as signals, partitioning.activate(mesh):
             batch = next_batch(start + 1)
+            if diagnostics is not None and start == 0:
+                log.info("compiling the diagnostics")
+                norms = {}
+                if run.diagnostics.gradients_due(0, run.steps):
+                    norms, _ = gradient_norms(state, 1)
+                look(0, norms)
             log.info("compiling the training step")
             for step in range(start + 1, run.steps + 1):
                 if step == first_profiled:
@@ -215,10 +271,12 @@ def train(
                 with jax.profiler.StepTraceAnnotation("train", step_num=step):
                     state, metrics = step_function(state, batch, steering.controls(step - 1))
                 window.add(metrics)
-                if steering.balance_due(step):
-                    measured = measure_gradients(state, batch, steering.controls(step - 1))
-                    norms, losses = jax.device_get(measured)
-                    steering.balance(step, norms, losses)
+                norms, gradient_seconds = {}, 0.0
+                balance_due = steering.balance_due(step)
+                if balance_due or run.diagnostics.gradients_due(step, run.steps):
+                    norms, losses = gradient_norms(state, step)
+                    if balance_due:
+                        steering.balance(step, norms, losses)
                 # At most two steps are under way, which bounds the memory of batches. While the
                 # devices work on this one, log what came before and fetch what comes next.
                 jax.block_until_ready(previous)
@@ -239,6 +297,9 @@ def train(
                     chronometer.restart_window(step)
                 if step % run.log_every == 0 or step == run.steps:
                     window, pending = MetricWindow(), (step, window)
+                if diagnostics is not None and run.diagnostics.due(step, run.steps):
+                    with chronometer.paused():
+                        look(step, norms)
 
                 code = signals.exit_code(step)
                 if step % run.checkpoint_every == 0 or step == run.steps or code is not None:

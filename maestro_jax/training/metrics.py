@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +17,8 @@ from etils import epath
 log = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
+QUANTITIES = ("examples", "audio_seconds", "tokens")
+"""What a stream is counted in."""
 
 
 class MetricWindow:
@@ -102,6 +105,16 @@ class Chronometer:
         """Count time in which the next batch was not ready."""
         self._waited += seconds
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave what is done meanwhile out of the speed; it counts as elapsed time."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            step, start = self._mark
+            self._mark = (step, start + time.monotonic() - began)
+
     def window(self, step: int) -> dict[str, float]:
         """Speed since the last window, and open the next one.
 
@@ -150,6 +163,30 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}"
 
 
+def throughput(
+    totals: Mapping[str, float], steps: int, steps_per_second: float | None
+) -> dict[str, float]:
+    """How fast each stream is read.
+
+    Args:
+        totals: Of all metrics over a window of steps, `<stream>/examples`, `<stream>/audio_seconds`
+            and `<stream>/tokens` among them.
+        steps: Steps of the window.
+        steps_per_second: The speed of the steps that were timed; None: none was.
+
+    Returns:
+        `<stream>/examples_per_second`, `<stream>/audio_seconds_per_second` and
+        `<stream>/tokens_per_second`, of the quantities that a stream has.
+    """
+    if steps_per_second is None:
+        return {}
+    return {
+        f"{name}_per_second": total / steps * steps_per_second
+        for name, total in totals.items()
+        if name.rpartition("/")[0] and name.rpartition("/")[2] in QUANTITIES
+    }
+
+
 class MetricWriter:
     """Writes log points to ``metrics.jsonl`` and to TensorBoard.
 
@@ -196,6 +233,28 @@ class MetricWriter:
                 file.write(line + "\n")
         if self._tensorboard is not None:
             self._tensorboard.write_scalars(step, dict(values))
+
+    def write_pictures(
+        self,
+        step: int,
+        images: Mapping[str, np.ndarray],
+        histograms: Mapping[str, np.ndarray],
+    ) -> None:
+        """Give TensorBoard what is no scalar.
+
+        Args:
+            step: The step.
+            images: By name, `[height, width, channels]` uint8.
+            histograms: By name, the samples of which to make one.
+        """
+        if self._tensorboard is None:
+            return
+        if images:
+            self._tensorboard.write_images(
+                step, {name: image[None] for name, image in images.items()}
+            )
+        if histograms:
+            self._tensorboard.write_histograms(step, dict(histograms))
 
     def flush(self) -> None:
         """Make sure that everything is in the files."""

@@ -11,6 +11,7 @@ import jax
 from maestro_jax.data.streams import StreamConfig, batch_shapes, check_streams
 from maestro_jax.errors import UserError, near_misses
 from maestro_jax.training import parameter_groups
+from maestro_jax.training.diagnostics import DiagnosticsConfig
 from maestro_jax.training.optimizers import Optimizer
 from maestro_jax.training.partitioning import Partitioning
 from maestro_jax.training.state import TrainState, abstract_state
@@ -43,6 +44,7 @@ class TrainRun:
         console_metrics: The metrics on the console, in order; None: the loss and its parts.
         tensorboard: Whether to write TensorBoard files.
         profile_steps: First and last step of a profile, which is written to ``profile/``.
+        diagnostics: How often to look whether the run is healthy.
     """
 
     model: Any
@@ -63,6 +65,7 @@ class TrainRun:
     console_metrics: tuple[str, ...] | None = None
     tensorboard: bool = True
     profile_steps: tuple[int, int] | None = None
+    diagnostics: DiagnosticsConfig = DiagnosticsConfig()
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, before any device is touched."""

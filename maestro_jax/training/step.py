@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from maestro_jax.data.streams import SAMPLE_RATE, SEQUENCE_LIMITS
 from maestro_jax.training.optimizers import Optimizer, update_ema
 from maestro_jax.training.state import TrainState
 
@@ -86,6 +87,7 @@ def train_step(
             f"grad_norm/{group}": (optax.tree.norm(part), one) for group, part in by_group.items()
         }
     metrics = {
+        **stream_sizes(batch),
         "loss": (loss.astype(jnp.float32), one),
         **metrics,
         "grad_norm": (gradient_norm, one),
@@ -100,6 +102,37 @@ def train_step(
     metrics = {name: _only_finite(total, count) for name, (total, count) in metrics.items()}
     metrics["skipped_steps"] = (1.0 - finite.astype(jnp.float32), one)
     return new_state, metrics
+
+
+def stream_sizes(batch: Any) -> Metrics:
+    """How much there is of each stream.
+
+    Args:
+        batch: `{stream: {feature: array}}`, with a `<feature>_length` `[batch]`, 0 for what
+            is absent.
+
+    Returns:
+        `<stream>/examples`, and as far as a stream has them `<stream>/audio_seconds` and
+        `<stream>/tokens` (of texts and translations): the amount, with a count of 1 for the step.
+    """
+    one = jnp.ones((), jnp.float32)
+    sizes: Metrics = {}
+    for stream, features in batch.items():
+        lengths = {
+            name: features[f"{name}_length"].astype(jnp.float32)
+            for name in SEQUENCE_LIMITS
+            if f"{name}_length" in features
+        }
+        if not lengths:
+            continue
+        there = sum(lengths.values()) > 0
+        sizes[f"{stream}/examples"] = (jnp.sum(there.astype(jnp.float32)), one)
+        texts = [length for name, length in lengths.items() if name != "audio"]
+        if "audio" in lengths:
+            sizes[f"{stream}/audio_seconds"] = (jnp.sum(lengths["audio"]) / SAMPLE_RATE, one)
+        if texts:
+            sizes[f"{stream}/tokens"] = (jnp.sum(sum(texts)), one)
+    return sizes
 
 
 def _only_finite(total: jax.Array, count: jax.Array) -> tuple[jax.Array, jax.Array]:

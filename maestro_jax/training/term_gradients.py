@@ -25,7 +25,7 @@ def term_gradient_norms(
         batch: `{stream: {feature: array}}`.
         controls: As for the training step.
         model: The model.
-        objective: One with a method `terms`.
+        objective: One with a method `terms`, or whose metrics hold its terms as `loss/<term>`.
         seed: The seed of the run; dropout and masks are those of the step.
 
     Returns:
@@ -35,16 +35,17 @@ def term_gradient_norms(
     rng = jax.random.fold_in(jax.random.key(seed), state.step)
 
     def means(params: Any) -> dict[str, jax.Array]:
-        terms, _ = objective.terms(
-            model,
-            params,
-            state.ema_params,
-            batch,
-            rng=rng,
-            step=state.step,
-            controls=controls,
-            train=True,
-        )
+        given = (model, params, state.ema_params, batch)
+        options = {"rng": rng, "step": state.step, "controls": controls, "train": True}
+        if hasattr(objective, "terms"):
+            terms, _ = objective.terms(*given, **options)
+        else:
+            _, metrics = objective.loss(*given, **options)
+            terms = {
+                name.removeprefix("loss/"): term
+                for name, term in metrics.items()
+                if name.startswith("loss/")
+            }
         return {name: mean(term) for name, term in terms.items()}
 
     values, backward = jax.vjp(means, state.params)

@@ -28,8 +28,10 @@ def _lines(directory):
 
 
 def _without_times(lines):
-    timed = ("elapsed_seconds", "steps_per_second", "seconds_left", "data_wait_fraction")
-    return [{key: value for key, value in line.items() if key not in timed} for line in lines]
+    timed = ("_seconds", "_per_second", "seconds_left", "data_wait_fraction")
+    return [
+        {key: value for key, value in line.items() if not key.endswith(timed)} for line in lines
+    ]
 
 
 @pytest.fixture(scope="module")
