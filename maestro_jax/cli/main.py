@@ -35,6 +35,10 @@ COMMANDS = {
         "train the run that gin files describe; the same command continues it",
         "maestro train --gin_file runs/pretrain.gin --model_dir /data/run1 --gin.STEPS=1000",
     ),
+    "report": (
+        "write the report of a run again: losses, diagnostics, and whether it is healthy",
+        "maestro report /data/run1",
+    ),
     "eval": (
         "score a trained model on its tasks: word error rate and BLEU",
         "maestro eval --model_dir /data/run1 --task minivox_small_paired_de",

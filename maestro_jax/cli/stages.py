@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from maestro_jax.cli import gin_config, run_record
-from maestro_jax.training.loop import train
+from maestro_jax.cli.reported import train_with_report
 from maestro_jax.training.run import TrainRun
 
 
@@ -89,7 +89,7 @@ class Recipe:
         }
         model_dir = output / stage.directory
         run_record.write(model_dir, texts, run_record.command_line())
-        train(run, model_dir=model_dir, data_dir=data)
+        train_with_report(run, model_dir, data)
         return run, model_dir
 
 

@@ -1,7 +1,7 @@
 """Pictures of a run: loss curves, alignments, durations, and speech beside text.
 
-Every function draws one figure into a file whose suffix picks the format (png, pdf, svg). Figures
-are made without pyplot: no global state, no window, no display needed.
+Every function draws one figure into a file whose suffix picks the format (png, pdf, svg), or into a
+buffer. Figures are made without pyplot: no global state, no window, no display needed.
 """
 
 from __future__ import annotations
@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Target = epath.PathLike | io.BytesIO
+"""Where a picture goes: a file whose suffix picks the format, or a buffer, which gets a png."""
+
+_DPI = 130
+
 # Okabe and Ito's colours, told apart by readers of any colour vision.
 BLUE, ORANGE, VERMILION = "#0072B2", "#E69F00", "#D55E00"
 
@@ -26,7 +31,7 @@ _MAP, _SPECTROGRAM_MAP = "viridis", "magma"
 
 def plot_losses(
     curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
-    path: epath.PathLike,
+    path: Target,
     *,
     title: str = "Training",
     smoothing: float = 0.9,
@@ -52,7 +57,7 @@ def plot_losses(
         raise ValueError("no curves to plot")
     columns = min(3, len(curves))
     rows = -(-len(curves) // columns)
-    figure = _figure(4.2 * columns, 2.7 * rows + 0.7, title)
+    figure = new_figure(4.2 * columns, 2.7 * rows + 0.7, title)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes[len(curves) :]:
         axis.remove()
@@ -69,7 +74,7 @@ def plot_losses(
         elif smoothing:
             # A short curve is smoothed less: the average must follow it, not flatten it.
             weight = min(smoothing, max(0.0, 1.0 - 25.0 / len(shown)))
-            axis.plot(at, _smoothed(shown, weight), color=BLUE, linewidth=1.8, label="smoothed")
+            axis.plot(at, smoothed(shown, weight), color=BLUE, linewidth=1.8, label="smoothed")
         if not finite.all():
             lost = steps[~finite]
             axis.plot(
@@ -90,23 +95,24 @@ def plot_losses(
         axis.set_ylabel(_unit(name))
         if index >= len(curves) - columns:
             axis.set_xlabel("training step")
-        axis.xaxis.set_major_formatter(_thousands)
+        axis.xaxis.set_major_formatter(thousands)
         axis.xaxis.get_major_locator().set_params(nbins=5, integer=True)
         axis.grid(alpha=0.25)
         if index == 0 or not finite.all():
             axis.legend(frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_alignment(
     alignment: np.ndarray,
     tokens: Sequence[str],
     frame_seconds: float,
-    path: epath.PathLike,
+    path: Target,
     *,
     mel: np.ndarray | None = None,
     mel_frame_seconds: float = 0.01,
     frame_count: int | None = None,
+    emissions: np.ndarray | None = None,
     title: str = "Transducer alignment",
 ) -> None:
     """Where the transducer emits each label, under the spectrogram if there is one.
@@ -120,6 +126,8 @@ def plot_alignment(
         mel: Log-mel energies, [mel frames, mel bins]; None for no spectrogram.
         mel_frame_seconds: Step between mel frames.
         frame_count: Encoder frames of the utterance, where `alignment` does not tell.
+        emissions: Beside an occupancy, the frame on which the best path emits each label [labels];
+            by default where a label is most likely.
         title: Above the picture; the utterance's text or id serves best.
 
     Raises:
@@ -133,7 +141,8 @@ def plot_alignment(
     if alignment.ndim == 2:
         logarithms = bool(alignment.size) and alignment.max() <= 0 and alignment.min() < 0
         occupancy = np.exp(alignment) if logarithms else alignment
-        emissions = occupancy.argmax(axis=0) if occupancy.size else np.zeros(labels, np.int64)
+        if emissions is None:
+            emissions = occupancy.argmax(axis=0) if occupancy.size else np.zeros(labels, np.int64)
         frames = len(occupancy)
     else:
         emissions = alignment
@@ -146,7 +155,7 @@ def plot_alignment(
     label_height = float(np.clip(0.22 * labels, 2.0, 12.0))
     mel_height = 0.0 if mel is None else 2.2
     width = float(np.clip(2.2 * seconds, 8.0, 20.0))
-    figure = _figure(width, label_height + mel_height + 1.1, title)
+    figure = new_figure(width, label_height + mel_height + 1.1, title)
     if mel is None:
         axis = figure.subplots()
     else:
@@ -200,13 +209,13 @@ def plot_alignment(
     axis.set_xlabel("time (s)")
     axis.set_ylabel("label")
     axis.grid(alpha=0.25)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_durations(
     aligned: np.ndarray,
     predicted: np.ndarray,
-    path: epath.PathLike,
+    path: Target,
     *,
     frame_seconds: float = 0.04,
     title: str = "Durations of labels",
@@ -233,7 +242,7 @@ def plot_durations(
     limit = max(2.0, float(np.ceil(np.percentile(both, 99.5))))
     beyond = int((aligned > limit).sum()), int((predicted > limit).sum())
 
-    figure = _figure(11.0, 4.6, title)
+    figure = new_figure(11.0, 4.6, title)
     left, right = figure.subplots(1, 2)
     bins = np.arange(0, limit + 1.5) - 0.5
     for values, name, color, style in (
@@ -254,13 +263,12 @@ def plot_durations(
         note = f"last bar: {limit:.0f} or more\n({beyond[0]} aligned, {beyond[1]} predicted beyond)"
         left.text(0.98, 0.55, note, transform=left.transAxes, ha="right", va="top", color="#555555")
 
-    cells = right.hexbin(
+    *_, cells = right.hist2d(
         np.minimum(aligned, limit),
         np.minimum(predicted, limit),
-        gridsize=min(40, int(limit) + 1),
-        extent=(-0.5, limit + 0.5, -0.5, limit + 0.5),
-        bins="log",
-        mincnt=1,
+        bins=(bins, bins),
+        norm="log",
+        cmin=1,
         cmap=_MAP,
     )
     right.plot([0, limit], [0, limit], "--", color=VERMILION, linewidth=1.2, label="equal")
@@ -274,13 +282,13 @@ def plot_durations(
     right.set_xlim(-0.5, limit + 0.5)
     right.set_ylim(-0.5, limit + 0.5)
     right.legend(frameon=False, loc="upper left")
-    figure.colorbar(cells, ax=right, label="labels in a cell")
-    _save(figure, path)
+    figure.colorbar(cells, ax=right, label="labels in a cell", format="{x:g}")
+    save_figure(figure, path)
 
 
 def plot_similarity(
     matrix: np.ndarray,
-    path: epath.PathLike,
+    path: Target,
     *,
     frame_seconds: float = 0.04,
     title: str = "Speech and text in the shared space",
@@ -308,7 +316,7 @@ def plot_similarity(
     elsewhere = np.ones(matrix.shape, np.bool_)
     np.fill_diagonal(elsewhere, False)
     rest = matrix[elsewhere]
-    figure = _figure(6.6, 5.8, title)
+    figure = new_figure(6.6, 5.8, title)
     axis = figure.subplots()
     image = axis.imshow(
         matrix,
@@ -329,26 +337,31 @@ def plot_similarity(
     axis.set_xlabel("text, resampled to speech (s)")
     axis.set_ylabel("speech (s)")
     figure.colorbar(image, ax=axis, label="cosine similarity")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _figure(width: float, height: float, title: str) -> Figure:
+def new_figure(width: float, height: float, title: str = "") -> Figure:
     """An empty figure, in inches, that fits its parts by itself."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     # Titles and labels come from corpora: a dollar sign in them is no formula.
-    figure.suptitle(title, parse_math=False)
+    if title:
+        figure.suptitle(title, parse_math=False)
     return figure
 
 
-def _save(figure: Figure, path: epath.PathLike) -> None:
+def save_figure(figure: Figure, path: Target) -> None:
+    """Draw a figure into a file, or as png into a buffer."""
     for axis in figure.axes:
         _quiet_frame(axis)
+    if isinstance(path, io.BytesIO):
+        figure.savefig(path, format="png", dpi=_DPI)
+        return
     path = epath.Path(path).expanduser()
     # Drawn in memory first: the model directory may be in an object store.
     picture = io.BytesIO()
-    figure.savefig(picture, format=path.suffix[1:] or "png", dpi=130)
+    figure.savefig(picture, format=path.suffix[1:] or "png", dpi=_DPI)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(picture.getvalue())
 
@@ -358,7 +371,7 @@ def _quiet_frame(axis: Axes) -> None:
         axis.spines[["top", "right"]].set_visible(False)
 
 
-def _smoothed(values: np.ndarray, weight: float) -> np.ndarray:
+def smoothed(values: np.ndarray, weight: float) -> np.ndarray:
     """Exponential moving average in both directions, so that a trend is not delayed, [points]."""
 
     def one_way(series: np.ndarray) -> np.ndarray:
@@ -373,7 +386,7 @@ def _smoothed(values: np.ndarray, weight: float) -> np.ndarray:
     return one_way(one_way(values)[::-1])[::-1]
 
 
-def _thousands(step: float, position: Any = None) -> str:
+def thousands(step: float, position: Any = None) -> str:
     """A step as people say it: 2500 is 2.5k."""
     return f"{step / 1000:g}k" if abs(step) >= 1000 else f"{step:g}"
 

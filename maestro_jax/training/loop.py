@@ -217,7 +217,7 @@ def train(
             log_point(*pending, seen)
             pending = None
         elif writer is not None:
-            writer.write(step, seen)
+            writer.write(step, {**seen, "elapsed_seconds": chronometer.elapsed})
         if writer is not None:
             pictures = {} if on_look is None else on_look(step)
             writer.write_pictures(step, pictures, diagnostics.samples)

@@ -61,14 +61,14 @@ def run(arguments: argparse.Namespace) -> None:
     }
     import jax
 
+    from maestro_jax.cli.reported import train_with_report
     from maestro_jax.training import distributed
-    from maestro_jax.training.loop import train
 
     environment.enable_compilation_cache()
     distributed.initialize()
     if jax.process_index() == 0:
         run_record.write(arguments.model_dir, texts, run_record.command_line())
-    train(train_run, model_dir=arguments.model_dir, data_dir=arguments.data_dir)
+    train_with_report(train_run, arguments.model_dir, arguments.data_dir)
 
 
 def _check_tasks(run: TrainRun) -> None:
