@@ -40,8 +40,8 @@ class DiagnosticsConfig:
         every: Steps between two looks; there is also one before the first step and one after the
             last. 0: none at all.
         gradients_every: Steps between two measurements of the gradient of each loss term, each of
-            which costs a backward pass a term; a multiple of `every`. None: as often as `every`;
-            0: none.
+            which costs a backward pass a term; a multiple of `every`. There is one after the last
+            step, too, but none before the first. None: as often as `every`; 0: none.
         examples: Held-out pairs to look at; rounded up to what the devices can share.
         mixture: Where they come from; None: the mixture of the run's paired stream.
         split: Of that mixture.
@@ -78,7 +78,7 @@ class DiagnosticsConfig:
     def gradients_due(self, step: int, steps: int) -> bool:
         """Whether to measure gradients after so many steps of a run's steps."""
         every = self.every if self.gradients_every is None else self.gradients_every
-        return bool(every) and (step % every == 0 or step == steps)
+        return bool(every) and step > 0 and (step % every == 0 or step == steps)
 
 
 class Diagnostics:

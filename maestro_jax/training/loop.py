@@ -259,11 +259,7 @@ def train(
         with StopSignals() as signals, partitioning.activate(mesh):
             batch = next_batch(start + 1)
             if diagnostics is not None and start == 0:
-                log.info("compiling the diagnostics")
-                norms = {}
-                if run.diagnostics.gradients_due(0, run.steps):
-                    norms, _ = gradient_norms(state, 1)
-                look(0, norms)
+                look(0, {})
             log.info("compiling the training step")
             for step in range(start + 1, run.steps + 1):
                 if step == first_profiled:
