@@ -206,7 +206,7 @@ def _summary(diagnosis: Diagnosis) -> str:
         rows.append(("elapsed", _time(elapsed)))
     spent = curves.get("diagnostics_seconds")
     if spent is not None:
-        rows.append(("of it for diagnostics", _time(float(np.nansum(spent[1])))))
+        rows.append(("of it for diagnostics, without drawing", _time(float(np.nansum(spent[1])))))
     if run:
         rows += [
             ("model", f"{run['model']}, {run['parameters']:,} parameters"),

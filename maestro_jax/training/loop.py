@@ -211,7 +211,8 @@ def train(
         nonlocal pending
         assert diagnostics is not None
         params = state.params if state.ema_params is None else state.ema_params
-        seen = diagnostics.look(step, params, norms)
+        with chronometer.paused():
+            seen = diagnostics.look(step, params, norms)
         seen["diagnostics_seconds"] += gradient_seconds
         if pending is not None:
             log_point(*pending, seen)
@@ -219,8 +220,16 @@ def train(
         elif writer is not None:
             writer.write(step, {**seen, "elapsed_seconds": chronometer.elapsed})
         if writer is not None:
-            pictures = {} if on_look is None else on_look(step)
-            writer.write_pictures(step, pictures, diagnostics.samples)
+            began = time.monotonic()
+            with chronometer.paused():
+                pictures = {} if on_look is None else on_look(step)
+                writer.write_pictures(step, pictures, diagnostics.samples)
+            log.info(
+                "diagnostics of step %d: %.1f s, and %.1f s to draw them",
+                step,
+                seen["diagnostics_seconds"],
+                time.monotonic() - began,
+            )
 
     def gradient_norms(state: TrainState, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """Of each term on the batch of a step: the norm of its gradient, and its mean."""
@@ -294,8 +303,7 @@ def train(
                 if step % run.log_every == 0 or step == run.steps:
                     window, pending = MetricWindow(), (step, window)
                 if diagnostics is not None and run.diagnostics.due(step, run.steps):
-                    with chronometer.paused():
-                        look(step, norms)
+                    look(step, norms)
 
                 code = signals.exit_code(step)
                 if step % run.checkpoint_every == 0 or step == run.steps or code is not None:

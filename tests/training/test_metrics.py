@@ -70,6 +70,12 @@ def test_chronometer(monkeypatch):
         "data_wait_fraction": 0.25,
     }
     assert chronometer.window(19) == {"elapsed_seconds": 1034.0}
+    now[0] += 1.0
+    with chronometer.paused():
+        now[0] += 100.0
+    now[0] += 1.0
+    values = chronometer.window(21)
+    assert values["steps_per_second"] == 1.0 and values["elapsed_seconds"] == 1136.0
 
 
 def test_console_line():
