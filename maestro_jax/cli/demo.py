@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from maestro_jax.cli.stages import Announcer, Recipe, Stage
-from maestro_jax.evaluation.pictures import draw_curves, draw_inspection
+from maestro_jax.evaluation.pictures import draw_curves, draw_probe
 from maestro_jax.evaluation.run_evaluation import Report, evaluate_run
 from maestro_jax.evaluation.transcriber import Transcriber
 from maestro_jax.training.run import TrainRun
@@ -81,8 +81,7 @@ def run_demo(
         runs[stage.name], directories[stage.name] = run, model_dir
         pictures.append(draw_curves(model_dir))
         if stage.name == "pretrain":
-            pretrained = Transcriber.from_checkpoint(model_dir, run)
-            pictures += draw_inspection(pretrained, model_dir, data_dir=data)
+            pictures += draw_probe(model_dir)
 
     announce("evaluating on speakers and sentences that were not trained on")
     asr_run, recognizer = runs["finetune_asr"], directories["finetune_asr"]
@@ -104,6 +103,7 @@ def run_demo(
     print("Pictures:")
     for path in pictures:
         print(f"  {path}")
+    print(f"Is pretraining healthy? {directories['pretrain'] / 'report.html'}")
     print(f"\nFile:                  {file}")
     print(f"Reference:             {reference}")
     print(f"Hypothesis:            {heard.text}")

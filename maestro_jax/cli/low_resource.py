@@ -20,11 +20,10 @@ from maestro_jax.cli.stages import Announcer, Recipe, Stage, training_minutes
 from maestro_jax.cli.table import table
 from maestro_jax.evaluation.comparison import compare
 from maestro_jax.evaluation.evaluate import Evaluation
-from maestro_jax.evaluation.pictures import draw_curves, draw_inspection
+from maestro_jax.evaluation.pictures import draw_curves, draw_probe
 from maestro_jax.evaluation.predictions import read_predictions
 from maestro_jax.evaluation.run_evaluation import evaluate_run
 from maestro_jax.evaluation.scores import WordScores
-from maestro_jax.evaluation.transcriber import Transcriber
 
 RECIPE = Recipe(
     config="low_resource",
@@ -86,8 +85,7 @@ def run_low_resource(
         draw_curves(directories[stage.name])
 
     announce("testing both on speakers and sentences that were not trained on")
-    pretrained = Transcriber.from_checkpoint(directories["pretrain"], runs["pretrain"])
-    pictures = draw_inspection(pretrained, directories["pretrain"], data_dir=data)
+    pictures = draw_probe(directories["pretrain"])
     evaluations: dict[str, Evaluation] = {}
     for name in MODELS:
         report = evaluate_run(runs[name], model_dir=directories[name], data_dir=data)
@@ -121,6 +119,7 @@ def run_low_resource(
     print("\nPictures of the pretrained model:")
     for path in pictures:
         print(f"  {path}")
+    print(f"Is pretraining healthy? {directories['pretrain'] / 'report.html'}")
     print(f"\nDone in {(time.monotonic() - began) / 60:.1f} minutes.")
 
 

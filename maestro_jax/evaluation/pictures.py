@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from pathlib import Path
-
-import jax
-import numpy as np
 
 from maestro_jax.evaluation.curves import read_curves
 from maestro_jax.evaluation.plots import (
@@ -16,13 +12,9 @@ from maestro_jax.evaluation.plots import (
     plot_losses,
     plot_similarity,
 )
-from maestro_jax.evaluation.transcriber import Transcriber
-from maestro_jax.objectives.probe import Probe, probe_pairs
+from maestro_jax.evaluation.training_report import read_diagnosis
 
 log = logging.getLogger(__name__)
-
-# A single row of pictures costs little; durations want some hundreds of labels to be a histogram.
-_UTTERANCES = 32
 
 
 def draw_curves(model_dir: str | Path) -> Path:
@@ -33,79 +25,44 @@ def draw_curves(model_dir: str | Path) -> Path:
     return path
 
 
-def draw_inspection(
-    transcriber: Transcriber,
-    model_dir: str | Path,
-    *,
-    split: str = "validation",
-    data_dir: str | Path | None = None,
-) -> list[Path]:
-    """One alignment, the durations, and the similarity of one pair, of a run with a paired stream.
+def draw_probe(model_dir: str | Path) -> list[Path]:
+    """One alignment, the durations, and the similarity of one pair, of a run's last probe.
 
     Args:
-        transcriber: The loaded model.
-        model_dir: Pictures go to its `evaluation` directory.
-        split: Which split of the run's paired mixture is looked at.
-        data_dir: The root of the prepared data.
+        model_dir: Of a run with diagnostics; pictures go to its `evaluation` directory.
 
     Returns:
-        The paths of the pictures.
+        The paths of the pictures; none of a run that probed nothing.
+
+    Raises:
+        UserError: The directory has no metrics.
     """
-    from maestro_jax.data.loader import evaluation_batches
-
-    run = transcriber.run
-    stream = run.streams["paired"]
-    batches = evaluation_batches(
-        stream.mixture,
-        split,
-        _UTTERANCES,
-        stream.audio_samples,
-        data_dir,
-        text_tokens=stream.text_tokens,
-    )
-    features, metadata = next(iter(batches))
-    # The utterance of median length shows most: neither a word nor a paragraph.
-    count = len(metadata)
-    row = int(np.argsort(features["audio_length"][:count])[count // 2])
-    names = ("audio", "audio_length", "text", "text_length", "language")
-    probe: Probe = jax.device_get(
-        jax.jit(functools.partial(probe_pairs, run.model))(
-            transcriber.params, {name: features[name] for name in names}, row
-        )
-    )
+    diagnosis = read_diagnosis(model_dir)
+    if not diagnosis.probes:
+        return []
+    step, arrays = diagnosis.probes[-1]
+    seconds = diagnosis.frame_seconds
     directory = Path(model_dir) / "evaluation"
-    directory.mkdir(parents=True, exist_ok=True)
-    seconds = run.model.frame_seconds
-    labels = int(features["text_length"][row])
-    frames = int(probe.frame_lengths[row])
-    mel_seconds = run.model.frontend.hop / run.model.frontend.sample_rate
-    pieces = transcriber.vocabulary.pieces(features["text"][row, :labels].tolist())
-    title = f"{metadata[row]['language']}: {metadata[row]['text']}"
-
-    alignment = directory / "alignment.png"
+    title = "".join(diagnosis.pieces).replace("\u2581", " ").strip()
+    paths = [directory / f"{name}.png" for name in ("alignment", "durations", "similarity")]
     plot_alignment(
-        probe.emission_frames[:labels],
-        pieces,
+        arrays["emission_frames"],
+        diagnosis.pieces,
         seconds,
-        alignment,
-        mel=probe.mel[: round(frames * seconds / mel_seconds)],
-        mel_frame_seconds=mel_seconds,
-        frame_count=frames,
+        paths[0],
+        mel=arrays["mel"],
+        mel_frame_seconds=diagnosis.mel_frame_seconds,
+        frame_count=len(arrays["posterior"]),
         title=title,
     )
-    durations = directory / "durations.png"
     plot_durations(
-        probe.aligned[probe.label_mask],
-        probe.predicted[probe.label_mask],
-        durations,
+        arrays["aligned"],
+        arrays["predicted"],
+        paths[1],
         frame_seconds=seconds,
-        title=f"Durations of the labels of {count} {split} utterances",
+        title=f"Durations of held-out labels at step {step}",
     )
-    similarity = directory / "similarity.png"
-    plot_similarity(
-        probe.similarity[:frames, :frames], similarity, frame_seconds=seconds, title=title
-    )
-    paths = [alignment, durations, similarity]
+    plot_similarity(arrays["similarity"], paths[2], frame_seconds=seconds, title=title)
     for path in paths:
         log.info("drew %s", path)
     return paths

@@ -42,6 +42,11 @@ class Diagnosis:
         return self.description.get("frame_seconds") or 0.04
 
     @property
+    def mel_frame_seconds(self) -> float:
+        """Step between frames of the spectrogram."""
+        return self.description.get("mel_frame_seconds") or 0.01
+
+    @property
     def codes(self) -> int | None:
         """Entries of a codebook; None where it is not known."""
         shapes = [arrays["code_counts"].shape for _, arrays in self.probes]
@@ -168,7 +173,6 @@ def durations(diagnosis: Diagnosis) -> list[Picture]:
 def alignments(diagnosis: Diagnosis) -> list[Picture]:
     """How sure alignments are, and that of one utterance at the first and at the last probe."""
     found = []
-    mel_seconds = diagnosis.description.get("mel_frame_seconds") or 0.01
     for step, arrays in diagnosis.probes:
         if not arrays["posterior"].size:
             continue
@@ -180,7 +184,7 @@ def alignments(diagnosis: Diagnosis) -> list[Picture]:
                 diagnosis.frame_seconds,
                 to,
                 mel=arrays["mel"],
-                mel_frame_seconds=mel_seconds,
+                mel_frame_seconds=diagnosis.mel_frame_seconds,
                 emissions=arrays["emission_frames"],
                 title="",
             )

@@ -12,6 +12,7 @@ import pytest
 
 from maestro_jax.cli.main import main
 from maestro_jax.errors import UserError
+from maestro_jax.evaluation.pictures import draw_probe
 from maestro_jax.evaluation.training_report import (
     reporter,
     tensorboard_pictures,
@@ -290,3 +291,12 @@ def test_a_loss_that_rises_is_told():
     curves["loss/transducer"] = curves["loss/transducer"][::-1]
     found = verdicts({name: (STEPS, values) for name, values in curves.items()}, {}, 64)
     assert [each.text for each in found if each.subject == "Losses"][0].startswith("higher")
+
+
+def test_the_last_probe_as_pictures(written, tmp_path):
+    directory, _, _ = written
+    paths = draw_probe(directory)
+    assert [path.name for path in paths] == ["alignment.png", "durations.png", "similarity.png"]
+    assert all(path.stat().st_size > 5_000 for path in paths)
+    write_run(tmp_path, healthy(), probes=False)
+    assert draw_probe(tmp_path) == []
