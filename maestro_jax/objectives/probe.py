@@ -79,7 +79,7 @@ def probe_pairs(
         What there is to see.
     """
     call = functools.partial(model.apply, {"params": params})
-    text, text_length = paired["text"], paired["text_length"]
+    text, text_length, language = paired["text"], paired["text_length"], paired["language"]
     features, mask = call(paired["audio"], paired["audio_length"], method="features")
     frame_lengths = jnp.sum(mask, axis=1).astype(jnp.int32)
     language = paired["language"]

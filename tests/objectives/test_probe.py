@@ -46,10 +46,10 @@ class Tables:
         mask = jnp.arange(FRAMES) < jnp.asarray(FRAME_LENGTHS)[:, None]
         return jnp.zeros((ROWS, FRAMES, 1)), mask
 
-    def _encode_speech(self, features, mask):
+    def _encode_speech(self, features, mask, language):
         return jnp.asarray(self.speech)
 
-    def _encode_shared(self, x, mask):
+    def _encode_shared(self, x, mask, target_language, language):
         return x @ jnp.asarray(self.shared)
 
     def _lattices(self, context, text):
