@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import jax
 import pytest
 
 from maestro_jax.cli import demo, low_resource, stages
@@ -64,12 +65,16 @@ def test_shipped_recipes_are_whole(recipe: Recipe) -> None:
         assert stage.init_from is None or stage.init_from in names[:index]
 
 
-def test_both_contenders_see_the_same_utterances(trained: list[tuple], tmp_path: Path) -> None:
+def test_both_contenders_are_the_same_model_on_the_same_utterances(trained: list[tuple], tmp_path: Path) -> None:
     for name in low_resource.MODELS:
         low_resource.RECIPE.train(name, tmp_path, tmp_path)
     tuned, scratch = (call[0] for call in trained)
     assert tuned.streams == scratch.streams
-    assert tuned.model == scratch.model
+    shapes = [
+        jax.tree.map(lambda leaf: leaf.shape, run.abstract_state().params)
+        for run in (tuned, scratch)
+    ]
+    assert shapes[0] == shapes[1]
     assert {config.mixture for config in tuned.streams.values()} == {
         "minivox_low_resource_paired_sl"
     }
