@@ -51,8 +51,6 @@ def plot_losses(
     Raises:
         ValueError: Without curves.
     """
-    from matplotlib.ticker import LogLocator, NullFormatter
-
     if not curves:
         raise ValueError("no curves to plot")
     columns = min(3, len(curves))
@@ -87,10 +85,7 @@ def plot_losses(
                 label="not finite",
             )
         if len(shown) and shown.min() > 0 and shown.max() > 10 * shown.min():
-            axis.set_yscale("log")
-            axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-            axis.yaxis.set_major_formatter("{x:g}")
-            axis.yaxis.set_minor_formatter(NullFormatter())
+            logarithmic(axis)
         axis.set_title(name, parse_math=False)
         axis.set_ylabel(_unit(name))
         if index >= len(curves) - columns:
@@ -364,6 +359,16 @@ def save_figure(figure: Figure, path: Target) -> None:
     figure.savefig(picture, format=path.suffix[1:] or "png", dpi=_DPI)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(picture.getvalue())
+
+
+def logarithmic(axis: Axes) -> None:
+    """A logarithmic vertical axis with numbers as people write them."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _quiet_frame(axis: Axes) -> None:

@@ -90,7 +90,7 @@ def losses(diagnosis: Diagnosis) -> list[Picture]:
         Panel(
             "terms of speech alone",
             "nats a frame",
-            _only(terms, ("contrastive", "diversity", "masked_prediction")),
+            _only(terms, ("contrastive", "masked_prediction")),
             log=True,
             smooth=True,
         ),
@@ -114,6 +114,7 @@ def losses(diagnosis: Diagnosis) -> list[Picture]:
             log=True,
             smooth=True,
         ),
+        Panel("diversity of codes", "loss", _only(terms, ("diversity",)), log=True, smooth=True),
     ]
     return _panels(panels, "Every term as it is before its weight; held out: on the probe's pairs.")
 
@@ -330,7 +331,11 @@ def throughput(diagnosis: Diagnosis) -> list[Picture]:
             for quantity, unit in quantities
         ),
     ]
-    return _panels(panels, "Diagnostics and the first step, which is compiled, are left out.")
+    return _panels(
+        panels,
+        "Without diagnostics and the first step. Where a stream begins, the step is compiled anew, "
+        "which shows as a dip.",
+    )
 
 
 def _all_codes(diagnosis: Diagnosis) -> dict[str, Curve]:

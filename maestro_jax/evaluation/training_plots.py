@@ -12,6 +12,7 @@ from maestro_jax.evaluation.plots import (
     ORANGE,
     VERMILION,
     Target,
+    logarithmic,
     new_figure,
     save_figure,
     smoothed,
@@ -65,6 +66,11 @@ def plot_panels(panels: Sequence[Panel], path: Target) -> None:
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes[len(panels) :]:
         axis.remove()
+    # The same steps in all panels, whatever has been measured when.
+    measured = [steps for panel in panels for steps, _ in panel.series.values() if len(steps)]
+    earliest = min((float(steps[0]) for steps in measured), default=0.0)
+    latest = max((float(steps[-1]) for steps in measured), default=0.0)
+    margin = max(0.02 * (latest - earliest), 0.5)
     for axis, panel in zip(axes, panels, strict=False):
         lowest, highest, drawn, grey = np.inf, -np.inf, 0, 0
         for label, (steps, values) in panel.series.items():
@@ -89,9 +95,10 @@ def plot_panels(panels: Sequence[Panel], path: Target) -> None:
             look = {"color": color, "linewidth": 1.6, "marker": marker, "markersize": 3.5}
             axis.plot(steps, values, style, label=label, **look)
         if panel.log and 0 < lowest and highest > 10 * lowest:
-            axis.set_yscale("log")
+            logarithmic(axis)
         elif panel.from_zero and highest > 0:
             axis.set_ylim(0, 1.15 * highest)
+        axis.set_xlim(earliest - margin, latest + margin)
         axis.set_title(panel.title, parse_math=False, fontsize=11)
         axis.set_ylabel(panel.unit)
         axis.set_xlabel("training step")

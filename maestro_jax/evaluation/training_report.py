@@ -38,7 +38,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Diagnosis], list[Picture]]], ...] = (
     ("learning_rates", "Learning rates", report_sections.learning_rates),
     ("throughput", "Throughput", report_sections.throughput),
 )
-_STATES = {GOOD: "good", WATCH: "look at it", BAD: "not healthy"}
+_STATES = {GOOD: "good", WATCH: "look at it", BAD: "not (yet) healthy"}
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 68rem; margin: 2rem auto;
        padding: 0 1rem; }
@@ -48,7 +48,7 @@ nav a { margin-right: .9rem; } a { color: #0072B2; }
 table { border-collapse: collapse; margin: .6rem 0; }
 td, th { padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top; }
 th { font-weight: 600; white-space: nowrap; }
-.mark { display: inline-block; min-width: 6.2rem; padding: 0 .5rem; border-radius: .6rem;
+.mark { display: inline-block; min-width: 8.4rem; padding: 0 .5rem; border-radius: .6rem;
         text-align: center; color: #fff; }
 .good { background: #00795a; } .watch { background: #b06f00; } .bad { background: #b33a00; }
 figure { margin: 1rem 0; } img { max-width: 100%; height: auto; }

@@ -152,8 +152,9 @@ def _retrieval(curves: Curves, prefix: str, where: str) -> Verdict | None:
     text += f"{chance:.0%}"
     if before is not None:
         text += f"; it began at {before:.0%}"
-    times = found / chance
-    state = GOOD if times >= 5 else WATCH if times >= 2 else BAD
+    # Above layers with absolute positions, an untrained model finds some frames by their place.
+    learned = before is None or found >= 1.5 * before
+    state = GOOD if found >= 5 * chance and learned else WATCH if found >= 2 * chance else BAD
     return Verdict(state, "Retrieval", text)
 
 

@@ -272,6 +272,7 @@ def test_a_healthy_run_is_called_healthy():
         ("Alignment", WATCH, {"probe/alignment_entropy": 2.0}, "7.4 frames"),
         ("Alignment", BAD, {"paired/last_label_share": 0.9}, "collapsed?"),
         ("Retrieval", BAD, {"probe/retrieval/speech_to_text": 0.03}, "3% of cases"),
+        ("Retrieval", WATCH, {"probe/retrieval/top_speech_to_text": 0.3}, "it began at 30%"),
         ("Cosine", BAD, {"probe/cosine": 0.1}, "0.10 between matched"),
         ("Codes", WATCH, {"speech/code_perplexity": 12.0}, "12.0 of 64 codes"),
         ("Codes", BAD, {"speech/code_perplexity": 2.0}, "collapse?"),
