@@ -76,10 +76,12 @@ class Picture:
     Attributes:
         png: The file.
         caption: A sentence or two.
+        name: By which it goes to TensorBoard, for a picture of the last look that is no curve.
     """
 
     png: bytes
     caption: str
+    name: str = ""
 
 
 def losses(diagnosis: Diagnosis) -> list[Picture]:
@@ -167,7 +169,7 @@ def durations(diagnosis: Diagnosis) -> list[Picture]:
                     a, p, to, frame_seconds=diagnosis.frame_seconds, title=""
                 )
             )
-            found.append(Picture(png, f"Durations of held-out labels at step {step}."))
+            found.append(Picture(png, f"Durations of held-out labels at step {step}.", "durations"))
     return found
 
 
@@ -190,7 +192,8 @@ def alignments(diagnosis: Diagnosis) -> list[Picture]:
                 title="",
             )
 
-        found.append(Picture(_draw(draw), f"A held-out utterance at step {step}."))
+        name = "alignment" if step == diagnosis.probes[-1][0] else ""
+        found.append(Picture(_draw(draw), f"A held-out utterance at step {step}.", name))
     panels = [
         Panel(
             "entropy of a label's frame",
@@ -258,7 +261,9 @@ def nearness(diagnosis: Diagnosis) -> list[Picture]:
             lambda to: plot_similarities(matrices, to, frame_seconds=diagnosis.frame_seconds)
         )
         found.append(
-            Picture(png, "Speech against resampled text: matched frames are the diagonal.")
+            Picture(
+                png, "Speech against resampled text: matched frames are the diagonal.", "similarity"
+            )
         )
     return found
 
@@ -297,7 +302,7 @@ def codes(diagnosis: Diagnosis) -> list[Picture]:
     }
     if usage:
         png = _draw(lambda to: plot_code_usage(usage, to))
-        found.append(Picture(png, "Codes of held-out frames."))
+        found.append(Picture(png, "Codes of held-out frames.", "codes"))
     return found
 
 

@@ -27,7 +27,7 @@ from maestro_jax.evaluation.verdicts import BAD, GOOD, WATCH, last, verdicts
 log = logging.getLogger(__name__)
 
 REPORT_FILE = "report.html"
-# In the order of the page; the name is that of the picture on TensorBoard, too.
+# In the order of the page.
 SECTIONS: tuple[tuple[str, str, Callable[[Diagnosis], list[Picture]]], ...] = (
     ("losses", "Losses", report_sections.losses),
     ("gradients", "Gradients", report_sections.gradients),
@@ -111,7 +111,7 @@ def write_report(model_dir: epath.PathLike) -> tuple[epath.Path, dict[str, bytes
         drawn = draw(diagnosis) if drawing else []
         figures = []
         for index, picture in enumerate(drawn):
-            pictures[f"{name}_{index}" if index else name] = picture.png
+            pictures[picture.name or f"{name}_{index}"] = picture.png
             figures.append(_figure(picture))
         body = "\n".join(figures) or f'<p class="note">{_absent(name, drawing)}</p>'
         parts.append(f'<section id="{name}">\n<h2>{html.escape(title)}</h2>\n{body}\n</section>')
@@ -126,10 +126,10 @@ def tensorboard_pictures(pictures: dict[str, bytes]) -> dict[str, np.ndarray]:
         return {}
     from matplotlib.image import imread
 
-    shown = [name for name in pictures if name.startswith(("durations", "alignment", "retrieval"))]
     return {
         f"report/{name}": (imread(io.BytesIO(pictures[name]))[..., :3] * 255).astype(np.uint8)
-        for name in shown
+        for name in ("durations", "alignment", "similarity", "codes")
+        if name in pictures
     }
 
 
