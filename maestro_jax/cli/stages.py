@@ -89,7 +89,7 @@ class Recipe:
         }
         model_dir = output / stage.directory
         run_record.write(model_dir, texts, run_record.command_line())
-        train_with_report(run, model_dir, data)
+        train_with_report(run, model_dir=model_dir, data_dir=data)
         return run, model_dir
 
 

@@ -20,7 +20,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     def train(run: object, *, model_dir: Path, data_dir: Path) -> None:
         calls.append((run, model_dir, data_dir))
 
-    monkeypatch.setattr(stages, "train", train)
+    monkeypatch.setattr(stages, "train_with_report", train)
     return calls
 
 
@@ -65,7 +65,9 @@ def test_shipped_recipes_are_whole(recipe: Recipe) -> None:
         assert stage.init_from is None or stage.init_from in names[:index]
 
 
-def test_both_contenders_are_the_same_model_on_the_same_utterances(trained: list[tuple], tmp_path: Path) -> None:
+def test_both_contenders_are_the_same_model_on_the_same_utterances(
+    trained: list[tuple], tmp_path: Path
+) -> None:
     for name in low_resource.MODELS:
         low_resource.RECIPE.train(name, tmp_path, tmp_path)
     tuned, scratch = (call[0] for call in trained)
