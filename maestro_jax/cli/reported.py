@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def train_with_report(
-    run: TrainRun, model_dir: str | Path, data_dir: str | Path | None = None
+    run: TrainRun, *, model_dir: str | Path, data_dir: str | Path | None = None
 ) -> None:
     """Train, and write `report.html` with all diagnostics and at the end.
 

@@ -7,6 +7,7 @@ buffer. Figures are made without pyplot: no global state, no window, no display 
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Target = epath.PathLike | io.BytesIO
+Target = str | os.PathLike[str] | io.BytesIO
 """Where a picture goes: a file whose suffix picks the format, or a buffer, which gets a png."""
 
 _DPI = 130
@@ -353,12 +354,12 @@ def save_figure(figure: Figure, path: Target) -> None:
     if isinstance(path, io.BytesIO):
         figure.savefig(path, format="png", dpi=_DPI)
         return
-    path = epath.Path(path).expanduser()
+    file = epath.Path(path).expanduser()
     # Drawn in memory first: the model directory may be in an object store.
     picture = io.BytesIO()
-    figure.savefig(picture, format=path.suffix[1:] or "png", dpi=_DPI)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(picture.getvalue())
+    figure.savefig(picture, format=file.suffix[1:] or "png", dpi=_DPI)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(picture.getvalue())
 
 
 def logarithmic(axis: Axes) -> None:

@@ -163,13 +163,16 @@ def durations(diagnosis: Diagnosis) -> list[Picture]:
     )
     for step, arrays in diagnosis.probes[-1:]:
         if arrays["aligned"].size:
-            aligned, predicted = arrays["aligned"], arrays["predicted"]
-            png = _draw(
-                lambda to, a=aligned, p=predicted: plot_durations(
-                    a, p, to, frame_seconds=diagnosis.frame_seconds, title=""
-                )
+            buffer = io.BytesIO()
+            plot_durations(
+                arrays["aligned"],
+                arrays["predicted"],
+                buffer,
+                frame_seconds=diagnosis.frame_seconds,
+                title="",
             )
-            found.append(Picture(png, f"Durations of held-out labels at step {step}.", "durations"))
+            caption = f"Durations of held-out labels at step {step}."
+            found.append(Picture(buffer.getvalue(), caption, "durations"))
     return found
 
 

@@ -77,10 +77,10 @@ def _end(curves: Curves, name: str, index: int) -> float | None:
 
 
 def _updates(curves: Curves) -> Verdict | None:
-    skipped, steps = last(curves, "skipped_steps"), curves["loss"][0] if "loss" in curves else []
-    if skipped is None or not len(steps):
+    skipped = last(curves, "skipped_steps")
+    if skipped is None or "loss" not in curves:
         return None
-    done = int(steps[-1])
+    done = int(curves["loss"][0][-1])
     share = skipped / max(done, 1)
     state = GOOD if not skipped else WATCH if share < 0.01 else BAD
     text = f"{skipped:.0f} of {done} updates were skipped because a loss was not finite"

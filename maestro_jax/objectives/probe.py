@@ -7,7 +7,7 @@ different steps are of the same speech and compare.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax
@@ -78,7 +78,7 @@ def probe_pairs(
     Returns:
         What there is to see.
     """
-    call = functools.partial(model.apply, {"params": params})
+    call: Callable[..., Any] = functools.partial(model.apply, {"params": params})
     text, text_length, language = paired["text"], paired["text_length"], paired["language"]
     features, mask = call(paired["audio"], paired["audio_length"], method="features")
     frame_lengths = jnp.sum(mask, axis=1).astype(jnp.int32)

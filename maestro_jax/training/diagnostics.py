@@ -184,7 +184,7 @@ class Diagnostics:
             self.samples = {name: array for name, array in samples.items() if array.size}
         return values
 
-    def _arrays(self, probe: Probe) -> dict[str, np.ndarray]:
+    def _arrays(self, probe: Probe) -> dict[str, Any]:
         """What is kept of a probe: nothing of it is padded."""
         assert self._held_out is not None
         row, model = self._row, self._run.model

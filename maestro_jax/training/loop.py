@@ -170,7 +170,9 @@ def train(
     if is_first_process:
         writer = MetricWriter(directory, start_step=start, tensorboard=run.tensorboard)
 
-    diagnostics, gradient_seconds = None, 0.0
+    pending: tuple[int, MetricWindow] | None = None
+    diagnostics: Diagnostics | None = None
+    gradient_seconds = 0.0
     if run.diagnostics.every:
         if held_out is None and batches is None:
             held_out = held_out_pairs(run, mesh, data_dir)
@@ -260,7 +262,7 @@ def train(
             writer.flush()
 
     # ------------------------------------------------------------------------------------ loop
-    window, pending = MetricWindow(record.get("window")), None
+    window = MetricWindow(record.get("window"))
     previous: Any = None
     first_profiled, last_profiled = run.profile_steps or (0, 0)
     began = time.monotonic()
@@ -276,7 +278,8 @@ def train(
                 with jax.profiler.StepTraceAnnotation("train", step_num=step):
                     state, metrics = step_function(state, batch, steering.controls(step - 1))
                 window.add(metrics)
-                norms, gradient_seconds = {}, 0.0
+                norms: dict[str, Any] = {}
+                gradient_seconds = 0.0
                 balance_due = steering.balance_due(step)
                 if balance_due or run.diagnostics.gradients_due(step, run.steps):
                     norms, losses = gradient_norms(state, step)

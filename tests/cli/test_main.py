@@ -86,7 +86,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["prepare"], "required: CORPUS"),
         (["prepare", "minvox"], "Did you mean 'minivox'"),
         (["prepare", "minivox", "--config", "smal"], "Did you mean 'small'"),
-        (["prepare", "minivox", "--config", "zzz"], "It has: small, full"),
+        (["prepare", "minivox", "--config", "zzz"], "It has: small, low_resource, full"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(
@@ -179,10 +179,12 @@ def test_train_refuses_an_unknown_task_before_anything_is_written(
 def test_train_writes_the_record_and_calls_the_loop(
     run_file: str, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ) -> None:
-    from maestro_jax.training import loop
+    from maestro_jax.cli import reported
 
     calls = []
-    monkeypatch.setattr(loop, "train", lambda run, **rest: calls.append((run, rest)))
+    monkeypatch.setattr(
+        reported, "train_with_report", lambda run, **rest: calls.append((run, rest))
+    )
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
     model_dir = str(tmp_path / "model")
     argv = ["train", "--gin_file", run_file, "--model_dir", model_dir, "--gin.STEPS=3"]

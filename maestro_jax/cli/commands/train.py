@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> None:
     distributed.initialize()
     if jax.process_index() == 0:
         run_record.write(arguments.model_dir, texts, run_record.command_line())
-    train_with_report(train_run, arguments.model_dir, arguments.data_dir)
+    train_with_report(train_run, model_dir=arguments.model_dir, data_dir=arguments.data_dir)
 
 
 def _check_tasks(run: TrainRun) -> None:
