@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 from typing import Any
 
 import flax.linen as nn
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from maestro_jax.data.streams import StreamConfig, synthetic_batch
+from maestro_jax.objectives.probe import Probe
 from maestro_jax.training.optimizers import AdamConfig
 from maestro_jax.training.run import TrainRun
 
@@ -76,6 +78,52 @@ class ToyObjective:
         return loss, {"loss/text": (total, count), "loss/mt": (jnp.zeros(()), jnp.zeros(()))}
 
 
+PAIR_FRAMES, PAIR_LABELS = 6, 3
+
+
+class ProbedToy(Toy):
+    """Has what a report wants to know of a model."""
+
+    frame_seconds = 0.04
+    frontend = types.SimpleNamespace(hop=160, sample_rate=16_000)
+
+
+class ProbedObjective(ToyObjective):
+    """Its probe tells which parameters, which rows and which utterance it was given."""
+
+    def probe(self, model, params, paired, row):
+        one = jnp.ones(())
+        return Probe(
+            metrics={
+                "table": (jnp.sum(params["table"]), one),
+                "heard": (jnp.sum(paired["audio_length"]), 8 * one),
+                "never": (jnp.zeros(()), jnp.zeros(())),
+            },
+            label_mask=jnp.arange(PAIR_LABELS) < paired["text_length"][:, None],
+            aligned=paired["text"],
+            predicted=paired["text"] + 1,
+            code_counts=jnp.asarray([[3, 0, 1]]),
+            frame_lengths=paired["audio_length"] // 2,
+            emission_frames=jnp.full((PAIR_LABELS,), row),
+            posterior=jnp.ones((PAIR_FRAMES, PAIR_LABELS)),
+            similarity=jnp.ones((PAIR_FRAMES, PAIR_FRAMES)),
+            top_similarity=jnp.ones((PAIR_FRAMES, PAIR_FRAMES)),
+            mel=jnp.ones((4 * PAIR_FRAMES, 5)),
+        )
+
+
+def held_out() -> dict[str, np.ndarray]:
+    """Eight pairs, one of them absent."""
+    lengths = np.asarray([12, 4, 8, 0, 12, 6, 10, 2], np.int32)
+    return {
+        "audio": np.zeros((8, 2 * PAIR_FRAMES), np.int16),
+        "audio_length": lengths,
+        "text": np.arange(8 * PAIR_LABELS, dtype=np.int32).reshape(8, PAIR_LABELS),
+        "text_length": np.asarray([3, 1, 2, 0, 3, 2, 3, 1], np.int32),
+        "language": np.zeros(8, np.int32),
+    }
+
+
 STREAMS = {"text": StreamConfig(mixture="toy", batch_size=8, text_tokens=6)}
 
 
@@ -132,7 +180,9 @@ def toy():
 
     class Parts:
         Model, Objective, streams = Toy, ToyObjective, STREAMS
+        ProbedModel, ProbedObjective = ProbedToy, ProbedObjective
         run, batches = staticmethod(toy_run), staticmethod(toy_batches)
+        held_out = staticmethod(held_out)
         assert_trees_equal = staticmethod(assert_trees_equal)
 
     return Parts

@@ -11,70 +11,27 @@ import numpy as np
 import pytest
 
 from maestro_jax.errors import UserError
-from maestro_jax.objectives.probe import Probe
 from maestro_jax.training.diagnostics import DiagnosticsConfig, perplexity
 from maestro_jax.training.loop import train
 from maestro_jax.training.metrics import throughput
 from maestro_jax.training.partitioning import Partitioning
 from maestro_jax.training.step import stream_sizes
 
-SAMPLES, FRAMES, LABELS = 12, 6, 3
-AUDIO = np.asarray([12, 4, 8, 0, 12, 6, 10, 2])
-TEXT = np.asarray([3, 1, 2, 0, 3, 2, 3, 1])
-
-
-def held_out():
-    """Eight pairs, one of them absent."""
-    return {
-        "audio": np.zeros((8, SAMPLES), np.int16),
-        "audio_length": AUDIO.astype(np.int32),
-        "text": np.arange(8 * LABELS, dtype=np.int32).reshape(8, LABELS),
-        "text_length": TEXT.astype(np.int32),
-        "language": np.zeros(8, np.int32),
-    }
-
 
 @pytest.fixture(scope="module")
 def parts(toy):
-    """The toy with a probe that tells which parameters and which row it was given."""
-
-    class Model(toy.Model):
-        frame_seconds = 0.04
-        frontend = types.SimpleNamespace(hop=160, sample_rate=16_000)
-
-    class Objective(toy.Objective):
-        def probe(self, model, params, paired, row):
-            mask = jnp.arange(LABELS) < paired["text_length"][:, None]
-            frames = paired["audio_length"] // 2
-            one = jnp.ones(())
-            return Probe(
-                metrics={
-                    "table": (jnp.sum(params["table"]), one),
-                    "heard": (jnp.sum(paired["audio_length"]), 8 * one),
-                    "never": (jnp.zeros(()), jnp.zeros(())),
-                },
-                label_mask=mask,
-                aligned=paired["text"],
-                predicted=paired["text"] + 1,
-                code_counts=jnp.asarray([[3, 0, 1]]),
-                frame_lengths=frames,
-                emission_frames=jnp.full((LABELS,), row),
-                posterior=jnp.ones((FRAMES, LABELS)),
-                similarity=jnp.ones((FRAMES, FRAMES)),
-                top_similarity=jnp.ones((FRAMES, FRAMES)),
-                mel=jnp.ones((4 * FRAMES, 5)),
-            )
+    """Runs of the toy that are looked at."""
 
     def run(**changes):
         settings = {
-            "model": Model(),
-            "objective": Objective(),
+            "model": toy.ProbedModel(),
+            "objective": toy.ProbedObjective(),
             "diagnostics": DiagnosticsConfig(every=3, gradients_every=6),
             "steps": 7,
         }
         return toy.run(**(settings | changes))
 
-    return types.SimpleNamespace(run=run, objective=Objective, model=Model)
+    return types.SimpleNamespace(run=run)
 
 
 def lines(directory):
@@ -95,11 +52,13 @@ def whole(parts, toy, tmp_path_factory):
         looks.append(step)
         return {}
 
-    state = train(parts.run(), directory, batches=toy.batches, held_out=held_out(), on_look=on_look)
+    state = train(
+        parts.run(), directory, batches=toy.batches, held_out=toy.held_out(), on_look=on_look
+    )
     return directory, looks, state
 
 
-def test_looks_before_the_first_step_every_so_often_and_at_the_end(whole):
+def test_looks_before_the_first_step_every_so_often_and_at_the_end(toy, whole):
     directory, looks, _ = whole
     assert looks == [0, 3, 6, 7]
     written = lines(directory)
@@ -112,7 +71,7 @@ def test_looks_before_the_first_step_every_so_often_and_at_the_end(whole):
     ]
     for step in looks:
         assert written[step]["diagnostics_seconds"] > 0
-        assert written[step]["probe/heard"] == AUDIO.sum() / 8
+        assert written[step]["probe/heard"] == toy.held_out()["audio_length"].sum() / 8
         assert "probe/never" not in written[step]
         assert written[step]["probe/codes_used"] == 2
         measured = {name for name in written[step] if name.startswith("grad_norm/")}
@@ -126,15 +85,16 @@ def test_the_average_of_the_weights_is_probed(whole):
     assert lines(directory)[7]["probe/table"] == pytest.approx(average, rel=1e-5)
 
 
-def test_arrays_without_padding(whole):
+def test_arrays_without_padding(toy, whole):
     directory, _, _ = whole
     arrays = dict(np.load(directory / "diagnostics" / "00000003.npz"))
-    mask = np.arange(LABELS) < TEXT[:, None]
-    np.testing.assert_array_equal(arrays["aligned"], held_out()["text"][mask])
+    pairs = toy.held_out()
+    mask = np.arange(pairs["text"].shape[1]) < pairs["text_length"][:, None]
+    np.testing.assert_array_equal(arrays["aligned"], pairs["text"][mask])
     np.testing.assert_array_equal(arrays["predicted"], arrays["aligned"] + 1)
     # Of the seven that are heard, the one of median length: 2 4 6 [8] 10 12 12.
     assert arrays["emission_frames"].tolist() == [2, 2]
-    assert arrays["tokens"].tolist() == held_out()["text"][2, :2].tolist()
+    assert arrays["tokens"].tolist() == pairs["text"][2, :2].tolist()
     assert arrays["posterior"].shape == (4, 2) and arrays["similarity"].shape == (4, 4)
     assert arrays["mel"].shape == (16, 5)
 
@@ -170,11 +130,11 @@ def test_a_restart_gives_the_same_numbers(parts, toy, whole, tmp_path):
 
     run = parts.run(checkpoint_every=2, diagnostics=DiagnosticsConfig(every=3, gradients_every=6))
     with pytest.raises(Stop):
-        train(run, tmp_path, batches=until_the_fifth, held_out=held_out())
+        train(run, tmp_path, batches=until_the_fifth, held_out=toy.held_out())
     # A look that the restarted run will come to again, and one it will not.
     (tmp_path / "diagnostics" / "00000006.npz").write_bytes(b"of an earlier process")
     (tmp_path / "diagnostics" / "00000099.npz").write_bytes(b"of another run")
-    train(run, tmp_path, batches=toy.batches, held_out=held_out())
+    train(run, tmp_path, batches=toy.batches, held_out=toy.held_out())
     for name in ("00000000", "00000003", "00000006", "00000007"):
         here, there = (
             np.load(directory / "diagnostics" / f"{name}.npz") for directory in (tmp_path, whole[0])
@@ -201,7 +161,7 @@ def test_looking_does_not_change_training_nor_does_a_mesh_change_the_look(
     toy.assert_trees_equal(state, whole[2])
     assert not (tmp_path / "blind" / "diagnostics").exists()
     meshed = parts.run(partitioning=Partitioning(mesh_shape=(2, 2, 2)))
-    train(meshed, tmp_path / "meshed", batches=toy.batches, held_out=held_out())
+    train(meshed, tmp_path / "meshed", batches=toy.batches, held_out=toy.held_out())
     here, there = (lines(directory) for directory in (tmp_path / "meshed", whole[0]))
     for step in (0, 7):
         for name, value in there[step].items():

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from maestro_jax.training.checkpoints import restore_params
+from maestro_jax.training.diagnostics import DiagnosticsConfig
 from maestro_jax.training.loop import train
 from maestro_jax.training.partitioning import Partitioning
 
@@ -27,7 +28,8 @@ _PROCESS = """
     from maestro_jax.training import distributed
     assert distributed.initialize()
     import jax
-    from conftest import toy_batches, toy_run
+    from conftest import ProbedObjective, ProbedToy, held_out, toy_batches, toy_run
+    from maestro_jax.training.diagnostics import DiagnosticsConfig
     from maestro_jax.training.loop import train
     from maestro_jax.training.partitioning import Partitioning
     logging.basicConfig(level=logging.INFO, force=True)
@@ -40,8 +42,12 @@ _PROCESS = """
             time.sleep(float(sys.argv[4]))
             yield jax.tree.map(lambda x: x[index * 4 : (index + 1) * 4], batch)
 
-    run = toy_run(partitioning=partitioning, steps=int(sys.argv[3]), checkpoint_every=1_000_000)
-    train(run, sys.argv[2], batches=own_rows)
+    steps = int(sys.argv[3])
+    run = toy_run(
+        partitioning=partitioning, steps=steps, checkpoint_every=1_000_000,
+        model=ProbedToy(), objective=ProbedObjective(), diagnostics=DiagnosticsConfig(every=steps),
+    )
+    train(run, sys.argv[2], batches=own_rows, held_out=held_out())
 """
 
 
@@ -75,13 +81,32 @@ def test_two_processes_train_as_one_does(toy, tmp_path):
     processes = [_start(index, port, tmp_path / "two", 6, 0.0) for index in range(2)]
     errors = [process.communicate(timeout=120)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
-    run = toy.run(partitioning=Partitioning(mesh_shape=(-1, 2, 2)))
-    state = train(run, tmp_path / "one", batches=toy.batches)
+    run = toy.run(
+        partitioning=Partitioning(mesh_shape=(-1, 2, 2)),
+        model=toy.ProbedModel(),
+        objective=toy.ProbedObjective(),
+        diagnostics=DiagnosticsConfig(every=6),
+    )
+    state = train(run, tmp_path / "one", batches=toy.batches, held_out=toy.held_out())
     theirs = restore_params(tmp_path / "two", "params")
     for a, b in zip(*map(jax.tree.leaves, (theirs, state.params)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
-    lines = (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == [2, 4, 6]
+    two, one = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("two", "one")
+    )
+    assert [line["step"] for line in two] == [0, 2, 4, 6]
+    for here, there in ((two[0], one[0]), (two[-1], one[-1])):
+        seen = [name for name in there if name.startswith(("probe/", "grad_norm/"))]
+        assert "probe/heard" in seen and here["probe/heard"] == there["probe/heard"]
+        for name in seen:
+            np.testing.assert_allclose(here[name], there[name], rtol=1e-3, err_msg=name)
+    for name in ("00000000", "00000006"):
+        here, there = (
+            np.load(tmp_path / run / "diagnostics" / f"{name}.npz") for run in ("two", "one")
+        )
+        for key in there.files:
+            np.testing.assert_array_equal(here[key], there[key])
 
 
 def test_a_signal_to_one_process_stops_both_after_saving(tmp_path):
