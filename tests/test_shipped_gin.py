@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import re
 
@@ -11,6 +12,7 @@ import pytest
 from maestro_jax.cli import gin_config
 from maestro_jax.configs_path import config_root
 from maestro_jax.data.streams import batch_shapes
+from maestro_jax.modules.subword_durations import SubwordDurations
 from maestro_jax.training import parameter_trees
 from maestro_jax.training.partitioning import Partitioning
 
@@ -84,7 +86,7 @@ def test_runs(name: str) -> None:
     bindings = {}
     if "INIT_FROM" in gin_config.macros(files):
         bindings["INIT_FROM"] = "None"
-    if name in ("pretrain.gin", "finetune.gin"):
+    if name in ("pretrain.gin", "finetune.gin", "finetune_new_vocabulary.gin"):
         files += ["models/tiny.gin", "objectives/maestro.gin", "data/minivox_tiny.gin"]
         bindings |= {"STEPS": "100000", "WARMUP_STEPS": "10"}
     run = gin_config.parse_and_build(files, bindings)
@@ -137,6 +139,35 @@ def test_the_page_on_fine_tuning_names_what_depends_on_the_vocabulary() -> None:
     assert {name for name in one if one[name] != other[name]} == {
         name for name in one if re.fullmatch(pattern, name)
     }
+
+
+def test_a_new_vocabulary_leaves_all_that_depends_on_the_old_one_behind() -> None:
+    files = [
+        "runs/finetune_new_vocabulary.gin",
+        "models/tiny.gin",
+        "models/heads/ctc.gin",
+        "models/heads/attention.gin",
+        "objectives/speech_recognition.gin",
+        "data/minivox_tiny.gin",
+    ]
+    run = gin_config.parse_and_build(files, {"STEPS": "100000", "INIT_FROM": "None"})
+    model = run.model.clone(subword_durations=SubwordDurations(vocab_size=64))
+    run = dataclasses.replace(run, model=model)
+
+    def is_left(name: str) -> bool:
+        return any(re.fullmatch(pattern, name) for pattern in run.init_exclude)
+
+    boxes = run.abstract_state().params
+    leaves = jax.tree_util.tree_flatten_with_path(boxes, is_leaf=parameter_trees.is_box)[0]
+    depends = {
+        parameter_trees.parameter_name(parameter_trees.path_keys(path)): "vocab" in box.names
+        for path, box in leaves
+    }
+    assert sum(depends.values()) > 5
+    assert all(is_left(name) for name, does in depends.items() if does)
+    # The prediction network read the old tokens; encoders did not.
+    assert all(is_left(name) for name in depends if name.startswith("decoder/lstm"))
+    assert not any(is_left(name) for name in depends if "encoder/stack" in name)
 
 
 @pytest.mark.parametrize("folder", ["models", "models/heads", "objectives", "data", "runs"])

@@ -114,7 +114,9 @@ def keep_vocabulary(run: TrainRun, vocabulary: Any, model_dir: epath.Path) -> No
         model_dir: The model directory.
 
     Raises:
-        UserError: The vocabulary is larger than the model's, or another one than before.
+        UserError: The vocabulary is larger than the model's, or another one than before: than that
+            of the model directory, or, if the run takes over everything that fits, than that of
+            ``init_from``.
     """
     size = getattr(run.model, "vocab_size", None)
     if size is not None and vocabulary.vocab_size > size:
@@ -136,10 +138,16 @@ def keep_vocabulary(run: TrainRun, vocabulary: Any, model_dir: epath.Path) -> No
         checkpoint = find_checkpoint(run.init_from)
         for directory in (checkpoint, checkpoint.parent, checkpoint.parent.parent):
             source = directory / "vocabulary.model"
-            if source.exists() and source.read_bytes() != content:
-                log.warning(
-                    "%s is another vocabulary: its tokens have other ids here; what was learned of "
-                    "them is left out by init_exclude%s",
-                    source,
-                    f" = {tuple(run.init_exclude)}" if run.init_exclude else ", which is empty",
+            if not source.exists() or source.read_bytes() == content:
+                continue
+            if not run.init_exclude and tuple(run.init_include) == (".*",):
+                raise UserError(
+                    f"{source} is another vocabulary than this run's, whose ids mean other tokens: "
+                    "set init_exclude to the parameters that depend on it (as "
+                    "runs/finetune_new_vocabulary.gin does), or train on data prepared with it."
                 )
+            log.info(
+                "%s is another vocabulary; not taken over is init_exclude = %s",
+                source,
+                tuple(run.init_exclude),
+            )
