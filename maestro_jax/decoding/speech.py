@@ -65,9 +65,9 @@ def decode_speech(
     call: Call = functools.partial(model.apply, {"params": params})
     features, mask = call(audio, audio_length, method="features")
     encoded = call(features, mask, language, method="encode_speech")
-    return _decode(
+    return decode_encoded(
         model,
-        call,
+        params,
         encoded,
         mask,
         target_language,
@@ -126,9 +126,9 @@ def decode_text(
     predicted = call(embedded, mask, method="predict_durations")
     durations = call(predicted, mask, method="round_durations")
     refined, index = call(embedded, durations, text_frames, method="upsample")
-    return _decode(
+    return decode_encoded(
         model,
-        call,
+        params,
         refined,
         index.mask,
         target_language,
@@ -142,22 +142,44 @@ def decode_text(
     )
 
 
-def _decode(
+def decode_encoded(
     model: Maestro,
-    call: Call,
+    params: Any,
     encoded: jax.Array,
     mask: jax.Array,
-    target_language: jax.Array | None,
-    language: jax.Array | None,
+    target_language: jax.Array | None = None,
+    language: jax.Array | None = None,
     *,
     max_labels: int,
-    max_symbols_per_frame: int,
-    beam_size: int,
-    fusion: Fusion | None,
-    decoder: str,
-    length_alpha: float,
+    max_symbols_per_frame: int = 4,
+    beam_size: int = 1,
+    fusion: Fusion | None = None,
+    decoder: str = "transducer",
+    length_alpha: float = 0.6,
 ) -> Hypotheses:
-    """Through the shared encoder and the search that belongs to the decoder."""
+    """Through the shared encoder and the search that belongs to the decoder.
+
+    Args:
+        model: As for `decode_speech`, and so for the other arguments that have the same names.
+        params: Its parameters.
+        encoded: `[batch, frames, features]`, e_s or ê_t.
+        mask: `[batch, frames]` bool, True = valid.
+        target_language: `[batch]` language to translate into; None transcribes.
+        language: `[batch]` ids of the language spoken or written.
+        max_labels: Room for the tokens of a hypothesis.
+        max_symbols_per_frame: Tokens that one frame may emit, with the transducer.
+        beam_size: Hypotheses in the beam.
+        fusion: A language model to rank hypotheses with.
+        decoder: `transducer`, `ctc` or `attention`.
+        length_alpha: Exponent of the attention decoder's length normalisation.
+
+    Returns:
+        The hypotheses, `[batch, beam_size, ...]`, best first.
+
+    Raises:
+        ValueError: As for `decode_speech`.
+    """
+    call: Call = functools.partial(model.apply, {"params": params})
     context = call(encoded, mask, target_language, language, method="encode_shared")
     if decoder == "attention":
         cache = call(

@@ -155,6 +155,12 @@ class Tiny:
         self.model = tiny_maestro()
         self._step = jax.jit(self.train_step, compiler_options=QUICK_COMPILE)
 
+    @staticmethod
+    def params_of(model: Maestro, seed: int = 0) -> Any:
+        """Random parameters of another model, without a program to make them."""
+        abstract = jax.eval_shape(lambda: model.init({"params": jax.random.key(0)}, {}))
+        return random_params(abstract["params"], seed)
+
     def batch(self, seed: int = 0) -> dict[str, dict[str, np.ndarray]]:
         """One of as many batches as there are seeds."""
         return synthetic_batch(STREAMS, seed, VOCABULARY)
