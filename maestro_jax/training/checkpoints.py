@@ -250,6 +250,20 @@ def partial_restore(
     return merged, PartialRestoreReport(tuple(loaded), tuple(skipped), new)
 
 
+def saved_shapes(directory: epath.PathLike, which: Which = "ema") -> dict[str, tuple[int, ...]]:
+    """The shape of each parameter of a checkpoint, by name.
+
+    Args:
+        directory: A model directory (its newest checkpoint counts), or one checkpoint in it.
+        which: ``ema`` for the moving average, ``params`` for the values of the last step.
+
+    Raises:
+        UserError: The directory holds no checkpoint, or not these parameters.
+    """
+    saved = _saved_parameters(find_checkpoint(directory), which)
+    return {parameter_trees.parameter_name(path): tuple(leaf.shape) for path, leaf in saved.items()}
+
+
 def find_checkpoint(directory: epath.PathLike) -> epath.Path:
     """The directory of one checkpoint.
 

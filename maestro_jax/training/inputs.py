@@ -16,7 +16,8 @@ from etils import epath
 from jax.sharding import Mesh
 
 from maestro_jax.errors import UserError
-from maestro_jax.training.checkpoints import find_checkpoint
+from maestro_jax.training import parameter_trees, partial_init
+from maestro_jax.training.checkpoints import find_checkpoint, saved_shapes
 from maestro_jax.training.partitioning import BATCH_AXES
 from maestro_jax.training.run import TrainRun
 
@@ -115,8 +116,8 @@ def keep_vocabulary(run: TrainRun, vocabulary: Any, model_dir: epath.Path) -> No
 
     Raises:
         UserError: The vocabulary is larger than the model's, or another one than before: than that
-            of the model directory, or, if the run takes over everything that fits, than that of
-            ``init_from``.
+            of the model directory, or than that of ``init_from`` although what depends on it would
+            be taken over.
     """
     size = getattr(run.model, "vocab_size", None)
     if size is not None and vocabulary.vocab_size > size:
@@ -140,14 +141,30 @@ def keep_vocabulary(run: TrainRun, vocabulary: Any, model_dir: epath.Path) -> No
             source = directory / "vocabulary.model"
             if not source.exists() or source.read_bytes() == content:
                 continue
-            if not run.init_exclude and tuple(run.init_include) == (".*",):
+            taken = _taken_over_of_tokens(run)
+            if taken:
                 raise UserError(
-                    f"{source} is another vocabulary than this run's, whose ids mean other tokens: "
-                    "set init_exclude to the parameters that depend on it (as "
-                    "runs/finetune_new_vocabulary.gin does), or train on data prepared with it."
+                    f"{source} is another vocabulary than this run's, whose ids mean other tokens, "
+                    f"and {taken[0]} of it would be taken over; set init_exclude as "
+                    "runs/finetune_new_vocabulary.gin does, or train on data prepared with it."
                 )
-            log.info(
-                "%s is another vocabulary; not taken over is init_exclude = %s",
-                source,
-                tuple(run.init_exclude),
-            )
+            log.info("%s is another vocabulary; nothing that depends on it is taken over", source)
+
+
+def _taken_over_of_tokens(run: TrainRun) -> list[str]:
+    """Parameters with an entry a token that the run would begin with."""
+    boxes = run.abstract_state().params
+    leaves = jax.tree_util.tree_flatten_with_path(boxes, is_leaf=parameter_trees.is_box)[0]
+    wanted = {
+        parameter_trees.parameter_name(parameter_trees.path_keys(path)): box.value
+        for path, box in leaves
+        if parameter_trees.is_box(box) and "vocab" in box.names
+    }
+    return [
+        name
+        for name, shape in saved_shapes(run.init_from, run.init_which).items()
+        if partial_init.reason_to_skip(
+            name, shape, wanted, include=run.init_include, exclude=run.init_exclude
+        )
+        is None
+    ]

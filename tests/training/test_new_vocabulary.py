@@ -3,61 +3,77 @@
 from __future__ import annotations
 
 import logging
-import types
 
+import jax
 import pytest
 from etils import epath
 
 from maestro_jax.data.vocabularies import train_sentencepiece
 from maestro_jax.errors import UserError
+from maestro_jax.training.checkpoints import Checkpoints
 from maestro_jax.training.inputs import keep_vocabulary
+from maestro_jax.training.parameter_trees import unbox
+from maestro_jax.training.state import create_state, initial_params
+
+
+@pytest.fixture(scope="module")
+def vocabularies(tmp_path_factory):
+    """Two of the same size."""
+    directory = tmp_path_factory.mktemp("vocabularies")
+    first = train_sentencepiece(["ab ba cab"], directory / "a.model", 8, "char")
+    second = train_sentencepiece(["xy yx zyx"], directory / "b.model", 8, "char")
+    assert first.vocab_size == second.vocab_size and first != second
+    return first, second
+
+
+@pytest.fixture(scope="module")
+def pretrained(toy, vocabularies, tmp_path_factory):
+    """A model directory with a checkpoint of the toy, whose `table` depends on the vocabulary."""
+    run = toy.run()
+    directory = tmp_path_factory.mktemp("pretrained")
+    params = unbox(
+        jax.jit(lambda: initial_params(run.model, run.objective, run.batch_shapes(), 0))()
+    )
+    checkpoints = Checkpoints(directory)
+    checkpoints.save(create_state(params, run.optimizer), {"step": 7})
+    checkpoints.close()
+    vocabularies[0].save(directory)
+    return directory
 
 
 @pytest.fixture
-def vocabularies(tmp_path):
-    """Two of the same size, and a model directory with the first."""
-    first = train_sentencepiece(["ab ba cab"], tmp_path / "a" / "v.model", 8, "char")
-    second = train_sentencepiece(["xy yx zyx"], tmp_path / "b" / "v.model", 8, "char")
-    assert first.vocab_size == second.vocab_size and first != second
-    pretrained = tmp_path / "pretrained"
-    for part in ("state", "data"):
-        (pretrained / "checkpoints" / "7" / part).mkdir(parents=True)
-    first.save(pretrained)
-    return first, second, pretrained
+def model_dir(tmp_path):
+    return epath.Path(tmp_path)
 
 
-def run(pretrained, **settings):
-    model = types.SimpleNamespace(vocab_size=8)
-    settings = {"init_include": (".*",), "init_exclude": (), **settings}
-    return types.SimpleNamespace(model=model, init_from=str(pretrained), **settings)
-
-
-def directory(tmp_path):
-    (tmp_path / "model").mkdir()
-    return epath.Path(tmp_path / "model")
-
-
-def test_taking_everything_over_is_refused(vocabularies, tmp_path):
-    _, second, pretrained = vocabularies
-    with pytest.raises(UserError, match=r"finetune_new_vocabulary\.gin") as error:
-        keep_vocabulary(run(pretrained), second, directory(tmp_path))
+@pytest.mark.parametrize("settings", [{}, {"init_exclude": ("out/.*",)}])
+def test_taking_over_what_depends_on_it_is_refused(
+    toy, vocabularies, pretrained, model_dir, settings
+):
+    run = toy.run(init_from=str(pretrained), **settings)
+    with pytest.raises(UserError, match=r"table .*finetune_new_vocabulary\.gin") as error:
+        keep_vocabulary(run, vocabularies[1], model_dir)
     assert "\n" not in str(error.value)
     assert str(pretrained / "vocabulary.model") in str(error.value)
 
 
 @pytest.mark.parametrize(
-    "settings", [{"init_exclude": ("decoder/.*",)}, {"init_include": ("speech_encoder/.*",)}]
+    "settings", [{"init_exclude": ("table",)}, {"init_include": ("up/.*",)}, {"vocab_size": 17}]
 )
-def test_leaving_something_out_is_a_decision(vocabularies, tmp_path, caplog, settings):
-    _, second, pretrained = vocabularies
+def test_leaving_it_behind_or_another_size_is_fine(
+    toy, vocabularies, pretrained, model_dir, caplog, settings
+):
+    settings = dict(settings)
+    if size := settings.pop("vocab_size", None):
+        settings["model"] = toy.run().model.clone(vocab_size=size)
+    run = toy.run(init_from=str(pretrained), **settings)
     with caplog.at_level(logging.INFO):
-        keep_vocabulary(run(pretrained, **settings), second, directory(tmp_path))
+        keep_vocabulary(run, vocabularies[1], model_dir)
     assert "another vocabulary" in caplog.text
-    assert (tmp_path / "model" / "vocabulary.model").read_bytes() == second.model_bytes
+    assert (model_dir / "vocabulary.model").read_bytes() == vocabularies[1].model_bytes
 
 
-def test_the_same_vocabulary_is_no_news(vocabularies, tmp_path, caplog):
-    first, _, pretrained = vocabularies
+def test_the_same_vocabulary_is_no_news(toy, vocabularies, pretrained, model_dir, caplog):
     with caplog.at_level(logging.INFO):
-        keep_vocabulary(run(pretrained), first, directory(tmp_path))
+        keep_vocabulary(toy.run(init_from=str(pretrained)), vocabularies[0], model_dir)
     assert "another vocabulary" not in caplog.text
