@@ -35,7 +35,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from maestro_jax.data import vocabularies
+from maestro_jax.data import byte_vocabulary, vocabularies
 from maestro_jax.data.data_dir import data_root
 from maestro_jax.data.synthesis import config as corpus_config
 from maestro_jax.data.synthesis.config import CorpusConfig
@@ -183,10 +183,7 @@ def prepare(config: str | MiniVoxConfig, data_dir: str | Path | None = None) -> 
         model = vocabulary_path(config.name, root)
         if not model.exists():
             with Progress(1, "training the vocabulary") as progress:
-                texts = _training_texts(_builder(config, root))
-                vocabularies.train_sentencepiece(
-                    texts, model, config.corpus.vocab_size, config.corpus.vocab_kind
-                )
+                _make_vocabulary(config, root, model)
                 progress.update()
 
 
@@ -246,6 +243,16 @@ def _lock(path: Path) -> Iterator[None]:
     with open(path, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _make_vocabulary(config: MiniVoxConfig, root: Path, path: Path) -> None:
+    if config.corpus.vocab_kind == "byte":
+        vocabularies.write_atomically(path, byte_vocabulary.CONTENT)
+        return
+    texts = _training_texts(_builder(config, root))
+    vocabularies.train_sentencepiece(
+        texts, path, config.corpus.vocab_size, config.corpus.vocab_kind
+    )
 
 
 def _training_texts(builder: Minivox) -> Iterable[str]:

@@ -10,6 +10,7 @@ from typing import Any
 import seqio
 import tensorflow as tf
 
+from maestro_jax.data.byte_vocabulary import CONTENT as BYTES
 from maestro_jax.data.data_scope import active_data_root
 from maestro_jax.data.languages import LANGUAGES
 from maestro_jax.data.streams import STREAM_FEATURES, stream_sequences
@@ -18,12 +19,14 @@ from maestro_jax.errors import UserError
 
 
 @functools.lru_cache(maxsize=8)
-def _sentencepiece(path: str) -> seqio.SentencePieceVocabulary:
+def _vocabulary(path: str) -> seqio.SentencePieceVocabulary | seqio.ByteVocabulary:
+    if Path(path).read_bytes() == BYTES:
+        return seqio.ByteVocabulary()
     return seqio.SentencePieceVocabulary(path)
 
 
 class PreparedVocabulary(seqio.Vocabulary):
-    """A SentencePiece vocabulary below the data root, looked up when it is first used.
+    """A vocabulary below the data root, of SentencePiece or bytes, read when it is first used.
 
     Args:
         file: Its path below the data root, such as ``vocabularies/minivox_small.model``.
@@ -37,7 +40,7 @@ class PreparedVocabulary(seqio.Vocabulary):
 
     @property
     def sentencepiece_model_file(self) -> str:
-        """The path of the model.
+        """The path of the model, or of the file that says that tokens are bytes.
 
         Raises:
             UserError: It is not there.
@@ -52,8 +55,8 @@ class PreparedVocabulary(seqio.Vocabulary):
         return (active_data_root() / self._file).is_file()
 
     @property
-    def _delegate(self) -> seqio.SentencePieceVocabulary:
-        return _sentencepiece(self.sentencepiece_model_file)
+    def _delegate(self) -> seqio.SentencePieceVocabulary | seqio.ByteVocabulary:
+        return _vocabulary(self.sentencepiece_model_file)
 
     @property
     def bos_id(self) -> int | None:

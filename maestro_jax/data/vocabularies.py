@@ -1,4 +1,4 @@
-"""Token inventories: SentencePiece models, shared by the text encoder and the RNN-T.
+"""Token inventories, shared by the text encoder and the RNN-T: SentencePiece models, or bytes.
 
 Ids 0, 1 and 2 are padding (and the RNN-T's blank), end of sequence and the unknown piece; there is
 no beginning of sequence.
@@ -121,15 +121,22 @@ class TokenVocabulary:
     def load(cls, path: str | Path) -> TokenVocabulary:
         """Reads a vocabulary: a ``.model`` file, or a directory that holds ``vocabulary.model``.
 
+        Returns:
+            A `ByteVocabulary` where the file says so.
+
         Raises:
             UserError: There is no such file, or it is no SentencePiece model.
         """
+        # Imported here: bytes are a kind of vocabulary, and this is where all kinds are read.
+        from maestro_jax.data.byte_vocabulary import CONTENT, ByteVocabulary
+
         path = Path(path)
         if path.is_dir():
             path = path / MODEL_FILE
         if not path.is_file():
             raise UserError(f"there is no vocabulary at {path}; `maestro prepare` makes one.")
-        return cls(path.read_bytes(), str(path))
+        content = path.read_bytes()
+        return ByteVocabulary() if content == CONTENT else cls(content, str(path))
 
     @property
     def vocab_size(self) -> int:
@@ -138,7 +145,7 @@ class TokenVocabulary:
 
     @property
     def model_bytes(self) -> bytes:
-        """The serialized SentencePiece model."""
+        """The content of the vocabulary's file: a serialized SentencePiece model, or its mark."""
         return self._model
 
     def encode(self, text: str) -> list[int]:

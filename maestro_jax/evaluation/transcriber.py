@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,9 @@ log = logging.getLogger(__name__)
 
 _MARK = "\u2581"
 """What SentencePiece writes for a blank."""
+
+_BYTES = re.compile(r"(<0x[0-9A-F]{2}>)+")
+"""What it writes for bytes, as do vocabularies of bytes."""
 
 _TEXT_FRAMES = 400
 """Room for a resampled text where the objective has none of its own."""
@@ -422,7 +426,7 @@ def words_of(tokens: Sequence[Timed]) -> list[Timed]:
 
     Returns:
         The words: each starts where its first letter was written, and has the score of all its
-        pieces, a mark that stands alone included.
+        pieces, a mark that stands alone included. Pieces that are bytes are put together.
     """
     words: list[Timed] = []
     score, opens = 0.0, True
@@ -442,7 +446,12 @@ def words_of(tokens: Sequence[Timed]) -> list[Timed]:
                 last, text=last.text + letters, score=last.score + token.score
             )
         score, opens = 0.0, False
-    return words
+    return [dataclasses.replace(word, text=_BYTES.sub(_spelled, word.text)) for word in words]
+
+
+def _spelled(found: re.Match[str]) -> str:
+    """Letters for pieces such as `<0xC3><0xA9>`."""
+    return bytes.fromhex(re.sub("<0x|>", "", found[0])).decode("utf-8", errors="ignore")
 
 
 def _later(tokens: Sequence[Timed], seconds: float) -> tuple[Timed, ...]:

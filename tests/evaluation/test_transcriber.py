@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from maestro_jax.data.byte_vocabulary import ByteVocabulary
 from maestro_jax.data.vocabularies import TokenVocabulary, train_sentencepiece
 from maestro_jax.errors import UserError
 from maestro_jax.evaluation.search_config import SearchConfig
@@ -33,6 +34,12 @@ def test_pieces_with_marks_make_words():
     assert words_of([]) == [] and words_of(timed(MARK)) == []
     # A translation may begin within a word.
     assert [w.text for w in words_of(timed("ty", MARK + "one"))] == ["ty", "one"]
+
+
+def test_bytes_make_letters_of_words():
+    pieces = ByteVocabulary().pieces(ByteVocabulary().encode("été 日本"))
+    words = words_of(timed(*pieces))
+    assert [(w.text, w.start) for w in words] == [("été", 0.0), ("日本", 3.0)]
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from maestro_jax.data.byte_vocabulary import ByteVocabulary
 from maestro_jax.data.synthesis.config import CorpusConfig
 from maestro_jax.data.synthesis.corpus import make_example
 from maestro_jax.data.vocabularies import TokenVocabulary
@@ -55,6 +56,15 @@ def test_vocabulary_covers_the_training_texts(root):
         for field in ("text", "translation"):
             text = example[field].decode()
             assert vocabulary.decode(vocabulary.encode(text)) == text
+
+
+def test_a_corpus_of_bytes(tmp_path):
+    nothing = {"speech": 0, "text": 2, "mt": 0, "validation": 1, "test": 1}
+    corpus = CorpusConfig(languages=("en",), paired={"en": 1}, vocab_kind="byte", **nothing)
+    config = minivox.MiniVoxConfig(name="bytes", corpus=corpus, workers=1)
+    minivox.prepare(config, tmp_path)
+    vocabulary = TokenVocabulary.load(minivox.vocabulary_path("bytes", tmp_path))
+    assert vocabulary == ByteVocabulary() and vocabulary.vocab_size == 259
 
 
 def test_preparing_again_changes_nothing(root, capfd):

@@ -33,7 +33,8 @@ class CorpusConfig:
         room_share: Share of utterances in a reverberant room, 0 to 1.
         vocab_size: Pieces of the SentencePiece vocabulary that is trained on the training texts, at
             most.
-        vocab_kind: What they are: `unigram` (sub-words) or `char` (letters).
+        vocab_kind: What they are: `unigram` (sub-words) or `char` (letters); or `byte`, which needs
+            no training and always has 259.
     """
 
     languages: tuple[str, ...]
