@@ -115,8 +115,14 @@ def probe_pairs(
         **_nearness(speech, refined, index.token, both, ""),
         **_nearness(context, text_context, index.token, both, "top_"),
     }
-    ids = call(features, method="quantize").ids
-    codes = ids.reshape(*ids.shape[:2], -1)
+    if hasattr(model.quantizer, "codebooks"):
+        # The codes of BEST-RQ are those of log-mel features, not of subsampled ones.
+        codes = call(
+            call(paired["audio"], paired["audio_length"], method="log_mel")[0],
+            method="random_codes",
+        )
+    else:
+        codes = call(features, method="quantize").ids[..., None]
     return Probe(
         metrics=metrics,
         label_mask=label_mask,
