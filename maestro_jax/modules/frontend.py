@@ -18,10 +18,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maestro_jax.modules.fourier import EXACT, even_before_odd, power_spectrum
 from maestro_jax.modules.group_norm import MaskedGroupNorm
 from maestro_jax.modules.masking import block_mask, length_mask, zero_padding
 
 INT16_SCALE = 32768.0
+WINDOW_SHAPES = ("hann", "hanning", "povey")
+
+
+def window_samples(shape: str, size: int) -> np.ndarray:
+    """`[size]` float32 weights of one of `WINDOW_SHAPES`."""
+    if shape == "hann":
+        window = np.hanning(size + 1)[:-1]
+    else:
+        window = np.hanning(size) ** (0.85 if shape == "povey" else 1.0)
+    return window.astype(np.float32)
 
 
 def mel_filterbank(
@@ -61,8 +72,11 @@ class LogMelFrontend(nn.Module):
         bins: Mel bins.
         low_hz: Lower edge of the filterbank.
         high_hz: Upper edge of the filterbank.
-        preemphasis: Coefficient of the first-order high-pass filter within a frame.
-        floor: Smallest mel energy before the logarithm, on the int16 scale.
+        preemphasis: Coefficient of the first-order high-pass filter within a frame; 0 for none.
+        remove_offset: Subtract the mean of each frame first.
+        window_shape: `hann` (periodic), `hanning` (symmetric) or `povey` (its power 0.85), the
+            last two as in Kaldi.
+        floor: Smallest mel energy before the logarithm, on the int16 scale (Kaldi: 1.19e-7).
         normalize: Zero mean and unit variance of each bin over the valid frames of an utterance.
         frequency_masks: SpecAugment: number of frequency masks.
         frequency_mask_bins: SpecAugment: largest width of a frequency mask, in bins.
@@ -77,12 +91,22 @@ class LogMelFrontend(nn.Module):
     low_hz: float = 20.0
     high_hz: float = 8000.0
     preemphasis: float = 0.97
+    remove_offset: bool = True
+    window_shape: str = "hann"
     floor: float = 1.0
     normalize: bool = True
     frequency_masks: int = 2
     frequency_mask_bins: int = 27
     time_masks: int = 10
     time_mask_ratio: float = 0.05
+
+    def __post_init__(self) -> None:
+        """Refuse unknown windows."""
+        super().__post_init__()
+        if self.window_shape not in WINDOW_SHAPES:
+            raise ValueError(
+                f"window_shape is {self.window_shape!r}; choose one of {WINDOW_SHAPES}."
+            )
 
     def frame_count(self, samples: jax.Array | int) -> jax.Array | int:
         """Frames that fit wholly into so many samples (0 for less than one window)."""
@@ -122,14 +146,16 @@ class LogMelFrontend(nn.Module):
         framed = jnp.concatenate([signal[:, i : i + frames] for i in range(blocks)], axis=-1)
         framed = framed[:, :, : self.window]
 
-        framed = framed - jnp.mean(framed, axis=-1, keepdims=True)
+        if self.remove_offset:
+            framed = framed - jnp.mean(framed, axis=-1, keepdims=True)
         previous = jnp.concatenate([framed[:, :, :1], framed[:, :, :-1]], axis=-1)
-        framed = (framed - self.preemphasis * previous) * np.hanning(self.window + 1)[:-1]
+        window = window_samples(self.window_shape, self.window)
+        framed = (framed - self.preemphasis * previous) * window
         fft_size = 1 << (self.window - 1).bit_length()
-        spectrum = jnp.fft.rfft(framed.astype(jnp.float32), n=fft_size)
-        power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
+        power = power_spectrum(framed, fft_size)
         filters = mel_filterbank(self.bins, fft_size, self.sample_rate, self.low_hz, self.high_hz)
-        features = jnp.log(jnp.maximum(power @ filters, self.floor))
+        energies = jnp.matmul(power, even_before_odd(filters), precision=EXACT)
+        features = jnp.log(jnp.maximum(energies, self.floor))
         features = zero_padding(features, mask)
         if self.normalize:
             count = jnp.maximum(lengths, 1).astype(jnp.float32)[:, None, None]
@@ -166,6 +192,22 @@ class LogMelFrontend(nn.Module):
         return features
 
 
+def stack_frames(x: jax.Array, factor: int) -> jax.Array:
+    """Frames side by side, at the rate of an encoder that sees every `factor`-th.
+
+    Args:
+        x: `[batch, frames, features]`.
+        factor: Frames that become one.
+
+    Returns:
+        `[batch, ceil(frames / factor), factor * features]`; zeros fill up the last one.
+    """
+    batch, frames, features = x.shape
+    count = -(-frames // factor)
+    x = jnp.pad(x, ((0, 0), (0, count * factor - frames), (0, 0)))
+    return x.reshape(batch, count, factor * features)
+
+
 class ConvSubsampling(nn.Module):
     """Two strided 2-D convolutions: a quarter of the frames, 40 ms each (w2v-BERT, section 3).
 
@@ -181,6 +223,15 @@ class ConvSubsampling(nn.Module):
     channels: tuple[int, int] = (128, 32)
     normalize: bool = False
     dtype: jnp.dtype = jnp.float32
+
+    @property
+    def factor(self) -> int:
+        """Log-mel frames an encoder frame stands for."""
+        return 2 ** len(self.channels)
+
+    def frame_count(self, frames: jax.Array | int) -> jax.Array | int:
+        """Encoder frames of so many log-mel frames: the last may stand for fewer than `factor`."""
+        return -(-frames // self.factor)
 
     @nn.compact
     def __call__(self, features: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:

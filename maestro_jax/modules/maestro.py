@@ -24,10 +24,11 @@ import jax.numpy as jnp
 
 from maestro_jax.modules.ctc_head import CtcHead
 from maestro_jax.modules.duration import DurationModel, DurationPrediction
-from maestro_jax.modules.frontend import ConvSubsampling, LogMelFrontend
+from maestro_jax.modules.frontend import ConvSubsampling, LogMelFrontend, stack_frames
 from maestro_jax.modules.gaussian_upsampling import GaussianUpsampling
 from maestro_jax.modules.masking import length_mask
 from maestro_jax.modules.quantizer import GumbelQuantizer, Quantized
+from maestro_jax.modules.random_projection import RandomProjectionQuantizer
 from maestro_jax.modules.refiner import Refiner
 from maestro_jax.modules.resampler import FrameIndex, Resampler
 from maestro_jax.modules.shared_encoder import SharedEncoder
@@ -44,7 +45,7 @@ class Maestro(nn.Module):
     Attributes:
         frontend: Log-mel features and SpecAugment.
         subsampling: Strided convolutions.
-        quantizer: Codes for the self-supervised losses.
+        quantizer: Codes for the self-supervised losses: of w2v-BERT, or of BEST-RQ.
         speech_encoder: The paper's theta_s.
         text_encoder: The paper's theta_t.
         duration_model: The paper's theta_D.
@@ -63,7 +64,7 @@ class Maestro(nn.Module):
 
     frontend: LogMelFrontend
     subsampling: ConvSubsampling
-    quantizer: GumbelQuantizer
+    quantizer: GumbelQuantizer | RandomProjectionQuantizer
     speech_encoder: SpeechEncoder
     text_encoder: TextEncoder
     duration_model: DurationModel
@@ -113,8 +114,7 @@ class Maestro(nn.Module):
     @property
     def frame_seconds(self) -> float:
         """Duration of an encoder frame."""
-        factor = 2 ** len(self.subsampling.channels)
-        return factor * self.frontend.hop / self.frontend.sample_rate
+        return self.subsampling.factor * self.frontend.hop / self.frontend.sample_rate
 
     def __call__(self, batch: Mapping[str, Mapping[str, jax.Array]]) -> None:
         """Touch every parameter, for initialisation.
@@ -129,9 +129,12 @@ class Maestro(nn.Module):
         tokens = jnp.ones((size, 4), jnp.int32)
         token_mask = jnp.ones((size, 4), bool)
         features, mask = self.features(audio, full)
-        self.quantize(features)
         encoded = self.encode_speech(features, mask, language)
-        self.contrastive_context(encoded)
+        if isinstance(self.quantizer, RandomProjectionQuantizer):
+            self.random_codes(self.log_mel(audio, full)[0])
+        else:
+            self.quantize(features)
+            self.contrastive_context(encoded)
         embedded = self.encode_text(tokens, token_mask, language)
         self.predict_durations(embedded, token_mask)
         if self.subword_durations is not None:
@@ -158,15 +161,33 @@ class Maestro(nn.Module):
         Returns:
             `[batch, frames, conv_features]` and the validity mask `[batch, frames]`.
         """
-        mel, lengths = self.frontend(audio, audio_length, augment=augment)
+        return self.subsample(*self.log_mel(audio, audio_length, augment=augment))
+
+    def log_mel(
+        self, audio: jax.Array, audio_length: jax.Array, *, augment: jax.Array | bool = False
+    ) -> tuple[jax.Array, jax.Array]:
+        """Log-mel features `[batch, mel_frames, bins]` and their lengths `[batch]`."""
+        return self.frontend(audio, audio_length, augment=augment)
+
+    def subsample(self, mel: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """From log-mel features to `[batch, frames, conv_features]` and `[batch, frames]` bool."""
         features, lengths = self.subsampling(mel, lengths)
         return features, length_mask(lengths, features.shape[1])
+
+    def frame_mask(self, mel: jax.Array, lengths: jax.Array) -> jax.Array:
+        """The validity mask `[batch, frames]` that `subsample` gives, without its features."""
+        count = self.subsampling.frame_count
+        return length_mask(count(lengths), count(mel.shape[1]))
 
     def quantize(
         self, features: jax.Array, step: jax.Array | int = 0, *, deterministic: bool = True
     ) -> Quantized:
         """Codes of unmasked features (random stream `gumbel` unless deterministic)."""
         return self.quantizer(features, step, deterministic=deterministic)
+
+    def random_codes(self, mel: jax.Array) -> jax.Array:
+        """Codes `[batch, frames, codebooks]` of unmasked log-mel features, which never move."""
+        return self.quantizer(stack_frames(mel, self.subsampling.factor))
 
     def encode_speech(
         self,
@@ -253,7 +274,7 @@ class Maestro(nn.Module):
         )
 
     def code_logits(self, context: jax.Array) -> jax.Array:
-        """Logits `[batch, frames, codes]` of masked prediction."""
+        """Logits `[batch, frames, codebooks * codes]` of masked prediction."""
         return self.shared_encoder.code_logits(context)
 
     def encode_text(

@@ -21,7 +21,8 @@ class SharedEncoder(nn.Module):
 
     Attributes:
         stack: The Conformer blocks; its `features` is the model size.
-        codes: Entries of the quantizer's codebook, predicted at the top.
+        codes: Entries of a codebook of the quantizer, predicted at the top.
+        codebooks: Number of codebooks, each with a softmax of its own.
         languages: Number of output languages that can be asked for; 0 for a model that cannot be
             told (the paper's recognisers). Needed where one decoder transcribes and translates.
         source_languages: Number of languages spoken or written at the input with an embedding; 0
@@ -31,13 +32,14 @@ class SharedEncoder(nn.Module):
 
     stack: ConformerStack
     codes: int = 1024
+    codebooks: int = 1
     languages: int = 0
     source_languages: int = 0
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
         """Create the layers."""
-        self.code_head = Dense(self.codes, ("embed", "codes"))
+        self.code_head = Dense(self.codebooks * self.codes, ("embed", "codes"))
         if self.languages:
             self.language_embedding = embedding(
                 self.languages, self.stack.features, rows=None, dtype=self.dtype
@@ -84,5 +86,5 @@ class SharedEncoder(nn.Module):
         return self.stack.with_tap(x, mask, language, tap=tap, deterministic=deterministic)
 
     def code_logits(self, encoded: jax.Array) -> jax.Array:
-        """`[batch, frames, features]` to `[batch, frames, codes]`, in float32."""
+        """`[batch, frames, features]` to `[batch, frames, codebooks * codes]`, in float32."""
         return self.code_head(encoded.astype(jnp.float32))

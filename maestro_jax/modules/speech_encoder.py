@@ -13,7 +13,10 @@ import jax.numpy as jnp
 
 from maestro_jax.modules.conformer import ConformerStack
 from maestro_jax.modules.languages import LanguageEmbedding
+from maestro_jax.modules.masking import zero_padding
 from maestro_jax.modules.partitioned import Dense
+
+MASK_VALUES = ("random", "learned", "zero")
 
 
 class SpeechEncoder(nn.Module):
@@ -22,6 +25,9 @@ class SpeechEncoder(nn.Module):
     Attributes:
         stack: The Conformer blocks; its `features` is the model size.
         code_features: Size of the vectors that the contrastive loss compares.
+        mask_value: What stands in the place of a masked frame. `random`: a random vector for each
+            (w2v-BERT, section 3.3). `learned`: one vector for all (wav2vec 2.0). `zero`: zeros
+            before the projection.
         source_languages: Number of spoken languages with an embedding; 0 for none, as in the paper.
             Maestro-U tells its encoder the language.
         dropout: Rate after the input projection.
@@ -30,9 +36,16 @@ class SpeechEncoder(nn.Module):
 
     stack: ConformerStack
     code_features: int = 1024
+    mask_value: str = "random"
     source_languages: int = 0
     dropout: float = 0.0
     dtype: Any = jnp.float32
+
+    def __post_init__(self) -> None:
+        """Refuse unknown choices."""
+        super().__post_init__()
+        if self.mask_value not in MASK_VALUES:
+            raise ValueError(f"mask_value is {self.mask_value!r}; choose one of {MASK_VALUES}.")
 
     def setup(self) -> None:
         """Create the layers."""
@@ -45,6 +58,12 @@ class SpeechEncoder(nn.Module):
             bias_init=nn.initializers.normal(0.1),
         )
         self.contrastive_projection = Dense(self.code_features, ("embed", "codes"))
+        if self.mask_value == "learned":
+            self.mask_vector = self.param(
+                "mask_vector",
+                nn.with_logical_partitioning(nn.initializers.normal(0.1), ("embed",)),
+                (self.stack.features,),
+            )
         self.input_dropout = nn.Dropout(self.dropout)
         if self.source_languages:
             self.language_embedding = LanguageEmbedding(
@@ -68,8 +87,8 @@ class SpeechEncoder(nn.Module):
             mask: `[batch, frames]` bool, True = valid.
             language: `[batch]` ids of the language spoken, for an encoder that wants to know;
                 negative where it is not known.
-            masked_frames: `[batch, frames]` bool, where to hide the input behind random vectors
-                (random stream `masking`).
+            masked_frames: `[batch, frames]` bool, where to hide the input (`random` needs the
+                random stream `masking`).
             tap: A layer, counted from 1, whose output is wanted; None for the last.
             deterministic: No dropout.
 
@@ -79,10 +98,15 @@ class SpeechEncoder(nn.Module):
         Raises:
             ValueError: The encoder wants a language and is given none.
         """
+        if masked_frames is not None and self.mask_value == "zero":
+            # Before the projection, whose bias keeps the frame from being exactly zero.
+            features = zero_padding(features, ~masked_frames)
         x = self.input_projection(features.astype(self.dtype))
-        if masked_frames is not None:
-            # Random vectors, not one learned vector (w2v-BERT, section 3.3).
-            hidden = 0.1 * jax.random.normal(self.make_rng("masking"), x.shape, jnp.float32)
+        if masked_frames is not None and self.mask_value != "zero":
+            if self.mask_value == "random":
+                hidden = 0.1 * jax.random.normal(self.make_rng("masking"), x.shape, jnp.float32)
+            else:
+                hidden = self.mask_vector
             x = jnp.where(masked_frames[:, :, None], hidden.astype(x.dtype), x)
         if self.source_languages:
             x = self.language_embedding(x, language)

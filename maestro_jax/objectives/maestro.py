@@ -2,7 +2,7 @@
 
 | stream | term | formula |
 |---|---|---|
-| speech | contrastive, diversity, masked prediction | L_w + 0.1 L_d + L_m |
+| speech | contrastive, diversity, masked prediction | L_w + 0.1 L_d + L_m; BEST-RQ: L_m alone |
 | paired | transducer | L_RNNT(t given e_s) |
 | paired | matching | MSE(e_s, ê_t), ê_t resampled by the transducer's best path |
 | paired | duration | L_D against the durations of that path |
@@ -56,7 +56,7 @@ from maestro_jax.objectives.passes import (
     upsample,
 )
 from maestro_jax.objectives.probe import Probe, probe_pairs
-from maestro_jax.objectives.self_supervised import W2vBert
+from maestro_jax.objectives.self_supervised import BestRq, W2vBert
 from maestro_jax.objectives.text_side import Matching, TextMasks
 from maestro_jax.objectives.transducer_terms import (
     Frames,
@@ -101,7 +101,7 @@ class MaestroPretraining:
         st_weight: Weight of speech translation.
         weighting: Learned weights on top of these; None for none.
         curriculum: When each stream begins, and what may hold it back.
-        self_supervised: What untranscribed speech learns.
+        self_supervised: What untranscribed speech learns: w2v-BERT or BEST-RQ.
         matching: How text is compared with speech.
         text_masks: Mask(ê_t).
         text_frames: Static number of frames that a resampled text may have; what is beyond is cut
@@ -132,7 +132,7 @@ class MaestroPretraining:
     st_weight: Weight = 1.0
     weighting: learned.Weighting | None = None
     curriculum: Curriculum = Curriculum()
-    self_supervised: W2vBert = W2vBert()
+    self_supervised: W2vBert | BestRq = W2vBert()
     matching: Matching = Matching()
     text_masks: TextMasks = TextMasks()
     text_frames: int = 400
@@ -188,7 +188,12 @@ class MaestroPretraining:
         return self.curriculum.streams(step)
 
     def init(self, model: nn.Module, rng: jax.Array, batch: Batch) -> Any:
-        """Parameters of the whole model, and of the learned weighting."""
+        """Parameters of the whole model, and of the learned weighting.
+
+        Raises:
+            UserError: The model lacks what a setting needs.
+        """
+        self.self_supervised.check(model)
         self.durations.check(model)
         params = init_all_parameters(model, rng, batch)
         if isinstance(self.weighting, learned.UncertaintyWeighting):
@@ -241,6 +246,7 @@ class MaestroPretraining:
     ) -> tuple[dict[str, Weighted], Metrics]:
         """The terms of the loss before any weight, and all metrics but the loss."""
         del controls
+        self.self_supervised.check(model)
         self.durations.check(model)
         keys = iter(jax.random.split(rng, 6))
         parts = Parts(model, params, next(keys), train)
@@ -251,7 +257,7 @@ class MaestroPretraining:
             parts,
             {name: batch[name] for name in SPOKEN if name in batch},
             next(keys),
-            mask_speech=self.self_supervised.mask,
+            masks=self.self_supervised,
             augment=self.augment_paired and train,
         )
         texts, aligned = self._encode_texts(parts, aligner, batch, next(keys))

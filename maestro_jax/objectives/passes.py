@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -22,13 +22,15 @@ class Speech:
     """A spoken stream after the speech encoder.
 
     Attributes:
-        features: `[batch, frames, conv_features]`, not masked.
+        mel: `[batch, mel_frames, bins]`, log-mel features, not masked.
+        features: `[batch, frames, conv_features]`, subsampled; masked if the log-mel features were.
         mask: `[batch, frames]` bool, True = valid.
         hidden: `[batch, frames]` bool, frames whose input was masked.
         encoded: `[batch, frames, features]`, e_s.
         tapped: `[batch, frames, features]`, of the layer that the contrastive loss taps.
     """
 
+    mel: jax.Array
     features: jax.Array
     mask: jax.Array
     hidden: jax.Array
@@ -79,12 +81,26 @@ class Upsampled:
     index: FrameIndex
 
 
+class SpeechMasks(Protocol):
+    """Which frames of untranscribed speech are hidden, and where."""
+
+    @property
+    def hides_mel(self) -> bool:
+        """Whether log-mel features are hidden, by `hide_mel`, or what enters the speech encoder."""
+
+    def mask(self, rng: jax.Array, valid: jax.Array) -> jax.Array:
+        """The frames to hide, `[batch, frames]` bool, of those that are valid."""
+
+    def hide_mel(self, rng: jax.Array, mel: jax.Array, hidden: jax.Array) -> jax.Array:
+        """`[batch, mel_frames, bins]` with what is `hidden`, `[batch, mel_frames]`, replaced."""
+
+
 def encode_speech(
     parts: Parts,
     spoken: Mapping[str, Features],
     rng: jax.Array,
     *,
-    mask_speech: Callable[[jax.Array, jax.Array], jax.Array],
+    masks: SpeechMasks | None = None,
     augment: bool,
 ) -> dict[str, Speech]:
     """Features, masks and e_s of the spoken streams.
@@ -93,7 +109,7 @@ def encode_speech(
         parts: The model.
         spoken: The streams with audio, of which the one called `speech` is masked.
         rng: Random key for its masks.
-        mask_speech: From a key and the valid frames to the frames to hide.
+        masks: What to hide of it; None: nothing.
         augment: SpecAugment on the other streams.
 
     Returns:
@@ -109,28 +125,36 @@ def encode_speech(
                 jnp.full((count,), name != "speech")
                 for name, count in zip(group, rows, strict=True)
             )
-        features, mask = parts(
-            "features",
+        mel, lengths = parts(
+            "log_mel",
             join(spoken[name]["audio"] for name in group),
             join(spoken[name]["audio_length"] for name in group),
             augment=augmented,
         )
-        hidden = jnp.zeros_like(mask)
-        if "speech" in group:
+        valid = parts("frame_mask", mel, lengths)
+        hidden, heard, masked_frames = jnp.zeros_like(valid), mel, None
+        if "speech" in group and masks is not None:
             untranscribed = join(
                 jnp.full((count,), name == "speech")
                 for name, count in zip(group, rows, strict=True)
             )
-            hidden = mask_speech(rng, mask) & untranscribed[:, None]
+            mask_rng, noise_rng = jax.random.split(rng)
+            hidden = masks.mask(mask_rng, valid) & untranscribed[:, None]
+            if masks.hides_mel:
+                spread = jnp.repeat(hidden, parts.model.subsampling.factor, axis=1)
+                heard = masks.hide_mel(noise_rng, mel, spread[:, : mel.shape[1]])
+            else:
+                masked_frames = hidden
+        features, mask = parts("subsample", heard, lengths)
         encoded, tapped = parts(
             "encode_speech_with_tap",
             features,
             mask,
             join(spoken[name]["language"] for name in group),
-            masked_frames=hidden if "speech" in group else None,
+            masked_frames=masked_frames,
             deterministic=parts.deterministic,
         )
-        columns = [split(array, rows) for array in (features, mask, hidden, encoded, tapped)]
+        columns = [split(array, rows) for array in (mel, features, mask, hidden, encoded, tapped)]
         for name, *each in zip(group, *columns, strict=True):
             found[name] = Speech(*each)
     return found

@@ -1,21 +1,31 @@
-"""The self-supervised objective of untranscribed speech: w2v-BERT (arXiv 2108.06209).
+"""The self-supervised objectives of untranscribed speech.
+
+w2v-BERT (arXiv 2108.06209): contrastive and diversity losses at the speech encoder, which learn the
+codes, and masked prediction of the codes at the top.
 
     L = L_w + 0.1 L_d + L_m
 
-contrastive and diversity losses at the speech encoder, masked prediction at the top.
+BEST-RQ (arXiv 2202.01855, several codebooks as in USM, arXiv 2303.01037): masked prediction of the
+codes that a frozen random projection gives of the log-mel features. Nothing there can collapse.
+
+    L = L_m
 """
 
 from __future__ import annotations
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from maestro_jax.errors import UserError
 from maestro_jax.losses.contrastive import contrastive_loss, diversity_loss
 from maestro_jax.losses.masked_prediction import masked_prediction_loss
-from maestro_jax.losses.reduction import Weighted
+from maestro_jax.losses.reduction import Weighted, masked_sum
 from maestro_jax.modules.masking import span_mask
+from maestro_jax.modules.quantizer import GumbelQuantizer
+from maestro_jax.modules.random_projection import RandomProjectionQuantizer
 from maestro_jax.objectives.base import Metrics, Parts
 from maestro_jax.objectives.passes import Speech
 
@@ -24,9 +34,12 @@ from maestro_jax.objectives.passes import Speech
 class W2vBert:
     """Masks and negatives of w2v-BERT (section 3.3, table 1); term weights are the objective's.
 
+    What stands in the place of masked frames is `SpeechEncoder.mask_value`; the temperature of the
+    codes is the quantizer's.
+
     Attributes:
         mask_probability: Chance that a masked span starts in a frame.
-        mask_span: Frames a masked span covers.
+        mask_span: Frames a masked span covers; with 0.065 and 10, 49% of the frames are masked.
         distractors: Negatives of the contrastive loss, from masked frames of the utterance.
         temperature: kappa of the contrastive loss.
     """
@@ -36,14 +49,48 @@ class W2vBert:
     distractors: int = 100
     temperature: float = 0.1
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that mean nothing."""
+        _check_masks(self)
+        if self.distractors < 1 or not self.temperature > 0.0:
+            raise UserError(
+                f"W2vBert: distractors is {self.distractors} and temperature {self.temperature}; "
+                "give 1 or more of the former, and a positive number for the latter."
+            )
+
     @property
     def term_names(self) -> tuple[str, ...]:
         """The terms that `terms` gives."""
         return ("contrastive", "diversity", "masked_prediction")
 
+    @property
+    def hides_mel(self) -> bool:
+        """What enters the speech encoder is hidden, and the quantizer sees what is not."""
+        return False
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse a model whose quantizer, heads and codes do not fit.
+
+        Raises:
+            UserError: They do not.
+        """
+        quantizer = _quantizer(self, model, GumbelQuantizer)
+        _check_head(model, codebooks=1, codes=quantizer.codes)
+        if model.speech_encoder.code_features != quantizer.code_features:
+            raise UserError(
+                f"SpeechEncoder.code_features is {model.speech_encoder.code_features} and "
+                f"GumbelQuantizer.code_features {quantizer.code_features}; the contrastive loss "
+                "compares the two, so make them equal."
+            )
+
     def mask(self, rng: jax.Array, valid: jax.Array) -> jax.Array:
         """The frames to hide, `[batch, frames]` bool, of those that are valid."""
         return span_mask(rng, valid, start_probability=self.mask_probability, span=self.mask_span)
+
+    def hide_mel(self, rng: jax.Array, mel: jax.Array, hidden: jax.Array) -> jax.Array:
+        """The log-mel features as they are."""
+        del rng, hidden
+        return mel
 
     def terms(
         self,
@@ -78,6 +125,7 @@ class W2vBert:
         prediction, prediction_accuracy = masked_prediction_loss(
             parts("code_logits", context), quantized.ids, speech.hidden
         )
+        counts = code_counts(quantized.ids, speech.mask, quantized.probabilities.shape[-1])
         one = jnp.ones(())
         return {
             "contrastive": contrastive,
@@ -86,5 +134,154 @@ class W2vBert:
         }, {
             "speech/contrastive_accuracy": contrastive_accuracy,
             "speech/masked_accuracy": prediction_accuracy,
+            "speech/masked_share": masked_sum(speech.hidden, speech.mask),
             "speech/code_perplexity": (perplexity, one),
+            "speech/code_usage": (jnp.mean(counts > 0), one),
+            "speech/gumbel_temperature": (quantized.temperature, one),
         }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BestRq:
+    """Masks of BEST-RQ (section 3.2), which are laid on the log-mel features.
+
+    BEST-RQ starts spans of 400 ms with a chance of 0.01 in frames of 10 ms. Here spans consist of
+    whole encoder frames, so that a target is hidden wholly or not at all: at 40 ms a frame, 10
+    frames and 0.04 hide the same third of the speech.
+
+    Attributes:
+        mask_probability: Chance that a masked span starts in an encoder frame.
+        mask_span: Encoder frames a masked span covers.
+        noise: Standard deviation of the normal noise in the place of what is masked.
+    """
+
+    mask_probability: float = 0.04
+    mask_span: int = 10
+    noise: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that mean nothing."""
+        _check_masks(self)
+        if self.noise < 0.0:
+            raise UserError(f"BestRq.noise is {self.noise}; give a standard deviation, 0 or more.")
+
+    @property
+    def term_names(self) -> tuple[str, ...]:
+        """The terms that `terms` gives."""
+        return ("masked_prediction",)
+
+    @property
+    def hides_mel(self) -> bool:
+        """Log-mel features are hidden, and the targets are made of what is not."""
+        return True
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse a model whose quantizer and head do not fit.
+
+        Raises:
+            UserError: They do not.
+        """
+        quantizer = _quantizer(self, model, RandomProjectionQuantizer)
+        _check_head(model, codebooks=quantizer.codebooks, codes=quantizer.codes)
+
+    def mask(self, rng: jax.Array, valid: jax.Array) -> jax.Array:
+        """The frames to hide, `[batch, frames]` bool, of those that are valid."""
+        return span_mask(rng, valid, start_probability=self.mask_probability, span=self.mask_span)
+
+    def hide_mel(self, rng: jax.Array, mel: jax.Array, hidden: jax.Array) -> jax.Array:
+        """Noise in the place of hidden log-mel features.
+
+        Args:
+            rng: Random key.
+            mel: `[batch, mel_frames, bins]`.
+            hidden: `[batch, mel_frames]` bool.
+
+        Returns:
+            `[batch, mel_frames, bins]`.
+        """
+        noise = self.noise * jax.random.normal(rng, mel.shape, mel.dtype)
+        return jnp.where(hidden[:, :, None], noise, mel)
+
+    def terms(
+        self,
+        parts: Parts,
+        speech: Speech,
+        context: jax.Array,
+        step: jax.Array | int,
+        rng: jax.Array,
+    ) -> tuple[dict[str, Weighted], Metrics]:
+        """Masked prediction, averaged over codebooks.
+
+        Args:
+            parts: The model.
+            speech: The stream after the speech encoder.
+            context: `[batch, frames, features]`, of the shared encoder.
+            step: Not used.
+            rng: Not used.
+
+        Returns:
+            The term by name, and metrics; those of codes are averages over codebooks.
+        """
+        del step, rng
+        ids = parts("random_codes", speech.mel)
+        logits = parts("code_logits", context)
+        logits = logits.reshape(*ids.shape, -1)
+        prediction, accuracy = masked_prediction_loss(logits, ids, speech.hidden)
+        counts = code_counts(ids, speech.mask, logits.shape[-1])
+        shares = counts / jnp.maximum(jnp.sum(counts, axis=-1, keepdims=True), 1.0)
+        entropy = -jnp.sum(shares * jnp.log(jnp.maximum(shares, 1e-9)), axis=-1)
+        one = jnp.ones(())
+        return {"masked_prediction": prediction}, {
+            "speech/masked_accuracy": accuracy,
+            "speech/masked_share": masked_sum(speech.hidden, speech.mask),
+            "speech/code_perplexity": (jnp.mean(jnp.exp(entropy)), one),
+            "speech/code_usage": (jnp.mean(counts > 0), one),
+        }
+
+
+def code_counts(ids: jax.Array, mask: jax.Array, codes: int) -> jax.Array:
+    """How often each code was chosen.
+
+    Args:
+        ids: `[batch, frames]` or `[batch, frames, codebooks]` int32.
+        mask: `[batch, frames]` bool, the frames that count.
+        codes: Entries of a codebook.
+
+    Returns:
+        `[codebooks, codes]` float32, one codebook for ids without that axis.
+    """
+    ids = ids.reshape(*mask.shape, -1)
+    codebooks = ids.shape[-1]
+    weights = jnp.broadcast_to(mask[:, :, None], ids.shape).astype(jnp.float32)
+    return jnp.zeros((codebooks, codes)).at[jnp.arange(codebooks), ids].add(weights, mode="drop")
+
+
+def _check_masks(settings: W2vBert | BestRq) -> None:
+    if not 0.0 <= settings.mask_probability <= 1.0 or settings.mask_span < 1:
+        raise UserError(
+            f"{type(settings).__name__}: mask_probability is {settings.mask_probability} and "
+            f"mask_span {settings.mask_span}; give a chance in [0, 1] and 1 frame or more."
+        )
+
+
+def _quantizer(settings: W2vBert | BestRq, model: nn.Module, wanted: type) -> nn.Module:
+    """The model's quantizer, of the wanted type."""
+    quantizer = model.quantizer
+    if not isinstance(quantizer, wanted):
+        other = "BestRq" if isinstance(settings, W2vBert) else "W2vBert"
+        raise UserError(
+            f"self_supervised is {type(settings).__name__}, which needs a {wanted.__name__}, but "
+            f"Maestro.quantizer is a {type(quantizer).__name__}; change it, or take {other}."
+        )
+    return quantizer
+
+
+def _check_head(model: nn.Module, *, codebooks: int, codes: int) -> None:
+    """The shared encoder predicts the codes that there are."""
+    head = model.shared_encoder
+    if (head.codebooks, head.codes) != (codebooks, codes):
+        raise UserError(
+            f"SharedEncoder predicts {head.codebooks} x {head.codes} codes (codebooks x codes), "
+            f"but the quantizer has {codebooks} x {codes}; make SharedEncoder.codebooks and "
+            "SharedEncoder.codes those of the quantizer."
+        )

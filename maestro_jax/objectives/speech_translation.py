@@ -136,7 +136,6 @@ class SpeechTranslation:
                 {"st": stream},
                 next(keys),
                 # Nothing is untranscribed here.
-                mask_speech=lambda _, valid: jnp.zeros_like(valid),
                 augment=self.augment and train,
             )["st"]
             frames["st"] = Frames(

@@ -16,6 +16,8 @@ from maestro_jax.training import parameter_groups, parameter_trees
 from maestro_jax.training.parameter_groups import BASE, ParameterGroup
 
 SCHEDULES = ("inverse_sqrt", "cosine", "constant")
+FROZEN = r"(.*/)?frozen_\w+"
+"""Names of parameters that are never trained; they have no gradient, and get no weight decay."""
 
 
 class Optimizer(Protocol):
@@ -204,7 +206,8 @@ class AdamConfig:
     def _unclipped(self) -> list[optax.GradientTransformation]:
         transformations = [optax.scale_by_adam(b1=self.b1, b2=self.b2, eps=self.eps)]
         if self.weight_decay:
-            transformations.append(_decayed_weights(self.weight_decay, self.weight_decay_exclude))
+            exclude = (*self.weight_decay_exclude, FROZEN)
+            transformations.append(_decayed_weights(self.weight_decay, exclude))
         transformations.append(optax.scale_by_learning_rate(self.schedule))
         return transformations
 

@@ -1,0 +1,74 @@
+"""The power spectrum of short frames by products of matrices.
+
+XLA's partitioner gathers the batch of a fast transform that is split over devices; a product of
+matrices stays split. The symmetries of the transform make it a third of the plain product, and its
+sums shorter. With N points, h = N / 2, q = N / 4 and w = exp(-2 pi i / N), the real input x becomes
+
+    s[n] = x[n] + x[n + h],   even bins   X[2j]     = sum over n < h of s[n] w^(2jn)
+    d[n] = x[n] - x[n + h],   odd bins    X[2j + 1] = sum over n < h of d[n] w^((2j + 1)n)
+
+where n and h - n have the same cosine and sine but for signs, so that each sum has q terms.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+EXACT = jax.lax.Precision.HIGHEST
+
+
+def power_spectrum(frames: jax.Array, points: int) -> jax.Array:
+    """The squared magnitudes of the discrete Fourier transform, even bins before odd ones.
+
+    Args:
+        frames: `[..., samples]` float32, real; filled up with zeros to `points`.
+        points: Points of the transform, a multiple of 4, not fewer than the samples.
+
+    Returns:
+        `[..., points // 2 + 1]`: the bins 0, 2, 4 ... and then 1, 3, 5 ...; `even_before_odd` puts
+        the rows of a matrix in the same order.
+    """
+    padding = [(0, 0)] * (frames.ndim - 1) + [(0, points - frames.shape[-1])]
+    first, second = jnp.split(jnp.pad(frames, padding), 2, axis=-1)
+    quarter = points // 4
+    parts = []
+    for halves, sign in ((first + second, 1.0), (first - second, -1.0)):
+        # Element n - 1 of the mirrored half is h - n.
+        there, back = halves[..., 1:quarter], jnp.flip(halves[..., quarter + 1 :], axis=-1)
+        zero, middle = halves[..., :1], halves[..., quarter : quarter + 1]
+        cosine, sine = _matrices(points, odd=sign < 0)
+        with_middle = [middle] if sign > 0 else []
+        without = [] if sign > 0 else [middle]
+        for terms, matrix in (
+            ([zero, there + sign * back, *with_middle], cosine),
+            ([there - sign * back, *without], sine),
+        ):
+            parts.append(jnp.matmul(jnp.concatenate(terms, axis=-1), matrix, precision=EXACT))
+    even = jnp.square(parts[0]) + jnp.square(parts[1])
+    odd = jnp.square(parts[2]) + jnp.square(parts[3])
+    return jnp.concatenate([even, odd], axis=-1)
+
+
+def even_before_odd(rows: np.ndarray) -> np.ndarray:
+    """The rows of a matrix in the order of `power_spectrum`."""
+    return np.concatenate([rows[::2], rows[1::2]])
+
+
+@functools.cache
+def _matrices(points: int, *, odd: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines `[terms, bins]` and sines of the even or the odd bins."""
+    quarter = points // 4
+    bins = np.arange(1, 2 * quarter, 2) if odd else np.arange(0, 2 * quarter + 1, 2)
+    with_cosine = np.arange(quarter) if odd else np.arange(quarter + 1)
+    with_sine = np.arange(1, quarter + 1) if odd else np.arange(1, quarter)
+
+    def angles(terms: np.ndarray) -> np.ndarray:
+        # Whole turns are taken off in integers.
+        return 2.0 * np.pi * (terms[:, None] * bins[None, :] % points) / points
+
+    cosine, sine = np.cos(angles(with_cosine)), np.sin(angles(with_sine))
+    return cosine.astype(np.float32), sine.astype(np.float32)
