@@ -135,7 +135,6 @@ class SpeechTranslation:
                 parts,
                 {"st": stream},
                 next(keys),
-                # Nothing is untranscribed here.
                 augment=self.augment and train,
             )["st"]
             frames["st"] = Frames(

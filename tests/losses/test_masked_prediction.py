@@ -27,6 +27,18 @@ def test_cross_entropy_and_accuracy_over_masked_frames():
     np.testing.assert_allclose(total, expected, rtol=1e-5)
 
 
+def test_several_codebooks_are_averaged():
+    rng = np.random.default_rng(1)
+    logits = rng.normal(size=(2, 4, 3, 5)).astype(np.float32)
+    targets = rng.integers(0, 5, (2, 4, 3))
+    masked = np.array([[1, 1, 0, 1], [0, 0, 0, 1]], bool)
+    found, accuracy = masked_prediction_loss(logits, targets, masked)
+    each = [masked_prediction_loss(logits[:, :, k], targets[:, :, k], masked) for k in range(3)]
+    np.testing.assert_allclose(found[0], np.mean([loss[0] for loss, _ in each]), rtol=1e-5)
+    np.testing.assert_allclose(accuracy[0], np.mean([right[0] for _, right in each]), rtol=1e-5)
+    assert float(found[1]) == float(accuracy[1]) == 4
+
+
 def test_uniform_logits_cost_the_logarithm_of_the_codes():
     weighted, _ = masked_prediction_loss(
         jnp.zeros((1, 3, 16)), jnp.array([[0, 7, 15]]), jnp.ones((1, 3), bool)

@@ -79,6 +79,11 @@ def test_integers_and_floats_are_the_same_sound(audio: np.ndarray) -> None:
     np.testing.assert_allclose(integer, floating, atol=1e-3)
 
 
+def test_unknown_windows_are_refused() -> None:
+    with pytest.raises(ValueError, match="'hamming'.*hann.*hanning.*povey"):
+        LogMelFrontend(window_shape="hamming")
+
+
 def test_silence_is_finite() -> None:
     features, _ = LogMelFrontend().apply({}, np.zeros((1, 4000), np.int16), np.array([4000]))
     assert np.isfinite(features).all()

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from maestro_jax.modules.quantizer import GumbelQuantizer
 
@@ -37,6 +38,20 @@ def test_temperature_anneals_to_its_floor():
     assert float(module.temperature(0)) == 2.0
     np.testing.assert_allclose(module.temperature(3), 2.0 * 0.9**3, rtol=1e-6)
     assert float(module.temperature(100)) == 0.5
+
+
+def test_the_paper_s_annealing_is_exact_after_half_a_million_steps():
+    expected = 2.0 * float(np.float64(0.999995) ** 590_000)
+    np.testing.assert_allclose(GumbelQuantizer().temperature(590_000), expected, rtol=1e-5)
+    np.testing.assert_allclose(GumbelQuantizer().temperature(600_000), 0.1, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"temperature_end": 3.0}, {"temperature_end": 0.0}, {"temperature_decay": 1.5}]
+)
+def test_annealing_that_goes_nowhere_is_refused(settings):
+    with pytest.raises(ValueError, match=str(next(iter(settings.values())))):
+        GumbelQuantizer(**settings)
 
 
 def test_gradient_passes_straight_through_the_softmax():
