@@ -8,6 +8,9 @@ make peers && build/peers/bin/python -m pytest -m peers tests/losses/test_w2v_be
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +21,7 @@ from maestro_jax.modules.quantizer import GumbelQuantizer
 
 pytestmark = pytest.mark.peers
 
+LOADER = Path(__file__).parents[2] / "benchmarks" / "torchaudio_beside_cpu_torch.py"
 CODES, CODE_FEATURES, PROJECTED, CONV, NEGATIVES = 12, 6, 5, 8, 7
 # (400 - 4) // 2 + 1 = 199, then (199 - 4) // 4 + 1 = 49 frames.
 SAMPLES, FRAMES = 400, 49
@@ -25,8 +29,16 @@ SAMPLES, FRAMES = 400, 49
 
 @pytest.fixture(scope="module")
 def torch():
+    """PyTorch, with torchaudio loaded in the way that transformers does not know."""
+    spec = importlib.util.spec_from_file_location("torchaudio_beside_cpu_torch", LOADER)
+    loader = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loader)
+    try:
+        loader.load_torchaudio()
+    except ImportError as error:
+        pytest.skip(f"the `peers` extra is not here: {error}")
     pytest.importorskip("transformers", reason="the `peers` extra is not here: make peers")
-    return pytest.importorskip("torch", reason="the `peers` extra is not here: make peers")
+    return pytest.importorskip("torch")
 
 
 @pytest.fixture(scope="module")
@@ -148,14 +160,14 @@ def test_without_noise_the_most_likely_code_is_chosen(torch, peer):
     np.testing.assert_allclose(found.vectors, vectors.numpy(), atol=1e-6)
 
 
-def test_pretraining_loss(torch, peer, shared_noise, monkeypatch):
+def test_pretraining_loss(torch, peer, shared_noise, request):
     """Contrastive and diversity loss of the peer's whole model."""
-    sample = torch.nn.functional.gumbel_softmax
-    # The peer leaves out negatives that equal the positive to the last bit; its straight-through
-    # codes carry the rounding of (1 - p) + p, so that equal ones may differ there.
-    monkeypatch.setattr(
-        torch.nn.functional, "gumbel_softmax", lambda *args, **kw: sample(*args, **kw).round()
+    # The peer leaves out negatives that equal the positive to the last bit, which equal codes do
+    # not after a product of matrices, whose rounding depends on the row.
+    hook = peer.project_q.register_forward_hook(
+        lambda module, given, out: (out * 4096).round() / 4096
     )
+    request.addfinalizer(hook.remove)
     masked = masked_frames()
     rng = jax.random.key(4)
     chosen = np.asarray(sample_distractors(rng, jnp.asarray(masked), NEGATIVES))
@@ -195,7 +207,7 @@ def test_pretraining_loss(torch, peer, shared_noise, monkeypatch):
     with torch.no_grad():
         projected = peer.project_q(torch.tensor(np.asarray(found.vectors)))
     np.testing.assert_allclose(
-        projected.numpy(), outputs.projected_quantized_states.numpy(), atol=1e-5
+        projected.numpy(), outputs.projected_quantized_states.numpy(), atol=1.01 / 4096
     )
     diversity, perplexity = diversity_loss(found.probabilities, jnp.asarray(masked))
     np.testing.assert_allclose(perplexity, outputs.codevector_perplexity.item(), rtol=1e-5)

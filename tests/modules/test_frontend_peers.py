@@ -29,7 +29,7 @@ def sounds() -> dict[str, np.ndarray]:
     return {
         "noise": 3000 * rng.normal(size=RATE),
         "tones over faint noise": 2000 * tones + 2 * rng.normal(size=RATE),
-        "sweep with an offset": 9000 * sweep + 500,
+        "sweep with an offset": 9000 * sweep + 500 + 20 * rng.normal(size=RATE),
     }
 
 
@@ -70,11 +70,12 @@ def test_kaldi(sound, shape, remove_offset, preemphasis) -> None:
         floor=KALDI_FLOOR,
     )
     assert found.shape == expected.shape == (98, 80)
-    print(f"largest difference {np.abs(found - expected).max():.1e} nats")
+    difference = np.abs(found - expected)
     # Float32 rounds in both transforms: what is far below a frame's loudest bin is made of it.
     loud = expected > expected.max(axis=1, keepdims=True) - np.log(10.0) * 7
-    np.testing.assert_allclose(found[loud], expected[loud], atol=2e-3)
-    assert loud.mean() > 0.25
+    print(f"largest difference {difference[loud].max():.1e} nats, anywhere {difference.max():.1e}")
+    np.testing.assert_allclose(found[loud], expected[loud], atol=1e-3)
+    assert loud.mean() > 0.5
 
 
 @pytest.mark.parametrize("sound", SOUNDS)
@@ -97,6 +98,5 @@ def test_our_defaults_are_torchaudio_s_spectrogram_under_htk_s_mel_scale(sound) 
     # HTK's mel scale in hertz: torchaudio's triangles are linear in frequency, ours in mel.
     filters = torchaudio.functional.melscale_fbanks(257, 20.0, 8000.0, 80, RATE, None, "htk")
     expected = torch.log(torch.clamp(power @ filters, min=1.0)).numpy()
-    print(f"largest difference {np.abs(found - expected).max():.2f} nats")
-    # The same bins in the mean, to a quarter of a decibel.
-    assert np.abs(np.mean(found - expected)) < 0.06
+    # Two ways to draw a triangle: a fifth of a decibel at most.
+    np.testing.assert_allclose(found, expected, atol=0.05)

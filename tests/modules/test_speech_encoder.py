@@ -19,16 +19,16 @@ HIDDEN = np.random.default_rng(1).uniform(size=(2, 300)) < 0.5
 class Identity(nn.Module):
     features: int = 8
 
-    def __call__(self, x: Any, mask: Any, *, deterministic: bool = True) -> Any:
-        return x
+    def with_tap(self, x: Any, mask: Any, language: Any, **settings: Any) -> tuple[Any, Any]:
+        return x, x
 
 
 def encoded(mask_value: str) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """Without and with masks, and the parameters."""
     module = SpeechEncoder(stack=Identity(), code_features=4, mask_value=mask_value)
     variables = nn.unbox(module.init(jax.random.key(0), FEATURES, VALID))
-    plain = module.apply(variables, FEATURES, VALID)
-    masked = module.apply(
+    plain, _ = module.apply(variables, FEATURES, VALID)
+    masked, _ = module.apply(
         variables, FEATURES, VALID, masked_frames=HIDDEN, rngs={"masking": jax.random.key(1)}
     )
     np.testing.assert_array_equal(np.asarray(masked)[~HIDDEN], np.asarray(plain)[~HIDDEN])

@@ -63,12 +63,16 @@ def recorded_pass(tiny, masks, mel):
             "log_mel": (jnp.asarray(mel), lengths),
             "frame_mask": length_mask(-(-lengths // 4), 11),
             "subsample": lambda mel, lengths: (mel[:, ::4], length_mask(-(-lengths // 4), 11)),
-            "encode_speech": lambda features, mask: features,
+            "encode_speech_with_tap": lambda features, mask, language: (features, features),
         }
     )
     parts.model = tiny.model
     spoken = {
-        name: {"audio": np.zeros((2, 7000), np.int16), "audio_length": np.zeros(2, np.int32)}
+        name: {
+            "audio": np.zeros((2, 7000), np.int16),
+            "audio_length": np.zeros(2, np.int32),
+            "language": np.zeros(2, np.int32),
+        }
         for name in ("speech", "paired")
     }
     speech = encode_speech(parts, spoken, jax.random.key(2), masks=masks, augment=True)
@@ -89,7 +93,7 @@ def test_best_rq_hides_log_mel_frames_of_untranscribed_speech_alone(tiny, bins):
     noise = heard[changed]
     assert abs(noise.std() - 0.25) < 4 * 0.25 / np.sqrt(2 * noise.size)
     # The encoder masks nothing more, and the targets are made of what is not masked.
-    assert given["encode_speech"][1]["masked_frames"] is None
+    assert given["encode_speech_with_tap"][1]["masked_frames"] is None
     np.testing.assert_array_equal(speech["speech"].mel, bins[:2])
 
 
@@ -97,7 +101,7 @@ def test_w2v_bert_hides_what_enters_the_encoder_and_leaves_features_alone(tiny, 
     speech, given = recorded_pass(tiny, W2vBert(mask_probability=0.2, mask_span=2), bins)
     np.testing.assert_array_equal(given["subsample"][0][0], bins)
     np.testing.assert_array_equal(speech["speech"].features, bins[:2, ::4])
-    masked = np.asarray(given["encode_speech"][1]["masked_frames"])
+    masked = np.asarray(given["encode_speech_with_tap"][1]["masked_frames"])
     np.testing.assert_array_equal(masked[:2], speech["speech"].hidden)
     assert masked[:2].any() and not masked[2:].any()
 
@@ -111,7 +115,7 @@ def test_best_rq_averages_over_codebooks():
     ids[0, 1, 0] = logits[0, 1, :CODES].argmax()
     parts = Recorder({"random_codes": jnp.asarray(ids), "code_logits": jnp.asarray(logits)})
     nothing = jnp.zeros((2, 4, 1))
-    speech = Speech(nothing, nothing, jnp.asarray(mask), jnp.asarray(hidden), nothing)
+    speech = Speech(nothing, nothing, jnp.asarray(mask), jnp.asarray(hidden), nothing, nothing)
     terms, metrics = BestRq().terms(parts, speech, nothing, 0, jax.random.key(0))
 
     total, correct = 0.0, 0.0
@@ -144,7 +148,7 @@ def test_nothing_to_hear_is_finite():
         }
     )
     nothing = jnp.zeros((1, 2, 1))
-    speech = Speech(nothing, nothing, mask, mask, nothing)
+    speech = Speech(nothing, nothing, mask, mask, nothing, nothing)
     terms, metrics = BestRq().terms(parts, speech, nothing, 0, jax.random.key(0))
     assert tuple(map(float, terms["masked_prediction"])) == (0.0, 0.0)
     assert all(np.isfinite(pair).all() for pair in metrics.values())
