@@ -1,7 +1,9 @@
 """The text embedding extractor: from tokens to embeddings at token rate (e_t).
 
 Source: MAESTRO, section 2.2: three convolutional layers of 512 filters, kernel (5, 1), then six
-Transformer layers with positional embedding, as in Parallel Tacotron.
+Transformer layers with positional embedding, as in Parallel Tacotron. No source says what stands
+between the convolutions or inside the layers; here it is layer normalisation and a rectifier, and
+the pre-normalised layers of the Conformer's feed-forward networks.
 """
 
 from __future__ import annotations
