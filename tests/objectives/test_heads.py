@@ -79,8 +79,19 @@ class Learner:
 
         self._step = quick(step)
 
-    def evaluate(self, params, batch):
-        return self._step(params, OPTIMIZER.init(params), batch)[2]
+        self._loss = quick(
+            lambda params, batch: objective.loss(
+                model, params, params, batch, rng=jax.random.key(0), step=0
+            )
+        )
+
+    def loss(self, params, batch):
+        """Loss and metrics alone, which compile in a fraction of the time."""
+        return self._loss(params, batch)
+
+    def gradients(self, params, batch):
+        *_, (_, _, gradients) = self._step(params, OPTIMIZER.init(params), batch)
+        return gradients
 
     def learn(self, params, batch, steps):
         state = OPTIMIZER.init(params)
@@ -143,29 +154,34 @@ def test_heads_add_parameters_and_change_none(tiny, params):
 
 
 class TestRecognitionByCtc:
-    def test_rows_without_a_path_are_counted_and_all_is_finite(self, tiny, ctc, params):
-        """Absent, silent, empty and over-long rows are left out where they must be."""
+    @pytest.fixture
+    def odd(self, tiny):
+        """Absent, without text, longer text than speech; silence whose labels just fit."""
         paired = first_rows(tiny.batch()["paired"])
         paired["audio_length"][0] = 0
         paired["text_length"][1] = 0
         paired["audio_length"][2] = 1000  # two frames
         paired["text_length"][2] = 5
-        # Silence, whose five equal labels need nine of the 15 frames.
+        # Five equal labels need nine of the 15 frames.
         paired["audio"][3], paired["audio_length"][3] = 0, SAMPLES
         paired["text"][3, :5], paired["text_length"][3] = 7, 5
-        loss, metrics, gradients = ctc.evaluate(params, {"paired": paired})
+        return paired
+
+    def test_rows_without_a_path_are_left_out_and_counted(self, model, params, quick, odd):
+        """And a hybrid is the weighted sum of both terms."""
+        objective = SpeechRecognition(ctc_weight=0.5, transducer_weight=2.0)
+        assert objective.decoders == ("transducer", "ctc")
+        loss, metrics = quick(
+            lambda p: objective.loss(model, p, None, {"paired": odd}, rng=jax.random.key(0), step=0)
+        )(params)
         assert metrics["paired/without_ctc_path"] == (1.0, 1.0)
-        lengths = paired["text_length"]
+        lengths = odd["text_length"]
         assert metrics["loss/ctc"][1] == lengths.sum() - lengths[0] - lengths[2]
-        assert float(loss) == pytest.approx(means_of(metrics)["loss/ctc"])
-        assert {name for name in metrics if name.startswith("loss")} == {"loss", "loss/ctc"}
-        # The transducer is not even run.
-        assert modules_with_gradient(gradients) == {
-            "subsampling",
-            "speech_encoder",
-            "shared_encoder",
-            "ctc_head",
-        }
+        # The transducer may write several labels on a frame.
+        assert metrics["loss/transducer"][1] == lengths.sum() - lengths[0]
+        means = means_of(metrics)
+        expected = 2.0 * means["loss/transducer"] + 0.5 * means["loss/ctc"]
+        assert float(loss) == pytest.approx(expected, rel=1e-6)
 
     def test_bad_settings_are_one_line(self, tiny):
         with pytest.raises(UserError, match="one must be above 0"):
@@ -179,8 +195,15 @@ class TestRecognitionByCtc:
                 parameter_trees.unbox(tiny.abstract.params),
             )
 
-    def test_it_learns_to_write(self, model, ctc, params, quick):
+    @pytest.mark.slow
+    def test_it_learns_to_write(self, model, ctc, params, quick, odd):
         """Whatever is wrong on the way from loss to tokens, four texts do not come out right."""
+        assert modules_with_gradient(ctc.gradients(params, {"paired": odd})) == {
+            "subsampling",
+            "speech_encoder",
+            "shared_encoder",
+            "ctc_head",
+        }
         audio, full = tones(), np.full(ROWS, SAMPLES, np.int32)
         paired = {
             "audio": audio,
@@ -189,6 +212,9 @@ class TestRecognitionByCtc:
             "text_length": LENGTHS,
             "language": np.zeros(ROWS, np.int32),
         }
+        _, metrics = ctc.loss(params, {"paired": paired})
+        # The transducer is not even run.
+        assert {name for name in metrics if name.startswith("loss")} == {"loss", "loss/ctc"}
         learned, loss = ctc.learn(params, {"paired": paired}, 80)
         assert loss < 0.3
 
@@ -223,21 +249,23 @@ class TestTranslationByAttention:
         np.testing.assert_array_equal(targets, [[5, 6, 7, 1], [8, 1, 0, 0], [1, 0, 0, 0]])
         np.testing.assert_array_equal(counts.sum(axis=1), [4, 2, 1])
 
-    def test_terms_are_cross_entropies_of_the_translations(
-        self, tiny, model, attention, params, quick
-    ):
-        """Token by token from the decoder's own logits, in float64; absent rows count nothing."""
+    @pytest.fixture
+    def odd(self, tiny):
+        """Absent rows, and one that is there and says nothing: an end alone."""
         batch = {name: first_rows(tiny.batch()[name]) for name in ("st", "mt")}
         for feature in ("audio_length", "translation_length"):
             batch["st"][feature][0] = 0
         for feature in ("text_length", "translation_length"):
             batch["mt"][feature][1] = 0
-        st, mt = batch["st"], batch["mt"]
-        st["translation_length"][2] = 0  # there, and says nothing: an end alone
-        loss, metrics, gradients = attention.evaluate(params, batch)
-        trained = modules_with_gradient(gradients)
-        assert {"translation_decoder", "text_encoder", "refiner", "speech_encoder"} <= trained
-        assert not trained & {"decoder", "ctc_head", "duration_model"}
+        batch["st"]["translation_length"][2] = 0
+        return batch
+
+    def test_terms_are_cross_entropies_of_the_translations(
+        self, model, attention, params, quick, odd
+    ):
+        """Token by token from the decoder's own logits, in float64; absent rows count nothing."""
+        batch, st, mt = odd, odd["st"], odd["mt"]
+        loss, metrics = attention.loss(params, batch)
         means = means_of(metrics)
         assert float(loss) == pytest.approx(means["loss/st"] + 5.0 * means["loss/mt"], rel=1e-6)
 
@@ -278,7 +306,11 @@ class TestTranslationByAttention:
                 parameter_trees.unbox(tiny.abstract.params),
             )
 
-    def test_it_learns_to_translate_speech_and_text(self, model, attention, params, quick):
+    @pytest.mark.slow
+    def test_it_learns_to_translate_speech_and_text(self, model, attention, params, quick, odd):
+        trained = modules_with_gradient(attention.gradients(params, odd))
+        assert {"translation_decoder", "text_encoder", "refiner", "speech_encoder"} <= trained
+        assert not trained & {"decoder", "ctc_head", "duration_model"}
         audio, full = tones(), np.full(ROWS, SAMPLES, np.int32)
         language = np.asarray([0, 1, 0, 1], np.int32)
         source = np.zeros((ROWS, 6), np.int32)

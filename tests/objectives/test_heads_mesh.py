@@ -56,12 +56,13 @@ def shardings(model):
 @pytest.fixture(scope="module")
 def inputs():
     rng = np.random.default_rng(0)
-    frames = rng.integers(0, FRAMES + 1, ROWS)
+    # One absent, and one too short for its text.
+    frames = np.asarray([0, 1, *rng.integers(TOKENS, FRAMES + 1, ROWS - 2)])
     return {
         "context": rng.normal(size=(ROWS, FRAMES, WIDTH)).astype(np.float32),
         "mask": np.arange(FRAMES) < frames[:, None],
         "tokens": rng.integers(3, CTC_VOCABULARY, (ROWS, TOKENS)).astype(np.int32),
-        "lengths": rng.integers(0, TOKENS + 1, ROWS).astype(np.int32),
+        "lengths": np.asarray([3, 3, 0, *rng.integers(1, TOKENS, ROWS - 3)], np.int32),
         "language": rng.integers(0, 2, ROWS).astype(np.int32),
     }
 
@@ -109,9 +110,11 @@ def test_sums_and_gradients_agree(alone, sharded):
     for pair, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(pair, other, rtol=1e-5)
     assert all(count > 0 for _, count in (expected[0], expected[2].loss))
+    assert expected[1] == (1.0, 1.0)
     there = dict(parameter_trees.named_leaves(gradients))
     moved = 0
     for name, leaf in parameter_trees.named_leaves(expected_gradients):
+        assert np.isfinite(leaf).all(), name
         np.testing.assert_allclose(there[name], leaf, atol=1e-5, err_msg=name)
         moved += bool(np.abs(leaf).max() > 1e-4)
     assert moved > 20
