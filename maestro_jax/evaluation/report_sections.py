@@ -12,6 +12,7 @@ import numpy as np
 from maestro_jax.evaluation.plots import plot_alignment, plot_durations
 from maestro_jax.evaluation.training_plots import (
     Panel,
+    plot_bars,
     plot_code_usage,
     plot_panels,
     plot_similarities,
@@ -125,7 +126,11 @@ def gradients(diagnosis: Diagnosis) -> list[Picture]:
     """Norms of gradients: of each term, and of the whole loss."""
     norms = diagnosis.series("grad_norm/")
     panels = [
-        Panel("of each term, before its weight", "gradient norm", norms, log=True),
+        *(
+            [Panel("of each term, before its weight", "gradient norm", norms, log=True)]
+            if any(len(steps) > 1 for steps, _ in norms.values())
+            else []
+        ),
         Panel(
             "of the whole loss",
             "gradient norm",
@@ -134,7 +139,20 @@ def gradients(diagnosis: Diagnosis) -> list[Picture]:
             smooth=True,
         ),
     ]
-    return _panels(panels, "Norms over all parameters, before clipping.")
+    found = _panels(panels, "Norms over all parameters, before clipping.")
+    weights = diagnosis.description.get("weights", {})
+    bars: dict[str, dict[str, float]] = {}
+    for name, (_, values) in norms.items():
+        if values[-1] > 0:
+            bars[name] = {"as it is": float(values[-1])}
+            weight = weights.get(name)
+            if isinstance(weight, int | float) and weight > 0:
+                bars[name]["times its weight"] = float(values[-1]) * weight
+    if bars:
+        png = _draw(lambda to: plot_bars(bars, to, unit="gradient norm"))
+        step = max(int(steps[-1]) for steps, _ in norms.values())
+        found.append(Picture(png, f"The last measurement, at step {step}."))
+    return found
 
 
 def durations(diagnosis: Diagnosis) -> list[Picture]:

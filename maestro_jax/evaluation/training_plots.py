@@ -173,3 +173,29 @@ def plot_similarities(
             axis.set_ylabel("speech (s)")
     figure.colorbar(image, ax=figure.axes, label="cosine", shrink=0.8)
     save_figure(figure, path)
+
+
+def plot_bars(bars: Mapping[str, Mapping[str, float]], path: Target, *, unit: str) -> None:
+    """Positive numbers of several things beside each other, on a logarithmic axis.
+
+    Args:
+        bars: By the name of a thing, its numbers by their meaning; the largest stands on top.
+        path: Of the picture.
+        unit: Of the numbers.
+    """
+    meanings = list(dict.fromkeys(meaning for numbers in bars.values() for meaning in numbers))
+    names = sorted(bars, key=lambda name: max(bars[name].values()))
+    figure = new_figure(_WIDTH, 0.32 * len(names) + 1.2)
+    axis = figure.subplots()
+    height = 0.8 / len(meanings)
+    for index, (meaning, color) in enumerate(zip(meanings, _COLORS, strict=False)):
+        places = np.arange(len(names)) + (len(meanings) / 2 - index - 0.5) * height
+        values = [bars[name].get(meaning, np.nan) for name in names]
+        axis.barh(places, values, height, color=color, label=meaning)
+    axis.set_xscale("log")
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.set_yticks(range(len(names)), names)
+    axis.set_xlabel(unit)
+    axis.grid(axis="x", alpha=0.25)
+    axis.legend(frameon=False, loc="lower right")
+    save_figure(figure, path)

@@ -93,7 +93,8 @@ def _losses(curves: Curves) -> Verdict | None:
     rising, falling = [], 0
     for name, (_, values) in curves.items():
         values = values[np.isfinite(values)]
-        if not name.startswith("loss/") or len(values) < 4:
+        # The diversity loss is judged by the codes: near 0 it wavers.
+        if not name.startswith("loss/") or name == "loss/diversity" or len(values) < 4:
             continue
         tail = max(1, len(values) // 5)
         before, after = float(np.mean(values[:tail])), float(np.mean(values[-tail:]))

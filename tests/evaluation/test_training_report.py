@@ -174,7 +174,7 @@ def test_every_section_stands_with_its_pictures(written):
     assert tuple(page.sections) == SECTIONS
     assert {name: len(images) for name, images in page.images.items()} == {
         "losses": 1,
-        "gradients": 1,
+        "gradients": 2,
         "durations": 2,
         "alignment": 3,
         "retrieval": 2,
