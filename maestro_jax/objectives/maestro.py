@@ -116,6 +116,7 @@ class MaestroPretraining:
         align_with_ema: Use the moving average for alignment, and for durations unless they are to
             be trained by the text.
         augment_paired: SpecAugment on the paired and ST streams.
+        augment_paired_from: Curriculum step from which on: a young RNN-T hears sooner without.
         fastemit: Extra weight of the gradient of label arcs: labels come earlier.
         delay_penalty: Nats a frame by which later labels cost more, in every transducer term.
     """
@@ -142,6 +143,7 @@ class MaestroPretraining:
     translation_packing: str = "supervised"
     align_with_ema: bool = True
     augment_paired: bool = True
+    augment_paired_from: int = 0
     fastemit: float = 0.0
     delay_penalty: float = 0.0
 
@@ -245,7 +247,10 @@ class MaestroPretraining:
         train: bool = True,
     ) -> tuple[dict[str, Weighted], Metrics]:
         """The terms of the loss before any weight, and all metrics but the loss."""
-        del controls
+        augment: jax.Array | bool = self.augment_paired and train
+        if augment and self.augment_paired_from:
+            clock = step if controls is None else controls.clock
+            augment = jnp.asarray(clock) >= self.augment_paired_from
         self.self_supervised.check(model)
         self.durations.check(model)
         keys = iter(jax.random.split(rng, 6))
@@ -258,7 +263,7 @@ class MaestroPretraining:
             {name: batch[name] for name in SPOKEN if name in batch},
             next(keys),
             masks=self.self_supervised,
-            augment=self.augment_paired and train,
+            augment=augment,
         )
         texts, aligned = self._encode_texts(parts, aligner, batch, next(keys))
         room = {name: each.mask.shape[1] for name, each in speech.items() if name == "paired"}

@@ -101,7 +101,7 @@ def encode_speech(
     rng: jax.Array,
     *,
     masks: SpeechMasks | None = None,
-    augment: bool,
+    augment: jax.Array | bool,
 ) -> dict[str, Speech]:
     """Features, masks and e_s of the spoken streams.
 
@@ -110,7 +110,7 @@ def encode_speech(
         spoken: The streams with audio, of which the one called `speech` is masked.
         rng: Random key for its masks.
         masks: What to hide of it; None: nothing.
-        augment: SpecAugment on the other streams.
+        augment: SpecAugment on the other streams; a scalar array where it depends on the step.
 
     Returns:
         By stream; `tapped` is that of the speech encoder.
@@ -119,10 +119,10 @@ def encode_speech(
     for group in groups_of_equal({name: s["audio"].shape[1] for name, s in spoken.items()}):
         rows = [len(spoken[name]["audio"]) for name in group]
         augmented: jax.Array | bool = False
-        if augment and group != ("speech",):
+        if augment is not False and group != ("speech",):
             # Untranscribed speech has masks of its own; the quantizer must see it whole.
             augmented = join(
-                jnp.full((count,), name != "speech")
+                jnp.full((count,), name != "speech") & augment
                 for name, count in zip(group, rows, strict=True)
             )
         mel, lengths = parts(

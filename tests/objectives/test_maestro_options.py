@@ -167,3 +167,47 @@ def test_learned_weights_are_parameters_beside_the_model(tiny):
 def test_an_unknown_packing_is_refused():
     with pytest.raises(ValueError, match="'tlm'"):
         MaestroPretraining(translation_packing="tlm")
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, [True, True]),
+        ({"augment_paired": False}, [False, False]),
+        ({"augment_paired_from": 5}, [False, True]),
+        ({"augment_paired": False, "augment_paired_from": 5}, [False, False]),
+    ],
+)
+def test_spec_augment_may_begin_later(tiny, settings, expected):
+    """What the front end is told, by the curriculum's clock; untranscribed speech has its own."""
+    objective = tiny.objective(dict.fromkeys(tiny.weights, 1.0), **settings)
+    state = tiny.state()
+    told = []
+
+    class FrontEnd(Exception):
+        """Nothing after it matters."""
+
+    class Listening:
+        """A model that ends the pass at its front end."""
+
+        def __getattr__(self, name):
+            return getattr(tiny.model, name)
+
+        def apply(self, variables, *args, method, augment=False, **kwargs):
+            assert method == "log_mel"
+            told.append(np.broadcast_to(augment, (16,)).tolist())
+            raise FrontEnd
+
+    batch = {name: tiny.batch()[name] for name in ("speech", "paired")}
+    for clock in (4, 5):
+        with pytest.raises(FrontEnd):
+            objective.loss(
+                Listening(),
+                state.params,
+                state.ema_params,
+                batch,
+                rng=tiny.step_rng(),
+                step=7,
+                controls=Controls(clock=jnp.int32(clock), weights={}),
+            )
+    assert told == [[False] * 8 + [augmented] * 8 for augmented in expected]
