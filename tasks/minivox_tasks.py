@@ -3,10 +3,12 @@
 Registering needs no data; `maestro prepare minivox --config small` makes them. Speech translation
 reads the transcribed splits, as CoVoST-2 reads Common Voice. Mixtures `minivox_{config}_{stream}`
 draw languages in proportion to their sizes; `..._upsampled` draws low-resource languages more
-often, with the temperature 3 that mSLAM and USM use for text.
+often, with the temperature 3 that mSLAM and USM use for text; `..._equal` draws all equally often.
 """
 
 from __future__ import annotations
+
+import math
 
 from maestro_jax.data.indexed_source import IndexedTfdsSource
 from maestro_jax.data.registration import add_language_mixture, add_stream_task
@@ -61,6 +63,7 @@ def add_minivox(config: str, corpus: CorpusConfig) -> None:
             mixture = f"minivox_{config}_{stream}"
             add_language_mixture(mixture, names)
             add_language_mixture(f"{mixture}_upsampled", names, temperature=UPSAMPLING_TEMPERATURE)
+            add_language_mixture(f"{mixture}_equal", names, temperature=math.inf)
 
 
 for _config in Minivox.BUILDER_CONFIGS:

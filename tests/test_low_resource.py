@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -31,6 +32,7 @@ NARROW = {
     "TEXT_FROM": "0",
 }
 STEPS = {"pretrain": 3, "finetune": 2, "scratch": 2}
+SEARCHES = {"greedy": "greedy", "beam of 8": "beam_of_8"}
 
 
 def test_the_experiment_compares_both_and_does_not_start_over(tmp_path: Path) -> None:
@@ -56,13 +58,15 @@ def test_the_experiment_compares_both_and_does_not_start_over(tmp_path: Path) ->
     for expected in ("pretrained and fine-tuned", "from scratch", "WER %", "Ratio", "minutes"):
         assert expected in first.stdout
     record = json.loads((output / "low_resource.json").read_text())
-    assert record["steps"] == STEPS and record["utterances"] == 12
-    for directory in ("fine_tuned", "from_scratch"):
-        [scores] = (output / directory / "evaluation").glob("*.json")
+    assert record["steps"] == STEPS
+    for search, directory in itertools.product(SEARCHES, ("fine_tuned", "from_scratch")):
+        found = record["searches"][search]
+        assert found["utterances"] == 12
+        [scores] = (output / directory / "evaluation" / SEARCHES[search]).glob("*.json")
         rows = json.loads(scores.read_text())["rows"]
         errors = sum(row["words"]["errors"] for row in rows)
         words = sum(row["words"]["reference_length"] for row in rows)
-        wer = record["wer" if directory == "fine_tuned" else "baseline_wer"]
+        wer = found["wer" if directory == "fine_tuned" else "baseline_wer"]
         assert wer == pytest.approx(100 * errors / words)
 
     checkpoints = sorted(output.glob("*/checkpoints/*/state"))

@@ -3,7 +3,7 @@
 MAESTRO pretraining hears the transcribed speech of two other languages, untranscribed speech of
 all three and the 24 utterances, and reads plenty of Slovene text. Its model is fine-tuned on the 24
 utterances; so is the same model from scratch. Both are then tested on voices and sentences that
-neither has trained on.
+neither has trained on, with the same searches.
 
 Every stage leaves its result in the output directory and is skipped, or continued where it stood,
 when the command is started again.
@@ -18,12 +18,13 @@ from pathlib import Path
 
 from maestro_jax.cli.stages import Announcer, Recipe, Stage, training_minutes
 from maestro_jax.cli.table import table
-from maestro_jax.evaluation.comparison import compare
+from maestro_jax.evaluation.comparison import Comparison, compare
 from maestro_jax.evaluation.evaluate import Evaluation
 from maestro_jax.evaluation.pictures import draw_curves, draw_probe
 from maestro_jax.evaluation.predictions import read_predictions
 from maestro_jax.evaluation.run_evaluation import evaluate_run
 from maestro_jax.evaluation.scores import WordScores
+from maestro_jax.evaluation.search_config import SearchConfig
 
 RECIPE = Recipe(
     config="low_resource",
@@ -52,6 +53,8 @@ RECIPE = Recipe(
 """What the experiment trains on, and for how long."""
 
 MODELS = {"finetune": "pretrained and fine-tuned", "scratch": "from scratch"}
+SEARCHES = {"greedy": SearchConfig(), "beam of 8": SearchConfig(beam_size=8)}
+"""Neither has a language model of its own: what a search knows of the language is the model's."""
 
 
 def run_low_resource(
@@ -86,30 +89,43 @@ def run_low_resource(
 
     announce("testing both on speakers and sentences that were not trained on")
     pictures = draw_probe(directories["pretrain"])
-    evaluations: dict[str, Evaluation] = {}
-    for name in MODELS:
-        report = evaluate_run(runs[name], model_dir=directories[name], data_dir=data)
-        evaluations[name] = report.evaluations[0]
+    rows: list[dict[str, object]] = []
+    comparisons: dict[str, Comparison] = {}
+    for how, search in SEARCHES.items():
+        evaluations: dict[str, Evaluation] = {}
+        predictions = []
+        for name in MODELS:
+            kept = directories[name] / "evaluation" / how.replace(" ", "_")
+            report = evaluate_run(
+                runs[name],
+                model_dir=directories[name],
+                data_dir=data,
+                search=search,
+                output_dir=kept,
+            )
+            [evaluations[name]] = report.evaluations
+            predictions.append(
+                read_predictions(kept / f"{evaluations[name].name}.predictions.jsonl")
+            )
+        comparisons[how] = compare(*predictions)
+        rows += [_row(MODELS[name], how, evaluations[name]) for name in MODELS]
 
     [test_set] = {evaluation.name for evaluation in evaluations.values()}
-    predictions = [
-        read_predictions(directories[name] / "evaluation" / f"{test_set}.predictions.jsonl")
-        for name in MODELS
-    ]
-    comparison = compare(*predictions)
     minutes = {name: training_minutes(directory) for name, directory in directories.items()}
     record = {
         "test_set": test_set,
         "steps": {name: run.steps for name, run in runs.items()},
         "minutes": minutes,
-        **dataclasses.asdict(comparison),
+        "searches": {how: dataclasses.asdict(found) for how, found in comparisons.items()},
     }
     (output / "low_resource.json").write_text(json.dumps(record, indent=2) + "\n")
 
-    print(f"\n{test_set}, {comparison.utterances} utterances\n")
-    print(table([_row(MODELS[name], evaluations[name]) for name in MODELS]))
-    interval = _interval(comparison.ratio_interval)
-    print(f"\nRatio of the word error rates: {comparison.ratio:.2f}{interval}")
+    print(f"\n{test_set}, {comparisons['greedy'].utterances} utterances\n")
+    print(table(rows))
+    print()
+    for how, found in comparisons.items():
+        interval = _interval(found.ratio_interval)
+        print(f"Ratio of the word error rates, {how}: {found.ratio:.2f}{interval}")
     print("Intervals: 95%, bootstrap by utterance; for the ratio both models on the same draws.\n")
     spent = [
         {"stage": name, "steps": runs[name].steps, "minutes": round(minutes[name], 1)}
@@ -123,12 +139,13 @@ def run_low_resource(
     print(f"\nDone in {(time.monotonic() - began) / 60:.1f} minutes.")
 
 
-def _row(model: str, evaluation: Evaluation) -> dict[str, object]:
+def _row(model: str, search: str, evaluation: Evaluation) -> dict[str, object]:
     """A line of the table of word error rates."""
     scores = evaluation.rows[0].scores
     assert isinstance(scores, WordScores)
     return {
         "model": model,
+        "search": search,
         "WER %": round(scores.wer, 1),
         "95% interval": _interval(scores.wer_interval, digits=1).strip(" ()"),
         "CER %": round(scores.cer, 1),

@@ -61,8 +61,9 @@ def evaluate_run(
     low_resource: Collection[str] = (),
     transcriber: Transcriber | None = None,
     search: SearchConfig | None = None,
+    output_dir: str | Path | None = None,
 ) -> Report:
-    """Decode and score test sets; tables and predictions go to `model_dir/evaluation`.
+    """Decode and score test sets; tables and predictions are kept.
 
     Args:
         run: The run that trained the model.
@@ -75,6 +76,7 @@ def evaluate_run(
         low_resource: Languages left out of the second average.
         transcriber: A loaded model, if there is one already; it knows how to search.
         search: How the model that is loaded here searches; greedily if nothing is said.
+        output_dir: Where tables and predictions go; by default to `evaluation` in `model_dir`.
 
     Returns:
         The report.
@@ -108,6 +110,7 @@ def evaluate_run(
     if not chosen:
         raise UserError("the run has neither a paired nor an st stream: name one with --task.")
 
+    output_dir = Path(output_dir or Path(model_dir) / "evaluation")
     shards = transcriber.data_shards
     batch_size = -(-batch_size // shards) * shards
     evaluations = []
@@ -130,14 +133,12 @@ def evaluate_run(
             lambda features, decode=decode, target=target: decode(features, target)[0],
             kind=kind,
             name=f"{name}.{split}",
-            output_dir=Path(model_dir) / "evaluation",
+            output_dir=output_dir,
             progress=_counter(progress),
         )
         progress.close()
         if jax.process_index() == 0:
-            markdown, _ = write_report(
-                evaluation, Path(model_dir) / "evaluation", low_resource=low_resource
-            )
+            markdown, _ = write_report(evaluation, output_dir, low_resource=low_resource)
             log.info("wrote %s", markdown)
         evaluations.append(evaluation)
     return Report(tuple(evaluations), tuple(low_resource))
