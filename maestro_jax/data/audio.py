@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import scipy.signal
@@ -12,17 +14,23 @@ import soundfile
 from maestro_jax.data.streams import SAMPLE_RATE
 from maestro_jax.errors import UserError
 
-_KNOWN_FORMATS = "wav, flac, ogg or mp3"
+_KNOWN_FORMATS = "wav, flac, ogg, opus or mp3"
 
 
-def read_audio(path: str | Path) -> np.ndarray:
-    """Reads a wav, flac, ogg or mp3 file of any rate, mono or with several channels.
+class EmptyAudioError(UserError):
+    """There is a file, and it can be decoded, but there are no samples to read."""
+
+
+def read_audio(path: str | Path, spans: Sequence[tuple[float, float]] | None = None) -> np.ndarray:
+    """Reads a wav, flac, ogg, opus or mp3 file of any rate, mono or with several channels.
 
     Channels are averaged; other rates than 16 kHz are converted by a polyphase filter at the
     reduced ratio of the two rates.
 
     Args:
         path: The file.
+        spans: Begin and end of the pieces to read, in seconds, one after the other; None for the
+            whole file. What lies beyond the end of the file is left out.
 
     Returns:
         float32 `[samples]` at 16 kHz, within about -1 to 1; ``ceil(frames * 16000 / rate)``
@@ -40,7 +48,10 @@ def read_audio(path: str | Path) -> np.ndarray:
         raise UserError(f"{path} is empty; name an audio file ({_KNOWN_FORMATS}).")
     try:
         with path.open("rb") as file:
-            samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
+            if spans is None:
+                samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
+            else:
+                samples, rate = _read_spans(file, spans)
     except OSError as error:
         raise UserError(f"{path} cannot be opened: {error.strerror or error}.") from error
     except (soundfile.LibsndfileError, RuntimeError, TypeError, ValueError) as error:
@@ -49,12 +60,26 @@ def read_audio(path: str | Path) -> np.ndarray:
             f"{path} cannot be read as audio ({reason}); convert it to {_KNOWN_FORMATS}."
         ) from error
     if samples.shape[0] == 0:
-        raise UserError(f"{path} holds no samples: its audio has zero length.")
+        nothing = "no samples" if spans is None else "no samples where they were looked for"
+        raise EmptyAudioError(f"{path} holds {nothing}: its audio has zero length.")
     if not np.isfinite(samples).all():
         raise UserError(
             f"{path} holds samples that are not finite numbers; write it as 16-bit audio."
         )
     return resample(samples.mean(axis=1), rate)
+
+
+def _read_spans(file: IO[bytes], spans: Sequence[tuple[float, float]]) -> tuple[np.ndarray, int]:
+    with soundfile.SoundFile(file) as opened:
+        rate = opened.samplerate
+        pieces = [np.zeros((0, opened.channels), np.float32)]
+        for begin, end in spans:
+            # An end of infinity is that of the file.
+            first, last = (round(min(at * rate, opened.frames)) for at in (begin, end))
+            if last > first:
+                opened.seek(first)
+                pieces.append(opened.read(last - first, dtype="float32", always_2d=True))
+    return np.concatenate(pieces), rate
 
 
 def resample(samples: np.ndarray, rate: int, target_rate: int = SAMPLE_RATE) -> np.ndarray:

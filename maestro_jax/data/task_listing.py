@@ -77,7 +77,11 @@ def _examples(tasks: list[seqio.Task]) -> dict[str, int] | None:
     totals: dict[str, int] = {}
     for task in tasks:
         for split in task.splits:
-            examples = task.num_input_examples(split)
+            try:
+                examples = task.num_input_examples(split)
+            except UserError:
+                # Prepared, but without this split: whoever reads it is told so.
+                examples = 0
             if examples is None:
                 return None
             totals[split] = totals.get(split, 0) + examples

@@ -1,33 +1,55 @@
-"""`maestro prepare`: makes a corpus, so that its tasks can be used."""
+"""`maestro prepare`: makes a corpus, or reads one in its official layout, for its tasks to use."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from maestro_jax.cli import environment, options
+from maestro_jax.cli.table import table
+from maestro_jax.data.corpora.corpus import corpus_names, find_corpus
+from maestro_jax.data.corpora.preparing import PROBLEMS, Prepared, forget, prepare
 from maestro_jax.errors import UserError, near_misses
 
-# Corpus: the configurations that can be made; the first is the default.
-CORPORA = {"minivox": ("small", "low_resource", "full", "tiny")}
+# Corpora that are made, not read: the configurations, the first of which is the default.
+MADE = {"minivox": ("small", "low_resource", "full", "tiny")}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
-    parser.add_argument("corpus", metavar="CORPUS", help="one of: " + ", ".join(CORPORA))
-    configs = "; ".join(f"{corpus}: {', '.join(names)}" for corpus, names in CORPORA.items())
+    names = [*MADE, *corpus_names()]
+    parser.add_argument("corpus", metavar="CORPUS", help="one of: " + ", ".join(names))
+    configs = "; ".join(f"{corpus}: {', '.join(names)}" for corpus, names in MADE.items())
     parser.add_argument("--config", help=f"which size of it ({configs}); the first by default")
+    parser.add_argument(
+        "--source_dir", metavar="DIR", help="the corpus as it was downloaded and unpacked"
+    )
+    parser.add_argument(
+        "--languages", metavar="L,L", help="which of it, as de,fr or de_en; all that is there"
+    )
+    parser.add_argument("--name", help="with manifest: what the corpus is called")
+    parser.add_argument(
+        "--strict", action="store_true", help="let the first thing that is wrong be an error"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="make again what is there")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes; one a core by default")
     options.add_data_dir(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
+    if arguments.corpus in MADE:
+        _make(arguments)
+    else:
+        _read(arguments)
+
+
+def _make(arguments: argparse.Namespace) -> None:
+    """Makes a corpus that needs no source."""
     corpus = arguments.corpus
-    if corpus not in CORPORA:
-        remedy = near_misses(corpus, CORPORA) or f" The corpora are: {', '.join(CORPORA)}."
-        raise UserError(f"there is no corpus {corpus!r} to prepare.{remedy}")
-    config = arguments.config or CORPORA[corpus][0]
-    if config not in CORPORA[corpus]:
-        remedy = near_misses(config, CORPORA[corpus]) or f" It has: {', '.join(CORPORA[corpus])}."
+    config = arguments.config or MADE[corpus][0]
+    if config not in MADE[corpus]:
+        remedy = near_misses(config, MADE[corpus]) or f" It has: {', '.join(MADE[corpus])}."
         raise UserError(f"{corpus} has no configuration {config!r}.{remedy}")
     environment.prepare_process()
     from maestro_jax.data.data_dir import data_root
@@ -37,3 +59,65 @@ def run(arguments: argparse.Namespace) -> None:
     from maestro_jax.tasks import minivox
 
     minivox.prepare(config, data_root(arguments.data_dir))
+
+
+def _read(arguments: argparse.Namespace) -> None:
+    """Reads a corpus in its official layout."""
+    names = [*MADE, *corpus_names()]
+    if arguments.corpus not in names:
+        remedy = near_misses(arguments.corpus, names) or f" The corpora are: {', '.join(names)}."
+        raise UserError(f"there is no corpus {arguments.corpus!r} to prepare.{remedy}")
+    corpus = find_corpus(arguments.corpus)
+    if arguments.source_dir is None:
+        raise UserError(f"say where {corpus.title} lies: --source_dir DIR.")
+    if arguments.name:
+        if arguments.corpus != "manifest":
+            raise UserError("--name is for the corpus 'manifest'; the others have names.")
+        if not arguments.name.isidentifier():
+            raise UserError(f"--name {arguments.name!r} is no name; use letters, digits and _.")
+        corpus.name = arguments.name
+    source = Path(arguments.source_dir).expanduser()
+    if not source.is_dir():
+        raise UserError(f"there is no directory {source}; say where {corpus.title} lies.")
+    wanted = [name for name in (arguments.languages or "").split(",") if name]
+    configs = corpus.configs(source, wanted)
+    environment.prepare_process()
+    from maestro_jax.data.data_dir import data_root
+    from maestro_jax.data.processes import Processes
+
+    root = data_root(arguments.data_dir)
+    done = []
+    with Processes(arguments.workers) as processes:
+        for config in configs:
+            if arguments.overwrite:
+                forget(corpus, config, root)
+            done.append(
+                prepare(corpus, source, config, root, processes=processes, strict=arguments.strict)
+            )
+    print(_closing_table(corpus.name, done))
+
+
+def _closing_table(name: str, done: list[Prepared]) -> str:
+    """What was written, beside what was published, and why it differs."""
+    rows = [
+        {
+            "corpus": f"{name}/{prepared.config}",
+            "split": split.split,
+            "utterances": split.utterances,
+            "published": split.published,
+            "hours": round(split.hours, 2),
+            "published hours": split.published_hours,
+            "why": split.explanation(),
+        }
+        for prepared in done
+        for split in prepared.splits
+    ]
+    lines = [table(rows), ""]
+    for prepared in done:
+        if prepared.lines:
+            what = ", ".join(f"{count} {kind}" for kind, count in prepared.lines.items())
+            lines.append(f"{name}/{prepared.config}, lines of no split: {what}")
+        if not prepared.fresh:
+            lines.append(f"{prepared.directory} was there already (--overwrite makes it again).")
+    lines += [f"Every problem: {prepared.directory / PROBLEMS}" for prepared in done]
+    return "\n".join(lines)

@@ -1,7 +1,7 @@
-"""A process that makes examples: `python -m maestro_jax.data.synthesis.worker`.
+"""A process that calls functions for another one: `python -m maestro_jax.data.process_worker`.
 
-It reads pickled requests `(config, split, start, stop)` from standard input and writes pickled
-answers to standard output: a list of examples, or the error.
+It reads pickled requests `(function, arguments)` from standard input and writes pickled answers to
+standard output: `("answer", value)`, `("user error", error)` or `("error", traceback)`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import pickle
 import signal
 import sys
+import traceback
 
 from maestro_jax.errors import UserError
 
@@ -23,16 +24,17 @@ def main() -> None:
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     while True:
+        answer: tuple[str, object]
         try:
-            config, split, start, stop = pickle.load(requests)
+            function, arguments = pickle.load(requests)
         except EOFError:
             return
         try:
-            from maestro_jax.data.synthesis.corpus import make_example
-
-            answer: object = [make_example(config, split, index) for index in range(start, stop)]
+            answer = "answer", function(*arguments)
         except UserError as error:
-            answer = error
+            answer = "user error", error
+        except Exception:  # noqa: BLE001 - the other process raises it.
+            answer = "error", traceback.format_exc()
         pickle.dump(answer, answers, protocol=pickle.HIGHEST_PROTOCOL)
         answers.flush()
 

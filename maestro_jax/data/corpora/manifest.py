@@ -1,0 +1,163 @@
+"""Manifests: a line an utterance, as JSON or as a table, for whatever has no reader of its own.
+
+A directory holds one file a split (`train.jsonl`, `validation.tsv`, `test.jsonl.gz`; `dev` is
+`validation`). A JSON line, or a row of a tab-separated table with a header, has
+
+| field | |
+|---|---|
+| `audio` or `audio_filepath` (NeMo) | a path, relative to the manifest; missing in text corpora |
+| `offset`, `duration` | seconds of the file; the whole file without them |
+| `text` | what is said or written, as it is printed |
+| `language` | ISO 639-1 code |
+| `translation` | |
+| `id`, `speaker` | a line without an id has its number |
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from maestro_jax.data.corpora import tables
+from maestro_jax.data.corpora.corpus import Corpus, choose
+from maestro_jax.data.corpora.problems import Problems
+from maestro_jax.data.corpora.utterance import Span, Utterance
+from maestro_jax.data.languages import language_id
+from maestro_jax.errors import UserError
+from maestro_jax.evaluation.normalizers import base_language, normalize
+
+ENDINGS = (".jsonl", ".tsv", ".jsonl.gz", ".tsv.gz")
+SPLITS = {"train": "train", "validation": "validation", "dev": "validation", "test": "test"}
+
+
+class Manifest(Corpus):
+    """A corpus that is described by manifests.
+
+    A config is a language, and takes the lines of that language.
+
+    Args:
+        name: Of the corpus.
+        title: One line about it.
+    """
+
+    name = "manifest"
+    title = "a directory of manifests: train.jsonl or train.tsv, validation.jsonl, test.jsonl"
+
+    def __init__(self, name: str | None = None, title: str | None = None) -> None:
+        self.name = name or type(self).name
+        self.title = title or type(self).title
+
+    def configs(self, source: Path, languages: Sequence[str] = ()) -> list[str]:
+        """The languages of the lines; see `Corpus`."""
+        found: dict[str, None] = {}
+        for path, split in self._files(source):
+            for _, fields in _lines(path, split, Problems()):
+                if language := base_language(str(fields.get("language") or "")):
+                    found.setdefault(language)
+        for language in found:
+            language_id(language)
+        return choose(sorted(found), languages, source, "languages")
+
+    def utterances(self, source: Path, config: str, problems: Problems) -> Iterator[Utterance]:
+        """The lines of a language; see `Corpus`."""
+        for path, split in self._files(source):
+            for place, fields in _lines(path, split, problems):
+                language = base_language(str(fields.get("language") or ""))
+                if not language:
+                    problems.add("bad value", split=split, item=place, detail="no language")
+                if language != config:
+                    continue
+                try:
+                    spans = _spans(fields)
+                except ValueError as error:
+                    problems.add("bad value", split=split, item=place, detail=str(error))
+                    continue
+                yield _utterance(path, place, split, language, fields, spans)
+
+    def _files(self, source: Path) -> list[tuple[Path, str]]:
+        found = [
+            (path, split)
+            for name, split in SPLITS.items()
+            for ending in ENDINGS
+            if (path := source / f"{name}{ending}").is_file()
+        ]
+        if not found:
+            raise UserError(
+                f"there is no manifest in {source}; put train.jsonl or train.tsv there, and "
+                "validation and test beside it."
+            )
+        return found
+
+
+def _lines(path: Path, split: str, problems: Problems) -> Iterator[tuple[str, dict[str, object]]]:
+    """The place of every line, and its fields."""
+    if ".tsv" in path.suffixes:
+        for place, row in tables.rows(path, problems, required=("language",), split=split):
+            yield place, dict(row)
+        return
+    for number, line in tables.lines(path):
+        if not line.strip():
+            continue
+        place = f"{path.name}:{number}"
+        try:
+            fields = json.loads(line)
+        except ValueError as error:
+            problems.add("bad row", split=split, item=place, detail=f"no JSON: {error}")
+            continue
+        if not isinstance(fields, dict):
+            problems.add("bad row", split=split, item=place, detail="no JSON object")
+            continue
+        yield place, fields
+
+
+def _spans(fields: dict[str, object]) -> tuple[Span, ...] | None:
+    """Which part of its file an utterance is.
+
+    Raises:
+        ValueError: The numbers are none, or negative.
+    """
+    given = {name: fields.get(name) for name in ("offset", "duration")}
+    numbers = {name: float(str(value)) for name, value in given.items() if value not in (None, "")}
+    for name, value in numbers.items():
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{name} is {value}")
+    # A duration alone describes the file, in NeMo's manifests; it says nothing about where.
+    if not numbers.get("offset"):
+        return None if "offset" not in numbers else _from(0.0, numbers.get("duration"))
+    return _from(numbers["offset"], numbers.get("duration"))
+
+
+def _from(offset: float, duration: float | None) -> tuple[Span, ...] | None:
+    if duration is None:
+        return None if not offset else ((offset, math.inf),)
+    return ((offset, offset + duration),)
+
+
+def _utterance(
+    path: Path,
+    place: str,
+    split: str,
+    language: str,
+    fields: dict[str, object],
+    spans: tuple[Span, ...] | None,
+) -> Utterance:
+    def field(*names: str) -> str:
+        values = (fields.get(name) for name in names)
+        return next((str(value).strip() for value in values if value not in (None, "")), "")
+
+    audio, raw_text = field("audio", "audio_filepath"), field("text")
+    needs = [name for name in ("text", "translation") if name in fields]
+    return Utterance(
+        id=field("id") or place,
+        split=split,
+        language=language,
+        audio=str(path.parent / Path(audio).expanduser()) if audio else "",
+        spans=spans if audio else None,
+        text=normalize(raw_text, language),
+        raw_text=raw_text,
+        translation=field("translation"),
+        speaker=field("speaker"),
+        needs=tuple(needs),
+    )

@@ -1,0 +1,168 @@
+"""Parts of a prepared split: some utterances, read, converted and written by one process.
+
+A part is complete when its record file and the account beside it are there; an interrupted
+preparation goes on with the parts that are not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maestro_jax.data.audio import EmptyAudioError, read_audio, to_int16
+from maestro_jax.data.corpora.problems import Problem
+from maestro_jax.data.corpora.utterance import Utterance
+from maestro_jax.data.streams import SAMPLE_RATE
+from maestro_jax.errors import UserError
+
+SUFFIX = ".array_record"
+
+
+@dataclasses.dataclass(frozen=True)
+class Account:
+    """What became of the utterances of a part.
+
+    Attributes:
+        fingerprint: Of what was asked for.
+        utterances: How many were written.
+        samples: Of audio, at 16 kHz.
+        num_bytes: Of the records.
+        problems: What was wrong with their audio.
+    """
+
+    fingerprint: str
+    utterances: int
+    samples: int
+    num_bytes: int
+    problems: tuple[Problem, ...] = ()
+
+
+@functools.cache
+def record_features() -> Any:
+    """The TFDS features of a record: the same for every corpus."""
+    from maestro_jax.data.tensorflow_import import import_tensorflow
+
+    import_tensorflow()
+    import tensorflow_datasets as tfds
+
+    return tfds.features.FeaturesDict(
+        {
+            # Not the Audio feature, which stores every sample in 64 bits.
+            "audio": tfds.features.Tensor(
+                shape=(None,),
+                dtype=np.int16,
+                encoding=tfds.features.Encoding.BYTES,
+                doc="16 kHz, one channel; empty where there is only text.",
+            ),
+            "text": tfds.features.Text(doc="Normalised as VoxPopuli does."),
+            "raw_text": tfds.features.Text(doc="As the corpus has it."),
+            "translation": tfds.features.Text(doc="With case and punctuation."),
+            "language": tfds.features.Text(doc="ISO 639-1 code."),
+            "speaker": tfds.features.Text(doc="The corpus' name for the speaker."),
+            "id": tfds.features.Text(doc="Unique within the split."),
+        }
+    )
+
+
+def fingerprint(utterances: tuple[Utterance, ...]) -> str:
+    """Tells a part from one of other utterances, or of the same ones described otherwise."""
+    digest = hashlib.blake2b(digest_size=16)
+    for utterance in utterances:
+        digest.update(repr(utterance).encode())
+    return digest.hexdigest()
+
+
+def account_of(path: Path, utterances: tuple[Utterance, ...]) -> Account | None:
+    """The account of a part that is complete; None if it has yet to be written.
+
+    Args:
+        path: Of the part, without `SUFFIX`.
+        utterances: What it should hold.
+    """
+    record, account = path.with_name(path.name + SUFFIX), path.with_name(path.name + ".json")
+    if not (record.is_file() and account.is_file()):
+        return None
+    try:
+        values = json.loads(account.read_text(encoding="utf-8"))
+        values["problems"] = tuple(Problem(*problem) for problem in values["problems"])
+        found = Account(**values)
+    except (ValueError, TypeError, KeyError):
+        return None
+    return found if found.fingerprint == fingerprint(utterances) else None
+
+
+def write_part(path: Path, utterances: tuple[Utterance, ...]) -> Account:
+    """Reads the audio of some utterances and writes them all.
+
+    Args:
+        path: Of the part, without `SUFFIX`; its directory exists.
+        utterances: What it holds. Those whose audio cannot be used are left out and accounted for.
+
+    Returns:
+        The account, which has been written beside the records.
+    """
+    from array_record.python import array_record_module
+
+    serialize = record_features().serialize_example
+    record = path.with_name(path.name + SUFFIX)
+    partial = record.with_name(f".{record.name}.partial")
+    problems: list[Problem] = []
+    written = samples = num_bytes = 0
+    # Every record is a group of its own: they are read one by one, at random.
+    writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1")
+    try:
+        for utterance in utterances:
+            audio = _audio(utterance, problems)
+            if audio is None:
+                continue
+            example = {
+                name: getattr(utterance, name)
+                for name in ("id", "text", "raw_text", "translation", "language", "speaker")
+            }
+            content = serialize({**example, "audio": audio})
+            writer.write(content)
+            written, samples = written + 1, samples + len(audio)
+            num_bytes += len(content)
+    finally:
+        writer.close()
+    account = Account(fingerprint(utterances), written, samples, num_bytes, tuple(problems))
+    account_path = path.with_name(path.name + ".json")
+    account_path.write_text(json.dumps(dataclasses.asdict(account)) + "\n", encoding="utf-8")
+    # Last, for it makes the part complete.
+    partial.replace(record)
+    return account
+
+
+def _audio(utterance: Utterance, problems: list[Problem]) -> np.ndarray | None:
+    """The waveform as it is written, or None if there is nothing to write."""
+    if not utterance.audio:
+        return np.zeros(0, np.int16)
+
+    def add(kind: str, detail: str = "") -> None:
+        problems.append(Problem(kind, utterance.split, utterance.id, detail or utterance.audio))
+
+    path = Path(utterance.audio)
+    if not path.is_file():
+        return add("missing audio")
+    if path.stat().st_size == 0:
+        return add("empty audio")
+    try:
+        samples = to_int16(read_audio(path, utterance.spans))
+    except EmptyAudioError:
+        return add("empty audio" if utterance.spans is None else "outside of audio")
+    except UserError as error:
+        return add("unreadable audio", str(error))
+    if utterance.spans is not None:
+        wanted = sum(end - begin for begin, end in utterance.spans)
+        missing = wanted - len(samples) / SAMPLE_RATE
+        # A resampler and the rounding of times may take a few samples. Infinity is the file's end.
+        if math.isfinite(wanted) and missing > 0.02 * (1 + len(utterance.spans)):
+            add("cut short", f"{utterance.audio}: {missing:.2f} of {wanted:.2f} seconds missing")
+    return samples

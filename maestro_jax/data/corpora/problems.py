@@ -1,0 +1,90 @@
+"""What is wrong with a corpus: counted, written down, and never silent."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from maestro_jax.errors import UserError
+
+KINDS = {
+    "bad row": "a line that does not have the columns of its table",
+    "bad value": "a line with a value that means nothing",
+    "unknown split": "a line of a split that the corpus does not have",
+    "duplicate id": "a second utterance with the id of another one of its split",
+    "no counterpart": "a line whose other half is not in the table that it is joined with",
+    "empty text": "nothing left of the transcript once it is normalised",
+    "empty translation": "no translation",
+    "missing audio": "the file is not there",
+    "unreadable audio": "the file cannot be decoded",
+    "empty audio": "no samples",
+    "outside of audio": "begins after the end of its file",
+    "cut short": "ends after the end of its file: what is there is kept",
+}
+"""Every kind of problem. Utterances with one are left out, but for those of `KEPT`."""
+KEPT = ("cut short",)
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong.
+
+    Attributes:
+        kind: One of `KINDS`.
+        split: Where, as far as that is known.
+        item: The utterance, or file and line.
+        detail: What was found there.
+    """
+
+    kind: str
+    split: str
+    item: str
+    detail: str
+
+
+@dataclasses.dataclass
+class Problems:
+    """All that is wrong with a config of a corpus.
+
+    Attributes:
+        strict: Whether the first one is an error.
+        found: All of them, in the order in which they were found.
+    """
+
+    strict: bool = False
+    found: list[Problem] = dataclasses.field(default_factory=list)
+
+    def add(self, kind: str, *, split: str = "", item: str, detail: str = "") -> None:
+        """Write one down.
+
+        Raises:
+            UserError: It is not to be tolerated (`strict`).
+            ValueError: There is no such kind.
+        """
+        self.extend([Problem(kind, split, item, detail)])
+
+    def extend(self, problems: Iterable[Problem]) -> None:
+        """Write several down; see `add`."""
+        for problem in problems:
+            if problem.kind not in KINDS:
+                raise ValueError(f"{problem.kind!r} is not a kind of problem")
+            if self.strict:
+                detail = f" ({problem.detail})" if problem.detail else ""
+                raise UserError(
+                    f"{problem.item}: {problem.kind}{detail}; mend it, or leave --strict out to go "
+                    "on without it."
+                )
+            self.found.append(Problem(*problem))
+
+    def counts(self, split: str) -> dict[str, int]:
+        """How many of each kind there are in a split, the most frequent first."""
+        kinds = collections.Counter(p.kind for p in self.found if p.split == split)
+        return dict(kinds.most_common())
+
+    def table(self) -> str:
+        """All of them as tab-separated lines under a header."""
+        lines = [Problem._fields, *self.found]
+        return "".join(
+            "\t".join(" ".join(value.split()) for value in line) + "\n" for line in lines
+        )

@@ -1,0 +1,73 @@
+"""Small corpora for tests: real speech in real containers."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from maestro_jax.data.audio import resample
+from maestro_jax.data.corpora.corpus import Corpus
+from maestro_jax.data.corpora.preparing import Prepared, prepare
+from maestro_jax.data.processes import Processes
+from maestro_jax.data.streams import SAMPLE_RATE
+
+
+@functools.cache
+def say(text: str, language: str = "en", rate: int = SAMPLE_RATE) -> np.ndarray:
+    """A text as espeak-ng speaks it: float32 `[samples]`."""
+    from maestro_jax.data.synthesis.recording import synthesise
+
+    return resample(synthesise(text, language) / 32768.0, SAMPLE_RATE, rate)
+
+
+def record(path: Path, samples: np.ndarray, rate: int = SAMPLE_RATE) -> Path:
+    """Writes audio in the container that the name asks for; mp3 with a variable bit rate."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kind = {
+        ".ogg": {"format": "OGG", "subtype": "VORBIS"},
+        ".opus": {"format": "OGG", "subtype": "OPUS"},
+        ".mp3": {"format": "MP3", "bitrate_mode": "VARIABLE", "compression_level": 0.3},
+        ".flac": {"format": "FLAC"},
+        ".wav": {"format": "WAV"},
+        ".sph": {"format": "NIST"},
+    }[path.suffix]
+    soundfile.write(path, samples, rate, **kind)
+    return path
+
+
+def speak_to(path: Path, text: str, language: str = "en", rate: int = SAMPLE_RATE) -> Path:
+    """Says a text into a file."""
+    return record(path, say(text, language, rate), rate)
+
+
+def prepared(
+    corpus: Corpus, source: Path, config: str, root: Path, *, strict: bool = False, workers: int = 1
+) -> Prepared:
+    """Prepares a config with small parts."""
+    with Processes(workers) as processes:
+        return prepare(
+            corpus, source, config, root, processes=processes, strict=strict, part_utterances=3
+        )
+
+
+def records(result: Prepared, split: str) -> list[dict[str, object]]:
+    """What was written: texts as str, audio as arrays."""
+    import tensorflow_datasets as tfds
+
+    source = tfds.builder_from_directory(result.directory).as_data_source(split)
+    return [
+        {
+            name: value.decode() if isinstance(value, bytes) else value
+            for name, value in source[number].items()
+        }
+        for number in range(len(source))
+    ]
+
+
+def problems(result: Prepared) -> list[tuple[str, str, str]]:
+    """What was wrong: kind, split and item of each problem."""
+    lines = (result.directory / "problems.tsv").read_text(encoding="utf-8").splitlines()[1:]
+    return [tuple(line.split("\t")[:3]) for line in lines]  # type: ignore[misc]

@@ -1,0 +1,164 @@
+"""From manifests with everything wrong that can be, to records that can be read at random."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from spoken import prepared, problems, record, records, say, speak_to
+
+from maestro_jax.data.corpora import preparing
+from maestro_jax.data.corpora.manifest import Manifest
+from maestro_jax.data.corpora.preparing import forget
+from maestro_jax.errors import UserError
+
+TEXTS = ["One, two!", "three", 'Four "five"', "six", "seven"]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five good utterances, one in another language, and eight that are not as they should be."""
+    source = tmp_path_factory.mktemp("manifests")
+    for number, text in enumerate(TEXTS):
+        speak_to(source / "audio" / f"{number}.flac", text)
+    speak_to(source / "audio" / "de.ogg", "eins", "de")
+    (source / "broken.flac").write_bytes(b"fLaC and then nothing")
+    (source / "nothing.wav").write_bytes(b"")
+    whole = {"audio": "audio/0.flac", "text": "x", "language": "en"}
+    seconds = len(say(TEXTS[0])) / 16000
+    lines = [
+        *(
+            {"audio": f"audio/{number}.flac", "text": text, "language": "en", "speaker": "me"}
+            for number, text in enumerate(TEXTS)
+        ),
+        {"audio_filepath": "audio/de.ogg", "text": "eins", "language": "de"},
+        {**whole, "audio": "missing.flac"},
+        {**whole, "audio": "broken.flac"},
+        {**whole, "audio": "nothing.wav"},
+        {**whole, "text": "?!"},
+        {**whole, "id": "train.jsonl:1"},
+        {**whole, "offset": 0.1, "duration": seconds, "id": "cut"},
+        {**whole, "offset": 60.0, "duration": 1.0},
+        {**whole, "offset": "soon"},
+    ]
+    content = "".join(json.dumps(line) + "\n" for line in lines)
+    (source / "train.jsonl").write_text(content + "{broken\n")
+    (source / "dev.tsv").write_text(
+        'audio\ttext\tlanguage\toffset\naudio/2.flac\tFour "five"\ten-GB\t0.2\naudio/3.flac\tsix\n'
+    )
+    return source
+
+
+def test_all_is_written_or_accounted_for(source: Path, tmp_path: Path) -> None:
+    corpus = Manifest()
+    assert corpus.configs(source) == ["de", "en"]
+    result = prepared(corpus, source, "en", tmp_path)
+    assert result.directory == tmp_path / "manifest" / "en" / "1.0.0"
+    train, validation = result.splits
+    assert (train.split, train.listed, train.utterances) == ("train", 12, 6)
+    assert train.problems == {
+        "bad value": 1,
+        "bad row": 1,
+        "missing audio": 1,
+        "unreadable audio": 1,
+        "empty audio": 1,
+        "empty text": 1,
+        "duplicate id": 1,
+        "cut short": 1,
+        "outside of audio": 1,
+    }
+    # Whatever was listed is there or has one reason not to be.
+    left_out = sum(train.problems.values()) - train.problems["cut short"] - 2  # Two bad lines.
+    assert train.utterances + left_out == train.listed
+    assert validation.problems == {"bad row": 1} and validation.utterances == 1
+    assert "1 cut short (kept)" in train.explanation()
+    assert ("missing audio", "train", "train.jsonl:7") in problems(result)
+
+    found = records(result, "train")
+    assert [entry["id"] for entry in found] == [*(f"train.jsonl:{n}" for n in range(1, 6)), "cut"]
+    assert [entry["raw_text"] for entry in found[:5]] == TEXTS
+    assert [entry["text"] for entry in found[:3]] == ["one two", "three", "four five"]
+    assert {entry["language"] for entry in found} == {"en"}
+    for entry, text in zip(found[:5], TEXTS, strict=True):
+        assert entry["audio"].dtype == np.int16
+        np.testing.assert_allclose(entry["audio"] / 32768.0, say(text), atol=2 / 32768)
+    # An offset without a duration goes to the end of the file.
+    [rest] = records(result, "validation")
+    np.testing.assert_allclose(rest["audio"] / 32768.0, say(TEXTS[2])[3200:], atol=2 / 32768)
+    hours = sum(len(entry["audio"]) for entry in found) / 16000 / 3600
+    assert train.hours == pytest.approx(hours)
+
+
+def test_an_interrupted_preparation_goes_on(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = Manifest()
+    whole = prepared(corpus, source, "en", tmp_path / "whole", workers=2)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(preparing, "_finish", stop)
+    with pytest.raises(KeyboardInterrupt):
+        prepared(corpus, source, "en", tmp_path / "stopped")
+    monkeypatch.undo()
+    begun = tmp_path / "stopped" / "manifest" / "en" / "1.0.0.incomplete"
+    parts = {path: path.stat().st_mtime_ns for path in begun.glob("*.array_record")}
+    assert len(parts) == 5
+    # One was being written, one is of another version of the corpus.
+    first, second, *kept = sorted(parts)
+    first.unlink()
+    account = second.with_suffix(".json")
+    changed = json.loads(account.read_text()) | {"fingerprint": "other"}
+    account.write_text(json.dumps(changed))
+
+    written = []
+    original = preparing.write_part
+
+    def spy(function: object, requests: object, **options: object) -> object:
+        for path, utterances in requests:
+            written.append(path.name)
+            yield original(path, utterances)
+
+    from maestro_jax.data.processes import Processes
+
+    monkeypatch.setattr(Processes, "results", lambda self, *given, **more: spy(*given, **more))
+    again = prepared(corpus, source, "en", tmp_path / "stopped")
+    assert written == [first.stem, second.stem]
+    assert again.splits == whole.splits
+    for split in ("train", "validation"):
+        for one, other in zip(records(again, split), records(whole, split), strict=True):
+            np.testing.assert_array_equal(one.pop("audio"), other.pop("audio"))
+            assert one == other
+
+    there = prepared(corpus, source, "en", tmp_path / "stopped")
+    assert not there.fresh and there.splits == whole.splits
+    forget(corpus, "en", tmp_path / "stopped")
+    assert not there.directory.exists()
+
+
+def test_strict_names_the_first_thing_that_is_wrong(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train\.jsonl:10: empty text \(\?!\); mend it"):
+        prepared(Manifest(), source, "en", tmp_path, strict=True)
+    only = tmp_path / "only"
+    record(only / "fine.wav", say("one"))
+    fields = {"text": "one", "language": "en"}
+    lines = [{"audio": "fine.wav", **fields}, {"audio": "gone.wav", **fields}]
+    (only / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(UserError, match=r"train\.jsonl:2: missing audio"):
+        prepared(Manifest(), only, "en", tmp_path / "data", strict=True)
+
+
+def test_what_cannot_be_a_corpus_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no manifest"):
+        Manifest().configs(tmp_path)
+    (tmp_path / "train.tsv").write_text("audio\ttext\nx.wav\tx\n")
+    with pytest.raises(UserError, match="no column 'language'; it has audio, text"):
+        Manifest().configs(tmp_path)
+    (tmp_path / "train.tsv").write_text("audio\ttext\tlanguage\nx.wav\tx\ten\n")
+    with pytest.raises(UserError, match="'fr' is not among the languages"):
+        Manifest().configs(tmp_path, ["fr"])
+    with pytest.raises(UserError, match=r"nothing of manifest could be used"):
+        prepared(Manifest(), tmp_path, "en", tmp_path / "data")
