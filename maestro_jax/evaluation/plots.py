@@ -247,17 +247,18 @@ def plot_durations(
     ):
         label = f"{name}: mean {values.mean():.2f}"
         left.hist(np.minimum(values, limit), bins=bins, color=color, label=label, **style)
-    left.set_xlabel("duration (encoder frames)")
+    label = "duration (encoder frames)"
+    if any(beyond):
+        # Below the axis, where no bar and no legend can be in its way.
+        label += f"\nlast bar: {limit:.0f} or more ({beyond[0]} aligned, {beyond[1]} predicted beyond)"
+    left.set_xlabel(label)
     left.set_ylabel("labels")
     left.set_xlim(-0.5, limit + 0.5)
-    left.legend(frameon=False, title=f"{aligned.size} labels")
+    left.legend(frameon=False, title=f"{aligned.size} labels", loc="upper right")
     left.grid(axis="y", alpha=0.25)
     left.secondary_xaxis(
         "top", functions=(lambda x: x * milliseconds, lambda x: x / milliseconds)
     ).set_xlabel("duration (ms)")
-    if any(beyond):
-        note = f"last bar: {limit:.0f} or more\n({beyond[0]} aligned, {beyond[1]} predicted beyond)"
-        left.text(0.98, 0.55, note, transform=left.transAxes, ha="right", va="top", color="#555555")
 
     *_, cells = right.hist2d(
         np.minimum(aligned, limit),
