@@ -250,7 +250,8 @@ def plot_durations(
     label = "duration (encoder frames)"
     if any(beyond):
         # Below the axis, where no bar and no legend can be in its way.
-        label += f"\nlast bar: {limit:.0f} or more ({beyond[0]} aligned, {beyond[1]} predicted beyond)"
+        label += f"\nlast bar: {limit:.0f} or more "
+        label += f"({beyond[0]} aligned, {beyond[1]} predicted beyond)"
     left.set_xlabel(label)
     left.set_ylabel("labels")
     left.set_xlim(-0.5, limit + 0.5)
