@@ -29,6 +29,7 @@ def add_corpus_task(
     splits: Sequence[str] | Mapping[str, str] = SPLITS,
     vocabulary: seqio.Vocabulary = VOCABULARY,
     name: str | None = None,
+    wanted: str | None = None,
 ) -> StreamTask:
     """Registers a task that reads what `maestro prepare` made of a corpus.
 
@@ -41,12 +42,13 @@ def add_corpus_task(
         splits: Those of the data set; or the task's names for them, `{"train": "train_clean"}`.
         vocabulary: Of texts and translations.
         name: Of the task; by default `{corpus}_{stream}_{config}`.
+        wanted: What `maestro prepare --languages` takes to make the config; by default `language`.
 
     Returns:
         The task. Nothing is read before it is used.
     """
     names = dict(splits) if isinstance(splits, Mapping) else {split: split for split in splits}
-    remedy = f"maestro prepare {corpus} --source_dir DIR --languages {language}"
+    remedy = f"maestro prepare {corpus} --source_dir DIR --languages {wanted or language}"
     return add_stream_task(
         name or f"{corpus}_{stream}_{config}",
         stream=stream,

@@ -6,6 +6,6 @@ belong here. All tasks of a mixture must be of one stream and share one vocabula
 
 from __future__ import annotations
 
-from maestro_jax.tasks import minivox_tasks
+from maestro_jax.tasks import libri_light_tasks, librispeech_tasks, minivox_tasks, mls_tasks
 
-__all__ = ["minivox_tasks"]
+__all__ = ["libri_light_tasks", "librispeech_tasks", "minivox_tasks", "mls_tasks"]

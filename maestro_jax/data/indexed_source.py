@@ -149,14 +149,20 @@ class IndexedSource(seqio.DataSource):
         return opened.dataset(indices)
 
 
+def _parts(name: str) -> list[str]:
+    """The splits of a sum such as `clean+other`."""
+    return name.split("+")
+
+
 class _TfdsSplit(IndexedSplit):
-    """A split of a TFDS data set in the `array_record` format."""
+    """A split of a TFDS data set in the `array_record` format, or the sum of several."""
 
     def __init__(self, builder: Any, name: str) -> None:
         self._records = builder.as_data_source(name)
         self._features = builder.info.features
         self.element_spec = self._features.get_tensor_spec()
-        self.num_bytes = int(builder.info.splits[name].num_bytes)
+        # TFDS does not know the size of a sum of splits.
+        self.num_bytes = sum(int(builder.info.splits[part].num_bytes) for part in _parts(name))
 
     def __len__(self) -> int:
         return len(self._records)
@@ -204,7 +210,8 @@ class IndexedTfdsSource(IndexedSource):
 
     Args:
         name: ``builder/config``, where TFDS puts the data below the data root.
-        splits: The task's split names and the data set's, ``{"train": "paired_de_train"}``.
+        splits: The task's split names and the data set's, ``{"train": "paired_de_train"}``;
+            ``clean+other`` is one split after the other.
         remedy: The command that prepares the data, for messages.
     """
 
@@ -245,8 +252,10 @@ class IndexedTfdsSource(IndexedSource):
             )
         stamp = (directory / "dataset_info.json").stat().st_mtime_ns
         name = self._split_names[split]
-        if name not in _builder(directory, stamp).info.splits:
-            raise UserError(
-                f"{directory} has no split {name!r}; run `{self._remedy}` to rebuild it."
-            )
+        there = _builder(directory, stamp).info.splits
+        for part in _parts(name):
+            if part not in there:
+                raise UserError(
+                    f"{directory} has no split {part!r}; run `{self._remedy}` to rebuild it."
+                )
         return _tfds_split(directory, stamp, name)

@@ -36,11 +36,17 @@ class Corpus(abc.ABC):
         name: By which `maestro prepare` and its tasks know it.
         title: One line that says what it is and which layout is read.
         splits: The splits that it may have.
+        part_utterances: How many utterances one process takes at once, and a shard holds: some
+            100 MB of audio, which is also what an interruption costs each process. Text takes more.
+        numbered: Whether ids are numbers of lines: there are no duplicates to look for then, and no
+            gigabytes of ids to remember.
     """
 
     name: str
     title: str
     splits: tuple[str, ...] = ("train", "validation", "test")
+    part_utterances: int = 256
+    numbered: bool = False
 
     @abc.abstractmethod
     def configs(self, source: Path, languages: Sequence[str] = ()) -> list[str]:
@@ -77,6 +83,11 @@ class Corpus(abc.ABC):
 # By name: the module of `maestro_jax.data.corpora` and its class.
 _CORPORA: dict[str, tuple[str, str]] = {
     "manifest": ("manifest", "Manifest"),
+    "librispeech": ("librispeech", "LibriSpeech"),
+    "librispeech_text": ("librispeech_text", "LibriSpeechText"),
+    "libri_light": ("libri_light", "LibriLight"),
+    "mls": ("mls", "Mls"),
+    "mls_text": ("mls_text", "MlsText"),
 }
 
 

@@ -33,8 +33,6 @@ from maestro_jax.progress import Progress
 VERSION = "1.0.0"
 PROBLEMS = "problems.tsv"
 SUMMARY = "summary.json"
-PART_UTTERANCES = 256
-"""Utterances of a part: some 100 MB of audio, and what an interruption costs each process."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +98,7 @@ def prepare(
     *,
     processes: Processes,
     strict: bool = False,
-    part_utterances: int = PART_UTTERANCES,
+    part_utterances: int | None = None,
 ) -> Prepared:
     """Prepare one config of a corpus, or go on with it.
 
@@ -113,7 +111,7 @@ def prepare(
         root: The data root.
         processes: That read and convert audio.
         strict: Whether the first problem is an error.
-        part_utterances: How many utterances one process takes at once.
+        part_utterances: How many utterances one process takes at once; by default the corpus says.
 
     Returns:
         What became of it.
@@ -121,6 +119,7 @@ def prepare(
     Raises:
         UserError: The tables cannot be read, nothing was left, or there is a problem (`strict`).
     """
+    part_utterances = part_utterances or corpus.part_utterances
     directory = root / corpus.name / config / VERSION
     if (directory / SUMMARY).is_file():
         return _prepared_before(config, directory)
@@ -182,12 +181,13 @@ def _usable(
             problems.add("unknown split", item=utterance.id, detail=split)
             continue
         listed[split] += 1
-        # Ids of millions of utterances would take gigabytes.
-        key = hashlib.blake2b(f"{split}\t{utterance.id}".encode(), digest_size=10).digest()
-        if key in seen:
-            problems.add("duplicate id", split=split, item=utterance.id, detail=utterance.audio)
-            continue
-        seen.add(key)
+        if not corpus.numbered:
+            # Ids of millions of utterances would take gigabytes.
+            key = hashlib.blake2b(f"{split}\t{utterance.id}".encode(), digest_size=10).digest()
+            if key in seen:
+                problems.add("duplicate id", split=split, item=utterance.id, detail=utterance.audio)
+                continue
+            seen.add(key)
         empty = [name for name in utterance.needs if not getattr(utterance, name).strip()]
         if empty:
             detail = utterance.raw_text or utterance.audio

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -43,11 +45,22 @@ def speak_to(path: Path, text: str, language: str = "en", rate: int = SAMPLE_RAT
     return record(path, say(text, language, rate), rate)
 
 
+class _Here(Processes):
+    """In the place of processes, each of which would import TensorFlow: calls in this one."""
+
+    def results(
+        self, function: Callable[..., Any], requests: Iterable[tuple[Any, ...]], *, ahead: int = 4
+    ) -> Iterator[Any]:
+        del ahead
+        for arguments in requests:
+            yield function(*arguments)
+
+
 def prepared(
-    corpus: Corpus, source: Path, config: str, root: Path, *, strict: bool = False, workers: int = 1
+    corpus: Corpus, source: Path, config: str, root: Path, *, strict: bool = False, workers: int = 0
 ) -> Prepared:
-    """Prepares a config with small parts."""
-    with Processes(workers) as processes:
+    """Prepares a config with small parts, by default in this process."""
+    with Processes(workers) if workers else _Here(1) as processes:
         return prepare(
             corpus, source, config, root, processes=processes, strict=strict, part_utterances=3
         )

@@ -125,7 +125,7 @@ def test_an_interrupted_preparation_goes_on(
     from maestro_jax.data.processes import Processes
 
     monkeypatch.setattr(Processes, "results", lambda self, *given, **more: spy(*given, **more))
-    again = prepared(corpus, source, "en", tmp_path / "stopped")
+    again = prepared(corpus, source, "en", tmp_path / "stopped", workers=1)
     assert written == [first.stem, second.stem]
     assert again.splits == whole.splits
     for split in ("train", "validation"):
