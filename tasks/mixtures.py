@@ -6,6 +6,20 @@ belong here. All tasks of a mixture must be of one stream and share one vocabula
 
 from __future__ import annotations
 
-from maestro_jax.tasks import libri_light_tasks, librispeech_tasks, minivox_tasks, mls_tasks
+from maestro_jax.tasks import (
+    common_voice_tasks,
+    covost2_tasks,
+    libri_light_tasks,
+    librispeech_tasks,
+    minivox_tasks,
+    mls_tasks,
+)
 
-__all__ = ["libri_light_tasks", "librispeech_tasks", "minivox_tasks", "mls_tasks"]
+__all__ = [
+    "common_voice_tasks",
+    "covost2_tasks",
+    "libri_light_tasks",
+    "librispeech_tasks",
+    "minivox_tasks",
+    "mls_tasks",
+]

@@ -24,6 +24,7 @@ import tensorflow as tf
 
 from maestro_jax.data.data_scope import data_scope
 from maestro_jax.data.index_plan import IndexPlan, hash_words
+from maestro_jax.data.languages import LANGUAGES
 from maestro_jax.data.rows import empty_rows, stream_identities, stream_limits, write_row
 from maestro_jax.data.streams import StreamConfig, check_streams
 from maestro_jax.data.task_features import stream_of, vocabulary_file
@@ -375,9 +376,9 @@ def evaluation_batches(
     Returns:
         An iterator of features (audio int16 `[batch, samples]`, tokens int32 `[batch, tokens]`,
         their lengths and the language ids int32 `[batch]`; length 0 in empty rows) and the metadata
-        of the rows that hold an example: strings id, task, text, raw_text, translation, language
-        and speaker, empty where the corpus has none. An over-long example keeps its metadata, while
-        its row is empty, so that it counts as an error and not as absent.
+        of the rows that hold an example: strings id, task, text, raw_text, translation, language,
+        target_language and speaker, empty where the corpus has none. An over-long example keeps its
+        metadata, while its row is empty, so that it counts as an error and not as absent.
 
     Raises:
         UserError: An unknown task or split, or data that are not prepared.
@@ -455,4 +456,6 @@ def _metadata(example: Mapping[str, Any]) -> dict[str, str]:
     for key, names in keys.items():
         values = [example[name] for name in names if isinstance(example.get(name), bytes)]
         found[key] = values[0].decode() if values else ""
+    target = example.get("target_language")
+    found["target_language"] = "" if target is None else LANGUAGES[int(target)]
     return found

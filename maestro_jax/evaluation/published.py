@@ -6,6 +6,7 @@ the split of CoVoST-2's X->English directions by resources is Wang et al. (2020)
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 VOXPOPULI_LANGUAGES = (
@@ -40,3 +41,35 @@ COVOST_BLEU: Mapping[str, Mapping[str, float]] = {
     "mSLAM-CTC": {"high": 37.6, "mid": 27.8, "low": 15.1, "all": 22.4},
     "MAESTRO": {"high": 38.2, "mid": 31.3, "low": 18.4, "all": 25.2},
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What a report can set beside the scores of a test set.
+
+    Attributes:
+        groups: Further averages, a name and its languages each.
+        published: A system and its scores by language, or by group, each.
+    """
+
+    groups: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    published: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+
+
+def comparison(name: str, split: str) -> Comparison:
+    """What was published about a test set.
+
+    Args:
+        name: Of a task or mixture; known are CoVoST-2's translation into English as a whole, and
+            VoxPopuli's recognition.
+        split: Numbers were published for `test` only; the groups hold for all splits.
+    """
+    tested = split == "test"
+    if name.startswith("covost2_st_x_en"):
+        return Comparison(COVOST_GROUPS, COVOST_BLEU if tested else {})
+    if name.startswith("covost2_mt_x_en"):
+        # The published numbers are of speech.
+        return Comparison(COVOST_GROUPS)
+    if name.startswith("voxpopuli_paired") and tested:
+        return Comparison(published=VOXPOPULI_WER)
+    return Comparison()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from maestro_jax.errors import UserError
 from maestro_jax.evaluation.evaluate import Evaluation, Kind, evaluate
+from maestro_jax.evaluation.published import Comparison, comparison
 from maestro_jax.evaluation.report import format_markdown, format_text, report_json, write_report
 from maestro_jax.evaluation.search_config import SearchConfig
 from maestro_jax.evaluation.transcriber import Transcriber
@@ -29,24 +31,36 @@ class Report:
     Attributes:
         evaluations: One a test set.
         low_resource: Languages left out of the average over languages with enough paired speech.
+        compared: For each test set, what was published about it.
     """
 
     evaluations: tuple[Evaluation, ...]
     low_resource: tuple[str, ...] = ()
+    compared: tuple[Comparison, ...] = ()
 
     def as_dict(self) -> list[dict]:
         """Plain JSON values."""
-        return [report_json(e, low_resource=self.low_resource) for e in self.evaluations]
+        return [
+            report_json(e, low_resource=self.low_resource, groups=c.groups)
+            for e, c in self._pairs()
+        ]
 
     def markdown(self) -> str:
         """Markdown pages, one after the other."""
-        return "\n".join(
-            format_markdown(e, low_resource=self.low_resource) for e in self.evaluations
-        )
+        return "\n".join(format_markdown(e, **self._options(c)) for e, c in self._pairs())
 
     def text(self) -> str:
         """Tables for a terminal."""
-        return "\n".join(format_text(e, low_resource=self.low_resource) for e in self.evaluations)
+        return "\n".join(format_text(e, **self._options(c)) for e, c in self._pairs())
+
+    def _pairs(self) -> Iterator[tuple[Evaluation, Comparison]]:
+        nothing = Comparison()
+        return zip(
+            self.evaluations, self.compared or (nothing,) * len(self.evaluations), strict=True
+        )
+
+    def _options(self, comparison: Comparison) -> dict[str, Any]:
+        return {"low_resource": self.low_resource, **vars(comparison)}
 
 
 def evaluate_run(
@@ -113,13 +127,12 @@ def evaluate_run(
     output_dir = Path(output_dir or Path(model_dir) / "evaluation")
     shards = transcriber.data_shards
     batch_size = -(-batch_size // shards) * shards
-    evaluations = []
+    evaluations, compared = [], []
     for kind, name in chosen:
         members = [task for task in tasks_of(get_task_or_mixture(name)) if split in task.splits]
         with data_scope(data_dir):
             expected = sum(task.source.num_input_examples(split) or 0 for task in members)
         progress = Progress(expected, f"{name} {split}")
-        target = None if kind == "asr" else "en"
         decode = transcriber.translate if kind == "mt" else transcriber.decode
         evaluation = evaluate(
             evaluation_batches(
@@ -130,18 +143,23 @@ def evaluate_run(
                 data_dir,
                 text_tokens=transcriber.tokens if kind == "mt" else 0,
             ),
-            lambda features, decode=decode, target=target: decode(features, target)[0],
+            # Every row asks for the language that its task translates into.
+            lambda features, decode=decode: decode(features, features.get("target_language"))[0],
             kind=kind,
             name=f"{name}.{split}",
             output_dir=output_dir,
             progress=_counter(progress),
         )
         progress.close()
+        known = comparison(name, split)
         if jax.process_index() == 0:
-            markdown, _ = write_report(evaluation, output_dir, low_resource=low_resource)
+            markdown, _ = write_report(
+                evaluation, output_dir, low_resource=low_resource, **vars(known)
+            )
             log.info("wrote %s", markdown)
         evaluations.append(evaluation)
-    return Report(tuple(evaluations), tuple(low_resource))
+        compared.append(known)
+    return Report(tuple(evaluations), tuple(low_resource), tuple(compared))
 
 
 def _counter(progress: Progress):

@@ -212,7 +212,7 @@ class Transcriber:
     def decode(
         self,
         features: Mapping[str, np.ndarray],
-        target_language: str | None = None,
+        target_language: str | np.ndarray | None = None,
         language: str | None = None,
     ) -> tuple[list[str], np.ndarray]:
         """Decode one batch.
@@ -220,7 +220,8 @@ class Transcriber:
         Args:
             features: `audio` int16 `[batch, samples]` and `audio_length` `[batch]`; `language`
                 `[batch]` as well, if the model needs it and rows differ.
-            target_language: ISO code to translate into; None transcribes.
+            target_language: ISO code to translate into, or language ids `[batch]` if rows differ;
+                None transcribes.
             language: ISO code of what is spoken in all rows.
 
         Returns:
@@ -229,13 +230,13 @@ class Transcriber:
         return self._best(self.search(features, target_language, language))
 
     def translate(
-        self, features: Mapping[str, np.ndarray], target_language: str = "en"
+        self, features: Mapping[str, np.ndarray], target_language: str | np.ndarray = "en"
     ) -> tuple[list[str], np.ndarray]:
         """Translate one batch of texts.
 
         Args:
             features: `text` int32 `[batch, tokens]`, `text_length` and `language` `[batch]`.
-            target_language: ISO code.
+            target_language: ISO code, or language ids `[batch]` if rows differ.
 
         Returns:
             As `decode`.
@@ -253,14 +254,14 @@ class Transcriber:
     def search(
         self,
         features: Mapping[str, np.ndarray],
-        target_language: str | None = None,
+        target_language: str | np.ndarray | None = None,
         language: str | None = None,
     ) -> Hypotheses:
         """Decode one batch to tokens.
 
         Args:
             features: As for `decode`.
-            target_language: ISO code to translate into; None transcribes.
+            target_language: As for `decode`.
             language: ISO code of what is spoken in all rows.
 
         Returns:
@@ -280,11 +281,13 @@ class Transcriber:
         self,
         function: Callable[..., Hypotheses],
         inputs: dict[str, np.ndarray],
-        target_language: str | None,
+        target_language: str | np.ndarray | None,
     ) -> Hypotheses:
         batch = len(next(iter(inputs.values())))
+        if isinstance(target_language, str):
+            target_language = np.full(batch, language_id(target_language), np.int32)
         if target_language is not None:
-            inputs["target_language"] = np.full(batch, language_id(target_language), np.int32)
+            inputs["target_language"] = target_language
         with self.run.partitioning.activate(self._mesh):
             hypotheses = function(
                 self.params, **self.run.partitioning.shard_batch(self._mesh, inputs)

@@ -6,7 +6,13 @@ import pytest
 
 from maestro_jax.evaluation.evaluate import score
 from maestro_jax.evaluation.predictions import Prediction
-from maestro_jax.evaluation.published import COVOST_BLEU, COVOST_GROUPS, VOXPOPULI_WER
+from maestro_jax.evaluation.published import (
+    COVOST_BLEU,
+    COVOST_GROUPS,
+    VOXPOPULI_WER,
+    Comparison,
+    comparison,
+)
 from maestro_jax.evaluation.report import format_markdown, format_text, report_json, write_report
 
 
@@ -154,3 +160,13 @@ def test_published_numbers_agree_with_their_averages():
     for numbers in COVOST_BLEU.values():
         total = sum(len(languages) * numbers[name] for name, languages in COVOST_GROUPS.items())
         assert total / 21 == pytest.approx(numbers["all"], abs=0.1)
+
+
+def test_what_was_published_about_a_test_set():
+    whole = comparison("covost2_st_x_en_upsampled", "test")
+    assert (whole.groups, whole.published) == (COVOST_GROUPS, COVOST_BLEU)
+    assert comparison("covost2_st_x_en", "validation") == Comparison(COVOST_GROUPS)
+    assert comparison("covost2_mt_x_en", "test") == Comparison(COVOST_GROUPS)
+    assert comparison("voxpopuli_paired", "test").published == VOXPOPULI_WER
+    for name in ("covost2_st_en_x", "covost2_st_de_en", "minivox_small_st"):
+        assert comparison(name, "test") == Comparison()

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import types
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from maestro_jax.data.byte_vocabulary import ByteVocabulary
+from maestro_jax.data.languages import language_id
 from maestro_jax.data.vocabularies import TokenVocabulary, train_sentencepiece
 from maestro_jax.errors import UserError
 from maestro_jax.evaluation.search_config import SearchConfig
-from maestro_jax.evaluation.transcriber import Timed, words_of
+from maestro_jax.evaluation.transcriber import Timed, Transcriber, words_of
 
 MARK = "\u2581"
 
@@ -84,3 +88,27 @@ def test_bad_options_are_one_clear_line(vocabulary, tmp_path, options, message):
     with pytest.raises(UserError, match=message) as error:
         SearchConfig(**options).fusion(vocabulary, 64)
     assert "\n" not in str(error.value)
+
+
+def test_rows_may_ask_for_different_languages():
+    told = []
+
+    def search(params, **inputs):
+        told.append(inputs.get("target_language"))
+        return types.SimpleNamespace(truncated=np.zeros((2, 1)))
+
+    transcriber = object.__new__(Transcriber)
+    transcriber.params, transcriber._mesh, transcriber._decode = None, None, search
+    transcriber.run = types.SimpleNamespace(
+        model=types.SimpleNamespace(needs_language=False),
+        partitioning=types.SimpleNamespace(
+            activate=contextlib.nullcontext, shard_batch=lambda mesh, inputs: inputs
+        ),
+    )
+    features = {"audio": np.zeros((2, 8), np.int16), "audio_length": np.zeros(2, np.int32)}
+    ids = np.array([language_id("zh"), language_id("de")], np.int32)
+    for target in (None, "zh", ids):
+        transcriber.search(features, target)
+    assert told[0] is None
+    assert told[1].tolist() == [language_id("zh")] * 2
+    assert told[2].tolist() == ids.tolist()

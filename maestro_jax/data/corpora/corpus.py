@@ -88,6 +88,8 @@ _CORPORA: dict[str, tuple[str, str]] = {
     "libri_light": ("libri_light", "LibriLight"),
     "mls": ("mls", "Mls"),
     "mls_text": ("mls_text", "MlsText"),
+    "common_voice": ("common_voice", "CommonVoice"),
+    "covost2": ("covost2", "Covost2"),
 }
 
 

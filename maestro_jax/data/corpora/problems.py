@@ -17,6 +17,7 @@ KINDS = {
     "no counterpart": "a line whose other half is not in the table that it is joined with",
     "empty text": "nothing left of the transcript once it is normalised",
     "empty translation": "no translation",
+    "incomplete": "no transcript, or no usable translation: kept for what there is, or for a test",
     "missing audio": "the file is not there",
     "unreadable audio": "the file cannot be decoded",
     "empty audio": "no samples",
@@ -24,7 +25,7 @@ KINDS = {
     "cut short": "ends after the end of its file: what is there is kept",
 }
 """Every kind of problem. Utterances with one are left out, but for those of `KEPT`."""
-KEPT = ("cut short",)
+KEPT = ("incomplete", "cut short")
 
 
 class Problem(NamedTuple):

@@ -46,6 +46,7 @@ def rows(
     problems: Problems,
     *,
     delimiter: str = "\t",
+    escape: str = "",
     columns: Sequence[str] | None = None,
     required: Sequence[str] = (),
     split: str = "",
@@ -59,6 +60,8 @@ def rows(
         path: The file.
         problems: Takes the rows with too many or too few columns.
         delimiter: Between columns.
+        escape: A character that takes the meaning from the one behind it, be it a delimiter, the
+            end of the line or itself; usually a backslash. None if it is empty.
         columns: Their names, if the file has no header.
         required: Columns that must be there; others are given as found.
         split: Under which bad rows are counted.
@@ -70,10 +73,10 @@ def rows(
         UserError: The file cannot be read, is empty, or lacks a column.
     """
     names = None if columns is None else list(columns)
-    for number, line in lines(path):
+    for number, line in _whole_lines(path, problems, escape, split):
         if not line.strip():
             continue
-        values = line.split(delimiter)
+        values = _values(line, delimiter, escape)
         if names is None:
             names = [name.strip() for name in values]
             missing = [name for name in required if name not in names]
@@ -92,3 +95,37 @@ def rows(
         yield place, dict(zip(names, values, strict=True))
     if names is None:
         raise UserError(f"{path} is empty; it should begin with a header.")
+
+
+def _whole_lines(
+    path: Path, problems: Problems, escape: str, split: str
+) -> Iterator[tuple[int, str]]:
+    """The lines, joined where the end of one is escaped, with the numbers of the first ones."""
+    begun, first = "", 0
+    for number, line in lines(path):
+        first = first if begun else number
+        line = begun + line
+        begun = ""
+        if escape and (len(line) - len(line.rstrip(escape))) % 2:
+            begun = line + "\n"
+            continue
+        yield first, line
+    if begun:
+        place = f"{path.name}:{first}"
+        problems.add("bad row", split=split, item=place, detail="its end is escaped")
+
+
+def _values(line: str, delimiter: str, escape: str) -> list[str]:
+    """The values between delimiters, without the characters that escape others."""
+    if not escape or escape not in line:
+        return line.split(delimiter)
+    values = [""]
+    characters = iter(line)
+    for character in characters:
+        if character == escape:
+            values[-1] += next(characters, "")
+        elif character == delimiter:
+            values.append("")
+        else:
+            values[-1] += character
+    return values
