@@ -12,9 +12,10 @@ from maestro_jax.data.registration import add_language_mixture, add_stream_task
 from maestro_jax.data.task_features import PreparedVocabulary, StreamTask
 
 VOCABULARY = PreparedVocabulary(
-    "vocabularies/multilingual.model", "maestro vocabulary multilingual TASK..."
+    "vocabularies/multilingual.model", "maestro vocabulary multilingual"
 )
-"""The pieces that all corpora share, since all streams of a run share them."""
+"""The pieces that all corpora share, since all streams of a run share them. Without naming tasks,
+the command trains them on all prepared ones that read them."""
 
 SPLITS = ("train", "validation", "test")
 
@@ -30,6 +31,7 @@ def add_corpus_task(
     vocabulary: seqio.Vocabulary = VOCABULARY,
     name: str | None = None,
     wanted: str | None = None,
+    phonemes: bool = False,
 ) -> StreamTask:
     """Registers a task that reads what `maestro prepare` made of a corpus.
 
@@ -43,6 +45,8 @@ def add_corpus_task(
         vocabulary: Of texts and translations.
         name: Of the task; by default `{corpus}_{stream}_{config}`.
         wanted: What `maestro prepare --languages` takes to make the config; by default `language`.
+        phonemes: Whether texts are read as they are pronounced, which takes a vocabulary of
+            phonemes; see `maestro_jax.data.preprocessors.pronounced`.
 
     Returns:
         The task. Nothing is read before it is used.
@@ -55,7 +59,7 @@ def add_corpus_task(
         source=IndexedTfdsSource(f"{corpus}/{config}", names, remedy),
         languages=(language,),
         vocabulary=None if stream == "speech" else vocabulary,
-        preprocessors=stream_preprocessors(stream, target_language),
+        preprocessors=stream_preprocessors(stream, target_language, phonemes=phonemes),
     )
 
 

@@ -27,6 +27,10 @@ COMMANDS = {
         "make or convert a corpus, so that its tasks can be used",
         "maestro prepare minivox --config small",
     ),
+    "vocabulary": (
+        "train a vocabulary on the texts of prepared tasks",
+        "maestro vocabulary mine --task minivox_small_text --task minivox_small_mt --size 1000",
+    ),
     "tasks": (
         "list the tasks and mixtures, and which of them are prepared",
         "maestro tasks --json",

@@ -28,7 +28,7 @@ from maestro_jax.data.languages import LANGUAGES
 from maestro_jax.data.rows import empty_rows, stream_identities, stream_limits, write_row
 from maestro_jax.data.streams import StreamConfig, check_streams
 from maestro_jax.data.task_features import stream_of, vocabulary_file
-from maestro_jax.data.task_listing import get_task_or_mixture, tasks_of
+from maestro_jax.data.task_listing import check_prepared, get_task_or_mixture, tasks_of
 from maestro_jax.data.task_readers import (
     CachedReader,
     IndexedReader,
@@ -94,6 +94,7 @@ class _Stream:
             raise UserError(
                 f"stream {name!r} reads {config.mixture!r}, which is made for stream {made_for!r}."
             )
+        check_prepared(provider)
         self.vocabulary_file = vocabulary_file(provider.output_features, config.mixture)
         tasks = [
             (task, rate)

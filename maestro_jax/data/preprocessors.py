@@ -12,6 +12,7 @@ import seqio
 import tensorflow as tf
 
 from maestro_jax.data.languages import LANGUAGES, language_id
+from maestro_jax.data.streams import STREAM_FEATURES
 
 Preprocessor = Callable[[tf.data.Dataset], tf.data.Dataset]
 
@@ -72,18 +73,47 @@ def set_language(language: str, target_language: str | None = None) -> Preproces
     return preprocess
 
 
-def stream_preprocessors(stream: str, target_language: str = "en") -> list[Preprocessor]:
+def pronounced() -> Preprocessor:
+    """Replaces ``text`` by its phonemes; after `language_ids` or `set_language`.
+
+    Returns:
+        A preprocessor: words in the letters of the IPA, by espeak-ng, which is part of the extra
+        ``minivox``. What was written stays in ``raw_text``.
+    """
+
+    def convert(text: bytes, language: bytes) -> bytes:
+        from maestro_jax.data.synthesis.phonemes import phonemes
+
+        return phonemes([text.decode()], language.decode())[0].encode()
+
+    def preprocess(dataset: tf.data.Dataset) -> tf.data.Dataset:
+        def replace(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+            arguments = [example["text"], example["language_code"]]
+            text = tf.numpy_function(convert, arguments, tf.string, stateful=False)
+            return {**example, "text": tf.ensure_shape(text, [])}
+
+        return dataset.map(replace)
+
+    return preprocess
+
+
+def stream_preprocessors(
+    stream: str, target_language: str = "en", *, phonemes: bool = False
+) -> list[Preprocessor]:
     """The preprocessors from a record (audio, text, translation, language ...) to a stream.
 
     Args:
         stream: One of `maestro_jax.data.streams.STREAM_FEATURES`.
         target_language: The language of the translations of ``mt`` and ``st``.
+        phonemes: Whether texts are read as they are pronounced; see `pronounced`.
 
     Returns:
         Preprocessors of a seqio task; tokenised strings stay as ``*_pretokenized``.
     """
     target = target_language if stream in ("mt", "st") else None
     steps: list[Preprocessor] = [language_ids(target)]
+    if phonemes and "text" in STREAM_FEATURES[stream]:
+        steps.append(pronounced())
     if stream != "speech":
         steps.append(seqio.preprocessors.tokenize)
     return steps

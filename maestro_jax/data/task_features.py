@@ -39,6 +39,11 @@ class PreparedVocabulary(seqio.Vocabulary):
         super().__init__(extra_ids=0)
 
     @property
+    def file(self) -> str:
+        """The path of the model below the data root."""
+        return self._file
+
+    @property
     def sentencepiece_model_file(self) -> str:
         """The path of the model, or of the file that says that tokens are bytes.
 

@@ -7,7 +7,7 @@ import importlib
 
 import seqio
 
-from maestro_jax.data.data_scope import data_scope
+from maestro_jax.data.data_scope import active_data_root, data_scope
 from maestro_jax.data.indexed_source import IndexedSource
 from maestro_jax.data.task_features import PreparedVocabulary, StreamTask, stream_of
 from maestro_jax.errors import UserError, near_misses
@@ -64,12 +64,40 @@ def tasks_of(provider: seqio.Task | seqio.Mixture) -> list[seqio.Task]:
     return list(provider.tasks) if isinstance(provider, seqio.Mixture) else [provider]
 
 
+def registered_tasks() -> list[seqio.Task]:
+    """All tasks, sorted by name."""
+    register_shipped_tasks()
+    return [seqio.TaskRegistry.get(name) for name in sorted(seqio.TaskRegistry.names())]
+
+
+def is_prepared(task: seqio.Task) -> bool:
+    """Whether the data are there; sources of other kinds than ours are taken at their word."""
+    return not isinstance(task.source, IndexedSource) or task.source.is_ready()
+
+
+def check_prepared(provider: seqio.Task | seqio.Mixture) -> None:
+    """Refuses a mixture of which some tasks are not prepared, with the names of all of them.
+
+    Raises:
+        UserError: Some are there and some are not. Where none is, whoever opens the first says how
+            it is prepared.
+    """
+    tasks = tasks_of(provider)
+    missing = [task.name for task in tasks if not is_prepared(task)]
+    if missing and len(missing) < len(tasks):
+        raise UserError(
+            f"{len(missing)} of the {len(tasks)} tasks of {provider.name!r} are not prepared below "
+            f"{active_data_root()}: {', '.join(missing)}; prepare them, or register a mixture "
+            "without them."
+        )
+
+
 def _is_ready(task: seqio.Task) -> bool:
-    """Whether a task can be read; sources of other kinds than ours are taken at their word."""
+    """Whether a task can be read."""
     vocabularies = [feature.vocabulary for feature in task.output_features.values()]
     if any(isinstance(v, PreparedVocabulary) and not v.is_ready() for v in vocabularies):
         return False
-    return not isinstance(task.source, IndexedSource) or task.source.is_ready()
+    return is_prepared(task)
 
 
 def _examples(tasks: list[seqio.Task]) -> dict[str, int] | None:

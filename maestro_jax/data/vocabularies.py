@@ -40,7 +40,12 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def train_sentencepiece(
-    texts: Iterable[str], path: str | Path, vocab_size: int, kind: str = "unigram"
+    texts: Iterable[str],
+    path: str | Path,
+    vocab_size: int,
+    kind: str = "unigram",
+    *,
+    coverage: float = 1.0,
 ) -> TokenVocabulary:
     """Trains a SentencePiece model and writes it.
 
@@ -52,6 +57,7 @@ def train_sentencepiece(
         path: The file to write, at once or not at all.
         vocab_size: Pieces wanted, the three special ones counted.
         kind: The type of the model: `unigram`, `bpe`, `char` or `word`.
+        coverage: The share of all letters that are pieces; the rarest of the rest are unknown.
 
     Returns:
         The vocabulary.
@@ -70,7 +76,7 @@ def train_sentencepiece(
             model_type=kind,
             vocab_size=vocab_size,
             hard_vocab_limit=False,
-            character_coverage=1.0,
+            character_coverage=coverage,
             pad_id=PAD_ID,
             eos_id=EOS_ID,
             unk_id=UNK_ID,
@@ -84,7 +90,8 @@ def train_sentencepiece(
         letters = len(set("".join(sentences)))
         raise UserError(
             f"no vocabulary of {vocab_size} pieces can be trained on {len(sentences)} sentences "
-            f"with {letters} different letters; ask for at least {letters + 4} pieces."
+            f"with {letters} different letters; ask for at least {letters + 4} pieces"
+            + (", or for less than all letters (--coverage 0.9995)." if letters > 1000 else ".")
         ) from error
     path = Path(path)
     write_atomically(path, model.getvalue())

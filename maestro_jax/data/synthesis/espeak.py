@@ -134,10 +134,20 @@ def _loader() -> object:
         raise UserError(f"speaking needs the espeak-ng library; {_REMEDY}") from None
 
 
-def _load() -> tuple[ctypes.CDLL, str]:
+def files() -> tuple[str, str]:
+    """The paths of the library, and of its data, which is short enough for it.
+
+    Raises:
+        UserError: espeak-ng is not installed.
+    """
     loader = _loader()
+    return loader.get_library_path(), _short(loader.get_data_path())
+
+
+def _load() -> tuple[ctypes.CDLL, str]:
     try:
-        return ctypes.CDLL(loader.get_library_path()), _short(loader.get_data_path())
+        path, data_path = files()
+        return ctypes.CDLL(path), data_path
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"the espeak-ng library does not load ({reason}); {_REMEDY}") from None

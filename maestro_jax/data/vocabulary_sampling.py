@@ -1,0 +1,250 @@
+"""Which sentences a vocabulary is trained on: a bounded sample of the texts of seqio tasks.
+
+Languages are drawn with a temperature, as a multilingual mixture draws them, so that the pieces of
+a small language are not crowded out. The sentences of a task are taken at even distances through
+the whole of it: the sample is the same in every run, and reading it needs no memory but its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from maestro_jax.data.indexed_source import IndexedSource
+from maestro_jax.data.languages import LANGUAGES
+from maestro_jax.data.task_features import StreamTask, stream_of
+from maestro_jax.data.task_listing import check_prepared, get_task_or_mixture, tasks_of
+from maestro_jax.data.task_readers import open_split
+from maestro_jax.errors import UserError
+
+MAX_REPEATS = 10
+"""How often a sentence may be taken, for a language that has fewer than its share."""
+
+_SPLIT = "train"
+_CHUNK = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSource:
+    """The texts, or the translations, of one task.
+
+    Attributes:
+        task: The task.
+        field: `text` or `translation`.
+        language: ISO 639-1 code; codes joined by `+` where a task mixes languages.
+        sentences: How many it has for training.
+    """
+
+    task: seqio.Task
+    field: str
+    language: str
+    sentences: int
+
+    def read(self, take: int) -> Iterator[str]:
+        """Sentences at even distances, in their order; some of them empty.
+
+        Args:
+            take: How many; above `sentences`, they are repeated, each about equally often.
+        """
+        # As integers: the product outgrows the precision of floats.
+        chosen = np.arange(take, dtype=np.int64) * self.sentences // max(take, 1)
+        indices, repeats = np.unique(chosen, return_counts=True)
+        for text, times in zip(_strings(self.task, self.field, indices), repeats, strict=True):
+            for _ in range(int(times)):
+                yield text
+
+
+def text_sources(names: Sequence[str]) -> list[TextSource]:
+    """The texts and translations that some tasks and mixtures train on, each once.
+
+    Tasks of several streams often read the same texts; these are counted for the first of them.
+
+    Args:
+        names: Of tasks and mixtures.
+
+    Raises:
+        UserError: One is unknown, not prepared, or has no text to train on.
+    """
+    found: dict[tuple[str, ...], TextSource] = {}
+    for name in names:
+        texts = 0
+        provider = get_task_or_mixture(name)
+        check_prepared(provider)
+        for task in tasks_of(provider):
+            fields = [f for f in ("text", "translation") if f in task.output_features]
+            if not fields or _SPLIT not in task.splits:
+                continue
+            texts += 1
+            for field in fields:
+                steps = [getattr(step, "__qualname__", repr(step)) for step in task.preprocessors]
+                key = (repr(task.source), field, *steps)
+                if key not in found:
+                    found[key] = _text_source(task, field)
+        if not texts:
+            raise UserError(
+                f"{name!r} has no text to train a vocabulary on (stream "
+                f"{stream_of(provider) or 'unknown'!r}); name tasks with texts."
+            )
+    return list(found.values())
+
+
+def shares(sizes: Sequence[int], total: int, temperature: float) -> list[int]:
+    """How many sentences to take of each language.
+
+    In proportion to `size ** (1 / temperature)`. No sentence is taken more than `MAX_REPEATS`
+    times; what a language cannot give for that reason is shared by the others.
+
+    Args:
+        sizes: How many sentences each has.
+        total: How many to take of all together; no more than there are, repeats counted.
+        temperature: 1 follows the sizes, infinity takes all equally often.
+
+    Returns:
+        Numbers that add up to `total`, or to `MAX_REPEATS` times all sizes if that is less.
+    """
+    limits = np.asarray(sizes, np.int64) * MAX_REPEATS
+    total = min(total, int(limits.sum()))
+    weights = np.where(limits > 0, np.asarray(sizes, np.float64) ** (1.0 / temperature), 0.0)
+    wanted = np.zeros(len(limits))
+    open_ = limits > 0
+    # Who has too few gives all, and the rest is shared anew among the others.
+    while open_.any():
+        left = total - limits[~open_].sum()
+        wanted[open_] = left * weights[open_] / weights[open_].sum()
+        full = open_ & (wanted > limits)
+        if not full.any():
+            break
+        wanted[full] = limits[full]
+        open_ &= ~full
+    taken = np.minimum(np.floor(wanted).astype(np.int64), limits)
+    # What rounding has left goes to those that lost most by it.
+    for place in np.argsort(taken - wanted, kind="stable"):
+        if taken.sum() == total:
+            break
+        taken[place] += taken[place] < limits[place]
+    return taken.tolist()
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """What is read of each language.
+
+    Attributes:
+        language: ISO 639-1 code.
+        sources: Where from, each with how many sentences to take.
+        sentences: How many there are.
+        taken: How many are taken.
+    """
+
+    language: str
+    sources: tuple[tuple[TextSource, int], ...]
+    sentences: int
+    taken: int
+
+
+def plan(sources: Sequence[TextSource], sentences: int, temperature: float) -> list[Sample]:
+    """Shares a sample among languages, and the part of each among its sources by their sizes.
+
+    Args:
+        sources: See `text_sources`.
+        sentences: The size of the sample; everything, at most.
+        temperature: See `shares`.
+
+    Returns:
+        One entry a language, in the order of the sources.
+    """
+    by_language: dict[str, list[TextSource]] = {}
+    for source in sources:
+        by_language.setdefault(source.language, []).append(source)
+    sizes = [sum(source.sentences for source in own) for own in by_language.values()]
+    total = min(sentences, sum(sizes))
+    samples = []
+    for (language, own), size, taken in zip(
+        by_language.items(), sizes, shares(sizes, total, temperature), strict=True
+    ):
+        parts = shares([source.sentences for source in own], taken, 1.0)
+        samples.append(Sample(language, tuple(zip(own, parts, strict=True)), size, taken))
+    return samples
+
+
+def read(samples: Sequence[Sample], seen: Callable[[str, str], None]) -> Iterator[str]:
+    """The sentences of a sample, language by language.
+
+    Args:
+        samples: See `plan`.
+        seen: Called with the language and the sentence, before each.
+    """
+    for sample in samples:
+        for source, take in sample.sources:
+            for text in source.read(take):
+                seen(sample.language, text)
+                yield text
+
+
+def _text_source(task: seqio.Task, field: str) -> TextSource:
+    examples = task.num_input_examples(_SPLIT)
+    if not examples:
+        raise UserError(
+            f"task {task.name!r} does not tell how many examples it has, so no sample of them can "
+            "be taken; prepare it as a data set with random access."
+        )
+    if field == "text":
+        codes = task.languages if isinstance(task, StreamTask) else ()
+    else:
+        dataset = _until_tokens(task, _records(task, np.zeros(1, np.int64)))
+        identity = next(iter(dataset.map(lambda example: example["target_language"])), None)
+        codes = () if identity is None else (LANGUAGES[int(identity)],)
+    return TextSource(task, field, "+".join(codes), examples)
+
+
+def _records(task: seqio.Task, indices: np.ndarray) -> tf.data.Dataset:
+    """The records of the training split with these indices, which rise."""
+    if isinstance(task.source, IndexedSource):
+        opened = open_split(task, _SPLIT)
+        assert opened is not None
+        return opened.dataset(tf.data.Dataset.from_tensor_slices(indices))
+    wanted = tf.constant(indices)
+    dataset = task.source.get_dataset(_SPLIT, shuffle=False).enumerate()
+    last = int(indices[-1]) + 1 if len(indices) else 0
+    return (
+        dataset.take(last)
+        .filter(lambda number, _: wanted[tf.searchsorted(wanted, number[None])[0]] == number)
+        .map(lambda _, record: record)
+    )
+
+
+def _until_tokens(task: seqio.Task, dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Runs the steps of a task that come before its texts become tokens.
+
+    There may be no vocabulary yet, and what these steps make of a text is what it will encode.
+    """
+    for step in task.preprocessors:
+        if step in (seqio.preprocessors.tokenize, seqio.preprocessors.tokenize_and_append_eos):
+            break
+        dataset = seqio.utils.add_kwargs_to_transform(
+            step, sequence_length=None, output_features=task.output_features
+        )(dataset)
+    return dataset
+
+
+def _strings(task: seqio.Task, field: str, indices: np.ndarray) -> Iterator[str]:
+    """A text of each of some examples."""
+
+    def text(example: dict[str, Any]) -> tf.Tensor:
+        found = example.get(field)
+        if found is None or found.dtype != tf.string:
+            raise UserError(
+                f"task {task.name!r} has no string {field!r} before it is tokenised; let "
+                "seqio.preprocessors.tokenize be the step that makes tokens of it."
+            )
+        return found
+
+    dataset = _until_tokens(task, _records(task, indices)).map(text).batch(_CHUNK)
+    for chunk in dataset.prefetch(1).as_numpy_iterator():
+        for content in chunk:
+            yield content.decode("utf-8")
