@@ -1,0 +1,92 @@
+"""Written sentences and how they are said, by hand, in several languages."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from maestro_jax.data.corpora import text_normalization
+from maestro_jax.data.corpora.text_normalization import (
+    find_rules,
+    spelled_out,
+    spoken_text,
+    without_parentheses,
+)
+from maestro_jax.errors import UserError
+from maestro_jax.evaluation.normalizers import normalize
+
+SPOKEN = [
+    ("en", "It’s agreed – 21 of 28!", "it's agreed twenty one of twenty eight"),
+    ("en", "the 2nd, 3rd and 50th", "the second third and fiftieth"),
+    ("en", "H1N1 costs $10", "h one n one costs ten"),
+    ("en", "12,000,000 people", "twelve million people"),
+    ("en", "at 10:45 on 18.4.", "at ten forty five on eighteen four"),
+    ("en", "the years 2010-2014", "the years two thousand and ten two thousand and fourteen"),
+    ("en", "3,5% (or so [more])", "three five"),
+    ("de", "Am 3. Mai waren es 12.000 (zwölftausend).", "am drei mai waren es zwölftausend"),
+    ("de", "§ 21", "einundzwanzig"),
+    ("fr", "L’article 71 de l'accord", "l'article soixante et onze de l'accord"),
+    ("es", "¿22 ó 31?", "veintidós ó treinta y uno"),
+    ("pl", "15 krajów", "piętnaście krajów"),
+    ("it", "Sono 23 Paesi.", "sono ventitré paesi"),
+    ("ro", "27 de state", "douăzeci și șapte de state"),
+    ("hu", "15 ország", "tizenöt ország"),
+    ("cs", "tedy 12 zemí", "tedy dvanáct zemí"),
+    ("nl", "21 landen", "eenentwintig landen"),
+    ("fi", "12 maata", "kaksitoista maata"),
+    ("sl", "11 držav", "enajst držav"),
+    ("lt", "10 šalių", "dešimt šalių"),
+    ("pt-PT", "16 países", "dezasseis países"),
+]
+
+
+@pytest.mark.parametrize(("language", "written", "said"), SPOKEN)
+def test_as_it_is_said(language: str, written: str, said: str) -> None:
+    found = spoken_text(written, language)
+    assert found == said
+    assert normalize(found, language) == found
+    assert not any(character.isdigit() for character in found)
+
+
+def test_text_without_numbers_is_normalised_like_a_transcript() -> None:
+    # Croatian is not a language of num2words; only numbers need it.
+    for language, text in [("hr", "Hvala, gospodine predsjedniče!"), ("en", "We don't — do we?")]:
+        assert spoken_text(text, language) == normalize(text, language)
+    with pytest.raises(UserError, match="spells no numbers in 'hr'"):
+        spoken_text("Imamo 28 država", "hr")
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("a (b) c", "a   c"),
+        ("a (b [c] (d)) e", "a   e"),
+        ("one (two", "one (two"),
+        ("one) two (three)", "one) two  "),
+    ],
+)
+def test_parentheses(text: str, left: str) -> None:
+    assert without_parentheses(text) == left
+
+
+def test_numbers_that_are_too_large_are_said_digit_by_digit() -> None:
+    assert spelled_out("9" * 60, "en").split() == ["nine"] * 60
+    # Beyond the largest word that the language has.
+    assert set(spelled_out("1" * 40, "de").split()) <= {"eins"} or "eins" not in spelled_out(
+        "1" * 40, "de"
+    )
+
+
+def test_without_num2words_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    text_normalization._speller.cache_clear()
+    monkeypatch.setitem(sys.modules, "num2words", None)
+    with pytest.raises(UserError, match=r"pip install maestro_jax\[minivox\]"):
+        spelled_out("1", "en")
+    text_normalization._speller.cache_clear()
+
+
+def test_rules_by_name() -> None:
+    assert find_rules("spoken") is spoken_text
+    with pytest.raises(UserError, match="'transcript' or 'spoken', not 'spokn'.*Did you mean"):
+        find_rules("spokn")
