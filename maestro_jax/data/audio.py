@@ -70,16 +70,18 @@ def read_audio(path: str | Path, spans: Sequence[tuple[float, float]] | None = N
 
 
 def _read_spans(file: IO[bytes], spans: Sequence[tuple[float, float]]) -> tuple[np.ndarray, int]:
-    with soundfile.SoundFile(file) as opened:
-        rate = opened.samplerate
-        pieces = [np.zeros((0, opened.channels), np.float32)]
-        for begin, end in spans:
+    pieces, rate = [], SAMPLE_RATE
+    for begin, end in spans:
+        # Opened for each piece: in Ogg Vorbis, libsndfile's second seek misses by 100s of samples.
+        file.seek(0)
+        with soundfile.SoundFile(file) as opened:
+            rate = opened.samplerate
             # An end of infinity is that of the file.
             first, last = (round(min(at * rate, opened.frames)) for at in (begin, end))
             if last > first:
                 opened.seek(first)
                 pieces.append(opened.read(last - first, dtype="float32", always_2d=True))
-    return np.concatenate(pieces), rate
+    return np.concatenate(pieces) if pieces else np.zeros((0, 1), np.float32), rate
 
 
 def resample(samples: np.ndarray, rate: int, target_rate: int = SAMPLE_RATE) -> np.ndarray:
