@@ -13,6 +13,7 @@ from maestro_jax.tasks import (
     librispeech_tasks,
     minivox_tasks,
     mls_tasks,
+    voxpopuli_tasks,
 )
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "librispeech_tasks",
     "minivox_tasks",
     "mls_tasks",
+    "voxpopuli_tasks",
 ]

@@ -12,6 +12,9 @@ from maestro_jax.data.corpora.problems import Problems
 from maestro_jax.data.corpora.utterance import Utterance
 from maestro_jax.errors import UserError, near_misses
 
+WHOLE = "all splits"
+"""In the place of a split's name, where only the size of all of them is published."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Published:
@@ -75,7 +78,7 @@ class Corpus(abc.ABC):
         """
 
     def published(self, config: str) -> Mapping[str, Published]:
-        """The published sizes of the splits of a config, as far as they are known."""
+        """The published sizes of the splits of a config, or of `WHOLE`, as far as known."""
         del config
         return {}
 
@@ -90,6 +93,9 @@ _CORPORA: dict[str, tuple[str, str]] = {
     "mls_text": ("mls_text", "MlsText"),
     "common_voice": ("common_voice", "CommonVoice"),
     "covost2": ("covost2", "Covost2"),
+    "voxpopuli": ("voxpopuli", "VoxPopuli"),
+    "voxpopuli_unlabelled": ("voxpopuli_unlabelled", "VoxPopuliUnlabelled"),
+    "voxpopuli_text": ("voxpopuli_text", "VoxPopuliText"),
 }
 
 

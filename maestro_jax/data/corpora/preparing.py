@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from maestro_jax.data.corpora.corpus import Corpus, Published
+from maestro_jax.data.corpora.corpus import WHOLE, Corpus, Published
 from maestro_jax.data.corpora.parts import (
     SUFFIX,
     Account,
@@ -275,7 +275,8 @@ def _summarise(
     for split in corpus.splits:
         own = [account for path, account in accounts.items() if path.name.split("-")[1] == split]
         said = published.get(split, Published())
-        if not listed[split] and said == Published():
+        counts = problems.counts(split)
+        if not (listed[split] or counts) and said == Published():
             continue
         splits.append(
             SplitSummary(
@@ -285,7 +286,19 @@ def _summarise(
                 hours=sum(account.samples for account in own) / SAMPLE_RATE / 3600,
                 published=said.utterances,
                 published_hours=said.hours,
-                problems=problems.counts(split),
+                problems=counts,
+            )
+        )
+    if WHOLE in published:
+        splits.append(
+            SplitSummary(
+                split=WHOLE,
+                listed=sum(split.listed for split in splits),
+                utterances=sum(split.utterances for split in splits),
+                hours=sum(split.hours for split in splits),
+                published=published[WHOLE].utterances,
+                published_hours=published[WHOLE].hours,
+                problems={},
             )
         )
     prepared = Prepared(config, working, tuple(splits), problems.counts(""))

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from maestro_jax.errors import UserError
 
 KINDS = {
+    "missing table": "a split whose table is not there",
     "bad row": "a line that does not have the columns of its table",
     "bad value": "a line with a value that means nothing",
     "unknown split": "a line of a split that the corpus does not have",
