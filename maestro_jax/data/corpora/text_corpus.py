@@ -17,8 +17,8 @@ class TextCorpus(Corpus):
     """A file of sentences for each language; the ids are the numbers of their lines."""
 
     splits = ("train",)
-    # Some megabytes.
-    part_utterances = 32_768
+    # Some megabytes, of which every process has several in hand.
+    part_utterances = 16_384
     numbered = True
 
     @abc.abstractmethod
