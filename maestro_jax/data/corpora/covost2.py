@@ -94,7 +94,7 @@ class Covost2(Corpus):
             text, translation = normalize(sentence, language), row["translation"].strip()
             usable = bool(translation) and not _UNTRANSLATED.search(translation)
             if not usable and translation and split == "train":
-                problems.add("bad value", split=split, item=place, detail=translation)
+                problems.add("set aside", split=split, item=place, detail=translation)
                 continue
             if not text or (not usable and split != "train"):
                 detail = sentence if not text else translation

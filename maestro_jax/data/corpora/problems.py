@@ -24,9 +24,12 @@ KINDS = {
     "empty audio": "no samples",
     "outside of audio": "begins after the end of its file",
     "cut short": "ends after the end of its file: what is there is kept",
+    "set aside": "the corpus says itself that there is nothing to recognise, or to score",
 }
 """Every kind of problem. Utterances with one are left out, but for those of `KEPT`."""
 KEPT = ("incomplete", "cut short")
+EXPECTED = ("incomplete", "set aside")
+"""What makers of corpora mark on purpose: counted like the rest, but nothing to mend."""
 
 
 class Problem(NamedTuple):
@@ -50,7 +53,7 @@ class Problems:
     """All that is wrong with a config of a corpus.
 
     Attributes:
-        strict: Whether the first one is an error.
+        strict: Whether the first one that is not of `EXPECTED` is an error.
         found: All of them, in the order in which they were found.
     """
 
@@ -71,7 +74,7 @@ class Problems:
         for problem in problems:
             if problem.kind not in KINDS:
                 raise ValueError(f"{problem.kind!r} is not a kind of problem")
-            if self.strict:
+            if self.strict and problem.kind not in EXPECTED:
                 detail = f" ({problem.detail})" if problem.detail else ""
                 raise UserError(
                     f"{problem.item}: {problem.kind}{detail}; mend it, or leave --strict out to go "
