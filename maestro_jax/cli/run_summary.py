@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import jax
 
 from maestro_jax.cli.table import table
-from maestro_jax.data.streams import SAMPLE_RATE
+from maestro_jax.data.streams import SAMPLE_RATE, batch_shapes
 from maestro_jax.training.overview import parameters_by_module
 from maestro_jax.training.parameter_trees import unbox
 from maestro_jax.training.step import train_step
@@ -35,17 +35,22 @@ def summary(run: TrainRun) -> str:
         ema_decay=run.ema_decay,
         seed=run.seed,
     )
+    if any(stream.buckets for stream in run.streams.values()):
+        # Where the shortest and the longest buckets fit, those in between do, too.
+        shortest = {name: stream.shapes()[0] for name, stream in run.streams.items()}
+        jax.eval_shape(step, state, batch_shapes(shortest))
     _, metrics = jax.eval_shape(step, state, run.batch_shapes())
     streams = [
         {
             "stream": name,
             "mixture": stream.mixture,
-            "batch": stream.batch_size,
-            "audio (s)": stream.audio_samples / SAMPLE_RATE or None,
-            "text": stream.text_tokens or None,
-            "translation": stream.translation_tokens or None,
+            "batch": shape.batch_size,
+            "audio (s)": shape.audio_samples / SAMPLE_RATE or None,
+            "text": shape.text_tokens or None,
+            "translation": shape.translation_tokens or None,
         }
         for name, stream in run.streams.items()
+        for shape in stream.shapes()
     ]
     counts = parameters_by_module(state.params)
     parameters = [

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import functools
+import logging
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,7 +19,16 @@ import seqio
 import tensorflow as tf
 
 from maestro_jax.data.data_scope import active_data_root
+from maestro_jax.data.lengths import (
+    as_array,
+    lengths_file,
+    load_lengths,
+    record_lengths,
+    save_lengths,
+)
 from maestro_jax.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 _CHUNK = 16  # Records fetched by one call from TensorFlow into Python.
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -40,6 +50,14 @@ class IndexedSplit(abc.ABC):
 
     @abc.abstractmethod
     def __getitem__(self, index: int) -> Mapping[str, Any]: ...
+
+    def lengths(self) -> np.ndarray:
+        """How long the records are, here by reading them all.
+
+        Returns:
+            int32 `[records, 3]`, see `maestro_jax.data.lengths`.
+        """
+        return as_array(record_lengths(self[index]) for index in range(len(self)))
 
     def dataset(
         self, numbers: tf.data.Dataset, index: Callable[[int], int] = int
@@ -157,7 +175,8 @@ def _parts(name: str) -> list[str]:
 class _TfdsSplit(IndexedSplit):
     """A split of a TFDS data set in the `array_record` format, or the sum of several."""
 
-    def __init__(self, builder: Any, name: str) -> None:
+    def __init__(self, builder: Any, directory: Path, name: str) -> None:
+        self._builder, self._directory, self._name = builder, directory, name
         self._records = builder.as_data_source(name)
         self._features = builder.info.features
         self.element_spec = self._features.get_tensor_spec()
@@ -169,6 +188,26 @@ class _TfdsSplit(IndexedSplit):
 
     def __getitem__(self, index: int) -> Mapping[str, Any]:
         return self._records[index]
+
+    def lengths(self) -> np.ndarray:
+        """See `IndexedSplit`; kept beside the shards, since reading all records may take hours."""
+        if len(parts := _parts(self._name)) > 1:
+            splits = [_TfdsSplit(self._builder, self._directory, part) for part in parts]
+            return np.concatenate([split.lengths() for split in splits])
+        path = lengths_file(self._directory, self._name)
+        found = load_lengths(path, len(self))
+        if found is None:
+            _log.info("reading %d records once, for %s", len(self), path)
+            found = super().lengths()
+            try:
+                save_lengths(path, found)
+            except OSError as error:
+                _log.warning(
+                    "%s cannot be written (%s): the next run reads all records again",
+                    path,
+                    error.strerror or error,
+                )
+        return found
 
     def dataset(
         self, numbers: tf.data.Dataset, index: Callable[[int], int] = int
@@ -202,7 +241,7 @@ def _builder(directory: Path, stamp: int) -> Any:
 
 @functools.lru_cache(maxsize=512)
 def _tfds_split(directory: Path, stamp: int, name: str) -> _TfdsSplit:
-    return _TfdsSplit(_builder(directory, stamp), name)
+    return _TfdsSplit(_builder(directory, stamp), directory, name)
 
 
 class IndexedTfdsSource(IndexedSource):

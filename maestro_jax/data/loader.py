@@ -1,42 +1,30 @@
 """The stream loader: batches whose content is a function of (seed, step) alone.
 
-Each stream takes the tasks and rates of a seqio mixture; an `IndexPlan` says which example stands
-at which position, task readers fetch and preprocess it, and `rows` gives it its fixed shape.
-Nothing depends on the number of processes, nor on the step at which a run started.
+Each stream takes the tasks and rates of a seqio mixture and is read by a `StreamReader`. Nothing
+depends on the number of processes, nor on the step at which a run started.
 """
 
 from __future__ import annotations
 
 import atexit
 import collections
-import functools
 import logging
 import queue
 import threading
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import seqio
 import tensorflow as tf
 
+from maestro_jax.data.bucketing import BucketSchedule
 from maestro_jax.data.data_scope import data_scope
-from maestro_jax.data.index_plan import IndexPlan, hash_words
 from maestro_jax.data.languages import LANGUAGES
-from maestro_jax.data.rows import empty_rows, stream_identities, stream_limits, write_row
+from maestro_jax.data.rows import empty_rows, write_row
+from maestro_jax.data.stream_reader import StreamReader
 from maestro_jax.data.streams import StreamConfig, check_streams
-from maestro_jax.data.task_features import stream_of, vocabulary_file
-from maestro_jax.data.task_listing import check_prepared, get_task_or_mixture, tasks_of
-from maestro_jax.data.task_readers import (
-    CachedReader,
-    IndexedReader,
-    ReaderSpec,
-    SequentialReader,
-    TaskReader,
-    open_split,
-)
+from maestro_jax.data.task_listing import get_task_or_mixture, tasks_of
 from maestro_jax.data.vocabularies import TokenVocabulary
 from maestro_jax.errors import UserError
 
@@ -45,7 +33,6 @@ Batch = dict[str, dict[str, np.ndarray]]
 _log = logging.getLogger(__name__)
 
 _PREFETCHED_BATCHES = 4
-_LOOKAHEAD = 1024  # Rows that are planned at once.
 
 
 def hide_accelerators() -> None:
@@ -57,154 +44,17 @@ def hide_accelerators() -> None:
             return
 
 
-class _Stream:
-    """One stream: from a step to this process's rows."""
-
-    def __init__(
-        self,
-        name: str,
-        config: StreamConfig,
-        *,
-        split: str,
-        seed: int,
-        start_step: int,
-        process_index: int,
-        process_count: int,
-        cache_bytes: int,
-        cache_examples: int,
-    ) -> None:
-        if config.batch_size % process_count:
-            raise UserError(
-                f"the batch of stream {name!r} has {config.batch_size} examples, which "
-                f"{process_count} processes cannot share equally; make it a multiple of "
-                f"{process_count}."
-            )
-        self.name = name
-        self.limits = stream_limits(name, config)
-        self._identities = stream_identities(name)
-        self._batch_size = config.batch_size
-        rows = config.batch_size // process_count
-        self._rows = np.arange(process_index * rows, (process_index + 1) * rows)
-        self._window_steps = max(1, _LOOKAHEAD // rows)
-        self._window = functools.lru_cache(maxsize=4)(self._make_window)
-        self._seed = int(hash_words(seed, zlib.crc32(name.encode()))[0])
-        provider = get_task_or_mixture(config.mixture)
-        made_for = stream_of(provider)
-        if made_for is not None and made_for != name:
-            raise UserError(
-                f"stream {name!r} reads {config.mixture!r}, which is made for stream {made_for!r}."
-            )
-        check_prepared(provider)
-        self.vocabulary_file = vocabulary_file(provider.output_features, config.mixture)
-        tasks = [
-            (task, rate)
-            for task in tasks_of(provider)
-            if (rate := _rate(provider, task)) > 0 and split in task.splits
-        ]
-        if not tasks:
-            raise UserError(f"no task of {config.mixture!r} has a split {split!r}.")
-        splits = [open_split(task, split) for task, _ in tasks]
-        self.plan = IndexPlan(
-            [None if opened is None else len(opened) for opened in splits],
-            [rate for _, rate in tasks],
-            self._seed,
-        )
-        self._indexed = [opened is not None for opened in splits]
-        self.cached_bytes = self.cached_examples = 0
-        self._readers: list[TaskReader] = []
-        for number, ((task, _), opened) in enumerate(zip(tasks, splits, strict=True)):
-            spec = ReaderSpec(
-                task=task,
-                split=split,
-                sequences=tuple(self.limits),
-                identities=self._identities,
-                sequence_length=self.limits,
-                seed=int(hash_words(self._seed, 5, number)[0] >> np.uint64(33)),
-            )
-            if opened is None:
-                first = int(self.plan.counts(start_step * config.batch_size)[number])
-                self._readers.append(SequentialReader(spec, first))
-            elif (
-                opened.num_bytes + self.cached_bytes <= cache_bytes
-                and len(opened) + self.cached_examples <= cache_examples
-            ):
-                reader = CachedReader(spec, opened)
-                self.cached_bytes += reader.num_bytes
-                self.cached_examples += len(opened)
-                self._readers.append(reader)
-            else:
-                upcoming = functools.partial(self._upcoming, number, start_step)
-                self._readers.append(IndexedReader(spec, opened, upcoming))
-
-    def _make_window(self, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What this process's rows hold in several steps at once, which saves much time.
-
-        Args:
-            window: Which run of `_window_steps` steps.
-
-        Returns:
-            Positions, tasks, and keys (an index, or an ordinal for a task without random access),
-            each int64 `[steps * rows]`.
-        """
-        steps = np.arange(window * self._window_steps, (window + 1) * self._window_steps)
-        positions = (steps[:, None] * self._batch_size + self._rows).ravel()
-        tasks, keys = self.plan.locate(positions)
-        for task, indexed in enumerate(self._indexed):
-            if indexed:
-                mine = tasks == task
-                keys[mine] = self.plan.index(task, keys[mine])
-        return positions, tasks, keys
-
-    def _upcoming(self, task: int, step: int) -> Iterator[int]:
-        """The keys of a task's examples in this process's rows, from a step on."""
-        window, late = divmod(step, self._window_steps)
-        begin = late * len(self._rows)
-        while True:
-            _, tasks, keys = self._window(window)
-            yield from keys[begin:][tasks[begin:] == task].tolist()
-            window, begin = window + 1, 0
-
-    def close(self) -> None:
-        """Closes the readers."""
-        for reader in self._readers:
-            reader.close()
-
-    def rows(self, step: int) -> tuple[dict[str, np.ndarray], int]:
-        """This process's rows of a step, and how many examples were over-long."""
-        window, late = divmod(step, self._window_steps)
-        here = slice(late * len(self._rows), (late + 1) * len(self._rows))
-        positions, tasks, keys = (values[here] for values in self._window(window))
-        features = empty_rows(self.limits, self._identities, len(positions))
-        crops = hash_words(self._seed, 4, positions) >> np.uint64(1)
-        over_long = 0
-        for row, (task, key) in enumerate(zip(tasks.tolist(), keys.tolist(), strict=True)):
-            over_long += write_row(
-                features,
-                row,
-                self._readers[task].example(key),
-                self.limits,
-                self._identities,
-                # Only speech without a transcript can be shortened.
-                crop=int(crops[row]) if self.name == "speech" else None,
-            )
-        return features, over_long
-
-
-def _rate(provider: seqio.Task | seqio.Mixture, task: seqio.Task) -> float:
-    """The weight of a task in a mixture."""
-    return provider.get_rate(task) if isinstance(provider, seqio.Mixture) else 1.0
-
-
 class StreamLoader:
     """An endless iterator of batches ``{stream: {feature: array}}``, read ahead in the background.
 
     The batch of step ``n`` depends on ``(seed, n)`` and the data alone. With several processes each
-    gets its rows: process ``i`` of ``k`` the ``i``-th part of ``batch_size / k`` rows.
+    gets its rows: process ``i`` of ``k`` the ``i``-th part of ``batch_size / k`` rows. With buckets
+    (`maestro_jax.data.streams.Buckets`) the shape of a batch is a function of ``(seed, n)``, too.
 
     Args:
         streams: The configuration of each stream.
         split: The split of every task.
-        seed: Of the order of examples and of crops.
+        seed: Of the order of examples, of buckets, of crops and of augmentation.
         start_step: The step of the first batch.
         data_dir: The data root; None for the user's default.
         process_index: Which process this is.
@@ -241,23 +91,23 @@ class StreamLoader:
         hide_accelerators()
         self.counters: collections.Counter[str] = collections.Counter()
         self.next_step = start_step
-        self._streams: list[_Stream] = []
         with data_scope(data_dir):
-            for name, config in streams.items():
-                stream = _Stream(
+            self._streams = [
+                StreamReader(
                     name,
                     config,
                     split=split,
                     seed=seed,
-                    start_step=start_step,
                     process_index=process_index,
                     process_count=process_count,
-                    cache_bytes=cache_bytes,
-                    cache_examples=cache_examples,
                 )
+                for name, config in streams.items()
+            ]
+            schedule = BucketSchedule({s.name: s.weights for s in self._streams}, seed)
+            for stream in self._streams:
+                stream.start(schedule, start_step, cache_bytes, cache_examples)
                 cache_bytes -= stream.cached_bytes
                 cache_examples -= stream.cached_examples
-                self._streams.append(stream)
             self.vocabulary = _common_vocabulary(self._streams)
         for stream in self._streams:
             counter = "cropped" if stream.name == "speech" else "over_long"
@@ -338,7 +188,7 @@ class StreamLoader:
         self.close()
 
 
-def _common_vocabulary(streams: list[_Stream]) -> TokenVocabulary | None:
+def _common_vocabulary(streams: list[StreamReader]) -> TokenVocabulary | None:
     """The vocabulary of all streams; None when no stream has tokens."""
     common: tuple[str, TokenVocabulary] | None = None
     for stream in streams:

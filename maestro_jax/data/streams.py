@@ -8,11 +8,12 @@ its true length; length 0 means that the example is absent, and every loss copes
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
 
+from maestro_jax.data.augmentation import AudioAugmentation
 from maestro_jax.errors import UserError, near_misses
 
 STREAM_FEATURES: dict[str, tuple[str, ...]] = {
@@ -50,6 +51,68 @@ SAMPLE_RATE = 16_000
 
 
 @dataclass(frozen=True, kw_only=True)
+class Buckets:
+    """Shorter shapes for batches of a stream, beside the shape that its `StreamConfig` gives.
+
+    A batch holds examples of one bucket: those that fit its shape, and no shorter one. Which bucket
+    a batch is of depends on (seed, step) alone, and buckets are drawn as often as makes every
+    example be seen equally often. The training step is compiled for every shape that occurs; the
+    streams of a run draw together, short with short and long with long, so that there are no more
+    shapes than all their buckets together. Every field is a tuple with a value a bucket, the
+    shortest first:
+
+        StreamConfig(
+            mixture="...", batch_size=8, audio_samples=240_000, text_tokens=96,
+            buckets=Buckets(
+                batch_sizes=(24, 12), audio_samples=(80_000, 160_000), text_tokens=(40, 64)
+            ),
+        )
+
+    has batches of 24 examples of up to 5 s, of 12 of up to 10 s, and of 8 of up to 15 s.
+
+    Attributes:
+        batch_sizes: Examples a step, over all processes.
+        audio_samples: Samples at 16 kHz that audio is padded to; empty: the stream's own number in
+            every bucket, and likewise for tokens.
+        text_tokens: Tokens that a text is padded to.
+        translation_tokens: Tokens that a translation is padded to.
+        characters_per_token: Buckets are made before texts are tokenised, of their characters: a
+            text fits where its characters by this number, and one token more, are not above the
+            limit. With 1, no text of pieces or characters is put into too short a bucket; a larger
+            number leaves less padding. A text that turns out too long for its bucket is an
+            over-long example, which is left out and counted.
+    """
+
+    batch_sizes: tuple[int, ...]
+    audio_samples: tuple[int, ...] = ()
+    text_tokens: tuple[int, ...] = ()
+    translation_tokens: tuple[int, ...] = ()
+    characters_per_token: float = 1.0
+
+    def __post_init__(self) -> None:
+        for field in ("batch_sizes", *SEQUENCE_LIMITS.values()):
+            values = getattr(self, field)
+            if not isinstance(values, (tuple, list)):
+                raise UserError(f"Buckets.{field} is {values!r}; write a tuple: ({values!r},).")
+            object.__setattr__(self, field, tuple(values))
+            if not all(isinstance(value, int) and value > 0 for value in values):
+                raise UserError(
+                    f"Buckets.{field} is {tuple(values)}; it must be whole numbers above 0."
+                )
+            if len(values) not in (0, len(self.batch_sizes)):
+                raise UserError(
+                    f"Buckets.{field} has {len(values)} values, but batch_sizes "
+                    f"{len(self.batch_sizes)}; give one a bucket, or none at all."
+                )
+        if not self.batch_sizes:
+            raise UserError("Buckets.batch_sizes is empty; leave buckets out for a single shape.")
+        if not self.characters_per_token > 0:
+            raise UserError(
+                f"Buckets.characters_per_token is {self.characters_per_token}; it must be above 0."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class StreamConfig:
     """Where the examples of one stream come from, and the shape of its part of a batch.
 
@@ -60,6 +123,8 @@ class StreamConfig:
             no audio.
         text_tokens: Tokens that a text is padded to; 0 when the stream has none.
         translation_tokens: Tokens that a translation is padded to; 0 when the stream has none.
+        buckets: Shorter shapes; None: every batch has the shape given here.
+        augmentation: What is done to audio before it is batched; None: nothing.
     """
 
     mixture: str
@@ -67,6 +132,8 @@ class StreamConfig:
     audio_samples: int = 0
     text_tokens: int = 0
     translation_tokens: int = 0
+    buckets: Buckets | None = None
+    augmentation: AudioAugmentation | None = None
 
     def __post_init__(self) -> None:
         if not self.mixture or not isinstance(self.mixture, str):
@@ -86,6 +153,47 @@ class StreamConfig:
                     f"StreamConfig.{field} of {self.mixture!r} is {value!r}; "
                     "it must be a whole number >= 0."
                 )
+        if self.augmentation is not None and not self.audio_samples:
+            raise UserError(f"{self.mixture!r} has no audio to augment; remove augmentation.")
+        shapes = self.shapes()
+        for shorter, longer in zip(shapes, shapes[1:], strict=False):
+            limits = [
+                (getattr(shorter, field), getattr(longer, field), field)
+                for field in SEQUENCE_LIMITS.values()
+            ]
+            for short, long, field in limits:
+                if short > long:
+                    raise UserError(
+                        f"Buckets.{field} of {self.mixture!r} has {short} before {long}; let them "
+                        f"rise, up to the {field} of the stream."
+                    )
+            if all(short == long for short, long, _ in limits):
+                raise UserError(
+                    f"two buckets of {self.mixture!r} have the same lengths "
+                    f"({', '.join(f'{field} {long}' for _, long, field in limits if long)}); the "
+                    "stream's own lengths are those of a last bucket, which is not to be named."
+                )
+
+    def shapes(self) -> tuple[StreamConfig, ...]:
+        """A config without buckets for every shape that batches may have, this one's own last."""
+        own = replace(self, buckets=None) if self.buckets is not None else self
+        if self.buckets is None:
+            return (own,)
+        return (
+            *(
+                replace(
+                    own,
+                    batch_size=size,
+                    **{
+                        field: values[number]
+                        for field in SEQUENCE_LIMITS.values()
+                        if (values := getattr(self.buckets, field))
+                    },
+                )
+                for number, size in enumerate(self.buckets.batch_sizes)
+            ),
+            own,
+        )
 
 
 def stream_sequences(stream: str) -> tuple[str, ...]:
@@ -134,8 +242,8 @@ def batch_shapes(
         streams: The configuration of each stream.
 
     Returns:
-        ``{stream: {feature: shape and dtype}}``: audio int16 `[batch, samples]`, tokens int32
-        `[batch, tokens]`, lengths and languages int32 `[batch]`.
+        ``{stream: {feature: shape and dtype}}``, with buckets of the longest: audio int16
+        `[batch, samples]`, tokens int32 `[batch, tokens]`, lengths and languages int32 `[batch]`.
 
     Raises:
         UserError: See `check_streams`.

@@ -359,8 +359,7 @@ def throughput(diagnosis: Diagnosis) -> list[Picture]:
     ]
     return _panels(
         panels,
-        "Without diagnostics and the first step. Where a stream begins, the step is compiled anew, "
-        "which shows as a dip.",
+        "Without diagnostics and compilation.",
     )
 
 

@@ -89,6 +89,8 @@ def held_out_pairs(
         paired,
         mixture=config.mixture or paired.mixture,
         batch_size=-(-config.examples // devices) * devices,
+        buckets=None,
+        augmentation=None,
     )
     try:
         # Without a cache: no more is read than is looked at.

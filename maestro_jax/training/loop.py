@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import json
 import logging
 import math
 import time
@@ -35,7 +37,7 @@ from maestro_jax.training.partitioning import replicated
 from maestro_jax.training.run import TrainRun
 from maestro_jax.training.state import TrainState, create_state, initial_params
 from maestro_jax.training.steering import Steering
-from maestro_jax.training.step import train_step
+from maestro_jax.training.step import batch_text, train_step
 from maestro_jax.training.term_gradients import term_gradient_norms
 
 log = logging.getLogger(__name__)
@@ -170,6 +172,7 @@ def train(
     if is_first_process:
         writer = MetricWriter(directory, start_step=start, tensorboard=run.tensorboard)
 
+    compiled: set[str] = set()
     pending: tuple[int, MetricWindow] | None = None
     diagnostics: Diagnostics | None = None
     gradient_seconds = 0.0
@@ -253,11 +256,18 @@ def train(
             "steering": steering.record(),
             # The position of a stream: examples of step n are a function of (seed, n).
             "streams": {
-                name: {**dataclasses.asdict(config), "examples": step * config.batch_size}
+                name: {
+                    **dataclasses.asdict(config),
+                    # Of a stream with buckets nobody has counted them.
+                    "examples": None if config.buckets else step * config.batch_size,
+                }
                 for name, config in run.streams.items()
             },
         }
         checkpoints.save(state, data)
+        over_long = {name: n for name, n in getattr(iterator, "counters", {}).items() if n}
+        if over_long:
+            log.info("over-long examples so far, in this process: %s", over_long)
         if writer is not None:
             writer.flush()
 
@@ -271,11 +281,19 @@ def train(
             batch = next_batch(start + 1)
             if diagnostics is not None and start == 0:
                 look(0, {})
-            log.info("compiling the training step")
             for step in range(start + 1, run.steps + 1):
                 if step == first_profiled:
                     jax.profiler.start_trace(str(directory / "profile"))
-                with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                shape = batch_text(batch)
+                is_new = shape not in compiled
+                if is_new:
+                    compiled.add(shape)
+                    log.info("compiling the training step of shape %d: %s", len(compiled), shape)
+                # A call with a new shape returns when the step is compiled.
+                with (
+                    jax.profiler.StepTraceAnnotation("train", step_num=step),
+                    chronometer.paused() if is_new else contextlib.nullcontext(),
+                ):
                     state, metrics = step_function(state, batch, steering.controls(step - 1))
                 window.add(metrics)
                 norms: dict[str, Any] = {}
@@ -370,7 +388,9 @@ def _check_record(run: TrainRun, record: dict[str, Any], model_dir: epath.Path) 
         )
     for stream, config in run.streams.items():
         saved = record.get("streams", {}).get(stream, {})
-        if saved.get("batch_size") != config.batch_size or saved.get("mixture") != config.mixture:
+        # As JSON has it, which knows no tuples.
+        now = json.loads(json.dumps(dataclasses.asdict(config)))
+        if any(saved.get(name) != now[name] for name in ("batch_size", "mixture", "buckets")):
             log.warning(
                 "the stream %r changed since the checkpoint: its examples go on from another place",
                 stream,

@@ -228,18 +228,18 @@ class Partitioning:
         """Rows of a batch split over ``data`` and ``fsdp``; all further dimensions whole."""
         return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
-    def check_batch_sizes(self, mesh: Mesh, batch_sizes: Mapping[str, int]) -> None:
+    def check_batch_sizes(self, mesh: Mesh, batch_sizes: Mapping[str, Sequence[int]]) -> None:
         """Refuse batch sizes that the mesh cannot split evenly.
 
         Args:
             mesh: The device mesh.
-            batch_sizes: The global batch size of each stream.
+            batch_sizes: The global batch sizes of each stream, one a bucket.
 
         Raises:
             UserError: A batch size is not a multiple of the devices along ``data`` and ``fsdp``.
         """
         parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-        for stream, size in batch_sizes.items():
+        for stream, size in ((name, size) for name, sizes in batch_sizes.items() for size in sizes):
             if size % parts:
                 raise UserError(
                     f"The batch size {size} of the stream {stream!r} is not a multiple of the "

@@ -111,12 +111,15 @@ class TrainRun:
         return tuple(stream for stream in self.streams if stream in self.objective.streams)
 
     @property
-    def batch_sizes(self) -> dict[str, int]:
-        """The global batch size of each stream."""
-        return {stream: config.batch_size for stream, config in self.streams.items()}
+    def batch_sizes(self) -> dict[str, tuple[int, ...]]:
+        """The global batch sizes of each stream, one a bucket."""
+        return {
+            stream: tuple(shape.batch_size for shape in config.shapes())
+            for stream, config in self.streams.items()
+        }
 
     def batch_shapes(self) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
-        """The global shapes of a batch, ``{stream: {feature: shape}}``."""
+        """The global shapes of a batch, ``{stream: {feature: shape}}``; the longest of buckets."""
         return batch_shapes(self.streams)
 
     def abstract_state(self) -> TrainState:

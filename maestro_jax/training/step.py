@@ -114,6 +114,8 @@ def stream_sizes(batch: Any) -> Metrics:
     Returns:
         `<stream>/examples`, and as far as a stream has them `<stream>/audio_seconds` and
         `<stream>/tokens` (of texts and translations): the amount, with a count of 1 for the step.
+        And `<stream>/audio_padding` and `<stream>/token_padding`: the padded amount, with a count
+        of the real one; 1 is no waste at all.
     """
     one = jnp.ones((), jnp.float32)
     sizes: Metrics = {}
@@ -132,6 +134,13 @@ def stream_sizes(batch: Any) -> Metrics:
             sizes[f"{stream}/audio_seconds"] = (jnp.sum(lengths["audio"]) / SAMPLE_RATE, one)
         if texts:
             sizes[f"{stream}/tokens"] = (jnp.sum(sum(texts)), one)
+        for kind, names in (("audio", {"audio"}), ("token", SEQUENCE_LIMITS.keys() - {"audio"})):
+            padded = [name for name in names if name in features and name in lengths]
+            if padded:
+                sizes[f"{stream}/{kind}_padding"] = (
+                    jnp.asarray(sum(features[name].size for name in padded), jnp.float32),
+                    jnp.sum(sum(lengths[name] for name in padded)),
+                )
     return sizes
 
 
@@ -140,3 +149,17 @@ def _only_finite(total: jax.Array, count: jax.Array) -> tuple[jax.Array, jax.Arr
     count = jnp.asarray(count, jnp.float32)
     finite = jnp.isfinite(total) & jnp.isfinite(count)
     return jnp.where(finite, total, 0.0), jnp.where(finite, count, 0.0)
+
+
+def batch_text(batch: Any) -> str:
+    """The shapes of a batch for a reader: `speech 8 x 240000; paired 4 x 160000, 64`.
+
+    Args:
+        batch: `{stream: {feature: array}}`.
+    """
+    parts = []
+    for stream, features in batch.items():
+        shapes = [features[name].shape for name in SEQUENCE_LIMITS if name in features]
+        lengths = ", ".join(str(length) for _, length in shapes)
+        parts.append(f"{stream} {shapes[0][0]} x {lengths}" if shapes else stream)
+    return "; ".join(parts)

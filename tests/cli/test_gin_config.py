@@ -245,3 +245,24 @@ def test_a_directory_that_is_no_model(tmp_path: pathlib.Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write the model directory"):
         run_record.write(tmp_path / "file", {}, [])
+
+
+def test_buckets_and_augmentation_are_set_a_stream(run_file: str) -> None:
+    run = gin_config.parse_and_build(
+        [
+            appended(
+                run_file,
+                "from __gin__ import dynamic_registration\n"
+                "from maestro_jax.data import augmentation\n"
+                "from maestro_jax.data import streams\n"
+                "paired/streams.StreamConfig.buckets = @paired/streams.Buckets()\n"
+                "paired/streams.Buckets.batch_sizes = (4,)\n"
+                "paired/streams.Buckets.audio_samples = (8000,)\n"
+                "paired/streams.StreamConfig.augmentation = @augmentation.AudioAugmentation()\n"
+                "augmentation.AudioAugmentation.speeds = (0.9, 1.0, 1.1)\n",
+            )
+        ]
+    )
+    shapes = run.streams["paired"].shapes()
+    assert [(shape.batch_size, shape.audio_samples) for shape in shapes] == [(4, 8000), (2, 16000)]
+    assert run.streams["paired"].augmentation.speeds == (0.9, 1.0, 1.1)

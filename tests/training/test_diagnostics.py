@@ -210,6 +210,17 @@ def test_stream_sizes():
         "mt/examples": 1.0,
         "mt/tokens": 7.0,
     }
+    batch["speech"]["audio"] = jnp.zeros((3, 50_000), jnp.int16)
+    batch["mt"] |= {"text": jnp.zeros((2, 5)), "translation": jnp.zeros((2, 6))}
+    padding = {
+        name: (float(total), float(count))
+        for name, (total, count) in stream_sizes(batch).items()
+        if name.endswith("padding")
+    }
+    assert padding == {
+        "speech/audio_padding": (150_000.0, 40_000.0),
+        "mt/token_padding": (22.0, 7.0),
+    }
 
 
 def test_perplexity_of_codes():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import logging
 import os
@@ -15,6 +17,7 @@ import jax
 import numpy as np
 import pytest
 
+from maestro_jax.data.streams import Buckets, synthetic_batch
 from maestro_jax.errors import UserError
 from maestro_jax.training.checkpoints import restore_params
 from maestro_jax.training.interruption import Interrupted
@@ -322,3 +325,41 @@ def test_a_terminated_process_saves_and_exits_with_143(tmp_path):
     assert "SIGTERM: saving after this step" in "".join(seen)
     steps = [int(p.name) for p in (tmp_path / "checkpoints").iterdir()]
     assert len(steps) == 1 and f"saved step {steps[0]}" in "".join(seen)
+
+
+def test_every_shape_is_compiled_once_and_told(toy, tmp_path, caplog):
+    text = toy.streams["text"]
+    buckets = Buckets(batch_sizes=(16,), text_tokens=(3,))
+    shapes = dataclasses.replace(text, buckets=buckets).shapes()
+    order = [0, 1, 1, 0, 0, 1]
+
+    def batches(start):
+        for step in itertools.count(start):
+            yield synthetic_batch({"text": shapes[order[step % 6]]}, seed=step, vocab_size=16)
+
+    traced = []
+
+    class Counted(toy.Objective):
+        def loss(self, model, params, ema_params, batch, **keywords):
+            traced.append(batch["text"]["text"].shape)
+            return super().loss(model, params, ema_params, batch, **keywords)
+
+    streams = {"text": dataclasses.replace(text, buckets=buckets)}
+    run = toy.run(streams=streams, objective=Counted(), checkpoint_every=4)
+    with caplog.at_level(logging.INFO):
+        train(run, tmp_path, batches=batches)
+    assert sorted(traced) == [(8, 6), (16, 3)]
+    told = [line for line in caplog.messages if "compiling the training step" in line]
+    assert [line.split(": ")[1] for line in told] == ["text 16 x 3", "text 8 x 6"]
+    for line in _lines(tmp_path):
+        two = itertools.islice(batches(line["step"] - 2), 2)
+        real = sum(int(batch["text"]["text_length"].sum()) for batch in two)
+        assert line["text/token_padding"] == pytest.approx(2 * 48 / real)
+    # A restart with the same buckets goes on without a word, with others it says so.
+    for steps, limit in ((7, 3), (8, 4)):
+        caplog.clear()
+        buckets = Buckets(batch_sizes=(16,), text_tokens=(limit,))
+        streams = {"text": dataclasses.replace(text, buckets=buckets)}
+        with caplog.at_level(logging.INFO):
+            train(dataclasses.replace(run, streams=streams, steps=steps), tmp_path, batches=batches)
+        assert ("changed since the checkpoint" in caplog.text) == (limit == 4)

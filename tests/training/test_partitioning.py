@@ -122,7 +122,7 @@ def test_batch_rows_are_split_over_data_and_fsdp():
     assert placed["text"]["text"].addressable_shards[0].data.shape == (2, 3)
     assert partitioning.data_shard(mesh) == (0, 1)
     with pytest.raises(UserError, match="batch size 6 .* multiple of the 4 devices.* set it to 8"):
-        partitioning.check_batch_sizes(mesh, {"paired": 6})
+        partitioning.check_batch_sizes(mesh, {"paired": (8, 6)})
 
 
 def test_parameter_overview_counts_and_names(toy):

@@ -36,7 +36,7 @@ def test_refused(toy, changes, message):
 def test_streams_that_are_used(toy):
     run = toy.run(streams={**toy.streams, "paired": PAIRED})
     assert run.used_streams == ("text",)
-    assert run.batch_sizes == {"text": 8, "paired": 2}
+    assert run.batch_sizes == {"text": (8,), "paired": (2,)}
     assert run.batch_shapes()["text"]["text"].shape == (8, 6)
 
 

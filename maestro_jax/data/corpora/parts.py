@@ -19,10 +19,14 @@ import numpy as np
 from maestro_jax.data.audio import EmptyAudioError, read_audio, to_int16
 from maestro_jax.data.corpora.problems import Problem
 from maestro_jax.data.corpora.utterance import Utterance
+from maestro_jax.data.lengths import as_array, record_lengths, save_lengths
 from maestro_jax.data.streams import SAMPLE_RATE
 from maestro_jax.errors import UserError
 
 SUFFIX = ".array_record"
+LENGTHS = ".lengths.npy"
+ENDINGS = (SUFFIX, LENGTHS, ".json")
+"""Of the files of a part: its records, how long they are, and its account."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,9 +90,9 @@ def account_of(path: Path, utterances: tuple[Utterance, ...]) -> Account | None:
         path: Of the part, without `SUFFIX`.
         utterances: What it should hold.
     """
-    record, account = path.with_name(path.name + SUFFIX), path.with_name(path.name + ".json")
-    if not (record.is_file() and account.is_file()):
+    if not all(path.with_name(path.name + ending).is_file() for ending in ENDINGS):
         return None
+    account = path.with_name(path.name + ".json")
     try:
         values = json.loads(account.read_text(encoding="utf-8"))
         values["problems"] = tuple(Problem(*problem) for problem in values["problems"])
@@ -114,7 +118,8 @@ def write_part(path: Path, utterances: tuple[Utterance, ...]) -> Account:
     record = path.with_name(path.name + SUFFIX)
     partial = record.with_name(f".{record.name}.partial")
     problems: list[Problem] = []
-    written = samples = num_bytes = 0
+    lengths: list[tuple[int, int, int]] = []
+    samples = num_bytes = 0
     # Every record is a group of its own: they are read one by one, at random.
     writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1")
     try:
@@ -128,11 +133,13 @@ def write_part(path: Path, utterances: tuple[Utterance, ...]) -> Account:
             }
             content = serialize({**example, "audio": audio})
             writer.write(content)
-            written, samples = written + 1, samples + len(audio)
+            lengths.append(record_lengths({**example, "audio": audio}))
+            samples += len(audio)
             num_bytes += len(content)
     finally:
         writer.close()
-    account = Account(fingerprint(utterances), written, samples, num_bytes, tuple(problems))
+    save_lengths(path.with_name(path.name + LENGTHS), as_array(lengths))
+    account = Account(fingerprint(utterances), len(lengths), samples, num_bytes, tuple(problems))
     account_path = path.with_name(path.name + ".json")
     account_path.write_text(json.dumps(dataclasses.asdict(account)) + "\n", encoding="utf-8")
     # Last, for it makes the part complete.

@@ -15,8 +15,12 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from maestro_jax.data.corpora.corpus import WHOLE, Corpus, Published
 from maestro_jax.data.corpora.parts import (
+    ENDINGS,
+    LENGTHS,
     SUFFIX,
     Account,
     account_of,
@@ -25,6 +29,7 @@ from maestro_jax.data.corpora.parts import (
 )
 from maestro_jax.data.corpora.problems import KEPT, Problems
 from maestro_jax.data.corpora.utterance import Utterance
+from maestro_jax.data.lengths import lengths_file, save_lengths
 from maestro_jax.data.processes import Processes
 from maestro_jax.data.streams import SAMPLE_RATE
 from maestro_jax.errors import UserError
@@ -218,7 +223,7 @@ def _parts(
 
 
 def _finish(corpus: Corpus, working: Path, accounts: dict[Path, Account]) -> None:
-    """Give the parts the names of TFDS' shards, and write its metadata."""
+    """Give the parts the names of TFDS' shards, and write its metadata and all lengths."""
     record_features()
     import tensorflow_datasets as tfds
 
@@ -244,11 +249,13 @@ def _finish(corpus: Corpus, working: Path, accounts: dict[Path, Account]) -> Non
                 filename_template=template.replace(split=split),
             )
         )
+        lengths = [np.load(path.with_name(path.name + LENGTHS)) for path, _ in parts]
+        save_lengths(lengths_file(working, split), np.concatenate(lengths))
         for number, (path, _) in enumerate(parts):
             name = f"{corpus.name}-{split}{SUFFIX}-{number:05d}-of-{len(parts):05d}"
             path.with_name(path.name + SUFFIX).rename(working / name)
     for path in accounts:
-        for ending in (".json", SUFFIX):
+        for ending in ENDINGS:
             path.with_name(path.name + ending).unlink(missing_ok=True)
     tfds.folder_dataset.write_metadata(
         data_dir=working,

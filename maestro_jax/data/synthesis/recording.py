@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from maestro_jax.data.synthesis import acoustics
+from maestro_jax.data import acoustics
 from maestro_jax.data.synthesis.espeak import SAMPLE_RATE, speak
 
 

@@ -87,6 +87,13 @@ def test_all_is_written_or_accounted_for(source: Path, tmp_path: Path) -> None:
     # An offset without a duration goes to the end of the file.
     [rest] = records(result, "validation")
     np.testing.assert_allclose(rest["audio"] / 32768.0, say(TEXTS[2])[3200:], atol=2 / 32768)
+    lengths = np.load(result.directory / "lengths_train.npy")
+    assert lengths.tolist() == [
+        [len(entry["audio"]), len(entry["text"]), len(entry["translation"])] for entry in found
+    ]
+    of_validation = np.load(result.directory / "lengths_validation.npy")
+    assert of_validation.tolist() == [[len(rest["audio"]), len("four five"), 0]]
+    assert not list(result.directory.glob("part-*"))
     hours = sum(len(entry["audio"]) for entry in found) / 16000 / 3600
     assert train.hours == pytest.approx(hours)
 

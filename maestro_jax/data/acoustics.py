@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy import fft, signal
 
-from maestro_jax.data.synthesis.espeak import SAMPLE_RATE
+from maestro_jax.data.streams import SAMPLE_RATE
 
 NOISES = ("white", "pink", "babble")
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from maestro_jax.data.synthesis import acoustics
+from maestro_jax.data import acoustics
 
 
 @pytest.mark.parametrize("kind", acoustics.NOISES)

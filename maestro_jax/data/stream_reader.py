@@ -1,0 +1,438 @@
+"""One stream: from a step to this process's rows of its batch.
+
+An `IndexPlan` a bucket says which example stands at which position of the bucket, a
+`BucketSchedule` which bucket a step has; task readers fetch and preprocess examples, augmentation
+changes their audio, and `rows` gives them their fixed shape.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import functools
+import logging
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import seqio
+
+from maestro_jax.data.augmentation import augment
+from maestro_jax.data.bucketing import BucketSchedule, assign_buckets
+from maestro_jax.data.index_plan import IndexPlan, hash_words
+from maestro_jax.data.indexed_source import IndexedSplit
+from maestro_jax.data.rows import empty_rows, stream_identities, stream_limits, write_row
+from maestro_jax.data.streams import SAMPLE_RATE, StreamConfig
+from maestro_jax.data.task_features import stream_of, vocabulary_file
+from maestro_jax.data.task_listing import check_prepared, get_task_or_mixture, tasks_of
+from maestro_jax.data.task_readers import (
+    CachedReader,
+    IndexedReader,
+    ReaderSpec,
+    SequentialReader,
+    TaskReader,
+    open_split,
+)
+from maestro_jax.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+_LOOKAHEAD = 1024  # Rows that are planned at once.
+# Augmentation waits for nothing and shares the cores with whatever trains.
+_THREADS = min(8, os.cpu_count() or 1)
+
+
+class _Bucket:
+    """The examples of a stream that go into batches of one shape.
+
+    Args:
+        stream: The name of the stream.
+        shape: The shape of its batches.
+        seed: Of the order of its examples.
+        sizes: Of each task, the examples that are in the bucket; None where there is no random
+            access.
+        rates: Of each task, its share of the bucket, up to a factor.
+        members: Of each task, the records that are in the bucket; None: all of them.
+        process_index: Which process this is.
+        process_count: Of how many.
+    """
+
+    def __init__(
+        self,
+        stream: str,
+        shape: StreamConfig,
+        seed: int,
+        *,
+        sizes: Sequence[int | None],
+        rates: Sequence[float],
+        members: Sequence[np.ndarray | None],
+        process_index: int,
+        process_count: int,
+    ) -> None:
+        if shape.batch_size % process_count:
+            raise UserError(
+                f"the batch of stream {stream!r} has {shape.batch_size} examples, which "
+                f"{process_count} processes cannot share equally; make it a multiple of "
+                f"{process_count}."
+            )
+        rows = shape.batch_size // process_count
+        self.rows = np.arange(process_index * rows, (process_index + 1) * rows)
+        self.batch_size = shape.batch_size
+        self.limits = stream_limits(stream, shape)
+        self.seed = seed
+        self._members = members
+        self._sizes = sizes
+        # A task without examples here has no place in the plan.
+        self._tasks = np.flatnonzero([size is None or size > 0 for size in sizes])
+        self.plan = IndexPlan(
+            [sizes[task] for task in self._tasks], [rates[task] for task in self._tasks], seed
+        )
+
+    def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which records stand at some positions of the bucket.
+
+        Args:
+            positions: int64 `[n]`.
+
+        Returns:
+            Tasks int64 `[n]`, and keys int64 `[n]`: an index, or an ordinal for a task without
+            random access.
+        """
+        found, keys = self.plan.locate(positions)
+        tasks = self._tasks[found]
+        for number, task in enumerate(self._tasks):
+            mine = found == number
+            if self._sizes[task] is not None and mine.any():
+                indices = self.plan.index(number, keys[mine])
+                members = self._members[task]
+                keys[mine] = indices if members is None else members[indices]
+        return tasks, keys
+
+    def partners(self, positions: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
+        """Which record is mixed into the one at each position: any of the bucket.
+
+        Args:
+            positions: int64 `[n]`.
+            share: How many of them get one, 0 ... 1.
+
+        Returns:
+            Tasks int64 `[n]`, -1 where there is none; keys int64 `[n]`.
+        """
+        drawn = hash_words(self.seed, 7, positions) >> np.uint64(11)
+        size = sum(size or 0 for size in self._sizes)
+        others = hash_words(self.seed, 8, positions) % np.uint64(size)
+        tasks, keys = self.locate(others.astype(np.int64))
+        return np.where(drawn < share * 2.0**53, tasks, -1), keys
+
+
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """What this process's rows of a step hold.
+
+    Attributes:
+        bucket: The number of the bucket.
+        positions: In the bucket, int64 `[rows]`.
+        tasks: int64 `[rows, 1 or 2]`: of the record, and of what is mixed into it, -1 for nothing.
+        keys: Index or ordinal, int64 `[rows, 1 or 2]`.
+    """
+
+    bucket: int
+    positions: np.ndarray
+    tasks: np.ndarray
+    keys: np.ndarray
+
+
+class StreamReader:
+    """One stream of a loader; nothing is read before `start`.
+
+    Args:
+        name: Of the stream.
+        config: Where its examples come from, and their shape.
+        split: The split of every task.
+        seed: Of the order of examples, of crops and of augmentation.
+        process_index: Which process this is.
+        process_count: Of how many.
+
+    Attributes:
+        vocabulary_file: Of its tokens; None when it has none.
+        weights: Of each bucket, its share of the batches up to a factor, the shortest bucket first.
+        cached_bytes: The memory that cached examples take.
+        cached_examples: How many there are.
+
+    Raises:
+        UserError: The stream, a task, a split or a vocabulary is wrong or not prepared.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: StreamConfig,
+        *,
+        split: str,
+        seed: int,
+        process_index: int = 0,
+        process_count: int = 1,
+    ) -> None:
+        self.name = name
+        self.cached_bytes = self.cached_examples = 0
+        self._config = config
+        self._split = split
+        self._seed = int(hash_words(seed, zlib.crc32(name.encode()))[0])
+        self._identities = stream_identities(name)
+        self._readers: list[TaskReader] = []
+        self._pool: concurrent.futures.ThreadPoolExecutor | None = None
+        provider = get_task_or_mixture(config.mixture)
+        made_for = stream_of(provider)
+        if made_for is not None and made_for != name:
+            raise UserError(
+                f"stream {name!r} reads {config.mixture!r}, which is made for stream {made_for!r}."
+            )
+        check_prepared(provider)
+        self.vocabulary_file = vocabulary_file(provider.output_features, config.mixture)
+        tasks = [
+            (task, rate)
+            for task in tasks_of(provider)
+            if (rate := _rate(provider, task)) > 0 and split in task.splits
+        ]
+        if not tasks:
+            raise UserError(f"no task of {config.mixture!r} has a split {split!r}.")
+        self._tasks = [task for task, _ in tasks]
+        self._splits = [open_split(task, split) for task in self._tasks]
+        self._buckets, self.weights = self._make_buckets(
+            [rate for _, rate in tasks], process_index, process_count
+        )
+        rows = max(len(bucket.rows) for bucket in self._buckets)
+        self._window_steps = max(1, _LOOKAHEAD // rows)
+        self._window = functools.lru_cache(maxsize=4)(self._make_window)
+
+    def _make_buckets(
+        self, rates: list[float], process_index: int, process_count: int
+    ) -> tuple[list[_Bucket], list[float]]:
+        """The buckets, and their shares of the batches."""
+        shapes = self._config.shapes()
+        here = {"process_index": process_index, "process_count": process_count}
+        augmentation = self._config.augmentation
+        if len(shapes) > 1 or (augmentation and augmentation.mix_probability):
+            for task, opened in zip(self._tasks, self._splits, strict=True):
+                if opened is None:
+                    raise UserError(
+                        f"task {task.name!r} has no random access: stream {self.name!r} can have "
+                        "neither buckets nor mixed utterances with it."
+                    )
+        if len(shapes) == 1:
+            sizes = [None if opened is None else len(opened) for opened in self._splits]
+            bucket = _Bucket(
+                self.name,
+                shapes[0],
+                self._seed,
+                sizes=sizes,
+                rates=rates,
+                members=[None] * len(sizes),
+                **here,
+            )
+            return [bucket], [1.0]
+        assert self._config.buckets is not None
+        limits = [stream_limits(self.name, shape) for shape in shapes]
+        lengths = [opened.lengths() for opened in self._splits if opened is not None]
+        assigned = [
+            assign_buckets(of_task, limits, self._config.buckets.characters_per_token)
+            for of_task in lengths
+        ]
+        buckets: list[_Bucket] = []
+        weights: list[float] = []
+        for number, shape in enumerate(shapes):
+            members = [np.flatnonzero(chosen == number).astype(np.int32) for chosen, _ in assigned]
+            # A task gives the bucket its rate, as far as its examples are of the bucket.
+            shares = [
+                rate / sum(rates) * len(mine) / len(chosen)
+                for rate, mine, (chosen, _) in zip(rates, members, assigned, strict=True)
+            ]
+            weights.append(sum(shares) / shape.batch_size)
+            if not any(len(mine) for mine in members):
+                # It never has its turn; the plan wants something to plan.
+                members = [np.zeros(1, np.int32) for _ in members]
+                shares = [1.0] * len(members)
+            buckets.append(
+                _Bucket(
+                    self.name,
+                    shape,
+                    int(hash_words(self._seed, 6, number)[0]),
+                    sizes=[len(mine) for mine in members],
+                    rates=shares,
+                    members=members,
+                    **here,
+                )
+            )
+        self._tell(shapes, assigned, weights)
+        return buckets, weights
+
+    def _tell(
+        self,
+        shapes: Sequence[StreamConfig],
+        assigned: Sequence[tuple[np.ndarray, np.ndarray]],
+        weights: Sequence[float],
+    ) -> None:
+        """Says how many examples and batches each bucket has, and what fits none."""
+        counts = np.bincount(np.concatenate([chosen for chosen, _ in assigned]), minlength=1)
+        counts = np.pad(counts, (0, len(shapes) - len(counts)))
+        for shape, count, weight in zip(shapes, counts, weights, strict=True):
+            _log.info(
+                "stream %r: %d examples in batches of %s, %.1f %% of its batches",
+                self.name,
+                count,
+                shape_text(shape),
+                100 * weight / sum(weights),
+            )
+        if too_long := sum(int(over_long.sum()) for _, over_long in assigned):
+            _log.warning(
+                "stream %r: %d examples are longer than its longest bucket; they are %s",
+                self.name,
+                too_long,
+                "cropped" if self.name == "speech" else "left out where they turn out to be",
+            )
+
+    def start(
+        self, schedule: BucketSchedule, step: int, cache_bytes: int, cache_examples: int
+    ) -> None:
+        """Makes the readers.
+
+        Args:
+            schedule: Which bucket a step has.
+            step: The first one that will be asked for.
+            cache_bytes: Tasks are kept in memory while they take less than this in all,
+            cache_examples: and while they have fewer examples than this in all.
+        """
+        self._schedule = schedule
+        if self._config.augmentation is not None:
+            self._pool = concurrent.futures.ThreadPoolExecutor(_THREADS, "augmentation")
+        limits = stream_limits(self.name, self._config)
+        for number, (task, opened) in enumerate(zip(self._tasks, self._splits, strict=True)):
+            spec = ReaderSpec(
+                task=task,
+                split=self._split,
+                sequences=tuple(limits),
+                identities=self._identities,
+                sequence_length=limits,
+                seed=int(hash_words(self._seed, 5, number)[0] >> np.uint64(33)),
+            )
+            if opened is None:
+                [bucket] = self._buckets
+                first = int(bucket.plan.counts(step * bucket.batch_size)[number])
+                self._readers.append(SequentialReader(spec, first))
+            elif self._fits(opened, cache_bytes, cache_examples):
+                reader = CachedReader(spec, opened)
+                self.cached_bytes += reader.num_bytes
+                self.cached_examples += len(opened)
+                self._readers.append(reader)
+            else:
+                upcoming = functools.partial(self._upcoming, number, step)
+                self._readers.append(IndexedReader(spec, opened, upcoming))
+
+    def _fits(self, opened: IndexedSplit, cache_bytes: int, cache_examples: int) -> bool:
+        """Whether a split may be cached besides what is."""
+        return (
+            opened.num_bytes + self.cached_bytes <= cache_bytes
+            and len(opened) + self.cached_examples <= cache_examples
+        )
+
+    def _make_window(self, window: int) -> list[_Step]:
+        """What this process's rows hold in several steps at once, which saves much time.
+
+        Args:
+            window: Which run of `_window_steps` steps.
+        """
+        first = window * self._window_steps
+        numbers, ordinals = self._schedule.batches(self.name, first, self._window_steps)
+        augmentation = self._config.augmentation
+        mixed = augmentation.mix_probability if augmentation else 0.0
+        steps: dict[int, _Step] = {}
+        for number in np.unique(numbers).tolist():
+            bucket = self._buckets[number]
+            here = np.flatnonzero(numbers == number)
+            positions = ordinals[here][:, None] * bucket.batch_size + bucket.rows
+            found = [bucket.locate(positions.ravel())]
+            if mixed:
+                found.append(bucket.partners(positions.ravel(), mixed))
+            tasks, keys = (
+                np.stack(values, axis=-1).reshape(*positions.shape, len(found))
+                for values in zip(*found, strict=True)
+            )
+            for row, step in enumerate(here.tolist()):
+                steps[step] = _Step(number, positions[row], tasks[row], keys[row])
+        return [steps[step] for step in range(self._window_steps)]
+
+    def _upcoming(self, task: int, step: int) -> Iterator[int]:
+        """The keys of a task's examples in this process's rows, from a step on."""
+        window, late = divmod(step, self._window_steps)
+        while True:
+            for planned in self._window(window)[late:]:
+                yield from planned.keys[planned.tasks == task].tolist()
+            window, late = window + 1, 0
+
+    def rows(self, step: int) -> tuple[dict[str, np.ndarray], int]:
+        """This process's rows of a step, and how many examples were over-long."""
+        window, late = divmod(step, self._window_steps)
+        planned = self._window(window)[late]
+        bucket = self._buckets[planned.bucket]
+        examples = [
+            [
+                self._readers[task].example(key)
+                for task, key in zip(tasks, keys, strict=True)
+                if task >= 0
+            ]
+            for tasks, keys in zip(planned.tasks.tolist(), planned.keys.tolist(), strict=True)
+        ]
+        if self._pool is not None:
+            change = functools.partial(self._augmented, bucket)
+            firsts = list(self._pool.map(change, planned.positions.tolist(), examples))
+        else:
+            firsts = [example for example, *_ in examples]
+        features = empty_rows(bucket.limits, self._identities, len(firsts))
+        crops = hash_words(bucket.seed, 4, planned.positions) >> np.uint64(1)
+        over_long = 0
+        for row, example in enumerate(firsts):
+            over_long += write_row(
+                features,
+                row,
+                example,
+                bucket.limits,
+                self._identities,
+                # Only speech without a transcript can be shortened.
+                crop=int(crops[row]) if self.name == "speech" else None,
+            )
+        return features, over_long
+
+    def _augmented(
+        self, bucket: _Bucket, position: int, examples: list[dict[str, np.ndarray]]
+    ) -> dict[str, np.ndarray]:
+        """The first example, with what was drawn for its position done to its audio."""
+        example, *others = examples
+        assert self._config.augmentation is not None
+        audio = augment(
+            example["audio"],
+            self._config.augmentation,
+            np.random.default_rng([bucket.seed, position]),
+            longest=bucket.limits["audio"],
+            other=others[0]["audio"] if others else None,
+        )
+        return {**example, "audio": audio}
+
+    def close(self) -> None:
+        """Closes the readers."""
+        for reader in self._readers:
+            reader.close()
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+
+def shape_text(shape: StreamConfig) -> str:
+    """The shape of a batch for a reader: `8 x 15.0 s, 96 tokens`."""
+    parts = [f"{shape.audio_samples / SAMPLE_RATE:.1f} s"] if shape.audio_samples else []
+    parts += [f"{n} tokens" for n in (shape.text_tokens, shape.translation_tokens) if n]
+    return f"{shape.batch_size} x {', '.join(parts)}"
+
+
+def _rate(provider: seqio.Task | seqio.Mixture, task: seqio.Task) -> float:
+    """The weight of a task in a mixture."""
+    return provider.get_rate(task) if isinstance(provider, seqio.Mixture) else 1.0
