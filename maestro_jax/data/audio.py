@@ -55,6 +55,11 @@ def read_audio(path: str | Path, spans: Sequence[tuple[float, float]] | None = N
     except OSError as error:
         raise UserError(f"{path} cannot be opened: {error.strerror or error}.") from error
     except (soundfile.LibsndfileError, RuntimeError, TypeError, ValueError) as error:
+        if _is_shortened(path):
+            raise UserError(
+                f"{path} is a sphere file compressed by shorten, which is not read; put what "
+                f"`sph2pipe -p -f sph {path.name} NEW` writes in its place."
+            ) from error
         reason = str(error).rstrip(".")
         raise UserError(
             f"{path} cannot be read as audio ({reason}); convert it to {_KNOWN_FORMATS}."
@@ -67,6 +72,13 @@ def read_audio(path: str | Path, spans: Sequence[tuple[float, float]] | None = N
             f"{path} holds samples that are not finite numbers; write it as 16-bit audio."
         )
     return resample(samples.mean(axis=1), rate)
+
+
+def _is_shortened(path: Path) -> bool:
+    """Whether the header of a NIST sphere file says that its samples are compressed by shorten."""
+    with path.open("rb") as file:
+        header = file.read(1024)
+    return header.startswith(b"NIST_1A") and b"shorten" in header
 
 
 def _read_spans(file: IO[bytes], spans: Sequence[tuple[float, float]]) -> tuple[np.ndarray, int]:

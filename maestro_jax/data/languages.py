@@ -12,9 +12,12 @@ LANGUAGES: tuple[str, ...] = (
     "bg", "da", "el", "lv", "mt", "pt", "sv",
     # The other languages of CoVoST-2.
     "ar", "ca", "cy", "fa", "id", "ja", "mn", "ru", "ta", "tr", "zh",
+    # The other languages of Babel.
+    "yue", "as", "bn", "ps", "tl", "vi", "ht", "sw", "lo", "ku", "zu", "tpi", "ceb", "kk", "te",
+    "gn", "ig", "am", "jv", "luo", "ka",
 )  # fmt: skip
-"""ISO 639-1 codes. A language's id is its place here, so new ones are added at the end only:
-checkpoints hold embeddings in this order."""
+"""ISO 639-1 codes, and ISO 639-3 ones of languages that have no other. A language's id is its place
+here, so new ones are added at the end only: checkpoints hold embeddings in this order."""
 
 
 def language_id(language: str) -> int:

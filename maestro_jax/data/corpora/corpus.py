@@ -5,12 +5,16 @@ from __future__ import annotations
 import abc
 import dataclasses
 import importlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from maestro_jax.data.corpora.problems import Problems
 from maestro_jax.data.corpora.utterance import Utterance
+from maestro_jax.data.languages import LANGUAGES, language_id
 from maestro_jax.errors import UserError, near_misses
+
+_log = logging.getLogger(__name__)
 
 WHOLE = "all splits"
 """In the place of a split's name, where only the size of all of them is published."""
@@ -83,7 +87,7 @@ class Corpus(abc.ABC):
         return {}
 
 
-# By name: the module of `maestro_jax.data.corpora` and its class.
+# By name: the module of `maestro_jax.data.corpora`, and what makes the corpus there.
 _CORPORA: dict[str, tuple[str, str]] = {
     "manifest": ("manifest", "Manifest"),
     "librispeech": ("librispeech", "LibriSpeech"),
@@ -96,6 +100,13 @@ _CORPORA: dict[str, tuple[str, str]] = {
     "voxpopuli": ("voxpopuli", "VoxPopuli"),
     "voxpopuli_unlabelled": ("voxpopuli_unlabelled", "VoxPopuliUnlabelled"),
     "voxpopuli_text": ("voxpopuli_text", "VoxPopuliText"),
+    "fleurs": ("fleurs", "Fleurs"),
+    "babel": ("babel", "Babel"),
+    "tedlium": ("tedlium", "Tedlium"),
+    "ami": ("speechstew", "ami"),
+    "broadcast_news": ("speechstew", "broadcast_news"),
+    "switchboard_fisher": ("speechstew", "switchboard_fisher"),
+    "wsj": ("speechstew", "wsj"),
 }
 
 
@@ -138,3 +149,32 @@ def choose(there: Sequence[str], wanted: Sequence[str], source: Path, what: str)
                 f"{near_misses(name, there)}"
             )
     return list(wanted or there)
+
+
+def choose_languages(there: Sequence[str], wanted: Sequence[str], source: Path) -> list[str]:
+    """The wanted languages among those that are there; by default all that models can be told.
+
+    Args:
+        there: ISO 639-1 codes of what was found, in its order.
+        wanted: What was asked for; everything of `LANGUAGES` if it is empty. What is left out then
+            is logged.
+        source: Where it was looked for, for messages.
+
+    Raises:
+        UserError: Something wanted is not there or not of `LANGUAGES`, or nothing is there.
+    """
+    chosen = choose(there, wanted, source, "languages")
+    if wanted:
+        for language in chosen:
+            language_id(language)
+        return chosen
+    known = [language for language in chosen if language in LANGUAGES]
+    if unknown := [language for language in chosen if language not in LANGUAGES]:
+        _log.warning(
+            "%s: left out, for they are not in maestro_jax.data.languages: %s",
+            source,
+            " ".join(unknown),
+        )
+    if not known:
+        language_id(unknown[0])
+    return known

@@ -40,14 +40,26 @@ class Manifest(Corpus):
     Args:
         name: Of the corpus.
         title: One line about it.
+        recipe: How its manifests are made, in a sentence.
+        more_splits: Splits besides training, validation and test, each with its own manifest.
     """
 
     name = "manifest"
     title = "a directory of manifests: train.jsonl or train.tsv, validation.jsonl, test.jsonl"
 
-    def __init__(self, name: str | None = None, title: str | None = None) -> None:
+    def __init__(
+        self,
+        name: str | None = None,
+        title: str | None = None,
+        *,
+        recipe: str = "",
+        more_splits: Sequence[str] = (),
+    ) -> None:
         self.name = name or type(self).name
         self.title = title or type(self).title
+        self.splits = (*type(self).splits, *more_splits)
+        self._recipe = recipe
+        self._files_of_splits = SPLITS | {split: split for split in more_splits}
 
     def configs(self, source: Path, languages: Sequence[str] = ()) -> list[str]:
         """The languages of the lines; see `Corpus`."""
@@ -79,14 +91,14 @@ class Manifest(Corpus):
     def _files(self, source: Path) -> list[tuple[Path, str]]:
         found = [
             (path, split)
-            for name, split in SPLITS.items()
+            for name, split in self._files_of_splits.items()
             for ending in ENDINGS
             if (path := source / f"{name}{ending}").is_file()
         ]
         if not found:
             raise UserError(
                 f"there is no manifest in {source}; put train.jsonl or train.tsv there, and "
-                "validation and test beside it."
+                f"validation and test beside it. {self._recipe}".rstrip()
             )
         return found
 

@@ -24,11 +24,12 @@ KINDS = {
     "empty audio": "no samples",
     "outside of audio": "begins after the end of its file",
     "cut short": "ends after the end of its file: what is there is kept",
-    "set aside": "the corpus says itself that there is nothing to recognise, or to score",
+    "set aside": "the corpus says itself that there is nothing of use, or to score",
+    "partly transcribed": "some of what is said has no transcript: the rest of it is kept",
 }
 """Every kind of problem. Utterances with one are left out, but for those of `KEPT`."""
-KEPT = ("incomplete", "cut short")
-EXPECTED = ("incomplete", "set aside")
+KEPT = ("incomplete", "cut short", "partly transcribed")
+EXPECTED = ("incomplete", "set aside", "partly transcribed")
 """What makers of corpora mark on purpose: counted like the rest, but nothing to mend."""
 
 

@@ -1,0 +1,199 @@
+"""The packs of the IARPA Babel programme: telephone conversations in 25 languages.
+
+    BABEL_OP2_304/conversational/{training,sub-train,dev,eval}/audio/*.sph
+    BABEL_OP2_304/conversational/{training,sub-train,dev,eval}/transcription/*.txt
+
+A recording is one side of a call, at 8 kHz; some packs have wav files besides. In its transcript, a
+line with a time in brackets stands between any two segments:
+
+    [0.0]
+    <no-speech>
+    [2.485]
+    allo <laugh> (()) as-
+    [4.1]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from maestro_jax.data.corpora import tables
+from maestro_jax.data.corpora.corpus import Corpus, choose_languages
+from maestro_jax.data.corpora.problems import Problems
+from maestro_jax.data.corpora.utterance import Utterance
+from maestro_jax.errors import UserError
+from maestro_jax.evaluation.normalizers import normalize
+
+LANGUAGE_CODES = {
+    101: "yue", 102: "as", 103: "bn", 104: "ps", 105: "tr", 106: "tl", 107: "vi",
+    201: "ht", 202: "sw", 203: "lo", 204: "ta", 205: "ku", 206: "zu", 207: "tpi",
+    301: "ceb", 302: "kk", 303: "te", 304: "lt", 305: "gn", 306: "ig", 307: "am",
+    401: "mn", 402: "jv", 403: "luo", 404: "ka",
+}  # fmt: skip
+"""By the number of the pack, which the names of releases and of files hold."""
+
+# `sub-train` are the ten hours of the limited language pack, which `training` holds too.
+DIRECTORIES = {
+    "train": "training",
+    "sub_train": "sub-train",
+    "validation": "dev",
+    "test": "eval",
+}
+_PACK = re.compile(r"BABEL_[A-Z0-9]+_(\d{3})")
+_TIME = re.compile(r"\[\s*(\d+(?:\.\d*)?)\s*\]")
+_TAG = re.compile(r"<[^<>]*>")
+# Said, but by marks without words: not understood, in another language, two at once, a machine.
+_UNWRITTEN = re.compile(r"\(\(\s*\)\)|<(?:foreign|overlap|prompt)>")
+# A word in another language that was written down.
+_FOREIGN = re.compile(r"<foreign[^<>]*>([^<>]*)<[/\\]foreign>")
+
+
+class Babel(Corpus):
+    """The conversations of the Babel packs; a config is a language."""
+
+    name = "babel"
+    title = "Babel: releases like BABEL_OP2_304 with conversational/training/audio/*.sph"
+    splits = tuple(DIRECTORIES)
+
+    def configs(self, source: Path, languages: Sequence[str] = ()) -> list[str]:
+        """The languages of the releases; see `Corpus`."""
+        there = dict.fromkeys(language for language, _ in _releases(source))
+        return choose_languages(list(there), languages, source)
+
+    def utterances(self, source: Path, config: str, problems: Problems) -> Iterator[Utterance]:
+        """The segments of the recordings of a language; see `Corpus`."""
+        for language, release in _releases(source):
+            if language != config:
+                continue
+            for split, name in DIRECTORIES.items():
+                directory = release / "conversational" / name
+                if directory.is_dir():
+                    yield from _recordings(directory, split, language, problems)
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """What stands between two times of a transcript.
+
+    Attributes:
+        begin: In seconds.
+        end: In seconds.
+        transcript: With its marks.
+    """
+
+    begin: float
+    end: float
+    transcript: str
+
+
+def _releases(source: Path) -> list[tuple[str, Path]]:
+    """The language of every release, and its directory: the source itself, or one below it."""
+    found = []
+    # LDC's directories hold one a level lower, as LDC2017S05/IARPA-babel304b/BABEL_OP2_304.
+    for path in (source, *(p for depth in range(3) for p in source.glob("*/" * depth + "BABEL_*"))):
+        match = _PACK.fullmatch(path.name)
+        if match and (path / "conversational").is_dir():
+            number = int(match[1])
+            if number not in LANGUAGE_CODES:
+                raise UserError(
+                    f"{path} is a Babel pack of an unknown language, {number}; known: "
+                    + ", ".join(f"{number} {code}" for number, code in LANGUAGE_CODES.items())
+                )
+            found.append((LANGUAGE_CODES[number], path))
+    return sorted(found)
+
+
+def _recordings(
+    directory: Path, split: str, language: str, problems: Problems
+) -> Iterator[Utterance]:
+    """The segments of all recordings of a part of a release."""
+    # Some releases keep the transcripts of `eval` back.
+    transcripts = {path.stem: path for path in (directory / "transcription").glob("*.txt")}
+    recordings = {
+        path.stem: path
+        for ending in (".wav", ".sph")
+        for path in (directory / "audio").glob(f"*{ending}")
+    }
+    for stem in sorted(transcripts.keys() | recordings.keys()):
+        if stem not in transcripts:
+            problems.add("no counterpart", split=split, item=stem, detail="no transcript")
+            continue
+        audio = recordings.get(stem, directory / "audio" / f"{stem}.sph")
+        for segment in _segments(transcripts[stem], split, problems):
+            identity = f"{stem}-{round(segment.begin * 1000):07d}"
+            text, complete = words(segment.transcript)
+            if not text:
+                detail = segment.transcript or "nothing"
+                problems.add("set aside", split=split, item=identity, detail=detail)
+                continue
+            if not complete:
+                detail = segment.transcript
+                problems.add("partly transcribed", split=split, item=identity, detail=detail)
+            yield Utterance(
+                id=identity,
+                split=split,
+                language=language,
+                audio=str(audio),
+                spans=((segment.begin, segment.end),),
+                text=normalize(text, language),
+                raw_text=segment.transcript,
+                speaker=_speaker(stem),
+                needs=("text",),
+            )
+
+
+def _segments(path: Path, split: str, problems: Problems) -> Iterator[Segment]:
+    """The segments of a transcript, those that say nothing too."""
+    begin: float | None = None
+    written: list[str] = []
+    number = 0
+    for number, line in tables.lines(path):
+        line = line.strip()
+        match = _TIME.fullmatch(line)
+        if match is None:
+            if line.startswith("[") or (line and begin is None):
+                detail = f"no time: {line}" if begin is not None else f"before any time: {line}"
+                problems.add("bad row", split=split, item=f"{path.name}:{number}", detail=detail)
+            elif line:
+                written.append(line)
+            continue
+        end = float(match[1])
+        if begin is not None:
+            if end > begin:
+                yield Segment(begin, end, " ".join(written))
+            else:
+                detail = f"from {begin} to {end}"
+                problems.add("bad value", split=split, item=f"{path.name}:{number}", detail=detail)
+        begin, written = end, []
+    if written:
+        detail = f"no time after: {' '.join(written)}"
+        problems.add("bad row", split=split, item=f"{path.name}:{number}", detail=detail)
+
+
+def words(transcript: str) -> tuple[str, bool]:
+    """What was said, without the marks of the transcribers.
+
+    Args:
+        transcript: Of a segment. Noises, silence and changes of the speaker are in angle brackets;
+            `*word*` is mispronounced, `wo-` is broken off, `~` cut off by the segment; letters that
+            are spelt, and syllables of a word in some languages, are joined by `_`.
+
+    Returns:
+        The words, with what was said of those that are broken off; and whether everything that was
+        said is among them.
+    """
+    text = _FOREIGN.sub(r" \1 ", transcript)
+    complete = _UNWRITTEN.search(text) is None
+    text = _TAG.sub(" ", _UNWRITTEN.sub(" ", text))
+    kept = (word.strip("*~") for word in text.replace("_", " ").split())
+    # What is left of a mark alone, as the dash of a word of which nothing was said, is no word.
+    return " ".join(word for word in kept if any(map(str.isalnum, word))), complete
+
+
+def _speaker(stem: str) -> str:
+    """Who speaks in a recording: its phone's owner, or whoever is at the other end of the line."""
+    match = re.search(r"BABEL_[A-Z0-9]+_\d{3}_(\w+?)_.*_(\w+)$", stem)
+    return f"{match[1]}-{match[2]}" if match else stem

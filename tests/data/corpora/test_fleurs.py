@@ -1,0 +1,95 @@
+"""FLEURS in its published layout, to records and batches."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from layouts_fleurs import GERMAN, lay_out
+from spoken import prepared, problems, records, say
+from streamed import epoch, make_vocabulary
+
+from maestro_jax.cli.main import main
+from maestro_jax.data.corpora.corpus import find_corpus
+from maestro_jax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    source = tmp_path_factory.mktemp("fleurs")
+    lay_out(source)
+    return source
+
+
+def test_languages(source: Path, caplog: pytest.LogCaptureFixture) -> None:
+    corpus = find_corpus("fleurs")
+    with caplog.at_level(logging.WARNING):
+        assert corpus.configs(source) == ["zh", "de"]
+    assert "left out" in caplog.text and caplog.text.rstrip().endswith(": xh")
+    assert corpus.configs(source, ["cmn_hans_cn"]) == ["zh"]
+    assert corpus.configs(source / "de_de") == ["de"]
+    with pytest.raises(UserError, match="unknown language 'xh'"):
+        corpus.configs(source, ["xh"])
+    with pytest.raises(UserError, match="'sl' is not among the languages"):
+        corpus.configs(source, ["sl"])
+
+
+def test_recordings(source: Path, tmp_path: Path) -> None:
+    result = prepared(find_corpus("fleurs"), source, "de", tmp_path)
+    train, validation, test = result.splits
+    assert (train.listed, train.utterances) == (8, 4)
+    assert train.problems == {
+        "missing audio": 1,
+        "unreadable audio": 1,
+        "duplicate id": 1,
+        "empty text": 1,
+        "bad row": 1,
+    }
+    assert (validation.utterances, test.utterances) == (1, 1)
+    assert ("duplicate id", "train", "1003-1003000077") in problems(result)
+
+    found = records(result, "train")
+    # Two readings of a sentence are two utterances.
+    assert [entry["id"] for entry in found] == [
+        "1003-1003000077",
+        "1003-1003000177",
+        "1004-1004000277",
+        "1005-1005000377",
+    ]
+    for entry, (_, raw, text) in zip(found, GERMAN["train"], strict=True):
+        assert (entry["raw_text"], entry["text"], entry["language"]) == (raw, text, "de")
+        np.testing.assert_allclose(entry["audio"] / 32768, say(raw, "de"), atol=2 / 32768)
+
+
+def test_published_sizes_are_explained() -> None:
+    published = find_corpus("fleurs").published
+    assert [published("en")[split].utterances for split in ("train", "validation", "test")] == [
+        2602,
+        394,
+        647,
+    ]
+    assert not published("xx")
+
+
+def test_command_and_stream(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["prepare", "fleurs", "--source_dir", str(source), "--data_dir", str(tmp_path)]
+    assert main([*command, "--languages", "de,zh", "--workers", "1"]) == 0
+    table = capsys.readouterr().out
+    assert "fleurs/de" in table and "1 missing audio" in table
+    summary = json.loads((tmp_path / "fleurs/zh/1.0.0/summary.json").read_text())
+    assert [split["utterances"] for split in summary["splits"]] == [1, 1, 1]
+
+    texts = [text for _, _, text in GERMAN["train"]]
+    make_vocabulary(tmp_path, [*texts, "一二三"])
+    examples = epoch(tmp_path, "fleurs_paired_de", "paired", 4)
+    assert [example["text"] for example in examples] == sorted(texts)
+    spoken = {text: say(raw, "de") for _, raw, text in GERMAN["train"]}
+    for example in examples:
+        assert example["language"] == "de"
+        expected = spoken[str(example["text"])]
+        np.testing.assert_allclose(example["audio"] / 32768, expected, atol=2 / 32768)
