@@ -16,6 +16,7 @@ from maestro_jax.tasks import (
     minivox_tasks,
     mls_tasks,
     speechstew_tasks,
+    text_tasks,
     voxpopuli_tasks,
 )
 
@@ -29,5 +30,6 @@ __all__ = [
     "minivox_tasks",
     "mls_tasks",
     "speechstew_tasks",
+    "text_tasks",
     "voxpopuli_tasks",
 ]

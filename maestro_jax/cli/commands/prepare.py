@@ -13,6 +13,8 @@ from maestro_jax.errors import UserError, near_misses
 
 # Corpora that are made, not read: the configurations, the first of which is the default.
 MADE = {"minivox": ("small", "low_resource", "full", "tiny")}
+# Layouts that many corpora share.
+NAMED = ("manifest", "text_files", "parallel_text")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--languages", metavar="L,L", help="which of it, as de,fr or de_en; all that is there"
     )
-    parser.add_argument("--name", help="with manifest: what the corpus is called")
+    parser.add_argument("--name", help=f"with {', '.join(NAMED)}: what the corpus is called")
     parser.add_argument(
         "--strict", action="store_true", help="let the first thing that is wrong be an error"
     )
@@ -71,8 +73,8 @@ def _read(arguments: argparse.Namespace) -> None:
     if arguments.source_dir is None:
         raise UserError(f"say where {corpus.title} lies: --source_dir DIR.")
     if arguments.name:
-        if arguments.corpus != "manifest":
-            raise UserError("--name is for the corpus 'manifest'; the others have names.")
+        if arguments.corpus not in NAMED:
+            raise UserError(f"--name is for {', '.join(NAMED)}; the other corpora have names.")
         if not arguments.name.isidentifier():
             raise UserError(f"--name {arguments.name!r} is no name; use letters, digits and _.")
         corpus.name = arguments.name

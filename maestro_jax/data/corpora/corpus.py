@@ -107,6 +107,8 @@ _CORPORA: dict[str, tuple[str, str]] = {
     "broadcast_news": ("speechstew", "broadcast_news"),
     "switchboard_fisher": ("speechstew", "switchboard_fisher"),
     "wsj": ("speechstew", "wsj"),
+    "text_files": ("text_files", "TextFiles"),
+    "parallel_text": ("parallel_text", "ParallelText"),
 }
 
 

@@ -1,0 +1,74 @@
+"""Texts without speech as seqio tasks: `text_files_text_{language}`, `parallel_text_mt_de_en`.
+
+Texts that were prepared under another name (`maestro prepare text_files --name vpt`) get their
+tasks by a call: `add_texts("vpt", ("de", "en"))`, `add_translations("ted", ("de_en",))`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from maestro_jax.data.languages import LANGUAGES
+from maestro_jax.evaluation.published import VOXPOPULI_LANGUAGES
+from maestro_jax.tasks.corpus_tasks import add_corpus_mixtures, add_corpus_task
+
+# The languages from which CoVoST-2 translates into English and for which mSLAM names texts of WMT
+# and TED to go with it.
+TRANSLATED = (
+    "ar", "de", "es", "et", "fa", "fr", "id", "it", "ja", "lv", "nl", "pt", "ru", "sl", "sv", "ta",
+    "tr", "zh",
+)  # fmt: skip
+
+
+def add_texts(corpus: str, languages: Sequence[str]) -> list[str]:
+    """Registers the task `{corpus}_text_{language}` of each language.
+
+    Args:
+        corpus: The name under which the texts were prepared.
+        languages: ISO 639-1 codes.
+
+    Returns:
+        The names of the tasks.
+    """
+    return [
+        add_corpus_task(corpus, language, stream="text", language=language).name
+        for language in languages
+    ]
+
+
+def add_translations(corpus: str, pairs: Sequence[str]) -> list[str]:
+    """Registers the task `{corpus}_mt_{pair}` of each pair of languages.
+
+    Args:
+        corpus: The name under which the texts were prepared.
+        pairs: Such as `de_en`, from German.
+
+    Returns:
+        The names of the tasks.
+    """
+    names = []
+    for pair in pairs:
+        language, _, target = pair.partition("_")
+        task = add_corpus_task(
+            corpus,
+            pair,
+            stream="mt",
+            language=language,
+            target_language=target,
+            wanted=pair,
+        )
+        names.append(task.name)
+    return names
+
+
+add_texts("text_files", LANGUAGES)
+add_corpus_mixtures(
+    "text_files_text", [f"text_files_text_{language}" for language in VOXPOPULI_LANGUAGES]
+)
+
+_FROM_ENGLISH = [f"en_{language}" for language in LANGUAGES if language != "en"]
+_INTO_ENGLISH = [f"{language}_en" for language in LANGUAGES if language != "en"]
+add_translations("parallel_text", (*_INTO_ENGLISH, *_FROM_ENGLISH))
+add_corpus_mixtures(
+    "parallel_text_mt", [f"parallel_text_mt_{language}_en" for language in TRANSLATED]
+)

@@ -1,0 +1,48 @@
+"""Nothing is lost when text is cut."""
+
+from __future__ import annotations
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+
+from maestro_jax.data.corpora.sentences import sentences
+
+
+@pytest.mark.parametrize(
+    "text,expected",
+    [
+        ("One. Two!  Three?", ["One.", "Two!", "Three?"]),
+        ('He said "no." And left.', ['He said "no."', "And left."]),
+        ("3.14 is pi", ["3.14 is pi"]),
+        ("one\ntwo", ["one", "two"]),
+        ("今天很好。明天呢？好！", ["今天很好。", "明天呢？", "好！"]),
+        ("कल। आज।", ["कल।", "आज।"]),
+        ("a\n---\nb", ["a ---", "b"]),
+        ("... a", ["... a"]),
+        ("?!", ["?!"]),
+        (" \n ", []),
+    ],
+)
+def test_sentences(text: str, expected: list[str]) -> None:
+    assert list(sentences(text)) == expected
+
+
+def test_long_sentences_are_cut_between_words_and_the_rest_is_kept() -> None:
+    text = " ".join(f"word{number}" for number in range(100))
+    pieces = list(sentences(text, longest=50))
+    assert " ".join(pieces) == text
+    assert all(len(piece) <= 50 for piece in pieces)
+    # No piece could have taken the next word.
+    for piece, following in zip(pieces, pieces[1:], strict=False):
+        assert len(piece) + 1 + len(following.split()[0]) > 50
+    assert list(sentences("字" * 120, longest=50)) == ["字" * 50, "字" * 50, "字" * 20]
+
+
+@hypothesis.given(st.text(alphabet="ab.!? \n\"'。)字-"), st.integers(1, 12))
+def test_pieces_are_the_text(text: str, longest: int) -> None:
+    pieces = list(sentences(text, longest))
+    assert "".join("".join(pieces).split()) == "".join(text.split())
+    if any(map(str.isalnum, text)):
+        assert all(any(map(str.isalnum, piece)) for piece in pieces)
+    assert list(pieces) == [" ".join(piece.split()) for piece in pieces]
