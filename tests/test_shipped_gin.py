@@ -80,6 +80,27 @@ def test_data(data: str) -> None:
         get_task_or_mixture(stream.mixture)
 
 
+@pytest.mark.parametrize(
+    ("data", "batches"),
+    [
+        ("speechstew.gin", {"speech": 256, "text": 512, "paired": 256}),
+        ("voxpopuli.gin", {"speech": 1024, "text": 1024, "paired": 256}),
+        ("voxpopuli_mc4.gin", {"speech": 1024, "text": 8192, "paired": 512}),
+        ("covost2.gin", {"speech": 1024, "text": 8192, "paired": 512}),
+    ],
+)
+def test_batches_are_those_of_the_paper(data: str, batches: dict[str, int]) -> None:
+    """Examples a step, as they are reported of arXiv 2204.03409."""
+    streams = build(data=data).streams
+    assert {name: streams[name].batch_size for name in batches} == batches
+    experiment = data.removesuffix(".gin")
+    mixtures = {name: config.mixture.removesuffix("_upsampled") for name, config in streams.items()}
+    # The speech of the runs with mC4 is that of those without.
+    speech = mixtures.pop("speech")
+    assert speech == f"maestro_{experiment.removesuffix('_mc4')}_speech"
+    assert mixtures == {name: f"maestro_{experiment}_{name}" for name in mixtures}
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_runs(name: str) -> None:
     files = [f"runs/{name}"]
