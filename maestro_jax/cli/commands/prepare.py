@@ -9,6 +9,7 @@ from maestro_jax.cli import environment, options
 from maestro_jax.cli.table import table
 from maestro_jax.data.corpora.corpus import corpus_names, find_corpus
 from maestro_jax.data.corpora.preparing import PROBLEMS, Prepared, forget, prepare
+from maestro_jax.data.corpora.text_normalization import RULES
 from maestro_jax.errors import UserError, near_misses
 
 # Corpora that are made, not read: the configurations, the first of which is the default.
@@ -30,6 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--languages", metavar="L,L", help="which of it, as de,fr or de_en; all that is there"
     )
     parser.add_argument("--name", help=f"with {', '.join(NAMED)}: what the corpus is called")
+    parser.add_argument(
+        "--text_rules",
+        choices=tuple(RULES),
+        help="with corpora of one's own and plain text: as transcripts are scored (the default), "
+        "or as texts are spoken, with numbers in words and without what is in parentheses",
+    )
     parser.add_argument(
         "--strict", action="store_true", help="let the first thing that is wrong be an error"
     )
@@ -78,6 +85,10 @@ def _read(arguments: argparse.Namespace) -> None:
         if not arguments.name.isidentifier():
             raise UserError(f"--name {arguments.name!r} is no name; use letters, digits and _.")
         corpus.name = arguments.name
+    if arguments.text_rules:
+        if not corpus.rules:
+            raise UserError(f"{arguments.corpus} has rules of its own; leave --text_rules out.")
+        corpus.rules = arguments.text_rules
     source = Path(arguments.source_dir).expanduser()
     if not source.is_dir():
         raise UserError(f"there is no directory {source}; say where {corpus.title} lies.")

@@ -47,6 +47,8 @@ class Corpus(abc.ABC):
             100 MB of audio, which is also what an interruption costs each process. Text takes more.
         numbered: Whether ids are numbers of lines: there are no duplicates to look for then, and no
             gigabytes of ids to remember.
+        rules: By which its texts are normalised, where that can be chosen: a name of
+            `maestro_jax.data.corpora.text_normalization.RULES`.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Corpus(abc.ABC):
     splits: tuple[str, ...] = ("train", "validation", "test")
     part_utterances: int = 256
     numbered: bool = False
+    rules: str = ""
 
     @abc.abstractmethod
     def configs(self, source: Path, languages: Sequence[str] = ()) -> list[str]:

@@ -23,10 +23,11 @@ from pathlib import Path
 from maestro_jax.data.corpora import tables
 from maestro_jax.data.corpora.corpus import Corpus, choose
 from maestro_jax.data.corpora.problems import Problems
+from maestro_jax.data.corpora.text_normalization import find_rules
 from maestro_jax.data.corpora.utterance import Span, Utterance
 from maestro_jax.data.languages import language_id
 from maestro_jax.errors import UserError
-from maestro_jax.evaluation.normalizers import base_language, normalize
+from maestro_jax.evaluation.normalizers import base_language
 
 ENDINGS = (".jsonl", ".tsv", ".jsonl.gz", ".tsv.gz")
 SPLITS = {"train": "train", "validation": "validation", "dev": "validation", "test": "test"}
@@ -46,6 +47,7 @@ class Manifest(Corpus):
 
     name = "manifest"
     title = "a directory of manifests: train.jsonl or train.tsv, validation.jsonl, test.jsonl"
+    rules = "transcript"
 
     def __init__(
         self,
@@ -86,7 +88,7 @@ class Manifest(Corpus):
                 except ValueError as error:
                     problems.add("bad value", split=split, item=place, detail=str(error))
                     continue
-                yield _utterance(path, place, split, language, fields, spans)
+                yield _utterance(path, place, split, language, fields, spans, self.rules)
 
     def _files(self, source: Path) -> list[tuple[Path, str]]:
         found = [
@@ -154,6 +156,7 @@ def _utterance(
     language: str,
     fields: dict[str, object],
     spans: tuple[Span, ...] | None,
+    rules: str,
 ) -> Utterance:
     def field(*names: str) -> str:
         values = (fields.get(name) for name in names)
@@ -167,7 +170,7 @@ def _utterance(
         language=language,
         audio=str(path.parent / Path(audio).expanduser()) if audio else "",
         spans=spans if audio else None,
-        text=normalize(raw_text, language),
+        text=find_rules(rules)(raw_text, language),
         raw_text=raw_text,
         translation=field("translation"),
         speaker=field("speaker"),

@@ -18,11 +18,12 @@ from pathlib import Path
 from maestro_jax.data.corpora import tables
 from maestro_jax.data.corpora.corpus import Corpus, choose
 from maestro_jax.data.corpora.problems import Problems
+from maestro_jax.data.corpora.text_normalization import find_rules
 from maestro_jax.data.corpora.text_splits import split_of
 from maestro_jax.data.corpora.utterance import Utterance
 from maestro_jax.data.languages import language_id
 from maestro_jax.errors import UserError
-from maestro_jax.evaluation.normalizers import base_language, normalize
+from maestro_jax.evaluation.normalizers import base_language
 
 _CODE = r"[a-z]{2,3}(?:[-_][A-Z]{2})?"
 _SIDE = re.compile(rf"(.+)\.({_CODE})-({_CODE})\.({_CODE})(\.gz)?")
@@ -35,6 +36,7 @@ class ParallelText(Corpus):
     title = "a directory of translated texts: train.de-en.de and train.de-en.en, also with .gz"
     part_utterances = 1 << 14
     numbered = True
+    rules = "transcript"
 
     def configs(self, source: Path, languages: Sequence[str] = ()) -> list[str]:
         """The pairs of languages of the files, in their direction if none is named; see `Corpus`.
@@ -56,6 +58,7 @@ class ParallelText(Corpus):
     def utterances(self, source: Path, config: str, problems: Problems) -> Iterator[Utterance]:
         """The lines of a pair of languages, file by file; see `Corpus`."""
         language, _, target = config.partition("_")
+        normalized = find_rules(self.rules)
         for pair in _pairs(source):
             if {pair.first, pair.second} != {language, target}:
                 continue
@@ -66,7 +69,7 @@ class ParallelText(Corpus):
                     id=f"{pair.name}:{number}",
                     split=split,
                     language=language,
-                    text=normalize(line, language),
+                    text=normalized(line, language),
                     raw_text=line.strip(),
                     translation=" ".join(translation.split()),
                     needs=("text", "translation"),

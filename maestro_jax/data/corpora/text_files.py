@@ -19,9 +19,10 @@ from maestro_jax.data.corpora import tables
 from maestro_jax.data.corpora.corpus import Corpus, choose_languages
 from maestro_jax.data.corpora.problems import Problems
 from maestro_jax.data.corpora.sentences import sentences
+from maestro_jax.data.corpora.text_normalization import find_rules
 from maestro_jax.data.corpora.text_splits import files_in, split_of
 from maestro_jax.data.corpora.utterance import Utterance
-from maestro_jax.evaluation.normalizers import base_language, normalize
+from maestro_jax.evaluation.normalizers import base_language
 
 _JSON = (".jsonl", ".json")
 _ENDINGS = (".txt", *_JSON)
@@ -37,6 +38,7 @@ class TextFiles(Corpus):
     title = "a directory of texts: de/*.txt, or de/*.jsonl with a field text, also with .gz; or mC4"
     part_utterances = 1 << 14
     numbered = True
+    rules = "transcript"
 
     def configs(self, source: Path, languages: Sequence[str] = ()) -> list[str]:
         """The languages of the directories or files; see `Corpus`."""
@@ -44,6 +46,7 @@ class TextFiles(Corpus):
 
     def utterances(self, source: Path, config: str, problems: Problems) -> Iterator[Utterance]:
         """The sentences of a language, file by file; see `Corpus`."""
+        normalized = find_rules(self.rules)
         for path in _files(source)[config]:
             split = split_of(path.name)
             file = str(path.relative_to(source))
@@ -53,7 +56,7 @@ class TextFiles(Corpus):
                         id=f"{place}:{number}",
                         split=split,
                         language=config,
-                        text=normalize(sentence, config),
+                        text=normalized(sentence, config),
                         raw_text=sentence,
                         needs=("text",),
                     )

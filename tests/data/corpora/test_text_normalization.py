@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
+from maestro_jax.cli.main import main
 from maestro_jax.data.corpora import text_normalization
 from maestro_jax.data.corpora.text_normalization import (
     find_rules,
@@ -90,3 +92,27 @@ def test_rules_by_name() -> None:
     assert find_rules("spoken") is spoken_text
     with pytest.raises(UserError, match="'transcript' or 'spoken', not 'spokn'.*Did you mean"):
         find_rules("spokn")
+
+
+def test_texts_are_prepared_by_the_rules_that_are_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import tensorflow_datasets as tfds
+
+    source = tmp_path / "texts"
+    (source / "en").mkdir(parents=True)
+    (source / "en" / "train.txt").write_text("It has 27 members (today).\nNone.\n")
+    command = ["prepare", "text_files", "--source_dir", str(source), "--data_dir", str(tmp_path)]
+    for rules, expected in [
+        ("transcript", ["it has 27 members today", "none"]),
+        ("spoken", ["it has twenty seven members", "none"]),
+    ]:
+        assert main([*command, "--name", rules, "--text_rules", rules, "--workers", "1"]) == 0
+        directory = tmp_path / rules / "en" / "1.0.0"
+        records = tfds.builder_from_directory(directory).as_data_source("train")
+        assert [records[number]["text"].decode() for number in range(2)] == expected
+        assert records[0]["raw_text"].decode() == "It has 27 members (today)."
+    capsys.readouterr()
+    command[1] = "librispeech"
+    assert main([*command, "--text_rules", "spoken"]) == 2
+    assert "librispeech has rules of its own" in capsys.readouterr().err
