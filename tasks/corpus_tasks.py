@@ -58,6 +58,7 @@ def add_corpus_task(
         stream=stream,
         source=IndexedTfdsSource(f"{corpus}/{config}", names, remedy),
         languages=(language,),
+        target_language=target_language if stream in ("mt", "st") else "",
         vocabulary=None if stream == "speech" else vocabulary,
         preprocessors=stream_preprocessors(stream, target_language, phonemes=phonemes),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import functools
+import json
 import logging
 import re
 from collections.abc import Callable, Mapping
@@ -277,6 +278,25 @@ class IndexedTfdsSource(IndexedSource):
     def is_ready(self) -> bool:
         """Whether a prepared version lies below the data root."""
         return self._directory() is not None
+
+    def published(self, split: str) -> int | None:
+        """How many records a split would have, had nothing been wrong with the corpus.
+
+        Args:
+            split: One of the task's.
+
+        Returns:
+            What the corpus' paper or page says, as `maestro prepare` wrote it down; None if it says
+            nothing, or nothing is prepared.
+        """
+        directory = self._directory()
+        summary = None if directory is None else directory / "summary.json"
+        if summary is None or not summary.is_file() or split not in self._split_names:
+            return None
+        told = json.loads(summary.read_text(encoding="utf-8"))["splits"]
+        sizes = {size["split"]: size["published"] for size in told}
+        parts = [sizes.get(part) for part in _parts(self._split_names[split])]
+        return None if None in parts else sum(parts)
 
     def open_split(self, split: str) -> IndexedSplit:
         """Opens a split; see `IndexedSource`."""

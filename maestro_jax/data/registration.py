@@ -18,6 +18,7 @@ def add_stream_task(
     stream: str,
     source: seqio.DataSource,
     languages: Sequence[str],
+    target_language: str = "",
     vocabulary: seqio.Vocabulary | None = None,
     preprocessors: Sequence[Preprocessor] | None = None,
 ) -> StreamTask:
@@ -29,6 +30,8 @@ def add_stream_task(
         source: Gives records with the strings id, text, raw_text, translation, language, speaker
             and int16 16 kHz audio, as far as the preprocessors need them.
         languages: ISO 639-1 codes of what is spoken or written.
+        target_language: Of the translations, which the preprocessors set; to find the task's row in
+            a table of scores.
         vocabulary: Of texts and translations; not needed for ``speech``.
         preprocessors: One-to-one steps to the stream's features; by default those of
             `stream_preprocessors`.
@@ -43,6 +46,7 @@ def add_stream_task(
         task_cls=StreamTask,
         stream=stream,
         languages=tuple(languages),
+        target_language=target_language,
         source=source,
         preprocessors=stream_preprocessors(stream) if preprocessors is None else preprocessors,
         output_features=stream_output_features(stream, vocabulary),

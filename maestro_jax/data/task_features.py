@@ -137,15 +137,23 @@ class StreamTask(seqio.Task):
         name: Of the task.
         stream: One of `STREAM_FEATURES`.
         languages: ISO 639-1 codes of what is spoken or written in it.
+        target_language: Of its translations; empty if it has none, or does not say.
         **task_arguments: See `seqio.Task`.
     """
 
     def __init__(
-        self, name: str, *, stream: str, languages: tuple[str, ...], **task_arguments: Any
+        self,
+        name: str,
+        *,
+        stream: str,
+        languages: tuple[str, ...],
+        target_language: str = "",
+        **task_arguments: Any,
     ) -> None:
         super().__init__(name, **task_arguments)
         self.stream = stream
         self.languages = languages
+        self.target_language = target_language
 
 
 def stream_of(provider: seqio.Task | seqio.Mixture) -> str | None:

@@ -100,6 +100,7 @@ def evaluate_run(
     """
     from maestro_jax.data.data_scope import data_scope
     from maestro_jax.data.loader import evaluation_batches
+    from maestro_jax.data.published_sizes import published_sizes
     from maestro_jax.data.task_features import stream_of
     from maestro_jax.data.task_listing import get_task_or_mixture, tasks_of
 
@@ -131,8 +132,9 @@ def evaluate_run(
     for kind, name in chosen:
         members = [task for task in tasks_of(get_task_or_mixture(name)) if split in task.splits]
         with data_scope(data_dir):
-            expected = sum(task.source.num_input_examples(split) or 0 for task in members)
-        progress = Progress(expected, f"{name} {split}")
+            examples = sum(task.source.num_input_examples(split) or 0 for task in members)
+            expected = published_sizes(members, split)
+        progress = Progress(examples, f"{name} {split}")
         decode = transcriber.translate if kind == "mt" else transcriber.decode
         evaluation = evaluate(
             evaluation_batches(
@@ -148,6 +150,7 @@ def evaluate_run(
             kind=kind,
             name=f"{name}.{split}",
             output_dir=output_dir,
+            expected=expected,
             progress=_counter(progress),
         )
         progress.close()

@@ -202,7 +202,25 @@ def test_scores_ask_for_the_language_of_each_task(root: Path, tmp_path: Path) ->
         # Three characters, where 13a sees words.
         assert rows["en-zh"].reference_length == 3 and "tok:char" in rows["en-zh"].bleu_signature
         assert "tok:13a" in rows["en-de"].bleu_signature
-    assert "en-zh" in report.text()
+    assert not evaluation.complete
+    assert "en-zh 1 of 15531" in report.text()
+
+
+def test_published_sizes_by_row(root: Path) -> None:
+    from maestro_jax.data.data_scope import data_scope
+    from maestro_jax.data.published_sizes import published_sizes
+    from maestro_jax.data.task_listing import get_task_or_mixture
+
+    names = ["covost2_st_en_zh", "covost2_mt_de_en", "covost2_paired_sv_en", "covost2_st_fr_en"]
+    tasks = [get_task_or_mixture(name) for name in names]
+    with data_scope(root):
+        sizes = published_sizes(tasks, "test")
+        assert sizes == {"en-zh": 15531, "de-en": 13511, "sv": 1595}
+        # Common Voice does not say how much German there is.
+        both = [
+            get_task_or_mixture(name) for name in ("covost2_paired_de_en", "minivox_tiny_text_de")
+        ]
+        assert published_sizes(both, "test") == {}
 
 
 def test_every_direction_has_its_tasks() -> None:
