@@ -93,10 +93,11 @@ class Covost2(Corpus):
             clip, sentence = row["path"].strip(), row["sentence"].strip()
             text, translation = normalize(sentence, language), row["translation"].strip()
             usable = bool(translation) and not _UNTRANSLATED.search(translation)
-            if not usable and translation and split == "train":
-                problems.add("set aside", split=split, item=place, detail=translation)
+            if not usable and split == "train":
+                detail = translation or "no translation"
+                problems.add("set aside", split=split, item=place, detail=detail)
                 continue
-            if not text or (not usable and split != "train"):
+            if not (text and usable):
                 detail = sentence if not text else translation
                 problems.add("incomplete", split=split, item=place, detail=detail)
             yield Utterance(
@@ -108,7 +109,6 @@ class Covost2(Corpus):
                 raw_text=sentence,
                 translation=translation,
                 speaker=row.get("client_id", "").strip(),
-                needs=("translation",) if split == "train" else (),
             )
 
     def published(self, config: str) -> Mapping[str, Published]:
