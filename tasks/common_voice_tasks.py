@@ -27,13 +27,13 @@ def add_common_voice() -> None:
     """Registers the tasks and mixtures."""
     for config in (*LANGUAGES, *REGIONS):
         language = config.split("_")[0]
-        common = {"language": language, "wanted": config}
         for stream in ("paired", "speech", "text"):
-            add_corpus_task(NAME, config, stream=stream, **common)
+            add_corpus_task(NAME, config, stream=stream, language=language, wanted=config)
         for table, stream in (("validated", "paired"), ("other", "speech")):
-            further = f"{config}_{table}"
-            common = {"language": language, "wanted": further}
-            add_corpus_task(NAME, further, stream=stream, splits=("train",), **common)
+            name = f"{config}_{table}"
+            add_corpus_task(
+                NAME, name, stream=stream, language=language, splits=("train",), wanted=name
+            )
     for stream in ("paired", "speech"):
         add_corpus_mixtures(f"{NAME}_{stream}", [f"{NAME}_{stream}_{code}" for code in MIXED])
 

@@ -296,7 +296,8 @@ class IndexedTfdsSource(IndexedSource):
         told = json.loads(summary.read_text(encoding="utf-8"))["splits"]
         sizes = {size["split"]: size["published"] for size in told}
         parts = [sizes.get(part) for part in _parts(self._split_names[split])]
-        return None if None in parts else sum(parts)
+        known = [part for part in parts if part is not None]
+        return sum(known) if len(known) == len(parts) else None
 
     def open_split(self, split: str) -> IndexedSplit:
         """Opens a split; see `IndexedSource`."""
