@@ -2,6 +2,7 @@
 
     de/*.txt de/*.jsonl de/*.json       one directory a language; each file plain or with .gz
     multilingual/c4-de.tfrecord-00000-of-02048.json.gz      as mC4 comes
+    news-commentary-v8.en.gz            as the texts of TED-LIUM come, and many others
 
 A line of a text file is a paragraph or a sentence. A line of a JSON file is an object whose `text`
 is a document. Both are cut into sentences, which become utterances. A file is of the validation or
@@ -22,10 +23,12 @@ from maestro_jax.data.corpora.sentences import sentences
 from maestro_jax.data.corpora.text_normalization import find_rules
 from maestro_jax.data.corpora.text_splits import files_in, split_of
 from maestro_jax.data.corpora.utterance import Utterance
+from maestro_jax.data.languages import LANGUAGES
 from maestro_jax.evaluation.normalizers import base_language
 
 _JSON = (".jsonl", ".json")
 _ENDINGS = (".txt", *_JSON)
+_NAMED = re.compile(r".+\.([a-z]{2,3})")
 _MC4 = re.compile(r"c4-([a-z]{2,3})(?:-validation)?\.tfrecord-.*\.json\.gz")
 # Codes of mC4 that ISO 639-1 has replaced or does not have.
 _OTHER_CODES = {"iw": "he", "fil": "tl", "jw": "jv", "in": "id"}
@@ -74,6 +77,11 @@ def _files(source: Path) -> dict[str, list[Path]]:
         for path in files_in(root, (".json",)) if root.is_dir() else []:
             if match := _MC4.fullmatch(path.name):
                 found.setdefault(_language(match[1]), []).append(path)
+    for path in sorted(source.iterdir()):
+        match = _NAMED.fullmatch(path.name.removesuffix(".gz"))
+        # Other files have endings of as many letters.
+        if match and _language(match[1]) in LANGUAGES and path.is_file():
+            found.setdefault(_language(match[1]), []).append(path)
     return found
 
 

@@ -34,6 +34,8 @@ def lay_out_files(source: Path) -> None:
     _write(source / "de" / "test.jsonl", [_document("Sechs. Sieben.")])
     _write(source / "zh-CN" / "a.txt", ["今天很好。明天呢？"])
     _write(source / "notes" / "readme.txt", ["No language."])
+    _write(source / "europarl-v7.de.gz", ["Acht."])
+    _write(source / "convert.py", ["pass"])
 
 
 def lay_out_parallel(source: Path) -> None:

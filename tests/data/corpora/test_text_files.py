@@ -85,14 +85,14 @@ def test_command_and_streams(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     command = ["prepare", "text_files", "--source_dir", str(source), "--data_dir", str(tmp_path)]
     assert main([*command, "--workers", "1", "--name", "web"]) == 0
     assert "web/zh" in capsys.readouterr().out
-    make_vocabulary(tmp_path, ["eins zwei drei vier", "今天很好 明天呢"])
+    make_vocabulary(tmp_path, ["eins zwei drei vier acht", "今天很好 明天呢"])
 
     from maestro_jax.tasks.text_tasks import add_texts
 
     german, chinese = add_texts("web", ["de", "zh"])
     assert (german, chinese) == ("web_text_de", "web_text_zh")
-    examples = epoch(tmp_path, german, "text", 4)
-    assert [example["text"] for example in examples] == ["drei", "eins", "vier", "zwei"]
+    examples = epoch(tmp_path, german, "text", 5)
+    assert [example["text"] for example in examples] == ["acht", "drei", "eins", "vier", "zwei"]
     examples = epoch(tmp_path, chinese, "text", 2)
     assert [example["text"] for example in examples] == ["今天很好", "明天呢"]
     # The same tasks are there under the name of the corpus, once it is prepared under that.
