@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from maestro_jax.cli.main import main
+from maestro_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
@@ -70,6 +71,7 @@ def test_the_example_of_a_corpus_of_ones_own(
     run = gin_config.parse_and_build(files, bindings)
 
     from maestro_jax.data.loader import StreamLoader
+    from maestro_jax.data.task_listing import check_prepared, get_task_or_mixture
     from maestro_jax.data.vocabularies import TokenVocabulary
 
     with StreamLoader(run.streams, seed=0) as loader:
@@ -88,9 +90,12 @@ def test_the_example_of_a_corpus_of_ones_own(
             expected = spoken[said[text]]
             np.testing.assert_allclose(audio[:samples] / 32768.0, expected, atol=2 / 32768)
     assert found == set(said)
+    with pytest.raises(UserError, match="1 of the 3 tasks.*: voxpopuli_paired_sl; prepare"):
+        check_prepared(get_task_or_mixture("interviews_and_parliament"))
 
 
-def test_every_command_of_the_page_is_understood() -> None:
+def test_every_corpus_and_command_of_the_page_is_understood() -> None:
+    from maestro_jax.cli.commands.prepare import MADE
     from maestro_jax.cli.main import _parse
     from maestro_jax.data.corpora.corpus import corpus_names
 
@@ -100,4 +105,22 @@ def test_every_command_of_the_page_is_understood() -> None:
         command, arguments = _parse(words[1:])
         if command == "prepare":
             named.add(arguments.corpus)
-    assert named and named <= {*corpus_names(), "minivox"}
+    assert named == {*corpus_names(), *MADE}
+
+
+def test_every_mixture_over_several_corpora_is_on_the_page() -> None:
+    from maestro_jax.data.task_listing import register_shipped_tasks
+
+    register_shipped_tasks()
+    import seqio
+
+    shipped = {name for name in seqio.MixtureRegistry.names() if name.startswith("maestro_")}
+    named = set(re.findall(r"`(maestro_\w+)`", PAGE)) - {"maestro_jax"}
+    assert {name.removesuffix("_upsampled") for name in shipped} == named
+
+
+def test_every_kind_of_problem_is_on_the_page() -> None:
+    from maestro_jax.data.corpora.problems import KINDS
+
+    for kind in KINDS:
+        assert f"`{kind}`" in PAGE, kind

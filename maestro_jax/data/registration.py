@@ -9,7 +9,7 @@ import seqio
 
 from maestro_jax.data.preprocessors import Preprocessor, stream_preprocessors
 from maestro_jax.data.task_features import StreamTask, stream_output_features
-from maestro_jax.errors import UserError
+from maestro_jax.errors import UserError, near_misses
 
 
 def add_stream_task(
@@ -90,8 +90,17 @@ def add_language_mixture(
 
     Returns:
         The mixture; sizes are looked up when it is first read.
+
+    Raises:
+        UserError: A task is not registered.
     """
     if name in seqio.MixtureRegistry.names():
         seqio.MixtureRegistry.remove(name)
+    for task in tasks:
+        if task not in seqio.TaskRegistry.names():
+            raise UserError(
+                f"mixture {name!r} has a task {task!r}, which is not registered; import the module "
+                f"that registers it first.{near_misses(task, seqio.TaskRegistry.names())}"
+            )
     rate = functools.partial(examples_rate, temperature=temperature, maximum=maximum)
     return seqio.MixtureRegistry.add(name, [(task, rate) for task in tasks])

@@ -180,3 +180,10 @@ def test_rates_are_those_of_seqio(scope, temperature, maximum):
         task = seqio.TaskRegistry.get(name)
         expected = seqio.mixing_rate_num_examples(task, maximum=maximum, temperature=temperature)
         assert examples_rate(task, temperature, maximum) == pytest.approx(expected)
+
+
+def test_a_mixture_of_an_unknown_task_names_near_misses(corpus):
+    from maestro_jax.data.registration import add_language_mixture
+
+    with pytest.raises(UserError, match="'tinyvox_text_d'.*import.*mean 'tinyvox_text_de'"):
+        add_language_mixture("broken", ["tinyvox_text_de", "tinyvox_text_d"])
