@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import seqio
 
+from maestro_jax.data.corpora.corpus import corpus_names
 from maestro_jax.data.indexed_source import IndexedTfdsSource
 from maestro_jax.data.preprocessors import stream_preprocessors
 from maestro_jax.data.registration import add_language_mixture, add_stream_task
@@ -31,6 +32,7 @@ def add_corpus_task(
     vocabulary: seqio.Vocabulary = VOCABULARY,
     name: str | None = None,
     wanted: str | None = None,
+    layout: str = "manifest",
     phonemes: bool = False,
 ) -> StreamTask:
     """Registers a task that reads what `maestro prepare` made of a corpus.
@@ -45,6 +47,8 @@ def add_corpus_task(
         vocabulary: Of texts and translations.
         name: Of the task; by default `{corpus}_{stream}_{config}`.
         wanted: What `maestro prepare --languages` takes to make the config; by default `language`.
+        layout: What `maestro prepare` takes for a corpus that it knows no reader of, and that was
+            given its name: `manifest`, `text_files` or `parallel_text`.
         phonemes: Whether texts are read as they are pronounced, which takes a vocabulary of
             phonemes; see `maestro_jax.data.preprocessors.pronounced`.
 
@@ -52,7 +56,8 @@ def add_corpus_task(
         The task. Nothing is read before it is used.
     """
     names = dict(splits) if isinstance(splits, Mapping) else {split: split for split in splits}
-    remedy = f"maestro prepare {corpus} --source_dir DIR --languages {wanted or language}"
+    read = corpus if corpus in corpus_names() else f"{layout} --name {corpus}"
+    remedy = f"maestro prepare {read} --source_dir DIR --languages {wanted or language}"
     return add_stream_task(
         name or f"{corpus}_{stream}_{config}",
         stream=stream,

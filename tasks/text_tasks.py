@@ -31,7 +31,9 @@ def add_texts(corpus: str, languages: Sequence[str]) -> list[str]:
         The names of the tasks.
     """
     return [
-        add_corpus_task(corpus, language, stream="text", language=language).name
+        add_corpus_task(
+            corpus, language, stream="text", language=language, layout="text_files"
+        ).name
         for language in languages
     ]
 
@@ -56,6 +58,7 @@ def add_translations(corpus: str, pairs: Sequence[str]) -> list[str]:
             language=language,
             target_language=target,
             wanted=pair,
+            layout="parallel_text",
         )
         names.append(task.name)
     return names

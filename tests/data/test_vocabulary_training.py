@@ -197,6 +197,58 @@ def test_from_the_command_line(corpus, capsys: pytest.CaptureFixture[str]) -> No
     assert TokenVocabulary.load(corpus.root / "vocabularies" / "bytes.model") == ByteVocabulary()
 
 
+def test_the_shared_vocabulary_is_of_all_that_read_it(
+    corpus, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The remedy of a task without a vocabulary is a command that works as it stands."""
+    from maestro_jax.data.data_scope import data_scope
+    from maestro_jax.data.loader import StreamLoader
+    from maestro_jax.data.streams import StreamConfig
+    from maestro_jax.tasks.corpus_tasks import VOCABULARY, add_corpus_task
+
+    for stream, split in (("mt", "mt_sl_train"), ("text", "mt_sl_train"), ("paired", "none")):
+        add_corpus_task(
+            "tinyvox" if split != "none" else "unmade",
+            "small",
+            stream=stream,
+            language="sl",
+            splits={"train": split},
+            name=f"shared_{stream}_sl",
+        )
+    streams = {
+        "mt": StreamConfig(
+            mixture="shared_mt_sl", batch_size=4, text_tokens=60, translation_tokens=60
+        )
+    }
+    with pytest.raises(UserError, match="run `maestro vocabulary multilingual`"):
+        StreamLoader(streams, seed=0, data_dir=corpus.root)
+    command = ["vocabulary", "multilingual", "--json", "--data_dir", str(corpus.root)]
+    assert main(command) == 0
+    record = json.loads(capsys.readouterr().out)
+    # Nothing of what is not prepared; and the texts of two streams once.
+    assert set(record["tasks"]) == {"shared_mt_sl", "shared_text_sl"}
+    sizes = {row["language"]: row["sentences"] for row in record["languages"]}
+    assert sizes == {"sl": 4, "en": 4}
+    with StreamLoader(streams, seed=0, data_dir=corpus.root) as loader:
+        batch = next(iter(loader))["mt"]
+    with data_scope(corpus.root):
+        model = TokenVocabulary.load(VOCABULARY.sentencepiece_model_file)
+    found = {
+        (model.decode(text[:length]), model.decode(translation[:translation_length]))
+        for text, length, translation, translation_length in zip(
+            *(batch[n] for n in ("text", "text_length", "translation", "translation_length")),
+            strict=True,
+        )
+    }
+    records = corpus.records["mt_sl_train"]
+    assert found == {(record["text"], record["translation"]) for record in records}
+    # Whoever adds a corpus later has to take a decision.
+    capsys.readouterr()
+    assert main([*command, "--task", "tinyvox_text"]) == 2
+    assert "made otherwise (tasks ['shared_mt_sl', 'shared_text_sl'])" in capsys.readouterr().err
+    Path(record["path"]).unlink()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -207,15 +259,11 @@ def test_from_the_command_line(corpus, capsys: pytest.CaptureFixture[str]) -> No
         (["tiny", "--task", "tinyvox_text", "--temperature", "0"], "not a number above 0"),
         (["tiny", "--task", "tinyvox_text", "--coverage", "0.1"], "coverage is 0.1"),
         (["tiny"], "no task reads a vocabulary 'tiny'"),
-        (["multilingual"], "is prepared; prepare a corpus first"),
     ],
 )
 def test_mistakes_are_one_line(
     corpus, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from maestro_jax.tasks.corpus_tasks import add_corpus_task
-
-    add_corpus_task("unmade", "cs", stream="text", language="cs", name="reads_the_shared_one")
     assert main(["vocabulary", *words, "--data_dir", str(corpus.root)]) == 2
     err = capsys.readouterr().err
     assert message in err
@@ -235,6 +283,8 @@ def test_what_is_not_prepared_is_named(corpus, tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match="not prepared.*maestro prepare tinyvox"):
         train_vocabulary("v", VocabularyRequest(tasks=TASKS), data_dir=tmp_path)
+    with pytest.raises(UserError, match="is prepared; prepare a corpus first"):
+        train_vocabulary("multilingual", VocabularyRequest(), data_dir=tmp_path)
     vocabulary = PreparedVocabulary("vocabularies/tinyvox.model", "maestro prepare tinyvox")
     for language in ("cs", "hu"):
         add_corpus_task("unmade", language, stream="text", language=language, vocabulary=vocabulary)
@@ -247,5 +297,6 @@ def test_what_is_not_prepared_is_named(corpus, tmp_path: Path) -> None:
     streams = {"text": StreamConfig(mixture="partly_made", batch_size=2, text_tokens=40)}
     with pytest.raises(UserError, match=message):
         list(itertools.islice(StreamLoader(streams, seed=0, data_dir=corpus.root), 1))
-    with pytest.raises(UserError, match="maestro prepare unmade --source_dir DIR --languages cs"):
+    remedy = "maestro prepare manifest --name unmade --source_dir DIR --languages cs"
+    with pytest.raises(UserError, match=remedy):
         train_vocabulary("v", VocabularyRequest(tasks=("unmade_text_cs",)), data_dir=corpus.root)

@@ -74,7 +74,7 @@ def _library() -> ctypes.CDLL:
     path, data_path = espeak.files()
     directory = tempfile.mkdtemp(prefix="espeak-ng-")
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
-    library = ctypes.CDLL(shutil.copy(path, Path(directory) / "phonemes.so"))
+    library = ctypes.CDLL(str(shutil.copy(path, Path(directory) / "phonemes.so")))
     library.espeak_TextToPhonemes.restype = ctypes.c_char_p
     rate = library.espeak_Initialize(
         _AUDIO_OUTPUT_RETRIEVAL, 0, data_path.encode(), _INITIALIZE_DONT_EXIT
