@@ -55,6 +55,9 @@ class Fleurs(Corpus):
             table = directory / f"{name}.tsv"
             if not table.is_file():
                 raise UserError(f"{table} is not there; unpack all of {directory.name}.")
+            recordings = directory / "audio" / name
+            if not recordings.is_dir():
+                raise UserError(f"there is no directory {recordings}; unpack {name}.tar.gz there.")
             for place, row in tables.rows(table, problems, columns=COLUMNS, split=split):
                 file = PurePosixPath(row["file"].strip()).name
                 if not file:
@@ -66,7 +69,7 @@ class Fleurs(Corpus):
                     id=f"{row['number']}-{PurePosixPath(file).stem}",
                     split=split,
                     language=config,
-                    audio=str(directory / "audio" / name / file),
+                    audio=str(recordings / file),
                     # Normalised by the corpus, whose error rates are those of this column.
                     text=" ".join(row["transcription"].split()),
                     raw_text=row["raw_transcription"].strip(),

@@ -64,6 +64,20 @@ def test_recordings(source: Path, tmp_path: Path) -> None:
         np.testing.assert_allclose(entry["audio"] / 32768, say(raw, "de"), atol=2 / 32768)
 
 
+def test_archives_are_to_be_unpacked(source: Path, tmp_path: Path) -> None:
+    corpus = find_corpus("fleurs")
+    language = tmp_path / "de_de"
+    language.mkdir()
+    (language / "train.tsv").symlink_to(source / "de_de" / "train.tsv")
+    (language / "audio").mkdir()
+    (language / "audio" / "train.tar.gz").touch()
+    with pytest.raises(UserError, match=r"no directory .*audio/train; unpack train\.tar\.gz there"):
+        prepared(corpus, tmp_path, "de", tmp_path / "data")
+    (language / "audio" / "train").mkdir()
+    with pytest.raises(UserError, match=r"dev\.tsv is not there; unpack all of de_de"):
+        prepared(corpus, tmp_path, "de", tmp_path / "data")
+
+
 def test_published_sizes_are_explained() -> None:
     published = find_corpus("fleurs").published
     assert [published("en")[split].utterances for split in ("train", "validation", "test")] == [
