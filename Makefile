@@ -18,7 +18,7 @@ DEFAULT_MARKS := not slow and not tpu_backend and not peers and not gpu
 
 PEERS := build/peers
 
-.PHONY: help install demo low-resource test test-slow peers test-peers bench-transducer lint format clean
+.PHONY: help install demo low-resource test test-slow peers test-peers bench-transducer bench-input lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## list these commands
@@ -47,6 +47,10 @@ test-peers: $(PEERS)/.installed  ## the tests that compare with them
 bench-transducer: $(STAMP)  ## time and memory of the transducer, beside the peers if they are there
 	@MAESTRO_PEERS_PYTHON=$(firstword $(wildcard $(PEERS)/bin/python) $(BIN)/python) \
 	  $(BIN)/python benchmarks/transducer.py
+
+bench-input: $(STAMP)  ## how fast speech is read and how much of it is padding, beside the peers
+	@MAESTRO_PEERS_PYTHON=$(firstword $(wildcard $(PEERS)/bin/python) $(BIN)/python) \
+	  $(BIN)/python benchmarks/input_pipeline.py
 
 lint: $(STAMP)  ## ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -34,14 +34,13 @@ def assign_buckets(
         int8 `[examples]`: the number of the bucket, the last one where an example fits none; and
         bool `[examples]`: whether it fits none.
     """
-    tokens = np.ceil(lengths / characters_per_token) + 1
     buckets = np.full(len(lengths), len(shapes) - 1, np.int8)
     over_long = np.ones(len(lengths), bool)
     for number in reversed(range(len(shapes))):
         fits = np.ones(len(lengths), bool)
         for name, limit in shapes[number].items():
-            column = COLUMNS.index(name)
-            fits &= (lengths if name == "audio" else tokens)[:, column] <= limit
+            long = lengths[:, COLUMNS.index(name)]
+            fits &= (long if name == "audio" else np.ceil(long / characters_per_token) + 1) <= limit
         buckets[fits] = number
         over_long &= ~fits
     return buckets, over_long

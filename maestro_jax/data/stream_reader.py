@@ -84,7 +84,7 @@ class _Bucket:
         self._members = members
         self._sizes = sizes
         # A task without examples here has no place in the plan.
-        self._tasks = np.flatnonzero([size is None or size > 0 for size in sizes])
+        self._tasks = [task for task, size in enumerate(sizes) if size is None or size > 0]
         self.plan = IndexPlan(
             [sizes[task] for task in self._tasks], [rates[task] for task in self._tasks], seed
         )
@@ -100,7 +100,7 @@ class _Bucket:
             random access.
         """
         found, keys = self.plan.locate(positions)
-        tasks = self._tasks[found]
+        tasks = np.asarray(self._tasks)[found]
         for number, task in enumerate(self._tasks):
             mine = found == number
             if self._sizes[task] is not None and mine.any():

@@ -218,7 +218,9 @@ def _summary(diagnosis: Diagnosis) -> str:
             told = ", ".join(f"{name} {weight}" for name, weight in run["weights"].items())
             rows.append(("weights", told))
         for name, stream in run["streams"].items():
-            rows.append((f"stream {name}", f"{stream['mixture']}, {stream['batch_size']} a step"))
+            buckets = (stream.get("buckets") or {}).get("batch_sizes", ())
+            sizes = " or ".join(str(size) for size in (*buckets, stream["batch_size"]))
+            rows.append((f"stream {name}", f"{stream['mixture']}, {sizes} a step"))
         if diagnosis.probes:
             held = run["held_out"]
             rows.append(("held-out pairs", f"{held['mixture']}, split {held['split']}"))

@@ -7,6 +7,7 @@ import pathlib
 import pytest
 
 from maestro_jax.cli import gin_config, gin_source, run_record
+from maestro_jax.cli.run_summary import summary
 from maestro_jax.errors import UserError
 from maestro_jax.modules.maestro import Maestro
 
@@ -266,3 +267,6 @@ def test_buckets_and_augmentation_are_set_a_stream(run_file: str) -> None:
     shapes = run.streams["paired"].shapes()
     assert [(shape.batch_size, shape.audio_samples) for shape in shapes] == [(4, 8000), (2, 16000)]
     assert run.streams["paired"].augmentation.speeds == (0.9, 1.0, 1.1)
+    # Its table has a line a shape; the shortest and the longest have been traced.
+    lines = [line.split() for line in summary(run).splitlines() if line.startswith("paired")]
+    assert [line[2:5] for line in lines] == [["4", "0.5", "8"], ["2", "1", "8"]]
