@@ -90,8 +90,23 @@ def test_the_example_of_a_corpus_of_ones_own(
             expected = spoken[said[text]]
             np.testing.assert_allclose(audio[:samples] / 32768.0, expected, atol=2 / 32768)
     assert found == set(said)
-    with pytest.raises(UserError, match="1 of the 3 tasks.*: voxpopuli_paired_sl; prepare"):
+    with pytest.raises(UserError, match="1 of the 3 tasks.*: paired_sl; run `maestro prepare vox"):
         check_prepared(get_task_or_mixture("interviews_and_parliament"))
+
+
+def test_the_example_of_phonemes() -> None:
+    from maestro_jax.data.task_listing import get_task_or_mixture, register_shipped_tasks
+
+    register_shipped_tasks()
+    [tasks, _] = blocks("python")
+    exec(compile(tasks, "phoneme_tasks.py", "exec"), {})
+    for stream in ("text", "paired"):
+        task = get_task_or_mixture(f"voxpopuli_{stream}_de_phonemes")
+        assert task.output_features["text"].vocabulary.file == "vocabularies/phonemes.model"
+        # They read the same data as the tasks of letters.
+        assert repr(task.source).startswith(
+            repr(get_task_or_mixture(f"voxpopuli_{stream}_de").source).split(",")[0]
+        )
 
 
 def test_every_corpus_and_command_of_the_page_is_understood() -> None:

@@ -261,6 +261,11 @@ class IndexedTfdsSource(IndexedSource):
         self._split_names = dict(splits)
         self._remedy = remedy
 
+    @property
+    def remedy(self) -> str:
+        """The command that prepares the data."""
+        return self._remedy
+
     def __repr__(self) -> str:
         return f"IndexedTfdsSource({self._name!r}, splits={self._split_names!r})"
 

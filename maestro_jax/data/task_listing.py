@@ -79,16 +79,18 @@ def check_prepared(provider: seqio.Task | seqio.Mixture) -> None:
     """Refuses a mixture of which some tasks are not prepared, with the names of all of them.
 
     Raises:
-        UserError: Some are there and some are not. Where none is, whoever opens the first says how
-            it is prepared.
+        UserError: Several commands are needed to prepare what is missing, or some of it is there.
+            Otherwise whoever opens the first task says how all are prepared.
     """
     tasks = tasks_of(provider)
-    missing = [task.name for task in tasks if not is_prepared(task)]
-    if missing and len(missing) < len(tasks):
+    missing = [task for task in tasks if not is_prepared(task)]
+    remedies = list(dict.fromkeys(getattr(task.source, "remedy", "") for task in missing))
+    if missing and (len(missing) < len(tasks) or len(remedies) > 1):
+        names = ", ".join(task.name for task in missing)
+        commands = f"run `{remedies[0]}`" + (" and so on" if len(remedies) > 1 else "")
         raise UserError(
             f"{len(missing)} of the {len(tasks)} tasks of {provider.name!r} are not prepared below "
-            f"{active_data_root()}: {', '.join(missing)}; prepare them, or register a mixture "
-            "without them."
+            f"{active_data_root()}: {names}; {commands}, or register a mixture without them."
         )
 
 

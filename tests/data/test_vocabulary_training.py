@@ -291,7 +291,9 @@ def test_what_is_not_prepared_is_named(corpus, tmp_path: Path) -> None:
     add_language_mixture(
         "partly_made", ["tinyvox_text_de", "unmade_text_cs", "tinyvox_text_sl", "unmade_text_hu"]
     )
-    message = "2 of the 4 tasks of 'partly_made' are not prepared.*unmade_text_cs, unmade_text_hu"
+    message = (
+        "2 of the 4 tasks of 'partly_made' are not prepared.*unmade_text_cs, unmade_text_hu; run"
+    )
     with pytest.raises(UserError, match=message):
         train_vocabulary("v", VocabularyRequest(tasks=("partly_made",)), data_dir=corpus.root)
     streams = {"text": StreamConfig(mixture="partly_made", batch_size=2, text_tokens=40)}
