@@ -90,7 +90,7 @@ def test_the_example_of_a_corpus_of_ones_own(
             expected = spoken[said[text]]
             np.testing.assert_allclose(audio[:samples] / 32768.0, expected, atol=2 / 32768)
     assert found == set(said)
-    with pytest.raises(UserError, match="1 of the 3 tasks.*: paired_sl; run `maestro prepare vox"):
+    with pytest.raises(UserError, match="1 of the 3 tasks.*paired_sl; run `maestro prepare vox"):
         check_prepared(get_task_or_mixture("interviews_and_parliament"))
 
 
