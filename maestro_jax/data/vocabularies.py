@@ -6,7 +6,9 @@ no beginning of sequence.
 
 from __future__ import annotations
 
+import collections
 import io
+import math
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -22,6 +24,7 @@ UNK_ID = 2
 MODEL_FILE = "vocabulary.model"
 """The name of a vocabulary inside a model directory."""
 
+_LOWEST_COVERAGE = 0.9  # Below, a language would hardly be written.
 _LONGEST_LINE = 1 << 16  # Bytes; SentencePiece leaves longer lines out in silence.
 
 
@@ -87,15 +90,23 @@ def train_sentencepiece(
             minloglevel=2,
         )
     except (RuntimeError, OSError) as error:
-        letters = len(set("".join(sentences)))
+        letters = collections.Counter("".join(sentences))
+        remedy = f"ask for at least {len(letters) + 4} pieces"
+        if (fitting := _fitting_coverage(letters, vocab_size)) >= _LOWEST_COVERAGE:
+            remedy += f", or leave the rarest letters out with a coverage of {fitting}"
         raise UserError(
             f"no vocabulary of {vocab_size} pieces can be trained on {len(sentences)} sentences "
-            f"with {letters} different letters; ask for at least {letters + 4} pieces"
-            + (", or for less than all letters (--coverage 0.9995)." if letters > 1000 else ".")
+            f"with {len(letters)} different letters; {remedy}."
         ) from error
     path = Path(path)
     write_atomically(path, model.getvalue())
     return TokenVocabulary.load(path)
+
+
+def _fitting_coverage(letters: collections.Counter[str], vocab_size: int) -> float:
+    """A share of letters that takes no more than three pieces of four."""
+    kept = sum(count for _, count in letters.most_common(vocab_size * 3 // 4))
+    return math.floor(1e4 * kept / letters.total()) / 1e4
 
 
 class TokenVocabulary:

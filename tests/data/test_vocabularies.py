@@ -74,3 +74,23 @@ def test_a_vocabulary_of_letters(tmp_path):
         ids = vocabulary.encode(text)
         assert vocabulary.decode(ids) == text
         assert all(len(piece) == 1 for piece in vocabulary.pieces(ids))
+
+
+def test_a_script_of_thousands_of_letters(tmp_path):
+    """The coverage that the message offers is enough, and what it leaves out is unknown."""
+    rng = random.Random(0)
+    letters = [chr(0x4E00 + number) for number in range(3000)]
+    weights = [1 / (number + 1) ** 1.5 for number in range(3000)]
+    texts = ["".join(rng.choices(letters, weights, k=20)) for _ in range(10000)]
+    with pytest.raises(UserError, match="at least .* or leave the rarest letters out") as caught:
+        train_sentencepiece(texts, tmp_path / "v.model", 1000)
+    coverage = float(str(caught.value).rsplit(" ", 1)[1].rstrip("."))
+    vocabulary = train_sentencepiece(texts, tmp_path / "v.model", 1000, coverage=coverage)
+    assert vocabulary.vocab_size == 1000
+    ids = [token for text in texts for token in vocabulary.encode(text)]
+    letters = [letter for text in texts for letter in text]
+    known = {letter for letter in set(letters) if 2 not in vocabulary.encode(letter)}
+    assert 1 - sum(map(known.__contains__, letters)) / len(letters) == pytest.approx(
+        1 - coverage, abs=2e-3
+    )
+    assert 0 < ids.count(2) / len(ids) < 0.1
