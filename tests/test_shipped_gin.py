@@ -21,6 +21,10 @@ MODELS = sorted(path.name for path in (config_root() / "models").glob("*.gin"))
 HEADS = sorted(path.name for path in (config_root() / "models" / "heads").glob("*.gin"))
 OBJECTIVES = sorted(path.name for path in (config_root() / "objectives").glob("*.gin"))
 DATA = sorted(path.name for path in (config_root() / "data").glob("*.gin"))
+OVER_DATA = sorted(
+    str(path.relative_to(config_root() / "data"))
+    for path in (config_root() / "data").glob("*/*.gin")
+)
 RUNS = sorted(path.name for path in (config_root() / "runs").glob("*.gin"))
 
 
@@ -78,6 +82,21 @@ def test_data(data: str) -> None:
     batch_shapes(run.streams)
     for stream in run.streams.values():
         get_task_or_mixture(stream.mixture)
+
+
+@pytest.mark.parametrize("data", ["voxpopuli.gin", "covost2.gin", "speechstew.gin"])
+def test_buckets_and_augmentation_come_on_top_of_data(data: str) -> None:
+    files = ["runs/pretrain.gin", "models/tiny.gin", "objectives/maestro.gin", f"data/{data}"]
+    files += [f"data/{path}" for path in OVER_DATA]
+    streams = gin_config.parse_and_build(files, {"STEPS": "9", "WARMUP_STEPS": "1"}).streams
+    plain = build(data=data).streams
+    for name, config in streams.items():
+        changed = name in ("speech", "paired")
+        assert (config.augmentation is not None) == changed
+        shapes = config.shapes()
+        assert len(shapes) == (4 if changed else 1)
+        assert dataclasses.replace(shapes[-1], augmentation=None) == plain[name]
+        assert {shape.batch_size for shape in shapes} == {plain[name].batch_size}
 
 
 @pytest.mark.parametrize(
