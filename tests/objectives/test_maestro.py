@@ -393,6 +393,7 @@ def test_a_resampled_text_that_does_not_fit_is_cut_and_counted(tiny, state):
     assert metrics["text/overflow_frames"][0] == np.maximum(frames - tiny.text_frames, 0).sum()
 
 
+@pytest.mark.slow
 def test_streams_share_a_pass_without_touching_each_other(tiny, state):
     """Streams of equal length are joined; padded to lengths of their own they are not."""
     weights = all_ones(tiny)

@@ -168,6 +168,7 @@ def two_streams(tiny, seed=0):
     return {name: tiny.batch(seed)[name] for name in ("paired", "text")}
 
 
+@pytest.mark.slow
 def test_text_trains_the_duration_model_through_durations_that_are_not_rounded(tiny, chosen):
     _, _, gradients = chosen(two_streams(tiny), "aligned_masked_lm")
     names = trained(gradients)
