@@ -8,7 +8,13 @@ from pathlib import Path
 from maestro_jax.cli import environment, options
 from maestro_jax.cli.table import table
 from maestro_jax.data.corpora.corpus import corpus_names, find_corpus
-from maestro_jax.data.corpora.preparing import PROBLEMS, Prepared, forget, prepare
+from maestro_jax.data.corpora.preparing import (
+    PROBLEMS,
+    NothingUsableError,
+    Prepared,
+    forget,
+    prepare,
+)
 from maestro_jax.data.corpora.text_normalization import RULES
 from maestro_jax.errors import UserError, near_misses
 
@@ -99,15 +105,29 @@ def _read(arguments: argparse.Namespace) -> None:
     from maestro_jax.data.processes import Processes
 
     root = data_root(arguments.data_dir)
-    done = []
+    done, failed = [], []
     with Processes(arguments.workers) as processes:
         for config in configs:
             if arguments.overwrite:
                 forget(corpus, config, root)
-            done.append(
-                prepare(corpus, source, config, root, processes=processes, strict=arguments.strict)
-            )
-    print(_closing_table(corpus.name, done))
+            try:
+                made = prepare(
+                    corpus, source, config, root, processes=processes, strict=arguments.strict
+                )
+            except NothingUsableError:
+                # One empty language must not keep the others from being prepared.
+                if len(configs) == 1:
+                    raise
+                failed.append(config)
+                continue
+            done.append(made)
+    if done:
+        print(_closing_table(corpus.name, done))
+    if failed:
+        raise UserError(
+            f"nothing could be used of {', '.join(failed)}; name what you want with --languages, "
+            f"or look into the .json files below {root / corpus.name}."
+        )
 
 
 def _closing_table(name: str, done: list[Prepared]) -> str:

@@ -40,6 +40,10 @@ PROBLEMS = "problems.tsv"
 SUMMARY = "summary.json"
 
 
+class NothingUsableError(UserError):
+    """Not one utterance of a config could be used."""
+
+
 @dataclasses.dataclass(frozen=True)
 class SplitSummary:
     """What became of a split.
@@ -232,7 +236,7 @@ def _finish(corpus: Corpus, working: Path, accounts: dict[Path, Account]) -> Non
         if account.utterances:
             by_split.setdefault(path.name.split("-")[1], []).append((path, account))
     if not by_split:
-        raise UserError(
+        raise NothingUsableError(
             f"nothing of {corpus.name} could be used; {len(accounts)} parts are in {working}, and "
             "the problems in the .json files there."
         )
