@@ -31,11 +31,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
 from maestro_jax.data import byte_vocabulary, vocabularies
+from maestro_jax.data.corpora.parts import record_features
 from maestro_jax.data.data_dir import data_root
 from maestro_jax.data.synthesis import config as corpus_config
 from maestro_jax.data.synthesis.config import CorpusConfig
@@ -91,23 +91,7 @@ class Minivox(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(
             builder=self,
             description=__doc__,
-            features=tfds.features.FeaturesDict(
-                {
-                    # Not the Audio feature, which stores every sample in 64 bits.
-                    "audio": tfds.features.Tensor(
-                        shape=(None,),
-                        dtype=np.int16,
-                        encoding=tfds.features.Encoding.BYTES,
-                        doc="16 kHz, one channel; empty in text and mt splits.",
-                    ),
-                    "text": tfds.features.Text(doc="Lower case, spelled out; empty in speech."),
-                    "raw_text": tfds.features.Text(doc="With capitals, punctuation and digits."),
-                    "translation": tfds.features.Text(doc="English; empty for English."),
-                    "language": tfds.features.Text(doc="ISO 639-1 code."),
-                    "speaker": tfds.features.Text(doc="Name of the voice; empty without audio."),
-                    "id": tfds.features.Text(doc="Split and number."),
-                }
-            ),
+            features=record_features(),
             metadata=tfds.core.MetadataDict(corpus=_metadata(self.builder_config.corpus)),
             # Examples are drawn in random order; shuffling them again would only cost time.
             disable_shuffling=True,

@@ -47,7 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--strict", action="store_true", help="let the first thing that is wrong be an error"
     )
     parser.add_argument("--overwrite", action="store_true", help="make again what is there")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes; one a core by default")
+    parser.add_argument(
+        "--workers", type=options.positive, metavar="N", help="processes; one a core by default"
+    )
     options.add_data_dir(parser)
 
 
