@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
 import numpy as np
-import scipy.signal
 import soundfile
+import soxr
 
+from maestro_jax.data import vorbis
 from maestro_jax.data.streams import SAMPLE_RATE
 from maestro_jax.errors import UserError
 
 _KNOWN_FORMATS = "wav, flac, ogg, opus or mp3"
+# Seconds: headers of mp3 files count what the encoder put before and after the audio.
+_MAY_BE_MISSING = 0.2
 
 
 class EmptyAudioError(UserError):
@@ -24,8 +26,7 @@ class EmptyAudioError(UserError):
 def read_audio(path: str | Path, spans: Sequence[tuple[float, float]] | None = None) -> np.ndarray:
     """Reads a wav, flac, ogg, opus or mp3 file of any rate, mono or with several channels.
 
-    Channels are averaged; other rates than 16 kHz are converted by a polyphase filter at the
-    reduced ratio of the two rates.
+    Channels are averaged; other rates than 16 kHz are converted by `resample`.
 
     Args:
         path: The file.
@@ -37,7 +38,8 @@ def read_audio(path: str | Path, spans: Sequence[tuple[float, float]] | None = N
         samples.
 
     Raises:
-        UserError: The file is missing, a directory, unreadable, empty, or holds no finite audio.
+        UserError: The file is missing, a directory, unreadable, empty, damaged in the middle, or
+            holds no finite audio.
     """
     path = Path(path).expanduser()
     if path.is_dir():
@@ -47,10 +49,10 @@ def read_audio(path: str | Path, spans: Sequence[tuple[float, float]] | None = N
     if not path.is_file() or path.stat().st_size == 0:
         raise UserError(f"{path} is empty; name an audio file ({_KNOWN_FORMATS}).")
     try:
-        with path.open("rb") as file:
-            if spans is None:
-                samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
-            else:
+        if spans is None:
+            samples, rate = _read_whole(path)
+        else:
+            with path.open("rb") as file:
                 samples, rate = _read_spans(file, spans)
     except OSError as error:
         raise UserError(f"{path} cannot be opened: {error.strerror or error}.") from error
@@ -67,12 +69,14 @@ def read_audio(path: str | Path, spans: Sequence[tuple[float, float]] | None = N
     if samples.shape[0] == 0:
         nothing = "no samples" if spans is None else "no samples where they were looked for"
         raise EmptyAudioError(f"{path} holds {nothing}: its audio has zero length.")
+    # A mean over one channel would take a third of the time.
+    samples = resample(samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1), rate)
+    # What is not finite before the filter is not finite after it, where there is less to look at.
     if not np.isfinite(samples).all():
         raise UserError(
             f"{path} holds samples that are not finite numbers; write it as 16-bit audio."
         )
-    # A mean over one channel would take a third of the time.
-    return resample(samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1), rate)
+    return samples
 
 
 def _is_shortened(path: Path) -> bool:
@@ -80,6 +84,22 @@ def _is_shortened(path: Path) -> bool:
     with path.open("rb") as file:
         header = file.read(1024)
     return header.startswith(b"NIST_1A") and b"shorten" in header
+
+
+def _read_whole(path: Path) -> tuple[np.ndarray, int]:
+    """All samples of a file, `[frames, channels]`, and its rate."""
+    decoded = vorbis.decode(path)
+    if decoded is not None:
+        return decoded
+    # By name: a Python file would be asked for every few kilobytes.
+    with soundfile.SoundFile(path) as file:
+        samples = file.read(dtype="float32", always_2d=True)
+        # libsndfile stops without a word where an Ogg stream is damaged.
+        missing = (file.frames - len(samples)) / file.samplerate
+        if missing > _MAY_BE_MISSING:
+            seconds = file.frames / file.samplerate
+            raise ValueError(f"decoding ends {missing:.1f} s before the end of its {seconds:.1f} s")
+        return samples, file.samplerate
 
 
 def _read_spans(file: IO[bytes], spans: Sequence[tuple[float, float]]) -> tuple[np.ndarray, int]:
@@ -98,7 +118,7 @@ def _read_spans(file: IO[bytes], spans: Sequence[tuple[float, float]]) -> tuple[
 
 
 def resample(samples: np.ndarray, rate: int, target_rate: int = SAMPLE_RATE) -> np.ndarray:
-    """Converts a waveform to another sampling rate.
+    """Converts a waveform to another sampling rate, by the band-limited filter of libsoxr.
 
     Args:
         samples: float `[samples]` at ``rate``.
@@ -108,11 +128,13 @@ def resample(samples: np.ndarray, rate: int, target_rate: int = SAMPLE_RATE) -> 
     Returns:
         float32 `[ceil(samples * target_rate / rate)]`.
     """
+    samples = np.ascontiguousarray(samples, np.float32)
     if rate == target_rate:
-        return np.ascontiguousarray(samples, np.float32)
-    divisor = math.gcd(rate, target_rate)
-    converted = scipy.signal.resample_poly(samples, target_rate // divisor, rate // divisor)
-    return np.ascontiguousarray(converted, np.float32)
+        return samples
+    converted = soxr.resample(samples, rate, target_rate, quality="HQ")
+    length = -(-len(samples) * target_rate // rate)
+    # libsoxr rounds to the nearest number of samples.
+    return np.pad(converted, (0, max(length - len(converted), 0)))[:length]
 
 
 def to_int16(samples: np.ndarray) -> np.ndarray:

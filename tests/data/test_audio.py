@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from maestro_jax.data import vorbis
 from maestro_jax.data.audio import read_audio, resample, to_int16
 from maestro_jax.errors import UserError
 
@@ -105,3 +106,42 @@ def test_useful_messages(tmp_path):
             read_audio(tmp_path / name)
         assert str(tmp_path / name) in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("rate", [8000, 16000, 44100, 48000])
+def test_both_vorbis_decoders_agree(tmp_path, rate, channels):
+    pytest.importorskip("miniaudio", reason="libsndfile alone decodes where miniaudio is missing")
+    path = tmp_path / "noise.ogg"
+    noise = np.random.default_rng(0).normal(size=(rate * 2 + 17, channels)) / 10
+    soundfile.write(path, noise, rate, format="OGG", subtype="VORBIS")
+    samples, found_rate = vorbis.decode(path)
+    expected, _ = soundfile.read(path, dtype="float32", always_2d=True)
+    assert found_rate == rate
+    np.testing.assert_allclose(samples, expected, atol=1e-6)
+
+
+def test_only_vorbis_goes_to_the_vorbis_decoder(tmp_path):
+    for name, settings in {"a.wav": {}, "a.ogg": {"format": "OGG", "subtype": "OPUS"}}.items():
+        soundfile.write(tmp_path / name, sine(16_000), 16_000, **settings)
+        assert vorbis.decode(tmp_path / name) is None
+
+
+def test_damage_in_the_middle_is_not_taken_for_the_end(tmp_path):
+    path = tmp_path / "noise.ogg"
+    noise = np.random.default_rng(0).normal(size=16_000 * 10) / 10
+    soundfile.write(path, noise, 16_000, format="OGG", subtype="VORBIS")
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 3000] = bytes(3000)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"noise.ogg cannot be read as audio \(decoding ends .* s"):
+        read_audio(path)
+
+
+@pytest.mark.parametrize("rate", [22050, 44100, 48000])
+def test_no_tone_above_8_khz_is_folded_below_it(rate):
+    times = np.arange(rate) / rate
+    for tone in (8500.0, 10_500.0):
+        folded = resample(np.sin(2 * np.pi * tone * times), rate)[1600:-1600]
+        assert np.abs(folded).max() < 1e-3
