@@ -16,8 +16,8 @@ import audio_files
 import numpy as np
 
 BATCH_SECONDS = 240
-BUCKETS = (4, 6, 8, 11)
-"""Seconds of the shorter buckets; the last is as long as the longest utterance."""
+BUCKETS = 5
+"""As many lengths have our batches, and as many buckets lhotse; each contender finds its own."""
 
 Batches = Iterator[tuple[int, int]]
 """Samples of a batch with padding, and without."""
@@ -60,23 +60,32 @@ def _batch_size(seconds: float) -> int:
 
 def _loader(job: dict[str, Any], *, buckets: bool) -> Batches:
     """Our loader, from prepared shards; nothing is kept in memory."""
+    from maestro_jax.data.bucket_search import best_limits
+    from maestro_jax.data.data_scope import data_scope
     from maestro_jax.data.loader import StreamLoader
+    from maestro_jax.data.mixture_lengths import mixture_lengths
     from maestro_jax.data.streams import Buckets, StreamConfig
 
     audio_files.register()
     rate = audio_files.SAMPLE_RATE
+    data_dir = pathlib.Path(job["directory"]) / "data"
+    with data_scope(data_dir):
+        found = mixture_lengths(audio_files.TASK)
+    longest = round(audio_files.LONGEST_SECONDS * rate)
+    shorter = best_limits(
+        found.lengths[:, 0], found.weights, BUCKETS, longest=longest, multiple=1280
+    )[:-1]
     stream = StreamConfig(
         mixture=audio_files.TASK,
         batch_size=_batch_size(audio_files.LONGEST_SECONDS),
-        audio_samples=round(audio_files.LONGEST_SECONDS * rate),
+        audio_samples=longest,
         buckets=Buckets(
-            batch_sizes=tuple(map(_batch_size, BUCKETS)),
-            audio_samples=tuple(seconds * rate for seconds in BUCKETS),
+            batch_sizes=tuple(_batch_size(samples / rate) for samples in shorter),
+            audio_samples=tuple(shorter),
         )
         if buckets
         else None,
     )
-    data_dir = pathlib.Path(job["directory"]) / "data"
     for batch in StreamLoader({"speech": stream}, seed=0, data_dir=data_dir, cache_bytes=0):
         features = batch["speech"]
         yield features["audio"].size, int(features["audio_length"].sum())
@@ -125,7 +134,7 @@ def _lhotse(job: dict[str, Any]) -> Batches:
         sampler = DynamicBucketingSampler(
             cuts,
             max_duration=BATCH_SECONDS,
-            num_buckets=len(BUCKETS) + 1,
+            num_buckets=BUCKETS,
             shuffle=True,
             seed=epoch,
         )

@@ -35,6 +35,10 @@ COMMANDS = {
         "list the tasks and mixtures, and which of them are prepared",
         "maestro tasks --json",
     ),
+    "buckets": (
+        "find the lengths of batches that leave the least padding",
+        "maestro buckets minivox_small_paired --count 4 --seconds 15 --tokens 96",
+    ),
     "train": (
         "train the run that gin files describe; the same command continues it",
         "maestro train --gin_file runs/pretrain.gin --model_dir /data/run1 --gin.STEPS=1000",

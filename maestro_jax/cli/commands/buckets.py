@@ -1,0 +1,170 @@
+"""`maestro buckets`: the buckets that leave the least padding to a mixture, as lines of gin."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from maestro_jax.cli import environment, options
+from maestro_jax.cli.table import table
+from maestro_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from maestro_jax.data.bucket_search import FoundBucket
+
+_SAMPLE_RATE = 16_000
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options."""
+    parser.add_argument("mixture", metavar="MIXTURE", help="a task or mixture of one stream")
+    parser.add_argument(
+        "--count", type=options.positive, default=4, metavar="N", help="shapes in all; 4"
+    )
+    parser.add_argument(
+        "--batch_size",
+        type=options.positive,
+        default=64,
+        metavar="N",
+        help="examples a step of the longest shape, the stream's own; 64",
+    )
+    parser.add_argument(
+        "--batch_multiple",
+        type=options.positive,
+        default=8,
+        metavar="N",
+        help="batch sizes are multiples of it: the chips that share a batch; 8",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=options.positive,
+        default=32,
+        metavar="S",
+        help="of audio in the stream's own shape; 32",
+    )
+    parser.add_argument(
+        "--tokens",
+        type=options.positive,
+        default=256,
+        metavar="N",
+        help="of a text, and of a translation, in the stream's own shape; 256",
+    )
+    parser.add_argument(
+        "--characters_per_token",
+        type=_positive_number,
+        default=1.0,
+        metavar="X",
+        help="what a token is taken to be long; 1",
+    )
+    options.add_data_dir(parser)
+    options.add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Runs the command."""
+    environment.prepare_process()
+    from maestro_jax.data.tensorflow_import import import_tensorflow
+
+    import_tensorflow()
+    from maestro_jax.data import bucket_search
+    from maestro_jax.data.data_dir import data_root
+    from maestro_jax.data.data_scope import data_scope
+    from maestro_jax.data.mixture_lengths import mixture_lengths
+    from maestro_jax.data.streams import STREAM_FEATURES
+    from maestro_jax.data.task_features import stream_of
+    from maestro_jax.data.task_listing import get_task_or_mixture
+
+    if arguments.batch_size % arguments.batch_multiple:
+        raise UserError(
+            f"--batch_size {arguments.batch_size} is not a multiple of "
+            f"--batch_multiple {arguments.batch_multiple}."
+        )
+    with data_scope(data_root(arguments.data_dir)):
+        stream = stream_of(get_task_or_mixture(arguments.mixture))
+        if stream is None:
+            raise UserError(f"{arguments.mixture!r} is made for no stream; name one that is.")
+        distribution = mixture_lengths(arguments.mixture)
+    features = STREAM_FEATURES[stream]
+    by = "audio" if "audio" in features else "text"
+    longest = arguments.seconds * _SAMPLE_RATE if by == "audio" else arguments.tokens
+    found = bucket_search.find_buckets(
+        distribution,
+        count=arguments.count,
+        longest=longest,
+        batch_size=arguments.batch_size,
+        batch_multiple=arguments.batch_multiple,
+        by=by,
+        multiple=1280 if by == "audio" else 8,
+        text_tokens=arguments.tokens if "text" in features else 0,
+        translation_tokens=arguments.tokens if "translation" in features else 0,
+        characters_per_token=arguments.characters_per_token,
+    )
+    limits = [bucket.limit for bucket in found]
+    paddings = {
+        "with_buckets": bucket_search.padding(distribution, limits, by),
+        "one_shape": bucket_search.padding(distribution, limits[-1:], by),
+    }
+    if arguments.json:
+        buckets = [dataclasses.asdict(bucket) for bucket in found]
+        print(json.dumps({"stream": stream, "buckets": buckets, "padding": paddings}, indent=2))
+        return
+    print(table([_row(bucket, by) for bucket in found]), end="\n\n")
+    print(
+        f"# {arguments.mixture}: {paddings['with_buckets']:.2f} times the length of the examples, "
+        f"against {paddings['one_shape']:.2f} with one shape. The last shape is the stream's own."
+    )
+    print(_gin(stream, found[:-1], by, arguments.characters_per_token))
+
+
+def _row(bucket: FoundBucket, by: str) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    if by == "audio":
+        row["up to, s"] = f"{bucket.limit / _SAMPLE_RATE:.2f}"
+    else:
+        row["up to, tokens"] = bucket.limit
+    for name in ("text_tokens", "translation_tokens"):
+        if getattr(bucket, name):
+            row[name.replace("_", " ")] = getattr(bucket, name)
+    return row | {
+        "batch size": bucket.batch_size,
+        "of the examples": f"{bucket.share:.0%}",
+        "padding": f"{bucket.padding:.2f}",
+    }
+
+
+def _gin(stream: str, buckets: Sequence[FoundBucket], by: str, characters: float) -> str:
+    """What a file of gin/data/buckets/ says."""
+    if not buckets:
+        return "# One shape is enough."
+    columns = {
+        "batch_sizes": [bucket.batch_size for bucket in buckets],
+        "audio_samples" if by == "audio" else "text_tokens": [bucket.limit for bucket in buckets],
+    }
+    for name in ("text_tokens", "translation_tokens"):
+        if getattr(buckets[0], name):
+            columns[name] = [getattr(bucket, name) for bucket in buckets]
+    lines = [
+        "from __gin__ import dynamic_registration",
+        "",
+        "from maestro_jax.data import streams",
+        "",
+        f"{stream}/streams.StreamConfig.buckets = @{stream}/streams.Buckets()",
+        f"{stream}/streams.Buckets:",
+        *(f"  {name} = {tuple(values)}" for name, values in columns.items()),
+    ]
+    if characters != 1:
+        lines.append(f"  characters_per_token = {characters:g}")
+    return "\n".join(lines)
+
+
+def _positive_number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
