@@ -25,7 +25,7 @@ from maestro_jax.evaluation.search_config import SearchConfig, choose_decoder
 from maestro_jax.evaluation.segmentation import segment
 from maestro_jax.modules.maestro import Maestro
 from maestro_jax.training.checkpoints import Which, find_checkpoint, restore_params
-from maestro_jax.training.parameter_trees import unbox
+from maestro_jax.training.mesh_step import mesh_state
 from maestro_jax.training.run import TrainRun
 
 log = logging.getLogger(__name__)
@@ -177,15 +177,7 @@ class Transcriber:
         vocabulary = TokenVocabulary.load(Path(step_directory).parent.parent)
         decoder = choose_decoder(run, search.decoder)
         fusion = search.fusion(vocabulary, run.model.vocab_sizes[decoder])
-        mesh = run.partitioning.mesh()
-        with run.partitioning.activate(mesh):
-            boxed = run.abstract_state()
-        shardings = run.partitioning.state_shardings(mesh, boxed).params
-        abstract = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            unbox(boxed.params),
-            shardings,
-        )
+        abstract = mesh_state(run, run.partitioning.mesh()).abstract.params
         if run.ema_decay is None:
             which = "params"
         params = restore_params(step_directory, which, abstract_params=abstract)

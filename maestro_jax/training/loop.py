@@ -24,6 +24,7 @@ from maestro_jax.training.checkpoints import Checkpoints, find_checkpoint, parti
 from maestro_jax.training.diagnostics import Diagnostics, describe
 from maestro_jax.training.inputs import Batches, held_out_pairs, task_batches
 from maestro_jax.training.interruption import Interrupted, StopSignals
+from maestro_jax.training.mesh_step import jitted_step, mesh_state
 from maestro_jax.training.metrics import (
     Chronometer,
     MetricWindow,
@@ -37,7 +38,7 @@ from maestro_jax.training.partitioning import replicated
 from maestro_jax.training.run import TrainRun
 from maestro_jax.training.state import TrainState, create_state, initial_params
 from maestro_jax.training.steering import Steering
-from maestro_jax.training.step import batch_text, train_step
+from maestro_jax.training.step import batch_text
 from maestro_jax.training.term_gradients import term_gradient_norms
 
 log = logging.getLogger(__name__)
@@ -95,19 +96,13 @@ def train(
         log.warning("the objective does not use the streams %s", ", ".join(unused))
 
     # ------------------------------------------------------------------ state: shapes and places
-    with partitioning.activate(mesh):
-        boxed = run.abstract_state()
-    shardings = partitioning.state_shardings(mesh, boxed)
-    abstract = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        parameter_trees.unbox(boxed),
-        shardings,
-    )
+    placed = mesh_state(run, mesh)
+    shardings, abstract = placed.shardings, placed.abstract
     size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract.params))
     log.info("%s parameters", f"{size:,}")
     if is_first_process:
         directory.mkdir(parents=True, exist_ok=True)
-        overview = parameter_overview(boxed.params, shardings.params)
+        overview = parameter_overview(placed.boxed.params, shardings.params)
         (directory / "parameters.txt").write_text(overview)
 
     # ------------------------------------- state: own checkpoint, else init_from, else from scratch
@@ -141,26 +136,12 @@ def train(
         return partitioning.shard_batch(mesh, chosen)
 
     # ------------------------------------------------------------------------------------ step
-    batch_sharding = partitioning.batch_sharding(mesh)
-    step_function = jax.jit(
-        functools.partial(
-            train_step,
-            model=run.model,
-            objective=run.objective,
-            optimizer=run.optimizer,
-            ema_decay=run.ema_decay,
-            seed=run.seed,
-        ),
-        in_shardings=(shardings, batch_sharding, replicated(mesh)),
-        out_shardings=(shardings, replicated(mesh)),
-        donate_argnums=0,
-    )
-
+    step_function = jitted_step(run, mesh, shardings)
     measure_gradients = jax.jit(
         functools.partial(
             term_gradient_norms, model=run.model, objective=run.objective, seed=run.seed
         ),
-        in_shardings=(shardings, batch_sharding, replicated(mesh)),
+        in_shardings=(shardings, partitioning.batch_sharding(mesh), replicated(mesh)),
         out_shardings=replicated(mesh),
     )
 
