@@ -204,9 +204,11 @@ def _joint_backward(
         chunk, chunk_normaliser, blank, label = inputs
         # What no path passes may hold anything, and 0 * NaN would reach the sums.
         passed = (blank != 0) | (jnp.pad(label, ((0, 0), (0, 0), (0, 1))) != 0)
-        hidden = jnp.where(passed[..., None], _hidden(chunk, predictions), 0.0)
-        hidden = constrain(hidden, "batch", "frames", None, None)
-        logits = _logits(hidden, weights, bias, constrain)
+        # The name by which a count of FLOPs knows that these are computed a second time.
+        with jax.named_scope("recomputed"):
+            hidden = jnp.where(passed[..., None], _hidden(chunk, predictions), 0.0)
+            hidden = constrain(hidden, "batch", "frames", None, None)
+            logits = _logits(hidden, weights, bias, constrain)
         of_logits = constrain(
             arcs_gradient(logits, labels, chunk_normaliser, blank, label, blank_id, hat),
             *("batch", "frames", None, "act_vocab"),
