@@ -1,0 +1,289 @@
+"""Reading the text of a compiled program: its instructions, and how often each of them runs.
+
+    program = parse_hlo(compiled.as_text())
+    for instruction, times in program.executed():
+        ...
+
+The text is that of XLA's optimized modules, as CPUs, GPUs and TPUs print it: operands without
+types, layouts with tiles (``bf16[8,128]{1,0:T(8,128)(2,1)S(1)}``), loops with or without
+``known_trip_count`` (TPUs print none; then the loop's counter is read).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+
+_BYTES = {
+    "pred": 1, "s2": 0.25, "u2": 0.25, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2,
+    "s32": 4, "u32": 4, "s64": 8, "u64": 8, "bf16": 2, "f16": 2, "f32": 4, "f64": 8, "c64": 8,
+    "c128": 16, "token": 0,
+}  # fmt: skip
+_ARRAY = re.compile(r"(\w+)\[([0-9,<= ]*)\]")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Instruction:
+    """One line.
+
+    Attributes:
+        name: Without its percent sign.
+        opcode: ``all-gather``, ``fusion`` ...
+        type: The type of its result, as it is written.
+        operands: What stands in its parentheses, as it is written.
+        attributes: What follows them.
+        root: Whether its computation returns it.
+    """
+
+    name: str
+    opcode: str
+    type: str
+    operands: str
+    attributes: str
+    root: bool
+
+    @property
+    def operand_names(self) -> list[str]:
+        """Names of the operands."""
+        return re.findall(r"%([\w.-]+)", self.operands)
+
+    def attribute(self, name: str) -> str | None:
+        """What follows ``name=``, up to the next comma that stands in no bracket."""
+        match = re.search(rf"(?:^|[\s,{{]){re.escape(name)}=", self.attributes)
+        return _up_to_comma(self.attributes[match.end() :]) if match else None
+
+    def called(self, name: str) -> list[str]:
+        """The computations in an attribute, one or a list in braces."""
+        return re.findall(r"%([\w.-]+)", self.attribute(name) or "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A module.
+
+    Attributes:
+        computations: Instructions by name, by the name of their computation.
+        entry: The computation that runs.
+    """
+
+    computations: Mapping[str, Mapping[str, Instruction]]
+    entry: str
+
+    def executed(self) -> Iterator[tuple[str, Instruction, float]]:
+        """Every instruction with its computation, and how often it runs."""
+        times = self.times
+        for name, instructions in self.computations.items():
+            if times[name]:
+                for instruction in instructions.values():
+                    yield name, instruction, times[name]
+
+    @functools.cached_property
+    def times(self) -> Mapping[str, float]:
+        """How often each computation runs: loops multiply, branches each count once."""
+        calls: dict[str, list[tuple[str, float]]] = defaultdict(list)
+        for name, instructions in self.computations.items():
+            for instruction in instructions.values():
+                for callee, factor in self._callees(name, instruction):
+                    if callee in self.computations:
+                        calls[callee].append((name, factor))
+
+        @functools.cache
+        def times(name: str) -> float:
+            if name == self.entry:
+                return 1.0
+            return sum(times(caller) * factor for caller, factor in calls[name])
+
+        return {name: times(name) for name in self.computations}
+
+    def _callees(self, computation: str, instruction: Instruction) -> Iterator[tuple[str, float]]:
+        if instruction.opcode == "while":
+            trips = self.trips(computation, instruction)
+            for callee in instruction.called("body"):
+                yield callee, float(1 if trips is None else trips)
+            return
+        # What an asynchronous call does is told where it starts.
+        if instruction.opcode in ("async-update", "async-done"):
+            return
+        for attribute in (
+            *("calls", "to_apply", "branch_computations", "called_computations"),
+            *("true_computation", "false_computation"),
+        ):
+            for callee in instruction.called(attribute):
+                yield callee, 1.0
+
+    def trips(self, computation: str, loop: Instruction) -> int | None:
+        """Turns of a ``while``; None if they are not known before it runs."""
+        known = re.search(r'known_trip_count[^}]*?"?n"?\s*[:=]\s*"?(\d+)', loop.attributes)
+        if known:
+            return int(known[1])
+        condition = self.computations[loop.called("condition")[0]]
+        test = next((i for i in condition.values() if i.root), None)
+        if test is None or test.opcode != "compare" or len(test.operand_names) != 2:
+            return None
+        direction = test.attribute("direction")
+        left, right = (condition[name] for name in test.operand_names)
+        limit = _constant(condition, right.name)
+        index = left.attribute("index")
+        if limit is None or left.opcode != "get-tuple-element" or index is None:
+            return None
+        if direction not in ("LT", "LE", "GT", "GE", "NE"):
+            return None
+        place = int(index)
+        start = self._first(computation, loop, place)
+        step = self._step(loop.called("body")[0], place)
+        if start is None or step is None:
+            return None
+        distance = limit - start + (math.copysign(1, step) if direction in ("LE", "GE") else 0)
+        return max(0, math.ceil(distance / step))
+
+    def _first(self, computation: str, loop: Instruction, place: int) -> int | None:
+        """Value of a number of the loop's state before the first turn."""
+        instructions = self.computations[computation]
+        state = instructions.get(loop.operand_names[0]) if loop.operand_names else None
+        if state is None or state.opcode != "tuple":
+            return None
+        return _constant(instructions, state.operand_names[place])
+
+    def _step(self, body: str, place: int) -> int | None:
+        """What a turn adds to a number of the loop's state."""
+        instructions = self.computations[body]
+        root = next((i for i in instructions.values() if i.root), None)
+        if root is None or root.opcode != "tuple":
+            return None
+        last = instructions.get(root.operand_names[place])
+        while last is not None and last.opcode in _TRANSPARENT:
+            last = instructions.get(last.operand_names[0])
+        if last is None or last.opcode not in ("add", "subtract"):
+            return None
+        for name in last.operand_names:
+            value = _constant(instructions, name)
+            if value:
+                return -value if last.opcode == "subtract" else value
+        return None
+
+
+_TRANSPARENT = ("copy", "bitcast", "convert")
+
+
+def _constant(instructions: Mapping[str, Instruction], name: str) -> int | None:
+    found = instructions.get(name)
+    while found is not None and found.opcode in _TRANSPARENT:
+        found = instructions.get(found.operand_names[0])
+    if found is None or found.opcode != "constant":
+        return None
+    return int(found.operands) if re.fullmatch(r"-?\d+", found.operands) else None
+
+
+def parse_hlo(text: str) -> Program:
+    """Reads the text of a compiled module.
+
+    Args:
+        text: From `jax.stages.Compiled.as_text`.
+
+    Raises:
+        ValueError: It has no entry.
+    """
+    computations: dict[str, dict[str, Instruction]] = {}
+    entry = None
+    current: dict[str, Instruction] = {}
+    for line in text.splitlines():
+        head = re.match(r"(ENTRY )?%?([\w.-]+) \(.*\) -> .*\{$", line)
+        if head:
+            current = computations[head[2]] = {}
+            entry = head[2] if head[1] else entry
+            continue
+        instruction = _instruction(line)
+        if instruction is not None:
+            current[instruction.name] = instruction
+    if entry is None:
+        raise ValueError("the text is not that of a compiled module: it has no ENTRY")
+    return Program(computations, entry)
+
+
+def arrays(type_text: str) -> list[tuple[str, tuple[int, ...], float]]:
+    """Element type, shape and bytes of each array of a type, in order."""
+    found = []
+    for dtype, sizes in _ARRAY.findall(type_text):
+        if dtype not in _BYTES and not dtype.startswith("f8") and not dtype.startswith("f4"):
+            continue
+        shape = tuple(int(size.lstrip("<= ")) for size in sizes.split(",") if size)
+        width = _BYTES.get(dtype, 0.5 if dtype.startswith("f4") else 1)
+        found.append((dtype, shape, math.prod(shape) * width))
+    return found
+
+
+def parts_of_tuple(type_text: str) -> list[str]:
+    """The types of a tuple's elements; the type itself if it is none."""
+    if not type_text.startswith("("):
+        return [type_text]
+    inside, parts = type_text[1:-1], []
+    while inside:
+        part = _up_to_comma(inside)
+        parts.append(re.sub(r"/\*.*?\*/", "", part).strip())
+        inside = inside[len(part) + 1 :]
+    return parts
+
+
+_LINE = re.compile(r"\s+(ROOT )?%?([\w.-]+) = ")
+
+
+def _instruction(line: str) -> Instruction | None:
+    match = _LINE.match(line)
+    if not match:
+        return None
+    rest = line[match.end() :]
+    if rest.startswith("("):
+        end = _closing(rest, 0)
+        result, rest = rest[: end + 1], rest[end + 2 :]
+    else:
+        result, _, rest = rest.partition(" ")
+    opcode, parenthesis, _ = rest.partition("(")
+    if not parenthesis:
+        return None
+    end = _closing(rest, len(opcode))
+    return Instruction(
+        name=match[2],
+        opcode=opcode.strip(),
+        type=result,
+        operands=rest[len(opcode) + 1 : end],
+        attributes=rest[end + 1 :].lstrip(", "),
+        root=bool(match[1]),
+    )
+
+
+def _closing(text: str, start: int) -> int:
+    """Where the bracket at a place is closed."""
+    depth, quoted = 0, False
+    for place in range(start, len(text)):
+        letter = text[place]
+        if letter == '"' and text[place - 1] != "\\":
+            quoted = not quoted
+        if quoted:
+            continue
+        if letter in "([{":
+            depth += 1
+        elif letter in ")]}":
+            depth -= 1
+            if depth == 0:
+                return place
+    return len(text) - 1
+
+
+def _up_to_comma(text: str) -> str:
+    depth, quoted = 0, False
+    for place, letter in enumerate(text):
+        if letter == '"' and text[place - 1 : place] != "\\":
+            quoted = not quoted
+        if quoted:
+            continue
+        if letter in "([{":
+            depth += 1
+        elif letter in ")]}":
+            depth -= 1
+        elif letter == "," and depth == 0:
+            return text[:place]
+    return text
