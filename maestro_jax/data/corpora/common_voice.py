@@ -21,7 +21,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from maestro_jax.data.corpora import tables
-from maestro_jax.data.corpora.corpus import Corpus, choose
+from maestro_jax.data.corpora.common_voice_sizes import SIZES
+from maestro_jax.data.corpora.corpus import Corpus, Published, choose
 from maestro_jax.data.corpora.problems import Problems
 from maestro_jax.data.corpora.utterance import Utterance
 from maestro_jax.data.languages import LANGUAGES
@@ -39,6 +40,7 @@ FURTHER = ("validated", "other")
 _PLAIN = {"zh": "zh-CN"}
 
 _LOCALE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]+)*")
+_RELEASE = re.compile(r"cv-corpus-(\d+(?:\.\d+)?)(?:-.*)?")
 _CLIP = re.compile(r"common_voice_([A-Za-z0-9-]+)_\d+")
 
 
@@ -94,6 +96,20 @@ class CommonVoice(Corpus):
         path = directory / f"{further[1:]}.tsv"
         needs = ("text",) if further == "_validated" else ()
         yield from _utterances(path, language, "train", problems, needs=needs, but=known)
+
+    def published(self, source: Path, config: str) -> Mapping[str, Published]:
+        """The sizes of the splits, of the releases of which they are known here.
+
+        A release is known by its directory, whose name begins with `cv-corpus-`.
+        """
+        if _parts(config)[1]:
+            return {}
+        locale, directory = _by_config(source)[config]
+        for place in (directory, *directory.absolute().parents):
+            if release := _RELEASE.fullmatch(place.name):
+                sizes = SIZES.get(release[1], {}).get(locale, ())
+                return dict(zip(TABLES, map(Published, sizes), strict=False))
+        return {}
 
 
 def locale_directories(source: Path) -> dict[str, Path]:

@@ -84,9 +84,14 @@ class Corpus(abc.ABC):
             UserError: A table is missing or is not one.
         """
 
-    def published(self, config: str) -> Mapping[str, Published]:
-        """The published sizes of the splits of a config, or of `WHOLE`, as far as known."""
-        del config
+    def published(self, source: Path, config: str) -> Mapping[str, Published]:
+        """The published sizes of the splits of a config, or of `WHOLE`, as far as known.
+
+        Args:
+            source: The directory of the corpus, which may say which release it is.
+            config: One of `configs`.
+        """
+        del source, config
         return {}
 
 

@@ -111,8 +111,9 @@ class Covost2(Corpus):
                 speaker=row.get("client_id", "").strip(),
             )
 
-    def published(self, config: str) -> Mapping[str, Published]:
+    def published(self, source: Path, config: str) -> Mapping[str, Published]:
         """The sizes of the splits as they are joined with Common Voice 4."""
+        del source
         language, target = config.split("_")
         same = language == "en" and target in FROM_ENGLISH
         sizes = SIZES.get("en_x" if same else config)

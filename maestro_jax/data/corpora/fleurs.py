@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from maestro_jax.data.corpora import tables
 from maestro_jax.data.corpora.corpus import Corpus, Published, choose_languages
+from maestro_jax.data.corpora.fleurs_sizes import SIZES
 from maestro_jax.data.corpora.problems import Problems
 from maestro_jax.data.corpora.utterance import Utterance
 from maestro_jax.errors import UserError
@@ -33,8 +34,6 @@ COLUMNS = (
 FILES = {"train": "train", "validation": "dev", "test": "test"}
 # Mandarin is what ISO 639-1 calls Chinese, and Filipino is Tagalog as it is standardised.
 _OTHER_CODES = {"cmn": "zh", "fil": "tl"}
-# Rows of the tables, from the pages of the data set. Hours are about 10 for training everywhere.
-_PUBLISHED = {"en": (2602, 394, 647)}
 
 
 class Fleurs(Corpus):
@@ -76,10 +75,10 @@ class Fleurs(Corpus):
                     needs=("text",),
                 )
 
-    def published(self, config: str) -> Mapping[str, Published]:
-        """Sizes of the tables, of the languages of which they are known."""
-        sizes = _PUBLISHED.get(config, ())
-        return {split: Published(size) for split, size in zip(FILES, sizes, strict=False)}
+    def published(self, source: Path, config: str) -> Mapping[str, Published]:
+        """Rows of the tables; hours are about 10 for training everywhere."""
+        del source
+        return dict(zip(FILES, map(Published, SIZES.get(config, ())), strict=False))
 
 
 def _language(name: str) -> str:

@@ -56,9 +56,9 @@ class LibriSpeech(Corpus):
                     problems.add("no counterpart", split=split, item=place, detail=detail)
             yield from read_chapters(directory, split, problems)
 
-    def published(self, config: str) -> Mapping[str, Published]:
+    def published(self, source: Path, config: str) -> Mapping[str, Published]:
         """See `Corpus`."""
-        del config
+        del source, config
         return PUBLISHED
 
 

@@ -4,6 +4,10 @@
 in which book's audio it begins and ends) and `audio/<speaker>/<book>/<id>.flac` or `.opus`, where
 an id is `<speaker>_<book>_<segment>`. `train/limited_supervision` lists the ids of ten hours:
 `9hr/handles.txt`, and six folds of ten minutes, `1hr/<fold>/handles.txt`.
+
+Transcripts are published in lower case, with the hyphens of French and Portuguese (`est-ce`). They
+are normalised by VoxPopuli's rules (`est ce`), for the paper trains both corpora together, and a
+model should not have to guess which of them it hears.
 """
 
 from __future__ import annotations
@@ -13,10 +17,10 @@ from pathlib import Path
 
 from maestro_jax.data.corpora import limited, tables
 from maestro_jax.data.corpora.corpus import Corpus, Published, choose
-from maestro_jax.data.corpora.plain_text import plain_text
 from maestro_jax.data.corpora.problems import Problems
 from maestro_jax.data.corpora.utterance import Utterance
 from maestro_jax.errors import UserError
+from maestro_jax.evaluation.normalizers import normalize
 
 LANGUAGES = {
     "english": "en",
@@ -95,8 +99,9 @@ class Mls(Corpus):
                     detail = "a handle without a transcript"
                     problems.add("no counterpart", split=split, item=name, detail=detail)
 
-    def published(self, config: str) -> Mapping[str, Published]:
+    def published(self, source: Path, config: str) -> Mapping[str, Published]:
         """See `Corpus`."""
+        del source
         sizes = zip(_UTTERANCES[config], _HOURS[config], strict=True)
         return {split: Published(*size) for split, size in zip(FOLDERS, sizes, strict=True)}
 
@@ -153,7 +158,7 @@ def _utterance(name: str, audio: Path, split: str, language: str, raw_text: str)
         split=split,
         language=language,
         audio=str(audio),
-        text=plain_text(raw_text),
+        text=normalize(raw_text, language),
         raw_text=raw_text,
         speaker=name.split("_")[0],
         needs=("text",),

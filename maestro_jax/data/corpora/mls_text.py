@@ -1,7 +1,7 @@
 """The text that language models for MLS are trained on: `mls_lm_german/data.txt`, and so on.
 
 Books of Project Gutenberg in lower case, without those of the development and test sets
-(openslr.org/94).
+(openslr.org/94). They are normalised as the transcripts are, see `mls`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from maestro_jax.data.corpora.mls import LANGUAGES
 from maestro_jax.data.corpora.text_corpus import TextCorpus
+from maestro_jax.evaluation.normalizers import normalize
 
 FILES = ("data.txt", "data.txt.gz")
 
@@ -20,6 +21,10 @@ class MlsText(TextCorpus):
 
     name = "mls_text"
     title = "the text of MLS' language models: a directory with mls_lm_german and so on"
+
+    def text(self, line: str, language: str) -> str:
+        """See `TextCorpus`."""
+        return normalize(line, language)
 
     def files(self, source: Path) -> Mapping[str, Path]:
         """See `TextCorpus`."""

@@ -170,7 +170,7 @@ def prepare(
         problems.extend(account.problems)
 
     _finish(corpus, working, accounts)
-    summary = _summarise(corpus, config, working, listed, accounts, problems)
+    summary = _summarise(corpus, source, config, working, listed, accounts, problems)
     working.replace(directory)
     return dataclasses.replace(summary, directory=directory)
 
@@ -274,6 +274,7 @@ def _finish(corpus: Corpus, working: Path, accounts: dict[Path, Account]) -> Non
 
 def _summarise(
     corpus: Corpus,
+    source: Path,
     config: str,
     working: Path,
     listed: collections.Counter[str],
@@ -281,7 +282,7 @@ def _summarise(
     problems: Problems,
 ) -> Prepared:
     """Count everything, and write it down beside the records."""
-    published = corpus.published(config)
+    published = corpus.published(source, config)
     splits = []
     for split in corpus.splits:
         own = [account for path, account in accounts.items() if path.name.split("-")[1] == split]

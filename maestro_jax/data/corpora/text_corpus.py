@@ -21,6 +21,11 @@ class TextCorpus(Corpus):
     part_utterances = 16_384
     numbered = True
 
+    def text(self, line: str, language: str) -> str:
+        """A line as models read and write it; by default only its case is changed."""
+        del language
+        return plain_text(line)
+
     @abc.abstractmethod
     def files(self, source: Path) -> Mapping[str, Path]:
         """The file of every language that is there, plain or gzipped."""
@@ -37,7 +42,7 @@ class TextCorpus(Corpus):
                 id=str(number),
                 split="train",
                 language=config,
-                text=plain_text(line),
+                text=self.text(line, config),
                 raw_text=line,
                 needs=("text",),
             )

@@ -81,8 +81,9 @@ class VoxPopuliUnlabelled(Corpus):
         else:
             yield from _raw_utterances(source, subset, language, problems)
 
-    def published(self, config: str) -> Mapping[str, Published]:
+    def published(self, source: Path, config: str) -> Mapping[str, Published]:
         """Hours, but for the smallest subset, of which only the sum over languages is published."""
+        del source
         subset, language = config.rsplit("_", 1)
         if subset not in ("100k", "400k"):
             return {}

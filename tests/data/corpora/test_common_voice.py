@@ -12,8 +12,12 @@ from spoken import prepared, problems, records
 
 from maestro_jax.data.corpora import tables
 from maestro_jax.data.corpora.common_voice import CommonVoice
+from maestro_jax.data.corpora.common_voice_sizes import SIZES
+from maestro_jax.data.corpora.covost2_sizes import INTO_ENGLISH
+from maestro_jax.data.corpora.covost2_sizes import SIZES as COVOST_SIZES
 from maestro_jax.data.corpora.problems import Problems
 from maestro_jax.errors import UserError
+from maestro_jax.evaluation.normalizers import base_language
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +55,9 @@ def test_all_is_written_or_accounted_for(release: Path, tmp_path: Path) -> None:
     }
     assert train.utterances + sum(train.problems.values()) - 2 == train.listed
     assert ("missing audio", "train", "common_voice_de_4") in problems(result)
-    assert train.published is None
+    # The release is read off the name of its directory.
+    assert (train.published, validation.published, test.published) == (589_100, 16_183, 16_183)
+    assert "589092 fewer in the tables than published" in train.explanation()
     assert (validation.utterances, test.utterances) == (1, 1)
 
     found = records(result, "train")
@@ -67,9 +73,28 @@ def test_all_is_written_or_accounted_for(release: Path, tmp_path: Path) -> None:
         assert alike[entry["raw_text"]] > 0.98
 
 
+def test_published_sizes(release: Path, tmp_path: Path) -> None:
+    # CoVoST-2 took the development and test sets of the fourth release as they are.
+    fourth = {base_language(locale): sizes for locale, sizes in SIZES["4"].items()}
+    fourth["zh"] = SIZES["4"]["zh-CN"]
+    for language in INTO_ENGLISH:
+        assert fourth[language][1:] == COVOST_SIZES[f"{language}_en"][1:]
+    assert fourth["en"][1:] == COVOST_SIZES["en_x"][1:]
+    corpus = CommonVoice()
+    assert corpus.published(release, "sv")["test"].utterances == 5259
+    assert corpus.published(release.parent, "zh_tw")["test"].utterances == 4982
+    assert corpus.published(release / "de", "de")["validation"].utterances == 16_183
+    # Of what is beside the splits, and of releases without a name or with another one.
+    assert corpus.published(release, "de_other") == {}
+    for name in ("cv", "cv-corpus-17.1-2024-06-01", "cv-corpus-5-singleword"):
+        speak_clip(tmp_path / name / "de", "common_voice_de_1.mp3", "ja", "de")
+        assert corpus.published(tmp_path / name, "de") == {}
+
+
 def test_older_tables_and_names_without_an_ending(release: Path, tmp_path: Path) -> None:
     result = prepared(CommonVoice(), release / "sv-SE", "sv", tmp_path)
-    assert [split.utterances for split in result.splits] == [1, 1]
+    # Its dev.tsv is not there, though the release has one.
+    assert [split.utterances for split in result.splits] == [1, 0, 1]
     assert not problems(result)
     [train], [test] = records(result, "train"), records(result, "test")
     first, second = SWEDISH.values()

@@ -245,8 +245,8 @@ def test_every_direction_has_its_tasks() -> None:
     assert len(set(languages)) == 22
     assert "covost2_st_en_ja" in seqio.TaskRegistry.names()
     corpus = Covost2()
-    assert corpus.published("en_ja")["test"].utterances == 15531
-    assert corpus.published("en_fr") == {}
+    assert corpus.published(Path(), "en_ja")["test"].utterances == 15531
+    assert corpus.published(Path(), "en_fr") == {}
 
 
 def test_what_cannot_be_joined_is_one_line(tmp_path: Path) -> None:
