@@ -262,6 +262,11 @@ class IndexedTfdsSource(IndexedSource):
         self._remedy = remedy
 
     @property
+    def corpus(self) -> str:
+        """The builder's name, which is the corpus'."""
+        return self._name.partition("/")[0]
+
+    @property
     def remedy(self) -> str:
         """The command that prepares the data."""
         return self._remedy

@@ -11,7 +11,7 @@ import collections
 import logging
 import queue
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -204,7 +204,7 @@ def _common_vocabulary(streams: list[StreamReader]) -> TokenVocabulary | None:
 
 
 def evaluation_batches(
-    mixture_or_task: str,
+    names: str | Sequence[str],
     split: str,
     batch_size: int,
     audio_samples: int,
@@ -216,7 +216,7 @@ def evaluation_batches(
     """Every example of a split exactly once, in order: task after task.
 
     Args:
-        mixture_or_task: The name of a seqio task or mixture.
+        names: Of a seqio task or mixture, or of several tasks of one stream.
         split: Its split.
         batch_size: Rows of every batch; the last one is filled up with empty rows.
         audio_samples: The padded length of audio; 0 leaves audio out.
@@ -235,22 +235,20 @@ def evaluation_batches(
         UserError: An unknown task or split, or data that are not prepared.
     """
     hide_accelerators()
-    provider = get_task_or_mixture(mixture_or_task)
-    tasks = [task for task in tasks_of(provider) if split in task.splits]
+    names = [names] if isinstance(names, str) else list(names)
+    told = ", ".join(map(repr, names))
+    everything = [task for name in names for task in tasks_of(get_task_or_mixture(name))]
+    tasks = [task for task in everything if split in task.splits]
     if not tasks:
-        raise UserError(
-            f"{mixture_or_task!r} has no split {split!r}; it has {sorted(provider.splits)}."
-        )
+        there = sorted({split for task in everything for split in task.splits})
+        raise UserError(f"{told} has no split {split!r}; it has {there}.")
+    given = tasks[0].output_features
     asked = {"audio": audio_samples, "text": text_tokens, "translation": translation_tokens}
-    limits = {
-        name: limit for name, limit in asked.items() if limit and name in provider.output_features
-    }
-    identities = tuple(
-        name for name in ("language", "target_language") if name in provider.output_features
-    )
+    limits = {name: limit for name, limit in asked.items() if limit and name in given}
+    identities = tuple(name for name in ("language", "target_language") if name in given)
     if not limits:
         raise UserError(
-            f"{mixture_or_task!r} gives {', '.join(provider.output_features)}; "
+            f"{told} gives {', '.join(given)}; "
             "set the padded length of at least one of audio, text or translation that it has."
         )
     with data_scope(data_dir):

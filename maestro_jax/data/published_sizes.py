@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import seqio
 
 from maestro_jax.data.indexed_source import IndexedTfdsSource
-from maestro_jax.data.task_features import StreamTask
+from maestro_jax.data.test_sets import row_of
 
 
 def published_sizes(tasks: Sequence[seqio.Task], split: str) -> dict[str, int]:
@@ -23,9 +23,8 @@ def published_sizes(tasks: Sequence[seqio.Task], split: str) -> dict[str, int]:
     """
     sizes: dict[str, int | None] = {}
     for task in tasks:
-        if not isinstance(task, StreamTask) or len(task.languages) != 1:
+        if (row := row_of(task)) is None:
             continue
-        row = "-".join(code for code in (*task.languages, task.target_language) if code)
         source = task.source
         size = source.published(split) if isinstance(source, IndexedTfdsSource) else None
         before = sizes.get(row, 0)

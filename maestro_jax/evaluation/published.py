@@ -7,7 +7,8 @@ the split of CoVoST-2's X->English directions by resources is Wang et al. (2020)
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 
 VOXPOPULI_LANGUAGES = (
     *("en", "de", "fr", "es", "pl", "it", "ro", "nl", "cs", "hu", "hr", "sk", "fi", "sl"),
@@ -56,20 +57,24 @@ class Comparison:
     published: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
 
 
-def comparison(name: str, split: str) -> Comparison:
+def comparison(tasks: Collection[str], split: str) -> Comparison:
     """What was published about a test set.
 
     Args:
-        name: Of a task or mixture; known are CoVoST-2's translation into English as a whole, and
-            VoxPopuli's recognition.
+        tasks: Names of its tasks, be they of a mixture of the paper or of one's own. Known are
+            CoVoST-2's translation into English, of several languages, and VoxPopuli's recognition.
         split: Numbers were published for `test` only; the groups hold for all splits.
     """
     tested = split == "test"
-    if name.startswith("covost2_st_x_en"):
+
+    def are(pattern: str) -> bool:
+        return bool(tasks) and all(re.fullmatch(pattern, task) for task in tasks)
+
+    if len(tasks) > 1 and are("covost2_st_[a-z]+_en"):
         return Comparison(COVOST_GROUPS, COVOST_BLEU if tested else {})
-    if name.startswith("covost2_mt_x_en"):
+    if len(tasks) > 1 and are("covost2_mt_[a-z]+_en"):
         # The published numbers are of speech.
         return Comparison(COVOST_GROUPS)
-    if name.startswith("voxpopuli_paired") and tested:
+    if tested and are("voxpopuli_paired_[a-z]+"):
         return Comparison(published=VOXPOPULI_WER)
     return Comparison()

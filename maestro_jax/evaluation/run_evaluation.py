@@ -79,6 +79,9 @@ def evaluate_run(
 ) -> Report:
     """Decode and score test sets; tables and predictions are kept.
 
+    A mixture in which several corpora have a language is scored corpus by corpus (see
+    `maestro_jax.data.test_sets.separate_test_sets`).
+
     Args:
         run: The run that trained the model.
         model_dir: Its directory.
@@ -103,6 +106,7 @@ def evaluate_run(
     from maestro_jax.data.published_sizes import published_sizes
     from maestro_jax.data.task_features import stream_of
     from maestro_jax.data.task_listing import get_task_or_mixture, tasks_of
+    from maestro_jax.data.test_sets import separate_test_sets
 
     if transcriber is None:
         directory = Path(model_dir) if step is None else Path(model_dir) / "checkpoints" / str(step)
@@ -128,9 +132,16 @@ def evaluate_run(
     output_dir = Path(output_dir or Path(model_dir) / "evaluation")
     shards = transcriber.data_shards
     batch_size = -(-batch_size // shards) * shards
+    sets = [
+        (kind, name, test_set, members)
+        for kind, name in chosen
+        for test_set, members in separate_test_sets(
+            name, [task for task in tasks_of(get_task_or_mixture(name)) if split in task.splits]
+        ).items()
+    ]
     evaluations, compared = [], []
-    for kind, name in chosen:
-        members = [task for task in tasks_of(get_task_or_mixture(name)) if split in task.splits]
+    for kind, mixture, name, members in sets:
+        names = [task.name for task in members]
         with data_scope(data_dir):
             examples = sum(task.source.num_input_examples(split) or 0 for task in members)
             expected = published_sizes(members, split)
@@ -138,7 +149,7 @@ def evaluate_run(
         decode = transcriber.translate if kind == "mt" else transcriber.decode
         evaluation = evaluate(
             evaluation_batches(
-                name,
+                names or mixture,
                 split,
                 batch_size,
                 transcriber.samples,
@@ -154,7 +165,7 @@ def evaluate_run(
             progress=_counter(progress),
         )
         progress.close()
-        known = comparison(name, split)
+        known = comparison(names, split)
         if jax.process_index() == 0:
             markdown, _ = write_report(
                 evaluation, output_dir, low_resource=low_resource, **vars(known)

@@ -163,10 +163,21 @@ def test_published_numbers_agree_with_their_averages():
 
 
 def test_what_was_published_about_a_test_set():
-    whole = comparison("covost2_st_x_en_upsampled", "test")
+    speech, text = ([f"covost2_{s}_{code}_en" for code in ("de", "sl")] for s in ("st", "mt"))
+    whole = comparison(speech, "test")
     assert (whole.groups, whole.published) == (COVOST_GROUPS, COVOST_BLEU)
-    assert comparison("covost2_st_x_en", "validation") == Comparison(COVOST_GROUPS)
-    assert comparison("covost2_mt_x_en", "test") == Comparison(COVOST_GROUPS)
-    assert comparison("voxpopuli_paired", "test").published == VOXPOPULI_WER
-    for name in ("covost2_st_en_x", "covost2_st_de_en", "minivox_small_st"):
-        assert comparison(name, "test") == Comparison()
+    assert comparison(speech, "validation") == Comparison(COVOST_GROUPS)
+    assert comparison(text, "test") == Comparison(COVOST_GROUPS)
+    parliament = [f"voxpopuli_paired_{code}" for code in ("de", "sl")]
+    assert comparison(parliament, "test").published == VOXPOPULI_WER
+    assert comparison(parliament[:1], "test").published == VOXPOPULI_WER
+    for tasks in (
+        [],
+        speech[:1],
+        ["covost2_st_en_de", "covost2_st_en_sl"],
+        [*speech, "covost2_st_en_de"],
+        [*parliament, "mls_paired_de"],
+        ["voxpopuli_paired_en_accented"],
+        ["minivox_small_st_de"],
+    ):
+        assert comparison(tasks, "test") == Comparison()
