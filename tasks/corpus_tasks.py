@@ -61,7 +61,9 @@ def add_corpus_task(
     return add_stream_task(
         name or f"{corpus}_{stream}_{config}",
         stream=stream,
-        source=IndexedTfdsSource(f"{corpus}/{config}", names, remedy),
+        source=IndexedTfdsSource(
+            f"{corpus}/{config}", names, remedy, texts=stream in ("text", "mt")
+        ),
         languages=(language,),
         target_language=target_language if stream in ("mt", "st") else "",
         vocabulary=None if stream == "speech" else vocabulary,

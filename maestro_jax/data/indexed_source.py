@@ -21,6 +21,7 @@ import tensorflow as tf
 
 from maestro_jax.data.data_scope import active_data_root
 from maestro_jax.data.lengths import (
+    TEXTS_ONLY,
     as_array,
     lengths_file,
     load_lengths,
@@ -114,6 +115,10 @@ class IndexedSource(seqio.DataSource):
         Raises:
             UserError: The data are not there; the message says how to prepare them.
         """
+
+    def open_texts(self, split: str) -> IndexedSplit:
+        """Opens a split for its texts alone: its records may come without their audio."""
+        return self.open_split(split)
 
     @abc.abstractmethod
     def is_ready(self) -> bool:
@@ -253,10 +258,15 @@ class IndexedTfdsSource(IndexedSource):
         splits: The task's split names and the data set's, ``{"train": "paired_de_train"}``;
             ``clean+other`` is one split after the other.
         remedy: The command that prepares the data, for messages.
+        texts: Whether only texts are wanted. Where the data were prepared with them apart, records
+            then come without audio, which is nearly all of their bytes.
     """
 
-    def __init__(self, name: str, splits: Mapping[str, str], remedy: str) -> None:
+    def __init__(
+        self, name: str, splits: Mapping[str, str], remedy: str, *, texts: bool = False
+    ) -> None:
         super().__init__(tuple(splits))
+        self._texts = texts
         self._name = name
         self._split_names = dict(splits)
         self._remedy = remedy
@@ -311,6 +321,13 @@ class IndexedTfdsSource(IndexedSource):
 
     def open_split(self, split: str) -> IndexedSplit:
         """Opens a split; see `IndexedSource`."""
+        return self._open(split, self._texts)
+
+    def open_texts(self, split: str) -> IndexedSplit:
+        """See `IndexedSource`."""
+        return self._open(split, True)
+
+    def _open(self, split: str, texts: bool) -> IndexedSplit:
         if split not in self._split_names:
             raise UserError(
                 f"{self._name} has no split {split!r} here; it has {', '.join(self._split_names)}."
@@ -320,8 +337,12 @@ class IndexedTfdsSource(IndexedSource):
             raise UserError(
                 f"{self._name} is not prepared below {active_data_root()}; run `{self._remedy}`."
             )
-        stamp = (directory / "dataset_info.json").stat().st_mtime_ns
         name = self._split_names[split]
+        if texts and (apart := directory / TEXTS_ONLY / "dataset_info.json").is_file():
+            stamp = apart.stat().st_mtime_ns
+            if set(_parts(name)) <= set(_builder(apart.parent, stamp).info.splits):
+                return _tfds_split(apart.parent, stamp, name)
+        stamp = (directory / "dataset_info.json").stat().st_mtime_ns
         there = _builder(directory, stamp).info.splits
         for part in _parts(name):
             if part not in there:

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+TEXTS_ONLY = "texts"
+"""The directory, below that of a data set, of the same records without audio."""
 COLUMNS = ("audio", "text", "translation")
 """What the columns measure."""
 

@@ -19,7 +19,6 @@ from maestro_jax.data.indexed_source import IndexedSource
 from maestro_jax.data.languages import LANGUAGES
 from maestro_jax.data.task_features import StreamTask, stream_of
 from maestro_jax.data.task_listing import check_prepared, get_task_or_mixture, tasks_of
-from maestro_jax.data.task_readers import open_split
 from maestro_jax.errors import UserError
 
 MAX_REPEATS = 10
@@ -205,8 +204,7 @@ def _text_source(task: seqio.Task, field: str) -> TextSource:
 def _records(task: seqio.Task, indices: np.ndarray) -> tf.data.Dataset:
     """The records of the training split with these indices, which rise."""
     if isinstance(task.source, IndexedSource):
-        opened = open_split(task, _SPLIT)
-        assert opened is not None
+        opened = task.source.open_texts(_SPLIT)
         return opened.dataset(tf.data.Dataset.from_tensor_slices(indices))
     wanted = tf.constant(indices)
     dataset = task.source.get_dataset(_SPLIT, shuffle=False).enumerate()

@@ -25,6 +25,8 @@ from maestro_jax.errors import UserError
 
 SUFFIX = ".array_record"
 LENGTHS = ".lengths.npy"
+TEXTS = ".texts"
+"""Of the records once more, without audio, for tasks of text: a thousandth of the bytes."""
 ENDINGS = (SUFFIX, LENGTHS, ".json")
 """Of the files of a part: its records, how long they are, and its account."""
 
@@ -38,6 +40,7 @@ class Account:
         utterances: How many were written.
         samples: Of audio, at 16 kHz.
         num_bytes: Of the records.
+        text_bytes: Of the records without audio, if there are such.
         problems: What was wrong with their audio.
     """
 
@@ -46,6 +49,7 @@ class Account:
     samples: int
     num_bytes: int
     problems: tuple[Problem, ...] = ()
+    text_bytes: int = 0
 
 
 @functools.cache
@@ -90,7 +94,8 @@ def account_of(path: Path, utterances: tuple[Utterance, ...]) -> Account | None:
         path: Of the part, without `SUFFIX`.
         utterances: What it should hold.
     """
-    if not all(path.with_name(path.name + ending).is_file() for ending in ENDINGS):
+    endings = (*ENDINGS, TEXTS) if _has_both(utterances) else ENDINGS
+    if not all(path.with_name(path.name + ending).is_file() for ending in endings):
         return None
     account = path.with_name(path.name + ".json")
     try:
@@ -100,6 +105,11 @@ def account_of(path: Path, utterances: tuple[Utterance, ...]) -> Account | None:
     except (ValueError, TypeError, KeyError):
         return None
     return found if found.fingerprint == fingerprint(utterances) else None
+
+
+def _has_both(utterances: tuple[Utterance, ...]) -> bool:
+    """Whether there is audio to leave out, and text to keep."""
+    return any(one.audio and (one.text or one.translation) for one in utterances)
 
 
 def write_part(path: Path, utterances: tuple[Utterance, ...]) -> Account:
@@ -119,9 +129,14 @@ def write_part(path: Path, utterances: tuple[Utterance, ...]) -> Account:
     partial = record.with_name(f".{record.name}.partial")
     problems: list[Problem] = []
     lengths: list[tuple[int, int, int]] = []
-    samples = num_bytes = 0
+    samples = num_bytes = text_bytes = 0
     # Every record is a group of its own: they are read one by one, at random.
     writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1")
+    texts = None
+    path.with_name(path.name + TEXTS).unlink(missing_ok=True)
+    if _has_both(utterances):
+        path_of_texts = str(path.with_name(path.name + TEXTS))
+        texts = array_record_module.ArrayRecordWriter(path_of_texts, "group_size:1")
     try:
         for utterance in utterances:
             audio = _audio(utterance, problems)
@@ -136,10 +151,18 @@ def write_part(path: Path, utterances: tuple[Utterance, ...]) -> Account:
             lengths.append(record_lengths({**example, "audio": audio}))
             samples += len(audio)
             num_bytes += len(content)
+            if texts is not None:
+                content = serialize({**example, "audio": np.zeros(0, np.int16)})
+                texts.write(content)
+                text_bytes += len(content)
     finally:
         writer.close()
+        if texts is not None:
+            texts.close()
     save_lengths(path.with_name(path.name + LENGTHS), as_array(lengths))
-    account = Account(fingerprint(utterances), len(lengths), samples, num_bytes, tuple(problems))
+    account = Account(
+        fingerprint(utterances), len(lengths), samples, num_bytes, tuple(problems), text_bytes
+    )
     account_path = path.with_name(path.name + ".json")
     account_path.write_text(json.dumps(dataclasses.asdict(account)) + "\n", encoding="utf-8")
     # Last, for it makes the part complete.

@@ -22,6 +22,7 @@ from maestro_jax.data.corpora.parts import (
     ENDINGS,
     LENGTHS,
     SUFFIX,
+    TEXTS,
     Account,
     account_of,
     record_features,
@@ -29,7 +30,7 @@ from maestro_jax.data.corpora.parts import (
 )
 from maestro_jax.data.corpora.problems import KEPT, Problems
 from maestro_jax.data.corpora.utterance import Utterance
-from maestro_jax.data.lengths import lengths_file, save_lengths
+from maestro_jax.data.lengths import TEXTS_ONLY, lengths_file, save_lengths
 from maestro_jax.data.processes import Processes
 from maestro_jax.data.streams import SAMPLE_RATE
 from maestro_jax.errors import UserError
@@ -136,6 +137,7 @@ def prepare(
     working.mkdir(parents=True, exist_ok=True)
     for leftover in (*working.glob(".*.partial"), *working.glob(f"{corpus.name}-*")):
         leftover.unlink()
+    shutil.rmtree(working / TEXTS_ONLY, ignore_errors=True)
 
     listed: collections.Counter[str] = collections.Counter()
     remaining = 0
@@ -229,8 +231,6 @@ def _parts(
 def _finish(corpus: Corpus, working: Path, accounts: dict[Path, Account]) -> None:
     """Give the parts the names of TFDS' shards, and write its metadata and all lengths."""
     record_features()
-    import tensorflow_datasets as tfds
-
     by_split: dict[str, list[tuple[Path, Account]]] = {}
     for path, account in accounts.items():
         if account.utterances:
@@ -240,8 +240,48 @@ def _finish(corpus: Corpus, working: Path, accounts: dict[Path, Account]) -> Non
             f"nothing of {corpus.name} could be used; {len(accounts)} parts are in {working}, and "
             "the problems in the .json files there."
         )
+    lengths = {
+        split: np.concatenate([np.load(path.with_name(path.name + LENGTHS)) for path, _ in parts])
+        for split, parts in by_split.items()
+    }
+    # Where a split has some speech without text, its texts would be other records than its speech.
+    with_texts = {
+        split: parts
+        for split, parts in by_split.items()
+        if all(account.text_bytes for _, account in parts)
+    }
+    if with_texts:
+        only_texts = {split: lengths[split] * [0, 1, 1] for split in with_texts}
+        _data_set(corpus, working / TEXTS_ONLY, with_texts, only_texts, TEXTS, "text_bytes")
+    _data_set(corpus, working, by_split, lengths, SUFFIX, "num_bytes")
+    for path in accounts:
+        for ending in (*ENDINGS, TEXTS):
+            path.with_name(path.name + ending).unlink(missing_ok=True)
+
+
+def _data_set(
+    corpus: Corpus,
+    directory: Path,
+    by_split: dict[str, list[tuple[Path, Account]]],
+    lengths: dict[str, np.ndarray],
+    ending: str,
+    size: str,
+) -> None:
+    """Make a TFDS data set of files of parts.
+
+    Args:
+        corpus: What it is of.
+        directory: Where it goes.
+        by_split: The parts of each split, in their order.
+        lengths: Of the records of each split.
+        ending: Of the files of the parts.
+        size: The field of their accounts that has the bytes.
+    """
+    import tensorflow_datasets as tfds
+
+    directory.mkdir(exist_ok=True)
     template = tfds.core.ShardedFileTemplate(
-        data_dir=working, dataset_name=corpus.name, filetype_suffix=SUFFIX.lstrip(".")
+        data_dir=directory, dataset_name=corpus.name, filetype_suffix=SUFFIX.lstrip(".")
     )
     infos = []
     for split, parts in by_split.items():
@@ -249,20 +289,16 @@ def _finish(corpus: Corpus, working: Path, accounts: dict[Path, Account]) -> Non
             tfds.core.SplitInfo(
                 name=split,
                 shard_lengths=[account.utterances for _, account in parts],
-                num_bytes=sum(account.num_bytes for _, account in parts),
+                num_bytes=sum(getattr(account, size) for _, account in parts),
                 filename_template=template.replace(split=split),
             )
         )
-        lengths = [np.load(path.with_name(path.name + LENGTHS)) for path, _ in parts]
-        save_lengths(lengths_file(working, split), np.concatenate(lengths))
+        save_lengths(lengths_file(directory, split), lengths[split])
         for number, (path, _) in enumerate(parts):
             name = f"{corpus.name}-{split}{SUFFIX}-{number:05d}-of-{len(parts):05d}"
-            path.with_name(path.name + SUFFIX).rename(working / name)
-    for path in accounts:
-        for ending in ENDINGS:
-            path.with_name(path.name + ending).unlink(missing_ok=True)
+            path.with_name(path.name + ending).rename(directory / name)
     tfds.folder_dataset.write_metadata(
-        data_dir=working,
+        data_dir=directory,
         features=record_features(),
         split_infos=infos,
         filename_template=template,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from spoken import prepared, problems, record, records, say, speak_to
 from maestro_jax.data.corpora import preparing
 from maestro_jax.data.corpora.manifest import Manifest
 from maestro_jax.data.corpora.preparing import forget
+from maestro_jax.data.data_scope import data_scope
+from maestro_jax.data.indexed_source import IndexedTfdsSource
 from maestro_jax.errors import UserError
 
 TEXTS = ["One, two!", "three", 'Four "five"', "six", "seven"]
@@ -96,6 +99,41 @@ def test_all_is_written_or_accounted_for(source: Path, tmp_path: Path) -> None:
     assert not list(result.directory.glob("part-*"))
     hours = sum(len(entry["audio"]) for entry in found) / 16000 / 3600
     assert train.hours == pytest.approx(hours)
+
+
+def test_tasks_of_text_read_no_audio(source: Path, tmp_path: Path) -> None:
+    result = prepared(Manifest(), source, "en", tmp_path)
+    splits = {"train": "train", "everything": "train+validation"}
+    with data_scope(tmp_path):
+        whole, texts = (
+            IndexedTfdsSource("manifest/en", splits, "?", texts=texts) for texts in (False, True)
+        )
+        for split in splits:
+            heard, written = whole.open_split(split), texts.open_split(split)
+            assert len(heard) == len(written) > 0
+            assert (written.lengths() == heard.lengths() * [0, 1, 1]).all()
+            for number in range(len(heard)):
+                one, other = dict(heard[number]), dict(written[number])
+                assert len(one.pop("audio")) and not len(other.pop("audio"))
+                assert one == other
+            # Of the audio, two bytes a sample.
+            assert heard.num_bytes - written.num_bytes >= 2 * heard.lengths()[:, 0].sum()
+            found = whole.open_texts(split)
+            assert found.num_bytes == written.num_bytes
+        # What was prepared without them, as MiniVox is, has its texts with the audio.
+        shutil.rmtree(result.directory / "texts")
+        assert len(texts.open_split("train")[0]["audio"])
+
+
+def test_speech_without_text_has_no_texts_apart(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    speak_to(source / "a.flac", "one")
+    lines = [{"audio": "a.flac", "language": "en"}, {"text": "two", "language": "en"}]
+    for split, line in zip(("train", "test"), lines, strict=True):
+        (source / f"{split}.jsonl").write_text(json.dumps(line) + "\n")
+    result = prepared(Manifest(), source, "en", tmp_path)
+    assert [split.utterances for split in result.splits] == [1, 1]
+    assert not (result.directory / "texts").exists()
 
 
 def test_an_interrupted_preparation_goes_on(
