@@ -1,150 +1,445 @@
-"""Every corpus from its official layout through `maestro prepare` to training steps."""
+"""Every corpus from its official layout through `maestro prepare` and training to transcripts."""
 
 from __future__ import annotations
 
 import collections
-import gzip
+import contextlib
+import csv
+import dataclasses
+import io
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import layouts_babel
 import layouts_common_voice
-import layouts_covost2
-import layouts_fleurs
-import layouts_libri_light
-import layouts_librispeech
-import layouts_mls
-import layouts_tedlium
-import layouts_text
-import layouts_voxpopuli
+import numpy as np
 import pytest
-from spoken import speak_to
+import soundfile
+from etils import epath
+from layouts_all import LAYOUTS, PROBLEMS, REFERENCES
+from narrow_model import NARROW
+from spoken import Here
 
 from maestro_jax.cli.main import main
-from maestro_jax.data.byte_vocabulary import CONTENT
+from maestro_jax.data.byte_vocabulary import CONTENT, ByteVocabulary
 from maestro_jax.data.corpora.corpus import corpus_names
+from maestro_jax.data.languages import LANGUAGES
+from maestro_jax.data.streams import SAMPLE_RATE
 from maestro_jax.data.vocabularies import write_atomically
+from maestro_jax.evaluation.predictions import read_predictions
+from maestro_jax.evaluation.run_evaluation import evaluate_run
+from maestro_jax.evaluation.transcriber import Transcriber
+from maestro_jax.training.run import TrainRun
 
 # Minutes of compilation: `make test-slow` runs it.
 pytestmark = pytest.mark.slow
 
-NARROW = {
-    "VOCAB_SIZE": "259",
-    "FEATURES": "16",
-    "HIDDEN": "16",
-    "SPEECH_LAYERS": "1",
-    "SHARED_LAYERS": "1",
-    "TEXT_FEATURES": "16",
-    "CODES": "8",
-    "CODE_FEATURES": "8",
-    "DROPOUT": "0.0",
-    "WARMUP_STEPS": "1",
-    "STEPS": "4",
-    "LOG_EVERY": "1",
-    "DIAGNOSTICS_EVERY": "0",
-}
 STREAMS = ("speech", "paired", "text", "mt", "st")
+STEPS, BATCH = 8, 32
+DRAWN = STEPS * BATCH
+"""Rows of each stream: a whole block of the mixture, in which tasks have exact shares."""
+
+SAMPLES, TOKENS = 3 * SAMPLE_RATE, 64
+DEVICES = 8
 
 
-def lay_out_manifest(source: Path) -> None:
-    """Two spoken lines and one to test with."""
-    lines = {"train": ["one two", "three four"], "test": ["five six"]}
-    for split, texts in lines.items():
-        rows = []
-        for number, text in enumerate(texts):
-            speak_to(source / split / f"{number}.flac", text)
-            row = {"audio": f"{split}/{number}.flac", "text": text, "language": "en"}
-            rows.append(json.dumps(row) + "\n")
-        (source / f"{split}.jsonl").write_text("".join(rows))
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What the commands left.
+
+    Attributes:
+        source: The directories of the corpora, by their names.
+        root: The data root.
+        model_dir: Of the model.
+        run: That trained it.
+        batches: That it was trained on.
+        printed: By corpus, the closing table of `maestro prepare`.
+        tasks: By stream, the tasks of which something is prepared.
+    """
+
+    source: Path
+    root: Path
+    model_dir: Path
+    run: TrainRun
+    batches: list[dict[str, dict[str, np.ndarray]]]
+    printed: dict[str, str]
+    tasks: dict[str, list[str]]
+
+    def examples(self, task: str) -> dict[str, int]:
+        """The examples of the splits of a task that has any."""
+        from maestro_jax.data.data_scope import data_scope
+        from maestro_jax.data.task_listing import get_task_or_mixture
+        from maestro_jax.errors import UserError
+
+        found = {}
+        with data_scope(self.root):
+            task = get_task_or_mixture(task)
+            for split in task.splits:
+                # A split that the corpus may have, but not here.
+                with contextlib.suppress(UserError):
+                    found[split] = task.num_input_examples(split)
+        return found
+
+    def records(self, task: str, split: str) -> list[dict[str, Any]]:
+        """The records behind a split of a task, read without seqio, TensorFlow or the loader."""
+        import tensorflow_datasets as tfds
+
+        from maestro_jax.data.task_listing import get_task_or_mixture
+
+        source = get_task_or_mixture(task).source
+        directory = self.root / source._name / "1.0.0"
+        found = []
+        for part in source._split_names[split].split("+"):
+            data = tfds.builder_from_directory(directory).as_data_source(part)
+            found += [data[number] for number in range(len(data))]
+        return [
+            {name: v.decode() if isinstance(v, bytes) else v for name, v in record.items()}
+            for record in found
+        ]
+
+    def summaries(self) -> dict[str, dict[str, Any]]:
+        """What `maestro prepare` wrote down, by corpus and config."""
+        return {
+            str(path.parent.parent.relative_to(self.root)): json.loads(path.read_text())
+            for path in sorted(self.root.glob("*/*/1.0.0/summary.json"))
+        }
 
 
-def lay_out_libri_text(source: Path) -> None:
-    """The text as it is downloaded."""
-    source.mkdir()
-    with gzip.open(source / "librispeech-lm-norm.txt.gz", "wt", encoding="utf-8") as file:
-        file.write("A SENTENCE OF A BOOK\nAND ANOTHER ONE\n")
+def prepare_all(source: Path, root: Path) -> dict[str, str]:
+    """Lays all corpora out and runs `maestro prepare` on each."""
+    printed = {}
+    for corpus, lay_out in LAYOUTS.items():
+        directory = lay_out(source / corpus)
+        directory = directory if isinstance(directory, Path) else source / corpus
+        out, errors = io.StringIO(), io.StringIO()
+        command = ["prepare", corpus, "--source_dir", str(directory), "--data_dir", str(root)]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sys.stderr", errors)
+            if corpus != "common_voice":
+                # One corpus is read by processes, each of which takes seconds to start.
+                patch.setattr("maestro_jax.data.processes.Processes", Here)
+            with contextlib.redirect_stdout(out):
+                code = main([*command, "--workers", "1"])
+        if corpus == "common_voice":
+            # The layout has languages with nothing but an empty table, too.
+            assert code == 2 and "nothing could be used of zh" in errors.getvalue()
+        else:
+            assert code == 0, errors.getvalue()
+        printed[corpus] = out.getvalue()
+    return printed
 
 
-LAYOUTS: dict[str, Callable[[Path], object]] = {
-    "librispeech": layouts_librispeech.lay_out,
-    "librispeech_text": lay_out_libri_text,
-    "libri_light": layouts_libri_light.lay_out,
-    "mls": layouts_mls.lay_out,
-    "mls_text": layouts_mls.lay_out,
-    "common_voice": layouts_common_voice.lay_out,
-    "covost2": layouts_covost2.lay_out,
-    "voxpopuli": layouts_voxpopuli.lay_out,
-    "voxpopuli_unlabelled": layouts_voxpopuli.lay_out,
-    "voxpopuli_text": layouts_voxpopuli.lay_out,
-    "fleurs": layouts_fleurs.lay_out,
-    "babel": layouts_babel.lay_out,
-    "tedlium": layouts_tedlium.lay_out,
-    "ami": lay_out_manifest,
-    "broadcast_news": lay_out_manifest,
-    "switchboard_fisher": lay_out_manifest,
-    "wsj": lay_out_manifest,
-    "text_files": layouts_text.lay_out_mc4,
-    "parallel_text": layouts_text.lay_out_parallel,
-}
-
-
-def test_no_corpus_is_forgotten() -> None:
-    # A manifest has a name of its own and tasks of its own: the corpora of SpeechStew stand for it.
-    assert set(LAYOUTS) == set(corpus_names()) - {"manifest"}
-
-
-def test_from_files_to_training_steps(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     import seqio
 
     from maestro_jax.cli import gin_config
     from maestro_jax.data.task_listing import list_tasks
+    from maestro_jax.training.inputs import task_batches
     from maestro_jax.training.loop import train
 
-    root = tmp_path / "data"
+    source = tmp_path_factory.mktemp("corpora")
+    root = tmp_path_factory.mktemp("data")
+    model_dir = tmp_path_factory.mktemp("model")
     write_atomically(root / "vocabularies" / "multilingual.model", CONTENT)
-    for corpus, lay_out in LAYOUTS.items():
-        source = tmp_path / corpus
-        directory = lay_out(source) or source
-        directory = directory if isinstance(directory, Path) else source
-        command = ["prepare", corpus, "--source_dir", str(directory), "--data_dir", str(root)]
-        if corpus == "common_voice":
-            # The layout has languages with nothing but an empty table, too.
-            assert main([*command, "--workers", "1"]) == 2
-            assert "nothing could be used of zh" in capfd.readouterr().err
-        else:
-            assert main([*command, "--workers", "1"]) == 0, capfd.readouterr().err
+    printed = prepare_all(source, root)
 
-    ready: dict[str, list[str]] = collections.defaultdict(list)
+    tasks: dict[str, list[str]] = collections.defaultdict(list)
+    lines = ["from __gin__ import dynamic_registration", "from maestro_jax.data import streams"]
     for row in list_tasks(str(root)):
-        if row.kind == "task" and row.ready and (row.examples or {}).get("train"):
-            ready[row.stream].append(row.name)
-    covered = {
-        corpus
-        for corpus in LAYOUTS
-        if any(name.startswith(f"{corpus}_") for names in ready.values() for name in names)
-    }
-    assert covered == set(LAYOUTS)
-    assert set(ready) == set(STREAMS)
-
-    # One mixture a stream, in which all are drawn equally often.
-    batch = 16
-    for stream, names in ready.items():
-        name = f"everything_{stream}"
+        if row.kind == "task" and row.ready:
+            tasks[row.stream].append(row.name)
+    # One mixture a stream, in which all tasks are drawn equally often.
+    for stream in STREAMS:
+        name, config = f"everything_{stream}", f"{stream}/streams.StreamConfig"
         if name in seqio.MixtureRegistry.names():
             seqio.MixtureRegistry.remove(name)
-        seqio.MixtureRegistry.add(name, [(task, 1.0) for task in names])
-    streams = [f"{stream}/streams.StreamConfig" for stream in STREAMS]
-    lines = ["from maestro_jax.data import streams"]
-    for stream, config in zip(STREAMS, streams, strict=True):
-        lines += [f'{config}.mixture = "everything_{stream}"', f"{config}.batch_size = {batch}"]
-    file = tmp_path / "everything.gin"
-    header = "from __gin__ import dynamic_registration\n"
-    file.write_text(header + "\n".join(lines) + "\n")
+        lines += [f'{config}.mixture = "{name}"', f"{config}.batch_size = {BATCH}"]
+    file = tmp_path_factory.mktemp("gin") / "everything.gin"
+    file.write_text("\n".join(lines) + "\n")
     files = ["runs/pretrain.gin", "models/tiny.gin", "objectives/maestro.gin"]
     files += ["data/minivox_small.gin", str(file)]
-    run = gin_config.parse_and_build(files, NARROW)
-    model_dir = tmp_path / "model"
-    train(run, model_dir=model_dir, data_dir=root)
-    metrics = [json.loads(line) for line in (model_dir / "metrics.jsonl").read_text().splitlines()]
-    assert metrics[-1]["step"] == 4 and metrics[-1]["skipped_steps"] == 0
+    bindings = NARROW | {
+        "VOCAB_SIZE": "259",
+        "DROPOUT": "0.0",
+        "STEPS": str(STEPS),
+        "DIAGNOSTICS_EVERY": "0",
+        "AUDIO_SAMPLES": str(SAMPLES),
+        "TOKENS": str(TOKENS),
+    }
+    run = gin_config.parse_and_build(files, bindings)
+    batches: list[dict[str, dict[str, np.ndarray]]] = []
+    result = Trained(source, root, model_dir, run, batches, printed, dict(tasks))
+    for stream in STREAMS:
+        training = [(task, 1.0) for task in tasks[stream] if result.examples(task).get("train")]
+        seqio.MixtureRegistry.add(f"everything_{stream}", training)
+
+    def kept(start_step: int) -> Iterator[Any]:
+        """The batches that a run gets by default; they are kept to be looked at."""
+        for batch in task_batches(run, run.partitioning.mesh(), epath.Path(model_dir), root)(
+            start_step
+        ):
+            batches.append(batch)
+            yield batch
+
+    train(run, model_dir=model_dir, data_dir=root, batches=kept)
+    return result
+
+
+@pytest.fixture(scope="module")
+def transcriber(trained: Trained) -> Transcriber:
+    """The model as it was written to disk."""
+    return Transcriber.from_checkpoint(trained.model_dir, trained.run)
+
+
+def test_no_corpus_is_forgotten(trained: Trained) -> None:
+    # A manifest has a name of its own and tasks of its own: the corpora of SpeechStew stand for it.
+    assert set(LAYOUTS) == set(corpus_names()) - {"manifest"}
+    assert set(trained.tasks) == set(STREAMS)
+    names = [name for stream in STREAMS for name in trained.tasks[stream]]
+    assert set(LAYOUTS) == {c for c in LAYOUTS if any(n.startswith(f"{c}_") for n in names)}
+    scored = {name for stream in ("paired", "st", "mt") for name in trained.tasks[stream]}
+    assert set(REFERENCES) == scored
+
+
+def test_whatever_is_wrong_is_counted_and_told(trained: Trained) -> None:
+    found = {}
+    for name, summary in trained.summaries().items():
+        corpus, config = name.split("/")
+        assert f"{corpus}/{config} " in trained.printed[corpus]
+        counts = {split["split"]: split["problems"] for split in summary["splits"]}
+        counts[""] = summary["lines"]
+        found |= {(name, split): problems for split, problems in counts.items() if problems}
+        path = trained.root / name / "1.0.0" / "problems.tsv"
+        with path.open(encoding="utf-8", newline="") as file:
+            lines = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+        written = collections.Counter((line["split"], line["kind"]) for line in lines)
+        assert written == {(s, k): n for s, kinds in counts.items() for k, n in kinds.items()}
+        assert all(line["item"] for line in lines)
+        for kinds in counts.values():
+            for kind, count in kinds.items():
+                assert f"{count} {kind}" in trained.printed[corpus]
+    assert found == PROBLEMS
+
+
+def test_the_known_quirks_are_among_it(trained: Trained) -> None:
+    kinds = collections.defaultdict(set)
+    for (name, _), problems in PROBLEMS.items():
+        for kind in problems:
+            kinds[kind].add(name.split("/")[0])
+    for kind in ("empty text", "missing audio", "duplicate id", "unreadable audio"):
+        for corpus in ("common_voice", "fleurs", "mls", "librispeech", "voxpopuli"):
+            assert corpus in kinds[kind], (kind, corpus)
+
+    # Quotation marks in tables, with a partner and without: no line swallows the next one.
+    for task, split, texts in (
+        ("common_voice_paired_de", "train", ['Das ist "gut", ja!', '"Eins zwei.']),
+        ("voxpopuli_paired_de", "train", ['Drei "vier', '"Sieben"']),
+        ("voxpopuli_paired_sl", "train", ['"Štiri.']),
+        ("fleurs_paired_de", "train", ['Das "Ei ist rund.']),
+        ("covost2_st_de_en", "train", ['Das ist "gut", ja!']),
+    ):
+        raw = [record["raw_text"] for record in trained.records(task, split)]
+        assert set(texts) <= set(raw)
+    # Annotations between pipes, and what the pipe in one of them does.
+    [table] = (trained.source / "voxpopuli").glob("transcribed_data/sl/*.gz")
+    assert table.name == "asr_sl.tsv.gz"
+    assert PROBLEMS["voxpopuli/sl", ""] == {"bad row": 1}
+    sizes = trained.examples("voxpopuli_paired_sl")
+    assert sizes == {"train": 2, "validation": 1, "test": 1}
+
+    # Clips at 48 kHz with a variable bit rate, which LAME says in the first frame.
+    clip = next(iter(layouts_common_voice.GERMAN))
+    [path] = (trained.source / "common_voice").glob(f"*/de/clips/{clip}")
+    told = soundfile.info(path)
+    assert (told.samplerate, told.subtype) == (48_000, "MPEG_LAYER_III")
+    assert b"Xing" in path.read_bytes()[:200]
+    [record] = (
+        r for r in trained.records("common_voice_paired_de", "train") if r["id"] == path.stem
+    )
+    assert len(record["audio"]) == pytest.approx(told.frames / 3, abs=1)
+
+
+def test_every_step_was_a_step(trained: Trained) -> None:
+    lines = (trained.model_dir / "metrics.jsonl").read_text().splitlines()
+    metrics = [json.loads(line) for line in lines]
+    assert [line["step"] for line in metrics] == list(range(1, STEPS + 1))
+    assert metrics[-1]["skipped_steps"] == 0
+    assert all(math.isfinite(line["loss"]) for line in metrics)
+    assert len(trained.batches) == STEPS
+    assert all(set(batch) == set(STREAMS) for batch in trained.batches)
+
+
+Content = tuple[Any, ...]
+
+
+def contents_of_rows(stream: str, features: dict[str, np.ndarray]) -> list[Content]:
+    """What each row says: languages, texts, and the bytes of its audio."""
+    rows = []
+    for row in range(len(features["language"])):
+        content: list[Any] = [LANGUAGES[features["language"][row]]]
+        if "target_language" in features:
+            content.append(LANGUAGES[features["target_language"][row]])
+        for name in ("text", "translation"):
+            if name in features:
+                ids = features[name][row, : features[f"{name}_length"][row]]
+                content.append(ByteVocabulary().decode(ids.tolist()))
+        if "audio" in features:
+            content.append(features["audio"][row, : features["audio_length"][row]].tobytes())
+        rows.append(tuple(content))
+    return rows
+
+
+def content_of_record(stream: str, record: dict[str, Any], target: str) -> Content:
+    """What the row of a record should say."""
+    content = [record["language"]]
+    if stream in ("mt", "st"):
+        content.append(target)
+    if stream in ("paired", "text", "mt"):
+        content.append(record["text"])
+    if stream in ("mt", "st"):
+        content.append(record["translation"])
+    if stream in ("speech", "paired", "st"):
+        content.append(np.asarray(record["audio"], np.int16).tobytes())
+    return tuple(content)
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_every_utterance_of_every_task_was_trained_on(trained: Trained, stream: str) -> None:
+    """Each task has its share of the rows, and each of its utterances its share of the task's."""
+    found: collections.Counter[Content] = collections.Counter()
+    for batch in trained.batches:
+        found.update(contents_of_rows(stream, batch[stream]))
+    assert found.total() == DRAWN
+
+    training = [task for task in trained.tasks[stream] if trained.examples(task).get("train")]
+    least, most = collections.Counter(), collections.Counter()
+    for task in training:
+        records = trained.records(task, "train")
+        target = task.rpartition("_")[2]
+        for record in records:
+            content = content_of_record(stream, record, target)
+            # To within an example, of which an epoch has every one once.
+            least[content] += (DRAWN // len(training) - 1) // len(records)
+            most[content] += -(-(DRAWN // len(training) + 2) // len(records))
+    if stream == "speech":
+        found, least, most = (cropped(counts, most) for counts in (found, least, most))
+    assert set(found) == set(most)
+    for content, count in found.items():
+        assert 1 <= least[content] <= count <= most[content], content[:3]
+
+
+def cropped(
+    counts: collections.Counter[Content], whole: collections.Counter[Content]
+) -> collections.Counter[Content]:
+    """The counts with one entry a language for all audio that is too long for a row.
+
+    A window of such a recording fills its row. Since the same words are read again and again in
+    these, it may be of any.
+    """
+    long = [content for content in whole if len(content[-1]) > 2 * SAMPLES]
+    found: collections.Counter[Content] = collections.Counter()
+    for (language, audio), count in counts.items():
+        if len(audio) >= 2 * SAMPLES:
+            window = audio[: 2 * SAMPLES]
+            assert any(language == other and window in recording for other, recording in long)
+            audio = b"cropped"
+        found[language, audio] += count
+    return found
+
+
+@pytest.mark.parametrize("task", REFERENCES)
+def test_decoding(trained: Trained, transcriber: Transcriber, task: str) -> None:
+    sizes = trained.examples(task)
+    split = "test" if sizes.get("test") else "train"
+    records = trained.records(task, split)
+    # Where it is one split of the corpus, `maestro prepare` has counted it.
+    assert sizes[split] == len(records) == len(REFERENCES[task])
+    report = evaluate_run(
+        trained.run,
+        model_dir=trained.model_dir,
+        data_dir=trained.root,
+        tasks=(task,),
+        split=split,
+        transcriber=transcriber,
+        batch_size=DEVICES,
+    )
+    [evaluation] = report.evaluations
+    stem = trained.model_dir / "evaluation" / f"{task}.{split}"
+    predictions = read_predictions(stem.with_name(f"{stem.name}.predictions.jsonl"))
+    assert sorted(p.id for p in predictions) == sorted(record["id"] for record in records)
+    assert sorted(p.reference for p in predictions) == sorted(REFERENCES[task])
+    assert evaluation.utterances == len(records) and evaluation.repeats == 0
+
+    translates = "_st_" in task or "_mt_" in task
+    target = task.rpartition("_")[2] if translates else ""
+    direction = "-".join(code for code in (records[0]["language"], target) if code)
+    assert [row.direction for row in evaluation.rows] == [direction]
+    assert f"| {direction} |" in stem.with_name(f"{stem.name}.md").read_text()
+    [row] = json.loads(stem.with_name(f"{stem.name}.json").read_text())["rows"]
+    assert (row["direction"], row["utterances"]) == (direction, len(records))
+    # A fixture is smaller than what was published, and its scores are marked.
+    assert row["expected"] is None or row["expected"] > len(records)
+    assert row["complete"] == (row["expected"] is None)
+
+    # Alone, every utterance gets the same hypothesis.
+    hypotheses = {p.id: p.hypothesis for p in predictions}
+    for record in records:
+        if "_mt_" in task:
+            [heard] = translate(transcriber, record["text"], record["language"], target)
+        else:
+            samples = np.asarray(record["audio"], np.int16) / 32768.0
+            [transcript] = transcriber.transcribe([samples], target_language=target or None)
+            heard = transcript.text
+        assert heard == hypotheses[record["id"]]
+
+
+def test_corpora_of_a_mixture_have_tables_of_their_own(
+    trained: Trained, transcriber: Transcriber
+) -> None:
+    from maestro_jax.data.registration import add_language_mixture
+
+    # All three have English; two have the same ids, for those are numbers of lines.
+    tasks = ["ami_paired_en", "wsj_paired_en", "covost2_paired_en_de"]
+    add_language_mixture("three_in_english", tasks)
+    report = evaluate_run(
+        trained.run,
+        model_dir=trained.model_dir,
+        data_dir=trained.root,
+        tasks=("three_in_english",),
+        transcriber=transcriber,
+        batch_size=DEVICES,
+    )
+    found = {
+        e.name: [(row.direction, row.scores.utterances) for row in e.rows]
+        for e in report.evaluations
+    }
+    assert found == {f"three_in_english.{c}.test": [("en", 1)] for c in ("ami", "covost2", "wsj")}
+
+
+def translate(transcriber: Transcriber, text: str, language: str, target: str) -> list[str]:
+    """The translation of a text that is alone in a batch."""
+    ids = ByteVocabulary().encode(text)
+    features = {
+        "text": np.zeros((DEVICES, TOKENS), np.int32),
+        "text_length": np.zeros(DEVICES, np.int32),
+        "language": np.zeros(DEVICES, np.int32),
+    }
+    features["text"][0, : len(ids)] = ids
+    features["text_length"][0] = len(ids)
+    features["language"][0] = LANGUAGES.index(language)
+    return transcriber.translate(features, target)[0][:1]
+
+
+def test_speech_without_transcripts_is_transcribed(
+    trained: Trained, transcriber: Transcriber
+) -> None:
+    for task in trained.tasks["speech"]:
+        record = trained.records(task, "train")[0]
+        samples = np.asarray(record["audio"], np.int16) / 32768.0
+        [heard] = transcriber.transcribe([samples])
+        assert heard.seconds == pytest.approx(len(samples) / SAMPLE_RATE)
+        assert heard.segments >= len(samples) / SAMPLES
+        assert math.isfinite(heard.score)

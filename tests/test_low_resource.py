@@ -10,24 +10,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from narrow_model import NARROW
 
 from maestro_jax.data.data_dir import data_root
 
 # Minutes of compilation: `make test-slow` runs it.
 pytestmark = pytest.mark.slow
 
-NARROW = {
-    "FEATURES": "16",
-    "HIDDEN": "16",
-    "SPEECH_LAYERS": "1",
-    "SHARED_LAYERS": "1",
-    "TEXT_FEATURES": "16",
-    "CODES": "8",
-    "CODE_FEATURES": "8",
+SMALL = NARROW | {
     "VOCAB_SIZE": "96",
-    "LOG_EVERY": "1",
     "CHECKPOINT_EVERY": "2",
-    "WARMUP_STEPS": "1",
     "PAIRED_FROM": "0",
     "TEXT_FROM": "0",
 }
@@ -44,7 +36,7 @@ def test_the_experiment_compares_both_and_does_not_start_over(tmp_path: Path) ->
         "import dataclasses\n"
         "from maestro_jax.cli import low_resource\n"
         "recipe = dataclasses.replace(low_resource.RECIPE, config='tiny', "
-        f"data_gin='data/minivox_tiny.gin', bindings={NARROW!r}, steps={STEPS!r})\n"
+        f"data_gin='data/minivox_tiny.gin', bindings={SMALL!r}, steps={STEPS!r})\n"
         f"low_resource.run_low_resource({str(output)!r}, {str(data_root())!r}, recipe=recipe)\n"
     )
     environment = {

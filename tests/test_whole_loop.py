@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from narrow_model import NARROW
 
 from maestro_jax.cli.main import main
 from maestro_jax.data.data_dir import data_root
@@ -20,22 +21,7 @@ from maestro_jax.data.data_dir import data_root
 # Minutes of compilation: `make test-slow` runs it.
 pytestmark = pytest.mark.slow
 
-# As narrow as the modules allow: what is tested is that the parts fit, not that they learn.
-SMALL = {
-    "FEATURES": "16",
-    "HIDDEN": "16",
-    "SPEECH_LAYERS": "1",
-    "SHARED_LAYERS": "1",
-    "TEXT_FEATURES": "16",
-    "CODES": "8",
-    "CODE_FEATURES": "8",
-    "VOCAB_SIZE": "96",
-    "LOG_EVERY": "1",
-    "CHECKPOINT_EVERY": "2",
-    "WARMUP_STEPS": "1",
-}
-
-
+SMALL = NARROW | {"VOCAB_SIZE": "96", "CHECKPOINT_EVERY": "2"}
 STEPS = {"pretrain": 4, "finetune_asr": 2, "finetune_st": 2}
 AT_ONCE = {"PAIRED_FROM": "0", "TEXT_FROM": "0", "TRANSLATION_FROM": "0"}
 

@@ -45,7 +45,7 @@ def speak_to(path: Path, text: str, language: str = "en", rate: int = SAMPLE_RAT
     return record(path, say(text, language, rate), rate)
 
 
-class _Here(Processes):
+class Here(Processes):
     """In the place of processes, each of which would import TensorFlow: calls in this one."""
 
     def results(
@@ -60,7 +60,7 @@ def prepared(
     corpus: Corpus, source: Path, config: str, root: Path, *, strict: bool = False, workers: int = 0
 ) -> Prepared:
     """Prepares a config with small parts, by default in this process."""
-    with Processes(workers) if workers else _Here(1) as processes:
+    with Processes(workers) if workers else Here(1) as processes:
         return prepare(
             corpus, source, config, root, processes=processes, strict=strict, part_utterances=3
         )
