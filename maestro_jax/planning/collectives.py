@@ -26,6 +26,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -157,7 +158,7 @@ def _kind(
 
 def _collective(instruction: Instruction, kind: str, times: float, layout: _Layout) -> Collective:
     source = re.search(r'op_name="([^"]*)"', instruction.attributes)
-    common = {
+    common: dict[str, Any] = {
         "name": instruction.name,
         "kind": kind,
         "times": times,

@@ -47,7 +47,7 @@ OTHER = "objective"
 """The part of what belongs to no module: the losses themselves."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Product:
     """Products of matrices, or convolutions, of one shape in one part of the program.
 
@@ -56,6 +56,8 @@ class Product:
         phase: ``forward``, ``backward`` or ``recomputed``.
         flops: FLOPs of one.
         bytes: What one reads and writes if nothing is kept from one operation to the next.
+        out: Bytes of its result.
+        half: Whether its operands are of two bytes a number.
         count: How many there are, loops included.
     """
 
@@ -63,6 +65,8 @@ class Product:
     phase: Phase
     flops: float
     bytes: float
+    out: float
+    half: bool
     count: float
 
 
@@ -72,13 +76,16 @@ class FlopCount:
 
     Attributes:
         products: All products and convolutions.
-        elementwise: Numbers that operations of one element at a time put out.
+        elementwise: Bytes that operations of one element at a time put out.
+        turns: Turns of all loops, one after the other: what is done in small steps takes its time
+            on any device.
         loops_of_unknown_length: Parts with a loop whose trips are not known before it runs; they
             are counted once.
     """
 
     products: tuple[Product, ...]
     elementwise: float
+    turns: float
     loops_of_unknown_length: tuple[str, ...] = ()
 
     def _sum(self, *phases: str) -> float:
@@ -216,12 +223,13 @@ def count_flops(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Flop
     walk = _Walk()
     walk.jaxpr(jaxpr, (), 1.0)
     products = tuple(
-        Product(part=part, phase=phase, flops=flops, bytes=moved, count=count)
-        for (part, phase, flops, moved), count in walk.products.items()
+        Product(part, phase, flops, moved, out, half, count)
+        for (part, phase, flops, moved, out, half), count in walk.products.items()
     )
     return FlopCount(
         products=products,
         elementwise=walk.elementwise,
+        turns=walk.turns,
         loops_of_unknown_length=tuple(sorted(walk.unknown)),
     )
 
@@ -230,8 +238,11 @@ class _Walk:
     """Sums over a jaxpr and all that stand in it."""
 
     def __init__(self) -> None:
-        self.products: dict[tuple[str, Phase, float, float], float] = defaultdict(float)
+        self.products: dict[tuple[str, Phase, float, float, float, bool], float] = defaultdict(
+            float
+        )
         self.elementwise = 0.0
+        self.turns = 0.0
         self.unknown: set[str] = set()
 
     def jaxpr(self, jaxpr: Any, scopes: tuple[str, ...], times: float) -> None:
@@ -244,7 +255,9 @@ class _Walk:
             flops = _FLOPS[name](eqn)
             moved = sum(_bytes(v.aval) for v in (*eqn.invars, *eqn.outvars))
             part, phase = _part_and_phase("/".join(scopes))
-            self.products[part, phase, flops, moved] += times
+            out = sum(_bytes(v.aval) for v in eqn.outvars)
+            half = all(v.aval.dtype.itemsize <= 2 for v in eqn.invars)
+            self.products[part, phase, flops, moved, out, half] += times
         elif name == "cond":
             # As many as the most expensive branch has.
             walks = []
@@ -258,28 +271,32 @@ class _Walk:
             if trips is None:
                 self.unknown.add(_part_and_phase("/".join(scopes))[0])
                 trips = 1
+            self.turns += times * trips
             self.jaxpr(eqn.params["body_jaxpr"].jaxpr, scopes, times * trips)
         else:
             inner = list(_inner_jaxprs(eqn.params))
             turns = float(eqn.params["length"]) if name == "scan" else 1.0
+            if name == "scan":
+                self.turns += times * turns
             if name == "shard_map":
                 turns = float(eqn.params["mesh"].size)
             for jaxpr in inner:
                 self.jaxpr(jaxpr, scopes, times * turns)
             if not inner and name not in _MOVES:
                 self.elementwise += times * sum(
-                    math.prod(v.aval.shape)
+                    _bytes(v.aval)
                     for v in eqn.outvars
                     if jnp.issubdtype(getattr(v.aval, "dtype", np.int32), np.inexact)
                 )
 
     def total(self) -> float:
-        return sum(flops * count for (_, _, flops, _), count in self.products.items())
+        return sum(flops * count for (_, _, flops, *_), count in self.products.items())
 
     def add(self, other: _Walk) -> None:
         for key, count in other.products.items():
             self.products[key] += count
         self.elementwise += other.elementwise
+        self.turns += other.turns
         self.unknown |= other.unknown
 
 

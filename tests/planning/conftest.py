@@ -1,4 +1,4 @@
-"""Running programs that need a JAX of their own: several devices, or the TPU compiler."""
+"""Programs that need a JAX of their own, and a run whose work can be written down."""
 
 from __future__ import annotations
 
@@ -8,8 +8,18 @@ import pathlib
 import subprocess
 import sys
 import textwrap
+import types
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import pytest
+
+from maestro_jax.data.streams import StreamConfig
+from maestro_jax.modules.partitioned import Dense, constrain
+from maestro_jax.training.optimizers import AdamConfig
+from maestro_jax.training.partitioning import Partitioning
+from maestro_jax.training.run import TrainRun
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -39,4 +49,67 @@ def with_tpu_compiler():
         pytest.skip("libtpu is not installed")
     return lambda program: run_python(
         program, TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1"
+    )
+
+
+INPUTS, HIDDEN = 256, 1024
+
+
+class TwoLayers(nn.Module):
+    @nn.compact
+    def __call__(self, audio):
+        x = constrain(audio.astype(jnp.bfloat16) / 32768, "batch", "act_embed")
+        x = Dense(HIDDEN, ("embed", "mlp"), dtype=jnp.bfloat16, name="up")(x)
+        x = constrain(nn.relu(x), "batch", "act_mlp")
+        x = Dense(INPUTS, ("mlp", "embed"), dtype=jnp.bfloat16, name="down")(x)
+        return constrain(x, "batch", "act_embed")
+
+
+class Loudness:
+    """Streams `speech` from the first step, `paired` from the hundredth."""
+
+    streams = ("speech", "paired")
+
+    def active_streams(self, step):
+        return self.streams if step >= 100 else ("speech",)
+
+    def init(self, model, rng, batch):
+        return model.init(rng, next(iter(batch.values()))["audio"])["params"]
+
+    def loss(self, model, params, ema_params, batch, *, rng, step, controls=None, train=True):
+        loss = jnp.zeros(())
+        for stream in batch.values():
+            predicted = model.apply({"params": params}, stream["audio"])
+            loss += jnp.mean(jnp.square(predicted.astype(jnp.float32) - 1.0))
+        return loss, {"loss/square": (loss, jnp.ones(()))}
+
+
+def small_run(mesh=(-1, 1, 1), batch=64, paired=False, steps=400) -> TrainRun:
+    streams = {"speech": StreamConfig(mixture="none", batch_size=batch, audio_samples=INPUTS)}
+    if paired:
+        streams["paired"] = StreamConfig(
+            mixture="none", batch_size=batch // 2, audio_samples=INPUTS, text_tokens=4
+        )
+    return TrainRun(
+        model=TwoLayers(),
+        objective=Loudness(),
+        optimizer=AdamConfig(warmup_steps=1),
+        streams=streams,
+        steps=steps,
+        partitioning=Partitioning(mesh_shape=mesh),
+    )
+
+
+def batch_of(run, sharding):
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        run.batch_shapes(),
+    )
+
+
+@pytest.fixture(scope="session")
+def small() -> types.SimpleNamespace:
+    """A run of two matrices: its sizes, and how to build it."""
+    return types.SimpleNamespace(
+        INPUTS=INPUTS, HIDDEN=HIDDEN, run=small_run, batch_of=batch_of, matrix=INPUTS * HIDDEN
     )

@@ -1,0 +1,337 @@
+"""What a step needs of one device, without a compiler: work, memory, and what it sends.
+
+    trace = trace_step(run, {"speech": 4, "text": 4, "paired": 1})   # Rows of one device.
+    memory = trace.memory((1, 256, 1))          # Bytes a device by part, on this mesh.
+    transfers = trace.transfers((1, 256, 1))    # What one device sends, by kind and axis.
+
+The real step is traced with the rows that one device gets of each stream; everything follows from
+that trace and from the logical axes of the parameters:
+
+- *State*: parameters, moments, average and gradients, each divided by the devices that its axes are
+  split over.
+- *Activations*: what the pass forward keeps for the gradient, after checkpointing has dropped what
+  it computes again; split over rows alone, so too many where a tensor axis splits features.
+- *Workspace*: the products of one checkpointed layer, or the joint network's logits of a chunk,
+  twice: the values and their gradients.
+- *Transfers*: a parameter that is split over `fsdp` is gathered for each pass that uses it and once
+  more for each gradient, which is scattered; over `data` gradients are reduced. A product whose
+  inner axis is split over `tensor` is reduced. Operands travel in the type that they are multiplied
+  in; norms and biases travel too, as float32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.extend import core
+
+from maestro_jax.data.streams import StreamConfig, batch_shapes
+from maestro_jax.planning.collectives import sent_bytes
+from maestro_jax.planning.flops import FlopCount, Product, step_flops
+from maestro_jax.training import parameter_trees
+from maestro_jax.training.partitioning import AXIS_NAMES, Partitioning
+from maestro_jax.training.state import TrainState, abstract_state
+
+MeshShape = tuple[int, int, int]
+"""Devices along data, fsdp and tensor."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Transfer:
+    """What one device sends for one purpose in one step.
+
+    Attributes:
+        kind: As in `maestro_jax.planning.collectives.KINDS`.
+        axis: The axis of the mesh.
+        group: Devices along it.
+        sent: Bytes that one device sends.
+    """
+
+    kind: str
+    axis: str
+    group: int
+    sent: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes of one device, by what asks for them."""
+
+    parameters: float
+    optimizer: float
+    average: float
+    gradients: float
+    batch: float
+    activations: float
+    workspace: float
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return sum(dataclasses.asdict(self).values())
+
+    def by_part(self) -> dict[str, float]:
+        """Bytes by part, largest first."""
+        parts = dataclasses.asdict(self)
+        return dict(sorted(parts.items(), key=lambda item: -item[1]))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepTrace:
+    """A step with the rows of one device.
+
+    Attributes:
+        rows: Rows of each stream.
+        flops: What is computed.
+        state: The abstract state, in boxes with logical axes.
+        batch_bytes: Of the rows.
+        saved_bytes: What the pass forward keeps for the gradient.
+        partitioning: The rules of the run.
+    """
+
+    rows: Mapping[str, int]
+    flops: FlopCount
+    state: TrainState
+    batch_bytes: float
+    saved_bytes: float
+    partitioning: Partitioning
+
+    @property
+    def parameters(self) -> int:
+        """Numbers that are trained, and those that are frozen."""
+        return sum(
+            math.prod(leaf.shape)
+            for leaf in jax.tree.leaves(parameter_trees.unbox(self.state.params))
+        )
+
+    def memory(self, mesh: MeshShape) -> Memory:
+        """Bytes of one device on a mesh."""
+        whole = self._sharded_bytes(self.state.params, mesh)
+        products = _largest_by_part(self.flops)
+        layers = sum(out for part, out in products.items() if not part.startswith("decoder"))
+        joint = sum(out for part, out in products.items() if part.startswith("decoder"))
+        return Memory(
+            parameters=whole,
+            optimizer=self._sharded_bytes(self.state.opt_state, mesh),
+            average=self._sharded_bytes(self.state.ema_params, mesh),
+            gradients=whole,
+            batch=self.batch_bytes,
+            activations=self.saved_bytes,
+            workspace=2 * max(layers, joint) / mesh[2],
+        )
+
+    def transfers(self, mesh: MeshShape) -> tuple[Transfer, ...]:
+        """What one device sends on a mesh."""
+        data, fsdp, tensor = mesh
+        sums: dict[tuple[str, str], float] = defaultdict(float)
+        reduced: dict[tuple[str, str], float] = defaultdict(float)
+        products = _products_by_part(self.flops)
+        abstract = self._abstract_mesh(mesh)
+        for name, box in _boxed_leaves(self.state.params):
+            leaf = parameter_trees.unbox(box)
+            names = tuple(getattr(box, "names", ()))
+            axes = _axes_of(self.partitioning, abstract, names, leaf.shape)
+            parameter = parameter_trees.parameter_name(tuple(name.split("/")))
+            module = parameter.rpartition("/")[0]
+            stacked = names[:1] == ("layers",)
+            one = math.prod(leaf.shape[1:] if stacked else leaf.shape)
+            # Biases and norms are in no product.
+            use = _Use.of(products[module] if leaf.ndim - stacked > 1 else {}, one)
+            # One device's share of an array that is gathered over fsdp, and of its gradient.
+            payload = math.prod(leaf.shape) * use.width / (tensor if "tensor" in axes else 1)
+            if fsdp > 1 and "fsdp" in axes:
+                gathers = use.forward + use.backward
+                sums["all-gather", "fsdp"] += gathers * sent_bytes("all-gather", payload, fsdp)
+                scattered = sent_bytes("reduce-scatter", payload, fsdp)
+                sums["reduce-scatter", "fsdp"] += use.backward * scattered
+                payload /= fsdp
+            elif fsdp > 1:
+                sums["all-reduce", "fsdp"] += use.backward * sent_bytes("all-reduce", payload, fsdp)
+            if data > 1:
+                sums["all-reduce", "data"] += use.backward * sent_bytes("all-reduce", payload, data)
+            if tensor > 1 and "tensor" in axes and leaf.ndim - stacked > 1:
+                if axes.index("tensor") - stacked == 0:
+                    # The inner axis is split: results are sums, forward and once more in a layer
+                    # that is checkpointed.
+                    reduced["out", module] = use.results
+                else:
+                    # The outer one is: the gradient of the input is. What reads the same input
+                    # (query, key and value) is added up before.
+                    parent = "in", module.rpartition("/")[0]
+                    reduced[parent] = max(reduced[parent], use.inputs)
+        sums["all-reduce", "tensor"] = sent_bytes("all-reduce", sum(reduced.values()), tensor)
+        groups = dict(zip(AXIS_NAMES, mesh, strict=True))
+        return tuple(
+            Transfer(kind=kind, axis=axis, group=groups[axis], sent=sent)
+            for (kind, axis), sent in sorted(sums.items(), key=lambda item: -item[1])
+            if sent
+        )
+
+    def update_bytes(self, mesh: MeshShape) -> float:
+        """What the optimizer reads and writes: the state twice, the gradients once."""
+        state = sum(
+            self._sharded_bytes(tree, mesh)
+            for tree in (self.state.params, self.state.opt_state, self.state.ema_params)
+        )
+        return 2 * state + self._sharded_bytes(self.state.params, mesh)
+
+    def _abstract_mesh(self, mesh: MeshShape) -> Any:
+        return jax.sharding.AbstractMesh(mesh, AXIS_NAMES)
+
+    def _sharded_bytes(self, tree: Any, mesh: MeshShape) -> float:
+        abstract = self._abstract_mesh(mesh)
+        total = 0.0
+        for _, box in _boxed_leaves(tree):
+            leaf = parameter_trees.unbox(box)
+            names = tuple(getattr(box, "names", ()))
+            axes = _axes_of(self.partitioning, abstract, names, leaf.shape)
+            parts = math.prod(abstract.shape[axis] for axis in axes if axis)
+            total += math.prod(leaf.shape) * leaf.dtype.itemsize / parts
+        return total
+
+
+def trace_step(run: Any, rows: Mapping[str, int]) -> StepTrace:
+    """Traces a run's step with the rows that one device gets.
+
+    Args:
+        run: The `TrainRun`.
+        rows: Rows of each stream that has begun; streams of no rows are left out.
+    """
+    streams: dict[str, StreamConfig] = {
+        name: dataclasses.replace(run.streams[name].shapes()[-1], batch_size=count)
+        for name, count in rows.items()
+        if count
+    }
+    shapes = batch_shapes(streams)
+    ema = run.ema_decay is not None
+    state = abstract_state(run.model, run.objective, run.optimizer, shapes, ema=ema)
+    flops = step_flops(
+        run.model,
+        run.objective,
+        run.optimizer,
+        shapes,
+        ema_decay=run.ema_decay,
+        by_stream=False,
+    ).count
+    return StepTrace(
+        rows=dict(rows),
+        flops=flops,
+        state=state,
+        batch_bytes=float(
+            sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+        ),
+        saved_bytes=_saved_bytes(run, parameter_trees.unbox(state), shapes),
+        partitioning=run.partitioning,
+    )
+
+
+def _saved_bytes(run: Any, state: TrainState, shapes: Any) -> float:
+    """Bytes that the pass forward of the loss keeps for the gradient; parameters are none."""
+
+    def forward(params: Any, ema_params: Any, batch: Any) -> Any:
+        def loss(params: Any) -> tuple[jax.Array, Any]:
+            return run.objective.loss(
+                run.model,
+                params,
+                ema_params,
+                batch,
+                rng=jax.random.key(0),
+                step=0,
+                train=True,
+            )
+
+        _, gradient, _ = jax.vjp(loss, params, has_aux=True)
+        return jax.tree.leaves(gradient)
+
+    jaxpr = jax.make_jaxpr(forward)(state.params, state.ema_params, shapes).jaxpr
+    inputs = set(jaxpr.invars)
+    kept = {
+        variable
+        for variable in jaxpr.outvars
+        if not isinstance(variable, core.Literal) and variable not in inputs
+    }
+    return float(
+        sum(
+            math.prod(variable.aval.shape) * variable.aval.dtype.itemsize
+            for variable in kept
+            if not jax.dtypes.issubdtype(variable.aval.dtype, jax.dtypes.extended)
+        )
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Use:
+    """How a parameter is used.
+
+    Attributes:
+        forward: Passes that read it: one for each shape of its module's products.
+        backward: Those of them with a gradient.
+        width: Bytes of a number as it is multiplied.
+        results: Bytes that the passes forward put out, those that are run again twice.
+        inputs: Bytes of the gradients of what the passes read.
+    """
+
+    forward: int = 1
+    backward: int = 1
+    width: int = 4
+    results: float = 0.0
+    inputs: float = 0.0
+
+    @classmethod
+    def of(cls, phases: Mapping[str, list[Product]], numbers: int) -> _Use:
+        """From the products of its module, by phase.
+
+        Args:
+            phases: The products.
+            numbers: Of the parameter, in one layer of a stack.
+        """
+        forward, backward = phases.get("forward", []), phases.get("backward", [])
+        if not forward:
+            return cls()
+        # The gradient of a parameter has its size; the others are those of the rows.
+        own = [p for p in backward if p.out in (2 * numbers, 4 * numbers)]
+        return cls(
+            forward=len(forward),
+            backward=len(own) or math.ceil(len(backward) / 2),
+            width=2 if all(p.half for p in forward) else 4,
+            results=sum(p.out * p.count for p in (*forward, *phases.get("recomputed", []))),
+            inputs=sum(p.out * p.count for p in backward if p not in own),
+        )
+
+
+def _products_by_part(flops: FlopCount) -> dict[str, dict[str, list[Product]]]:
+    found: dict[str, dict[str, list[Product]]] = defaultdict(lambda: defaultdict(list))
+    for product in flops.products:
+        found[product.part][product.phase].append(product)
+    return found
+
+
+def _largest_by_part(flops: FlopCount) -> dict[str, float]:
+    """The largest result of each part's products that are computed a second time."""
+    largest: dict[str, float] = {}
+    for product in flops.products:
+        if product.phase == "recomputed":
+            largest[product.part] = max(largest.get(product.part, 0.0), product.out)
+    return largest
+
+
+def _boxed_leaves(tree: Any) -> list[tuple[str, Any]]:
+    """Names and boxes, or bare leaves, of a tree."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=parameter_trees.is_box)[0]
+    return [("/".join(parameter_trees.path_keys(path)), leaf) for path, leaf in leaves]
+
+
+def _axes_of(
+    partitioning: Partitioning, mesh: Any, names: tuple[str | None, ...], shape: tuple[int, ...]
+) -> tuple[str, ...]:
+    """The mesh axes over which an array is split, one a dimension; empty where it is whole."""
+    spec = partitioning.spec(mesh, names, shape, level=0)
+    flat: list[str] = []
+    for axes in spec:
+        flat += [axes] if isinstance(axes, str) else list(axes or ("",))
+    return tuple(flat)

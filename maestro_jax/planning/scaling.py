@@ -1,0 +1,263 @@
+"""Weak scaling: the same rows on each chip, on more and more chips.
+
+    table = weak_scaling(trace, CHIPS["v5e"], audio_seconds=5 * 30)
+    for row in table:
+        row.topology, row.mesh, row.step.seconds, row.efficiency
+    plot_scaling(table, "scaling.png")
+
+The step is traced once, with the rows of one device: more chips mean a larger batch, and nothing
+but the network and the parts of the state changes. Each size gets the mesh of `data` and `fsdp`
+that is fastest of those that fit; parameters are split within a slice, and slices are joined along
+`data`. Efficiency is examples a second and chip beside the smallest size; `serial` is the same if
+no transfer overlaps with work, the worst case of the same network.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from maestro_jax.errors import UserError
+from maestro_jax.planning.analytic import Memory, MeshShape, StepTrace, Transfer
+from maestro_jax.planning.chips import Chip, Topology, slice_shapes
+from maestro_jax.planning.estimate import ROOM
+from maestro_jax.planning.roofline import Assumptions, StepTime, roofline, slow_bytes
+
+SIZES = (16, 64, 256, 1024, 4096)
+
+# Okabe and Ito's colours, told apart by readers of any colour vision.
+_BLUE, _VERMILION = "#0072B2", "#D55E00"
+_COLOURS = {"compute": _BLUE, "memory": "#56B4E9", "loops": "#E69F00", "network": _VERMILION}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScalingRow:
+    """One size of the machine.
+
+    Attributes:
+        topology: The machine.
+        mesh: Devices along data, fsdp and tensor.
+        memory: Bytes of one device.
+        fits: Whether they are enough.
+        step: A step, transfers overlapping with work.
+        serial: The same step if nothing overlaps.
+        transfers: What one device sends.
+        slow_bytes: Bytes of those that go to other slices or machines.
+        efficiency: Examples a second and chip beside the smallest size.
+        serial_efficiency: The same if nothing overlaps here, but all does there.
+        audio_hours_a_second: Hours of audio that are read in a second.
+    """
+
+    topology: Topology
+    mesh: MeshShape
+    memory: Memory
+    fits: bool
+    step: StepTime
+    serial: StepTime
+    transfers: tuple[Transfer, ...]
+    slow_bytes: float
+    efficiency: float
+    serial_efficiency: float
+    audio_hours_a_second: float
+
+    @property
+    def sent(self) -> float:
+        """Bytes that one device sends in a step."""
+        return sum(each.sent for each in self.transfers)
+
+    def hours(self, audio_hours: float) -> float:
+        """Hours until so much audio is read: with larger batches, in fewer steps."""
+        return audio_hours / (self.audio_hours_a_second * 3600)
+
+
+def topology_of(chip: Chip, chips: int) -> Topology:
+    """The topology that has so many chips: one slice if there is one, the most even shape of it.
+
+    Raises:
+        UserError: No number of slices has so many chips.
+    """
+    shapes = list(slice_shapes(chip))
+    exact = [shape for shape in shapes if math.prod(shape) == chips]
+    if exact:
+        return Topology(chip=chip, shape=min(exact, key=lambda shape: max(shape)))
+    largest = shapes[-1] if chip.torus != 3 else _largest_part(chip, shapes, chips)
+    slices, rest = divmod(chips, math.prod(largest))
+    if rest or not slices:
+        raise UserError(
+            f"No slices of {chip.name} have {chips} chips together: one has up to "
+            f"{math.prod(shapes[-1])}, several of the largest a multiple of that."
+        )
+    return Topology(chip=chip, shape=largest, slices=slices)
+
+
+def _largest_part(chip: Chip, shapes: Sequence[tuple[int, ...]], chips: int) -> tuple[int, ...]:
+    """The largest even slice of which several make up a number of chips."""
+    parts = [shape for shape in shapes if chips % math.prod(shape) == 0]
+    return max(parts, key=lambda shape: (math.prod(shape), -max(shape)))
+
+
+def weak_scaling(
+    trace: StepTrace,
+    chip: Chip,
+    sizes: Iterable[int] = SIZES,
+    *,
+    audio_seconds: float = 0.0,
+    tensor: int = 1,
+    assumptions: Assumptions | None = None,
+) -> tuple[ScalingRow, ...]:
+    """The table.
+
+    Args:
+        trace: A step with the rows of one device.
+        chip: The chip.
+        sizes: Numbers of chips, in ascending order.
+        audio_seconds: Seconds of audio that the rows of one device have room for.
+        tensor: Devices along `tensor`, the same for every size.
+        assumptions: What is assumed of the machine; None: the defaults.
+
+    Raises:
+        UserError: A size that no slices make up, or that the tensor axis does not divide.
+    """
+    assumed = assumptions or Assumptions()
+    rows: list[ScalingRow] = []
+    for chips in sizes:
+        topology = topology_of(chip, chips)
+        mesh, step = _fastest(trace, topology, tensor, assumed)
+        serial = roofline(
+            topology, trace, mesh, assumptions=dataclasses.replace(assumed, overlap=False)
+        )
+        memory = trace.memory(mesh)
+        transfers = trace.transfers(mesh)
+        first = rows[0] if rows else None
+        shards = mesh[0] * mesh[1]
+        rows.append(
+            ScalingRow(
+                topology=topology,
+                mesh=mesh,
+                memory=memory,
+                fits=memory.total <= _room(topology),
+                step=step,
+                serial=serial,
+                transfers=transfers,
+                slow_bytes=sum(slow_bytes(topology, mesh, each) for each in transfers),
+                efficiency=first.step.seconds / step.seconds if first else 1.0,
+                serial_efficiency=(first.step if first else step).seconds / serial.seconds,
+                audio_hours_a_second=audio_seconds * shards / 3600 / step.seconds,
+            )
+        )
+    return tuple(rows)
+
+
+def _room(topology: Topology) -> float:
+    return ROOM * topology.chip.usable_hbm_bytes / topology.chip.devices_per_chip
+
+
+def _fastest(
+    trace: StepTrace, topology: Topology, tensor: int, assumptions: Assumptions
+) -> tuple[MeshShape, StepTime]:
+    """The fastest mesh that fits; of none that fits, the one that needs the least memory."""
+    per_slice = topology.devices_per_slice
+    if per_slice % tensor:
+        raise UserError(
+            f"{topology.name} has {per_slice} devices, which {tensor} along tensor do not divide."
+        )
+    found: list[tuple[bool, float, MeshShape, StepTime]] = []
+    for fsdp in _divisors(per_slice // tensor):
+        mesh = (topology.devices // (fsdp * tensor), fsdp, tensor)
+        step = roofline(topology, trace, mesh, assumptions=assumptions)
+        total = trace.memory(mesh).total
+        too_large = total > _room(topology)
+        found.append((too_large, total if too_large else step.seconds, mesh, step))
+    _, _, mesh, step = min(found, key=lambda each: each[:2])
+    return mesh, step
+
+
+def _divisors(number: int) -> list[int]:
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
+
+
+HEAD = (
+    "chips", "topology", "mesh", "GiB", "step s", "MFU", "bound", "efficiency", "serial",
+    "sent GiB", "slow GiB", "audio h/s",
+)  # fmt: skip
+
+
+def scaling_cells(rows: Sequence[ScalingRow], audio_hours: float = 0.0) -> list[list[str]]:
+    """The table as text, `HEAD` first; with `hours` for so much audio if it is given."""
+    cells = [[*HEAD, *(("hours", "chip hours") if audio_hours else ())]]
+    for row in rows:
+        line = [
+            f"{row.topology.chips:,}",
+            str(row.topology),
+            "x".join(map(str, row.mesh)),
+            f"{row.memory.total / 2**30:.1f}" + ("" if row.fits else " (too much)"),
+            f"{row.step.seconds:.3f}",
+            f"{row.step.utilisation:.1%}",
+            row.step.bound,
+            f"{row.efficiency:.1%}",
+            f"{row.serial_efficiency:.1%}",
+            f"{row.sent / 2**30:.2f}",
+            f"{row.slow_bytes / 2**30:.3f}",
+            f"{row.audio_hours_a_second:,.1f}",
+        ]
+        if audio_hours:
+            hours = row.hours(audio_hours)
+            line += [f"{hours:,.1f}", f"{hours * row.topology.chips:,.0f}"]
+        cells.append(line)
+    return cells
+
+
+def plot_scaling(rows: Sequence[ScalingRow], path: str | os.PathLike[str]) -> None:
+    """Throughput against chips beside the ideal, and what a step's seconds are made of.
+
+    Args:
+        rows: From `weak_scaling`.
+        path: Of the picture; the suffix picks the format.
+    """
+    from matplotlib.figure import Figure
+
+    chips = [row.topology.chips for row in rows]
+    # Throughput of model FLOPs, which has a unit without audio, too.
+    flops = [row.step.model_flops / row.step.seconds / 1e15 for row in rows]
+    serial = [row.serial.model_flops / row.serial.seconds / 1e15 for row in rows]
+    ideal = [flops[0] * count / chips[0] for count in chips]
+    figure = Figure(figsize=(9.5, 4.2), layout="constrained")
+    figure.suptitle(f"Weak scaling on {rows[0].topology.chip.name}, by roofline")
+    left, right = figure.subplots(1, 2)
+    left.plot(chips, ideal, color="0.6", linestyle="--", label="ideal")
+    left.plot(chips, flops, "o-", color=_BLUE, label="transfers overlap with work")
+    left.plot(chips, serial, "s:", color=_VERMILION, label="nothing overlaps")
+    left.set_xscale("log", base=2)
+    left.set_yscale("log")
+    left.set_ylabel("model PFLOP/s")
+    left.set_xticks(chips, [f"{count:,}" for count in chips])
+    left.minorticks_off()
+    left.legend(frameon=False)
+    for place, row in enumerate(rows):
+        left.annotate(
+            f"{row.efficiency:.0%}",
+            (chips[place], flops[place]),
+            xytext=(-4, 8),
+            textcoords="offset points",
+            ha="right",
+        )
+    bottoms = np.zeros(len(rows))
+    for name, colour in _COLOURS.items():
+        heights = np.array([sum(getattr(p, name) for p in row.step.phases) for row in rows])
+        right.bar(range(len(rows)), heights, 0.6, bottom=bottoms, color=colour, label=name)
+        bottoms += heights
+    right.plot(
+        range(len(rows)), [row.step.seconds for row in rows], "k_", markersize=28, label="a step"
+    )
+    right.set_xticks(range(len(rows)), [f"{count:,}" for count in chips])
+    right.set_ylabel("seconds of each resource")
+    right.set_ylim(0, 1.35 * max(bottoms))
+    right.legend(frameon=False, ncols=3)
+    for axis in (left, right):
+        axis.set_xlabel("chips")
+        axis.grid(alpha=0.25, axis="y")
+    figure.savefig(path, dpi=130)
