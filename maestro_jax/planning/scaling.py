@@ -1,9 +1,9 @@
 """Weak scaling: the same rows on each chip, on more and more chips.
 
-    table = weak_scaling(trace, CHIPS["v5e"], audio_seconds=5 * 30)
+    table = scale_run(run, parse_topology("v5e:16x16"), [16, 64, 256, 1024, 4096])
     for row in table:
         row.topology, row.mesh, row.step.seconds, row.efficiency
-    plot_scaling(table, "scaling.png")
+    scaling_cells(table, audio_hours), plot_scaling(table, "scaling.png")
 
 The step is traced once, with the rows of one device: more chips mean a larger batch, and nothing
 but the network and the parts of the state changes. Each size gets the mesh of `data` and `fsdp`
@@ -18,13 +18,15 @@ import dataclasses
 import math
 import os
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
+from maestro_jax.data.streams import SAMPLE_RATE
 from maestro_jax.errors import UserError
-from maestro_jax.planning.analytic import Memory, MeshShape, StepTrace, Transfer
+from maestro_jax.planning.analytic import Memory, MeshShape, StepTrace, Transfer, trace_step
 from maestro_jax.planning.chips import Chip, Topology, slice_shapes
-from maestro_jax.planning.estimate import ROOM
+from maestro_jax.planning.estimate import ROOM, rows_of_a_device
 from maestro_jax.planning.roofline import Assumptions, StepTime, roofline, slow_bytes
 
 SIZES = (16, 64, 256, 1024, 4096)
@@ -98,6 +100,39 @@ def _largest_part(chip: Chip, shapes: Sequence[tuple[int, ...]], chips: int) -> 
     """The largest even slice of which several make up a number of chips."""
     parts = [shape for shape in shapes if chips % math.prod(shape) == 0]
     return max(parts, key=lambda shape: (math.prod(shape), -max(shape)))
+
+
+def scale_run(
+    run: Any,
+    topology: Topology,
+    sizes: Iterable[int] = SIZES,
+    *,
+    trace: StepTrace | None = None,
+    assumptions: Assumptions | None = None,
+) -> tuple[ScalingRow, ...]:
+    """The table of a run: each chip keeps the rows that it has on one topology.
+
+    Args:
+        run: A `TrainRun`; its mesh says how many devices share a product along `tensor`.
+        topology: Where the run's own batches are to be trained on.
+        sizes: Numbers of chips, in ascending order.
+        trace: A step with the rows of one device and all streams; None: it is traced.
+        assumptions: What is assumed of the machine; None: the defaults.
+
+    Raises:
+        UserError: The run's batches do not fit the topology, or no slices make up a size.
+    """
+    mesh = run.partitioning.shape(topology.devices)
+    rows = rows_of_a_device(run, mesh)
+    seconds = sum(count * run.streams[name].audio_samples for name, count in rows.items())
+    return weak_scaling(
+        trace_step(run, rows) if trace is None else trace,
+        topology.chip,
+        sizes,
+        audio_seconds=seconds / SAMPLE_RATE,
+        tensor=mesh[2],
+        assumptions=assumptions,
+    )
 
 
 def weak_scaling(

@@ -8,11 +8,12 @@ import pytest
 
 from maestro_jax.errors import UserError
 from maestro_jax.planning.analytic import trace_step
-from maestro_jax.planning.chips import CHIPS
-from maestro_jax.planning.roofline import Assumptions
+from maestro_jax.planning.chips import CHIPS, parse_topology
+from maestro_jax.planning.roofline import Assumptions, roofline
 from maestro_jax.planning.scaling import (
     SIZES,
     plot_scaling,
+    scale_run,
     scaling_cells,
     topology_of,
     weak_scaling,
@@ -66,8 +67,6 @@ def test_rows_of_the_table(trace) -> None:
 
 
 def test_each_mesh_is_the_fastest_that_fits(trace) -> None:
-    from maestro_jax.planning.roofline import roofline
-
     assumptions = Assumptions()
     (row,) = weak_scaling(trace, CHIPS["v5e"], [64], assumptions=assumptions)
     for fsdp in (1, 2, 4, 8, 16, 32, 64):
@@ -87,3 +86,15 @@ def test_text_and_picture(trace, tmp_path) -> None:
     assert [line[0] for line in cells[1:]] == ["16", "64", "256", "1,024", "4,096"]
     plot_scaling(table, tmp_path / "scaling.png")
     assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_keeps_its_rows_a_chip(small) -> None:
+    # 512 rows on 64 chips, four of which share each product: 32 rows each.
+    run = small.run(mesh=(-1, 8, 4), batch=512)
+    small_one, large = scale_run(run, parse_topology("v5e:8x8"), [64, 1024])
+    one = 5 * 2 * small.INPUTS * small.HIDDEN
+    assert small_one.step.model_flops == 512 * one
+    assert large.step.model_flops == 16 * 512 * one
+    assert small_one.mesh[2] == large.mesh[2] == 4
+    audio = 512 * small.INPUTS / 16000 / 3600
+    assert small_one.audio_hours_a_second == pytest.approx(audio / small_one.step.seconds)
