@@ -7,6 +7,8 @@ draws small tasks more often. All tasks of a mixture must be of one stream and s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from maestro_jax.data.corpora.mls import LANGUAGES as MLS
 from maestro_jax.data.corpora.voxpopuli import PAPERS
 from maestro_jax.data.corpora.voxpopuli_unlabelled import LANGUAGES as UNLABELLED
@@ -50,7 +52,7 @@ MC4 = tuple(code for code in LANGUAGES if code not in ("hr", "as", "gn", "luo", 
 """The languages of mC4 among those that models can be told."""
 
 
-def _tasks(stem: str, configs: tuple[str, ...], ending: str = "") -> list[str]:
+def _tasks(stem: str, configs: Sequence[str], ending: str = "") -> list[str]:
     return [f"{stem}_{config}{ending}" for config in configs]
 
 

@@ -13,13 +13,14 @@ trim_output_features=False)`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeAlias
 
 import seqio
 import tensorflow as tf
 
 from maestro_jax.data.streams import SEQUENCE_LIMITS, STREAM_FEATURES
 
-_Spec = seqio.FeatureConverter.FeatureSpec
+_Spec: TypeAlias = seqio.FeatureConverter.FeatureSpec
 
 
 def _task_features(stream: str) -> dict[str, _Spec]:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Self
 
 
 class Processes:
@@ -75,7 +75,7 @@ class Processes:
                 if pipe is not None:
                     pipe.close()
 
-    def __enter__(self) -> Processes:
+    def __enter__(self) -> Self:
         """Returns the object itself."""
         return self
 
@@ -88,6 +88,7 @@ class Processes:
         process = getattr(self._own, "process", None)
         if process is None:
             process = self._own.process = self._start()
+        assert process.stdin is not None and process.stdout is not None
         name = f"{function.__module__}.{function.__qualname__}"
         try:
             pickle.dump((function, arguments), process.stdin)

@@ -85,7 +85,7 @@ def write_row(
         return True
     for name, limit in limits.items():
         values = example[name]
-        if len(values) > limit:
+        if len(values) > limit and crop is not None:
             begin = crop % (len(values) - limit + 1)
             values = values[begin : begin + limit]
         features[name][row, : len(values)] = values

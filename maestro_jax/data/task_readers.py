@@ -151,7 +151,7 @@ class _Chunk:
         scalars: The scalar features `[examples]`.
     """
 
-    values: Mapping[str, np.ndarray]
+    values: dict[str, np.ndarray]
     offsets: Mapping[str, np.ndarray]
     scalars: Mapping[str, np.ndarray]
 
@@ -298,6 +298,7 @@ class SequentialReader:
             if self._chunk is None:
                 raise UserError(f"task {self._name!r} has no examples; leave it out.")
             self._begin, self._end = self._end, self._end + len(self._chunk)
+        assert self._chunk is not None
         return self._chunk.example(key - self._begin)
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from maestro_jax.modules.partitioned import constrain
+from maestro_jax.modules.partitioned import constrain, parameter
 
 
 class ResidualAdapter(nn.Module):
@@ -76,7 +76,7 @@ class ResidualAdapter(nn.Module):
         y = nn.relu(y + down_bias[:, None].astype(self.dtype))
         y = jnp.einsum("bfd,bde->bfe", y, up.astype(self.dtype))
         y = y + up_bias[:, None].astype(self.dtype)
-        if self.languages:
+        if self.languages and language is not None:
             y = jnp.where((language >= 0)[:, None, None], y, jnp.zeros((), y.dtype))
         return constrain(x + y.astype(x.dtype), "batch", "frames", "act_embed")
 
@@ -90,12 +90,7 @@ class ResidualAdapter(nn.Module):
     ) -> jax.Array:
         """A parameter's share for each row, or one for all: `[batch or 1, *shape]`."""
         sets = max(self.languages, 1)
-        value = self.param(
-            name,
-            nn.with_logical_partitioning(init, (None, *axes)),
-            (sets, *shape),
-            jnp.float32,
-        )
-        if not self.languages:
+        value = parameter(self, name, init, (None, *axes), (sets, *shape))
+        if not self.languages or language is None:
             return value
         return value[jnp.clip(language, 0, sets - 1)]

@@ -13,6 +13,8 @@ Source: 80 log-mel bins at 16 kHz, 25 ms windows, 10 ms hop (w2v-BERT, section 4
 
 from __future__ import annotations
 
+from typing import overload
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -107,6 +109,12 @@ class LogMelFrontend(nn.Module):
             raise ValueError(
                 f"window_shape is {self.window_shape!r}; choose one of {WINDOW_SHAPES}."
             )
+
+    @overload
+    def frame_count(self, samples: int) -> int: ...
+
+    @overload
+    def frame_count(self, samples: jax.Array) -> jax.Array: ...
 
     def frame_count(self, samples: jax.Array | int) -> jax.Array | int:
         """Frames that fit wholly into so many samples (0 for less than one window)."""
@@ -228,6 +236,12 @@ class ConvSubsampling(nn.Module):
     def factor(self) -> int:
         """Log-mel frames an encoder frame stands for."""
         return 2 ** len(self.channels)
+
+    @overload
+    def frame_count(self, frames: int) -> int: ...
+
+    @overload
+    def frame_count(self, frames: jax.Array) -> jax.Array: ...
 
     def frame_count(self, frames: jax.Array | int) -> jax.Array | int:
         """Encoder frames of so many log-mel frames: the last may stand for fewer than `factor`."""

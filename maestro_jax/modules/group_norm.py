@@ -8,6 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from maestro_jax.modules.partitioned import ZERO_INIT, parameter
+
 
 class MaskedGroupNorm(nn.Module):
     """Statistics over the valid frames and the channels of a group, in float32.
@@ -29,16 +31,8 @@ class MaskedGroupNorm(nn.Module):
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
         """`[batch, frames, channels]`, `[batch, frames]` bool to the first's shape."""
         channels = x.shape[-1]
-        scale = self.param(
-            "scale",
-            nn.with_logical_partitioning(nn.initializers.ones_init(), ("mlp",)),
-            (channels,),
-        )
-        bias = self.param(
-            "bias",
-            nn.with_logical_partitioning(nn.initializers.zeros_init(), ("mlp",)),
-            (channels,),
-        )
+        scale = parameter(self, "scale", nn.initializers.ones_init(), ("mlp",), (channels,))
+        bias = parameter(self, "bias", ZERO_INIT, ("mlp",), (channels,))
         grouped = x.astype(jnp.float32).reshape(*x.shape[:2], self.groups, -1)
         weight = mask.astype(jnp.float32)[:, :, None, None]
         count = jnp.maximum(jnp.sum(weight, axis=1, keepdims=True) * grouped.shape[-1], 1.0)

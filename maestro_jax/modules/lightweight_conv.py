@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from maestro_jax.modules.conformer import depthwise_convolution
 from maestro_jax.modules.masking import zero_padding
-from maestro_jax.modules.partitioned import Dense, layer_norm
+from maestro_jax.modules.partitioned import Dense, layer_norm, parameter
 
 
 class LightweightConv(nn.Module):
@@ -52,11 +52,8 @@ class LightweightConv(nn.Module):
                 f"LightweightConv.heads is {self.heads}, which does not divide {x.shape[-1]} "
                 "features; choose a divisor."
             )
-        weights = self.param(
-            "weights",
-            nn.with_logical_partitioning(nn.initializers.normal(0.1), ("kernel", "heads")),
-            (self.kernel_size, self.heads),
-        )
+        init, shape = nn.initializers.normal(0.1), (self.kernel_size, self.heads)
+        weights = parameter(self, "weights", init, ("kernel", "heads"), shape)
         kernel = jax.nn.softmax(weights, axis=0).astype(self.dtype)
         # Channel c belongs to head c // (features / heads).
         kernel = jnp.repeat(kernel, x.shape[-1] // self.heads, axis=1)

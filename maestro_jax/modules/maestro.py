@@ -16,7 +16,7 @@ The last two are for fine-tuning and need not be there.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -183,11 +183,14 @@ class Maestro(nn.Module):
         self, features: jax.Array, step: jax.Array | int = 0, *, deterministic: bool = True
     ) -> Quantized:
         """Codes of unmasked features (random stream `gumbel` unless deterministic)."""
-        return self.quantizer(features, step, deterministic=deterministic)
+        # Objectives check that the model has the quantizer that they need.
+        quantizer = cast(GumbelQuantizer, self.quantizer)
+        return quantizer(features, step, deterministic=deterministic)
 
     def random_codes(self, mel: jax.Array) -> jax.Array:
         """Codes `[batch, frames, codebooks]` of unmasked log-mel features, which never move."""
-        return self.quantizer(stack_frames(mel, self.subsampling.factor))
+        quantizer = cast(RandomProjectionQuantizer, self.quantizer)
+        return quantizer(stack_frames(mel, self.subsampling.factor))
 
     def encode_speech(
         self,
@@ -267,7 +270,7 @@ class Maestro(nn.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """The shared encoder's output, and for `contrastive_context` if `taps_shared_encoder`."""
         tap = None
-        if self.taps_shared_encoder:
+        if self.contrastive_layer is not None and self.taps_shared_encoder:
             tap = self.contrastive_layer - self.speech_encoder.stack.layers
         return self.shared_encoder(
             x, mask, target_language, language, tap=tap, deterministic=deterministic
@@ -304,6 +307,7 @@ class Maestro(nn.Module):
 
     def subword_gaussians(self, tokens: jax.Array) -> Gaussians:
         """The Gaussian for the duration of each of `[batch, tokens]`."""
+        assert self.subword_durations is not None, "SubwordDurations is not set"
         return self.subword_durations(tokens)
 
     def upsample(

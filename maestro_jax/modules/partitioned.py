@@ -8,7 +8,8 @@ Parameters use ``embed mlp heads kv vocab joint conv_in conv_out kernel codes``;
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -16,6 +17,27 @@ import jax.numpy as jnp
 
 DEFAULT_KERNEL_INIT = nn.initializers.xavier_uniform()
 ZERO_INIT = nn.initializers.zeros_init()
+
+
+def parameter(
+    module: nn.Module,
+    name: str,
+    init: Callable[..., jax.Array],
+    axes: tuple[str | None, ...],
+    shape: tuple[int, ...],
+) -> jax.Array:
+    """A float32 parameter of a module, created where it is not there yet.
+
+    Args:
+        module: The module that asks for it.
+        name: What it is called there.
+        init: From key, shape and type to values.
+        axes: The logical name of each axis.
+        shape: Its shape.
+    """
+    boxed = nn.with_logical_partitioning(init, axes)
+    # Flax says that the box comes back; a module is handed what is in it.
+    return cast(jax.Array, module.param(name, boxed, shape, jnp.float32))
 
 
 class Dense(nn.Module):
@@ -52,23 +74,13 @@ class Dense(nn.Module):
             flat = (math.prod(inputs), math.prod(outputs))
             return self.kernel_init(key, flat, dtype).reshape(shape)
 
-        kernel = self.param(
-            "kernel",
-            nn.with_logical_partitioning(as_matrix, self.axes),
-            (*inputs, *outputs),
-            jnp.float32,
-        )
+        kernel = parameter(self, "kernel", as_matrix, self.axes, (*inputs, *outputs))
         # As a product of matrices: XLA's gradient of one with more axes is slow on CPU.
         rows = x.astype(self.dtype).reshape(-1, math.prod(inputs))
         y = rows @ kernel.astype(self.dtype).reshape(math.prod(inputs), math.prod(outputs))
         y = y.reshape(*x.shape[: x.ndim - self.contracted], *outputs)
         if self.use_bias:
-            bias = self.param(
-                "bias",
-                nn.with_logical_partitioning(self.bias_init, self.axes[self.contracted :]),
-                outputs,
-                jnp.float32,
-            )
+            bias = parameter(self, "bias", self.bias_init, self.axes[self.contracted :], outputs)
             y = y + bias.astype(self.dtype)
         return y
 

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from maestro_jax.modules.partitioned import Dense
+from maestro_jax.modules.partitioned import Dense, parameter
 
 
 @flax.struct.dataclass
@@ -86,11 +86,8 @@ class GumbelQuantizer(nn.Module):
             The codes of every frame.
         """
         logits = Dense(self.codes, ("embed", "codes"), name="logits")(features.astype(jnp.float32))
-        codebook = self.param(
-            "codebook",
-            nn.with_logical_partitioning(nn.initializers.uniform(1.0), ("codes", "embed")),
-            (self.codes, self.code_features),
-        )
+        init, shape = nn.initializers.uniform(1.0), (self.codes, self.code_features)
+        codebook = parameter(self, "codebook", init, ("codes", "embed"), shape)
         probabilities = jax.nn.softmax(logits, axis=-1)
         temperature = self.temperature(step)
         if deterministic:

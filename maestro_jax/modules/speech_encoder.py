@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from maestro_jax.modules.conformer import ConformerStack
 from maestro_jax.modules.languages import LanguageEmbedding
 from maestro_jax.modules.masking import zero_padding
-from maestro_jax.modules.partitioned import Dense
+from maestro_jax.modules.partitioned import Dense, parameter
 
 MASK_VALUES = ("random", "learned", "zero")
 
@@ -59,11 +59,8 @@ class SpeechEncoder(nn.Module):
         )
         self.contrastive_projection = Dense(self.code_features, ("embed", "codes"))
         if self.mask_value == "learned":
-            self.mask_vector = self.param(
-                "mask_vector",
-                nn.with_logical_partitioning(nn.initializers.normal(0.1), ("embed",)),
-                (self.stack.features,),
-            )
+            init, shape = nn.initializers.normal(0.1), (self.stack.features,)
+            self.mask_vector = parameter(self, "mask_vector", init, ("embed",), shape)
         self.input_dropout = nn.Dropout(self.dropout)
         if self.source_languages:
             self.language_embedding = LanguageEmbedding(

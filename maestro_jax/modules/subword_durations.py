@@ -14,6 +14,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from maestro_jax.modules.partitioned import ZERO_INIT, parameter
+
 ROUNDING_VARIANCE = 1.0 / 12.0
 """Variance of what rounding to whole frames adds."""
 
@@ -62,8 +64,7 @@ class SubwordDurations(nn.Module):
         """`[batch, tokens]` int32 to the Gaussian of each."""
 
         def zeros(name: str, axes: tuple[Any, ...], shape: tuple[int, ...]) -> jax.Array:
-            init = nn.with_logical_partitioning(nn.initializers.zeros_init(), axes)
-            return self.param(name, init, shape, jnp.float32)
+            return parameter(self, name, ZERO_INIT, axes, shape)
 
         common = zeros("common", (None,), (2,))
         own = zeros("own", ("vocab", None), (self.vocab_size, 2))

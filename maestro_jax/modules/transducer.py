@@ -19,6 +19,7 @@ from maestro_jax.modules.partitioned import (
     Dense,
     constrain,
     embedding,
+    parameter,
     shards,
 )
 
@@ -48,11 +49,8 @@ class LstmLayer(nn.Module):
             Outputs `[batch, steps, units]` and the last state.
         """
         gates = Dense(4 * self.units, ("embed", "mlp"), dtype=self.dtype, name="input")(x)
-        recurrent = self.param(
-            "recurrent",
-            nn.with_logical_partitioning(nn.initializers.orthogonal(), ("embed", "mlp")),
-            (self.units, 4 * self.units),
-        ).astype(self.dtype)
+        init, shape = nn.initializers.orthogonal(), (self.units, 4 * self.units)
+        recurrent = parameter(self, "recurrent", init, ("embed", "mlp"), shape).astype(self.dtype)
         # Rows are split and features are not: the loop then needs no communication in its steps.
         gates = constrain(gates, "batch", None, None)
         recurrent = constrain(recurrent, None, None)

@@ -156,7 +156,7 @@ class DecoderLayer(nn.Module):
         """
         y = self.self_norm(x)
         new = self.self_attention.keys_values(y)
-        if past is None:
+        if past is None or position is None:
             known, index = new, jnp.arange(x.shape[1])
             seen = index[:, None] >= index
         else:

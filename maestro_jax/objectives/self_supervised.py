@@ -14,6 +14,7 @@ codes that a frozen random projection gives of the log-mel features. Nothing the
 from __future__ import annotations
 
 import dataclasses
+from typing import TypeVar
 
 import flax.linen as nn
 import jax
@@ -28,6 +29,8 @@ from maestro_jax.modules.quantizer import GumbelQuantizer
 from maestro_jax.modules.random_projection import RandomProjectionQuantizer
 from maestro_jax.objectives.base import Metrics, Parts
 from maestro_jax.objectives.passes import Speech
+
+_Quantizer = TypeVar("_Quantizer", GumbelQuantizer, RandomProjectionQuantizer)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -264,7 +267,9 @@ def _check_masks(settings: W2vBert | BestRq) -> None:
         )
 
 
-def _quantizer(settings: W2vBert | BestRq, model: nn.Module, wanted: type) -> nn.Module:
+def _quantizer(
+    settings: W2vBert | BestRq, model: nn.Module, wanted: type[_Quantizer]
+) -> _Quantizer:
     """The model's quantizer, of the wanted type."""
     quantizer = model.quantizer
     if not isinstance(quantizer, wanted):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -60,7 +61,7 @@ def parameter_overview(boxed_params: Any, shardings: Any) -> str:
     return "\n".join([*_aligned(rows), "", *_aligned(modules), "", count]) + "\n"
 
 
-def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
     """Lines in which the cells of a column begin in the same place."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [

@@ -158,7 +158,7 @@ class GroupedState(NamedTuple):
         groups: The state of each group's own transformation.
     """
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # As optax names it; a tuple has a method so.
     groups: dict[str, Any]
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
+import jax
 import numpy as np
 
 from maestro_jax.errors import near_misses
@@ -80,7 +81,11 @@ class Steering:
     def controls(self, step: int) -> Controls:
         """What the update that follows `step` updates is told."""
         weights = {name: np.float32(weight) for name, weight in self._weights.items()}
-        return Controls(clock=np.int32(self.clock(step)), weights=weights)
+        # Numbers of the host: the step brings them to the devices.
+        return Controls(
+            clock=cast(jax.Array, np.int32(self.clock(step))),
+            weights=cast(dict[str, jax.Array], weights),
+        )
 
     def observe(self, step: int, means: Mapping[str, float]) -> None:
         """Judge the gates at a log point.

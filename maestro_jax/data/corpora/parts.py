@@ -180,15 +180,19 @@ def _audio(utterance: Utterance, problems: list[Problem]) -> np.ndarray | None:
 
     path = Path(utterance.audio)
     if not path.is_file():
-        return add("missing audio")
+        add("missing audio")
+        return None
     if path.stat().st_size == 0:
-        return add("empty audio")
+        add("empty audio")
+        return None
     try:
         samples = to_int16(read_audio(path, utterance.spans))
     except EmptyAudioError:
-        return add("empty audio" if utterance.spans is None else "outside of audio")
+        add("empty audio" if utterance.spans is None else "outside of audio")
+        return None
     except UserError as error:
-        return add("unreadable audio", str(error))
+        add("unreadable audio", str(error))
+        return None
     if utterance.spans is not None:
         wanted = sum(end - begin for begin, end in utterance.spans)
         missing = wanted - len(samples) / SAMPLE_RATE

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
@@ -19,10 +18,11 @@ def open_text(path: Path) -> IO[str]:
         UserError: It is not there or not readable.
     """
     try:
-        raw: IO[bytes] = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+        if path.suffix == ".gz":
+            return gzip.open(path, "rt", encoding="utf-8-sig", errors="strict", newline="\n")
+        return path.open(encoding="utf-8-sig", errors="strict", newline="\n")
     except OSError as error:
         raise UserError(f"{path} cannot be opened: {error.strerror or error}.") from error
-    return io.TextIOWrapper(raw, encoding="utf-8-sig", errors="strict", newline="\n")
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:

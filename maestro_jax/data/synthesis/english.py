@@ -94,7 +94,7 @@ class English(Grammar):
         ),
     }
 
-    def words(self, number: int, to: str = "cardinal") -> str:
+    def words(self, number: int, to: str = "cardinal") -> str:  # type: ignore[override]  # Cached above.
         """A number, without the comma after thousands."""
         return super().words(number, to).replace(",", "")
 

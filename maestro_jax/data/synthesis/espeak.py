@@ -17,6 +17,7 @@ import os
 import tempfile
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import signal
@@ -127,7 +128,7 @@ def _polyphase(rate: int) -> tuple[int, int, np.ndarray]:
 _REMEDY = "pip install maestro_jax[minivox]"
 
 
-def _loader() -> object:
+def _loader() -> Any:
     try:
         return importlib.import_module("espeakng_loader")
     except ImportError:
