@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,6 @@ def evaluate_run(
             examples = sum(task.source.num_input_examples(split) or 0 for task in members)
             expected = published_sizes(members, split)
         progress = Progress(examples, f"{name} {split}")
-        decode = transcriber.translate if kind == "mt" else transcriber.decode
         evaluation = evaluate(
             evaluation_batches(
                 names or mixture,
@@ -156,8 +156,9 @@ def evaluate_run(
                 data_dir,
                 text_tokens=transcriber.tokens if kind == "mt" else 0,
             ),
-            # Every row asks for the language that its task translates into.
-            lambda features, decode=decode: decode(features, features.get("target_language"))[0],
+            functools.partial(
+                _texts, transcriber.translate if kind == "mt" else transcriber.decode
+            ),
             kind=kind,
             name=f"{name}.{split}",
             output_dir=output_dir,
@@ -174,6 +175,11 @@ def evaluate_run(
         evaluations.append(evaluation)
         compared.append(known)
     return Report(tuple(evaluations), tuple(low_resource), tuple(compared))
+
+
+def _texts(decode: Callable[..., Any], features: Mapping[str, Any]) -> Any:
+    """The hypotheses of a batch; every row asks for the language that its task translates into."""
+    return decode(features, features.get("target_language"))[0]
 
 
 def _counter(progress: Progress):
