@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from maestro_jax.modules.dropout import Dropout
 from maestro_jax.modules.partitioned import Dense, constrain
 from maestro_jax.modules.positions import rotate
 
@@ -61,7 +62,7 @@ class SelfAttention(nn.Module):
             seen = seen & (jnp.abs(frames[:, None] - frames[None, :]) <= self.context)
         logits = jnp.where(seen, logits, LARGE_NEGATIVE)
         weights = jax.nn.softmax(logits, axis=-1).astype(self.dtype)
-        weights = nn.Dropout(self.dropout)(weights, deterministic=deterministic)
+        weights = Dropout(self.dropout)(weights, deterministic=deterministic)
         mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
         return Dense(
             features, ("heads", "kv", "embed"), contracted=2, dtype=self.dtype, name="output"

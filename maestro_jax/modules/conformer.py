@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from maestro_jax.modules.adapters import ResidualAdapter
 from maestro_jax.modules.attention import SelfAttention
+from maestro_jax.modules.dropout import Dropout
 from maestro_jax.modules.group_norm import MaskedGroupNorm
 from maestro_jax.modules.masking import zero_padding
 from maestro_jax.modules.partitioned import Dense, constrain, layer_norm
@@ -60,9 +61,9 @@ class FeedForward(nn.Module):
         y = layer_norm(dtype=self.dtype, name="norm")(x)
         y = nn.swish(Dense(self.hidden, ("embed", "mlp"), dtype=self.dtype, name="up")(y))
         y = constrain(y, "batch", "frames", "act_mlp")
-        y = nn.Dropout(self.dropout)(y, deterministic=deterministic)
+        y = Dropout(self.dropout)(y, deterministic=deterministic)
         y = Dense(features, ("mlp", "embed"), dtype=self.dtype, name="down")(y)
-        return nn.Dropout(self.dropout)(y, deterministic=deterministic)
+        return Dropout(self.dropout)(y, deterministic=deterministic)
 
 
 class ConvolutionModule(nn.Module):
@@ -102,7 +103,7 @@ class ConvolutionModule(nn.Module):
         else:
             y = layer_norm(dtype=self.dtype, name="depthwise_norm")(y)
         y = Dense(features, ("mlp", "embed"), dtype=self.dtype, name="output")(nn.swish(y))
-        return nn.Dropout(self.dropout)(y, deterministic=deterministic)
+        return Dropout(self.dropout)(y, deterministic=deterministic)
 
 
 class ConformerBlock(nn.Module):
@@ -154,7 +155,7 @@ class ConformerBlock(nn.Module):
             **common,
             name="attention",
         )(y, mask, deterministic=deterministic)
-        x = x + nn.Dropout(self.dropout)(y, deterministic=deterministic)
+        x = x + Dropout(self.dropout)(y, deterministic=deterministic)
         x = x + ConvolutionModule(self.kernel_size, self.groups, **common, name="convolution")(
             x, mask, deterministic=deterministic
         )

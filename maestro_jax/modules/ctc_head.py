@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from maestro_jax.modules.dropout import Dropout
 from maestro_jax.modules.partitioned import Dense, constrain
 
 
@@ -31,6 +32,6 @@ class CtcHead(nn.Module):
     @nn.compact
     def __call__(self, encoded: jax.Array, *, deterministic: bool = True) -> jax.Array:
         """`[batch, frames, features]` of the shared encoder to logits `[batch, frames, vocab]`."""
-        x = nn.Dropout(self.dropout)(encoded, deterministic=deterministic)
+        x = Dropout(self.dropout)(encoded, deterministic=deterministic)
         logits = Dense(self.vocab_size, ("embed", "vocab"), dtype=self.dtype, name="output")(x)
         return constrain(logits.astype(jnp.float32), "batch", "frames", "act_vocab")

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from maestro_jax.modules.conformer import depthwise_convolution
+from maestro_jax.modules.dropout import Dropout
 from maestro_jax.modules.masking import zero_padding
 from maestro_jax.modules.partitioned import Dense, layer_norm, parameter
 
@@ -81,7 +82,7 @@ class LightweightConvBlock(nn.Module):
     def __call__(self, x: jax.Array, mask: jax.Array, *, deterministic: bool = True) -> jax.Array:
         """`[batch, positions, features]`, `[batch, positions]` to the first's shape."""
         features = x.shape[-1]
-        drop = nn.Dropout(self.dropout, deterministic=deterministic)
+        drop = Dropout(self.dropout, deterministic=deterministic)
         y = layer_norm(dtype=self.dtype, name="norm")(x)
         value = Dense(features, ("embed", "mlp"), dtype=self.dtype, name="value")(y)
         gate = Dense(features, ("embed", "mlp"), dtype=self.dtype, name="gate")(y)

@@ -116,14 +116,19 @@ def embedding(
     )
 
 
-def shards(axis: str) -> int:
-    """Over how many devices the rules and the mesh of the moment split a logical axis."""
+def mesh_axes(axis: str) -> dict[str, int]:
+    """The axes of the mesh of the moment over which the rules split a logical axis; their sizes."""
     mesh = jax.sharding.get_abstract_mesh()
     spec = nn.logical_to_mesh_axes((axis,)) if not mesh.empty else None
     if not spec or spec[0] is None or not nn.get_logical_axis_rules():
-        return 1
-    axes = (spec[0],) if isinstance(spec[0], str) else spec[0]
-    return math.prod(mesh.shape[name] for name in axes)
+        return {}
+    names = (spec[0],) if isinstance(spec[0], str) else spec[0]
+    return {name: mesh.shape[name] for name in names}
+
+
+def shards(axis: str) -> int:
+    """Over how many devices the rules and the mesh of the moment split a logical axis."""
+    return math.prod(mesh_axes(axis).values())
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from maestro_jax.modules.conformer import ConformerStack
+from maestro_jax.modules.dropout import Dropout
 from maestro_jax.modules.languages import LanguageEmbedding
 from maestro_jax.modules.masking import zero_padding
 from maestro_jax.modules.partitioned import Dense, parameter
@@ -61,7 +62,7 @@ class SpeechEncoder(nn.Module):
         if self.mask_value == "learned":
             init, shape = nn.initializers.normal(0.1), (self.stack.features,)
             self.mask_vector = parameter(self, "mask_vector", init, ("embed",), shape)
-        self.input_dropout = nn.Dropout(self.dropout)
+        self.input_dropout = Dropout(self.dropout)
         if self.source_languages:
             self.language_embedding = LanguageEmbedding(
                 self.source_languages, self.stack.features, self.dtype

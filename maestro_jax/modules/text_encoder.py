@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from maestro_jax.modules.attention import SelfAttention
 from maestro_jax.modules.conformer import FeedForward
+from maestro_jax.modules.dropout import Dropout
 from maestro_jax.modules.masking import zero_padding
 from maestro_jax.modules.partitioned import Dense, constrain, embedding, layer_norm
 from maestro_jax.modules.positions import sinusoids
@@ -43,7 +44,7 @@ class TransformerBlock(nn.Module):
         y = SelfAttention(self.heads, self.dropout, dtype=self.dtype, name="attention")(
             y, mask, deterministic=deterministic
         )
-        x = x + nn.Dropout(self.dropout)(y, deterministic=deterministic)
+        x = x + Dropout(self.dropout)(y, deterministic=deterministic)
         return x + FeedForward(self.hidden, self.dropout, self.dtype, name="feed_forward")(
             x, deterministic=deterministic
         )
@@ -103,7 +104,7 @@ class TextEncoder(nn.Module):
                 self.languages, self.features, rows=None, dtype=self.dtype, name="languages"
             )
             x = x + table(language)[:, None, :]
-        drop = nn.Dropout(self.dropout, deterministic=deterministic)
+        drop = Dropout(self.dropout, deterministic=deterministic)
         for index in range(self.conv_layers):
             x = zero_padding(x, mask)
             # A convolution over a short sequence as one matrix product of the unfolded window.

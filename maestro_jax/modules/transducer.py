@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from maestro_jax.losses.transducer_joint import chunk_rule, joint_lattices
+from maestro_jax.modules.dropout import Dropout
 from maestro_jax.modules.partitioned import (
     DEFAULT_KERNEL_INIT,
     ZERO_INIT,
@@ -168,7 +169,7 @@ class TransducerDecoder(nn.Module):
         self.output = JointOutput(
             self.vocab_size, self.joint_features, self.hat, self.chunk_frames, self.dtype
         )
-        self.drop = nn.Dropout(self.dropout)
+        self.drop = Dropout(self.dropout)
 
     def initial_state(self, batch: int) -> tuple[LstmState, ...]:
         """Zero states of all layers, each a pair of `[batch, units]`."""

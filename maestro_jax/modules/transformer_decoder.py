@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from maestro_jax.modules.attention import LARGE_NEGATIVE
 from maestro_jax.modules.conformer import FeedForward
+from maestro_jax.modules.dropout import Dropout
 from maestro_jax.modules.partitioned import Dense, constrain, embedding, layer_norm
 from maestro_jax.modules.positions import sinusoids
 
@@ -68,7 +69,7 @@ class Attention(nn.Module):
         self.key = Dense(shape, axes, dtype=self.dtype)
         self.value = Dense(shape, axes, dtype=self.dtype)
         self.output = Dense(self.features, ("heads", "kv", "embed"), contracted=2, dtype=self.dtype)
-        self.drop = nn.Dropout(self.dropout)
+        self.drop = Dropout(self.dropout)
 
     def keys_values(self, x: jax.Array) -> KeysValues:
         """`[batch, positions, features]` to keys and values."""
@@ -125,7 +126,7 @@ class DecoderLayer(nn.Module):
         self.cross_norm = layer_norm(dtype=self.dtype)
         self.cross_attention = Attention(*attention)
         self.feed_forward = FeedForward(self.hidden, self.dropout, self.dtype)
-        self.drop = nn.Dropout(self.dropout)
+        self.drop = Dropout(self.dropout)
 
     def context(self, encoded: jax.Array) -> KeysValues:
         """Keys and values of the encoder's output."""
@@ -231,7 +232,7 @@ class TransformerDecoder(nn.Module):
         self.output_norm = layer_norm(dtype=self.dtype)
         if not self.tied:
             self.output = Dense(self.vocab_size, ("embed", "vocab"), dtype=self.dtype)
-        self.drop = nn.Dropout(self.dropout)
+        self.drop = Dropout(self.dropout)
 
     def __call__(
         self,
