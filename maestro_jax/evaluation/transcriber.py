@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -19,12 +18,12 @@ from maestro_jax.data.streams import SAMPLE_RATE
 from maestro_jax.data.vocabularies import UNK_ID, TokenVocabulary
 from maestro_jax.decoding.fusion import Fusion
 from maestro_jax.decoding.hypotheses import Hypotheses
-from maestro_jax.decoding.speech import decode_speech, decode_text
 from maestro_jax.errors import UserError
 from maestro_jax.evaluation.search_config import SearchConfig, choose_decoder
 from maestro_jax.evaluation.segmentation import segment
 from maestro_jax.modules.maestro import Maestro
 from maestro_jax.training.checkpoints import Which, find_checkpoint, restore_params
+from maestro_jax.training.mesh_decoding import jitted_decoding, longest_audio, longest_text
 from maestro_jax.training.mesh_step import mesh_state
 from maestro_jax.training.run import TrainRun
 
@@ -35,9 +34,6 @@ _MARK = "\u2581"
 
 _BYTES = re.compile(r"(<0x[0-9A-F]{2}>)+")
 """What it writes for bytes, as do vocabularies of bytes."""
-
-_TEXT_FRAMES = 400
-"""Room for a resampled text where the objective has none of its own."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,24 +129,16 @@ class Transcriber:
         self.params = params
         self.vocabulary = vocabulary
         self._mesh = run.partitioning.mesh()
-        audio = [stream for stream in run.streams.values() if stream.audio_samples]
-        if not audio:
-            raise UserError("the run has no stream with audio; its model cannot transcribe.")
-        self.samples = max(stream.audio_samples for stream in audio)
-        self.tokens = max(max(s.text_tokens, s.translation_tokens) for s in run.streams.values())
+        self.samples = longest_audio(run)
+        self.tokens = longest_text(run)
         options: dict[str, Any] = {
-            # Twice the longest training text: what is longer is no sentence of this model's.
-            "max_labels": 2 * max(self.tokens, 16),
             "beam_size": beam_size,
             "fusion": fusion,
             "decoder": self.decoder,
             "length_alpha": length_alpha,
         }
-        self._decode = jax.jit(functools.partial(decode_speech, run.model, **options))
-        frames = getattr(run.objective, "text_frames", _TEXT_FRAMES)
-        self._decode_text = jax.jit(
-            functools.partial(decode_text, run.model, text_frames=frames, **options)
-        )
+        self._decode = jitted_decoding(run, **options)
+        self._decode_text = jitted_decoding(run, **options, written=True)
 
     @classmethod
     def from_checkpoint(

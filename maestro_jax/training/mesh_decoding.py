@@ -1,0 +1,69 @@
+"""The decoding of a run's model on a device mesh: the same for evaluation and for planning."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+
+from maestro_jax.decoding.fusion import Fusion
+from maestro_jax.decoding.speech import decode_speech, decode_text
+from maestro_jax.errors import UserError
+from maestro_jax.training.run import TrainRun
+
+_TEXT_FRAMES = 400
+"""Room for a resampled text where the objective has none of its own."""
+
+
+def longest_audio(run: TrainRun) -> int:
+    """Samples of the longest audio that the run's model was trained on.
+
+    Raises:
+        UserError: The run has no stream with audio.
+    """
+    samples = [stream.audio_samples for stream in run.streams.values() if stream.audio_samples]
+    if not samples:
+        raise UserError("the run has no stream with audio; its model cannot transcribe.")
+    return max(samples)
+
+
+def longest_text(run: TrainRun) -> int:
+    """Tokens of the longest text or translation of any stream of the run."""
+    return max(max(s.text_tokens, s.translation_tokens) for s in run.streams.values())
+
+
+def jitted_decoding(
+    run: TrainRun,
+    *,
+    beam_size: int = 1,
+    fusion: Fusion | None = None,
+    decoder: str = "transducer",
+    length_alpha: float = 0.6,
+    written: bool = False,
+) -> Any:
+    """Encoders and search as they are compiled; trace them inside ``partitioning.activate(mesh)``.
+
+    Args:
+        run: The run that trained the model.
+        beam_size: Hypotheses in the beam; 1 without fusion is the greedy search.
+        fusion: A language model to rank hypotheses with.
+        decoder: `transducer`, `ctc` or `attention`.
+        length_alpha: Exponent of the attention decoder's length normalisation.
+        written: Whether text is translated, instead of audio transcribed or translated.
+
+    Returns:
+        A jitted function of the parameters and of the arrays of `decode_speech` or `decode_text`.
+    """
+    options: dict[str, Any] = {
+        # Twice the longest training text: what is longer is no sentence of this model's.
+        "max_labels": 2 * max(longest_text(run), 16),
+        "beam_size": beam_size,
+        "fusion": fusion,
+        "decoder": decoder,
+        "length_alpha": length_alpha,
+    }
+    if not written:
+        return jax.jit(functools.partial(decode_speech, run.model, **options))
+    frames = getattr(run.objective, "text_frames", _TEXT_FRAMES)
+    return jax.jit(functools.partial(decode_text, run.model, text_frames=frames, **options))
