@@ -10,7 +10,7 @@ Counted are products of matrices and convolutions, 2 FLOPs a multiplication and 
 times as the loops that they stand in turn. Not counted is what is done element by element: norms,
 activations, softmax, depthwise convolutions (which the modules write as shifts and additions), the
 lattices, the optimizer; a utilisation of matrix units is about the former. `elementwise` tells how
-much of the latter there is.
+many bytes the latter put out.
 
 Recomputed are FLOPs in the scopes that `jax.checkpoint` names ``rematted_computation``, and those
 of `RECOMPUTED`, which hand-written gradients name themselves.
@@ -76,7 +76,8 @@ class FlopCount:
 
     Attributes:
         products: All products and convolutions.
-        elementwise: Bytes that operations of one element at a time put out.
+        elementwise_by_part: Bytes that operations of one element at a time put out; those of the
+            optimizer are among what belongs to no module (`OTHER`).
         turns: Turns of all loops, one after the other: what is done in small steps takes its time
             on any device.
         loops_of_unknown_length: Parts with a loop whose trips are not known before it runs; they
@@ -84,7 +85,7 @@ class FlopCount:
     """
 
     products: tuple[Product, ...]
-    elementwise: float
+    elementwise_by_part: Mapping[str, float]
     turns: float
     loops_of_unknown_length: tuple[str, ...] = ()
 
@@ -120,6 +121,11 @@ class FlopCount:
     def bytes(self) -> float:
         """Bytes read and written if nothing is kept from one product to the next."""
         return sum(p.bytes * p.count for p in self.products)
+
+    @property
+    def elementwise(self) -> float:
+        """Bytes that operations of one element at a time put out in the model's modules."""
+        return sum(size for part, size in self.elementwise_by_part.items() if part != OTHER)
 
     def by_part(self, depth: int = 1) -> dict[str, float]:
         """Model FLOPs by the first names of a part's path, largest first."""
@@ -228,7 +234,7 @@ def count_flops(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Flop
     )
     return FlopCount(
         products=products,
-        elementwise=walk.elementwise,
+        elementwise_by_part=dict(walk.elementwise),
         turns=walk.turns,
         loops_of_unknown_length=tuple(sorted(walk.unknown)),
     )
@@ -241,7 +247,7 @@ class _Walk:
         self.products: dict[tuple[str, Phase, float, float, float, bool], float] = defaultdict(
             float
         )
-        self.elementwise = 0.0
+        self.elementwise: dict[str, float] = defaultdict(float)
         self.turns = 0.0
         self.unknown: set[str] = set()
 
@@ -283,7 +289,8 @@ class _Walk:
             for jaxpr in inner:
                 self.jaxpr(jaxpr, scopes, times * turns)
             if not inner and name not in _MOVES:
-                self.elementwise += times * sum(
+                part = _part_and_phase("/".join(scopes))[0]
+                self.elementwise[part] += times * sum(
                     _bytes(v.aval)
                     for v in eqn.outvars
                     if jnp.issubdtype(getattr(v.aval, "dtype", np.int32), np.inexact)
@@ -295,7 +302,8 @@ class _Walk:
     def add(self, other: _Walk) -> None:
         for key, count in other.products.items():
             self.products[key] += count
-        self.elementwise += other.elementwise
+        for part, size in other.elementwise.items():
+            self.elementwise[part] += size
         self.turns += other.turns
         self.unknown |= other.unknown
 

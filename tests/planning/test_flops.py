@@ -286,3 +286,24 @@ def test_streams_add_up_to_the_step() -> None:
     sizes = {name: run.streams[name].batch_size for name in run.used_streams}
     each = {name: flops / sizes[name] for name, flops in found.by_stream.items()}
     assert each["paired"] > each["speech"]
+
+
+def test_what_is_done_element_by_element() -> None:
+    def function(x):
+        with jax.named_scope("layer"):
+            y = jnp.tanh(x) * x
+        return y.T + 1.0
+
+    count = count_flops(function, shape(8, 4))
+    # Transposing moves numbers; a tanh, a product and a sum put 32 of them out each.
+    assert count.elementwise_by_part == {"layer": 2 * 32 * 4, OTHER: 32 * 4}
+    assert count.elementwise == 2 * 32 * 4
+
+
+def test_turns_of_loops() -> None:
+    def scanned(x):
+        inner = lambda x, _: (jnp.sin(x), None)  # noqa: E731
+        outer = lambda x, _: (jax.lax.scan(inner, x, None, length=7)[0], None)  # noqa: E731
+        return jax.lax.scan(outer, x, None, length=5)[0]
+
+    assert count_flops(scanned, shape(3)).turns == 5 + 5 * 7
