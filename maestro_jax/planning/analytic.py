@@ -16,7 +16,8 @@ that trace and from the logical axes of the parameters:
 - *Transfers*: a parameter that is split over `fsdp` is gathered for each pass that uses it and once
   more for each gradient, which is scattered; over `data` gradients are reduced. A product whose
   inner axis is split over `tensor` is reduced. Operands travel in the type that they are multiplied
-  in; norms and biases travel too, as float32.
+  in; norms and biases travel too, as float32. Outside of scanned layers XLA keeps what it gathered
+  and reduces gradients without scattering them, which comes to the same number of bytes.
 """
 
 from __future__ import annotations
@@ -293,14 +294,23 @@ class _Use:
         forward, backward = phases.get("forward", []), phases.get("backward", [])
         if not forward:
             return cls()
-        # The gradient of a parameter has its size; the others are those of the rows.
-        own = [p for p in backward if p.out in (2 * numbers, 4 * numbers)]
+        # A pass has two products backward, of equal FLOPs and bytes: the gradient of the parameter,
+        # which has its size, and that of the rows, unless these are data.
+        passes: dict[tuple[float, float], list[Product]] = defaultdict(list)
+        for product in backward:
+            passes[product.flops, product.bytes].append(product)
+        own = (2 * numbers, 4 * numbers)
+        rows = [
+            next((p for p in pair if p.out not in own), pair[0])
+            for pair in passes.values()
+            if len(pair) > 1 or pair[0].out not in own
+        ]
         return cls(
             forward=len(forward),
-            backward=len(own) or math.ceil(len(backward) / 2),
+            backward=len(passes),
             width=2 if all(p.half for p in forward) else 4,
             results=sum(p.out * p.count for p in (*forward, *phases.get("recomputed", []))),
-            inputs=sum(p.out * p.count for p in backward if p not in own),
+            inputs=sum(p.out * p.count for p in rows),
         )
 
 

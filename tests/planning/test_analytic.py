@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import pytest
 
 from maestro_jax.planning.analytic import trace_step
+from maestro_jax.planning.chips import parse_topology
 from maestro_jax.planning.collectives import find_collectives
+from maestro_jax.planning.roofline import slow_bytes
 from maestro_jax.training.mesh_step import jitted_step, mesh_state
 
 MESH = (2, 2, 2)
@@ -86,3 +88,36 @@ def test_transfers_along_tensor_are_those_of_the_compiled_step(small) -> None:
     # CPUs multiply in float32, and norms and metrics are a few numbers.
     tensor = 2 * ours["all-reduce", "tensor"]
     assert compiled[("tensor",)] == pytest.approx(tensor, rel=0.02)
+
+
+@pytest.mark.tpu_backend
+def test_transfers_are_those_that_the_tpu_compiler_wrote(small, monkeypatch) -> None:
+    pytest.importorskip("libtpu")
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    from jax.experimental import topologies
+
+    topology = parse_topology("v5e:4x4", slices=2)
+    devices = topologies.get_topology_desc(
+        topology.libtpu_name, platform="tpu", **topology.libtpu_options
+    ).devices
+    shape = (2, 16, 1)
+    run = small.run(shape, batch=32 * 512)
+    mesh = run.partitioning.mesh(list(devices))
+    layout = mesh_state(run, mesh)
+    with run.partitioning.activate(mesh):
+        lowered = jitted_step(run, mesh, layout.shardings).lower(
+            layout.abstract, small.batch_of(run, run.partitioning.batch_sharding(mesh)), None
+        )
+    found = find_collectives(lowered.compile().as_text(), dict(mesh.shape), slices=2)
+    trace = trace_step(run, {"speech": 512})
+    ours: Counter[str] = Counter()
+    for each in trace.transfers(shape):
+        ours[each.axis] += each.sent
+    compiled: Counter[str] = Counter()
+    for each in found:
+        compiled["+".join(each.axes)] += each.sent
+    assert compiled["fsdp"] == pytest.approx(ours["fsdp"], rel=0.01)
+    assert compiled["data"] == pytest.approx(ours["data"], rel=0.01)
+    slow = sum(slow_bytes(topology, shape, each) for each in trace.transfers(shape))
+    assert sum(each.sent for each in found if each.crosses_slices) == pytest.approx(slow, rel=0.01)
