@@ -73,6 +73,65 @@ class Objective(Protocol):
             The scalar loss, and metrics by name, each a total and a count.
         """
 
+    def terms(
+        self,
+        model: nn.Module,
+        params: Any,
+        ema_params: Any,
+        batch: Batch,
+        *,
+        rng: jax.Array,
+        step: jax.Array | int,
+        controls: Controls | None = None,
+        train: bool = True,
+    ) -> tuple[dict[str, Weighted], Metrics]:
+        """What the loss is made of, before any weight, and all metrics that `combine` does not add.
+
+        The arguments are those of `loss`. No gradient may reach a count, and the terms of a part of
+        a batch must add up to those of the batch: totals to totals, counts to counts.
+        """
+
+    def combine(
+        self,
+        terms: Mapping[str, Weighted],
+        params: Any,
+        *,
+        step: jax.Array | int,
+        controls: Controls | None = None,
+    ) -> tuple[jax.Array, Metrics]:
+        """The loss from its terms, and the metrics of that.
+
+        For given counts and parameters the loss must be linear in the totals: a step that takes a
+        batch in parts asks for the slopes before it knows the totals.
+        """
+
+
+class LossOfTerms:
+    """`loss` for objectives that have `terms` and `combine`."""
+
+    def loss(
+        self: Objective,
+        model: nn.Module,
+        params: Any,
+        ema_params: Any,
+        batch: Batch,
+        *,
+        rng: jax.Array,
+        step: jax.Array | int,
+        controls: Controls | None = None,
+        train: bool = True,
+    ) -> tuple[jax.Array, Metrics]:
+        """The weighted sum of the means of all terms; see `Objective.loss`."""
+        terms, metrics = self.terms(
+            model, params, ema_params, batch, rng=rng, step=step, controls=controls, train=train
+        )
+        total, more = self.combine(terms, params, step=step, controls=controls)
+        return total, metrics | more
+
+
+PER_STEP = ("examples", "overflow_frames", "without_path", "without_ctc_path")
+"""Last parts of the names of metrics that are amounts a step, whose count is 1 for any batch."""
+
 
 def init_all_parameters(model: nn.Module, rng: jax.Array, batch: Batch) -> Any:
     """Parameters of the whole model, whatever part of it an objective trains."""

@@ -36,6 +36,7 @@ from maestro_jax.objectives import weighting as learned
 from maestro_jax.objectives.base import (
     Batch,
     Controls,
+    LossOfTerms,
     Metrics,
     Parts,
     frozen,
@@ -81,7 +82,7 @@ PACKINGS = ("supervised", "concatenated")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MaestroPretraining:
+class MaestroPretraining(LossOfTerms):
     """Weights, masks and the curriculum of MAESTRO.
 
     A weight is a number or a `Schedule` over the curriculum step.
@@ -202,22 +203,15 @@ class MaestroPretraining:
             params = {**params, learned.PARAMETERS: self.weighting.init(tuple(self.weights))}
         return params
 
-    def loss(
+    def combine(
         self,
-        model: nn.Module,
+        terms: Mapping[str, Weighted],
         params: Any,
-        ema_params: Any,
-        batch: Batch,
         *,
-        rng: jax.Array,
         step: jax.Array | int,
         controls: Controls | None = None,
-        train: bool = True,
     ) -> tuple[jax.Array, Metrics]:
-        """The weighted sum of all terms of the streams that are there."""
-        terms, metrics = self.terms(
-            model, params, ema_params, batch, rng=rng, step=step, controls=controls, train=train
-        )
+        """The weighted sum of all terms of the streams that are there, and their factors."""
         clock = step if controls is None else controls.clock
         weights = {name: weight_at(self.weights[name], clock) for name in terms}
         one = jnp.ones(())
@@ -230,9 +224,10 @@ class MaestroPretraining:
             total = jnp.zeros(())
             for name, term in terms.items():
                 total = total + weights[name] * factors.get(name, 1.0) * mean(term)
-        metrics |= {f"weight/{name}": (factor, one) for name, factor in factors.items()}
-        metrics["loss"] = (total, one)
-        return total, metrics
+        return total, {
+            **{f"weight/{name}": (factor, one) for name, factor in factors.items()},
+            "loss": (total, one),
+        }
 
     def terms(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -11,10 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from maestro_jax.errors import UserError
-from maestro_jax.losses.reduction import mean
+from maestro_jax.losses.reduction import Weighted, mean
 from maestro_jax.objectives.base import (
     Batch,
     Controls,
+    LossOfTerms,
     Metrics,
     Parts,
     init_all_parameters,
@@ -32,7 +34,7 @@ from maestro_jax.objectives.transducer_terms import (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SpeechRecognition:
+class SpeechRecognition(LossOfTerms):
     """-log P(text | speech) on the paired stream.
 
     Attributes:
@@ -78,7 +80,7 @@ class SpeechRecognition:
         """Parameters of the whole model, so that any checkpoint of it can be taken over."""
         return init_all_parameters(model, rng, batch)
 
-    def loss(
+    def terms(
         self,
         model: nn.Module,
         params: Any,
@@ -89,8 +91,8 @@ class SpeechRecognition:
         step: jax.Array | int,
         controls: Controls | None = None,
         train: bool = True,
-    ) -> tuple[jax.Array, Metrics]:
-        """RNN-T and CTC losses in nats a label, each times its weight."""
+    ) -> tuple[dict[str, Weighted], Metrics]:
+        """RNN-T and CTC losses in nats a label."""
         del ema_params, step, controls
         parts = Parts(model, params, rng, train)
         paired = batch["paired"]
@@ -104,14 +106,14 @@ class SpeechRecognition:
         frames = {"paired": Frames(encoded, mask, language=language)}
         context = encode_shared(parts, frames)["paired"]
         labels = Labels(paired["text"], paired["text_length"])
-        loss = jnp.zeros(())
+        terms: dict[str, Weighted] = {}
         metrics: Metrics = {
             "paired/frame_variation": frame_variation(encoded, mask),
             "paired/context_variation": frame_variation(context, mask),
             "paired/examples": present(paired["audio_length"]),
         }
         if self.transducer_weight:
-            term = transducer_losses(
+            terms["transducer"] = transducer_losses(
                 parts,
                 {"paired": context},
                 {"paired": mask},
@@ -119,13 +121,24 @@ class SpeechRecognition:
                 fastemit=self.fastemit,
                 delay_penalty=self.delay_penalty,
             )["paired"]
-            loss = loss + self.transducer_weight * mean(term)
-            metrics["loss/transducer"] = term
             metrics |= without_path(parts, {"paired": mask}, {"paired": labels})
         if self.ctc_weight:
-            term, lacking = ctc_term(parts, context, mask, labels)
-            loss = loss + self.ctc_weight * mean(term)
-            metrics["loss/ctc"] = term
+            terms["ctc"], lacking = ctc_term(parts, context, mask, labels)
             metrics["paired/without_ctc_path"] = lacking
-        metrics["loss"] = (loss, jnp.ones(()))
-        return loss, metrics
+        return terms, metrics | {f"loss/{name}": term for name, term in terms.items()}
+
+    def combine(
+        self,
+        terms: Mapping[str, Weighted],
+        params: Any,
+        *,
+        step: jax.Array | int,
+        controls: Controls | None = None,
+    ) -> tuple[jax.Array, Metrics]:
+        """RNN-T and CTC losses, each times its weight."""
+        del params, step, controls
+        weights = {"transducer": self.transducer_weight, "ctc": self.ctc_weight}
+        loss = jnp.zeros(())
+        for name, term in terms.items():
+            loss = loss + weights[name] * mean(term)
+        return loss, {"loss": (loss, jnp.ones(()))}

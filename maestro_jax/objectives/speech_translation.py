@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -25,6 +26,7 @@ from maestro_jax.objectives.attention_terms import attention_losses
 from maestro_jax.objectives.base import (
     Batch,
     Controls,
+    LossOfTerms,
     Metrics,
     Parts,
     frozen,
@@ -47,7 +49,7 @@ DECODERS = ("transducer", "attention")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SpeechTranslation:
+class SpeechTranslation(LossOfTerms):
     """-log P(translation | speech), plus the same from text where the batch has it.
 
     Attributes:
@@ -111,7 +113,7 @@ class SpeechTranslation:
         self.durations.check(model)
         return init_all_parameters(model, rng, batch)
 
-    def loss(
+    def terms(
         self,
         model: nn.Module,
         params: Any,
@@ -122,8 +124,8 @@ class SpeechTranslation:
         step: jax.Array | int,
         controls: Controls | None = None,
         train: bool = True,
-    ) -> tuple[jax.Array, Metrics]:
-        """ST in nats a label, plus `mt_weight` times MT in nats a label."""
+    ) -> tuple[dict[str, Weighted], Metrics]:
+        """ST and MT in nats a label."""
         del step, controls
         keys = iter(jax.random.split(rng, 4))
         parts = Parts(model, params, next(keys), train)
@@ -156,13 +158,24 @@ class SpeechTranslation:
             name: Labels(batch[name]["translation"], batch[name]["translation_length"])
             for name in frames
         }
-        terms, more = self._terms(parts, contexts, frames, labels)
+        terms, more = self._scored(parts, contexts, frames, labels)
+        metrics |= more | {f"loss/{name}": term for name, term in terms.items()}
+        return terms, metrics
+
+    def combine(
+        self,
+        terms: Mapping[str, Weighted],
+        params: Any,
+        *,
+        step: jax.Array | int,
+        controls: Controls | None = None,
+    ) -> tuple[jax.Array, Metrics]:
+        """ST, plus `mt_weight` times MT."""
+        del params, step, controls
         loss = jnp.zeros(())
         for name, term in terms.items():
             loss = loss + (self.mt_weight if name == "mt" else 1.0) * mean(term)
-        metrics |= more | {f"loss/{name}": term for name, term in terms.items()}
-        metrics["loss"] = (loss, jnp.ones(()))
-        return loss, metrics
+        return loss, {"loss": (loss, jnp.ones(()))}
 
     def _encode_text(
         self,
@@ -194,7 +207,7 @@ class SpeechTranslation:
             "mt/frames_per_token": masked_sum(texts["mt"].durations, texts["mt"].mask),
         }
 
-    def _terms(
+    def _scored(
         self,
         parts: Parts,
         contexts: dict[str, jax.Array],

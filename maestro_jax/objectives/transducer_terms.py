@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from maestro_jax.losses.reduction import Weighted
-from maestro_jax.losses.transducer import NO_PATH, transducer_loss_from_lattices
+from maestro_jax.losses.transducer import transducer_loss_from_lattices
 from maestro_jax.losses.transducer_alignment import Alignment, transducer_alignment
 from maestro_jax.losses.transducer_posterior import alignment_entropy
 from maestro_jax.objectives.base import Metrics, Parts
@@ -143,8 +143,10 @@ def transducer_losses(
             fastemit=fastemit,
             delay_penalty=delay_penalty,
         )
-        # Not `losses <= NO_PATH`: a NaN must stay to be seen.
-        there = (frame_lengths > 0) & ~(losses > NO_PATH)
+        # By lengths and not by `losses`: what is counted must not wait for a network.
+        there = frame_lengths > 0
+        if parts.model.decoder.one_label_per_frame:
+            there &= label_lengths <= frame_lengths
         losses = jnp.where(there, losses, 0.0)
         counts = jnp.where(there, label_lengths, 0).astype(jnp.float32)
         rows = [len(contexts[name]) for name in group]

@@ -85,7 +85,7 @@ def train(
     # ------------------------------------------------------------------------------------ mesh
     partitioning = run.partitioning
     mesh = partitioning.mesh()
-    partitioning.check_batch_sizes(mesh, run.batch_sizes)
+    partitioning.check_batch_sizes(mesh, run.batch_sizes, run.accumulate)
     directory = epath.Path(model_dir).expanduser().absolute()
     is_first_process = jax.process_index() == 0
     log.info(
@@ -139,7 +139,11 @@ def train(
     step_function = jitted_step(run, mesh, shardings)
     measure_gradients = jax.jit(
         functools.partial(
-            term_gradient_norms, model=run.model, objective=run.objective, seed=run.seed
+            term_gradient_norms,
+            model=run.model,
+            objective=run.objective,
+            seed=run.seed,
+            accumulate=run.accumulate,
         ),
         in_shardings=(shardings, partitioning.batch_sharding(mesh), replicated(mesh)),
         out_shardings=replicated(mesh),

@@ -71,6 +71,8 @@ def jitted_step(run: TrainRun, mesh: Mesh, shardings: TrainState) -> Any:
             optimizer=run.optimizer,
             ema_decay=run.ema_decay,
             seed=run.seed,
+            accumulate=run.accumulate,
+            param_shardings=shardings.params,
         ),
         in_shardings=(shardings, run.partitioning.batch_sharding(mesh), replicated(mesh)),
         out_shardings=(shardings, replicated(mesh)),

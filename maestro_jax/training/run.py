@@ -28,6 +28,9 @@ class TrainRun:
         streams: What each stream of a batch is made of.
         steps: Training ends after so many steps.
         seed: Everything random is a function of the seed and the step.
+        accumulate: The batch of a step is taken in so many parts, one after the other, each with
+            the same share of every stream. It divides all batch sizes. Memory for activations
+            falls; loss and gradient stay those of the whole batch.
         partitioning: The device mesh and the rules for laying arrays out on it.
         log_every: Steps between two log points.
         checkpoint_every: Steps between two checkpoints.
@@ -53,6 +56,7 @@ class TrainRun:
     streams: Mapping[str, StreamConfig]
     steps: int
     seed: int = 0
+    accumulate: int = 1
     partitioning: Partitioning = Partitioning()
     log_every: int = 20
     checkpoint_every: int = 200
@@ -69,7 +73,7 @@ class TrainRun:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, before any device is touched."""
-        for name in ("steps", "log_every", "checkpoint_every", "keep_checkpoints"):
+        for name in ("steps", "accumulate", "log_every", "checkpoint_every", "keep_checkpoints"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"{name} is {value!r}; it must be a whole number of 1 or more.")
@@ -98,12 +102,28 @@ class TrainRun:
                     f"step, within 1 ... {self.steps}."
                 )
         check_streams(self.streams)
+        self._check_accumulate()
         if not self.used_streams:
             raise UserError(
                 f"The objective {type(self.objective).__name__} learns from "
                 f"{', '.join(self.objective.streams)}, but the run has only the streams "
                 f"{', '.join(self.streams)}; add one of the former to streams."
             )
+
+    def _check_accumulate(self) -> None:
+        if self.accumulate > 1 and not hasattr(self.objective, "terms"):
+            raise UserError(
+                f"accumulate is {self.accumulate}, but {type(self.objective).__name__} has a loss "
+                "and no terms, which parts of a batch could add up to; set accumulate to 1."
+            )
+        for stream, sizes in self.batch_sizes.items():
+            for size in sizes:
+                if size % self.accumulate:
+                    raise UserError(
+                        f"The batch size {size} of the stream {stream!r} is not a multiple of "
+                        f"accumulate = {self.accumulate}; set it to "
+                        f"{-(-size // self.accumulate) * self.accumulate}, or change accumulate."
+                    )
 
     @property
     def used_streams(self) -> tuple[str, ...]:

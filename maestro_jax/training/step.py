@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from maestro_jax.data.streams import SAMPLE_RATE, SEQUENCE_LIMITS
+from maestro_jax.training import parameter_trees
+from maestro_jax.training.accumulation import Accumulation, accumulated_loss, micro_batches
 from maestro_jax.training.optimizers import Optimizer, update_ema
 from maestro_jax.training.state import TrainState
 
@@ -25,6 +27,8 @@ def train_step(
     optimizer: Optimizer,
     ema_decay: float | None,
     seed: int,
+    accumulate: int = 1,
+    param_shardings: Any = None,
 ) -> tuple[TrainState, Metrics]:
     """Take one gradient step.
 
@@ -40,25 +44,41 @@ def train_step(
         optimizer: The optimizer's configuration.
         ema_decay: The decay of the average of the parameters; None: the state has none.
         seed: The seed of the run; the randomness of a step is a function of (seed, step).
+        accumulate: The batch is taken in so many parts, which saves memory; the loss and the
+            gradient are those of the whole batch. Each part has randomness of its own.
+        param_shardings: Of the parameters; where gradients are summed up, with `accumulate`.
 
     Returns:
         The state after the step, and ``{name: (total, count)}`` of float32 scalars.
     """
     rng = jax.random.fold_in(jax.random.key(seed), state.step)
 
-    def loss_of(params: Any) -> tuple[jax.Array, Metrics]:
-        return objective.loss(
-            model,
-            params,
-            state.ema_params,
-            batch,
-            rng=rng,
+    if accumulate > 1:
+        named = [parameter_trees.named_leaves(t) for t in optimizer.by_group(state.params).values()]
+        loss, metrics, gradients = accumulated_loss(
+            objective,
+            state.params,
+            batch_in_parts(objective, model, state, batch, controls, rng, accumulate),
             step=state.step,
             controls=controls,
-            train=True,
+            trained={name for leaves in named for name, _ in leaves},
+            shardings=param_shardings,
         )
+    else:
 
-    (loss, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        def loss_of(params: Any) -> tuple[jax.Array, Metrics]:
+            return objective.loss(
+                model,
+                params,
+                state.ema_params,
+                batch,
+                rng=rng,
+                step=state.step,
+                controls=controls,
+                train=True,
+            )
+
+        (loss, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
     # What is frozen for good is left out, and its gradient is thereby not even computed.
     by_group = optimizer.by_group(gradients)
     gradient_norm = optax.tree.norm(by_group)
@@ -102,6 +122,42 @@ def train_step(
     metrics = {name: _only_finite(total, count) for name, (total, count) in metrics.items()}
     metrics["skipped_steps"] = (1.0 - finite.astype(jnp.float32), one)
     return new_state, metrics
+
+
+def batch_in_parts(
+    objective: Any,
+    model: Any,
+    state: TrainState,
+    batch: Any,
+    controls: Any,
+    rng: jax.Array,
+    count: int,
+) -> Accumulation:
+    """The terms of a batch, to be computed part by part.
+
+    Args:
+        objective: The objective.
+        model: The model.
+        state: The state; its step and averaged parameters are used.
+        batch: ``{stream: {feature: array}}``, global arrays.
+        controls: What was decided between steps.
+        rng: The random key of the step.
+        count: The number of parts.
+    """
+
+    def terms(params: Any, part: Any, key: jax.Array) -> Any:
+        return objective.terms(
+            model,
+            params,
+            state.ema_params,
+            part,
+            rng=key,
+            step=state.step,
+            controls=controls,
+            train=True,
+        )
+
+    return Accumulation(terms=terms, parts=micro_batches(batch, count), count=count, rng=rng)
 
 
 def stream_sizes(batch: Any) -> Metrics:
