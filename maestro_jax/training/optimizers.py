@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,11 @@ import optax
 
 from maestro_jax.errors import UserError, near_misses
 from maestro_jax.training import parameter_groups, parameter_trees
+from maestro_jax.training.factored_moments import scale_by_factored_rms
 from maestro_jax.training.parameter_groups import BASE, ParameterGroup
 
 SCHEDULES = ("inverse_sqrt", "cosine", "constant")
+MU_DTYPES = ("float32", "bfloat16")
 FROZEN = r"(.*/)?frozen_\w+"
 """Names of parameters that are never trained; they have no gradient, and get no weight decay."""
 
@@ -41,11 +43,8 @@ class Optimizer(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AdamConfig:
-    """Adam with decoupled weight decay (AdamW) and a learning rate that warms up.
-
-    The defaults of the moments are those of the Transformer (Vaswani et al. 2017), which the
-    Conformer papers took over.
+class OptimizerConfig:
+    """What all optimizers have: a learning rate that warms up, weight decay, clipping, groups.
 
     Attributes:
         learning_rate: The peak learning rate.
@@ -53,13 +52,11 @@ class AdamConfig:
         schedule_name: ``inverse_sqrt``, ``cosine`` or ``constant``: what follows the warm-up.
         decay_steps: With ``cosine``, the update at which the learning rate reaches its end.
         end_fraction: With ``cosine``, the end as a fraction of the peak.
-        b1: Decay of the first moment.
-        b2: Decay of the second moment.
-        eps: Added to the root of the second moment.
         weight_decay: Decoupled weight decay, times the learning rate.
         weight_decay_exclude: Regular expressions of whole parameter names without weight decay.
         clip_norm: The gradient of all that is trained is scaled down to this global norm at most;
             None: never.
+        mu_dtype: The type in which first moments are kept, as in ``"bfloat16"``; None: float32.
         groups: Parameters with a learning rate, schedule or weight decay of their own, or frozen.
     """
 
@@ -68,12 +65,10 @@ class AdamConfig:
     schedule_name: Literal["inverse_sqrt", "cosine", "constant"] = "inverse_sqrt"
     decay_steps: int | None = None
     end_fraction: float = 0.0
-    b1: float = 0.9
-    b2: float = 0.98
-    eps: float = 1e-9
     weight_decay: float = 0.0
     weight_decay_exclude: tuple[str, ...] = (r"(.*/)?bias", r"(.*/)?scale")
     clip_norm: float | None = 1.0
+    mu_dtype: str | None = None
     groups: tuple[ParameterGroup, ...] = ()
 
     def __post_init__(self) -> None:
@@ -96,6 +91,11 @@ class AdamConfig:
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise UserError(
                 f"clip_norm {self.clip_norm} must be positive, or None for no clipping."
+            )
+        if self.mu_dtype not in (None, *MU_DTYPES):
+            raise UserError(
+                f"mu_dtype is {self.mu_dtype!r}; choose one of {', '.join(MU_DTYPES)}, or None."
+                f"{near_misses(str(self.mu_dtype), MU_DTYPES)}"
             )
         for pattern in self.weight_decay_exclude:
             parameter_groups.check_pattern(pattern, "of weight_decay_exclude")
@@ -187,7 +187,7 @@ class AdamConfig:
     def _frozen_groups(self) -> tuple[str, ...]:
         return tuple(group.name for group in self.groups if group.frozen)
 
-    def _of_group(self, group: ParameterGroup) -> AdamConfig:
+    def _of_group(self, group: ParameterGroup) -> Self:
         """The configuration of one group, whose steps are counted from when it thaws."""
         own = {
             field: getattr(group, field)
@@ -204,12 +204,93 @@ class AdamConfig:
             raise UserError(f"The parameter group {group.name!r}{thaws}: {error}") from error
 
     def _unclipped(self) -> list[optax.GradientTransformation]:
-        transformations = [optax.scale_by_adam(b1=self.b1, b2=self.b2, eps=self.eps)]
+        transformations = self._scaled()
         if self.weight_decay:
             exclude = (*self.weight_decay_exclude, FROZEN)
             transformations.append(_decayed_weights(self.weight_decay, exclude))
         transformations.append(optax.scale_by_learning_rate(self.schedule))
         return transformations
+
+    def _scaled(self) -> list[optax.GradientTransformation]:
+        """From gradients to updates, before weight decay and learning rate."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdamConfig(OptimizerConfig):
+    """Adam; with ``weight_decay``, which is decoupled, AdamW.
+
+    The defaults of the moments are those of the Transformer (Vaswani et al. 2017), which the
+    Conformer papers took over.
+
+    Attributes:
+        b1: Decay of the first moment.
+        b2: Decay of the second moment.
+        eps: Added to the root of the second moment.
+    """
+
+    b1: float = 0.9
+    b2: float = 0.98
+    eps: float = 1e-9
+
+    def _scaled(self) -> list[optax.GradientTransformation]:
+        return [optax.scale_by_adam(b1=self.b1, b2=self.b2, eps=self.eps, mu_dtype=self.mu_dtype)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdafactorConfig(OptimizerConfig):
+    """Adafactor (Shazeer and Stern 2018, arXiv 1804.04235): second moments by rows and columns.
+
+    Of a kernel of m x n the second moments take m + n numbers. Without ``b1`` there are no first
+    moments, and the state is about the parameters alone. An update has a root mean square of 1
+    at most, so that a learning rate means what it means to Adam.
+
+    Attributes:
+        decay_rate: Exponent of the decay of second moments: after t updates
+            ``1 - t ** -decay_rate``.
+        b1: Decay of the first moment, which takes the room of the parameters; None: none is kept.
+        clip_rms: The update of an array is scaled down to this root mean square at most; None:
+            never.
+        parameter_scale: Updates are relative to the root mean square of the array, as in the paper,
+            which has a learning rate of 0.01. Off by default: learning rates are Adam's.
+        smallest_factored: Moments of an array are factored if two of its axes have this size.
+        eps: Added to the square of the gradient.
+    """
+
+    decay_rate: float = 0.8
+    b1: float | None = None
+    clip_rms: float | None = 1.0
+    parameter_scale: bool = False
+    smallest_factored: int = 128
+    eps: float = 1e-30
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense."""
+        super().__post_init__()
+        if not 0.0 < self.decay_rate <= 1.0 or not (self.b1 is None or 0.0 <= self.b1 < 1.0):
+            raise UserError(
+                f"AdafactorConfig has decay_rate={self.decay_rate} and b1={self.b1}; decay_rate "
+                "must lie above 0 and up to 1, b1 be None or at least 0 and below 1."
+            )
+        if self.smallest_factored < 1 or (self.clip_rms is not None and self.clip_rms <= 0):
+            raise UserError(
+                f"AdafactorConfig has smallest_factored={self.smallest_factored} and "
+                f"clip_rms={self.clip_rms}; both must be above 0, or clip_rms None."
+            )
+
+    def _scaled(self) -> list[optax.GradientTransformation]:
+        steps = [
+            scale_by_factored_rms(
+                decay_rate=self.decay_rate, smallest=self.smallest_factored, eps=self.eps
+            )
+        ]
+        if self.clip_rms is not None:
+            steps.append(optax.clip_by_block_rms(self.clip_rms))
+        if self.parameter_scale:
+            steps.append(optax.scale_by_param_block_rms())
+        if self.b1 is not None:
+            steps.append(optax.ema(self.b1, debias=False, accumulator_dtype=self.mu_dtype))
+        return steps
 
 
 def _decayed_weights(decay: float, exclude: tuple[str, ...]) -> optax.GradientTransformation:

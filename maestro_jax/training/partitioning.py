@@ -63,25 +63,30 @@ class Partitioning:
     Attributes:
         mesh_shape: Devices along ``data``, ``fsdp`` and ``tensor``; one of them may be -1, which
             stands for all devices that are left.
+        slices: Slices (groups of devices between which the network is slower) along ``data``,
+            ``fsdp`` and ``tensor``; -1: all that are there. The rest of each axis of the mesh lies
+            within a slice. Without slices it has no effect.
         rules: Pairs of a logical axis name and the mesh axes that it is split over (None: it is
             replicated), in order of precedence.
     """
 
     mesh_shape: tuple[int, int, int] = (-1, 1, 1)
+    slices: tuple[int, int, int] = (-1, 1, 1)
     rules: Rules = DEFAULT_RULES
 
     def __post_init__(self) -> None:
         """Refuse shapes and rules that no number of devices could satisfy."""
-        shape = tuple(self.mesh_shape)
         # gin hands over lists; rules must be hashable to be part of a compilation key.
-        object.__setattr__(self, "mesh_shape", shape)
         object.__setattr__(self, "rules", _as_rules(self.rules))
-        sizes_are_valid = all(isinstance(n, int) and (n == -1 or n > 0) for n in shape)
-        if len(shape) != len(AXIS_NAMES) or not sizes_are_valid or shape.count(-1) > 1:
-            raise UserError(
-                f"mesh_shape {shape} is not three positive numbers (data, fsdp, tensor), "
-                "of which one may be -1."
-            )
+        for field in ("mesh_shape", "slices"):
+            shape = tuple(getattr(self, field))
+            object.__setattr__(self, field, shape)
+            sizes_are_valid = all(isinstance(n, int) and (n == -1 or n > 0) for n in shape)
+            if len(shape) != len(AXIS_NAMES) or not sizes_are_valid or shape.count(-1) > 1:
+                raise UserError(
+                    f"{field} {shape} is not three positive numbers (data, fsdp, tensor), "
+                    "of which one may be -1."
+                )
         for name, axes in self.rules:
             for axis in _as_tuple(axes):
                 if axis not in AXIS_NAMES:
@@ -110,8 +115,8 @@ class Partitioning:
     def mesh(self, devices: Sequence[Any] | None = None) -> Mesh:
         """The device mesh.
 
-        Several TPU slices are joined along ``data``, the axis with the least traffic, because the
-        network between slices is slower than the one within a slice.
+        Several TPU slices are joined along ``data`` unless `slices` says otherwise: it is the axis
+        with the least traffic, and the network between slices is slower than the one within.
 
         Args:
             devices: The devices to use; all devices of all processes by default.
@@ -120,26 +125,37 @@ class Partitioning:
             UserError: The devices cannot be arranged in ``mesh_shape``.
         """
         devices = list(jax.devices() if devices is None else devices)
-        data, fsdp, tensor = self.shape(len(devices))
+        shape = self.shape(len(devices))
         slices = len({getattr(device, "slice_index", None) or 0 for device in devices})
         if slices > 1:
-            if data % slices:
-                raise UserError(
-                    f"{slices} slices need a data axis that is a multiple of {slices}, but "
-                    f"mesh_shape gives {data}; set Partitioning.mesh_shape[0] to -1."
-                )
+            between = self._between(slices, shape)
+            within = tuple(n // parts for n, parts in zip(shape, between, strict=True))
             array = mesh_utils.create_hybrid_device_mesh(
-                (data // slices, fsdp, tensor),
-                (slices, 1, 1),
-                devices,
-                allow_split_physical_axes=True,
+                within, between, devices, allow_split_physical_axes=True
             )
         else:
-            array = mesh_utils.create_device_mesh(
-                (data, fsdp, tensor), devices, allow_split_physical_axes=True
-            )
+            array = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
         # jax.make_mesh would give Explicit axes, in which logical constraints raise.
         return Mesh(array, AXIS_NAMES, axis_types=(AxisType.Auto,) * len(AXIS_NAMES))
+
+    def _between(self, count: int, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """How many slices lie along each axis of the mesh."""
+        known = math.prod(n for n in self.slices if n != -1)
+        if count % known or (-1 not in self.slices and known != count):
+            raise UserError(
+                f"slices {self.slices} does not fit the {count} slices that are there; set "
+                f"Partitioning.slices so that its product is {count}, with one -1 for what is left."
+            )
+        between = tuple(count // known if n == -1 else n for n in self.slices)
+        for axis, parts, size in zip(AXIS_NAMES, between, shape, strict=True):
+            if size % parts:
+                raise UserError(
+                    f"{count} slices need a {axis} axis that is a multiple of {parts}, but "
+                    f"mesh_shape gives {size}; set Partitioning.mesh_shape"
+                    f"[{AXIS_NAMES.index(axis)}] to -1, or change Partitioning.slices."
+                )
+        data, fsdp, tensor = between
+        return data, fsdp, tensor
 
     @contextlib.contextmanager
     def activate(self, mesh: Mesh) -> Iterator[None]:
@@ -228,22 +244,29 @@ class Partitioning:
         """Rows of a batch split over ``data`` and ``fsdp``; all further dimensions whole."""
         return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
-    def check_batch_sizes(self, mesh: Mesh, batch_sizes: Mapping[str, Sequence[int]]) -> None:
+    def check_batch_sizes(
+        self, mesh: Mesh, batch_sizes: Mapping[str, Sequence[int]], accumulate: int = 1
+    ) -> None:
         """Refuse batch sizes that the mesh cannot split evenly.
 
         Args:
             mesh: The device mesh.
             batch_sizes: The global batch sizes of each stream, one a bucket.
+            accumulate: The parts that a batch is taken in.
 
         Raises:
-            UserError: A batch size is not a multiple of the devices along ``data`` and ``fsdp``.
+            UserError: A batch size is not a multiple of the devices along ``data`` and ``fsdp``,
+                times ``accumulate``.
         """
-        parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+        devices = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+        parts = devices * accumulate
+        times = "" if accumulate == 1 else f", times accumulate = {accumulate}: {parts}"
         for stream, size in ((name, size) for name, sizes in batch_sizes.items() for size in sizes):
             if size % parts:
                 raise UserError(
                     f"The batch size {size} of the stream {stream!r} is not a multiple of the "
-                    f"{parts} devices along data and fsdp (mesh {dict(mesh.shape)}); set it to "
+                    f"{devices} devices along data and fsdp (mesh {dict(mesh.shape)}){times}; "
+                    f"set it to "
                     f"{-(-size // parts) * parts}, or give the tensor axis more devices."
                 )
 
