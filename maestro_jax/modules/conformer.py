@@ -20,6 +20,7 @@ from maestro_jax.modules.group_norm import MaskedGroupNorm
 from maestro_jax.modules.masking import zero_padding
 from maestro_jax.modules.partitioned import Dense, constrain, layer_norm
 from maestro_jax.modules.positions import sinusoids
+from maestro_jax.modules.rematerialisation import Policy, check_policy, rematerialised
 
 POSITIONS = ("sinusoidal", "rotary", "none")
 
@@ -188,7 +189,8 @@ class ConformerStack(nn.Module):
         adapter_languages: Sets of adapters, chosen by the language id of the row; 0 for one set
             that all languages share.
         scan: Compile one block and loop over it; parameters get a leading `layers` axis.
-        remat: Recompute a block's activations in the backward pass.
+        remat: Which of a block's activations are kept for the backward pass; see
+            `rematerialisation`.
         dtype: The type computed in.
     """
 
@@ -204,7 +206,7 @@ class ConformerStack(nn.Module):
     adapter_features: int = 0
     adapter_languages: int = 0
     scan: bool = True
-    remat: bool = False
+    remat: Policy = "none"
     dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
@@ -213,6 +215,7 @@ class ConformerStack(nn.Module):
             raise ValueError(
                 f"ConformerStack.positions is {self.positions!r}; choose one of {POSITIONS}."
             )
+        check_policy(self.remat, "ConformerStack.remat")
         if self.attention_context is not None and self.attention_context < 0:
             raise ValueError(
                 f"ConformerStack.attention_context is {self.attention_context}; give a number of "
@@ -296,8 +299,7 @@ class ConformerStack(nn.Module):
         def run(module: ConformerBlock, x: jax.Array) -> jax.Array:
             return module(x, mask, language, deterministic=deterministic)
 
-        if self.remat:
-            run = nn.remat(run, prevent_cse=not scanned)
+        run = rematerialised(run, self.remat, scanned=scanned)
         tapped = x
         if scanned:
 

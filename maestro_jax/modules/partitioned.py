@@ -14,6 +14,7 @@ from typing import Any, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 DEFAULT_KERNEL_INIT = nn.initializers.xavier_uniform()
 ZERO_INIT = nn.initializers.zeros_init()
@@ -82,7 +83,8 @@ class Dense(nn.Module):
         if self.use_bias:
             bias = parameter(self, "bias", self.bias_init, self.axes[self.contracted :], outputs)
             y = y + bias.astype(self.dtype)
-        return y
+        # The name by which a rematerialisation policy may keep it.
+        return checkpoint_name(y, self.name or "dense")
 
 
 def layer_norm(*, dtype: Any = jnp.float32, name: str | None = None) -> nn.LayerNorm:

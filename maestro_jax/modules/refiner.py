@@ -18,6 +18,7 @@ from maestro_jax.modules.attention import SelfAttention
 from maestro_jax.modules.lightweight_conv import LightweightConvBlock
 from maestro_jax.modules.masking import zero_padding
 from maestro_jax.modules.partitioned import Dense, constrain, layer_norm
+from maestro_jax.modules.rematerialisation import Policy, check_policy, rematerialised
 
 MIXERS = ("lconv", "attention_lconv")
 
@@ -33,6 +34,8 @@ class Refiner(nn.Module):
         hidden: Size of the feed-forward layers.
         mixer: `lconv` or `attention_lconv` (self-attention before each convolution).
         dropout: Rate of each branch.
+        remat: Which of a convolution block's activations are kept for the backward pass; see
+            `rematerialisation`.
         dtype: The type computed in.
     """
 
@@ -43,10 +46,12 @@ class Refiner(nn.Module):
     hidden: int = 2048
     mixer: str = "lconv"
     dropout: float = 0.0
+    remat: Policy = "none"
     dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
-        """Refuse an unknown mixer before anything is built."""
+        """Refuse an unknown mixer or policy before anything is built."""
+        check_policy(self.remat, "Refiner.remat")
         if self.mixer not in MIXERS:
             raise ValueError(f"Refiner.mixer is {self.mixer!r}; choose one of {MIXERS}.")
         super().__post_init__()
@@ -54,20 +59,26 @@ class Refiner(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, deterministic: bool = True) -> jax.Array:
         """Frames `[batch, frames, text_features]` with their mask to ê_t, of size `features`."""
+
+        def run(module: LightweightConvBlock, x: jax.Array) -> jax.Array:
+            return module(x, mask, deterministic=deterministic)
+
+        run = rematerialised(run, self.remat)
         for index in range(self.layers):
             if self.mixer == "attention_lconv":
                 y = layer_norm(dtype=self.dtype, name=f"attention_norm_{index}")(x)
                 x = x + SelfAttention(
                     self.heads, self.dropout, dtype=self.dtype, name=f"attention_{index}"
                 )(y, mask, deterministic=deterministic)
-            x = LightweightConvBlock(
+            block = LightweightConvBlock(
                 self.heads,
                 self.kernel_size,
                 self.hidden,
                 self.dropout,
                 self.dtype,
                 name=f"block_{index}",
-            )(x, mask, deterministic=deterministic)
+            )
+            x = run(block, x)
         x = layer_norm(dtype=self.dtype, name="output_norm")(x)
         x = Dense(self.features, ("mlp", "embed"), dtype=self.dtype, name="output")(x)
         return constrain(zero_padding(x, mask), "batch", "frames", "act_embed")

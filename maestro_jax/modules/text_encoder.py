@@ -20,6 +20,7 @@ from maestro_jax.modules.dropout import Dropout
 from maestro_jax.modules.masking import zero_padding
 from maestro_jax.modules.partitioned import Dense, constrain, embedding, layer_norm
 from maestro_jax.modules.positions import sinusoids
+from maestro_jax.modules.rematerialisation import Policy, check_policy, rematerialised
 
 
 class TransformerBlock(nn.Module):
@@ -63,6 +64,8 @@ class TextEncoder(nn.Module):
         hidden: Size of the feed-forward layers.
         languages: Number of source languages with an embedding; 0 for none, as in the paper.
         dropout: Rate of every branch.
+        remat: Which of a Transformer layer's activations are kept for the backward pass; see
+            `rematerialisation`.
         dtype: The type computed in.
     """
 
@@ -75,7 +78,13 @@ class TextEncoder(nn.Module):
     hidden: int = 2048
     languages: int = 0
     dropout: float = 0.0
+    remat: Policy = "none"
     dtype: Any = jnp.float32
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown policy before anything is built."""
+        check_policy(self.remat, "TextEncoder.remat")
+        super().__post_init__()
 
     @nn.compact
     def __call__(
@@ -119,8 +128,14 @@ class TextEncoder(nn.Module):
             x = drop(nn.relu(layer_norm(dtype=self.dtype, name=f"conv_norm_{index}")(y)))
         x = x + sinusoids(jnp.arange(x.shape[1]), self.features).astype(self.dtype)
         x = constrain(x, "batch", "frames", "act_embed")
+
+        def run(module: TransformerBlock, x: jax.Array) -> jax.Array:
+            return module(x, mask, deterministic=deterministic)
+
+        run = rematerialised(run, self.remat)
         for index in range(self.layers):
-            x = TransformerBlock(
+            block = TransformerBlock(
                 self.heads, self.hidden, self.dropout, self.dtype, name=f"layer_{index}"
-            )(x, mask, deterministic=deterministic)
+            )
+            x = run(block, x)
         return zero_padding(layer_norm(dtype=self.dtype, name="output_norm")(x), mask)

@@ -21,6 +21,7 @@ from maestro_jax.modules.conformer import FeedForward
 from maestro_jax.modules.dropout import Dropout
 from maestro_jax.modules.partitioned import Dense, constrain, embedding, layer_norm
 from maestro_jax.modules.positions import sinusoids
+from maestro_jax.modules.rematerialisation import Policy, check_policy, rematerialised
 
 
 class KeysValues(NamedTuple):
@@ -196,6 +197,8 @@ class TransformerDecoder(nn.Module):
             is added to every token's; 0 for a decoder of one language.
         tied: Whether the output layer is the table of the token embeddings.
         dropout: Rate of every branch.
+        remat: Which of a layer's activations are kept for the backward pass; see
+            `rematerialisation`.
         dtype: The type computed in; logits leave as float32.
     """
 
@@ -207,10 +210,12 @@ class TransformerDecoder(nn.Module):
     languages: int = 0
     tied: bool = True
     dropout: float = 0.1
+    remat: Policy = "none"
     dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
         """Refuse heads that do not divide the features before anything is built."""
+        check_policy(self.remat, "TransformerDecoder.remat")
         if self.features % self.heads:
             raise ValueError(
                 f"TransformerDecoder.heads is {self.heads}, which does not divide features "
@@ -258,8 +263,13 @@ class TransformerDecoder(nn.Module):
         language = self._language(target_language, len(tokens))
         x = self._embed(tokens, jnp.arange(tokens.shape[1]), language)
         x = self.drop(x, deterministic=deterministic)
+
+        def run(layer: DecoderLayer, x: jax.Array) -> jax.Array:
+            return layer(x, layer.context(encoded), mask, deterministic=deterministic)[0]
+
+        run = rematerialised(run, self.remat)
         for layer in self.stack:
-            x, _ = layer(x, layer.context(encoded), mask, deterministic=deterministic)
+            x = run(layer, x)
         return self._logits(x)
 
     def start(

@@ -95,21 +95,6 @@ def test_a_tap_outside_the_stack_is_refused() -> None:
         jax.eval_shape(lambda: module.init(jax.random.key(0), X, MASK, tap=3, method="with_tap"))
 
 
-def test_recomputed_activations_give_the_same_gradients() -> None:
-    plain, recomputed = stack(dropout=0.2), stack(dropout=0.2, remat=True)
-    params = drawn(plain, X, MASK)
-    found = []
-    for module in (plain, recomputed):
-
-        def loss(params: dict, module: ConformerStack = module) -> jax.Array:
-            rngs = {"dropout": jax.random.key(1)}
-            return jnp.sum(module.apply(params, X, MASK, deterministic=False, rngs=rngs) * X)
-
-        found.append(compiled(jax.value_and_grad(loss))(params))
-        assert ("remat" in str(jax.make_jaxpr(loss)(params))) == module.remat
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *found)
-
-
 @pytest.mark.parametrize("context", [None, 0, 2, 10])
 def test_attention_sees_a_band(context: int | None) -> None:
     module = SelfAttention(heads=2, context=context)
