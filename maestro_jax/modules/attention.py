@@ -8,11 +8,26 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from maestro_jax.modules.dropout import Dropout
+from maestro_jax.modules.attention_kernels import (
+    cudnn_attention,
+    cudnn_takes,
+    pallas_attention,
+)
+from maestro_jax.modules.dot_product_attention import (
+    BLOCK,
+    LARGE_NEGATIVE,
+    band_pays,
+    blocked_attention,
+    local_attention,
+    whole_attention,
+)
 from maestro_jax.modules.partitioned import Dense, constrain
 from maestro_jax.modules.positions import rotate
 
-LARGE_NEGATIVE = -1e9
+__all__ = ["IMPLEMENTATIONS", "LARGE_NEGATIVE", "SelfAttention"]
+
+IMPLEMENTATIONS = ("auto", "whole", "blocked", "local", "cudnn", "pallas")
+_WITHOUT_BAND = ("cudnn", "pallas")
 
 
 class SelfAttention(nn.Module):
@@ -23,6 +38,22 @@ class SelfAttention(nn.Module):
         dropout: Rate on the attention weights.
         rotary: Encode positions by rotating queries and keys.
         context: How many frames to each side a frame attends to; None for all.
+        implementation: How it is computed; the numbers are the same.
+
+            - `whole`: all weights at once; memory grows with the square of the frames.
+            - `blocked`: the weights of a block of queries at a time, which the gradient computes
+              again; memory grows with the frames. The faster one too on CPU, above a few hundred
+              frames.
+            - `local`: along the band that `context` gives, in time and memory proportional to
+              frames times context.
+            - `cudnn`: cuDNN's flash attention, through `jax.nn.dot_product_attention`: on GPUs, in
+              bfloat16 or float16. The valid frames must come first.
+            - `pallas`: the flash attention for TPUs that comes with JAX.
+            - `auto`: `local` where a band is short for the sequence; on GPUs `cudnn` where it can
+              be; else `blocked` for sequences of two blocks or more, and `whole`.
+
+            The kernels have no dropout on the weights: where it is at work, in training with a rate
+            above 0, `blocked` takes the place of `cudnn` and `pallas`.
         dtype: The type computed in.
     """
 
@@ -30,20 +61,40 @@ class SelfAttention(nn.Module):
     dropout: float = 0.0
     rotary: bool = False
     context: int | None = None
+    implementation: str = "auto"
     dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
-        """Refuse a context that means nothing before anything is built."""
+        """Refuse what means nothing before anything is built."""
         if self.context is not None and self.context < 0:
             raise ValueError(
                 f"SelfAttention.context is {self.context}; give a number of frames, or None for a "
                 "whole sequence."
             )
+        if self.implementation not in IMPLEMENTATIONS:
+            raise ValueError(
+                f"SelfAttention.implementation is {self.implementation!r}; choose one of "
+                f"{IMPLEMENTATIONS}."
+            )
+        if self.context is None and self.implementation == "local":
+            raise ValueError(
+                "SelfAttention.implementation is 'local', but there is no context; give one, or "
+                "choose 'auto'."
+            )
+        if self.context is not None and self.implementation in _WITHOUT_BAND:
+            raise ValueError(
+                f"SelfAttention.implementation is {self.implementation!r}, which cannot be limited "
+                f"to a context of {self.context}; choose 'auto' or 'local'."
+            )
         super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, deterministic: bool = True) -> jax.Array:
-        """`[batch, frames, features]` with `[batch, frames]` validity to the same shape."""
+        """`[batch, frames, features]` with `[batch, frames]` validity to the same shape.
+
+        Raises:
+            ValueError: The implementation asked for cannot compute this here.
+        """
         features = x.shape[-1]
         size = features // self.heads
         shape, axes = (self.heads, size), ("embed", "heads", "kv")
@@ -55,15 +106,62 @@ class SelfAttention(nn.Module):
         query = constrain(query, "batch", "frames", "act_heads", None)
         key = constrain(key, "batch", "frames", "act_heads", None)
         value = constrain(value, "batch", "frames", "act_heads", None)
-        logits = jnp.einsum("bqhd,bkhd->bhqk", query * size**-0.5, key).astype(jnp.float32)
-        seen = mask[:, None, None, :]
-        if self.context is not None:
-            frames = jnp.arange(x.shape[1])
-            seen = seen & (jnp.abs(frames[:, None] - frames[None, :]) <= self.context)
-        logits = jnp.where(seen, logits, LARGE_NEGATIVE)
-        weights = jax.nn.softmax(logits, axis=-1).astype(self.dtype)
-        weights = Dropout(self.dropout)(weights, deterministic=deterministic)
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+        rng = None if deterministic or not self.dropout else self.make_rng("dropout")
+        chosen = self.chosen(x.shape[1], size, drops=rng is not None)
+        if chosen in _WITHOUT_BAND:
+            kernel = cudnn_attention if chosen == "cudnn" else pallas_attention
+            mixed = kernel(query, key, value, mask)
+        else:
+            by_head = [x.transpose(0, 2, 1, 3) for x in (query, key, value)]
+            mixed = self._mix(chosen, by_head, mask, rng).transpose(0, 2, 1, 3)
         return Dense(
             features, ("heads", "kv", "embed"), contracted=2, dtype=self.dtype, name="output"
         )(mixed)
+
+    def _mix(
+        self, chosen: str, by_head: list[jax.Array], mask: jax.Array, rng: jax.Array | None
+    ) -> jax.Array:
+        """Queries, keys and values `[batch, heads, frames, size]` to what they attend to."""
+        drop = {"dropout": self.dropout, "rng": rng}
+        if chosen == "local":
+            assert self.context is not None
+            return local_attention(*by_head, mask, context=self.context, **drop)
+        if chosen == "blocked":
+            return blocked_attention(*by_head, mask, context=self.context, **drop)
+        seen = mask[:, None, None, :]
+        if self.context is not None:
+            frames = jnp.arange(mask.shape[1])
+            seen = seen & (jnp.abs(frames[:, None] - frames[None, :]) <= self.context)
+        return whole_attention(*by_head, seen, **drop)
+
+    def chosen(self, frames: int, size: int, *, drops: bool) -> str:
+        """Which implementation computes this.
+
+        Args:
+            frames: Length of the sequence, with its padding.
+            size: Features of a head.
+            drops: Whether dropout is at work.
+
+        Returns:
+            One of `IMPLEMENTATIONS`, not `auto`.
+
+        Raises:
+            ValueError: The implementation asked for cannot compute this here.
+        """
+        wanted = self.implementation
+        on_gpu = jax.default_backend() == "gpu"
+        if wanted == "cudnn" and not (on_gpu and cudnn_takes(self.dtype, size)):
+            raise ValueError(
+                "SelfAttention.implementation is 'cudnn', which needs a GPU, bfloat16 or float16, "
+                f"and heads of at most 128 features, a multiple of 8; here are "
+                f"{jax.default_backend()}, {jnp.dtype(self.dtype).name} and {size}. Choose 'auto'."
+            )
+        if wanted in _WITHOUT_BAND and drops:
+            return "blocked"
+        if wanted != "auto":
+            return wanted
+        if self.context is not None and band_pays(frames, self.context):
+            return "local"
+        if on_gpu and self.context is None and not drops and cudnn_takes(self.dtype, size):
+            return "cudnn"
+        return "blocked" if frames >= 2 * BLOCK else "whole"

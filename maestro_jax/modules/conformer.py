@@ -118,6 +118,8 @@ class ConformerBlock(nn.Module):
         dropout: Rate of every residual branch.
         rotary: Rotary positions in the attention.
         attention_context: Frames to each side that attention sees; None for all.
+        attention_implementation: How attention is computed; see `SelfAttention`.
+        attention_dropout: Rate on the attention weights; None for that of the branches.
         adapter_features: Size of the residual adapter at the end; 0 for none.
         adapter_languages: Its sets of weights; see `ResidualAdapter`.
         dtype: The type computed in.
@@ -130,6 +132,8 @@ class ConformerBlock(nn.Module):
     dropout: float = 0.0
     rotary: bool = False
     attention_context: int | None = None
+    attention_implementation: str = "auto"
+    attention_dropout: float | None = None
     adapter_features: int = 0
     adapter_languages: int = 0
     dtype: Any = jnp.float32
@@ -149,11 +153,14 @@ class ConformerBlock(nn.Module):
             x, deterministic=deterministic
         )
         y = layer_norm(dtype=self.dtype, name="attention_norm")(x)
+        drop = self.dropout if self.attention_dropout is None else self.attention_dropout
         y = SelfAttention(
             self.heads,
+            dropout=drop,
             rotary=self.rotary,
             context=self.attention_context,
-            **common,
+            implementation=self.attention_implementation,
+            dtype=self.dtype,
             name="attention",
         )(y, mask, deterministic=deterministic)
         x = x + Dropout(self.dropout)(y, deterministic=deterministic)
@@ -183,8 +190,11 @@ class ConformerStack(nn.Module):
         groups: Groups of the convolution modules' normalisation; 0 for layer normalisation.
         dropout: Rate of every residual branch.
         positions: `sinusoidal` (added to the input), `rotary` (in the attention) or `none`.
-        attention_context: Frames to each side that attention sees, by a mask; None for all. The
-            w2v-BERT recipe of Ask2Mask has 128.
+        attention_context: Frames to each side that attention sees; None for all. The w2v-BERT
+            recipe of Ask2Mask has 128.
+        attention_implementation: How attention is computed; see `SelfAttention`.
+        attention_dropout: Rate on the attention weights; None for that of the branches. The
+            kernels `cudnn` and `pallas` train at a rate of 0 alone.
         adapter_features: Size of a residual adapter after each block; 0 for none.
         adapter_languages: Sets of adapters, chosen by the language id of the row; 0 for one set
             that all languages share.
@@ -203,6 +213,8 @@ class ConformerStack(nn.Module):
     dropout: float = 0.0
     positions: str = "sinusoidal"
     attention_context: int | None = None
+    attention_implementation: str = "auto"
+    attention_dropout: float | None = None
     adapter_features: int = 0
     adapter_languages: int = 0
     scan: bool = True
@@ -289,6 +301,8 @@ class ConformerStack(nn.Module):
             "dropout": self.dropout,
             "rotary": self.positions == "rotary",
             "attention_context": self.attention_context,
+            "attention_implementation": self.attention_implementation,
+            "attention_dropout": self.attention_dropout,
             "adapter_features": self.adapter_features,
             "adapter_languages": self.adapter_languages,
             "dtype": self.dtype,
