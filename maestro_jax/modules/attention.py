@@ -112,27 +112,33 @@ class SelfAttention(nn.Module):
             kernel = cudnn_attention if chosen == "cudnn" else pallas_attention
             mixed = kernel(query, key, value, mask)
         else:
-            by_head = [x.transpose(0, 2, 1, 3) for x in (query, key, value)]
-            mixed = self._mix(chosen, by_head, mask, rng).transpose(0, 2, 1, 3)
+            query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
+            mixed = self._mix(chosen, query, key, value, mask, rng).transpose(0, 2, 1, 3)
         return Dense(
             features, ("heads", "kv", "embed"), contracted=2, dtype=self.dtype, name="output"
         )(mixed)
 
     def _mix(
-        self, chosen: str, by_head: list[jax.Array], mask: jax.Array, rng: jax.Array | None
+        self,
+        chosen: str,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        mask: jax.Array,
+        rng: jax.Array | None,
     ) -> jax.Array:
         """Queries, keys and values `[batch, heads, frames, size]` to what they attend to."""
-        drop = {"dropout": self.dropout, "rng": rng}
+        drop: dict[str, Any] = {"dropout": self.dropout, "rng": rng}
         if chosen == "local":
             assert self.context is not None
-            return local_attention(*by_head, mask, context=self.context, **drop)
+            return local_attention(query, key, value, mask, context=self.context, **drop)
         if chosen == "blocked":
-            return blocked_attention(*by_head, mask, context=self.context, **drop)
+            return blocked_attention(query, key, value, mask, context=self.context, **drop)
         seen = mask[:, None, None, :]
         if self.context is not None:
             frames = jnp.arange(mask.shape[1])
             seen = seen & (jnp.abs(frames[:, None] - frames[None, :]) <= self.context)
-        return whole_attention(*by_head, seen, **drop)
+        return whole_attention(query, key, value, seen, **drop)
 
     def chosen(self, frames: int, size: int, *, drops: bool) -> str:
         """Which implementation computes this.

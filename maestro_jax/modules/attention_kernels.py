@@ -63,7 +63,7 @@ def pallas_attention(
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or not nn.get_logical_axis_rules():
         return _on_one_device(query, key, value, mask)
-    rows, heads = nn.logical_to_mesh_axes(("batch", "act_heads"))
+    rows, heads = nn.logical_to_mesh_axes(("batch", "act_heads")) or (None, None)
     whole = PartitionSpec(rows, None, heads, None)
     # A kernel is opaque to the partitioner, which would bring all rows to every device.
     sharded = jax.shard_map(
