@@ -18,7 +18,7 @@ from maestro_jax.modules.attention import SelfAttention
 from maestro_jax.modules.dropout import Dropout
 from maestro_jax.modules.group_norm import MaskedGroupNorm
 from maestro_jax.modules.masking import zero_padding
-from maestro_jax.modules.partitioned import Dense, constrain, layer_norm
+from maestro_jax.modules.partitioned import Dense, constrain, layer_norm, parameter
 from maestro_jax.modules.positions import sinusoids
 from maestro_jax.modules.rematerialisation import Policy, check_policy, rematerialised
 
@@ -39,7 +39,8 @@ def depthwise_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """
     width, frames = kernel.shape[0], x.shape[1]
     padded = jnp.pad(x, ((0, 0), (width // 2, width // 2), (0, 0)))
-    return sum(padded[:, i : i + frames] * kernel[i] for i in range(width))
+    products = (padded[:, i : i + frames] * kernel[i] for i in range(width))
+    return sum(products, jnp.zeros((), x.dtype))
 
 
 class FeedForward(nn.Module):
@@ -91,13 +92,8 @@ class ConvolutionModule(nn.Module):
         value = Dense(features, ("embed", "mlp"), dtype=self.dtype, name="value")(y)
         gate = Dense(features, ("embed", "mlp"), dtype=self.dtype, name="gate")(y)
         y = zero_padding(value * nn.sigmoid(gate), mask)
-        kernel = self.param(
-            "depthwise",
-            nn.with_logical_partitioning(
-                nn.initializers.normal(self.kernel_size**-0.5), ("kernel", "mlp")
-            ),
-            (self.kernel_size, features),
-        )
+        init, shape = nn.initializers.normal(self.kernel_size**-0.5), (self.kernel_size, features)
+        kernel = parameter(self, "depthwise", init, ("kernel", "mlp"), shape)
         y = depthwise_convolution(y, kernel.astype(self.dtype))
         if self.groups:
             y = MaskedGroupNorm(self.groups, dtype=self.dtype, name="depthwise_norm")(y, mask)

@@ -56,6 +56,7 @@ def attention_losses(
 
     Raises:
         UserError: The model has no translation decoder.
+        ValueError: A stream has no language to write.
     """
     if parts.model.translation_decoder is None:
         raise UserError(
@@ -63,6 +64,12 @@ def attention_losses(
             "Maestro.translation_decoder (add models/heads/attention.gin to the gin files), or "
             "choose 'transducer'."
         )
+    languages: dict[str, jax.Array] = {}
+    for name in labels:
+        language = frames[name].target_language
+        if language is None:
+            raise ValueError(f"The frames of stream {name!r} have no target_language; give one.")
+        languages[name] = language
     found: dict[str, CrossEntropy] = {}
     shapes = {
         name: (contexts[name].shape[1], each.tokens.shape[1]) for name, each in labels.items()
@@ -81,7 +88,7 @@ def attention_losses(
             inputs,
             join(contexts[name] for name in group),
             masks,
-            join(frames[name].target_language for name in group),
+            join(languages[name] for name in group),
             deterministic=parts.deterministic,
         )
         columns = [split(array, rows) for array in (logits, targets, counts)]

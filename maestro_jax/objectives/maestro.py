@@ -463,7 +463,8 @@ def _stream_metrics(
     one = jnp.ones(())
     metrics: Metrics = {}
     for name, stream in batch.items():
-        metrics[f"{name}/examples"] = present(stream.get("audio_length", stream.get("text_length")))
+        lengths = "audio_length" if "audio_length" in stream else "text_length"
+        metrics[f"{name}/examples"] = present(stream[lengths])
     for name, text in texts.items():
         if name != "paired":
             overflow = upsampled[name].index.overflow

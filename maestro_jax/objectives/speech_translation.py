@@ -181,7 +181,7 @@ class SpeechTranslation(LossOfTerms):
         self,
         parts: Parts,
         aligner: Parts,
-        stream: dict[str, jax.Array],
+        stream: Mapping[str, jax.Array],
         rng: jax.Array,
         train: bool,
     ) -> tuple[Frames, Metrics]:

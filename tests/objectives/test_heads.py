@@ -15,11 +15,12 @@ from maestro_jax.errors import UserError
 from maestro_jax.losses.ctc import ctc_alignment
 from maestro_jax.modules.ctc_head import CtcHead
 from maestro_jax.modules.transformer_decoder import TransformerDecoder
-from maestro_jax.objectives.attention_terms import with_ends
+from maestro_jax.objectives.attention_terms import attention_losses, with_ends
+from maestro_jax.objectives.base import Parts
 from maestro_jax.objectives.speech_recognition import SpeechRecognition
 from maestro_jax.objectives.speech_translation import SpeechTranslation
 from maestro_jax.objectives.text_side import TextMasks
-from maestro_jax.objectives.transducer_terms import Labels
+from maestro_jax.objectives.transducer_terms import Frames, Labels
 from maestro_jax.training import parameter_trees
 
 ROWS, SAMPLES, TEXT_FRAMES = 4, 9600, 15
@@ -151,6 +152,14 @@ def test_heads_add_parameters_and_change_none(tiny, params):
     }
     assert without < names
     assert {name.split("/")[0] for name in names - without} == {"ctc_head", "translation_decoder"}
+
+
+def test_a_translation_without_a_language_to_write_is_refused(model):
+    values, mask = jnp.zeros((1, 2, 4)), jnp.ones((1, 2), bool)
+    frames, labels = Frames(values, mask), Labels(jnp.ones((1, 3), jnp.int32), jnp.ones(1, int))
+    parts = Parts(model, {}, jax.random.key(0), True)
+    with pytest.raises(ValueError, match="'st' have no target_language"):
+        attention_losses(parts, {"st": values}, {"st": frames}, {"st": labels}, smoothing=0.0)
 
 
 class TestRecognitionByCtc:
