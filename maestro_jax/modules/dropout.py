@@ -8,11 +8,13 @@ device. Here each device draws for its rows alone.
 
 from __future__ import annotations
 
+import hashlib
 import math
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core.scope import LazyRng
 from jax.sharding import PartitionSpec
 
 from maestro_jax.modules.partitioned import mesh_axes
@@ -36,32 +38,47 @@ class Dropout(nn.Module):
         if deterministic or self.rate == 0.0:
             return x
         keep = 1.0 - self.rate
-        kept = keep_mask(self.make_rng("dropout"), keep, x.shape)
+        key = self.make_rng("dropout")
+        kept = keep_mask(key, self._unfolded(), keep, x.shape)
         return jnp.where(kept, x / keep, jnp.zeros_like(x))
 
+    def _unfolded(self) -> tuple[jax.Array, int]:
+        """The key that `make_rng` has just folded this module's path into, and that path hashed."""
+        assert self.scope is not None
+        name = "dropout" if self.scope.has_rng("dropout") else "params"
+        lazy = LazyRng.create(self.scope.rngs[name], self.scope.rng_counters[name])
+        digest = hashlib.sha1(repr(lazy.suffix).encode()).digest()
+        return lazy.rng, int.from_bytes(digest[:8], "big")
 
-def keep_mask(key: jax.Array, keep: float, shape: tuple[int, ...]) -> jax.Array:
+
+def keep_mask(
+    key: jax.Array, unfolded: tuple[jax.Array, int], keep: float, shape: tuple[int, ...]
+) -> jax.Array:
     """What dropout keeps.
 
     On a TPU the mask depends on over how many devices the rows are split; elsewhere it is a
     function of the key and the shape.
 
     Args:
-        key: A key of JAX's default generator.
+        key: A key of JAX's default generator, for this place of the model alone.
+        unfolded: A key that several places share, and a number of 64 bits of this place's own: to
+            fold one into the other costs a TPU more than to draw.
         keep: The chance of every element to be kept; on a TPU in steps of 1 / 65536.
         shape: Of the mask, the rows of a batch first.
 
     Returns:
         `shape` bool.
     """
+    shared, place = unfolded
     return jax.lax.platform_dependent(
         key,
-        tpu=lambda key: hardware_mask(key, keep, shape),
-        default=lambda key: jax.random.bernoulli(key, keep, shape),
+        shared,
+        tpu=lambda _, shared: hardware_mask(shared, place, keep, shape),
+        default=lambda key, _: jax.random.bernoulli(key, keep, shape),
     )
 
 
-def hardware_mask(key: jax.Array, keep: float, shape: tuple[int, ...]) -> jax.Array:
+def hardware_mask(key: jax.Array, place: int, keep: float, shape: tuple[int, ...]) -> jax.Array:
     """`keep_mask` by XLA's own generator, on each device for its rows."""
     axes = mesh_axes("batch")
     if not shape or shape[0] % math.prod(axes.values()):
@@ -69,10 +86,11 @@ def hardware_mask(key: jax.Array, keep: float, shape: tuple[int, ...]) -> jax.Ar
     local = (shape[0] // math.prod(axes.values()), *shape[1:]) if shape else ()
 
     def draw(key: jax.Array) -> jax.Array:
-        if axes:
-            key = jax.random.fold_in(key, jax.lax.axis_index(tuple(axes)))
-        # An `rbg` key is two of the default generator's.
-        words = jnp.tile(jax.random.key_data(key), 2)
+        first, second = jax.random.key_data(key).astype(jnp.uint32)
+        high, low = jnp.uint32(place >> 32), jnp.uint32(place & 0xFFFFFFFF)
+        device = jax.lax.axis_index(tuple(axes)).astype(jnp.uint32) if axes else jnp.uint32(0)
+        # Two words of a generator's key, and two of its counter, whose upper one no draw reaches.
+        words = jnp.stack([first ^ high, second ^ low, high, device])
         bits = jax.random.bits(jax.random.wrap_key_data(words, impl="rbg"), local, jnp.uint16)
         return bits < min(round(keep * 2**16), 2**16 - 1)
 

@@ -34,18 +34,24 @@ def test_each_device_draws_its_own_rows_at_the_right_rate(shape) -> None:
         pytest.skip("needs more devices")
     mesh = partitioning.mesh(jax.devices()[:devices])
     with partitioning.activate(mesh):
-        mask = jax.jit(lambda key: hardware_mask(key, keep, size))(jax.random.key(5))
-        other = jax.jit(lambda key: hardware_mask(key, keep, size))(jax.random.key(6))
-    mask, other = np.asarray(mask), np.asarray(other)
+
+        def draw(seed: int, place: int) -> np.ndarray:
+            drawn = jax.jit(lambda key: hardware_mask(key, place, keep, size))
+            return np.asarray(drawn(jax.random.key(seed)))
+
+        mask = draw(5, 7)
+        others = [draw(6, 7), draw(5, 8), draw(5, 7 + 2**40)]
     # Six deviations of a binomial distribution.
     bound = 6 * np.sqrt(keep * (1 - keep) / mask.size)
     assert abs(mask.mean() - keep) < bound
-    # Two rows agree by chance alone, whether one device draws them or two, and so do two keys.
+    # Two rows agree by chance alone, whether one device draws them or two, and so do two keys
+    # and two places.
     chance = keep**2 + (1 - keep) ** 2
     bound = 6 * np.sqrt(chance * (1 - chance) / mask[0].size)
     for row in range(1, len(mask)):
         assert abs((mask[0] == mask[row]).mean() - chance) < bound
-        assert abs((mask[row] == other[row]).mean() - chance) < bound
+        for other in others:
+            assert abs((mask[row] == other[row]).mean() - chance) < bound
 
 
 def test_rows_that_the_devices_do_not_divide_are_drawn_whole() -> None:
@@ -53,7 +59,7 @@ def test_rows_that_the_devices_do_not_divide_are_drawn_whole() -> None:
     if len(jax.devices()) < 2:
         pytest.skip("needs two devices")
     with partitioning.activate(partitioning.mesh(jax.devices()[:2])):
-        mask = jax.jit(lambda key: hardware_mask(key, 0.5, (3, 1000)))(jax.random.key(0))
+        mask = jax.jit(lambda key: hardware_mask(key, 7, 0.5, (3, 1000)))(jax.random.key(0))
     assert mask.shape == (3, 1000)
     assert 0.4 < mask.mean() < 0.6
 
