@@ -43,6 +43,12 @@ COMMANDS = {
         "train the run that gin files describe; the same command continues it",
         "maestro train --gin_file runs/pretrain.gin --model_dir /data/run1 --gin.STEPS=1000",
     ),
+    "plan": (
+        "compile a run for chips that are not there: memory, time, cost",
+        "maestro plan --gin_file runs/pretrain.gin --gin_file models/xl.gin "
+        "--gin_file objectives/maestro.gin --gin_file data/voxpopuli.gin --topology v5e:16x16 "
+        "--steps 500000",
+    ),
     "report": (
         "write the report of a run again: losses, diagnostics, and whether it is healthy",
         "maestro report /data/run1",

@@ -1,0 +1,295 @@
+"""Programs compiled by the real TPU compiler, for chips that are not there.
+
+    devices = compiler_devices(parse_topology("v5e:16x16"))
+    ...lower a jitted function on a mesh of them...
+    compiled = compile_program(lowered, topology.chip)
+    compiled.memory.temporaries, compiled.text
+
+libtpu refuses a program that does not fit with one number. What its buffers are stands in what it
+dumps, which is therefore read of every program.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import re
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from maestro_jax.errors import UserError
+from maestro_jax.planning.chips import GIB, Chip, Topology
+
+_LARGEST = 12
+
+# Else libtpu asks a metadata server, which only a cloud machine has, admits one process at a time,
+# and warns of what it did not find.
+_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "TPU_MIN_LOG_LEVEL": "3",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Buffer:
+    """A buffer that is held at the moment of the most memory.
+
+    Attributes:
+        bytes: Its size on one chip.
+        name: The operation that made it, or the argument's path, as in ``state.params['decoder']``.
+        part: ``shared_encoder/stack/layers``, ``state.params``, ``batch`` ...
+    """
+
+    bytes: int
+    name: str
+    part: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Memory:
+    """The memory of one chip, in bytes.
+
+    Attributes:
+        arguments: The state and the batch (of decoding: the parameters).
+        results: What comes out beside the arguments that are written over.
+        temporaries: The largest sum of what is held on the way.
+        code: The program.
+        capacity: What a program may use.
+    """
+
+    arguments: int
+    results: int
+    temporaries: int
+    code: int
+    capacity: int
+
+    @property
+    def used(self) -> int:
+        """All parts."""
+        return self.arguments + self.results + self.temporaries + self.code
+
+    @property
+    def free_share(self) -> float:
+        """What is left of the capacity; negative if the program does not fit."""
+        return 1.0 - self.used / self.capacity
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompiledProgram:
+    """What the compiler says of a program; every figure is of one chip.
+
+    Attributes:
+        memory: Bytes by what they are for.
+        largest: The largest buffers at the moment of the most memory.
+        text: The optimized module.
+        flops: As the compiler counts them; the body of a loop counts once.
+        bytes_accessed: Likewise.
+        optimal_seconds: The compiler's own estimate, None where it gives none.
+        compile_seconds: How long it took.
+    """
+
+    memory: Memory
+    largest: tuple[Buffer, ...]
+    text: str
+    flops: float
+    bytes_accessed: float
+    optimal_seconds: float | None
+    compile_seconds: float
+
+
+class DoesNotFit(UserError):
+    """A program asks for more memory than a chip has.
+
+    Attributes:
+        needed: Bytes that it asks for.
+        capacity: Bytes that there are.
+        largest: The largest buffers at the moment of the most memory; may be empty.
+    """
+
+    def __init__(self, message: str, needed: int, capacity: int, largest: tuple[Buffer, ...]):
+        super().__init__(message)
+        self.needed = needed
+        self.capacity = capacity
+        self.largest = largest
+
+
+def compiler_devices(topology: Topology) -> list[Any]:
+    """The devices of a topology as the compiler knows them, for a mesh to compile for.
+
+    Raises:
+        UserError: libtpu is missing, too old for the chip, or the chips are GPUs.
+    """
+    name = topology.libtpu_name
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError("the TPU compiler is not installed: pip install libtpu")
+    for variable, value in _ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+    from jax.experimental import topologies
+
+    try:
+        found = topologies.get_topology_desc(name, platform="tpu", **topology.libtpu_options)
+    except (jax.errors.JaxRuntimeError, NotImplementedError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"the TPU compiler does not know {topology} ({reason}); try a newer one: "
+            "pip install --upgrade libtpu"
+        ) from error
+    return list(found.devices)
+
+
+def compile_program(lowered: Any, chip: Chip, what: str = "the program") -> CompiledProgram:
+    """Compiles for chips of a kind.
+
+    Args:
+        lowered: What ``jax.jit(...).lower(...)`` gives on a mesh of `compiler_devices`.
+        chip: The kind of chip.
+        what: What the program does, for messages.
+
+    Raises:
+        DoesNotFit: It asks for more memory than a chip has.
+    """
+    capacity = int(chip.usable_hbm_bytes)
+    with tempfile.TemporaryDirectory(prefix="maestro_plan_") as directory:
+        began = time.monotonic()
+        try:
+            compiled = lowered.compile(compiler_options={"xla_dump_to": directory})
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise _does_not_fit(str(error), Path(directory), chip, what) from error
+        seconds = time.monotonic() - began
+        largest = _largest_buffers(Path(directory))
+    found = compiled.memory_analysis()
+    memory = Memory(
+        arguments=found.argument_size_in_bytes,
+        results=max(0, found.output_size_in_bytes - found.alias_size_in_bytes),
+        temporaries=found.temp_size_in_bytes,
+        code=found.generated_code_size_in_bytes,
+        capacity=capacity,
+    )
+    cost = compiled.cost_analysis() or {}
+    estimate = cost.get("optimal_seconds")
+    return CompiledProgram(
+        memory=memory,
+        largest=largest,
+        text=compiled.as_text(),
+        flops=cost.get("flops", 0.0),
+        bytes_accessed=cost.get("bytes accessed", 0.0),
+        optimal_seconds=estimate if estimate and estimate > 0 else None,
+        compile_seconds=seconds,
+    )
+
+
+_SIZE = re.compile(r"\(([\d.]+)([KMGT]?)\)")
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
+
+
+def _does_not_fit(message: str, directory: Path, chip: Chip, what: str) -> DoesNotFit:
+    """The compiler's refusal in one line, with what asked for the most."""
+    sizes = [round(float(number) * _UNITS[unit]) for number, unit in _SIZE.findall(message)]
+    largest = _largest_buffers(directory)
+    capacity = sizes[1] if len(sizes) > 1 else int(chip.usable_hbm_bytes)
+    needed = sizes[0] if sizes else sum(buffer.bytes for buffer in largest)
+    line = (
+        f"{what} does not fit: it asks for {needed / GIB:.2f} GiB of the "
+        f"{capacity / GIB:.2f} GiB of a {chip.name} chip"
+    )
+    parts: dict[str, int] = {}
+    for buffer in largest:
+        parts[buffer.part] = parts.get(buffer.part, 0) + buffer.bytes
+    if parts:
+        most = sorted(parts.items(), key=lambda item: -item[1])[:3]
+        asked = ", ".join(f"{part} {size / GIB:.2f} GiB" for part, size in most)
+        line += f"; the most is asked for by {asked} (largest buffer: {largest[0].name})"
+    return DoesNotFit(
+        line + ". Take more chips, a smaller batch, more devices along fsdp, or REMAT = True.",
+        needed,
+        capacity,
+        largest,
+    )
+
+
+_LINE = re.compile(r"^(\W*)(.*?) \([\d.]+%, total: [\d ]+ bytes, current: ([\d ]+) bytes,")
+_INDENT = 4
+
+
+def _largest_buffers(directory: Path) -> tuple[Buffer, ...]:
+    """What is held at the peak, from the live ranges that the compiler dumped."""
+    found: tuple[Buffer, ...] = ()
+    for path in directory.glob("*live-range.txt"):
+        buffers = parse_live_ranges(path.read_text(errors="replace"))
+        if sum(buffer.bytes for buffer in buffers) > sum(buffer.bytes for buffer in found):
+            found = buffers
+    return found[:_LARGEST]
+
+
+def parse_live_ranges(text: str) -> tuple[Buffer, ...]:
+    """The buffers that are held at the peak, largest first.
+
+    Args:
+        text: The compiler's dump, which ends in a tree of names with sizes.
+    """
+    buffers: list[Buffer] = []
+    names: list[str] = []
+    reading = False
+    for line in text.splitlines():
+        if "Stack trace breakdown for peak usage" in line:
+            reading, buffers, names = True, [], []
+        elif reading and (match := _LINE.match(line)):
+            depth = len(match[1]) // _INDENT
+            size = int(match[3].replace(" ", ""))
+            if depth <= 1:  # The program itself.
+                continue
+            names = [*names[: depth - 2], match[2]]
+            if size:
+                name = "/".join(names)
+                buffers.append(Buffer(bytes=size, name=name, part=part_of(name)))
+    return tuple(sorted(buffers, key=lambda buffer: -buffer.bytes))
+
+
+_WRAPPED = re.compile(r"^(?:\w+\()+(.*?)\)+$")
+_DEPTH = 3
+
+
+def part_of(name: str) -> str:
+    """The part of the model that an operation belongs to.
+
+    Args:
+        name: ``jit(train_step)/transpose(jvp(Maestro.lattices))/decoder/output/while/body/add``.
+
+    Returns:
+        ``decoder/output``; for arguments ``state.params``, ``batch`` ...; ``other`` if nothing is
+        known.
+    """
+    if match := re.match(r"^(state[./](?:params|opt_state|ema_params)|batch|params)\b", name):
+        return match[1].replace("/", ".")
+    parts: list[str] = []
+    scopes = name.split("/")
+    # The last one is the primitive.
+    for scope in scopes[:-1]:
+        match = _WRAPPED.match(scope)
+        inner = match[1] if match else scope
+        if scope.startswith("jit("):
+            continue
+        inner = inner.partition(".")[0]
+        if inner in _CONTROL or "->" in inner or not inner or inner[:1].isupper():
+            continue
+        if inner not in parts[-1:]:
+            parts.append(inner)
+    return "/".join(parts[:_DEPTH]) or ("other" if len(scopes) < 2 else "objective")
+
+
+_CONTROL = {
+    "while", "body", "cond", "scan", "checkpoint", "rematted_computation", "closed_call",
+    "shard_map", "remat", "custom_vjp_call", "recomputed",
+}  # fmt: skip

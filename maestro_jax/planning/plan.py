@@ -1,0 +1,274 @@
+"""The plan of a run on a topology: what the compiler says, and what follows from it.
+
+    plan = plan_run(run, parse_topology("v5e:16x16"))
+    plan.training.memory.free_share, plan.estimate.step.utilisation, plan.as_dict()
+
+The training step and the decoding are those of `training` and `evaluation`, compiled by the real
+compiler. Time, utilisation and hours are a roofline's (`estimate`), beside the compiler's own count
+of cycles. For GPUs there is no compiler: the roofline alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from maestro_jax.data.streams import SAMPLE_RATE
+from maestro_jax.planning.chips import Topology
+from maestro_jax.planning.collectives import by_kind_and_axes, find_collectives
+from maestro_jax.planning.compiled import (
+    Buffer,
+    CompiledProgram,
+    DoesNotFit,
+    Memory,
+    compile_program,
+    compiler_devices,
+)
+from maestro_jax.planning.cycles import compiler_seconds
+from maestro_jax.planning.estimate import Estimate, estimate, rows_of_a_device
+from maestro_jax.planning.programs import lower_decoding, lower_training, parameter_shardings
+from maestro_jax.training.mesh_step import MeshState, mesh_state
+from maestro_jax.training.overview import parameters_by_module
+from maestro_jax.training.parameter_trees import unbox
+from maestro_jax.training.run import TrainRun
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProgramPlan:
+    """A compiled program; bytes and seconds of one chip.
+
+    Attributes:
+        memory: Bytes by what they are for; None if the program does not fit.
+        largest: The largest buffers at the moment of the most memory.
+        refusal: One line that says what does not fit; None if all does.
+        needed: Bytes that a program that does not fit asks for.
+        compiler_seconds: Time of one run by the compiler's cycles, without waiting for other chips.
+        collectives: Bytes sent by kind and mesh axes, ``{"all-gather over fsdp": bytes}``.
+        between_slices: Of those, bytes sent to other slices.
+        compile_seconds: How long the compiler took.
+    """
+
+    memory: Memory | None
+    largest: tuple[Buffer, ...] = ()
+    refusal: str | None = None
+    needed: int | None = None
+    compiler_seconds: float | None = None
+    collectives: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    between_slices: float = 0.0
+    compile_seconds: float = 0.0
+
+    @property
+    def fits(self) -> bool:
+        """Whether the compiler accepted it."""
+        return self.memory is not None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StreamPlan:
+    """A stream's share of a batch.
+
+    Attributes:
+        batch: Examples a step.
+        per_chip: Examples of one chip.
+        audio_seconds: Seconds that audio is padded to; 0 without audio.
+        tokens: Tokens that text is padded to; 0 without text.
+    """
+
+    batch: int
+    per_chip: float
+    audio_seconds: float
+    tokens: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A run on a topology.
+
+    Attributes:
+        topology: Where.
+        mesh: Devices along data, fsdp and tensor.
+        parameters: Their number by module.
+        streams: Batches of the streams that the objective uses.
+        shardings: The mesh axes of every parameter.
+        estimate: The roofline: FLOPs, time, utilisation, hours.
+        training: The training step with all streams; None without a compiler.
+        decoding: The search over one batch; None without a compiler, or if it was left out.
+    """
+
+    topology: Topology
+    mesh: tuple[int, int, int]
+    parameters: Mapping[str, int]
+    streams: Mapping[str, StreamPlan]
+    shardings: Mapping[str, str]
+    estimate: Estimate
+    training: ProgramPlan | None = None
+    decoding: ProgramPlan | None = None
+
+    @property
+    def refusals(self) -> tuple[str, ...]:
+        """A line for every program that does not fit."""
+        compiled = [p.refusal for p in (self.training, self.decoding) if p is not None]
+        lines = compiled or [self.estimate.refusal]
+        return tuple(line for line in lines if line)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        step, time = self.estimate.step, self.estimate.time
+        return {
+            "topology": str(self.topology),
+            "chips": self.topology.chips,
+            "slices": self.topology.slices,
+            "hosts": self.topology.hosts,
+            "mesh": dict(zip(("data", "fsdp", "tensor"), self.mesh, strict=True)),
+            "fits": not self.refusals,
+            "refusals": list(self.refusals),
+            "parameters": {**self.parameters, "all": sum(self.parameters.values())},
+            "streams": {name: dataclasses.asdict(each) for name, each in self.streams.items()},
+            "training": _program_dict(self.training),
+            "decoding": _program_dict(self.decoding),
+            "roofline": {
+                "model_flops": step.model_flops,
+                "seconds": step.seconds,
+                "model_flops_utilisation": step.utilisation,
+                "bound": step.bound,
+                "phases": [dataclasses.asdict(phase) for phase in step.phases],
+                "memory_bytes": dataclasses.asdict(self.estimate.memory),
+                "sent_bytes": {
+                    f"{each.kind} over {each.axis}": each.sent for each in self.estimate.transfers
+                },
+            },
+            "run": {
+                "hours": time.hours,
+                "chip_hours": time.chip_hours,
+                "audio_hours": time.audio_hours,
+                "audio_hours_a_second": time.audio_hours_a_second,
+                "phases": [
+                    {
+                        "begins": each.phase.begins,
+                        "steps": each.phase.steps,
+                        "streams": list(each.phase.streams),
+                        "step_seconds": each.step_seconds,
+                        "hours": each.hours,
+                        "audio_hours_a_second": each.audio_hours_a_second,
+                    }
+                    for each in time.phases
+                ],
+            },
+            "shardings": dict(self.shardings),
+        }
+
+
+def plan_run(
+    run: TrainRun,
+    topology: Topology,
+    *,
+    compile_it: bool = True,
+    decoding: bool = True,
+    decoding_rows: int = 1,
+    beam_size: int = 1,
+    say: Callable[[str], None] = lambda line: None,
+) -> Plan:
+    """Plans a run.
+
+    Args:
+        run: The run.
+        topology: Where.
+        compile_it: Whether to ask the compiler; GPUs have none to ask.
+        decoding: Whether to compile the decoding as well.
+        decoding_rows: Utterances that each device decodes at once.
+        beam_size: Of the decoding.
+        say: Told what is being done.
+
+    Raises:
+        UserError: The mesh, the batches or the topology do not go together, or libtpu is missing.
+    """
+    compiling = compile_it and topology.chip.kind == "tpu"
+    shape = run.partitioning.shape(topology.devices)
+    rows_of_a_device(run, shape)
+    devices = compiler_devices(topology) if compiling else []
+    say(f"tracing the step for {topology}, mesh {_mesh_text(shape)}")
+    estimated = estimate(run, topology, shape)
+    boxed = run.abstract_state()
+    training = decoded = None
+    shardings: dict[str, str] = {}
+    if compiling:
+        mesh = run.partitioning.mesh(devices)
+        placed = mesh_state(run, mesh)
+        shardings = parameter_shardings(placed)
+        say("compiling the training step")
+        training = training_program(run, topology, mesh, placed)
+        say(f"compiled in {training.compile_seconds:.0f} s")
+        if decoding and any(stream.audio_samples for stream in run.streams.values()):
+            say("compiling the decoding")
+            lowered = lower_decoding(
+                run, mesh, rows_per_device=decoding_rows, beam_size=beam_size, placed=placed
+            )
+            decoded = _program(lowered, topology, mesh, "the decoding")
+            say(f"compiled in {decoded.compile_seconds:.0f} s")
+    return Plan(
+        topology=topology,
+        mesh=shape,
+        parameters=parameters_by_module(unbox(boxed.params)),
+        streams={
+            name: StreamPlan(
+                batch=stream.batch_size,
+                per_chip=stream.batch_size / topology.chips,
+                audio_seconds=stream.audio_samples / SAMPLE_RATE,
+                tokens=max(stream.text_tokens, stream.translation_tokens),
+            )
+            for name, stream in run.streams.items()
+            if name in run.used_streams
+        },
+        shardings=shardings,
+        estimate=estimated,
+        training=training,
+        decoding=decoded,
+    )
+
+
+def training_program(
+    run: TrainRun, topology: Topology, mesh: jax.sharding.Mesh, placed: MeshState | None = None
+) -> ProgramPlan:
+    """The training step with all streams, compiled."""
+    return _program(lower_training(run, mesh, placed=placed), topology, mesh, "the training step")
+
+
+def _program(lowered: Any, topology: Topology, mesh: Any, what: str) -> ProgramPlan:
+    try:
+        compiled: CompiledProgram = compile_program(lowered, topology.chip, what)
+    except DoesNotFit as error:
+        return ProgramPlan(
+            memory=None, largest=error.largest, refusal=str(error), needed=error.needed
+        )
+    found = find_collectives(compiled.text, dict(mesh.shape), slices=topology.slices)
+    return ProgramPlan(
+        memory=compiled.memory,
+        largest=compiled.largest,
+        compiler_seconds=compiler_seconds(compiled.text, topology.chip),
+        collectives={
+            f"{kind} over {'+'.join(axes)}": sent
+            for (kind, axes), sent in by_kind_and_axes(found).items()
+        },
+        between_slices=sum(each.sent for each in found if each.crosses_slices),
+        compile_seconds=compiled.compile_seconds,
+    )
+
+
+def _program_dict(program: ProgramPlan | None) -> dict[str, Any] | None:
+    if program is None:
+        return None
+    memory = program.memory
+    return {
+        **dataclasses.asdict(program),
+        "fits": program.fits,
+        "memory": None
+        if memory is None
+        else {**dataclasses.asdict(memory), "used": memory.used, "free_share": memory.free_share},
+    }
+
+
+def _mesh_text(shape: tuple[int, int, int]) -> str:
+    return " x ".join(map(str, shape))

@@ -1,0 +1,75 @@
+"""`maestro plan` without a compiler: its options, its figures, its refusals."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from maestro_jax.cli.main import main
+
+FILES = [
+    *("--gin_file", "runs/pretrain.gin", "--gin_file", "models/xl.gin"),
+    *("--gin_file", "objectives/maestro.gin", "--gin_file", "data/voxpopuli.gin"),
+]
+
+
+def plan(capsys: pytest.CaptureFixture, *arguments: str) -> tuple[int, str, str]:
+    status = main(["plan", *arguments])
+    output, errors = capsys.readouterr()
+    return status, output, errors.strip().splitlines()[-1] if errors.strip() else ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "plan needs a run"),
+        (FILES, "plan needs --topology"),
+        ([*FILES, "--topology", "v5x:16x16"], "Did you mean"),
+        ([*FILES, "--topology", "v5e:16x16", "--mesh", "1,2"], "three whole numbers"),
+        ([*FILES, "--topology", "v5e:16x16", "--decoding", "fast"], "greedy, none"),
+        (
+            [*FILES, "--topology", "v5e:16x16", "--steps", "9", "--mesh", "1,3,1", "--roofline"],
+            "mesh_shape (1, 3, 1) needs 3 devices, but there are 256",
+        ),
+    ],
+)
+def test_bad_input_is_one_line(capsys, arguments: list[str], message: str) -> None:
+    status, output, error = plan(capsys, *arguments)
+    assert status == 2
+    assert output == ""
+    assert error.startswith("error: ")
+    assert message in error
+
+
+def test_the_paper_s_run_on_gpus(capsys) -> None:
+    arguments = [*FILES, "--topology", "gpu:H100x8x8", "--steps", "500000", "--json"]
+    status, output, _ = plan(capsys, *arguments)
+    assert status == 0
+    found = json.loads(output)
+    assert found["chips"] == 64
+    assert found["mesh"] == {"data": 1, "fsdp": 64, "tensor": 1}
+    assert {name: each["per_chip"] for name, each in found["streams"].items()} == {
+        "speech": 16,
+        "paired": 4,
+        "text": 16,
+    }
+    assert found["training"] is None
+    roofline, run = found["roofline"], found["run"]
+    # Seconds, hours and utilisation are of one step of so many FLOPs at the peak of an H100 SXM.
+    peak = 64 * 989.5e12
+    assert roofline["model_flops_utilisation"] == pytest.approx(
+        roofline["model_flops"] / roofline["seconds"] / peak, rel=0.01
+    )
+    assert run["hours"] == pytest.approx(500_000 * roofline["seconds"] / 3600)
+    assert run["chip_hours"] == pytest.approx(64 * run["hours"])
+    assert run["audio_hours"] == pytest.approx(500_000 * (1024 + 256) * 32 / 3600)
+
+
+def test_what_does_not_fit_ends_with_one_line(capsys) -> None:
+    arguments = [*FILES, "--topology", "v5e:2x2", "--steps", "10", "--roofline"]
+    status, output, error = plan(capsys, *arguments)
+    assert status == 2
+    assert "memory a chip, estimated, of 15.75 GiB" in output
+    assert "activations" in error
+    assert "is too small" in error

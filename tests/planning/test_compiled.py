@@ -1,0 +1,183 @@
+"""What is read of the TPU compiler: memory, refusals, cycles."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from maestro_jax.errors import UserError
+from maestro_jax.planning import compiled as planning_compiled
+from maestro_jax.planning.chips import CHIPS, GIB, parse_topology
+from maestro_jax.planning.compiled import compiler_devices, parse_live_ranges, part_of
+from maestro_jax.planning.cycles import CLOCKS, compiler_seconds
+
+LIVE_RANGES = """
+  Live ranges at 55 (peak):
+    fusion{}: 900 bytes (cumulative: 900 bytes)
+  Stack trace breakdown for peak usage: 1 000 bytes
+    main.1_spmd (100.0%, total: 1 000 bytes, current: 0 bytes, remaining: 1 000 bytes)
+      ├── jit(step)/jvp(Model.encode)/encoder/layer_0/dot_general{1} (60.0%, total: 600 bytes, current: 600 bytes, remaining: 400 bytes)
+      ├── state (35.0%, total: 350 bytes, current: 0 bytes, remaining: 400 bytes)
+      │   └── params (35.0%, total: 350 bytes, current: 0 bytes, remaining: 400 bytes)
+      │       ├── kernel (25.0%, total: 250 bytes, current: 250 bytes, remaining: 150 bytes)
+      │       └── bias (10.0%, total: 100 bytes, current: 100 bytes, remaining: 50 bytes)
+      └── slice.3 (5.0%, total: 50 bytes, current: 50 bytes, remaining: 0 bytes)
+"""  # noqa: E501
+
+
+def test_the_buffers_of_the_peak_are_read_with_their_paths() -> None:
+    buffers = parse_live_ranges(LIVE_RANGES)
+    assert [(each.bytes, each.part) for each in buffers] == [
+        (600, "encoder/layer_0"),
+        (250, "state.params"),
+        (100, "state.params"),
+        (50, "other"),
+    ]
+    assert buffers[1].name == "state/params/kernel"
+    assert sum(each.bytes for each in buffers) == 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("jit(train_step)/transpose(jvp(Maestro.lattices))/decoder/while/body/add", "decoder"),
+        ("jit(train_step)/jvp(Maestro.encode_text)/text_encoder/layer_1/checkpoint/dot_general",
+         "text_encoder/layer_1"),
+        ("jit(train_step)/jvp()/reduce_sum", "objective"),
+        ("state.opt_state[1].mu['decoder']['kernel']", "state.opt_state"),
+        ("batch['speech']['audio']", "batch"),
+        ("copy.3", "other"),
+    ],
+)  # fmt: skip
+def test_the_part_of_an_operation(name: str, part: str) -> None:
+    assert part_of(name) == part
+
+
+def test_cycles_are_summed_over_loops_and_not_within_fusions() -> None:
+    config = 'backend_config={"window_config":{"estimated_cycles":"%d"}}'
+    text = f"""HloModule jit_f, is_scheduled=true
+
+%fused (p: f32[8]) -> f32[8] {{
+  %p = f32[8]{{0}} parameter(0)
+  ROOT %inner = f32[8]{{0}} add(%p, %p), {config % 999}
+}}
+
+%body (t: (s32[], f32[8])) -> (s32[], f32[8]) {{
+  %t = (s32[], f32[8]{{0}}) parameter(0)
+  %i = s32[] get-tuple-element(%t), index=0
+  %x = f32[8]{{0}} get-tuple-element(%t), index=1
+  %f = f32[8]{{0}} fusion(%x), kind=kLoop, calls=%fused, {config % 1000}
+  ROOT %out = (s32[], f32[8]{{0}}) tuple(%i, %f)
+}}
+
+%condition (t: (s32[], f32[8])) -> pred[] {{
+  %t = (s32[], f32[8]{{0}}) parameter(0)
+  ROOT %go = pred[] constant(true)
+}}
+
+ENTRY %main (x: f32[8]) -> f32[8] {{
+  %x = f32[8]{{0}} parameter(0)
+  %zero = s32[] constant(0)
+  %start = (s32[], f32[8]{{0}}) tuple(%zero, %x)
+  %loop = (s32[], f32[8]{{0}}) while(%start), condition=%condition, body=%body, \
+backend_config={{"known_trip_count":{{"n":"5"}}}}
+  %y = f32[8]{{0}} get-tuple-element(%loop), index=1
+  ROOT %last = f32[8]{{0}} copy(%y), {config % 250}
+}}
+"""
+    chip = CHIPS["v5e"]
+    assert compiler_seconds(text, chip) == pytest.approx((5 * 1000 + 250) / CLOCKS["v5e"])
+    assert compiler_seconds(text, CHIPS["H100"]) is None
+
+
+def test_a_missing_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning_compiled.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"^the TPU compiler is not installed: pip install libtpu$"):
+        compiler_devices(parse_topology("v5e:2x2"))
+
+
+def test_gpus_have_no_compiler_to_ask() -> None:
+    with pytest.raises(UserError, match="roofline"):
+        compiler_devices(parse_topology("gpu:H100x8"))
+
+
+PROGRAM = """
+import json, dataclasses
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from maestro_jax.planning.chips import parse_topology
+from maestro_jax.planning.compiled import DoesNotFit, compile_program, compiler_devices
+from maestro_jax.planning.cycles import compiler_seconds
+
+topology = parse_topology("{topology}")
+mesh = Mesh(np.array(compiler_devices(topology)), ("data",))
+def array(shape, spec, dtype):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec(*spec)))
+"""
+
+
+@pytest.mark.tpu_backend
+def test_arguments_and_results_are_those_of_the_shapes(with_tpu_compiler) -> None:
+    program = (
+        PROGRAM.format(topology="v5e:2x2")
+        + """
+def step(state, x):
+    return state + x.sum(), x * 2
+jitted = jax.jit(step, donate_argnums=0)
+state = array((1024, 1024), (), "float32")
+lowered = jitted.lower(state, array((4096, 1024), ("data",), "float32"))
+found = compile_program(lowered, topology.chip)
+print(json.dumps(dataclasses.asdict(found.memory)))
+"""
+    )
+    memory = json.loads(with_tpu_compiler(program))
+    mib = 2**20
+    # The state of 4 MiB is written over; of the rows of 16 MiB a chip has 4, and as much comes out.
+    assert memory["arguments"] == pytest.approx(8 * mib, rel=0.001)
+    assert memory["results"] == pytest.approx(4 * mib, rel=0.001)
+    assert memory["capacity"] == pytest.approx(15.75 * GIB)
+
+
+@pytest.mark.tpu_backend
+def test_what_does_not_fit_is_one_line_with_what_asked_for_it(with_tpu_compiler) -> None:
+    program = (
+        PROGRAM.format(topology="v5e:2x2")
+        + """
+def loss(w, x):
+    with jax.named_scope("encoder"):
+        y = jnp.tanh(x @ w)
+        z = jax.nn.softmax(y @ y.T)
+    return jnp.sum(z @ jnp.sin(z.T))
+lowered = jax.jit(jax.grad(loss)).lower(
+    array((4096, 4096), (), "float32"), array((131072, 4096), ("data",), "float32"))
+try:
+    compile_program(lowered, topology.chip, "the step")
+except DoesNotFit as error:
+    print(json.dumps([str(error), error.needed, error.capacity, error.largest[0].part]))
+"""
+    )
+    message, needed, capacity, part = json.loads(with_tpu_compiler(program))
+    # A chip's rows of the products alone are 32768 x 131072 float32.
+    assert needed > 32768 * 131072 * 4 > 0.9 * capacity
+    assert part == "encoder"
+    assert message.startswith("the step does not fit: it asks for ")
+    assert "of the 15.75 GiB of a v5e chip" in message
+    assert "encoder" in message
+    assert "\n" not in message
+
+
+@pytest.mark.tpu_backend
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v4:2x2x1"])
+def test_a_large_product_runs_near_the_peak(with_tpu_compiler, topology: str) -> None:
+    program = (
+        PROGRAM.format(topology=topology)
+        + """
+size = 8192
+both = [array((size, size), (), "bfloat16")] * 2
+found = compile_program(jax.jit(lambda a, b: a @ b).lower(*both), topology.chip)
+print(2 * size**3 / topology.chip.peak_flops / compiler_seconds(found.text, topology.chip))
+"""
+    )
+    # By the compiler's cycles and the clock: between four fifths of the peak and all of it.
+    assert 0.8 < float(with_tpu_compiler(program)) < 1.01
