@@ -9,6 +9,7 @@ lengths, masks and alignments alone; what does not enter them is not computed fo
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -53,14 +54,16 @@ class Accumulation:
     """The terms of a batch, part by part.
 
     Attributes:
-        terms: From parameters, a part of the batch and a random key to the terms and metrics of the
-            part (`Objective.terms`).
+        terms: From parameters, their averages, a part of the batch and a random key to the terms
+            and metrics of the part (`Objective.terms`).
+        averages: The averages of the parameters, or None.
         parts: What `micro_batches` made.
         count: The number of parts.
         rng: The random key of the step; each part has a key of its own.
     """
 
-    terms: Callable[[Any, Any, jax.Array], tuple[Terms, Metrics]]
+    terms: Callable[[Any, Any, Any, jax.Array], tuple[Terms, Metrics]]
+    averages: Any
     parts: Any
     count: int
     rng: jax.Array
@@ -68,12 +71,14 @@ class Accumulation:
     def counts(self, params: Any) -> dict[str, jax.Array]:
         """The count of each term over the whole batch, a float32 scalar each."""
 
-        def of_part(index: jax.Array, part: Any) -> dict[str, jax.Array]:
-            terms, _ = self._terms(params, index, part)
+        def of_part(inside: Accumulation, index: jax.Array, part: Any) -> dict[str, jax.Array]:
+            terms, _ = inside._terms(params, index, part)
             return {name: jnp.asarray(count, jnp.float32) for name, (_, count) in terms.items()}
 
         def body(carry: None, each: tuple[jax.Array, Any]) -> tuple[None, dict[str, jax.Array]]:
-            return carry, _only_what_is_needed(of_part, *each)
+            averages, each = jax.lax.optimization_barrier((self.averages, each))
+            inside = dataclasses.replace(self, averages=averages)
+            return carry, _only_what_is_needed(functools.partial(of_part, inside), *each)
 
         _, found = jax.lax.scan(body, None, (jnp.arange(self.count), self.parts))
         return {name: jnp.sum(counts) for name, counts in found.items()}
@@ -114,13 +119,19 @@ class Accumulation:
             }
 
         def body(sums: dict[str, jax.Array], each: tuple[jax.Array, Any]) -> tuple[Any, Any]:
+            # What is split over devices is gathered in the loop, layer by layer. Outside of it, to
+            # where the compiler would move it, all layers were whole on every device.
+            values, averages, each = jax.lax.optimization_barrier((params, self.averages, each))
+            inside = dataclasses.replace(self, averages=averages)
+            leaves = dict(parameter_trees.named_leaves(values))
+
             def weighted(chosen: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
-                terms, metrics = self._terms(with_values(params, chosen), *each)
+                terms, metrics = inside._terms(with_values(values, chosen), *each)
                 totals = {name: jnp.asarray(t, jnp.float32) for name, (t, _) in terms.items()}
                 worth = sum((slopes[name] * total for name, total in totals.items()), jnp.zeros(()))
                 return worth, (totals, metrics)
 
-            found, aside = jax.grad(weighted, has_aux=True)(chosen)
+            found, aside = jax.grad(weighted, has_aux=True)({name: leaves[name] for name in sums})
             sums = {name: sums[name] + leaf.astype(jnp.float32) for name, leaf in found.items()}
             return laid_out(sums), aside
 
@@ -134,7 +145,7 @@ class Accumulation:
         part = jax.tree.map(
             lambda array: constrain(array, "batch", *(None for _ in array.shape[1:])), part
         )
-        return self.terms(params, part, jax.random.fold_in(self.rng, index))
+        return self.terms(params, self.averages, part, jax.random.fold_in(self.rng, index))
 
 
 def with_values(params: Any, values: Mapping[str, jax.Array]) -> Any:

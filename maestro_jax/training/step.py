@@ -145,11 +145,11 @@ def batch_in_parts(
         count: The number of parts.
     """
 
-    def terms(params: Any, part: Any, key: jax.Array) -> Any:
+    def terms(params: Any, averages: Any, part: Any, key: jax.Array) -> Any:
         return objective.terms(
             model,
             params,
-            state.ema_params,
+            averages,
             part,
             rng=key,
             step=state.step,
@@ -157,7 +157,13 @@ def batch_in_parts(
             train=True,
         )
 
-    return Accumulation(terms=terms, parts=micro_batches(batch, count), count=count, rng=rng)
+    return Accumulation(
+        terms=terms,
+        averages=state.ema_params,
+        parts=micro_batches(batch, count),
+        count=count,
+        rng=rng,
+    )
 
 
 def stream_sizes(batch: Any) -> Metrics:

@@ -163,13 +163,15 @@ def test_parts_have_randomness_of_their_own(tiny):
     batch = jax.tree.map(lambda x: np.concatenate([x[:4], x[:4]]), batch)
     seen = []
 
-    def terms(params, part, key):
+    def terms(params, averages, part, key):
         seen.append(key)
         return {"term": (jax.random.uniform(key) + jnp.sum(part["speech"]["audio"]), 1.0)}, {
             "drawn": (jax.random.uniform(key), jnp.ones(()))
         }
 
-    parts = Accumulation(terms=terms, parts=micro_batches(batch, 2), count=2, rng=jax.random.key(0))
+    parts = Accumulation(
+        terms=terms, averages=None, parts=micro_batches(batch, 2), count=2, rng=jax.random.key(0)
+    )
     _, _, metrics = parts.gradient({"w": jnp.ones(())}, {"term": 1.0})
     each = [jax.random.uniform(jax.random.fold_in(jax.random.key(0), n)) for n in range(2)]
     assert metrics["drawn"][0] == pytest.approx(float(sum(each)))

@@ -59,6 +59,16 @@ def test_slices_are_joined_along_the_data_axis():
     np.testing.assert_array_equal(slices, [[0, 0], [0, 0], [1, 1], [1, 1]])
     with pytest.raises(UserError, match="2 slices"):
         Partitioning(mesh_shape=(1, -1, 1)).mesh(devices)
+    # Asked for, another axis lies across them, and the rest of the mesh within.
+    mesh = Partitioning(mesh_shape=(2, -1, 1), slices=(1, -1, 1)).mesh(devices)
+    slices = np.vectorize(lambda device: device.slice_index)(mesh.devices)[..., 0]
+    np.testing.assert_array_equal(slices, [[0, 0, 1, 1], [0, 0, 1, 1]])
+    with pytest.raises(UserError, match=r"slices \(3, 1, 1\) does not fit the 2 slices"):
+        Partitioning(slices=(3, 1, 1)).mesh(devices)
+    with pytest.raises(UserError, match="tensor axis that is a multiple of 2"):
+        Partitioning(slices=(1, 1, 2)).mesh(devices)
+    with pytest.raises(UserError, match="slices .* is not three"):
+        Partitioning(slices=(2, 1))
 
 
 def test_dimensions_that_do_not_divide_are_replicated_with_a_line(caplog):

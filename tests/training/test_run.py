@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
-from maestro_jax.data.streams import StreamConfig
+from maestro_jax.data.streams import Buckets, StreamConfig
 from maestro_jax.errors import UserError
+from maestro_jax.training.partitioning import Partitioning
 
 PAIRED = StreamConfig(mixture="m", batch_size=2, audio_samples=160, text_tokens=4)
 
@@ -15,6 +18,8 @@ PAIRED = StreamConfig(mixture="m", batch_size=2, audio_samples=160, text_tokens=
     [
         ({"steps": 0}, "steps is 0"),
         ({"log_every": 0}, "log_every"),
+        ({"accumulate": 0}, "accumulate is 0"),
+        ({"accumulate": 2}, "ToyObjective has a loss and no terms"),
         ({"checkpoint_every": 1.5}, "checkpoint_every"),
         ({"keep_checkpoints": 0}, "keep_checkpoints"),
         ({"seed": -1}, "seed"),
@@ -46,3 +51,18 @@ def test_abstract_state_allocates_nothing_and_has_the_right_types(toy):
     assert state.params["up"]["kernel"].value.shape == (8, 12)
     assert state.ema_params["up"]["kernel"].names == ("embed", "mlp")
     assert toy.run(ema_decay=None).abstract_state().ema_params is None
+
+
+def test_batches_that_parts_do_not_divide_are_refused(toy):
+    class InTerms(toy.Objective):
+        terms = combine = None
+
+    text = toy.streams["text"]
+    buckets = Buckets(batch_sizes=(12,), text_tokens=(3,))
+    streams = {"text": dataclasses.replace(text, buckets=buckets)}
+    run = toy.run(objective=InTerms(), streams=streams, accumulate=4)
+    with pytest.raises(UserError, match="batch size 12 .*'text' .* accumulate = 8; set it to 16"):
+        dataclasses.replace(run, accumulate=8)
+    mesh = Partitioning(mesh_shape=(2, 1, 4)).mesh()
+    with pytest.raises(UserError, match="12 .*the 2 devices .* accumulate = 4: 8; set it to 16"):
+        run.partitioning.check_batch_sizes(mesh, run.batch_sizes, run.accumulate)
