@@ -39,7 +39,7 @@ class Dropout(nn.Module):
             return x
         keep = 1.0 - self.rate
         key = self.make_rng("dropout")
-        kept = keep_mask(key, self._unfolded(), keep, x.shape)
+        kept = keep_mask(key, keep, x.shape, self._unfolded())
         return jnp.where(kept, x / keep, jnp.zeros_like(x))
 
     def _unfolded(self) -> tuple[jax.Array, int]:
@@ -52,7 +52,10 @@ class Dropout(nn.Module):
 
 
 def keep_mask(
-    key: jax.Array, unfolded: tuple[jax.Array, int], keep: float, shape: tuple[int, ...]
+    key: jax.Array,
+    keep: float,
+    shape: tuple[int, ...],
+    unfolded: tuple[jax.Array, int] | None = None,
 ) -> jax.Array:
     """What dropout keeps.
 
@@ -61,15 +64,16 @@ def keep_mask(
 
     Args:
         key: A key of JAX's default generator, for this place of the model alone.
-        unfolded: A key that several places share, and a number of 64 bits of this place's own: to
-            fold one into the other costs a TPU more than to draw.
         keep: The chance of every element to be kept; on a TPU in steps of 1 / 65536.
         shape: Of the mask, the rows of a batch first.
+        unfolded: A key that several places share, and a number of 64 bits of this place's own: to
+            fold one into the other costs a TPU more than to draw; None:
+            `key` is used.
 
     Returns:
         `shape` bool.
     """
-    shared, place = unfolded
+    shared, place = (key, 0) if unfolded is None else unfolded
     return jax.lax.platform_dependent(
         key,
         shared,
