@@ -110,7 +110,10 @@ def _newest(directory: epath.Path, name: str) -> tuple[int, epath.Path] | None:
 
 
 def _git_state() -> dict[str, str | bool] | None:
-    """The commit of the checkout that the package runs from, and whether files of it changed."""
+    """The commit of the checkout that the package runs from, and whether files of it changed.
+
+    Where there is no checkout, `$MAESTRO_GIT_COMMIT`: hosts that got an archive are told so.
+    """
     package = pathlib.Path(__file__).resolve().parents[1]
 
     def git(*arguments: str) -> str:
@@ -121,9 +124,14 @@ def _git_state() -> dict[str, str | bool] | None:
     try:
         # A wheel installed below some other repository must not report that repository's commit.
         if not git("ls-files", "__init__.py"):
-            return None
+            return _git_announced()
         commit = git("rev-parse", "HEAD").strip()
         changed = bool(git("status", "--porcelain", "--untracked-files=no").strip())
     except (OSError, subprocess.SubprocessError):
-        return None
+        return _git_announced()
     return {"commit": commit, "changed": changed}
+
+
+def _git_announced() -> dict[str, str | bool] | None:
+    commit = os.environ.get("MAESTRO_GIT_COMMIT")
+    return {"commit": commit, "changed": False} if commit else None

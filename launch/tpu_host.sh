@@ -1,0 +1,225 @@
+#!/usr/bin/env bash
+# What runs on each host of a TPU slice. `tpu_run.sh` copies it into the home directory of every host and calls it there;
+# nobody needs to call it by hand.
+#
+#   setup [--label TEXT] [--spec PIP_SPEC] [--data gs://BUCKET/PATH] [--data_by mount|copy]
+#   check [--env NAME=VALUE]...                     join the other hosts, and say which devices are there
+#   start [--env NAME=VALUE]... -- ARGUMENTS        `maestro train ARGUMENTS`, which outlives the connection
+#   status | stop | end | logs LINES [--follow] | log
+#
+# Everything lies below ~/maestro: code, venv, data, and in run/ the log, the process id and the exit status.
+set -euo pipefail
+
+readonly base=$HOME/maestro
+readonly run=$base/run
+readonly python_version=3.11
+
+fail() {
+  printf 'error: %s: %s\n' "$(hostname)" "$*" >&2
+  exit 2
+}
+
+say() {
+  printf '%s: %s\n' "$(hostname)" "$*"
+}
+
+# Whether the process that looks after the training process is alive: it writes the exit status before it ends. The
+# command line is looked at because after a reboot another process may have the number.
+is_running() {
+  local pid
+  pid=$(cat "$run/supervisor" 2>/dev/null) || return 1
+  tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" | grep -q 'tpu_host.sh supervise'
+}
+
+# One line that tpu_run.sh reads: MAESTRO_HOST <host> <state> [<detail>].
+state() {
+  local state=absent
+  if is_running; then
+    state="running $(cat "$run/pid")"
+  elif [[ -f $run/stopped ]]; then
+    state="stopped $(cat "$run/exit" 2>/dev/null || echo killed)"
+  elif [[ -f $run/exit ]]; then
+    state="exited $(cat "$run/exit")"
+  elif [[ -f $run/pid ]]; then
+    # Neither alive nor with an exit status: the host went down under it, or it was killed with its shell.
+    state="exited killed"
+  elif [[ -f $base/label ]]; then
+    state="ready $(cat "$base/label")"
+  fi
+  printf 'MAESTRO_HOST %s %s\n' "$(hostname)" "$state"
+}
+
+find_uv() {
+  local candidate
+  for candidate in uv "$HOME/.local/bin/uv"; do
+    command -v "$candidate" && return
+  done
+  python3 -m pip install --quiet --user uv >&2 || fail "cannot install uv with python3 -m pip"
+  command -v "$HOME/.local/bin/uv" || fail "python3 -m pip installed no uv into ~/.local/bin"
+}
+
+# The images of TPU hosts bring a Python that is too old, so uv fetches one.
+install_code() {
+  local label=$1 spec=$2 uv
+  uv=$(find_uv)
+  [[ -x $base/venv/bin/python ]] || "$uv" venv --quiet --python "$python_version" "$base/venv"
+  if [[ -n $spec ]]; then
+    "$uv" pip install --quiet --python "$base/venv/bin/python" "$spec"
+  else
+    rm -rf "$base/code"
+    mkdir -p "$base/code"
+    tar -xzf "$HOME/maestro_code.tar.gz" -C "$base/code"
+    "$uv" pip install --quiet --python "$base/venv/bin/python" \
+      --constraint "$base/code/constraints/py${python_version/./}.txt" --editable "$base/code[tpu]"
+  fi
+  printf '%s\n' "$label" >"$base/label"
+}
+
+install_gcsfuse() {
+  command -v gcsfuse >/dev/null && return
+  local site=https://packages.cloud.google.com/apt key=/usr/share/keyrings/cloud.google.asc
+  curl -fsS "$site/doc/apt-key.gpg" | sudo tee "$key" >/dev/null
+  echo "deb [signed-by=$key] $site gcsfuse-$(lsb_release -c -s) main" |
+    sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null
+  sudo apt-get update -qq
+  sudo apt-get install -qq -y gcsfuse
+}
+
+# Corpora are read as files with random access: a bucket is mounted, or copied to the host's disk.
+provide_data() {
+  local source=${1#gs://} by=$2
+  local bucket=${source%%/*} path=""
+  [[ $source == */* ]] && path=${source#*/}
+  path=${path%/}
+  mkdir -p "$base/data"
+  if [[ $by == copy ]]; then
+    gcloud storage rsync --recursive "gs://$bucket${path:+/$path}" "$base/data"
+  elif ! mountpoint -q "$base/data"; then
+    install_gcsfuse
+    gcsfuse -o ro --implicit-dirs ${path:+--only-dir "$path"} "$bucket" "$base/data"
+  fi
+}
+
+setup() {
+  local label="" spec="" data="" by=mount
+  while (($#)); do
+    case $1 in
+      --label) label=$2 ;;
+      --spec) spec=$2 ;;
+      --data) data=$2 ;;
+      --data_by) by=$2 ;;
+      *) fail "setup has no option $1" ;;
+    esac
+    shift 2
+  done
+  ! is_running || fail "a run is going on here: stop it first"
+  mkdir -p "$run"
+  install_code "$label" "$spec"
+  [[ -z $data ]] || provide_data "$data" "$by"
+  say "installed $label"
+}
+
+# Splits `--env NAME=VALUE ... -- ARGUMENTS` into `variables` and `arguments`.
+take_environment() {
+  local label
+  label=$(cat "$base/label" 2>/dev/null) || true
+  variables=("MAESTRO_DATA_DIR=$base/data")
+  # An archive knows of no commit, and a run keeps the commit in its model directory.
+  [[ ! $label =~ ^[0-9a-f]{40}$ ]] || variables+=("MAESTRO_GIT_COMMIT=$label")
+  while [[ ${1:-} == --env ]]; do
+    variables+=("$2")
+    shift 2
+  done
+  [[ ${1:-} != -- ]] || shift
+  arguments=("$@")
+}
+
+start() {
+  [[ -x $base/venv/bin/maestro ]] || fail "maestro is not installed here: run tpu_run.sh setup first"
+  ! is_running || fail "a run is going on here: stop it first"
+  rm -f "$run/pid" "$run/supervisor" "$run/exit" "$run/stopped"
+  # A session of its own, so that the end of the connection does not end it.
+  setsid nohup bash "$0" supervise "$@" >>"$run/train.log" 2>&1 </dev/null &
+  local tries
+  for ((tries = 0; tries < 100; tries++)); do
+    [[ -s $run/pid ]] && break
+    sleep 0.1
+  done
+  [[ -s $run/pid ]] || fail "the run did not start; see ~/maestro/run/train.log"
+  say "started process $(cat "$run/pid")"
+}
+
+supervise() {
+  local variables arguments pid code noticed
+  take_environment "$@"
+  # When a host goes down everything gets SIGTERM: the trap keeps this shell alive to write the exit status. It does not
+  # pass the signal on, because the training process has had it already and a second one ends it before it has saved.
+  trap 'noticed=1' TERM
+  printf '=== %s maestro train' "$(date -u +%Y-%m-%dT%H:%M:%SZ)"
+  printf ' %q' ${arguments[@]+"${arguments[@]}"}
+  printf '\n'
+  env "${variables[@]}" "$base/venv/bin/maestro" train ${arguments[@]+"${arguments[@]}"} &
+  pid=$!
+  echo "$$" >"$run/supervisor"
+  echo "$pid" >"$run/pid"
+  while true; do
+    noticed=0
+    code=0
+    wait "$pid" || code=$?
+    ((noticed)) || break
+  done
+  echo "$code" >"$run/exit"
+}
+
+check() {
+  local variables arguments
+  take_environment "$@"
+  env "${variables[@]}" timeout 600 "$base/venv/bin/python" - <<'END'
+import logging, socket
+import jax
+from maestro_jax.training import distributed
+
+logging.basicConfig(level=logging.INFO, format=f"{socket.gethostname()}: %(message)s")
+distributed.initialize()
+total = jax.jit(lambda x: x.sum())(jax.numpy.ones(jax.device_count()))
+print(f"{socket.gethostname()}: {jax.process_count()} hosts, {jax.device_count()} devices, sum {float(total):g}")
+END
+}
+
+# Sends SIGTERM, so that the run saves and ends, and waits that many seconds.
+terminate() {
+  local seconds=$1 waited
+  kill -TERM "$(cat "$run/pid")" 2>/dev/null || true
+  for ((waited = 0; waited < seconds * 5; waited++)); do
+    is_running || return 0
+    sleep 0.2
+  done
+  return 1
+}
+
+stop() {
+  if ! is_running; then
+    say "nothing is running"
+    return
+  fi
+  touch "$run/stopped"
+  terminate 900 || fail "the run is still saving after 15 minutes"
+  say "stopped; exit status $(cat "$run/exit")"
+}
+
+# For a run whose other hosts have failed: it may hang in a collective operation, deaf to SIGTERM.
+end() {
+  is_running || return 0
+  terminate 60 || kill -KILL "$(cat "$run/pid")"
+  say "ended"
+}
+
+verb=${1:?a verb is missing}
+shift
+case $verb in
+  setup | check | start | supervise | stop | end) "$verb" "$@" ;;
+  status) state ;;
+  logs) tail -n "$1" ${2:+--follow=name} "$run/train.log" | sed -u "s/^/$(hostname): /" ;;
+  log) cat "$run/train.log" ;;
+  *) fail "there is no verb $verb" ;;
+esac

@@ -1,0 +1,286 @@
+#!/usr/bin/env bash
+# Runs `maestro train` on Cloud TPU slices, from a machine with gcloud and this checkout: see docs/launching.md.
+set -euo pipefail
+
+usage() {
+  cat <<'END'
+usage: launch/tpu_run.sh VERB [OPTIONS] [-- ARGUMENTS OF maestro train]
+
+verbs
+  create    ask for the slices and wait until they are there (no harm if they are)
+  wait      wait until they are there
+  setup     send this commit to every host and install it
+  check     join all hosts once, and count the devices
+  train     start `maestro train ARGUMENTS` on every host; it goes on when this machine goes away
+  status    state of the slices and of the run on every host
+  logs      the last lines of every host's log
+  stop      ask the run to save and end
+  delete    give the slices back
+  babysit   create, setup, train; after a preemption all of it again, until the run has ended
+
+which slices (each also from the environment: MAESTRO_TPU_NAME, _ZONE, _PROJECT, _TYPE, _SLICES)
+  --name NAME  --zone ZONE  [--project PROJECT]
+  --type TYPE             v4-64, v5litepod-256, v5p-128, v6e-256 ...
+  --slices N              N of them as one run (multislice); 1 by default
+  --spot | --reserved     cheap and preemptible, or from a reservation
+  --direct                create at once or fail, instead of by a queued resource
+  --runtime VERSION       instead of the version that belongs to the type
+  --create_arg ARGUMENT   one more argument of gcloud's create; repeatable
+  --ssh_arg ARGUMENT      one more argument of gcloud's ssh and scp (--internal-ip); repeatable
+setup
+  --data gs://BUCKET/PATH the prepared corpora; becomes MAESTRO_DATA_DIR on every host
+  --data_by mount|copy    by gcsfuse (default), or copied to every host's disk
+  --spec PIP_SPEC         install this instead of the present commit
+  --allow_dirty           leave changes that are not committed behind
+train
+  --cache_dir gs://DIR    compiled programs; by default xla_cache in the model directory
+  --env NAME=VALUE        on every host; repeatable (LIBTPU_INIT_ARGS, XLA_FLAGS ...)
+logs
+  --lines N  --follow  --worker N  --node SLICE  --output_dir DIR (whole logs, a file a host)
+babysit
+  --poll SECONDS          between looks; 60 by default
+  --max_failures N        give up after so many failures in a row; 3 by default
+  --delete_at_end         give the slices back when the run has ended
+everywhere
+  --dry_run               print the commands, run none
+
+example
+  launch/tpu_run.sh babysit --name maestro --zone us-east5-b --type v6e-64 --spot --data gs://bucket/data -- \
+      --gin_file runs/pretrain.gin --gin_file models/xl.gin --gin_file objectives/maestro.gin \
+      --gin_file data/voxpopuli.gin --gin.MESH="(-1, 8, 1)" --model_dir gs://bucket/runs/xl
+END
+}
+
+fail() {
+  printf 'error: %s\n' "$*" >&2
+  exit 2
+}
+
+say() {
+  printf '%s %s\n' "$(date +%H:%M:%S)" "$*" >&2
+}
+
+# One word as a shell reads it back; what needs no quotes gets none.
+quoted() {
+  local quote="'\\''"
+  if [[ $1 =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]]; then
+    printf '%s' "$1"
+  else
+    printf "'%s'" "${1//\'/$quote}"
+  fi
+}
+
+quoted_all() {
+  local word separator=""
+  for word in "$@"; do
+    printf '%s' "$separator"
+    quoted "$word"
+    separator=" "
+  done
+}
+
+run() {
+  if ((dry_run)); then
+    quoted_all "$@"
+    printf '\n'
+  else
+    "$@"
+  fi
+}
+
+# gcloud compute tpus ..., with the zone and the project behind what is given.
+tpus() {
+  run gcloud compute tpus "$@" --zone="$zone" ${project:+--project="$project"} --quiet
+}
+
+# ---- options
+
+name=${MAESTRO_TPU_NAME:-} zone=${MAESTRO_TPU_ZONE:-} project=${MAESTRO_TPU_PROJECT:-}
+type=${MAESTRO_TPU_TYPE:-} slices=${MAESTRO_TPU_SLICES:-1}
+runtime="" data="" data_by=mount spec="" cache_dir="" output_dir="" worker=all node=all lines=20 poll=60 max_failures=3
+spot=0 reserved=0 direct=0 dry_run=0 allow_dirty=0 follow=0 delete_at_end=0
+create_args=() ssh_args=() variables=() arguments=()
+readonly verbs="create wait setup check train status logs stop delete babysit"
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+verb=${1:-}
+case $verb in
+  help | -h | --help)
+    usage
+    exit 0
+    ;;
+  "") fail "a verb is missing: one of $verbs (launch/tpu_run.sh --help)" ;;
+  *) [[ " $verbs " == *" $verb "* ]] || fail "there is no verb '$verb': one of $verbs" ;;
+esac
+shift
+
+while (($#)); do
+  if [[ $1 == --?*=* ]]; then
+    set -- "${1%%=*}" "${1#*=}" "${@:2}"
+  fi
+  case $1 in
+    --spot | --reserved | --direct | --dry_run | --allow_dirty | --follow | --delete_at_end)
+      printf -v "${1#--}" 1
+      shift
+      ;;
+    --name | --zone | --project | --type | --slices | --runtime | --data | --data_by | --spec | --cache_dir | \
+      --output_dir | --worker | --node | --lines | --poll | --max_failures)
+      (($# > 1)) || fail "$1 wants a value"
+      printf -v "${1#--}" %s "$2"
+      shift 2
+      ;;
+    --create_arg | --ssh_arg | --env)
+      (($# > 1)) || fail "$1 wants a value"
+      case $1 in
+        --create_arg) create_args+=("$2") ;;
+        --ssh_arg) ssh_args+=("$2") ;;
+        --env)
+          [[ $2 =~ ^[A-Za-z_][A-Za-z0-9_]*= ]] || fail "--env $2 is not NAME=VALUE"
+          variables+=("$2")
+          ;;
+      esac
+      shift 2
+      ;;
+    --help)
+      usage
+      exit 0
+      ;;
+    --)
+      shift
+      arguments=("$@")
+      break
+      ;;
+    *) fail "there is no option '$1'; arguments of maestro train stand behind -- (launch/tpu_run.sh --help)" ;;
+  esac
+done
+
+# The version that Google names for JAX on each generation: https://cloud.google.com/tpu/docs/runtimes
+runtime_of() {
+  case $1 in
+    v2-* | v3-* | v4-*) echo tpu-ubuntu2204-base ;;
+    v5litepod-*) echo v2-alpha-tpuv5-lite ;;
+    v5p-*) echo v2-alpha-tpuv5 ;;
+    v6e-*) echo v2-alpha-tpuv6e ;;
+    v5e-*) fail "gcloud calls v5e v5litepod: --type v5litepod-${1#v5e-}" ;;
+    tpu7x* | v7x*) fail "$1 is to be had by Kubernetes only, which this script does not do" ;;
+    *) fail "no runtime version is known for --type $1 (v2 v3 v4 v5litepod v5p v6e): name it with --runtime" ;;
+  esac
+}
+
+positive() {
+  [[ $2 =~ ^[1-9][0-9]*$ ]] || fail "$1 $2 is not a whole number above 0"
+}
+
+[[ -n $name ]] || fail "which slices? --name NAME, or MAESTRO_TPU_NAME"
+[[ $name =~ ^[a-z]([-a-z0-9]{0,48}[a-z0-9])?$ ]] ||
+  fail "--name $name: small letters, digits and hyphens, a letter first, at most 50"
+[[ -n $zone ]] || fail "in which zone? --zone ZONE, or MAESTRO_TPU_ZONE"
+positive --slices "$slices"
+positive --lines "$lines"
+positive --max_failures "$max_failures"
+[[ $poll =~ ^[0-9]+([.][0-9]+)?$ ]] || fail "--poll $poll is not a number of seconds"
+((spot + reserved < 2)) || fail "--spot and --reserved exclude each other"
+[[ $data_by == mount || $data_by == copy ]] || fail "--data_by $data_by: mount or copy"
+[[ -z $data || $data =~ ^gs://[^/]+ ]] || fail "--data $data is not gs://BUCKET/PATH"
+[[ -z $cache_dir || $cache_dir == gs://* ]] || fail "--cache_dir $cache_dir is not on gs://, so a new slice would not find it"
+if [[ $verb == create || $verb == babysit ]]; then
+  [[ -n $type ]] || fail "which accelerators? --type v5litepod-256, or MAESTRO_TPU_TYPE"
+  [[ $type =~ -[1-9][0-9]*$ ]] || fail "--type $type has no size: v4-64, v5litepod-256, v6e-256"
+  [[ -n $runtime ]] || runtime=$(runtime_of "$type") || exit 2
+fi
+if [[ $verb == train || $verb == babysit ]]; then
+  model_dir=""
+  for ((i = 0; i < ${#arguments[@]}; i++)); do
+    case ${arguments[i]} in
+      --model_dir) model_dir=${arguments[i + 1]:-} ;;
+      --model_dir=*) model_dir=${arguments[i]#*=} ;;
+      --data_dir | --data_dir=*) fail "--data_dir is a directory of the hosts: give --data gs://BUCKET/PATH to setup instead" ;;
+    esac
+  done
+  [[ -n $model_dir ]] || fail "maestro train needs a model directory: -- ... --model_dir gs://BUCKET/DIR"
+  [[ $model_dir == gs://* ]] ||
+    fail "--model_dir $model_dir is not on gs://: hosts share no disk, and a preempted slice takes its own along"
+  cache_dir=${cache_dir:-${model_dir%/}/xla_cache}
+elif ((${#arguments[@]})); then
+  fail "$verb takes no arguments behind --"
+fi
+((dry_run)) || command -v gcloud >/dev/null || fail "there is no gcloud here: https://cloud.google.com/sdk/docs/install"
+
+# shellcheck source=tpu_slices.sh
+source "$root/launch/tpu_slices.sh"
+# shellcheck source=tpu_babysit.sh
+source "$root/launch/tpu_babysit.sh"
+
+# ---- verbs
+
+describe() {
+  if ((direct)); then describe_nodes tpus; else describe_request tpus; fi
+}
+
+case $verb in
+  create)
+    if ((dry_run)); then
+      create
+    else
+      now=$(state)
+      case $now in
+        MISSING) create ;;
+        GONE) fail "$name is there, but gone or failed: delete it first" ;;
+        UNKNOWN) fail "cannot ask for $name" ;;
+        *) say "$name is there already" ;;
+      esac
+      await
+    fi
+    ;;
+  wait)
+    if ((dry_run)); then describe; else await; fi
+    ;;
+  setup)
+    check_code
+    setup
+    ;;
+  check)
+    host_environment
+    on_hosts "bash tpu_host.sh check $(quoted_all "${host_options[@]}")"
+    ;;
+  train) train ;;
+  status)
+    if ((dry_run)); then
+      describe
+      on_hosts "$ask_host"
+    else
+      now=$(state)
+      echo "$name $now"
+      [[ $now != ACTIVE ]] || on_hosts "$ask_host" | sed -n 's/^MAESTRO_HOST //p'
+    fi
+    ;;
+  logs)
+    if [[ -n $output_dir ]]; then
+      # gcloud calls the files 0.log, 1.log ... by the worker of the slice.
+      for ((i = 0; i < slices; i++)); do
+        [[ $node == all || $node == "$i" ]] || continue
+        run mkdir -p "$output_dir/slice-$i"
+      done
+      on_hosts 'bash tpu_host.sh log' --output-directory="$output_dir/slice-@SLICE@"
+    elif ((follow)); then
+      # All hosts run the same program, and the first one logs for all.
+      [[ $worker != all ]] || worker=0
+      [[ $node != all ]] || node=0
+      on_hosts "bash tpu_host.sh logs $lines --follow"
+    else
+      on_hosts "bash tpu_host.sh logs $lines"
+    fi
+    ;;
+  stop) on_hosts 'bash tpu_host.sh stop' ;;
+  delete) delete ;;
+  babysit)
+    check_code
+    if ((dry_run)); then
+      create
+      setup
+      train
+    else
+      babysit
+    fi
+    ;;
+esac

@@ -1,0 +1,352 @@
+"""tpu_run.sh: what it asks of gcloud, and what arrives on the hosts."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import tarfile
+import time
+
+import pytest
+
+TRAIN = ["--gin_file", "runs/pretrain.gin", "--model_dir", "gs://bucket/runs/a"]
+# What a shell, ssh's second shell or a careless script would change.
+NASTY = [
+    "--gin.MESH=(-1, 2, 2)",
+    "--gin.TEXT='it''s'",
+    '--gin.NAME="a  b"',
+    "--gin.DOLLAR=$HOME ${x} $(touch broken) `touch broken`",
+    "--gin.STAR=*",
+    "--gin.LIST=[1, 2]; exit 3 & # no | < >",
+    "--gin.BACK=a\\b\\\\c!",
+    "--gin.LINES=first\nsecond\t~",
+    "",
+    "--env",
+    "é",
+]
+
+
+def commit(checkout: pathlib.Path) -> str:
+    command = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def lines(cloud, *arguments: str) -> list[str]:
+    """What a dry run prints; it must not call gcloud."""
+    done = cloud.run(*arguments, "--dry_run", *(["--", *TRAIN] if arguments[0] == "train" else []))
+    assert done.returncode == 0, done.stderr
+    assert cloud.calls() == []
+    return done.stdout.splitlines()
+
+
+WHERE = "--zone=us-east5-b --quiet"
+IN_PROJECT = "--zone=us-east5-b --project=p --quiet"
+QUEUED = "gcloud compute tpus queued-resources"
+DIRECT = "gcloud compute tpus tpu-vm"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (
+            "create --spot --project p",
+            [
+                f"{QUEUED} create pod --node-id=pod --accelerator-type=v6e-16 "
+                f"--runtime-version=v2-alpha-tpuv6e --spot {IN_PROJECT}"
+            ],
+        ),
+        (
+            "create --slices 2 --reserved --type=v5p-128 --create_arg=--network=n",
+            [
+                f"{QUEUED} create pod --node-count=2 --node-prefix=pod --accelerator-type=v5p-128 "
+                f"--runtime-version=v2-alpha-tpuv5 --reserved --network=n {WHERE}"
+            ],
+        ),
+        (
+            "create --slices 2 --direct --type v5litepod-16",
+            [
+                f"{DIRECT} create pod-{slice_} --accelerator-type=v5litepod-16 "
+                f"--version=v2-alpha-tpuv5-lite {WHERE}"
+                for slice_ in (0, 1)
+            ],
+        ),
+        ("wait", [f"{QUEUED} describe pod '--format=value(state.state)' {WHERE}"]),
+        ("delete", [f"{QUEUED} delete pod --force {WHERE}"]),
+        ("delete --direct", [f"{DIRECT} delete pod {WHERE}"]),
+        (
+            "stop --ssh_arg --internal-ip",
+            [
+                f"{DIRECT} ssh pod --worker=all "
+                f"'--command=bash tpu_host.sh stop' --internal-ip {WHERE}"
+            ],
+        ),
+        (
+            "logs --lines 5 --follow",
+            [f"{DIRECT} ssh pod --worker=0 '--command=bash tpu_host.sh logs 5 --follow' {WHERE}"],
+        ),
+        (
+            "train --cache_dir gs://b/c --env LIBTPU_INIT_ARGS=--a=1",
+            [
+                f"{DIRECT} ssh pod --worker=all '--command=bash tpu_host.sh start "
+                "--env MAESTRO_MULTIHOST=1 --env JAX_PLATFORMS=tpu,cpu "
+                "--env JAX_COMPILATION_CACHE_DIR=gs://b/c --env LIBTPU_INIT_ARGS=--a=1 -- "
+                f"--gin_file runs/pretrain.gin --model_dir gs://bucket/runs/a' {WHERE}"
+            ],
+        ),
+    ],
+)
+def test_a_dry_run_prints_the_commands(cloud, arguments: str, expected: list[str]) -> None:
+    assert lines(cloud, *arguments.split()) == expected
+
+
+def test_setup_sends_the_commit(cloud) -> None:
+    checkout = cloud.checkout
+    archive = f"{checkout}/build/launch/pod/maestro_code.tar.gz"
+    sha = commit(checkout)
+    assert lines(cloud, "setup", "--data", "gs://bucket/my data") == [
+        f"mkdir -p '{checkout}/build/launch/pod'",
+        f"git -C '{checkout}' archive --format=tar.gz '--output={archive}' {sha}",
+        f"{DIRECT} scp '{checkout}/launch/tpu_host.sh' '{archive}' pod: --worker=all {WHERE}",
+        f"{DIRECT} ssh pod --worker=all '--command=bash tpu_host.sh setup "
+        rf"--label {sha} --data '\''gs://bucket/my data'\'' --data_by mount' {WHERE}",
+    ]
+
+
+def test_what_a_dry_run_prints_is_what_runs(cloud) -> None:
+    """A shell reads the printed commands back as the arguments that gcloud gets."""
+    cloud.run("create")
+    (cloud.directory / "calls.jsonl").unlink()
+    printed = lines(cloud, "setup") + lines(cloud, "train")
+    assert cloud.run("setup").returncode == 0
+    assert cloud.run("train", "--", *TRAIN).returncode == 0
+    calls = cloud.calls()
+    for text, call in zip([x for x in printed if x.startswith("gcloud")], calls, strict=True):
+        shown = subprocess.run(
+            ["bash", "-c", f'gcloud() {{ printf "%s\\0" "$@"; }}; {text}'],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split("\0")[:-1]
+        assert shown == call
+
+
+def test_arguments_arrive_as_they_were_given(cloud) -> None:
+    for verb in ("create", "setup"):
+        assert cloud.run(verb).returncode == 0
+    done = cloud.run("train", "--env", "XLA_FLAGS=--a='$x' --b", "--", *TRAIN, *NASTY)
+    assert done.returncode == 0, done.stderr
+    assert cloud.received() == [["train", *TRAIN, *NASTY]] * 2
+    for home in cloud.homes():
+        variables = cloud.variables(home)
+        assert variables["MAESTRO_MULTIHOST"] == "1"
+        assert variables["JAX_PLATFORMS"] == "tpu,cpu"
+        assert variables["JAX_COMPILATION_CACHE_DIR"] == "gs://bucket/runs/a/xla_cache"
+        assert variables["XLA_FLAGS"] == "--a='$x' --b"
+        assert variables["MAESTRO_DATA_DIR"] == f"{home}/maestro/data"
+        assert variables["MAESTRO_GIT_COMMIT"] == commit(cloud.checkout)
+        assert not any(name.startswith("MEGASCALE") for name in variables)
+        assert not (home / "broken").exists()
+
+
+def test_slices_created_one_by_one_are_told_of_each_other(cloud) -> None:
+    cloud.plan(["CREATING", "READY"])
+    common = ("--direct", "--slices", "3", "--poll", "0")
+    for verb in ("create", "setup"):
+        done = cloud.run(verb, *common)
+        assert done.returncode == 0, done.stderr
+    assert cloud.run("train", *common, "--", *TRAIN, *NASTY).returncode == 0
+    assert [home.name for home in cloud.homes()] == [f"pod-{s}-w-{w}" for s in "012" for w in "01"]
+    assert cloud.received() == [["train", *TRAIN, *NASTY]] * 6
+    for number, home in enumerate(cloud.homes()):
+        variables = cloud.variables(home)
+        assert {name: x for name, x in variables.items() if name.startswith("MEGASCALE")} == {
+            "MEGASCALE_COORDINATOR_ADDRESS": "10.0.0.2:8081",
+            "MEGASCALE_PORT": "8081",
+            "MEGASCALE_NUM_SLICES": "3",
+            "MEGASCALE_SLICE_ID": str(number // 2),
+        }
+
+
+def test_a_multislice_queued_resource_reaches_all_hosts(cloud) -> None:
+    common = ("--slices", "2")
+    for verb in ("create", "setup"):
+        assert cloud.run(verb, *common).returncode == 0
+    assert cloud.run("train", *common, "--", *TRAIN).returncode == 0
+    assert [home.name for home in cloud.homes()] == [f"pod-{s}-w-{w}" for s in "01" for w in "01"]
+    assert cloud.received() == [["train", *TRAIN]] * 4
+
+
+def test_hosts_get_the_commit_and_its_versions(cloud) -> None:
+    cloud.run("create")
+    done = cloud.run("setup", "--data", "gs://bucket/a/b/")
+    assert done.returncode == 0, done.stderr
+    for home in cloud.homes():
+        code = home / "maestro" / "code"
+        with tarfile.open(home / "maestro_code.tar.gz") as archive:
+            assert "launch/tpu_host.sh" in archive.getnames()
+        wanted = (cloud.checkout / "launch" / "tpu_run.sh").read_bytes()
+        assert (code / "launch" / "tpu_run.sh").read_bytes() == wanted
+        assert not (code / ".git").exists()
+        assert (home / "maestro" / "label").read_text().strip() == commit(cloud.checkout)
+    home = cloud.homes()[0]
+    assert cloud.host_calls()[:3] == [
+        f"uv venv --quiet --python 3.11 {home}/maestro/venv",
+        f"uv pip install --quiet --python {home}/maestro/venv/bin/python --constraint "
+        f"{home}/maestro/code/constraints/py311.txt --editable {home}/maestro/code[tpu]",
+        f"gcsfuse -o ro --implicit-dirs --only-dir a/b bucket {home}/maestro/data",
+    ]
+
+
+def test_a_package_instead_of_the_commit(cloud) -> None:
+    cloud.run("create")
+    spec = "maestro_jax[tpu] @ git+https://example.com/x@v1"
+    assert cloud.run("setup", "--spec", spec).returncode == 0
+    home = cloud.homes()[0]
+    assert not (home / "maestro" / "code").exists()
+    assert cloud.host_calls()[1].endswith(f"--python {home}/maestro/venv/bin/python {spec}")
+
+
+def test_changes_that_are_not_committed_are_not_left_behind_in_silence(
+    cloud, checkout: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    dirty = tmp_path / "dirty"
+    shutil.copytree(checkout, dirty)
+    (dirty / "setup.cfg").write_text("changed\n")
+    cloud.checkout = dirty
+    done = cloud.run("setup", "--dry_run")
+    assert done.returncode == 2 and "not committed" in done.stderr
+    assert cloud.run("setup", "--dry_run", "--allow_dirty").returncode == 0
+    shutil.rmtree(dirty / ".git")
+    done = cloud.run("setup", "--dry_run", GIT_CEILING_DIRECTORIES=str(tmp_path))
+    assert done.returncode == 2 and "--spec" in done.stderr
+
+
+def test_status_logs_and_stop(cloud) -> None:
+    cloud.behaviour("serve")
+    assert cloud.run("status").stdout == "pod MISSING\n"
+    cloud.run("create")
+    assert cloud.run("status").stdout.splitlines() == [
+        "pod ACTIVE",
+        "pod-w-0 absent",
+        "pod-w-1 absent",
+    ]
+    cloud.run("setup")
+    sha = commit(cloud.checkout)
+    assert cloud.run("status").stdout.splitlines()[1:] == [
+        f"pod-w-0 ready {sha}",
+        f"pod-w-1 ready {sha}",
+    ]
+    assert cloud.run("train", "--", *TRAIN).returncode == 0
+    assert re.fullmatch(
+        r"pod ACTIVE\npod-w-0 running \d+\npod-w-1 running \d+\n", cloud.run("status").stdout
+    )
+    again = cloud.run("train", "--", *TRAIN)
+    assert again.returncode != 0 and "stop it first" in again.stderr
+    assert "pod-w-1: training as pod-w-1" in cloud.run("logs").stdout
+    done = cloud.run("stop")
+    assert done.stdout.splitlines() == [f"pod-w-{w}: stopped; exit status 143" for w in "01"]
+    assert cloud.run("status").stdout.splitlines()[1:] == [f"pod-w-{w} stopped 143" for w in "01"]
+    output = cloud.directory / "logs"
+    cloud.run("logs", "--output_dir", str(output))
+    assert sorted(path.name for path in (output / "slice-0").iterdir()) == ["0.log", "1.log"]
+    log = (output / "slice-0" / "1.log").read_text().splitlines()
+    assert log[0].startswith("=== ") and log[0].endswith(" ".join(TRAIN)) and log[-1] == "saved"
+
+
+def test_a_host_that_goes_down_leaves_an_exit_status(cloud) -> None:
+    """A SIGTERM that reaches everything on a host leaves an exit status behind."""
+    cloud.behaviour("serve")
+    cloud.run("create")
+    cloud.run("setup")
+    assert cloud.run("train", "--", *TRAIN).returncode == 0
+    run = cloud.homes()[0] / "maestro" / "run"
+    for name in ("supervisor", "pid"):
+        os.kill(int((run / name).read_text()), 15)
+    for _ in range(100):
+        if (run / "exit").exists():
+            break
+        time.sleep(0.05)
+    assert (run / "exit").read_text() == "143\n"
+
+
+@pytest.mark.parametrize(
+    ("type_", "runtime"),
+    [
+        ("v2-8", "tpu-ubuntu2204-base"),
+        ("v3-32", "tpu-ubuntu2204-base"),
+        ("v4-64", "tpu-ubuntu2204-base"),
+        ("v5litepod-256", "v2-alpha-tpuv5-lite"),
+        ("v5p-128", "v2-alpha-tpuv5"),
+        ("v6e-256", "v2-alpha-tpuv6e"),
+    ],
+)
+def test_every_type_has_googles_runtime_version(cloud, type_: str, runtime: str) -> None:
+    (line,) = lines(cloud, "create", "--type", type_)
+    assert f" --accelerator-type={type_} --runtime-version={runtime} " in line
+
+
+def test_another_runtime_version(cloud) -> None:
+    (line,) = lines(cloud, "create", "--type", "v9-8", "--runtime", "new")
+    assert " --accelerator-type=v9-8 --runtime-version=new " in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "a verb is missing"),
+        (["launch"], "there is no verb 'launch'"),
+        (["create", "--typ", "v4-8"], "there is no option '--typ'"),
+        (["create", "--type"], "--type wants a value"),
+        (["create", "--type", "v7-8"], "no runtime version is known for --type v7-8"),
+        (["create", "--type", "v5e-16"], "--type v5litepod-16"),
+        (["create", "--type", "tpu7x-16"], "by Kubernetes only"),
+        (["create", "--type", "v4"], "--type v4 has no size"),
+        (["create", "--type", ""], "which accelerators?"),
+        (["create", "--name", "My_pod"], "--name My_pod"),
+        (["create", "--name", ""], "which slices?"),
+        (["create", "--zone="], "in which zone?"),
+        (["create", "--slices", "0"], "--slices 0 is not a whole number above 0"),
+        (["create", "--spot", "--reserved"], "exclude each other"),
+        (["create", "--", "x"], "create takes no arguments"),
+        (["setup", "--data", "/data"], "--data /data is not gs://"),
+        (["setup", "--data", "gs://b", "--data_by", "magic"], "--data_by magic"),
+        (["train"], "needs a model directory"),
+        (["train", "--", "--model_dir"], "needs a model directory"),
+        (["train", "--", "--model_dir", "runs/a"], "--model_dir runs/a is not on gs://"),
+        (["train", "--", *TRAIN, "--data_dir=/x"], "give --data gs://BUCKET/PATH to setup"),
+        (["train", "--env", "1=2", "--", *TRAIN], "--env 1=2 is not NAME=VALUE"),
+        (["train", "--cache_dir", "/tmp/x", "--", *TRAIN], "--cache_dir /tmp/x is not on gs://"),
+        (["babysit", "--poll", "soon", "--", *TRAIN], "--poll soon"),
+    ],
+)
+def test_bad_input_is_one_line(cloud, arguments: list[str], message: str) -> None:
+    done = cloud.run(*arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert message in done.stderr
+    assert done.stdout == "" and cloud.calls() == []
+
+
+def test_without_gcloud(cloud) -> None:
+    empty = cloud.directory / "empty"
+    empty.mkdir()
+    for name in ("bash", "dirname", "git"):
+        (empty / name).symlink_to(shutil.which(name))
+    done = cloud.run("status", PATH=str(empty))
+    assert done.returncode == 2 and done.stderr.startswith("error: there is no gcloud here")
+
+
+def test_a_host_that_was_not_set_up_says_so(cloud) -> None:
+    cloud.run("create")
+    done = cloud.run("train", "--", *TRAIN)
+    assert done.returncode != 0
+    assert not any((home / "received").exists() for home in cloud.homes())
+
+
+def test_help_names_every_verb(cloud) -> None:
+    text = cloud.run("--help").stdout
+    for verb in "create wait setup check train status logs stop delete babysit".split():
+        assert re.search(rf"^  {verb} ", text, re.MULTILINE)
