@@ -238,6 +238,16 @@ def test_records_are_not_overwritten(tmp_path: pathlib.Path) -> None:
     assert set(record["packages"]) >= {"jax", "flax", "gin-config"}
 
 
+def test_the_commit_of_an_archive_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hosts that got an archive have no checkout to ask."""
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("MAESTRO_GIT_COMMIT", "0" * 40)
+    record = json.loads(run_record.versions_text(["maestro"]))
+    assert record["git"] == {"commit": "0" * 40, "changed": False}
+    monkeypatch.delenv("MAESTRO_GIT_COMMIT")
+    assert json.loads(run_record.versions_text(["maestro"]))["git"] is None
+
+
 def test_a_directory_that_is_no_model(tmp_path: pathlib.Path) -> None:
     with pytest.raises(UserError, match="no model directory"):
         gin_config.load_run(tmp_path / "nowhere")

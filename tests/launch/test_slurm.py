@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import textwrap
 import time
 
 import pytest
@@ -83,12 +82,14 @@ class Job:
     def calls(self) -> list[str]:
         return (self.directory / "calls").read_text().splitlines()
 
-    def wait_for(self, text: str, seconds: float = 100) -> None:
-        """Waits until a task has printed something."""
+    def wait_for(self, text: str, process: subprocess.Popen[str], seconds: float = 100) -> None:
+        """Waits until the first task has printed something."""
         log = self.directory / "task-0.log"
         for _ in range(int(seconds * 20)):
             if log.exists() and text in log.read_text():
                 return
+            if process.poll() is not None:
+                break
             time.sleep(0.05)
         pytest.fail(f"no {text!r}: {log.read_text() if log.exists() else 'no log'}")
 
@@ -118,7 +119,7 @@ def test_each_task_gets_the_arguments_as_they_were_given(tmp_path: pathlib.Path)
 def test_before_the_time_limit_the_run_saves_and_the_job_is_put_back(tmp_path) -> None:
     job = Job(tmp_path, KEEPS_ARGUMENTS)
     process = job.start(*TRAIN, SERVE="1")
-    job.wait_for("started")
+    job.wait_for("started", process)
     process.send_signal(signal.SIGUSR1)
     process.communicate(timeout=30)
     assert process.returncode == 143
@@ -174,27 +175,27 @@ def test_this_xla_knows_the_flags() -> None:
 
 # In the place of the `maestro` command: its start as one of several, and the loop, on the toy.
 TRAINS = """#!{python}
-    import logging, os, sys, time
-    sys.path[:0] = [{root!r}, {toy!r}]
-    from maestro_jax.training import distributed
-    assert distributed.initialize()
-    import jax
-    assert jax.process_count() == 2 and jax.process_index() == int(os.environ["SLURM_PROCID"])
-    from conftest import toy_batches, toy_run
-    from maestro_jax.training.loop import train
-    from maestro_jax.training.partitioning import Partitioning
-    logging.basicConfig(level=logging.INFO, force=True)
-    partitioning = Partitioning(mesh_shape=(-1, 1, 1))
-    index = jax.process_index()
+import logging, os, sys, time
+sys.path[:0] = [{root!r}, {toy!r}]
+from maestro_jax.training import distributed
+assert distributed.initialize()
+import jax
+assert jax.process_count() == 2 and jax.process_index() == int(os.environ["SLURM_PROCID"])
+from conftest import toy_batches, toy_run
+from maestro_jax.training.loop import train
+from maestro_jax.training.partitioning import Partitioning
+logging.basicConfig(level=logging.INFO, force=True)
+partitioning = Partitioning(mesh_shape=(-1, 1, 1))
+index = jax.process_index()
 
-    def own_rows(start):
-        for batch in toy_batches(start):
-            time.sleep(float(os.environ["PAUSE"]))
-            yield jax.tree.map(lambda x: x[index * 4 : (index + 1) * 4], batch)
+def own_rows(start):
+    for batch in toy_batches(start):
+        time.sleep(float(os.environ["PAUSE"]))
+        yield jax.tree.map(lambda x: x[index * 4 : (index + 1) * 4], batch)
 
-    steps = int(os.environ["STEPS"])
-    run = toy_run(partitioning=partitioning, steps=steps, checkpoint_every=1_000_000)
-    train(run, sys.argv[sys.argv.index("--model_dir") + 1], batches=own_rows)
+steps = int(os.environ["STEPS"])
+run = toy_run(partitioning=partitioning, steps=steps, checkpoint_every=1_000_000)
+train(run, sys.argv[sys.argv.index("--model_dir") + 1], batches=own_rows)
 """
 
 
@@ -207,11 +208,12 @@ def job_id() -> str:
                 return str(number)
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_two_tasks_find_each_other_save_and_continue(tmp_path: pathlib.Path) -> None:
     toy = str(ROOT / "tests" / "training")
-    program = textwrap.dedent(TRAINS).format(python=sys.executable, root=str(ROOT), toy=toy)
-    job = Job(tmp_path, program.lstrip())
+    program = TRAINS.format(python=sys.executable, root=str(ROOT), toy=toy)
+    job = Job(tmp_path, program)
     model_dir = tmp_path / "model"
     variables = {
         "JAX_PLATFORMS": "cpu",
@@ -219,7 +221,7 @@ def test_two_tasks_find_each_other_save_and_continue(tmp_path: pathlib.Path) -> 
         "SLURM_JOB_ID": job_id(),
     }
     process = job.start("--model_dir", str(model_dir), STEPS="1000000", PAUSE="0.05", **variables)
-    job.wait_for("first step after")
+    job.wait_for("first step after", process)
     process.send_signal(signal.SIGUSR1)
     process.communicate(timeout=100)
     assert process.returncode == 143, (tmp_path / "task-0.log").read_text()
