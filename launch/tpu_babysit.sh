@@ -107,7 +107,10 @@ babysit() {
         ;;
       GONE) start_anew ;;
       UNKNOWN) trouble "the state of $name cannot be had" ;;
-      WAITING) sleep "$poll" ;;
+      WAITING)
+        troubles=0
+        sleep "$poll"
+        ;;
       ACTIVE) look_after_run ;;
     esac
   done

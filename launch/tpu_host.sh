@@ -176,13 +176,20 @@ check() {
   take_environment "$@"
   env "${variables[@]}" timeout 600 "$base/venv/bin/python" - <<'END'
 import logging, socket
-import jax
+import jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from maestro_jax.training import distributed
 
 logging.basicConfig(level=logging.INFO, format=f"{socket.gethostname()}: %(message)s")
 distributed.initialize()
-total = jax.jit(lambda x: x.sum())(jax.numpy.ones(jax.device_count()))
-print(f"{socket.gethostname()}: {jax.process_count()} hosts, {jax.device_count()} devices, sum {float(total):g}")
+# A number from each device, added up over all of them.
+count = jax.device_count()
+mesh = jax.sharding.Mesh(np.asarray(jax.devices()), ("all",))
+ones = jax.make_array_from_callback(
+    (count,), NamedSharding(mesh, PartitionSpec("all")), lambda index: np.ones(count)[index]
+)
+total = jax.jit(lambda x: x.sum(), out_shardings=NamedSharding(mesh, PartitionSpec()))(ones)
+print(f"{socket.gethostname()}: {jax.process_count()} hosts, {count} devices, sum {float(total):g}")
 END
 }
 

@@ -6,7 +6,9 @@ import os
 import pathlib
 import re
 import shutil
+import socket
 import subprocess
+import sys
 import tarfile
 import time
 
@@ -344,6 +346,38 @@ def test_a_host_that_was_not_set_up_says_so(cloud) -> None:
     done = cloud.run("train", "--", *TRAIN)
     assert done.returncode != 0
     assert not any((home / "received").exists() for home in cloud.homes())
+
+
+@pytest.mark.multiprocess
+def test_the_check_counts_processes_and_devices(tmp_path: pathlib.Path) -> None:
+    root = pathlib.Path(__file__).resolve().parents[2]
+    python = tmp_path / "maestro" / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    processes = []
+    for index in "01":
+        variables = {
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=3",
+            "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+            "JAX_NUM_PROCESSES": "2",
+            "JAX_PROCESS_ID": index,
+        }
+        options = [x for name, y in variables.items() for x in ("--env", f"{name}={y}")]
+        processes.append(
+            subprocess.Popen(
+                ["bash", root / "launch" / "tpu_host.sh", "check", *options],
+                env={"HOME": str(tmp_path), "PATH": os.environ["PATH"], "PYTHONPATH": str(root)},
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        )
+    for process in processes:
+        assert process.communicate(timeout=100)[0].endswith(": 2 hosts, 6 devices, sum 6\n")
 
 
 def test_help_names_every_verb(cloud) -> None:
