@@ -32,6 +32,7 @@ import jax
 from jax.extend import core
 
 from maestro_jax.data.streams import StreamConfig, batch_shapes
+from maestro_jax.errors import UserError
 from maestro_jax.planning.collectives import sent_bytes
 from maestro_jax.planning.flops import FlopCount, Product, step_flops
 from maestro_jax.training import parameter_trees
@@ -92,6 +93,7 @@ class StepTrace:
         state: The abstract state, in boxes with logical axes.
         batch_bytes: Of the rows.
         saved_bytes: What the pass forward keeps for the gradient.
+        accumulate: Parts in which the rows are taken.
         partitioning: The rules of the run.
     """
 
@@ -100,6 +102,7 @@ class StepTrace:
     state: TrainState
     batch_bytes: float
     saved_bytes: float
+    accumulate: int
     partitioning: Partitioning
 
     @property
@@ -120,7 +123,8 @@ class StepTrace:
             parameters=whole,
             optimizer=self._sharded_bytes(self.state.opt_state, mesh),
             average=self._sharded_bytes(self.state.ema_params, mesh),
-            gradients=whole,
+            # Their sum over the parts of the batch lies beside those of one part.
+            gradients=whole * (2 if self.accumulate > 1 else 1),
             batch=self.batch_bytes,
             activations=self.saved_bytes,
             workspace=2 * max(layers, joint) / mesh[2],
@@ -143,8 +147,10 @@ class StepTrace:
             one = math.prod(leaf.shape[1:] if stacked else leaf.shape)
             # Biases and norms are in no product.
             use = _Use.of(products[module] if leaf.ndim - stacked > 1 else {}, one)
-            # One device's share of an array that is gathered over fsdp, and of its gradient.
+            # One device's share of an array that is gathered over fsdp, and of its gradient, once
+            # for each part of the batch.
             payload = math.prod(leaf.shape) * use.width / (tensor if "tensor" in axes else 1)
+            payload *= self.accumulate
             if fsdp > 1 and "fsdp" in axes:
                 gathers = use.forward + use.backward
                 sums["all-gather", "fsdp"] += gathers * sent_bytes("all-gather", payload, fsdp)
@@ -202,7 +208,17 @@ def trace_step(run: Any, rows: Mapping[str, int]) -> StepTrace:
     Args:
         run: The `TrainRun`.
         rows: Rows of each stream that has begun; streams of no rows are left out.
+
+    Raises:
+        UserError: The parts in which a batch is taken do not divide the rows.
     """
+    for name, count in rows.items():
+        if count % run.accumulate:
+            raise UserError(
+                f"A device has {count} rows of the stream {name!r}, which accumulate="
+                f"{run.accumulate} does not divide; use fewer devices along data and fsdp, or "
+                "accumulate less."
+            )
     streams: dict[str, StreamConfig] = {
         name: dataclasses.replace(run.streams[name].shapes()[-1], batch_size=count)
         for name, count in rows.items()
@@ -217,8 +233,16 @@ def trace_step(run: Any, rows: Mapping[str, int]) -> StepTrace:
         run.optimizer,
         shapes,
         ema_decay=run.ema_decay,
+        accumulate=run.accumulate,
         by_stream=False,
     ).count
+    # The gradient of one part of the batch is taken at a time.
+    part = batch_shapes(
+        {
+            name: dataclasses.replace(each, batch_size=each.batch_size // run.accumulate)
+            for name, each in streams.items()
+        }
+    )
     return StepTrace(
         rows=dict(rows),
         flops=flops,
@@ -226,7 +250,8 @@ def trace_step(run: Any, rows: Mapping[str, int]) -> StepTrace:
         batch_bytes=float(
             sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
         ),
-        saved_bytes=_saved_bytes(run, parameter_trees.unbox(state), shapes),
+        saved_bytes=_saved_bytes(run, parameter_trees.unbox(state), part),
+        accumulate=run.accumulate,
         partitioning=run.partitioning,
     )
 

@@ -159,6 +159,7 @@ def step_flops(
     shapes: Mapping[str, Any],
     *,
     ema_decay: float | None = 0.9999,
+    accumulate: int = 1,
     by_stream: bool = True,
 ) -> StepFlops:
     """The FLOPs of the real training step: loss, gradient and update.
@@ -170,6 +171,7 @@ def step_flops(
         shapes: ``{stream: {feature: ShapeDtypeStruct}}``, the global batch; streams that have not
             begun are left out.
         ema_decay: Decay of the average of the parameters; None: there is none.
+        accumulate: Parts in which the batch is taken.
         by_stream: Whether to trace the step once more for each stream.
     """
 
@@ -184,6 +186,7 @@ def step_flops(
             optimizer=optimizer,
             ema_decay=ema_decay,
             seed=0,
+            accumulate=accumulate,
         )
         return count_flops(step, state, shapes)
 
@@ -208,7 +211,12 @@ def run_flops(run: Any, streams: Mapping[str, StreamConfig] | None = None) -> St
     if streams is None:
         streams = {name: run.streams[name] for name in run.used_streams}
     return step_flops(
-        run.model, run.objective, run.optimizer, batch_shapes(streams), ema_decay=run.ema_decay
+        run.model,
+        run.objective,
+        run.optimizer,
+        batch_shapes(streams),
+        ema_decay=run.ema_decay,
+        accumulate=run.accumulate,
     )
 
 

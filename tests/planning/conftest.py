@@ -76,15 +76,24 @@ class Loudness:
     def init(self, model, rng, batch):
         return model.init(rng, next(iter(batch.values()))["audio"])["params"]
 
+    def terms(self, model, params, ema_params, batch, *, rng, step, controls=None, train=True):
+        terms = {}
+        for name, stream in batch.items():
+            predicted = model.apply({"params": params}, stream["audio"]).astype(jnp.float32)
+            total = jnp.sum(jnp.square(predicted - 1.0))
+            terms[name] = (total, jnp.asarray(predicted.size, jnp.float32))
+        return terms, {}
+
+    def combine(self, terms, params, *, step, controls=None):
+        return sum(total / count for total, count in terms.values()), {}
+
     def loss(self, model, params, ema_params, batch, *, rng, step, controls=None, train=True):
-        loss = jnp.zeros(())
-        for stream in batch.values():
-            predicted = model.apply({"params": params}, stream["audio"])
-            loss += jnp.mean(jnp.square(predicted.astype(jnp.float32) - 1.0))
-        return loss, {"loss/square": (loss, jnp.ones(()))}
+        terms, _ = self.terms(model, params, ema_params, batch, rng=rng, step=step)
+        loss, metrics = self.combine(terms, params, step=step)
+        return loss, metrics
 
 
-def small_run(mesh=(-1, 1, 1), batch=64, paired=False, steps=400) -> TrainRun:
+def small_run(mesh=(-1, 1, 1), batch=64, paired=False, steps=400, accumulate=1) -> TrainRun:
     streams = {"speech": StreamConfig(mixture="none", batch_size=batch, audio_samples=INPUTS)}
     if paired:
         streams["paired"] = StreamConfig(
@@ -96,6 +105,7 @@ def small_run(mesh=(-1, 1, 1), batch=64, paired=False, steps=400) -> TrainRun:
         optimizer=AdamConfig(warmup_steps=1),
         streams=streams,
         steps=steps,
+        accumulate=accumulate,
         partitioning=Partitioning(mesh_shape=mesh),
     )
 

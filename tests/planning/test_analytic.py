@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from maestro_jax.errors import UserError
 from maestro_jax.planning.analytic import trace_step
 from maestro_jax.planning.chips import parse_topology
 from maestro_jax.planning.collectives import find_collectives
@@ -88,6 +89,20 @@ def test_transfers_along_tensor_are_those_of_the_compiled_step(small) -> None:
     # CPUs multiply in float32, and norms and metrics are a few numbers.
     tensor = 2 * ours["all-reduce", "tensor"]
     assert compiled[("tensor",)] == pytest.approx(tensor, rel=0.02)
+
+
+def test_a_batch_in_parts(small) -> None:
+    """As much work, a part of the activations, and weights travel for each part."""
+    whole = trace_step(small.run(), {"speech": 64})
+    parts = trace_step(small.run(accumulate=4), {"speech": 64})
+    quarter = trace_step(small.run(), {"speech": 16})
+    assert parts.flops.model == whole.flops.model
+    assert parts.saved_bytes == quarter.saved_bytes
+    assert parts.memory((8, 1, 1)).gradients == 2 * whole.memory((8, 1, 1)).gradients
+    once, often = (sum(e.sent for e in t.transfers((1, 8, 1))) for t in (whole, parts))
+    assert often == pytest.approx(4 * once)
+    with pytest.raises(UserError, match="accumulate=4 does not divide"):
+        trace_step(small.run(accumulate=4), {"speech": 6})
 
 
 @pytest.mark.tpu_backend
