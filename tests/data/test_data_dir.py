@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
+import pytest
+
 from maestro_jax.data.data_dir import data_root
+from maestro_jax.errors import UserError
 
 
 def test_order_of_precedence(monkeypatch, tmp_path):
@@ -12,3 +15,9 @@ def test_order_of_precedence(monkeypatch, tmp_path):
     monkeypatch.setenv("MAESTRO_DATA_DIR", "/from/environment")
     assert data_root() == Path("/from/environment")
     assert data_root("~/mine") == tmp_path / "mine"
+
+
+def test_a_bucket_is_not_taken_for_a_directory(monkeypatch):
+    monkeypatch.setenv("MAESTRO_DATA_DIR", "gs://bucket/data")
+    with pytest.raises(UserError, match="gs://bucket/data is not on a disk: mount"):
+        data_root()
