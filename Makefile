@@ -18,7 +18,7 @@ DEFAULT_MARKS := not slow and not tpu_backend and not peers and not gpu
 
 PEERS := build/peers
 
-.PHONY: help install demo low-resource test test-slow peers test-peers bench-transducer bench-input lint format clean
+.PHONY: help install demo low-resource test test-slow peers test-peers bench-transducer bench-input bench-train lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## list these commands
@@ -51,6 +51,10 @@ bench-transducer: $(STAMP)  ## time and memory of the transducer, beside the pee
 bench-input: $(STAMP)  ## how fast speech is read and how much of it is padding, beside the peers
 	@MAESTRO_PEERS_PYTHON=$(firstword $(wildcard $(PEERS)/bin/python) $(BIN)/python) \
 	  $(BIN)/python benchmarks/input_pipeline.py
+
+bench-train: $(STAMP)  ## utilisation of a training step, and a Conformer layer beside transformers'
+	@MAESTRO_PEERS_PYTHON=$(firstword $(wildcard $(PEERS)/bin/python) $(BIN)/python) \
+	  $(BIN)/python benchmarks/train_step.py
 
 lint: $(STAMP)  ## ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -61,13 +61,20 @@ class Contender:
         job: What `prepare` is given; anything that JSON holds.
         cores: How many cores the process may use.
         python: The interpreter; this one by default.
+        environment: Variables to set; JAX_PLATFORMS is `cpu` where nothing else is said.
 
     Raises:
         ContenderError: If it cannot prepare itself.
     """
 
     def __init__(
-        self, module: str, job: Mapping[str, Any], *, cores: int, python: str = sys.executable
+        self,
+        module: str,
+        job: Mapping[str, Any],
+        *,
+        cores: int,
+        python: str = sys.executable,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         request = json.dumps({"module": module, "cores": cores, "job": dict(job)})
         self._process = subprocess.Popen(
@@ -75,6 +82,7 @@ class Contender:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            env={**os.environ, **(environment or {})},
         )
         self.report = self._answer()
 
