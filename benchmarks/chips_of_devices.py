@@ -24,5 +24,11 @@ def chip_of(device_kind: str) -> Chip | None:
     """
     if device_kind in _TPUS:
         return CHIPS.get(_TPUS[device_kind])
-    words = device_kind.replace("-", " ").split()
-    return next((c for c in CHIPS.values() if c.kind == "gpu" and c.name in words), None)
+    words = set(device_kind.replace("-", " ").split())
+
+    def fits(chip: Chip) -> bool:
+        """`A100-40` is an A100 with 40GB."""
+        model, *memory = chip.name.split("-")
+        return model in words and all(f"{gigabytes}GB" in words for gigabytes in memory)
+
+    return next((c for c in CHIPS.values() if c.kind == "gpu" and fits(c)), None)
