@@ -12,6 +12,7 @@ from maestro_jax.cli import environment, options
 from maestro_jax.errors import UserError
 
 if TYPE_CHECKING:
+    from maestro_jax.planning.chips import Topology
     from maestro_jax.training.run import TrainRun
 
 
@@ -52,6 +53,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="utterances that each device decodes at once; default: %(default)s",
     )
+    parser.add_argument(
+        "--search",
+        action="store_true",
+        help="try meshes and batches, and compile the fastest that fits (with --roofline: none)",
+    )
+    parser.add_argument(
+        "--scale",
+        metavar="N,N,...",
+        help="the weak-scaling table by roofline: the same rows a chip on so many chips",
+    )
+    parser.add_argument("--plot", metavar="FILE", help="with --scale: draw it, as png, svg or pdf")
     options.add_json(parser)
 
 
@@ -68,7 +80,16 @@ def run(arguments: argparse.Namespace) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
     environment.prepare_process()
     beam_size = _beam_size(arguments.decoding)
+    if arguments.plot and not arguments.scale:
+        raise UserError("--plot draws the table of --scale: say --scale 16,64,256")
+    sizes = _sizes(arguments.scale) if arguments.scale else []
     train_run = _planned_run(arguments)
+    if sizes:
+        _scale(arguments, train_run, topology, sizes)
+        return
+    if arguments.search:
+        _search(arguments, train_run, topology)
+        return
     from maestro_jax.cli.plan_text import plan_text
     from maestro_jax.planning.plan import plan_run
 
@@ -84,6 +105,45 @@ def run(arguments: argparse.Namespace) -> None:
     print(json.dumps(plan.as_dict(), indent=2) if arguments.json else plan_text(plan), flush=True)
     if plan.refusals:
         raise UserError(plan.refusals[0])
+
+
+def _scale(
+    arguments: argparse.Namespace, train_run: TrainRun, topology: Topology, sizes: list[int]
+) -> None:
+    """Prints the weak-scaling table."""
+    from maestro_jax.cli.table import table
+    from maestro_jax.planning.scaling import plot_scaling, scale_run, scaling_cells
+
+    rows = scale_run(train_run, topology, sizes)
+    head, *cells = scaling_cells(rows)
+    records = [dict(zip(head, line, strict=True)) for line in cells]
+    print(json.dumps(records, indent=2) if arguments.json else table(records))
+    if arguments.plot:
+        plot_scaling(rows, arguments.plot)
+        print(f"wrote {arguments.plot}", file=sys.stderr)
+
+
+def _search(arguments: argparse.Namespace, train_run: TrainRun, topology: Topology) -> None:
+    """Prints what the search found."""
+    from maestro_jax.cli.table import table
+    from maestro_jax.planning.search import search
+
+    found = search(train_run, topology, compiled=0 if arguments.roofline else 1)
+    records = [each.as_dict() for each in found]
+    print(json.dumps(records, indent=2) if arguments.json else table(records), flush=True)
+    if not records[0]["fits"]:
+        raise UserError(
+            f"nothing fits {topology}: the least that a device needs is "
+            f"{min(record['GiB, estimated'] for record in records)} GiB; take more chips or a "
+            "smaller batch."
+        )
+
+
+def _sizes(text: str) -> list[int]:
+    words = text.split(",")
+    if not all(word.isdecimal() and int(word) for word in words):
+        raise UserError(f"--scale {text}: write numbers of chips, as in --scale 16,64,256")
+    return sorted({int(word) for word in words})
 
 
 def _beam_size(text: str) -> int:

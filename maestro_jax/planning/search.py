@@ -1,0 +1,198 @@
+"""The mesh and the batch that fit a topology and are fastest.
+
+    found = search(run, parse_topology("v5e:16x16"), compiled=2)
+    found[0].mesh, found[0].streams, found[0].program.memory.free_share
+
+Every mesh is tried with the run's batches and multiples of them, by roofline; the compiler is asked
+about the fastest of those that the estimate lets in, until enough of them fit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from maestro_jax.data.streams import SAMPLE_RATE
+from maestro_jax.errors import UserError
+from maestro_jax.planning.analytic import MeshShape, StepTrace, trace_step
+from maestro_jax.planning.chips import GIB, Topology
+from maestro_jax.planning.compiled import compiler_devices
+from maestro_jax.planning.estimate import ROOM
+from maestro_jax.planning.plan import ProgramPlan, training_program
+from maestro_jax.planning.roofline import StepTime, roofline
+from maestro_jax.progress import Progress
+from maestro_jax.training.run import TrainRun
+
+TENSOR = (1, 2, 4)
+TIMES = (0.5, 1.0, 2.0, 4.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A mesh with batches.
+
+    Attributes:
+        mesh: Devices along data, fsdp and tensor.
+        times: The run's batches times this.
+        rows: Examples of each stream on one device along data and fsdp.
+        estimated_bytes: Memory of a device by estimate.
+        fits: Whether that leaves a fifth of the memory.
+        step: A step by roofline.
+        audio_hours_a_second: Hours of audio read in one second.
+        program: What the compiler says; None: it was not asked.
+    """
+
+    mesh: MeshShape
+    times: float
+    rows: Mapping[str, int]
+    estimated_bytes: float
+    fits: bool
+    step: StepTime
+    audio_hours_a_second: float
+    program: ProgramPlan | None = None
+
+    @property
+    def speed(self) -> float:
+        """Batches of the run's own size a second."""
+        return self.times / self.step.seconds
+
+    def as_dict(self) -> dict[str, Any]:
+        """A row of a table, or of JSON."""
+        memory = None if self.program is None else self.program.memory
+        compiled = None if memory is None else round(memory.used / GIB, 2)
+        return {
+            "mesh": "x".join(map(str, self.mesh)),
+            "batch": f"{self.times:g}x",
+            "a device": dict(self.rows),
+            "GiB, estimated": round(self.estimated_bytes / GIB, 2),
+            "fits": self.fits if self.program is None else self.program.fits,
+            "s a step": round(self.step.seconds, 4),
+            "utilisation": round(self.step.utilisation, 3),
+            "audio hours a second": round(self.audio_hours_a_second, 2),
+            "GiB, compiled": compiled,
+        }
+
+
+def search(
+    run: TrainRun,
+    topology: Topology,
+    *,
+    compiled: int = 1,
+    times: Sequence[float] = TIMES,
+    tensor: Sequence[int] = TENSOR,
+) -> tuple[Candidate, ...]:
+    """Tries meshes and batches.
+
+    Args:
+        run: The run.
+        topology: Where.
+        compiled: Candidates that the compiler must have accepted before the search ends; 0: it is
+            not asked, as for GPUs.
+        times: Multiples of the run's batches.
+        tensor: Devices along the tensor axis.
+
+    Returns:
+        What fits, the fastest first, those that were compiled before those that were not; then what
+        does not fit.
+
+    Raises:
+        UserError: No mesh divides the batches.
+    """
+    pairs = list(_pairs(run, topology, times, tensor))
+    if not pairs:
+        raise UserError(
+            f"no mesh of {topology} divides the batches of this run; choose batches that are "
+            f"multiples of {topology.devices}."
+        )
+    traces: dict[tuple[tuple[str, int], ...], StepTrace] = {}
+    found: list[Candidate] = []
+    with Progress(len(pairs), "estimating") as progress:
+        for mesh, factor, rows in pairs:
+            key = tuple(rows.items())
+            if key not in traces:
+                traces[key] = trace_step(run, rows)
+            found.append(_candidate(run, topology, mesh, factor, rows, traces[key]))
+            progress.update()
+    found.sort(key=lambda each: (not each.fits, -each.speed))
+    if not compiled or topology.chip.kind != "tpu":
+        return tuple(found)
+    devices = compiler_devices(topology)
+    accepted = 0
+    with Progress(compiled, "compiling") as progress:
+        for place, each in enumerate(found):
+            if accepted == compiled or not each.fits:
+                break
+            partitioning = dataclasses.replace(run.partitioning, mesh_shape=each.mesh)
+            streams = _streams(run, each.times)
+            changed = dataclasses.replace(run, partitioning=partitioning, streams=streams)
+            program = training_program(changed, topology, partitioning.mesh(devices))
+            found[place] = dataclasses.replace(each, program=program)
+            if program.fits:
+                accepted += 1
+                progress.update()
+    found.sort(key=_order)
+    return tuple(found)
+
+
+def _order(each: Candidate) -> tuple[bool, bool, float]:
+    fits = each.fits if each.program is None else each.program.fits
+    return not fits, each.program is None, -each.speed
+
+
+def _pairs(
+    run: TrainRun, topology: Topology, times: Sequence[float], tensor: Sequence[int]
+) -> Iterator[tuple[MeshShape, float, dict[str, int]]]:
+    """Meshes and multiples that divide evenly, with the rows of a device."""
+    for parts, factor in itertools.product(tensor, times):
+        shards, rest = divmod(topology.devices, parts)
+        if rest:
+            continue
+        sizes = {name: run.streams[name].batch_size * factor for name in run.used_streams}
+        if any(size % shards for size in sizes.values()):
+            continue
+        rows = {name: int(size) // shards for name, size in sizes.items()}
+        for fsdp in (n for n in range(1, shards + 1) if shards % n == 0):
+            data = shards // fsdp
+            if data % topology.slices == 0 and fsdp in _useful(shards // topology.slices):
+                yield (data, fsdp, parts), factor, rows
+
+
+def _useful(shards: int) -> set[int]:
+    """Devices along fsdp: none, all of a slice, and powers of 4 between."""
+    powers = {4**n for n in range(1, 8) if shards % 4**n == 0}
+    return {1, shards, *powers}
+
+
+def _streams(run: TrainRun, factor: float) -> dict[str, Any]:
+    return {
+        name: dataclasses.replace(stream, batch_size=int(stream.batch_size * factor), buckets=None)
+        for name, stream in run.streams.items()
+        if name in run.used_streams
+    }
+
+
+def _candidate(
+    run: TrainRun,
+    topology: Topology,
+    mesh: MeshShape,
+    factor: float,
+    rows: dict[str, int],
+    trace: StepTrace,
+) -> Candidate:
+    step = roofline(topology, trace, mesh)
+    memory = trace.memory(mesh)
+    capacity = topology.chip.usable_hbm_bytes / topology.chip.devices_per_chip
+    audio = sum(
+        count * mesh[0] * mesh[1] * run.streams[name].audio_samples for name, count in rows.items()
+    )
+    return Candidate(
+        mesh=mesh,
+        times=factor,
+        rows=rows,
+        estimated_bytes=memory.total,
+        fits=memory.total <= ROOM * capacity,
+        step=step,
+        audio_hours_a_second=audio / SAMPLE_RATE / 3600 / step.seconds,
+    )
