@@ -20,7 +20,7 @@ def cases():
             yield pytest.param(name, marks=marks)
 
 
-@pytest.mark.parametrize("name", cases())
+@pytest.mark.parametrize("name", list(cases()))
 def test_a_plan_is_what_it_was(name: str) -> None:
     """`python tests/shared/golden_plans.py NAME` writes the file again, if a change is meant."""
     if importlib.util.find_spec("libtpu") is None:
