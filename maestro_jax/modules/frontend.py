@@ -23,6 +23,7 @@ import numpy as np
 from maestro_jax.modules.fourier import EXACT, even_before_odd, power_spectrum
 from maestro_jax.modules.group_norm import MaskedGroupNorm
 from maestro_jax.modules.masking import block_mask, length_mask, zero_padding
+from maestro_jax.modules.partitioned import constrain
 
 INT16_SCALE = 32768.0
 WINDOW_SHAPES = ("hann", "hanning", "povey")
@@ -269,7 +270,10 @@ class ConvSubsampling(nn.Module):
             lengths = (lengths + 1) // 2
             mask = length_mask(lengths, x.shape[1])
             x = jnp.where(mask[:, :, None, None], x, jnp.zeros((), x.dtype))
-        x = x.reshape(x.shape[0], x.shape[1], -1)
+        # Whole rows between here and the projection. Left to itself, XLA splits the channels as the
+        # projection's inputs, and where devices outnumber channels (jax 0.10.2, seen with 4 over 8
+        # on CPU) gives the kernels twice their gradient.
+        x = constrain(x.reshape(x.shape[0], x.shape[1], -1), "batch", "frames", None)
         if self.normalize:
             x = MaskedGroupNorm(x.shape[-1], epsilon=1e-3, dtype=self.dtype, name="norm")(x, mask)
             x = zero_padding(x, mask)

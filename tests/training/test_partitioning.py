@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +12,8 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from maestro_jax.errors import UserError
+from maestro_jax.modules.frontend import ConvSubsampling
+from maestro_jax.modules.partitioned import Dense
 from maestro_jax.training import parameter_trees
 from maestro_jax.training.overview import parameter_overview
 from maestro_jax.training.partitioning import DEFAULT_RULES, Partitioning
@@ -151,3 +156,40 @@ def test_names_leave_out_the_collection():
     tree = {"params": {"encoder": {"kernel": jnp.zeros(1)}}}
     assert [name for name, _ in parameter_trees.named_leaves(tree)] == ["encoder/kernel"]
     assert [name for name, _ in parameter_trees.named_leaves(tree["params"])] == ["encoder/kernel"]
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs eight (CPU) devices")
+@pytest.mark.parametrize("channels", [(4, 4), (8, 32)], ids=["fewer than devices", "more"])
+def test_gradients_of_convolutions_that_the_tensor_axis_splits(channels):
+    """XLA gave kernels of fewer channels than devices twice their gradient."""
+
+    class Entrance(nn.Module):
+        @nn.compact
+        def __call__(self, features, lengths):
+            x, _ = ConvSubsampling(channels=channels)(features, lengths)
+            return Dense(16, ("conv_out", "embed"))(x)
+
+    model = Entrance()
+    features = jax.random.normal(jax.random.key(0), (8, 40, 80))
+    lengths = jnp.asarray([40, 30, 20, 40, 10, 40, 33, 40])
+    boxed = model.init(jax.random.key(1), features, lengths)
+    params = parameter_trees.unbox(boxed)
+
+    def loss(params, features):
+        y = model.apply(params, features, lengths)
+        return jnp.sum(jnp.square(y) * jnp.cos(jnp.arange(y.shape[-1])))
+
+    expected = jax.jit(jax.grad(loss))(params, features)
+    partitioning = Partitioning(mesh_shape=(1, 1, 8))
+    mesh = partitioning.mesh(jax.devices()[:8])
+    shardings = partitioning.state_shardings(mesh, boxed)
+    step = jax.jit(
+        jax.grad(loss),
+        in_shardings=(shardings, partitioning.batch_sharding(mesh)),
+        out_shardings=shardings,
+    )
+    with partitioning.activate(mesh):
+        found = step(params, features)
+    for name, gradient in jax.tree_util.tree_leaves_with_path(expected):
+        actual = functools.reduce(lambda tree, key: tree[key.key], name, found)
+        np.testing.assert_allclose(actual, gradient, rtol=1e-4, atol=1e-4, err_msg=str(name))
