@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import seqio
 
 from maestro_jax.data.bucket_search import LengthDistribution
-from maestro_jax.data.task_listing import check_prepared, get_task_or_mixture, tasks_of
+from maestro_jax.data.task_listing import check_prepared, get_task_or_mixture, rate_of, tasks_of
 from maestro_jax.data.task_readers import open_split
 from maestro_jax.errors import UserError
 
@@ -25,7 +24,7 @@ def mixture_lengths(name: str, split: str = "train") -> LengthDistribution:
     check_prepared(provider)
     lengths, weights = [], []
     for task in tasks_of(provider):
-        rate = float(provider.get_rate(task)) if isinstance(provider, seqio.Mixture) else 1.0
+        rate = rate_of(provider, task)
         if rate <= 0 or split not in task.splits:
             continue
         opened = open_split(task, split)

@@ -16,7 +16,6 @@ import zlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import seqio
 
 from maestro_jax.data.augmentation import augment
 from maestro_jax.data.bucketing import BucketSchedule, assign_buckets
@@ -25,7 +24,7 @@ from maestro_jax.data.indexed_source import IndexedSplit
 from maestro_jax.data.rows import empty_rows, stream_identities, stream_limits, write_row
 from maestro_jax.data.streams import SAMPLE_RATE, StreamConfig
 from maestro_jax.data.task_features import stream_of, vocabulary_file
-from maestro_jax.data.task_listing import check_prepared, get_task_or_mixture, tasks_of
+from maestro_jax.data.task_listing import check_prepared, get_task_or_mixture, rate_of, tasks_of
 from maestro_jax.data.task_readers import (
     CachedReader,
     IndexedReader,
@@ -193,7 +192,7 @@ class StreamReader:
         tasks = [
             (task, rate)
             for task in tasks_of(provider)
-            if (rate := _rate(provider, task)) > 0 and split in task.splits
+            if (rate := rate_of(provider, task)) > 0 and split in task.splits
         ]
         if not tasks:
             raise UserError(f"no task of {config.mixture!r} has a split {split!r}.")
@@ -431,8 +430,3 @@ def shape_text(shape: StreamConfig) -> str:
     parts = [f"{shape.audio_samples / SAMPLE_RATE:.1f} s"] if shape.audio_samples else []
     parts += [f"{n} tokens" for n in (shape.text_tokens, shape.translation_tokens) if n]
     return f"{shape.batch_size} x {', '.join(parts)}"
-
-
-def _rate(provider: seqio.Task | seqio.Mixture, task: seqio.Task) -> float:
-    """The weight of a task in a mixture."""
-    return provider.get_rate(task) if isinstance(provider, seqio.Mixture) else 1.0

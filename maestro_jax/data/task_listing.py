@@ -64,6 +64,11 @@ def tasks_of(provider: seqio.Task | seqio.Mixture) -> list[seqio.Task]:
     return list(provider.tasks) if isinstance(provider, seqio.Mixture) else [provider]
 
 
+def rate_of(provider: seqio.Task | seqio.Mixture, task: seqio.Task) -> float:
+    """The weight of a task in a mixture; 1 where the provider is the task itself."""
+    return float(provider.get_rate(task)) if isinstance(provider, seqio.Mixture) else 1.0
+
+
 def registered_tasks() -> list[seqio.Task]:
     """All tasks, sorted by name."""
     register_shipped_tasks()
