@@ -35,21 +35,19 @@ def power_spectrum(frames: jax.Array, points: int) -> jax.Array:
     padding = [(0, 0)] * (frames.ndim - 1) + [(0, points - frames.shape[-1])]
     first, second = jnp.split(jnp.pad(frames, padding), 2, axis=-1)
     quarter = points // 4
-    parts = []
+    # One product of four matrices and not four: it takes the compiler for TPUs a third of the time.
+    operands, matrices = [], []
     for halves, sign in ((first + second, 1.0), (first - second, -1.0)):
-        # Element n - 1 of the mirrored half is h - n.
+        # Element n - 1 of the mirrored half is h - n. What is its own mirror, n = 0 and n = q,
+        # meets a row of zeros where it does not belong.
         there, back = halves[..., 1:quarter], jnp.flip(halves[..., quarter + 1 :], axis=-1)
         zero, middle = halves[..., :1], halves[..., quarter : quarter + 1]
-        cosine, sine = _matrices(points, odd=sign < 0)
-        with_middle = [middle] if sign > 0 else []
-        without = [] if sign > 0 else [middle]
-        for terms, matrix in (
-            ([zero, there + sign * back, *with_middle], cosine),
-            ([there - sign * back, *without], sine),
-        ):
-            parts.append(jnp.matmul(jnp.concatenate(terms, axis=-1), matrix, precision=EXACT))
+        for mirrored in (there + sign * back, there - sign * back):
+            operands.append(jnp.concatenate([zero, mirrored, middle], axis=-1))
+        matrices += _matrices(points, odd=sign < 0)
+    parts = jnp.einsum("p...t,ptb->p...b", jnp.stack(operands), np.stack(matrices), precision=EXACT)
     even = jnp.square(parts[0]) + jnp.square(parts[1])
-    odd = jnp.square(parts[2]) + jnp.square(parts[3])
+    odd = (jnp.square(parts[2]) + jnp.square(parts[3]))[..., :-1]
     return jnp.concatenate([even, odd], axis=-1)
 
 
@@ -61,14 +59,9 @@ def even_before_odd(rows: np.ndarray) -> np.ndarray:
 @functools.cache
 def _matrices(points: int, *, odd: bool) -> tuple[np.ndarray, np.ndarray]:
     """Cosines `[terms, bins]` and sines of the even or the odd bins."""
-    quarter = points // 4
-    bins = np.arange(1, 2 * quarter, 2) if odd else np.arange(0, 2 * quarter + 1, 2)
-    with_cosine = np.arange(quarter) if odd else np.arange(quarter + 1)
-    with_sine = np.arange(1, quarter + 1) if odd else np.arange(1, quarter)
-
-    def angles(terms: np.ndarray) -> np.ndarray:
-        # Whole turns are taken off in integers.
-        return 2.0 * np.pi * (terms[:, None] * bins[None, :] % points) / points
-
-    cosine, sine = np.cos(angles(with_cosine)), np.sin(angles(with_sine))
-    return cosine.astype(np.float32), sine.astype(np.float32)
+    terms = np.arange(points // 4 + 1)[:, None]
+    # The odd bins are one fewer; the last column is for nothing.
+    bins = 2 * np.arange(points // 4 + 1)[None, :] + int(odd)
+    # Whole turns are taken off in integers.
+    angles = 2.0 * np.pi * (terms * bins % points) / points
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
