@@ -36,7 +36,8 @@ def power_spectrum(frames: jax.Array, points: int) -> jax.Array:
     first, second = jnp.split(jnp.pad(frames, padding), 2, axis=-1)
     quarter = points // 4
     # One product of four matrices and not four: it takes the compiler for TPUs a third of the time.
-    operands, matrices = [], []
+    operands: list[jax.Array] = []
+    matrices: list[np.ndarray] = []
     for halves, sign in ((first + second, 1.0), (first - second, -1.0)):
         # Element n - 1 of the mirrored half is h - n. What is its own mirror, n = 0 and n = q,
         # meets a row of zeros where it does not belong.

@@ -174,13 +174,28 @@ class LogMelFrontend(nn.Module):
             features = centred * jax.lax.rsqrt(variance + 1e-2)
         features = jax.lax.stop_gradient(features)
         if augment is not False:
-            augmented = self._spec_augment(features, lengths)
-            rows = jnp.broadcast_to(jnp.asarray(augment), (features.shape[0],))
-            features = jnp.where(rows[:, None, None], augmented, features)
+            features = self.spec_augment(features, lengths, augment)
         return features, lengths
 
-    def _spec_augment(self, features: jax.Array, lengths: jax.Array) -> jax.Array:
-        """Zero (the mean of normalised features) in random bands and stretches (SpecAugment)."""
+    def spec_augment(
+        self, features: jax.Array, lengths: jax.Array, augment: jax.Array | bool = True
+    ) -> jax.Array:
+        """Zero, the mean of normalised features, in random bands and stretches.
+
+        Source: SpecAugment (Park et al. 2019, arXiv 1904.08779), without time warping.
+
+        Args:
+            features: `[batch, frames, bins]`.
+            lengths: `[batch]`, valid frames.
+            augment: To all rows or, `[batch]` bool, to some; needs the random stream `specaugment`.
+        """
+        augmented = self._masked(features, lengths)
+        if augment is True:
+            return augmented
+        rows = jnp.broadcast_to(jnp.asarray(augment), (features.shape[0],))
+        return jnp.where(rows[:, None, None], augmented, features)
+
+    def _masked(self, features: jax.Array, lengths: jax.Array) -> jax.Array:
         frequency_rng, time_rng = jax.random.split(self.make_rng("specaugment"))
         batch, frames, bins = features.shape
         if self.frequency_masks:

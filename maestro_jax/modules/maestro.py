@@ -169,6 +169,12 @@ class Maestro(nn.Module):
         """Log-mel features `[batch, mel_frames, bins]` and their lengths `[batch]`."""
         return self.frontend(audio, audio_length, augment=augment)
 
+    def spec_augment(
+        self, mel: jax.Array, lengths: jax.Array, augment: jax.Array | bool = True
+    ) -> jax.Array:
+        """Log-mel features with SpecAugment on all rows or on some (stream `specaugment`)."""
+        return self.frontend.spec_augment(mel, lengths, augment)
+
     def subsample(self, mel: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
         """From log-mel features to `[batch, frames, conv_features]` and `[batch, frames]` bool."""
         features, lengths = self.subsampling(mel, lengths)

@@ -18,7 +18,12 @@ from maestro_jax.modules.attention import SelfAttention
 from maestro_jax.modules.lightweight_conv import LightweightConvBlock
 from maestro_jax.modules.masking import zero_padding
 from maestro_jax.modules.partitioned import Dense, constrain, layer_norm
-from maestro_jax.modules.rematerialisation import Policy, check_policy, rematerialised
+from maestro_jax.modules.rematerialisation import (
+    Policy,
+    check_policy,
+    looped,
+    rematerialised,
+)
 
 MIXERS = ("lconv", "attention_lconv")
 
@@ -34,6 +39,8 @@ class Refiner(nn.Module):
         hidden: Size of the feed-forward layers.
         mixer: `lconv` or `attention_lconv` (self-attention before each convolution).
         dropout: Rate of each branch.
+        scan: Compile one block and loop over it; parameters get a leading `layers` axis. Not with
+            `attention_lconv`.
         remat: Which of a convolution block's activations are kept for the backward pass; see
             `rematerialisation`.
         dtype: The type computed in.
@@ -46,6 +53,7 @@ class Refiner(nn.Module):
     hidden: int = 2048
     mixer: str = "lconv"
     dropout: float = 0.0
+    scan: bool = False
     remat: Policy = "none"
     dtype: Any = jnp.float32
 
@@ -54,6 +62,10 @@ class Refiner(nn.Module):
         check_policy(self.remat, "Refiner.remat")
         if self.mixer not in MIXERS:
             raise ValueError(f"Refiner.mixer is {self.mixer!r}; choose one of {MIXERS}.")
+        if self.scan and self.mixer != "lconv":
+            raise ValueError(
+                f"Refiner.scan is True, but its mixer is {self.mixer!r}; set scan to False."
+            )
         super().__post_init__()
 
     @nn.compact
@@ -63,22 +75,18 @@ class Refiner(nn.Module):
         def run(module: LightweightConvBlock, x: jax.Array) -> jax.Array:
             return module(x, mask, deterministic=deterministic)
 
-        run = rematerialised(run, self.remat)
-        for index in range(self.layers):
+        scanned = self.scan and self.layers > 1
+        run = rematerialised(run, self.remat, scanned=scanned)
+        settings = (self.heads, self.kernel_size, self.hidden, self.dropout, self.dtype)
+        if scanned:
+            x = looped(run, LightweightConvBlock(*settings, name="blocks"), x, self.layers)
+        for index in range(0 if scanned else self.layers):
             if self.mixer == "attention_lconv":
                 y = layer_norm(dtype=self.dtype, name=f"attention_norm_{index}")(x)
                 x = x + SelfAttention(
                     self.heads, self.dropout, dtype=self.dtype, name=f"attention_{index}"
                 )(y, mask, deterministic=deterministic)
-            block = LightweightConvBlock(
-                self.heads,
-                self.kernel_size,
-                self.hidden,
-                self.dropout,
-                self.dtype,
-                name=f"block_{index}",
-            )
-            x = run(block, x)
+            x = run(LightweightConvBlock(*settings, name=f"block_{index}"), x)
         x = layer_norm(dtype=self.dtype, name="output_norm")(x)
         x = Dense(self.features, ("mlp", "embed"), dtype=self.dtype, name="output")(x)
         return constrain(zero_padding(x, mask), "batch", "frames", "act_embed")

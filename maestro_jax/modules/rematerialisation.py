@@ -72,6 +72,30 @@ def rematerialised(
     return nn.remat(function, policy=_saveable(name), prevent_cse=not scanned)
 
 
+def looped(
+    function: Callable[[Any, jax.Array], jax.Array], module: nn.Module, x: jax.Array, times: int
+) -> jax.Array:
+    """A layer applied to its own output: compiled once, with parameters of its own every time.
+
+    Args:
+        function: Of the module and an array, with an array of the same shape and type.
+        module: The layer; its parameters get a leading axis of this name, `layers`.
+        x: What the first one takes.
+        times: Layers.
+    """
+
+    def body(module: nn.Module, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+        return function(module, x), None
+
+    return nn.scan(
+        body,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        length=times,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )(module, x, None)[0]
+
+
 @functools.cache
 def _saveable(name: str) -> Callable[..., Any] | None:
     policies = jax.checkpoint_policies

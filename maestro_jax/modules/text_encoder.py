@@ -20,7 +20,12 @@ from maestro_jax.modules.dropout import Dropout
 from maestro_jax.modules.masking import zero_padding
 from maestro_jax.modules.partitioned import Dense, constrain, embedding, layer_norm
 from maestro_jax.modules.positions import sinusoids
-from maestro_jax.modules.rematerialisation import Policy, check_policy, rematerialised
+from maestro_jax.modules.rematerialisation import (
+    Policy,
+    check_policy,
+    looped,
+    rematerialised,
+)
 
 
 class TransformerBlock(nn.Module):
@@ -64,6 +69,8 @@ class TextEncoder(nn.Module):
         hidden: Size of the feed-forward layers.
         languages: Number of source languages with an embedding; 0 for none, as in the paper.
         dropout: Rate of every branch.
+        scan: Compile one Transformer layer and loop over it; parameters get a leading `layers`
+            axis.
         remat: Which of a Transformer layer's activations are kept for the backward pass; see
             `rematerialisation`.
         dtype: The type computed in.
@@ -78,6 +85,7 @@ class TextEncoder(nn.Module):
     hidden: int = 2048
     languages: int = 0
     dropout: float = 0.0
+    scan: bool = False
     remat: Policy = "none"
     dtype: Any = jnp.float32
 
@@ -132,10 +140,12 @@ class TextEncoder(nn.Module):
         def run(module: TransformerBlock, x: jax.Array) -> jax.Array:
             return module(x, mask, deterministic=deterministic)
 
-        run = rematerialised(run, self.remat)
-        for index in range(self.layers):
-            block = TransformerBlock(
-                self.heads, self.hidden, self.dropout, self.dtype, name=f"layer_{index}"
-            )
-            x = run(block, x)
+        scanned = self.scan and self.layers > 1
+        run = rematerialised(run, self.remat, scanned=scanned)
+        settings = (self.heads, self.hidden, self.dropout, self.dtype)
+        if scanned:
+            x = looped(run, TransformerBlock(*settings, name="layers"), x, self.layers)
+        else:
+            for index in range(self.layers):
+                x = run(TransformerBlock(*settings, name=f"layer_{index}"), x)
         return zero_padding(layer_norm(dtype=self.dtype, name="output_norm")(x), mask)

@@ -16,6 +16,8 @@ from maestro_jax.losses.reduction import Weighted
 Batch = Mapping[str, Mapping[str, jax.Array]]
 Metrics = dict[str, Weighted]
 RANDOM_STREAMS = ("dropout", "masking", "specaugment", "gumbel")
+# To draw keys one by one costs the compiler for TPUs half a second each.
+_CALLS_AT_ONCE = 64
 
 
 @flax.struct.dataclass
@@ -154,12 +156,17 @@ class Parts:
     rng: jax.Array
     train: bool
     _calls: int = 0
+    _keys: jax.Array | None = None
 
     def __call__(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Call a method of the model."""
-        key = jax.random.fold_in(self.rng, self._calls)
+        block, place = divmod(self._calls, _CALLS_AT_ONCE)
+        if place == 0:
+            shape = (_CALLS_AT_ONCE, len(RANDOM_STREAMS))
+            self._keys = jax.random.split(jax.random.fold_in(self.rng, block), shape)
+        assert self._keys is not None
         self._calls += 1
-        rngs = dict(zip(RANDOM_STREAMS, jax.random.split(key, len(RANDOM_STREAMS)), strict=True))
+        rngs = {name: self._keys[place, index] for index, name in enumerate(RANDOM_STREAMS)}
         return self.model.apply({"params": self.params}, *args, rngs=rngs, method=method, **kwargs)
 
     @property

@@ -260,7 +260,7 @@ class MaestroPretraining(LossOfTerms):
             masks=self.self_supervised,
             augment=augment,
         )
-        texts, aligned = self._encode_texts(parts, aligner, batch, next(keys))
+        texts, aligned = self._encode_texts(parts, aligner, batch, speech, next(keys))
         room = {name: each.mask.shape[1] for name, each in speech.items() if name == "paired"}
         upsampled = upsample(
             parts, texts, {name: room.get(name, self.text_frames) for name in texts}
@@ -312,7 +312,12 @@ class MaestroPretraining(LossOfTerms):
         return probe_pairs(model, params, paired, row)
 
     def _encode_texts(
-        self, parts: Parts, aligner: Parts, batch: Batch, rng: jax.Array
+        self,
+        parts: Parts,
+        aligner: Parts,
+        batch: Batch,
+        speech: Mapping[str, Speech],
+        rng: jax.Array,
     ) -> tuple[dict[str, Text], tuple[Alignment, Weighted] | None]:
         """e_t and durations: aligned for paired text, from the source for the rest.
 
@@ -337,7 +342,8 @@ class MaestroPretraining(LossOfTerms):
         if "paired" in batch:
             paired = batch["paired"]
             # The aligner hears the speech as it is: no augmentation, no dropout, averaged weights.
-            features, mask = aligner("features", paired["audio"], paired["audio_length"])
+            heard = speech["paired"]
+            features, mask = aligner("subsample", heard.mel, heard.mel_lengths)
             encoded = aligner("encode_speech", features, mask, paired["language"])
             labels = Labels(paired["text"], paired["text_length"])
             found = best_path(aligner, encoded, mask, labels, paired["language"])

@@ -17,12 +17,13 @@ from maestro_jax.objectives.joining import groups_of_equal, join, split
 Features = Mapping[str, jax.Array]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Speech:
     """A spoken stream after the speech encoder.
 
     Attributes:
-        mel: `[batch, mel_frames, bins]`, log-mel features, not masked.
+        mel: `[batch, mel_frames, bins]`, log-mel features, neither masked nor augmented.
+        mel_lengths: `[batch]`, their valid frames.
         features: `[batch, frames, conv_features]`, subsampled; masked if the log-mel features were.
         mask: `[batch, frames]` bool, True = valid.
         hidden: `[batch, frames]` bool, frames whose input was masked.
@@ -31,6 +32,7 @@ class Speech:
     """
 
     mel: jax.Array
+    mel_lengths: jax.Array
     features: jax.Array
     mask: jax.Array
     hidden: jax.Array
@@ -118,34 +120,31 @@ def encode_speech(
     found: dict[str, Speech] = {}
     for group in groups_of_equal({name: s["audio"].shape[1] for name, s in spoken.items()}):
         rows = [len(spoken[name]["audio"]) for name in group]
-        augmented: jax.Array | bool = False
-        if augment is not False and group != ("speech",):
-            # Untranscribed speech has masks of its own; the quantizer must see it whole.
-            augmented = join(
-                jnp.full((count,), name != "speech") & augment
-                for name, count in zip(group, rows, strict=True)
-            )
         mel, lengths = parts(
             "log_mel",
             join(spoken[name]["audio"] for name in group),
             join(spoken[name]["audio_length"] for name in group),
-            augment=augmented,
         )
-        valid = parts("frame_mask", mel, lengths)
-        hidden, heard, masked_frames = jnp.zeros_like(valid), mel, None
-        if "speech" in group and masks is not None:
-            untranscribed = join(
-                jnp.full((count,), name == "speech")
-                for name, count in zip(group, rows, strict=True)
-            )
-            mask_rng, noise_rng = jax.random.split(rng)
-            hidden = masks.mask(mask_rng, valid) & untranscribed[:, None]
-            if masks.hides_mel:
-                spread = jnp.repeat(hidden, parts.model.subsampling.factor, axis=1)
-                heard = masks.hide_mel(noise_rng, mel, spread[:, : mel.shape[1]])
-            else:
-                masked_frames = hidden
-        features, mask = parts("subsample", heard, lengths)
+        # Whatever is random is drawn stream by stream: the order of joined rows is not fixed.
+        heard, hidden = [], []
+        for name, each, count in zip(group, split(mel, rows), split(lengths, rows), strict=True):
+            valid = parts("frame_mask", each, count)
+            hides = jnp.zeros_like(valid)
+            if name == "speech" and masks is not None:
+                mask_rng, noise_rng = jax.random.split(rng)
+                hides = masks.mask(mask_rng, valid)
+                if masks.hides_mel:
+                    spread = jnp.repeat(hides, parts.model.subsampling.factor, axis=1)
+                    each = masks.hide_mel(noise_rng, each, spread[:, : each.shape[1]])
+            elif name != "speech" and augment is not False:
+                # Untranscribed speech has masks of its own; the quantizer must see it whole.
+                each = parts("spec_augment", each, count, augment)
+            heard.append(each)
+            hidden.append(hides)
+        features, mask = parts("subsample", join(heard), lengths)
+        masked_frames = None
+        if "speech" in group and masks is not None and not masks.hides_mel:
+            masked_frames = join(hidden)
         encoded, tapped = parts(
             "encode_speech_with_tap",
             features,
@@ -154,9 +153,18 @@ def encode_speech(
             masked_frames=masked_frames,
             deterministic=parts.deterministic,
         )
-        columns = [split(array, rows) for array in (mel, features, mask, hidden, encoded, tapped)]
-        for name, *each in zip(group, *columns, strict=True):
-            found[name] = Speech(*each)
+        columns = [split(x, rows) for x in (mel, lengths, features, mask, encoded, tapped)]
+        for name, hides, *columns_of_name in zip(group, hidden, *columns, strict=True):
+            plain, count, subsampled, valid, top, tap = columns_of_name
+            found[name] = Speech(
+                mel=plain,
+                mel_lengths=count,
+                features=subsampled,
+                mask=valid,
+                hidden=hides,
+                encoded=top,
+                tapped=tap,
+            )
     return found
 
 

@@ -10,6 +10,7 @@ of cycles. For GPUs there is no compiler: the roofline alone.
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -189,25 +190,32 @@ def plan_run(
     shape = run.partitioning.shape(topology.devices)
     rows_of_a_device(run, shape)
     devices = compiler_devices(topology) if compiling else []
-    say(f"tracing the step for {topology}, mesh {_mesh_text(shape)}")
-    estimated = estimate(run, topology, shape)
-    boxed = run.abstract_state()
-    training = decoded = None
-    shardings: dict[str, str] = {}
-    if compiling:
+    if not compiling:
+        say(f"tracing the step for {topology}, mesh {_mesh_text(shape)}")
+        estimated = estimate(run, topology, shape)
+        training, decoded, shardings = None, None, {}
+    else:
         mesh = run.partitioning.mesh(devices)
         placed = mesh_state(run, mesh)
         shardings = parameter_shardings(placed)
-        say("compiling the training step")
-        training = training_program(run, topology, mesh, placed)
-        say(f"compiled in {training.compile_seconds:.0f} s")
-        if decoding and any(stream.audio_samples for stream in run.streams.values()):
-            say("compiling the decoding")
-            lowered = lower_decoding(
-                run, mesh, rows_per_device=decoding_rows, beam_size=beam_size, placed=placed
-            )
-            decoded = _program(lowered, topology, mesh, "the decoding")
-            say(f"compiled in {decoded.compile_seconds:.0f} s")
+        say(f"tracing the step for {topology}, mesh {_mesh_text(shape)}")
+        lowered = lower_training(run, mesh, placed=placed)
+        # Much of a compilation runs on one core; the rest of the plan is made beside it.
+        with concurrent.futures.ThreadPoolExecutor(max_workers=1) as beside:
+            say("compiling the training step (minutes for a large model)")
+            compiled = beside.submit(_program, lowered, topology, mesh, "the training step")
+            decoded = None
+            if decoding and any(stream.audio_samples for stream in run.streams.values()):
+                say("compiling the decoding")
+                lowered = lower_decoding(
+                    run, mesh, rows_per_device=decoding_rows, beam_size=beam_size, placed=placed
+                )
+                decoded = _program(lowered, topology, mesh, "the decoding")
+                say(f"compiled the decoding in {decoded.compile_seconds:.0f} s")
+            estimated = estimate(run, topology, shape)
+            training = compiled.result()
+            say(f"compiled the training step in {training.compile_seconds:.0f} s")
+    boxed = run.abstract_state()
     return Plan(
         topology=topology,
         mesh=shape,

@@ -1,11 +1,48 @@
-"""Sequences put one after the other, against lists."""
+"""Rows joined and split, and sequences put one after the other, against lists."""
 
 from __future__ import annotations
 
+import re
+
+import jax
 import numpy as np
 import pytest
 
+from maestro_jax.objectives.joining import join, split
 from maestro_jax.objectives.passes import one_after_the_other
+from maestro_jax.training.partitioning import Partitioning
+
+
+@pytest.mark.parametrize("rows", [(4, 2), (3,), (3, 5), (2, 6, 4)])
+def test_rows_are_joined_like_a_zip(rows):
+    arrays = [np.full((n, 3), 10 * k) + np.arange(n)[:, None] for k, n in enumerate(rows)]
+    joined = join(arrays)
+    teeth = np.gcd.reduce(rows)
+    expected = [
+        row
+        for tooth in range(teeth)
+        for array, n in zip(arrays, rows, strict=True)
+        for row in array[tooth * n // teeth : (tooth + 1) * n // teeth]
+    ]
+    np.testing.assert_array_equal(joined, expected)
+    for array, found in zip(arrays, split(joined, rows), strict=True):
+        np.testing.assert_array_equal(found, array)
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs eight (CPU) devices")
+def test_no_row_travels_between_devices():
+    partitioning = Partitioning(mesh_shape=(2, 2, 2))
+    mesh = partitioning.mesh()
+    rows = partitioning.batch_sharding(mesh)
+
+    def there_and_back(first, second):
+        joined = join([first, second])
+        return joined * 2.0, split(joined + 1.0, [8, 4])
+
+    with partitioning.activate(mesh):
+        arguments = [jax.ShapeDtypeStruct((n, 3), np.float32, sharding=rows) for n in (8, 4)]
+        text = jax.jit(there_and_back, out_shardings=rows).lower(*arguments).compile().as_text()
+    assert not re.findall(r"collective-permute|all-gather|all-to-all|all-reduce", text)
 
 
 @pytest.mark.parametrize("features", [(), (3,)])

@@ -12,6 +12,7 @@ import pytest
 from maestro_jax.errors import UserError
 from maestro_jax.modules.masking import length_mask
 from maestro_jax.modules.random_projection import RandomProjectionQuantizer
+from maestro_jax.objectives.joining import join, split
 from maestro_jax.objectives.passes import Speech, encode_speech
 from maestro_jax.objectives.self_supervised import BestRq, W2vBert, code_counts
 from maestro_jax.training import parameter_trees
@@ -57,11 +58,12 @@ def bins():
 
 def recorded_pass(tiny, masks, mel):
     """Untranscribed and paired speech, two rows each, joined."""
-    lengths = jnp.array([42, 30, 42, 0])
+    lengths = join(jnp.split(jnp.array([42, 30, 42, 0]), 2))
     parts = Recorder(
         {
-            "log_mel": (jnp.asarray(mel), lengths),
-            "frame_mask": length_mask(-(-lengths // 4), 11),
+            "log_mel": (join(jnp.split(jnp.asarray(mel), 2)), lengths),
+            "frame_mask": lambda mel, lengths: length_mask(-(-lengths // 4), 11),
+            "spec_augment": lambda mel, lengths, augment: mel + 1.0,
             "subsample": lambda mel, lengths: (mel[:, ::4], length_mask(-(-lengths // 4), 11)),
             "encode_speech_with_tap": lambda features, mask, language: (features, features),
         }
@@ -79,31 +81,51 @@ def recorded_pass(tiny, masks, mel):
     return speech, parts.given
 
 
+def apart(joined):
+    """The rows of untranscribed speech, and then those of paired speech."""
+    return np.concatenate(split(joined, [2, 2]))
+
+
 def test_best_rq_hides_log_mel_frames_of_untranscribed_speech_alone(tiny, bins):
     masks = BestRq(mask_probability=0.2, mask_span=2, noise=0.25)
     speech, given = recorded_pass(tiny, masks, bins)
     hidden = np.asarray(speech["speech"].hidden)
     assert hidden.any() and not hidden[0].all() and not hidden[1, 8:].any()
-    heard = np.asarray(given["subsample"][0][0])
+    heard = apart(given["subsample"][0][0])
     changed = (heard != bins).all(axis=-1)
     # Each masked frame of 40 ms is four masked frames of 10 ms; the last stands for two here.
     np.testing.assert_array_equal(changed[:2], np.repeat(hidden, 4, axis=1)[:, :42])
-    np.testing.assert_array_equal(heard[2:], bins[2:])
+    # Paired speech is augmented instead, on its way to the encoder.
+    np.testing.assert_array_equal(heard[2:], bins[2:] + 1.0)
     np.testing.assert_array_equal(heard[:2][~changed[:2]], bins[:2][~changed[:2]])
-    noise = heard[changed]
+    noise = heard[:2][changed[:2]]
     assert abs(noise.std() - 0.25) < 4 * 0.25 / np.sqrt(2 * noise.size)
     # The encoder masks nothing more, and the targets are made of what is not masked.
     assert given["encode_speech_with_tap"][1]["masked_frames"] is None
     np.testing.assert_array_equal(speech["speech"].mel, bins[:2])
+    np.testing.assert_array_equal(speech["paired"].mel, bins[2:])
 
 
 def test_w2v_bert_hides_what_enters_the_encoder_and_leaves_features_alone(tiny, bins):
     speech, given = recorded_pass(tiny, W2vBert(mask_probability=0.2, mask_span=2), bins)
-    np.testing.assert_array_equal(given["subsample"][0][0], bins)
+    np.testing.assert_array_equal(apart(given["subsample"][0][0])[:2], bins[:2])
     np.testing.assert_array_equal(speech["speech"].features, bins[:2, ::4])
-    masked = np.asarray(given["encode_speech_with_tap"][1]["masked_frames"])
+    masked = apart(given["encode_speech_with_tap"][1]["masked_frames"])
     np.testing.assert_array_equal(masked[:2], speech["speech"].hidden)
     assert masked[:2].any() and not masked[2:].any()
+
+
+def spoken(nothing, mask, hidden):
+    """Speech of which a term sees the masks alone."""
+    return Speech(
+        mel=nothing,
+        mel_lengths=jnp.sum(mask, axis=1),
+        features=nothing,
+        mask=mask,
+        hidden=hidden,
+        encoded=nothing,
+        tapped=nothing,
+    )
 
 
 def test_best_rq_averages_over_codebooks():
@@ -115,7 +137,7 @@ def test_best_rq_averages_over_codebooks():
     ids[0, 1, 0] = logits[0, 1, :CODES].argmax()
     parts = Recorder({"random_codes": jnp.asarray(ids), "code_logits": jnp.asarray(logits)})
     nothing = jnp.zeros((2, 4, 1))
-    speech = Speech(nothing, nothing, jnp.asarray(mask), jnp.asarray(hidden), nothing, nothing)
+    speech = spoken(nothing, mask=jnp.asarray(mask), hidden=jnp.asarray(hidden))
     terms, metrics = BestRq().terms(parts, speech, nothing, 0, jax.random.key(0))
 
     total, correct = 0.0, 0.0
@@ -148,7 +170,7 @@ def test_nothing_to_hear_is_finite():
         }
     )
     nothing = jnp.zeros((1, 2, 1))
-    speech = Speech(nothing, nothing, mask, mask, nothing, nothing)
+    speech = spoken(nothing, mask=mask, hidden=mask)
     terms, metrics = BestRq().terms(parts, speech, nothing, 0, jax.random.key(0))
     assert tuple(map(float, terms["masked_prediction"])) == (0.0, 0.0)
     assert all(np.isfinite(pair).all() for pair in metrics.values())
