@@ -284,7 +284,8 @@ class ConvSubsampling(nn.Module):
             x = nn.relu(x)
             lengths = (lengths + 1) // 2
             mask = length_mask(lengths, x.shape[1])
-            x = jnp.where(mask[:, :, None, None], x, jnp.zeros((), x.dtype))
+            # A product and no choice: XLA would write the mask out for every channel.
+            x = x * mask[:, :, None, None].astype(x.dtype)
         # Whole rows between here and the projection. Left to itself, XLA splits the channels as the
         # projection's inputs, and where devices outnumber channels (jax 0.10.2, seen with 4 over 8
         # on CPU) gives the kernels twice their gradient.
