@@ -1,23 +1,15 @@
-"""Dropout whose random bits cost a TPU little: to compile, to compute and to hold.
-
-JAX's default generator is a hundred integer operations a number, which XLA for TPU writes out at
-every place that draws: most of the instructions of a training step, and minutes of compiling. The
-chip has a generator of its own (`rbg`), but the partitioner runs it for the whole batch on every
-device. Here each device draws for its rows alone.
-"""
+"""Dropout whose random bits cost a TPU little: see `maestro_jax.modules.randomness`."""
 
 from __future__ import annotations
 
 import hashlib
-import math
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.core.scope import LazyRng
-from jax.sharding import PartitionSpec
 
-from maestro_jax.modules.partitioned import mesh_axes
+from maestro_jax.modules.randomness import drawn_by_hardware
 
 
 class Dropout(nn.Module):
@@ -84,21 +76,9 @@ def keep_mask(
 
 def hardware_mask(key: jax.Array, place: int, keep: float, shape: tuple[int, ...]) -> jax.Array:
     """`keep_mask` by XLA's own generator, on each device for its rows."""
-    axes = mesh_axes("batch")
-    if not shape or shape[0] % math.prod(axes.values()):
-        axes = {}
-    local = (shape[0] // math.prod(axes.values()), *shape[1:]) if shape else ()
 
-    def draw(key: jax.Array) -> jax.Array:
-        first, second = jax.random.key_data(key).astype(jnp.uint32)
-        high, low = jnp.uint32(place >> 32), jnp.uint32(place & 0xFFFFFFFF)
-        device = jax.lax.axis_index(tuple(axes)).astype(jnp.uint32) if axes else jnp.uint32(0)
-        # Two words of a generator's key, and two of its counter, whose upper one no draw reaches.
-        words = jnp.stack([first ^ high, second ^ low, high, device])
-        bits = jax.random.bits(jax.random.wrap_key_data(words, impl="rbg"), local, jnp.uint16)
+    def draw(key: jax.Array, local: tuple[int, ...]) -> jax.Array:
+        bits = jax.random.bits(key, local, jnp.uint16)
         return bits < min(round(keep * 2**16), 2**16 - 1)
 
-    if not axes:
-        return draw(key)
-    rows = PartitionSpec(tuple(axes))
-    return jax.shard_map(draw, in_specs=PartitionSpec(), out_specs=rows, check_vma=False)(key)
+    return drawn_by_hardware(draw, key, shape, place)

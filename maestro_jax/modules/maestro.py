@@ -338,21 +338,31 @@ class Maestro(nn.Module):
         resampled, index = self.resampler(embedded, durations, frames)
         return self.refiner(resampled, index.mask, deterministic=deterministic), index
 
+    def predict_texts(self, labels: jax.Array, *, deterministic: bool = True) -> jax.Array:
+        """The prediction network over texts: `[batch, labels]` to `[batch, labels + 1, joint]`."""
+        return self.decoder.predict_texts(labels, deterministic=deterministic)
+
     def lattices(
-        self, context: jax.Array, labels: jax.Array, *, deterministic: bool = True
+        self,
+        context: jax.Array,
+        labels: jax.Array,
+        predicted: jax.Array | None = None,
+        *,
+        deterministic: bool = True,
     ) -> tuple[jax.Array, jax.Array]:
         """The two arcs of every RNN-T node, in nats.
 
         Args:
             context: `[batch, frames, features]` of the shared encoder.
             labels: `[batch, labels]` int32.
+            predicted: What `predict_texts` gives for the labels, if it has been called already.
             deterministic: No dropout.
 
         Returns:
             Log-probabilities of the blank `[batch, frames, labels + 1]` and of the next label
             `[batch, frames, labels]`.
         """
-        return self.decoder(context, labels, deterministic=deterministic)
+        return self.decoder(context, labels, predicted, deterministic=deterministic)
 
     def decoder_state(self, batch: int) -> tuple[LstmState, ...]:
         """The prediction network's state before the first label."""

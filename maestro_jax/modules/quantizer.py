@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from maestro_jax.modules.partitioned import Dense, parameter
+from maestro_jax.modules.randomness import sample
 
 
 @flax.struct.dataclass
@@ -93,7 +94,7 @@ class GumbelQuantizer(nn.Module):
         if deterministic:
             soft = probabilities
         else:
-            noise = jax.random.gumbel(self.make_rng("gumbel"), logits.shape)
+            noise = sample(jax.random.gumbel, self.make_rng("gumbel"), logits.shape)
             soft = jax.nn.softmax((logits + noise) / temperature, axis=-1)
         hard = jax.nn.one_hot(jnp.argmax(soft, axis=-1), self.codes)
         chosen = hard + soft - jax.lax.stop_gradient(soft)

@@ -16,6 +16,7 @@ from maestro_jax.modules.dropout import Dropout
 from maestro_jax.modules.languages import LanguageEmbedding
 from maestro_jax.modules.masking import zero_padding
 from maestro_jax.modules.partitioned import Dense, parameter
+from maestro_jax.modules.randomness import sample
 
 MASK_VALUES = ("random", "learned", "zero")
 
@@ -102,7 +103,7 @@ class SpeechEncoder(nn.Module):
         x = self.input_projection(features.astype(self.dtype))
         if masked_frames is not None and self.mask_value != "zero":
             if self.mask_value == "random":
-                hidden = 0.1 * jax.random.normal(self.make_rng("masking"), x.shape, jnp.float32)
+                hidden = 0.1 * sample(jax.random.normal, self.make_rng("masking"), x.shape)
             else:
                 hidden = self.mask_vector
             x = jnp.where(masked_frames[:, :, None], hidden.astype(x.dtype), x)

@@ -205,22 +205,32 @@ class TransducerDecoder(nn.Module):
         """Logits `[..., vocab]` float32 of projected frames and labels that broadcast."""
         return self.output(jnp.tanh(frames + labels))
 
+    def predict_texts(self, labels: jax.Array, *, deterministic: bool = True) -> jax.Array:
+        """Whole texts `[batch, labels]` to `[batch, labels + 1, joint_features]`, from blank on."""
+        shifted = jnp.pad(labels, ((0, 0), (1, 0)))
+        state = self.initial_state(labels.shape[0])
+        return self.predict(shifted, state, deterministic=deterministic)[0]
+
     def __call__(
-        self, encoded: jax.Array, labels: jax.Array, *, deterministic: bool = True
+        self,
+        encoded: jax.Array,
+        labels: jax.Array,
+        predicted: jax.Array | None = None,
+        *,
+        deterministic: bool = True,
     ) -> tuple[jax.Array, jax.Array]:
         """The two arcs of every node; the logits of the whole lattice never exist.
 
         Args:
             encoded: `[batch, frames, features]`.
             labels: `[batch, labels]` int32.
+            predicted: What `predict_texts` gives for the labels, if it has been called already.
             deterministic: No dropout.
 
         Returns:
             Log-probabilities of the blank, `[batch, frames, labels + 1]`, and of the next label,
             `[batch, frames, labels]`, float32.
         """
-        shifted = jnp.pad(labels, ((0, 0), (1, 0)))
-        predicted, _ = self.predict(
-            shifted, self.initial_state(labels.shape[0]), deterministic=deterministic
-        )
+        if predicted is None:
+            predicted = self.predict_texts(labels, deterministic=deterministic)
         return self.output.lattices(self.project_frames(encoded), predicted, labels)

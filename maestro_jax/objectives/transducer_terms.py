@@ -121,6 +121,7 @@ def transducer_losses(
         a path: with one label a frame, an example with more labels than frames has none.
     """
     terms: dict[str, Weighted] = {}
+    predictions = _predictions(parts, labels)
     shapes = {
         name: (contexts[name].shape[1], each.tokens.shape[1]) for name, each in labels.items()
     }
@@ -131,6 +132,7 @@ def transducer_losses(
             "lattices",
             join(contexts[name] for name in group),
             tokens,
+            join(predictions[name] for name in group),
             deterministic=parts.deterministic,
         )
         frame_lengths = jnp.sum(join(masks[name] for name in group), axis=1).astype(jnp.int32)
@@ -153,6 +155,20 @@ def transducer_losses(
         for name, total, count in zip(group, split(losses, rows), split(counts, rows), strict=True):
             terms[name] = (jnp.sum(total), jnp.sum(count))
     return terms
+
+
+def _predictions(parts: Parts, labels: Mapping[str, Labels]) -> dict[str, jax.Array]:
+    """The prediction network's output by stream.
+
+    It steps through labels one by one whatever the number of texts, so that texts of one length go
+    together even where their frames do not.
+    """
+    found: dict[str, jax.Array] = {}
+    for group in groups_of_equal({name: each.tokens.shape[1] for name, each in labels.items()}):
+        tokens = [labels[name].tokens for name in group]
+        predicted = parts("predict_texts", join(tokens), deterministic=parts.deterministic)
+        found.update(zip(group, split(predicted, list(map(len, tokens))), strict=True))
+    return found
 
 
 def without_path(

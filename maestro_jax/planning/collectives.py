@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from maestro_jax.planning.hlo import Instruction, arrays, parse_hlo, parts_of_tuple
+from maestro_jax.planning.hlo import Instruction, Program, arrays, parse_hlo, parts_of_tuple
 
 KINDS = (
     "all-gather",
@@ -103,12 +103,13 @@ def between_slices(collectives: Iterable[Collective]) -> float:
 
 
 def find_collectives(
-    text: str, mesh: Mapping[str, int], *, slices: int = 1
+    module: str | Program, mesh: Mapping[str, int], *, slices: int = 1
 ) -> tuple[Collective, ...]:
     """All collectives of a compiled module.
 
     Args:
-        text: The module, from `jax.stages.Compiled.as_text`.
+        module: The module's text, as `jax.stages.Compiled.as_text` gives it, or what `parse_hlo` made
+            of it.
         mesh: Devices along each axis, in the order of the mesh, as `jax.sharding.Mesh.shape` has
             it. Slices split the first axis that has more than one device.
         slices: Slices of the topology.
@@ -119,7 +120,7 @@ def find_collectives(
     Raises:
         ValueError: The text has no entry, or more devices than the mesh.
     """
-    program = parse_hlo(text)
+    program = parse_hlo(module) if isinstance(module, str) else module
     layout = _Layout(mesh, slices)
     found = []
     fused: set[tuple[str, ...]] = set()

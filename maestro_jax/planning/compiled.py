@@ -91,7 +91,7 @@ class CompiledProgram:
     Attributes:
         memory: Bytes by what they are for.
         largest: The largest buffers at the moment of the most memory.
-        text: The optimized module.
+        text: The optimized module, with the compiler's cycles.
         flops: As the compiler counts them; the body of a loop counts once.
         bytes_accessed: Likewise.
         optimal_seconds: The compiler's own estimate, None where it gives none.
@@ -169,6 +169,7 @@ def compile_program(lowered: Any, chip: Chip, what: str = "the program") -> Comp
             raise _does_not_fit(str(error), Path(directory), chip, what) from error
         seconds = time.monotonic() - began
         largest = _largest_buffers(Path(directory))
+        text = _written_text(Path(directory)) or compiled.as_text()
     found = compiled.memory_analysis()
     memory = Memory(
         arguments=found.argument_size_in_bytes,
@@ -182,12 +183,22 @@ def compile_program(lowered: Any, chip: Chip, what: str = "the program") -> Comp
     return CompiledProgram(
         memory=memory,
         largest=largest,
-        text=compiled.as_text(),
+        text=text,
         flops=cost.get("flops", 0.0),
         bytes_accessed=cost.get("bytes accessed", 0.0),
         optimal_seconds=estimate if estimate and estimate > 0 else None,
         compile_seconds=seconds,
     )
+
+
+def _written_text(directory: Path) -> str:
+    """The module as the compiler wrote it down at last; empty if it did not.
+
+    JAX's own text of it goes through a reader in jaxlib, which does not know every instruction of a
+    newer libtpu (jaxlib 0.10.2 and libtpu 0.0.52: asynchronous updates in programs for v5p).
+    """
+    found = sorted(directory.glob("*.after_codegen.txt"))
+    return found[-1].read_text(errors="replace") if found else ""
 
 
 _SIZE = re.compile(r"\(([\d.]+)([KMGT]?)\)")

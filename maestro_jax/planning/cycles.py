@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from maestro_jax.planning.chips import Chip
-from maestro_jax.planning.hlo import parse_hlo
+from maestro_jax.planning.hlo import Program, parse_hlo
 
 # Cycles a second. v4: Jouppi et al. 2023 (arXiv 2304.01433), table 4. The others: the peak by two
 # operations of each cell of the chip's matrix units, 4 of 128 x 128 (v5e), 8 (v5p), and 4 of
@@ -19,11 +19,11 @@ CLOCKS = {"v4": 1.05e9, "v5e": 1.50e9, "v5p": 1.75e9, "v6e": 1.75e9}
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 
 
-def compiler_seconds(text: str, chip: Chip) -> float | None:
+def compiler_seconds(module: str | Program, chip: Chip) -> float | None:
     """Seconds that one run of a program computes on a chip, by the compiler's reckoning.
 
     Args:
-        text: The optimized module. A loop whose turns are not known before it runs counts once.
+        module: The optimized module, as text or parsed. A loop whose turns are not known before it runs counts once.
         chip: The kind of chip that it was compiled for.
 
     Returns:
@@ -31,7 +31,7 @@ def compiler_seconds(text: str, chip: Chip) -> float | None:
     """
     if chip.name not in CLOCKS:
         return None
-    program = parse_hlo(text)
+    program = parse_hlo(module) if isinstance(module, str) else module
     # What is fused is done within the estimate of its fusion.
     fused = {
         callee

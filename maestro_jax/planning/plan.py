@@ -30,6 +30,7 @@ from maestro_jax.planning.compiled import (
 )
 from maestro_jax.planning.cycles import compiler_seconds
 from maestro_jax.planning.estimate import Estimate, estimate, rows_of_a_device
+from maestro_jax.planning.hlo import parse_hlo
 from maestro_jax.planning.programs import lower_decoding, lower_training, parameter_shardings
 from maestro_jax.training.mesh_step import MeshState, mesh_state
 from maestro_jax.training.overview import parameters_by_module
@@ -251,11 +252,12 @@ def _program(lowered: Any, topology: Topology, mesh: Any, what: str) -> ProgramP
         return ProgramPlan(
             memory=None, largest=error.largest, refusal=str(error), needed=error.needed
         )
-    found = find_collectives(compiled.text, dict(mesh.shape), slices=topology.slices)
+    module = parse_hlo(compiled.text)
+    found = find_collectives(module, dict(mesh.shape), slices=topology.slices)
     return ProgramPlan(
         memory=compiled.memory,
         largest=compiled.largest,
-        compiler_seconds=compiler_seconds(compiled.text, topology.chip),
+        compiler_seconds=compiler_seconds(module, topology.chip),
         collectives={
             f"{kind} over {'+'.join(axes)}": sent
             for (kind, axes), sent in by_kind_and_axes(found).items()

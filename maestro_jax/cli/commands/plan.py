@@ -30,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mesh",
         metavar="DATA,FSDP,TENSOR",
-        help="devices along each axis instead of the files' MESH; one may be -1: what is left",
+        help="devices along each axis instead of the files' MESH, as in --mesh=-1,16,1; one may "
+        "be -1: what is left",
     )
     parser.add_argument(
         "--steps", type=options.positive, help="steps of the run instead of the files' STEPS"
@@ -168,7 +169,7 @@ def _planned_run(arguments: argparse.Namespace) -> TrainRun:
         sizes = arguments.mesh.split(",")
         if len(sizes) != 3 or not all(size.lstrip("-").isdecimal() for size in sizes):
             raise UserError(
-                f"--mesh {arguments.mesh}: write three whole numbers, as in --mesh 1,-1,1"
+                f"--mesh {arguments.mesh}: write three whole numbers, as in --mesh=-1,16,1"
             )
         name = "MESH" if "MESH" in macros else "Partitioning.mesh_shape"
         bindings[name] = f"({', '.join(sizes)})"
