@@ -108,8 +108,7 @@ def find_collectives(
     """All collectives of a compiled module.
 
     Args:
-        module: The module's text, as `jax.stages.Compiled.as_text` gives it, or what `parse_hlo` made
-            of it.
+        module: The optimized module's text, or what `parse_hlo` made of it.
         mesh: Devices along each axis, in the order of the mesh, as `jax.sharding.Mesh.shape` has
             it. Slices split the first axis that has more than one device.
         slices: Slices of the topology.

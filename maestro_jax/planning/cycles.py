@@ -23,7 +23,8 @@ def compiler_seconds(module: str | Program, chip: Chip) -> float | None:
     """Seconds that one run of a program computes on a chip, by the compiler's reckoning.
 
     Args:
-        module: The optimized module, as text or parsed. A loop whose turns are not known before it runs counts once.
+        module: The optimized module's text, or what `parse_hlo` made of it. A loop whose turns are
+            not known before it runs counts once.
         chip: The kind of chip that it was compiled for.
 
     Returns:
