@@ -16,6 +16,9 @@ from maestro_jax.planning.hlo import Program, parse_hlo
 # 256 x 256 (v6e) (https://jax-ml.github.io/scaling-book/tpus).
 CLOCKS = {"v4": 1.05e9, "v5e": 1.50e9, "v5p": 1.75e9, "v6e": 1.75e9}
 
+# What the compiler for v5p writes beside transfers that it cannot estimate.
+_UNKNOWN = 2**63 - 1
+
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 
 
@@ -45,5 +48,6 @@ def compiler_seconds(module: str | Program, chip: Chip) -> float | None:
         times * int(match[1])
         for computation, instruction, times in program.executed()
         if computation not in fused and (match := _CYCLES.search(instruction.attributes))
+        if int(match[1]) != _UNKNOWN
     )
     return cycles / CLOCKS[chip.name]

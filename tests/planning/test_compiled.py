@@ -67,6 +67,7 @@ def test_cycles_are_summed_over_loops_and_not_within_fusions() -> None:
   %t = (s32[], f32[8]{{0}}) parameter(0)
   %i = s32[] get-tuple-element(%t), index=0
   %x = f32[8]{{0}} get-tuple-element(%t), index=1
+  %unknown = f32[8]{{0}} copy(%x), {config % (2**63 - 1)}
   %f = f32[8]{{0}} fusion(%x), kind=kLoop, calls=%fused, {config % 1000}
   ROOT %out = (s32[], f32[8]{{0}}) tuple(%i, %f)
 }}
