@@ -74,6 +74,7 @@ def test_the_map_of_the_paper_names_every_module() -> None:
         "group_norm",
         "partitioned",
         "positions",
+        "randomness",
         "rematerialisation",
     }
     for path in (ROOT / "maestro_jax" / "modules").glob("*.py"):

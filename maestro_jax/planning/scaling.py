@@ -269,7 +269,7 @@ def plot_scaling(rows: Sequence[ScalingRow], path: str | os.PathLike[str]) -> No
     left.set_xscale("log", base=2)
     left.set_yscale("log")
     # Room for the percentages beside the first and the last point.
-    left.margins(x=0.14, y=0.16)
+    left.margins(x=0.18, y=0.16)
     left.set_ylabel("model PFLOP/s")
     left.set_xticks(chips, [f"{count:,}" for count in chips])
     left.minorticks_off()

@@ -48,7 +48,7 @@ def test_the_paper_s_run_on_gpus(capsys) -> None:
     assert status == 0
     found = json.loads(output)
     assert found["chips"] == 64
-    assert found["mesh"] == {"data": 1, "fsdp": 64, "tensor": 1}
+    assert found["mesh"] == {"data": 4, "fsdp": 16, "tensor": 1}
     assert {name: each["per_chip"] for name, each in found["streams"].items()} == {
         "speech": 16,
         "paired": 4,
@@ -67,7 +67,7 @@ def test_the_paper_s_run_on_gpus(capsys) -> None:
 
 
 def test_what_does_not_fit_ends_with_one_line(capsys) -> None:
-    arguments = [*FILES, "--topology", "v5e:2x2", "--steps", "10", "--roofline"]
+    arguments = [*FILES, "--topology", "v5e:2x2", "--mesh=1,-1,1", "--steps", "10", "--roofline"]
     status, output, error = plan(capsys, *arguments)
     assert status == 2
     assert "memory a chip, estimated, of 15.75 GiB" in output

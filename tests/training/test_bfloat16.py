@@ -74,7 +74,7 @@ def dtypes(found: Any, primitives: set[str], scope: str) -> list[tuple[str, set[
         r"shared_encoder.*attention.*query",
         r"shared_encoder.*convolution.*value",
         r"text_encoder.*feed_forward.*up",
-        r"refiner.*block_0.*value",
+        r"refiner.*blocks.*value",
         r"duration_model.*block_0",
     ],
 )
