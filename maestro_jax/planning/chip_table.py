@@ -168,7 +168,7 @@ CHIPS: dict[str, Chip] = {
             kind="tpu",
             peak_flops=918e12,
             hbm_bytes=32 * GIB,
-            usable_hbm_bytes=31.25 * GIB,
+            usable_hbm_bytes=31.24 * GIB,
             hbm_bandwidth=1638e9,
             # 800 GB/s in both directions over four ports.
             link_bandwidth=1e11,
