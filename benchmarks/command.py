@@ -37,9 +37,11 @@ def add_options(parser: argparse.ArgumentParser, parts: Sequence[str]) -> None:
     output.add_argument("--update_docs", action="store_true", help=f"write them into {DOCUMENT}")
 
 
-def check_sizes(parser: argparse.ArgumentParser, option: str, letters: str, given: object) -> None:
+def check_sizes(
+    parser: argparse.ArgumentParser, option: str, letters: str, given: Sequence[tuple[int, ...]]
+) -> None:
     """Refuse sizes of another number of axes than `letters`, as in BxTxU, has."""
-    for size in given:  # type: ignore[attr-defined]
+    for size in given:
         if len(size) != letters.count("x") + 1:
             parser.error(f"--{option}: {'x'.join(map(str, size))} is not {letters}")
 

@@ -80,13 +80,14 @@ class Refiner(nn.Module):
         settings = (self.heads, self.kernel_size, self.hidden, self.dropout, self.dtype)
         if scanned:
             x = looped(run, LightweightConvBlock(*settings, name="blocks"), x, self.layers)
-        for index in range(0 if scanned else self.layers):
-            if self.mixer == "attention_lconv":
-                y = layer_norm(dtype=self.dtype, name=f"attention_norm_{index}")(x)
-                x = x + SelfAttention(
-                    self.heads, self.dropout, dtype=self.dtype, name=f"attention_{index}"
-                )(y, mask, deterministic=deterministic)
-            x = run(LightweightConvBlock(*settings, name=f"block_{index}"), x)
+        else:
+            for index in range(self.layers):
+                if self.mixer == "attention_lconv":
+                    y = layer_norm(dtype=self.dtype, name=f"attention_norm_{index}")(x)
+                    x = x + SelfAttention(
+                        self.heads, self.dropout, dtype=self.dtype, name=f"attention_{index}"
+                    )(y, mask, deterministic=deterministic)
+                x = run(LightweightConvBlock(*settings, name=f"block_{index}"), x)
         x = layer_norm(dtype=self.dtype, name="output_norm")(x)
         x = Dense(self.features, ("mlp", "embed"), dtype=self.dtype, name="output")(x)
         return constrain(zero_padding(x, mask), "batch", "frames", "act_embed")

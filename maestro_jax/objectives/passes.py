@@ -125,9 +125,10 @@ def encode_speech(
             join(spoken[name]["audio"] for name in group),
             join(spoken[name]["audio_length"] for name in group),
         )
-        # Whatever is random is drawn stream by stream: the order of joined rows is not fixed.
+        mels, counts = split(mel, rows), split(lengths, rows)
+        # Whatever is random is drawn stream by stream, whoever shares the pass.
         heard, hidden = [], []
-        for name, each, count in zip(group, split(mel, rows), split(lengths, rows), strict=True):
+        for name, each, count in zip(group, mels, counts, strict=True):
             valid = parts("frame_mask", each, count)
             hides = jnp.zeros_like(valid)
             if name == "speech" and masks is not None:
@@ -153,18 +154,17 @@ def encode_speech(
             masked_frames=masked_frames,
             deterministic=parts.deterministic,
         )
-        columns = [split(x, rows) for x in (mel, lengths, features, mask, encoded, tapped)]
-        for name, hides, *columns_of_name in zip(group, hidden, *columns, strict=True):
-            plain, count, subsampled, valid, top, tap = columns_of_name
-            found[name] = Speech(
-                mel=plain,
-                mel_lengths=count,
-                features=subsampled,
-                mask=valid,
-                hidden=hides,
-                encoded=top,
-                tapped=tap,
-            )
+        columns = {
+            "mel": mels,
+            "mel_lengths": counts,
+            "hidden": hidden,
+            "features": split(features, rows),
+            "mask": split(mask, rows),
+            "encoded": split(encoded, rows),
+            "tapped": split(tapped, rows),
+        }
+        for index, name in enumerate(group):
+            found[name] = Speech(**{field: column[index] for field, column in columns.items()})
     return found
 
 

@@ -188,7 +188,7 @@ CHIPS: dict[str, Chip] = {
             kind="tpu",
             peak_flops=2307e12,
             hbm_bytes=192 * GIB,
-            # Two devices of 94.75 GiB.
+            # Two devices.
             usable_hbm_bytes=2 * 94.74 * GIB,
             hbm_bandwidth=7380e9,
             # 1200 GB/s in both directions over six ports.

@@ -320,7 +320,7 @@ def test_another_runtime_version(cloud) -> None:
         (["train", "--", "--model_dir", "runs/a"], "--model_dir runs/a is not on gs://"),
         (["train", "--", *TRAIN, "--data_dir=/x"], "give --data gs://BUCKET/PATH to setup"),
         (["train", "--env", "1=2", "--", *TRAIN], "--env 1=2 is not NAME=VALUE"),
-        (["train", "--cache_dir", "/tmp/x", "--", *TRAIN], "--cache_dir /tmp/x is not on gs://"),
+        (["train", "--cache_dir", "cache", "--", *TRAIN], "--cache_dir cache is not on gs://"),
         (["babysit", "--poll", "soon", "--", *TRAIN], "--poll soon"),
     ],
 )
