@@ -47,6 +47,8 @@ def plan_text(plan: Plan) -> str:
             if compiled[0][1].largest
             else "the compiler named no buffers"
         )
+        if plan.compiler_options:
+            sections.append(_quick(plan))
     else:
         estimated = plan.estimate.memory
         rows = [
@@ -60,6 +62,14 @@ def plan_text(plan: Plan) -> str:
     sections.append(table(_sent(plan)))
     sections.append(_hours(plan))
     return "\n\n".join(sections)
+
+
+def _quick(plan: Plan) -> str:
+    options = ", ".join(f"{name}={value}" for name, value in plan.compiler_options.items())
+    return (
+        f"compiled with {options}, smaller tiles that are sooner compiled: the step's cycles are "
+        "too high, its code too small; --exact compiles as training does"
+    )
 
 
 def _streams(plan: Plan) -> list[dict[str, Any]]:
@@ -100,7 +110,8 @@ def _time(plan: Plan) -> list[dict[str, Any]]:
     ]
     if plan.training is not None and plan.training.compiler_seconds is not None:
         seconds = plan.training.compiler_seconds
-        rows.append(("seconds a step, the compiler's cycles", f"{seconds:.3g} (no waiting)"))
+        tiles = ", small tiles" if plan.compiler_options else ""
+        rows.append(("seconds a step, the compiler's cycles", f"{seconds:.3g} (no waiting{tiles})"))
     rows.append(("model-FLOPs utilisation, roofline", f"{step.utilisation:.1%}"))
     if plan.decoding is not None and plan.decoding.compiler_seconds is not None:
         seconds = plan.decoding.compiler_seconds

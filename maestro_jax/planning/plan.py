@@ -21,6 +21,7 @@ from maestro_jax.data.streams import SAMPLE_RATE
 from maestro_jax.planning.chips import Topology
 from maestro_jax.planning.collectives import by_kind_and_axes, find_collectives
 from maestro_jax.planning.compiled import (
+    QUICK_OPTIONS,
     Buffer,
     CompiledProgram,
     DoesNotFit,
@@ -98,6 +99,8 @@ class Plan:
         estimate: The roofline: FLOPs, time, utilisation, hours.
         training: The training step with all streams; None without a compiler.
         decoding: The search over one batch; None without a compiler, or if it was left out.
+        compiler_options: What the compiler was told to be done sooner; empty for the programs that
+            a run compiles.
     """
 
     topology: Topology
@@ -108,6 +111,7 @@ class Plan:
     estimate: Estimate
     training: ProgramPlan | None = None
     decoding: ProgramPlan | None = None
+    compiler_options: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def refusals(self) -> tuple[str, ...]:
@@ -129,6 +133,7 @@ class Plan:
             "refusals": list(self.refusals),
             "parameters": {**self.parameters, "all": sum(self.parameters.values())},
             "streams": {name: dataclasses.asdict(each) for name, each in self.streams.items()},
+            "compiler_options": dict(self.compiler_options),
             "training": _program_dict(self.training),
             "decoding": _program_dict(self.decoding),
             "roofline": {
@@ -168,6 +173,7 @@ def plan_run(
     topology: Topology,
     *,
     compile_it: bool = True,
+    exact: bool = False,
     decoding: bool = True,
     decoding_rows: int = 1,
     beam_size: int = 1,
@@ -179,6 +185,7 @@ def plan_run(
         run: The run.
         topology: Where.
         compile_it: Whether to ask the compiler; GPUs have none to ask.
+        exact: Compile as a run does, without `QUICK_OPTIONS`.
         decoding: Whether to compile the decoding as well.
         decoding_rows: Utterances that each device decodes at once.
         beam_size: Of the decoding.
@@ -191,6 +198,7 @@ def plan_run(
     shape = run.partitioning.shape(topology.devices)
     rows_of_a_device(run, shape)
     devices = compiler_devices(topology) if compiling else []
+    options = QUICK_OPTIONS if compiling and not exact else {}
     if not compiling:
         say(f"tracing the step for {topology}, mesh {_mesh_text(shape)}")
         estimated = estimate(run, topology, shape)
@@ -204,14 +212,16 @@ def plan_run(
         # Much of a compilation runs on one core; the rest of the plan is made beside it.
         with concurrent.futures.ThreadPoolExecutor(max_workers=1) as beside:
             say("compiling the training step (minutes for a large model)")
-            compiled = beside.submit(_program, lowered, topology, mesh, "the training step")
+            compiled = beside.submit(
+                _program, lowered, topology, mesh, "the training step", options
+            )
             decoded = None
             if decoding and any(stream.audio_samples for stream in run.streams.values()):
                 say("compiling the decoding")
                 lowered = lower_decoding(
                     run, mesh, rows_per_device=decoding_rows, beam_size=beam_size, placed=placed
                 )
-                decoded = _program(lowered, topology, mesh, "the decoding")
+                decoded = _program(lowered, topology, mesh, "the decoding", options)
                 say(f"compiled the decoding in {decoded.compile_seconds:.0f} s")
             estimated = estimate(run, topology, shape)
             training = compiled.result()
@@ -235,6 +245,7 @@ def plan_run(
         estimate=estimated,
         training=training,
         decoding=decoded,
+        compiler_options=options,
     )
 
 
@@ -242,12 +253,19 @@ def training_program(
     run: TrainRun, topology: Topology, mesh: jax.sharding.Mesh, placed: MeshState | None = None
 ) -> ProgramPlan:
     """The training step with all streams, compiled."""
-    return _program(lower_training(run, mesh, placed=placed), topology, mesh, "the training step")
+    lowered = lower_training(run, mesh, placed=placed)
+    return _program(lowered, topology, mesh, "the training step", QUICK_OPTIONS)
 
 
-def _program(lowered: Any, topology: Topology, mesh: Any, what: str) -> ProgramPlan:
+def _program(
+    lowered: Any,
+    topology: Topology,
+    mesh: Any,
+    what: str,
+    options: Mapping[str, str] | None = None,
+) -> ProgramPlan:
     try:
-        compiled: CompiledProgram = compile_program(lowered, topology.chip, what)
+        compiled: CompiledProgram = compile_program(lowered, topology.chip, what, options)
     except DoesNotFit as error:
         return ProgramPlan(
             memory=None, largest=error.largest, refusal=str(error), needed=error.needed

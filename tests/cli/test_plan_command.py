@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
 
+from maestro_jax.cli.gin_config import parse_and_build
 from maestro_jax.cli.main import main
+from maestro_jax.cli.plan_text import plan_text
+from maestro_jax.errors import UserError
+from maestro_jax.planning import plan as planning
+from maestro_jax.planning.chips import parse_topology
+from maestro_jax.planning.compiled import QUICK_OPTIONS, Memory
 
 FILES = [
     *("--gin_file", "runs/pretrain.gin", "--gin_file", "models/xl.gin"),
@@ -73,3 +80,29 @@ def test_what_does_not_fit_ends_with_one_line(capsys) -> None:
     assert "memory a chip, estimated, of 15.75 GiB" in output
     assert "activations" in error
     assert "is too small" in error
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_exact_reaches_the_planner(capsys, monkeypatch, exact: bool) -> None:
+    asked = []
+
+    def plan_run(*_, **options):
+        asked.append(options["exact"])
+        raise UserError("no further")
+
+    monkeypatch.setattr(planning, "plan_run", plan_run)
+    arguments = [*FILES, "--topology", "v6e:16x16", "--steps", "9", *["--exact"] * exact]
+    status, _, error = plan(capsys, *arguments)
+    assert (status, error, asked) == (2, "error: no further", [exact])
+
+
+def test_what_a_quick_compilation_is_worth_is_said() -> None:
+    files = [*FILES[1::2]]
+    run = parse_and_build(files, {"STEPS": "9", "AUDIO_SAMPLES": "64000"})
+    found = planning.plan_run(run, parse_topology("v6e:16x16"), compile_it=False)
+    memory = Memory(arguments=1, results=1, temporaries=1, code=1, capacity=10)
+    compiled = dataclasses.replace(found, training=planning.ProgramPlan(memory=memory))
+    assert "--exact" not in plan_text(compiled)
+    text = plan_text(dataclasses.replace(compiled, compiler_options=QUICK_OPTIONS))
+    (line,) = (line for line in text.splitlines() if "--exact" in line)
+    assert "xla_tpu_scoped_vmem_limit_kib=8192" in line

@@ -108,7 +108,8 @@ import json, dataclasses
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from maestro_jax.planning.chips import parse_topology
-from maestro_jax.planning.compiled import DoesNotFit, compile_program, compiler_devices
+from maestro_jax.planning.compiled import QUICK_OPTIONS, DoesNotFit
+from maestro_jax.planning.compiled import compile_program, compiler_devices
 from maestro_jax.planning.cycles import compiler_seconds
 
 topology = parse_topology("{topology}")
@@ -182,3 +183,31 @@ print(2 * size**3 / topology.chip.peak_flops / compiler_seconds(found.text, topo
     )
     # By the compiler's cycles and the clock: between four fifths of the peak and all of it.
     assert 0.8 < float(with_tpu_compiler(program)) < 1.01
+
+
+@pytest.mark.tpu_backend
+def test_a_quick_compilation_has_the_same_memory_and_collectives(with_tpu_compiler) -> None:
+    program = (
+        PROGRAM.format(topology="v6e:2x2")
+        + """
+from maestro_jax.planning.collectives import by_kind_and_axes, find_collectives
+def loss(w, x):
+    for _ in range(2):
+        x = x + jax.nn.swish(x @ w["up"]) @ w["down"]
+    return jnp.mean(jnp.square(x.astype(jnp.float32)))
+w = {"up": array((1024, 4096), ("data",), "bfloat16"), "down": array((4096, 1024), (), "bfloat16")}
+lowered = jax.jit(jax.grad(loss)).lower(w, array((4 * 3750, 1024), ("data",), "bfloat16"))
+for options in ({}, QUICK_OPTIONS):
+    found = compile_program(lowered, topology.chip, options=options)
+    sent = by_kind_and_axes(find_collectives(found.text, {"data": 4}))
+    sent = {str(key): size for key, size in sent.items()}
+    print(json.dumps({**dataclasses.asdict(found.memory), "sent": sent}))
+"""
+    )
+    exact, quick = map(json.loads, with_tpu_compiler(program).strip().splitlines())
+    assert quick["code"] < exact["code"], "the option does nothing"
+    assert quick["arguments"] == exact["arguments"]
+    assert quick["sent"] == exact["sent"]
+    assert sum(exact["sent"].values()) > 0
+    # What a plan is asked is the share of a chip that is free: right to a thousandth.
+    assert abs(quick["temporaries"] - exact["temporaries"]) < 0.001 * exact["capacity"]

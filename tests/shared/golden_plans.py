@@ -46,12 +46,12 @@ PLANS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 def plan(name: str) -> dict[str, Any]:
-    """What `maestro plan --json` prints for a golden plan."""
+    """What `maestro plan --exact --json` prints: of the programs that a run compiles."""
     model, arguments = PLANS[name]
     files = [word for file in (_FILES[0], model, *_FILES[1:]) for word in ("--gin_file", file)]
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
-        status = main(["plan", *files, *arguments, "--json"])
+        status = main(["plan", *files, *arguments, "--exact", "--json"])
     if status:
         raise RuntimeError(f"maestro plan of {name} ended with {status}")
     return json.loads(output.getvalue())
