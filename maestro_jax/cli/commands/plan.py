@@ -44,8 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--exact",
         action="store_true",
-        help="compile as training does; without, smaller tiles are compiled in less than half the "
-        "time: the same memory and collectives, but the compiler's cycles are too high",
+        help="compile as training does; without, smaller tiles are sooner "
+        "compiled: the same memory and collectives, but the compiler's cycles are too high",
     )
     parser.add_argument(
         "--decoding",
