@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--exact",
         action="store_true",
         help="compile as training does; without, smaller tiles are sooner "
-        "compiled: the same memory and collectives, but the compiler's cycles are too high",
+        "compiled: nearly the same memory and collectives, but the compiler's cycles are too high",
     )
     parser.add_argument(
         "--decoding",
