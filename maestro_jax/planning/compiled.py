@@ -27,7 +27,7 @@ from maestro_jax.errors import UserError
 from maestro_jax.planning.chips import GIB, Chip, Topology
 
 QUICK_OPTIONS = {"xla_tpu_scoped_vmem_limit_kib": "8192"}
-"""Options with which the TPU compiler is done sooner: layers in a half (v5e) to a quarter (v6e).
+"""Options with which the TPU compiler is done sooner.
 
 Its time goes into writing out the work of one tile of each fusion. Tiles of a fraction of the usual
 size change the code and its cycles, and next to nothing of the memory and the collectives."""

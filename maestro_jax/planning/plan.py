@@ -252,7 +252,7 @@ def plan_run(
 def training_program(
     run: TrainRun, topology: Topology, mesh: jax.sharding.Mesh, placed: MeshState | None = None
 ) -> ProgramPlan:
-    """The training step with all streams, compiled."""
+    """The training step with all streams, compiled with `QUICK_OPTIONS`."""
     lowered = lower_training(run, mesh, placed=placed)
     return _program(lowered, topology, mesh, "the training step", QUICK_OPTIONS)
 
@@ -262,7 +262,7 @@ def _program(
     topology: Topology,
     mesh: Any,
     what: str,
-    options: Mapping[str, str] | None = None,
+    options: Mapping[str, str],
 ) -> ProgramPlan:
     try:
         compiled: CompiledProgram = compile_program(lowered, topology.chip, what, options)
