@@ -47,8 +47,9 @@ def plan_text(plan: Plan) -> str:
             if compiled[0][1].largest
             else "the compiler named no buffers"
         )
-        if plan.compiler_options:
-            sections.append(_quick(plan))
+        sections += [
+            _quick(name, program) for name, program in compiled if program.compiler_options
+        ]
     else:
         estimated = plan.estimate.memory
         rows = [
@@ -64,11 +65,11 @@ def plan_text(plan: Plan) -> str:
     return "\n\n".join(sections)
 
 
-def _quick(plan: Plan) -> str:
-    options = ", ".join(f"{name}={value}" for name, value in plan.compiler_options.items())
+def _quick(name: str, program: ProgramPlan) -> str:
+    options = ", ".join(f"{key}={value}" for key, value in program.compiler_options.items())
     return (
-        f"compiled with {options}, smaller tiles that are sooner compiled: the step's cycles are "
-        "too high, its code too small; --exact compiles as training does"
+        f"the {name} is compiled with {options}, smaller tiles that are sooner compiled: its "
+        "cycles are too high, its code too small; --exact compiles it as a run does"
     )
 
 
@@ -110,7 +111,7 @@ def _time(plan: Plan) -> list[dict[str, Any]]:
     ]
     if plan.training is not None and plan.training.compiler_seconds is not None:
         seconds = plan.training.compiler_seconds
-        tiles = ", small tiles" if plan.compiler_options else ""
+        tiles = ", small tiles" if plan.training.compiler_options else ""
         rows.append(("seconds a step, the compiler's cycles", f"{seconds:.3g} (no waiting{tiles})"))
     rows.append(("model-FLOPs utilisation, roofline", f"{step.utilisation:.1%}"))
     if plan.decoding is not None and plan.decoding.compiler_seconds is not None:

@@ -21,13 +21,14 @@ from maestro_jax.data.streams import SAMPLE_RATE
 from maestro_jax.planning.chips import Topology
 from maestro_jax.planning.collectives import by_kind_and_axes, find_collectives
 from maestro_jax.planning.compiled import (
-    QUICK_OPTIONS,
     Buffer,
     CompiledProgram,
     DoesNotFit,
     Memory,
+    TileTooLarge,
     compile_program,
     compiler_devices,
+    quick_options,
 )
 from maestro_jax.planning.cycles import compiler_seconds
 from maestro_jax.planning.estimate import Estimate, estimate, rows_of_a_device
@@ -52,6 +53,8 @@ class ProgramPlan:
         collectives: Bytes sent by kind and mesh axes, ``{"all-gather over fsdp": bytes}``.
         between_slices: Of those, bytes sent to other slices.
         compile_seconds: How long the compiler took.
+        compiler_options: What the compiler was told to be done sooner; empty for the program that
+            a run compiles.
     """
 
     memory: Memory | None
@@ -62,6 +65,7 @@ class ProgramPlan:
     collectives: Mapping[str, float] = dataclasses.field(default_factory=dict)
     between_slices: float = 0.0
     compile_seconds: float = 0.0
+    compiler_options: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def fits(self) -> bool:
@@ -99,8 +103,6 @@ class Plan:
         estimate: The roofline: FLOPs, time, utilisation, hours.
         training: The training step with all streams; None without a compiler.
         decoding: The search over one batch; None without a compiler, or if it was left out.
-        compiler_options: What the compiler was told to be done sooner; empty for the programs that
-            a run compiles.
     """
 
     topology: Topology
@@ -111,7 +113,6 @@ class Plan:
     estimate: Estimate
     training: ProgramPlan | None = None
     decoding: ProgramPlan | None = None
-    compiler_options: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def refusals(self) -> tuple[str, ...]:
@@ -133,7 +134,6 @@ class Plan:
             "refusals": list(self.refusals),
             "parameters": {**self.parameters, "all": sum(self.parameters.values())},
             "streams": {name: dataclasses.asdict(each) for name, each in self.streams.items()},
-            "compiler_options": dict(self.compiler_options),
             "training": _program_dict(self.training),
             "decoding": _program_dict(self.decoding),
             "roofline": {
@@ -185,7 +185,7 @@ def plan_run(
         run: The run.
         topology: Where.
         compile_it: Whether to ask the compiler; GPUs have none to ask.
-        exact: Compile as a run does, without `QUICK_OPTIONS`.
+        exact: Compile as a run does, without `quick_options`.
         decoding: Whether to compile the decoding as well.
         decoding_rows: Utterances that each device decodes at once.
         beam_size: Of the decoding.
@@ -198,7 +198,7 @@ def plan_run(
     shape = run.partitioning.shape(topology.devices)
     rows_of_a_device(run, shape)
     devices = compiler_devices(topology) if compiling else []
-    options = QUICK_OPTIONS if compiling and not exact else {}
+    options = quick_options(topology.chip) if compiling and not exact else {}
     if not compiling:
         say(f"tracing the step for {topology}, mesh {_mesh_text(shape)}")
         estimated = estimate(run, topology, shape)
@@ -213,7 +213,7 @@ def plan_run(
         with concurrent.futures.ThreadPoolExecutor(max_workers=1) as beside:
             say("compiling the training step (minutes for a large model)")
             compiled = beside.submit(
-                _program, lowered, topology, mesh, "the training step", options
+                _program, lowered, topology, mesh, "the training step", options, say
             )
             decoded = None
             if decoding and any(stream.audio_samples for stream in run.streams.values()):
@@ -221,7 +221,7 @@ def plan_run(
                 lowered = lower_decoding(
                     run, mesh, rows_per_device=decoding_rows, beam_size=beam_size, placed=placed
                 )
-                decoded = _program(lowered, topology, mesh, "the decoding", options)
+                decoded = _program(lowered, topology, mesh, "the decoding", options, say)
                 say(f"compiled the decoding in {decoded.compile_seconds:.0f} s")
             estimated = estimate(run, topology, shape)
             training = compiled.result()
@@ -245,16 +245,15 @@ def plan_run(
         estimate=estimated,
         training=training,
         decoding=decoded,
-        compiler_options=options,
     )
 
 
 def training_program(
     run: TrainRun, topology: Topology, mesh: jax.sharding.Mesh, placed: MeshState | None = None
 ) -> ProgramPlan:
-    """The training step with all streams, compiled with `QUICK_OPTIONS`."""
+    """The training step with all streams, compiled with `quick_options`."""
     lowered = lower_training(run, mesh, placed=placed)
-    return _program(lowered, topology, mesh, "the training step", QUICK_OPTIONS)
+    return _program(lowered, topology, mesh, "the training step", quick_options(topology.chip))
 
 
 def _program(
@@ -263,9 +262,15 @@ def _program(
     mesh: Any,
     what: str,
     options: Mapping[str, str],
+    say: Callable[[str], None] = lambda line: None,
 ) -> ProgramPlan:
     try:
         compiled: CompiledProgram = compile_program(lowered, topology.chip, what, options)
+    except TileTooLarge as error:
+        if not options:
+            return ProgramPlan(memory=None, refusal=str(error))
+        say(f"{what} cannot be compiled with smaller tiles; compiling it as training does")
+        return _program(lowered, topology, mesh, what, {}, say)
     except DoesNotFit as error:
         return ProgramPlan(
             memory=None, largest=error.largest, refusal=str(error), needed=error.needed
@@ -282,6 +287,7 @@ def _program(
         },
         between_slices=sum(each.sent for each in found if each.crosses_slices),
         compile_seconds=compiled.compile_seconds,
+        compiler_options=options,
     )
 
 

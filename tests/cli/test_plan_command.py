@@ -13,7 +13,7 @@ from maestro_jax.cli.plan_text import plan_text
 from maestro_jax.errors import UserError
 from maestro_jax.planning import plan as planning
 from maestro_jax.planning.chips import parse_topology
-from maestro_jax.planning.compiled import QUICK_OPTIONS, Memory
+from maestro_jax.planning.compiled import Memory, quick_options
 
 FILES = [
     *("--gin_file", "runs/pretrain.gin", "--gin_file", "models/xl.gin"),
@@ -103,6 +103,9 @@ def test_what_a_quick_compilation_is_worth_is_said() -> None:
     memory = Memory(arguments=1, results=1, temporaries=1, code=1, capacity=10)
     compiled = dataclasses.replace(found, training=planning.ProgramPlan(memory=memory))
     assert "--exact" not in plan_text(compiled)
-    text = plan_text(dataclasses.replace(compiled, compiler_options=QUICK_OPTIONS))
+    options = quick_options(found.topology.chip)
+    training = dataclasses.replace(compiled.training, compiler_options=options)
+    text = plan_text(dataclasses.replace(compiled, training=training, decoding=compiled.training))
     (line,) = (line for line in text.splitlines() if "--exact" in line)
+    assert line.startswith("the training step is compiled with ")
     assert "xla_tpu_scoped_vmem_limit_kib=8192" in line

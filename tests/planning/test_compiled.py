@@ -108,7 +108,7 @@ import json, dataclasses
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from maestro_jax.planning.chips import parse_topology
-from maestro_jax.planning.compiled import QUICK_OPTIONS, DoesNotFit
+from maestro_jax.planning.compiled import DoesNotFit, TileTooLarge, quick_options
 from maestro_jax.planning.compiled import compile_program, compiler_devices
 from maestro_jax.planning.cycles import compiler_seconds
 
@@ -139,6 +139,31 @@ print(json.dumps(dataclasses.asdict(found.memory)))
     assert memory["arguments"] == pytest.approx(8 * mib, rel=0.001)
     assert memory["results"] == pytest.approx(4 * mib, rel=0.001)
     assert memory["capacity"] == pytest.approx(15.75 * GIB)
+
+
+@pytest.mark.tpu_backend
+def test_a_tile_too_large_is_not_a_lack_of_memory(with_tpu_compiler) -> None:
+    program = (
+        PROGRAM.format(topology="v5p:2x2x1")
+        + """
+def noisy(key):
+    return jax.random.gumbel(jax.random.wrap_key_data(key, impl="rbg"), (16, 750, 1024))
+lowered = jax.jit(noisy).lower(array((4,), (), "uint32"))
+small = {"xla_tpu_scoped_vmem_limit_kib": "256"}
+try:
+    compile_program(lowered, topology.chip, "the step", small)
+except TileTooLarge as error:
+    print(error)
+from maestro_jax.planning.plan import _program
+found = _program(lowered, topology, mesh, "the step", small, print)
+print(found.fits, found.compiler_options)
+"""
+    )
+    message, said, planned = with_tpu_compiler(program).strip().splitlines()
+    assert message.startswith("the step has an operation of which one tile is too large for the ")
+    assert "VMEM of a v5p chip (jit(noisy)/" in message
+    assert said == "the step cannot be compiled with smaller tiles; compiling it as training does"
+    assert planned == "True {}"
 
 
 @pytest.mark.tpu_backend
@@ -197,7 +222,7 @@ def loss(w, x):
     return jnp.mean(jnp.square(x.astype(jnp.float32)))
 w = {"up": array((1024, 4096), ("data",), "bfloat16"), "down": array((4096, 1024), (), "bfloat16")}
 lowered = jax.jit(jax.grad(loss)).lower(w, array((4 * 3750, 1024), ("data",), "bfloat16"))
-for options in ({}, QUICK_OPTIONS):
+for options in ({}, quick_options(topology.chip)):
     found = compile_program(lowered, topology.chip, options=options)
     sent = by_kind_and_axes(find_collectives(found.text, {"data": 4}))
     sent = {str(key): size for key, size in sent.items()}
