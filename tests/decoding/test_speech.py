@@ -123,7 +123,7 @@ def test_token_scores_are_arcs_of_the_model_s_own_lattice(params, name, beam_siz
         logits = call(frames[:, :, None], outputs[:, None], method="joint")
         return log_probabilities(logits, hat=model.decoder.hat), mask
 
-    checked = 0
+    errors, of_a_wrong_arc = [], []
     for place in range(beam_size):
         scores, mask = lattice(found.tokens[:, place])
         for row in range(4):
@@ -131,13 +131,18 @@ def test_token_scores_are_arcs_of_the_model_s_own_lattice(params, name, beam_siz
             for u in range(length):
                 t, token = int(found.frames[row, place, u]), int(found.tokens[row, place, u])
                 assert mask[row, t]
-                np.testing.assert_allclose(
-                    found.token_scores[row, place, u], scores[row, t, u, token], atol=2e-4
-                )
+                score = float(found.token_scores[row, place, u])
+                errors.append(abs(score - float(scores[row, t, u, token])))
+                near = t + 1 if t + 1 < scores.shape[1] else t - 1
+                of_a_wrong_arc.append(abs(score - float(scores[row, near, u, token])))
             if model.decoder.one_label_per_frame:
                 assert np.all(np.diff(found.frames[row, place, :length]) > 0)
-            checked += length
-    assert checked > 10 * beam_size
+    assert len(errors) > 10 * beam_size
+    # Both are float32, and large weights let the rounding of a few frames grow to some 1e-4; the
+    # arc of the next frame, the mistake that is nearest at hand, is further off by another order.
+    assert np.median(errors) < 1e-5
+    assert np.max(errors) < 1e-3
+    assert np.min(of_a_wrong_arc) > 1e-2
 
 
 @pytest.mark.parametrize("beam_size", [1, 4])
