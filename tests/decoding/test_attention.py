@@ -16,7 +16,6 @@ from maestro_jax.decoding.ngram import NgramLm
 
 VOCAB, ROOM, ROWS = 4, 3, 3
 END = 1
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 # log P(next | last two tokens), another table a row.
 TABLES = np.random.default_rng(5).normal(size=(ROWS, VOCAB, VOCAB, VOCAB), scale=1.5)
 
@@ -33,7 +32,7 @@ def search(rows=ROWS, present=None, *, beam_size, **options):
     present = jnp.ones(rows, bool) if present is None else jnp.asarray(present)
     past = jnp.zeros((rows, beam_size), jnp.int32)
     function = functools.partial(attention_decode, step, beam_size=beam_size, **options)
-    return jax.jit(function, compiler_options=QUICK)(past, present)
+    return jax.jit(function)(past, present)
 
 
 def every_text(row, room=ROOM):

@@ -20,8 +20,6 @@ from maestro_jax.decoding.fusion import Fusion
 from maestro_jax.decoding.greedy import greedy_decode
 from maestro_jax.decoding.ngram import NgramLm
 
-# These programs run for a fraction of a second: what counts is the time to compile them.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 WIDE = 20  # More than the 15 label sequences of the lattices that are enumerated.
 
 
@@ -40,7 +38,6 @@ def search(transducer, frame_lengths, **options):
             one_label_per_frame=transducer.one_label_per_frame,
             **options,
         ),
-        compiler_options=QUICK,
     )(transducer.encoded, jnp.asarray(frame_lengths, jnp.int32))
 
 
@@ -206,9 +203,7 @@ def test_an_internal_language_model_is_subtracted():
         hat=True,
         beam_size=14,
     )
-    plain, subtracted = jax.jit(
-        lambda: (run(), run(fusion=Fusion(internal_weight=0.7))), compiler_options=QUICK
-    )()
+    plain, subtracted = jax.jit(lambda: (run(), run(fusion=Fusion(internal_weight=0.7))))()
     scores = {listed(plain, 0, i)[0]: float(plain.scores[0, i]) for i in range(13)}
     assert len(scores) == 13
     for place in range(13):
@@ -243,7 +238,6 @@ def test_a_beam_of_one_is_the_greedy_search(kind, cap, max_labels):
             greedy_decode(predict, joint, state, encoded, lengths, **options),
             beam_decode(predict, joint, state, encoded, lengths, beam_size=1, **options),
         ),
-        compiler_options=QUICK,
     )(transducer.encoded)
     for name, want, got in zip(greedy._fields, greedy, beam, strict=True):
         np.testing.assert_allclose(got[:, 0], want, rtol=1e-5, atol=1e-6, err_msg=name)
@@ -291,13 +285,13 @@ def _decode_logits(logits, lengths):
     )
 
 
-COMPILED = jax.jit(_decode_logits, compiler_options=QUICK)
+COMPILED = jax.jit(_decode_logits)
 
 
 def test_a_shape_is_traced_once():
     traces = []
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def decode(logits, lengths):
         traces.append(logits.shape)
         return _decode_logits(logits, lengths)
@@ -323,7 +317,6 @@ def test_padding_never_matters():
             beam_size=3,
             max_labels=5,
         ),
-        compiler_options=QUICK,
     )
     clean = run(encoded)
     padding = np.arange(6)[None, :, None] >= np.asarray(lengths)[:, None, None]
@@ -373,10 +366,10 @@ def test_a_split_batch_stays_split():
             fusion=fusion,
         )
 
-    alone = jax.jit(decode, compiler_options=QUICK)(encoded, lengths)
+    alone = jax.jit(decode)(encoded, lengths)
     with jax.set_mesh(mesh):
         given_ = jax.device_put((encoded, lengths), rows)
-        split = jax.jit(decode, in_shardings=(rows, rows), compiler_options=QUICK)
+        split = jax.jit(decode, in_shardings=(rows, rows))
         compiled = split.lower(*given_).compile()
         found = compiled(*given_)
     for name, want, got in zip(alone._fields, alone, found, strict=True):

@@ -17,7 +17,6 @@ from maestro_jax.decoding.ngram import NgramLm
 
 VOCAB, FRAMES, ROOM = 3, 5, 5
 LENGTHS = np.asarray([5, 3, 0, 4], np.int32)
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def collapse(path):
@@ -52,7 +51,7 @@ def texts(log_probs):
 
 def beam_search(log_probs, lengths=LENGTHS, **options):
     options = {"max_labels": ROOM, **options}
-    function = jax.jit(functools.partial(ctc_beam_search, **options), compiler_options=QUICK)
+    function = jax.jit(functools.partial(ctc_beam_search, **options))
     return function(jnp.asarray(log_probs, jnp.float32), jnp.asarray(lengths))
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,8 +13,6 @@ from table_transducer import listed
 from maestro_jax.decoding.greedy import greedy_decode
 from maestro_jax.losses.transducer import transducer_loss
 
-# These programs run for a fraction of a second: what counts is the time to compile them.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 BATCH, FRAMES, FEATURES, HIDDEN, VOCAB = 4, 9, 3, 5, 6
 MAX_LABELS, CAP = 20, 2
 
@@ -43,11 +39,6 @@ def toy(seed, blank_id=0, blank_bias=0.0):
     return predict, joint, state
 
 
-@functools.cache
-def quick(function):
-    return jax.jit(function, compiler_options=QUICK)
-
-
 def plain_loop(
     predict,
     joint,
@@ -61,7 +52,7 @@ def plain_loop(
     one_label_per_frame=False,
 ):
     """One example, one symbol at a time, float64 scores."""
-    predict, joint = quick(predict), quick(joint)
+    predict, joint = jax.jit(predict), jax.jit(joint)
     outputs, state = predict(state, jnp.asarray([blank_id]))
     tokens, emitted_on, token_scores, score, truncated = [], [], [], 0.0, False
     for frame in range(frames):
@@ -95,7 +86,7 @@ def log_probabilities(logits, blank_id, hat):
 
 
 def decoder(predict, joint, state, cap=CAP, max_labels=MAX_LABELS, **options):
-    return quick(
+    return jax.jit(
         lambda encoded, frame_lengths: greedy_decode(
             predict,
             joint,

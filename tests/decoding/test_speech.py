@@ -29,7 +29,6 @@ from maestro_jax.modules.text_encoder import TextEncoder
 from maestro_jax.modules.transducer import TransducerDecoder
 
 VOCAB, SAMPLES, MAX_LABELS = 12, 16000, 24
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def maestro(**decoder):
@@ -63,7 +62,7 @@ def maestro(**decoder):
 def params():
     """Random weights, larger at the end, so that hypotheses have something to say."""
     model = maestro()
-    init = jax.jit(lambda key: model.init({"params": key}, {}), compiler_options=QUICK)
+    init = jax.jit(lambda key: model.init({"params": key}, {}))
     params = nn.unbox(init(jax.random.key(0)))["params"]
     scale = {"output": 6.0, "frame_projection": 4.0, "label_projection": 3.0}
     for name, factor in scale.items():
@@ -94,7 +93,7 @@ def decoder(name="softmax", **options):
     function = functools.partial(
         decode_speech, maestro(**DECODERS[name]), max_labels=MAX_LABELS, **options
     )
-    return jax.jit(function, compiler_options=QUICK)
+    return jax.jit(function)
 
 
 def decode(params, audio, lengths, name="softmax", **options):
@@ -113,7 +112,7 @@ def test_token_scores_are_arcs_of_the_model_s_own_lattice(params, name, beam_siz
     assert found.tokens.shape == (4, beam_size, MAX_LABELS)
     call = functools.partial(model.apply, {"params": params})
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def lattice(tokens):
         features, mask = call(audio, LENGTHS, method="features")
         context = call(call(features, mask, method="encode_speech"), mask, method="encode_shared")
@@ -174,7 +173,7 @@ def test_a_beam_finds_better_and_a_language_model_is_heard(params):
         fusion=Fusion(lm=lm, weight=2.0),
     )
     lengths = jnp.asarray(LENGTHS, jnp.int32)
-    fused = jax.jit(function, compiler_options=QUICK)(params, jnp.asarray(audio), lengths)
+    fused = jax.jit(function)(params, jnp.asarray(audio), lengths)
     # Not row by row: a beam may lose the greedy path to four others that end worse.
     assert np.sum(beam.scores[:, 0]) > np.sum(greedy.scores[:, 0])
 
@@ -197,7 +196,7 @@ def test_a_split_batch_stays_split(params, beam_size=4):
     audio, lengths = noise(8), np.asarray([16000, 0, 800, 4000] * 2, np.int32)
     with jax.set_mesh(mesh), nn.logical_axis_rules((("batch", "data"),)):
         compiled = (
-            jax.jit(function, in_shardings=(whole, rows, rows), compiler_options=QUICK)
+            jax.jit(function, in_shardings=(whole, rows, rows))
             .lower(params, audio, lengths)
             .compile()
         )

@@ -24,7 +24,6 @@ from maestro_jax.losses.transducer_arcs import log_probabilities
 from maestro_jax.training.partitioning import Partitioning
 
 FRAME = 0.04
-QUICKLY = {"xla_backend_optimization_level": 0}
 SAMPLES = 5200  # 31 mel frames, halved twice: 8 frames
 SMALL = {
     name: "16" for name in ("FEATURES", "HIDDEN", "TEXT_FEATURES", "CODES", "CODE_FEATURES")
@@ -95,7 +94,7 @@ def log_lattice(transcriber, samples, tokens):
     """Log-probabilities [frames, labels + 1, vocab], step by step, without padding."""
     call = functools.partial(transcriber.run.model.apply, {"params": transcriber.params})
 
-    @functools.partial(jax.jit, compiler_options=QUICKLY)
+    @jax.jit
     def run(audio):
         features, mask = call(audio, jnp.asarray([len(samples)]), method="features")
         encoded = call(features, mask, method="encode_speech")

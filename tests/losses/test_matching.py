@@ -14,8 +14,6 @@ from maestro_jax.losses.matching import FORMS, NEGATIVES, STOPPED, cosine_simila
 from maestro_jax.losses.reduction import mean
 from maestro_jax.training.partitioning import Partitioning
 
-# Small programs: what counts is the time to compile them.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 # A full row, one with a hole, an empty one, one frame alone. Labels repeat within and across rows.
 MASK = np.array([[1] * 5, [1, 1, 0, 1, 0], [0] * 5, [0, 1, 0, 0, 0]], bool)
 LABELS = np.array([[3, 3, 4, 3, 5], [4, 6, 6, 6, 6], [3] * 5, [6] * 5], np.int32)
@@ -23,7 +21,6 @@ LABELS = np.array([[3, 3, 4, 3, 5], [4, 6, 6, 6, 6], [3] * 5, [6] * 5], np.int32
 matching_loss = jax.jit(
     losses.matching_loss,
     static_argnames=("form", "stop_gradient", "normalize", "temperature", "negatives"),
-    compiler_options=QUICK,
 )
 
 
@@ -38,7 +35,7 @@ def value_and_gradients(speech, text, mask, **options):
     def loss(speech, text):
         return mean(losses.matching_loss(speech, text, mask, **options))
 
-    return jax.jit(jax.value_and_grad(loss, (0, 1)), compiler_options=QUICK)(speech, text)
+    return jax.jit(jax.value_and_grad(loss, (0, 1)))(speech, text)
 
 
 def test_squared_error_over_valid_frames():
@@ -166,7 +163,7 @@ def test_nothing_valid_is_zero_with_finite_gradients(form, negatives, normalize)
     def loss(sides, mask):
         return mean(losses.matching_loss(*sides, mask, stop_gradient="none", **options))
 
-    compiled = jax.jit(jax.value_and_grad(loss), compiler_options=QUICK)
+    compiled = jax.jit(jax.value_and_grad(loss))
     for scale in (0.0, 1.0):
         value, gradient = compiled(scale * sides(), np.zeros_like(MASK))
         assert float(value) == 0.0
@@ -187,13 +184,13 @@ def test_negatives_of_the_whole_batch_are_those_of_one_device():
         options = {"form": "infonce", "negatives": "batch", "stop_gradient": "none"}
         return mean(losses.matching_loss(speech, text, mask, labels=labels, **options))
 
-    expected, expected_gradients = jax.jit(loss, compiler_options=QUICK)(speech, text, mask, labels)
+    expected, expected_gradients = jax.jit(loss)(speech, text, mask, labels)
     partitioning = Partitioning(mesh_shape=(2, 4, 1))
     mesh = partitioning.mesh()
     rows = partitioning.batch_sharding(mesh)
     with partitioning.activate(mesh):
         placed = jax.device_put((speech, text, mask, labels), rows)
-        step = jax.jit(loss, in_shardings=rows, compiler_options=QUICK)
+        step = jax.jit(loss, in_shardings=rows)
         program = step.lower(*placed).compile()
         found, gradients = program(*placed)
     np.testing.assert_allclose(found, expected, rtol=1e-6)

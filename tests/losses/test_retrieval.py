@@ -10,15 +10,11 @@ import pytest
 from maestro_jax.losses import retrieval
 
 BATCH, FRAMES, FEATURES = 3, 7, 5
-# Small programs: what counts is the time to compile them.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 # One row is full, one has a hole and padding, one is absent.
 MASK = np.array([[1] * 7, [1, 1, 0, 1, 1, 0, 0], [0] * 7], bool)
 TOKEN = np.array([[0, 0, 1, 1, 1, 2, 3], [0, 1, 1, 1, 1, 0, 0], [0] * 7], np.int32)
 
-retrieval_accuracy = jax.jit(
-    retrieval.retrieval_accuracy, static_argnames="scope", compiler_options=QUICK
-)
+retrieval_accuracy = jax.jit(retrieval.retrieval_accuracy, static_argnames="scope")
 
 
 def sides(noise):

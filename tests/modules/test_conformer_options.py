@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 
 import flax.linen as nn
@@ -26,14 +25,6 @@ X = RNG.normal(size=(3, 7, FEATURES)).astype(np.float32)
 MASK = length_mask(jnp.array([7, 4, 0]), 7)
 LANGUAGE = jnp.array([1, 0, 1])
 LAYERS = 2
-# What counts is the time to compile.
-compiled = functools.partial(
-    jax.jit,
-    compiler_options={
-        "xla_backend_optimization_level": 0,
-        "xla_llvm_disable_expensive_passes": True,
-    },
-)
 
 
 def stack(**settings: object) -> ConformerStack:
@@ -59,7 +50,7 @@ def test_a_tapped_layer_is_the_top_of_a_shorter_stack(scan: bool) -> None:
     layers = unrolled(params)
     module = stack(scan=scan)
 
-    @compiled
+    @jax.jit
     def tap(params: dict) -> tuple[tuple[jax.Array, jax.Array], dict]:
         def loss(params: dict) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             both = module.apply(params, X, MASK, tap=1, method="with_tap")
@@ -69,10 +60,10 @@ def test_a_tapped_layer_is_the_top_of_a_shorter_stack(scan: bool) -> None:
         return both, gradient
 
     (top, tapped), gradient = tap(params if scan else {"params": layers})
-    shorter = compiled(stack(layers=1, scan=False).apply)
+    shorter = jax.jit(stack(layers=1, scan=False).apply)
     np.testing.assert_allclose(tapped, shorter({"params": layers}, X, MASK), atol=1e-5)
     # The top is the second block's output for it.
-    second = compiled(stack(layers=1, scan=False, positions="none").apply)
+    second = jax.jit(stack(layers=1, scan=False, positions="none").apply)
     upper = {"params": {"layer_0": layers["layer_1"]}}
     np.testing.assert_allclose(top, second(upper, tapped, MASK), atol=1e-4)
     # Nothing above the tapped layer learns from it; everything below does.
@@ -99,7 +90,7 @@ def test_a_tap_outside_the_stack_is_refused() -> None:
 def test_attention_sees_a_band(context: int | None) -> None:
     module = SelfAttention(heads=2, context=context)
     params = drawn(module, X, MASK)["params"]
-    found = compiled(module.apply)({"params": params}, X, MASK)
+    found = jax.jit(module.apply)({"params": params}, X, MASK)
 
     def project(name: str) -> np.ndarray:
         weights = {k: np.asarray(v, np.float64) for k, v in params[name].items()}
@@ -127,7 +118,7 @@ def test_the_stack_hands_its_context_down() -> None:
     params = drawn(module, X, MASK)
     mask = jnp.ones((1, 7), bool)
     # With convolutions of one frame, a frame depends on its neighbours and on no other.
-    jacobian = compiled(jax.jacobian(lambda x: module.apply(params, x, mask)[0, :, 0]))(X[:1])
+    jacobian = jax.jit(jax.jacobian(lambda x: module.apply(params, x, mask)[0, :, 0]))(X[:1])
     reached = np.abs(jacobian[:, 0]).max(axis=-1) > 0
     np.testing.assert_array_equal(reached, abs(np.subtract.outer(range(7), range(7))) <= 1)
 
@@ -137,7 +128,7 @@ def test_adapters_are_chosen_by_language(languages: int) -> None:
     module = ResidualAdapter(bottleneck=3, languages=languages)
     params = drawn(module, X, LANGUAGE)["params"]
     rows = jnp.array([1, 0, -1])
-    found = compiled(module.apply)({"params": params}, X, rows)
+    found = jax.jit(module.apply)({"params": params}, X, rows)
     for row, language in enumerate([1, 0, -1] if languages else [0, 0, 0]):
         if language < 0:
             np.testing.assert_array_equal(found[row], X[row])
@@ -152,11 +143,11 @@ def test_adapters_are_chosen_by_language(languages: int) -> None:
 
 def test_adapters_change_nothing_at_first() -> None:
     plain, adapted = stack(), stack(adapter_features=3, adapter_languages=2)
-    params = nn.unbox(compiled(adapted.init)(jax.random.key(0), X, MASK, LANGUAGE))
+    params = nn.unbox(jax.jit(adapted.init)(jax.random.key(0), X, MASK, LANGUAGE))
     without = {"params": {"layers": dict(params["params"]["layers"])}}
     del without["params"]["layers"]["adapter"]
-    found = compiled(adapted.apply)(params, X, MASK, LANGUAGE)
-    np.testing.assert_array_equal(found, compiled(plain.apply)(without, X, MASK))
+    found = jax.jit(adapted.apply)(params, X, MASK, LANGUAGE)
+    np.testing.assert_array_equal(found, jax.jit(plain.apply)(without, X, MASK))
     with pytest.raises(ValueError, match="which language"):
         jax.eval_shape(adapted.apply, params, X, MASK)
     with pytest.raises(ValueError, match="adapter_features"):
@@ -169,7 +160,7 @@ def test_all_but_the_adapters_can_be_frozen_by_name() -> None:
     rest = ParameterGroup(name="rest", patterns=r"(?!.*\badapter/).*", frozen=True)
     transformation = AdamConfig(groups=(rest,)).build(params)
 
-    @compiled
+    @jax.jit
     def updated(params: dict) -> dict:
         gradient = jax.tree.map(jnp.ones_like, params)
         updates, _ = transformation.update(gradient, transformation.init(params), params)

@@ -17,8 +17,6 @@ from maestro_jax.modules.gaussian_upsampling import (
 )
 from maestro_jax.modules.resampler import Resampler
 
-# Small programs: what counts is the time to compile them.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 # Zeros inside and as padding, a row that overflows, an empty row.
 DURATIONS = np.array(
     [[2.3, 0.0, 1.1, 3.7, 0.0], [0.0, 4.2, 9.5, 1.0, 2.0], [0.0] * 5, [0.4, 0.4, 0.4, 0.4, 6.0]],
@@ -33,7 +31,7 @@ def embedded(features=FEATURES):
 
 
 def run(module, variables, x, durations):
-    apply = jax.jit(module.apply, static_argnums=3, compiler_options=QUICK)
+    apply = jax.jit(module.apply, static_argnums=3)
     return apply(variables, x, durations, FRAMES)
 
 
@@ -68,7 +66,7 @@ def weights_by_definition(durations, ranges):
 
 def test_weights_are_those_of_the_definition():
     ranges = np.random.default_rng(1).uniform(0.4, 2.0, DURATIONS.shape).astype(np.float32)
-    compiled = jax.jit(gaussian_weights, static_argnums=2, compiler_options=QUICK)
+    compiled = jax.jit(gaussian_weights, static_argnums=2)
     found = np.asarray(compiled(DURATIONS, ranges, FRAMES))
     expected = weights_by_definition(DURATIONS, ranges)
     there = [0, 1, 3]
@@ -139,7 +137,7 @@ def test_gradient_of_durations_is_that_of_finite_differences():
     x = embedded()
     probe = np.random.default_rng(3).normal(size=(4, FRAMES, FEATURES)).astype(np.float32)
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     @functools.partial(jax.value_and_grad, argnums=(0, 1))
     def loss(durations, variables):
         return jnp.sum(module.apply(variables, x, durations, FRAMES)[0] * probe)

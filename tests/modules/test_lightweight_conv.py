@@ -13,9 +13,6 @@ import pytest
 from maestro_jax.modules.lightweight_conv import LightweightConv, LightweightConvBlock
 from maestro_jax.modules.masking import length_mask
 
-# Small programs: what counts is the time to compile them.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
 
 def normal(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
@@ -45,7 +42,7 @@ def test_convolution_is_that_of_the_definition(heads, width):
     x, weights = normal(3, 7, 6), normal(width, heads, seed=1)
     lengths = [7, 4, 0]
     mask = length_mask(jnp.array(lengths), 7)
-    apply = jax.jit(LightweightConv(heads, width).apply, compiler_options=QUICK)
+    apply = jax.jit(LightweightConv(heads, width).apply)
     found = apply({"params": {"weights": weights}}, x, mask)
     expected = by_definition(x.astype(np.float64), weights.astype(np.float64), lengths)
     np.testing.assert_allclose(found, expected, atol=1e-5)
@@ -70,7 +67,7 @@ def test_gradients_are_those_of_finite_differences_of_the_definition():
         return found
 
     x64, weights64 = x.astype(np.float64), weights.astype(np.float64)
-    of_x, of_weights = jax.jit(jax.grad(loss, (0, 1)), compiler_options=QUICK)(x, weights)
+    of_x, of_weights = jax.jit(jax.grad(loss, (0, 1)))(x, weights)
     np.testing.assert_allclose(
         of_x,
         slopes(lambda at: np.sum(by_definition(at, weights64, lengths) * probe), x64),

@@ -11,9 +11,6 @@ import pytest
 from maestro_jax.modules.masking import length_mask
 from maestro_jax.modules.refiner import MIXERS, Refiner
 
-# Small programs: what counts is the time to compile them.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
 
 def refiner(mixer, **changes):
     settings = {"features": 10, "layers": 2, "heads": 2, "kernel_size": 5, "hidden": 12}
@@ -34,7 +31,7 @@ def built(request):
         found, backward = jax.vjp(lambda x: module.apply(variables, x, mask), x)
         return found, backward(cotangents)[0]
 
-    return request.param, jax.jit(outputs, compiler_options=QUICK), x
+    return request.param, jax.jit(outputs), x
 
 
 def test_padding_is_not_seen_whatever_it_holds(built):

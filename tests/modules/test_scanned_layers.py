@@ -12,8 +12,6 @@ from maestro_jax.modules.masking import length_mask
 from maestro_jax.modules.refiner import Refiner
 from maestro_jax.modules.text_encoder import TextEncoder
 
-# Small programs: what counts is the time to compile them.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 SIZES = {"features": 8, "layers": 3, "heads": 2, "hidden": 12}
 
 
@@ -37,9 +35,7 @@ def test_a_loop_computes_what_layers_do(build, one, all_of_them, remat):
     if build is text_encoder:
         x = rng.integers(1, 7, (2, 5))
     unrolled, looped = build(), build(scan=True, remat=remat)
-    params = nn.unbox(jax.jit(unrolled.init, compiler_options=QUICK)(jax.random.key(0), x, mask))[
-        "params"
-    ]
+    params = nn.unbox(jax.jit(unrolled.init)(jax.random.key(0), x, mask))["params"]
 
     def stacked(params):
         layers = [params[one.format(index)] for index in range(3)]
@@ -53,7 +49,7 @@ def test_a_loop_computes_what_layers_do(build, one, all_of_them, remat):
             return jnp.sum(y * jnp.arange(y.shape[-1])), y
 
         step = jax.value_and_grad(loss, has_aux=True)
-        return jax.jit(step, compiler_options=QUICK)(params)
+        return jax.jit(step)(params)
 
     (_, expected), expected_gradient = outputs(unrolled, lambda params: params)
     (_, found), gradient = outputs(looped, stacked)
@@ -63,9 +59,7 @@ def test_a_loop_computes_what_layers_do(build, one, all_of_them, remat):
     ):
         np.testing.assert_allclose(leaf, other, atol=2e-4)
     # Each layer begins with weights of its own.
-    drawn = nn.unbox(jax.jit(looped.init, compiler_options=QUICK)(jax.random.key(0), x, mask))[
-        "params"
-    ][all_of_them]
+    drawn = nn.unbox(jax.jit(looped.init)(jax.random.key(0), x, mask))["params"][all_of_them]
     for path, leaf in jax.tree_util.tree_leaves_with_path(drawn):
         assert leaf.shape[0] == 3
         if path[-1].key == "kernel":

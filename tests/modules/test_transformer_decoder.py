@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,8 +10,6 @@ import pytest
 
 from maestro_jax.modules.transformer_decoder import Attention, TransformerDecoder
 
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-quick = functools.partial(jax.jit, compiler_options=QUICK)
 BATCH, FRAMES, TOKENS, VOCAB, WIDTH = 3, 7, 5, 11, 8
 
 
@@ -35,7 +31,7 @@ def inputs():
 
 def make(model, inputs):
     encoded, mask, tokens, language = inputs
-    params = nn.unbox(quick(model.init)(jax.random.key(0), tokens, encoded, mask, language))
+    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), tokens, encoded, mask, language))
     # Biases and scales that are not zero and one.
     noise = np.random.default_rng(1)
     params = jax.tree.map(lambda x: x + 0.2 * noise.normal(size=x.shape).astype(x.dtype), params)
@@ -51,17 +47,17 @@ def made(inputs):
 def test_step_by_step_as_at_once(made, inputs, tied):
     model, params = made if tied else make(decoder(tied=False), inputs)
     encoded, mask, tokens, language = inputs
-    whole = quick(model.apply)(params, tokens, encoded, mask, language)
+    whole = jax.jit(model.apply)(params, tokens, encoded, mask, language)
     assert whole.shape == (BATCH, TOKENS, VOCAB)
     beam = 2
     # The second text of each utterance is another one: the first shifted by an id.
     other = np.where(np.arange(TOKENS) > 0, 3 + (tokens + 1) % (VOCAB - 3), 0).astype(np.int32)
-    others = quick(model.apply)(params, other, encoded, mask, language)
+    others = jax.jit(model.apply)(params, other, encoded, mask, language)
     texts = np.stack([tokens, other], axis=1)
     cache = model.apply(
         params, encoded, mask, language, beam=beam, length=TOKENS + 2, method="start"
     )
-    step = quick(lambda tokens, at, cache: model.apply(params, tokens, at, cache, method="step"))
+    step = jax.jit(lambda tokens, at, cache: model.apply(params, tokens, at, cache, method="step"))
     for position in range(TOKENS):
         logits, cache = step(texts[:, :, position], jnp.int32(position), cache)
         np.testing.assert_allclose(logits[:, 0], whole[:, position], atol=2e-5)
@@ -71,7 +67,7 @@ def test_step_by_step_as_at_once(made, inputs, tied):
 def test_no_token_sees_what_follows_and_none_sees_padding(made, inputs):
     model, params = made
     encoded, mask, tokens, language = inputs
-    apply = quick(model.apply)
+    apply = jax.jit(model.apply)
     whole = apply(params, tokens, encoded, mask, language)
     changed = tokens.copy()
     changed[:, 3] = 3 + (changed[:, 3] + 1) % (VOCAB - 3)
@@ -84,7 +80,7 @@ def test_no_token_sees_what_follows_and_none_sees_padding(made, inputs):
 def test_the_language_is_heard_where_one_is_asked_for(made, inputs):
     model, params = made
     encoded, mask, tokens, language = inputs
-    apply = quick(model.apply)
+    apply = jax.jit(model.apply)
     whole = apply(params, tokens, encoded, mask, language)
     silent = apply(params, tokens, encoded, mask, np.full(BATCH, -1, np.int32))
     assert np.abs(whole - silent).max(axis=(1, 2))[[0, 2]].min() > 0.01
@@ -96,7 +92,7 @@ def test_an_utterance_without_frames_is_finite(made, inputs):
     encoded, _, tokens, language = inputs
     nothing = np.zeros((BATCH, FRAMES), bool)
 
-    @quick
+    @jax.jit
     @jax.grad
     def gradient_of(params):
         return model.apply(params, tokens, 0.0 * encoded, nothing, language).sum()

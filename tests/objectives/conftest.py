@@ -34,8 +34,6 @@ WIDTH = 16
 SAMPLES = 9600
 LATER = 10
 SEED = 3
-# These programs run for a fraction of a second: what counts is the time to compile them.
-QUICK_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 WEIGHTS = (
     "contrastive",
     "diversity",
@@ -147,13 +145,12 @@ class Tiny:
     text_frames = TEXT_FRAMES
     optimizer = OPTIMIZER
     later = LATER
-    compiler_options = QUICK_COMPILE
     objective = staticmethod(objective)
     maestro = staticmethod(tiny_maestro)
 
     def __init__(self) -> None:
         self.model = tiny_maestro()
-        self._step = jax.jit(self.train_step, compiler_options=QUICK_COMPILE)
+        self._step = jax.jit(self.train_step)
 
     @staticmethod
     def params_of(model: Maestro, seed: int = 0) -> Any:

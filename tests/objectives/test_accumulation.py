@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import re
 
 import jax
@@ -49,7 +48,7 @@ def run_step(tiny, model, params, batch, accumulate, partitioning=None):
 
     state = create_state(params, tiny.optimizer)
     if partitioning is None:
-        jitted = jax.jit(step, compiler_options=tiny.compiler_options)
+        jitted = jax.jit(step)
         new, metrics = jitted(state, batch)
         return tiny.gradients(new), jax.device_get(metrics)
     mesh = partitioning.mesh()
@@ -62,7 +61,7 @@ def run_step(tiny, model, params, batch, accumulate, partitioning=None):
     with partitioning.activate(mesh):
         state = jax.device_put(state, shardings)
         batch = partitioning.shard_batch(mesh, batch)
-        jitted = jax.jit(step, compiler_options=tiny.compiler_options)
+        jitted = jax.jit(step)
         new, metrics = jitted(state, batch)
     return tiny.gradients(new), jax.device_get(metrics)
 
@@ -113,12 +112,12 @@ def test_pretraining_is_the_sum_of_its_parts(tiny):
     state = create_state(params, tiny.optimizer).replace(step=jnp.int32(7))
     rng = jax.random.key(5)
 
-    @functools.partial(jax.jit, compiler_options=tiny.compiler_options)
+    @jax.jit
     def in_parts(state, batch):
         parts = batch_in_parts(objective, model, state, batch, None, rng, 2)
         return accumulated_loss(objective, state.params, parts, step=state.step, controls=None)
 
-    @functools.partial(jax.jit, compiler_options=tiny.compiler_options)
+    @jax.jit
     def at_once(state, batch):
         def loss(params):
             sums, streams = {}, {}
@@ -218,7 +217,6 @@ def test_norms_of_terms_are_those_of_the_whole_batch(tiny, sure):
             lambda state, batch, n=n: term_gradient_norms(
                 state, batch, model=model, objective=objective, seed=0, accumulate=n
             ),
-            compiler_options=tiny.compiler_options,
         )(state, batch)
         for n in (1, 2)
     ]

@@ -36,7 +36,7 @@ def lattice_nats(logits, labels, frames):
 
 
 def gradients_of(tiny, objective, params, batch, **kwargs):
-    @functools.partial(jax.jit, compiler_options=tiny.compiler_options)
+    @jax.jit
     def compute(params):
         return jax.value_and_grad(
             lambda p: objective.loss(
@@ -69,7 +69,7 @@ class TestSpeechRecognition:
 
         call = functools.partial(tiny.model.apply, {"params": params})
 
-        @functools.partial(jax.jit, compiler_options=tiny.compiler_options)
+        @jax.jit
         def lattices():
             features, mask = call(paired["audio"], paired["audio_length"], method="features")
             encoded = call(features, mask, method="encode_speech")
@@ -109,7 +109,6 @@ class TestSpeechTranslation:
                 rng=tiny.step_rng(),
                 step=0,
             )[1],
-            compiler_options=tiny.compiler_options,
         )()
         assert {name for name in metrics if name.startswith("loss")} == {
             "loss",

@@ -37,11 +37,6 @@ OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
 
 
 @pytest.fixture(scope="module")
-def quick(tiny):
-    return functools.partial(jax.jit, compiler_options=tiny.compiler_options)
-
-
-@pytest.fixture(scope="module")
 def model(tiny):
     """The tiny model with both heads, without dropout; every token of a text lasts."""
     without = tiny.maestro(dropout=0.0)
@@ -69,7 +64,7 @@ def params(tiny, model):
 class Learner:
     """Loss, metrics and gradients of an objective, and steps of Adam: one program for all."""
 
-    def __init__(self, model, objective, quick):
+    def __init__(self, model, objective):
         def step(params, state, batch):
             (loss, metrics), gradients = jax.value_and_grad(
                 lambda p: objective.loss(model, p, p, batch, rng=jax.random.key(0), step=0),
@@ -78,9 +73,9 @@ class Learner:
             updates, state = OPTIMIZER.update(gradients, state)
             return optax.apply_updates(params, updates), state, (loss, metrics, gradients)
 
-        self._step = quick(step)
+        self._step = jax.jit(step)
 
-        self._loss = quick(
+        self._loss = jax.jit(
             lambda params, batch: objective.loss(
                 model, params, params, batch, rng=jax.random.key(0), step=0
             )
@@ -102,13 +97,13 @@ class Learner:
 
 
 @pytest.fixture(scope="module")
-def ctc(model, quick):
-    return Learner(model, CTC, quick)
+def ctc(model):
+    return Learner(model, CTC)
 
 
 @pytest.fixture(scope="module")
-def attention(model, quick):
-    return Learner(model, ATTENTION, quick)
+def attention(model):
+    return Learner(model, ATTENTION)
 
 
 def modules_with_gradient(gradients):
@@ -176,11 +171,11 @@ class TestRecognitionByCtc:
         paired["text"][3, :5], paired["text_length"][3] = 7, 5
         return paired
 
-    def test_rows_without_a_path_are_left_out_and_counted(self, model, params, quick, odd):
+    def test_rows_without_a_path_are_left_out_and_counted(self, model, params, odd):
         """And a hybrid is the weighted sum of both terms."""
         objective = SpeechRecognition(ctc_weight=0.5, transducer_weight=2.0)
         assert objective.decoders == ("transducer", "ctc")
-        loss, metrics = quick(
+        loss, metrics = jax.jit(
             lambda p: objective.loss(model, p, None, {"paired": odd}, rng=jax.random.key(0), step=0)
         )(params)
         assert metrics["paired/without_ctc_path"] == (1.0, 1.0)
@@ -205,7 +200,7 @@ class TestRecognitionByCtc:
             )
 
     @pytest.mark.slow
-    def test_it_learns_to_write(self, model, ctc, params, quick, odd):
+    def test_it_learns_to_write(self, model, ctc, params, odd):
         """Whatever is wrong on the way from loss to tokens, four texts do not come out right."""
         assert modules_with_gradient(ctc.gradients(params, {"paired": odd})) == {
             "subsampling",
@@ -227,7 +222,7 @@ class TestRecognitionByCtc:
         learned, loss = ctc.learn(params, {"paired": paired}, 80)
         assert loss < 0.3
 
-        @quick
+        @jax.jit
         def decode(params):
             call = functools.partial(model.apply, {"params": params})
             features, mask = call(audio, full, method="features")
@@ -269,16 +264,14 @@ class TestTranslationByAttention:
         batch["st"]["translation_length"][2] = 0
         return batch
 
-    def test_terms_are_cross_entropies_of_the_translations(
-        self, model, attention, params, quick, odd
-    ):
+    def test_terms_are_cross_entropies_of_the_translations(self, model, attention, params, odd):
         """Token by token from the decoder's own logits, in float64; absent rows count nothing."""
         batch, st, mt = odd, odd["st"], odd["mt"]
         loss, metrics = attention.loss(params, batch)
         means = means_of(metrics)
         assert float(loss) == pytest.approx(means["loss/st"] + 5.0 * means["loss/mt"], rel=1e-6)
 
-        @quick
+        @jax.jit
         def logits_of(params):
             call = functools.partial(model.apply, {"params": params})
             features, mask = call(st["audio"], st["audio_length"], method="features")
@@ -316,7 +309,7 @@ class TestTranslationByAttention:
             )
 
     @pytest.mark.slow
-    def test_it_learns_to_translate_speech_and_text(self, model, attention, params, quick, odd):
+    def test_it_learns_to_translate_speech_and_text(self, model, attention, params, odd):
         trained = modules_with_gradient(attention.gradients(params, odd))
         assert {"translation_decoder", "text_encoder", "refiner", "speech_encoder"} <= trained
         assert not trained & {"decoder", "ctc_head", "duration_model"}
@@ -333,7 +326,7 @@ class TestTranslationByAttention:
         learned, _ = attention.learn(params, {"st": st, "mt": mt}, 120)
         options = {"max_labels": 6, "beam_size": 3, "decoder": "attention"}
 
-        @quick
+        @jax.jit
         def decode(params):
             heard = decode_speech(model, params, audio, full, language, **options)
             read = decode_text(

@@ -86,7 +86,7 @@ def terms(model):
 
 @pytest.fixture(scope="module")
 def alone(tiny, terms, params, inputs):
-    return jax.jit(terms, compiler_options=tiny.compiler_options)(params, inputs)
+    return jax.jit(terms)(params, inputs)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,6 @@ def sharded(tiny, terms, params, shardings, inputs):
         terms,
         in_shardings=(shardings, PARTITIONING.batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
-        compiler_options=tiny.compiler_options,
     )
     with PARTITIONING.activate(mesh):
         batch = PARTITIONING.shard_batch(mesh, inputs)
@@ -143,10 +142,9 @@ def test_a_search_leaves_its_rows_where_they_are(tiny, model, params, inputs, de
     rows, whole = partitioning.batch_sharding(mesh), replicated(mesh)
     function = functools.partial(decode_encoded, model, max_labels=4, beam_size=3, decoder=decoder)
     arguments = (inputs["context"], inputs["mask"], inputs["language"])
-    quick = functools.partial(jax.jit, compiler_options=tiny.compiler_options)
     with partitioning.activate(mesh):
         compiled = (
-            quick(function, in_shardings=(whole, rows, rows, rows))
+            jax.jit(function, in_shardings=(whole, rows, rows, rows))
             .lower(params, *arguments)
             .compile()
         )
@@ -155,6 +153,6 @@ def test_a_search_leaves_its_rows_where_they_are(tiny, model, params, inputs, de
     assert not moved, moved[0]
     for leaf in found:
         assert leaf.sharding.is_equivalent_to(rows, leaf.ndim)
-    alone = quick(function)(params, *map(jnp.asarray, arguments))
+    alone = jax.jit(function)(params, *map(jnp.asarray, arguments))
     np.testing.assert_array_equal(found.tokens, alone.tokens)
     np.testing.assert_allclose(found.scores, alone.scores, rtol=1e-5)

@@ -8,7 +8,6 @@ exactly zero everywhere else.
 from __future__ import annotations
 
 import copy
-import functools
 
 import jax
 import numpy as np
@@ -226,7 +225,7 @@ class TestPairedAlone:
 
             return jax.grad(loss, (0, 1), has_aux=True)(params, ema_params)
 
-        compiled = jax.jit(compute, compiler_options=tiny.compiler_options)
+        compiled = jax.jit(compute)
 
         def of(term):
             weights = {name: float(name == term) for name in tiny.weights}
@@ -403,7 +402,7 @@ def test_streams_share_a_pass_without_touching_each_other(tiny, state):
         text_masks=TextMasks(probability=0.0, feature_masks=0),
     )
 
-    @functools.partial(jax.jit, compiler_options=tiny.compiler_options)
+    @jax.jit
     def metrics_of(batch):
         rng = tiny.step_rng()
         return objective.loss(

@@ -61,7 +61,7 @@ def stepped(tiny):
             controls=controls,
         )
 
-    compiled = jax.jit(compute, compiler_options=tiny.compiler_options)
+    compiled = jax.jit(compute)
 
     def of(batch, output):
         names = (*CONCATENATED.weights, "loss")

@@ -50,7 +50,6 @@ def sharded(tiny, weights):
         tiny.train_step,
         in_shardings=(shardings, PARTITIONING.batch_sharding(mesh), replicated(mesh)),
         out_shardings=(shardings, replicated(mesh)),
-        compiler_options=tiny.compiler_options,
     )
     with PARTITIONING.activate(mesh):
         state = jax.device_put(tiny.state(), shardings)

@@ -28,7 +28,7 @@ def weights(tiny):
 def alone(tiny, weights):
     """Gradients, metrics and the memory beside state and batch of a step on one device."""
     state, batch = tiny.state(), tiny.batch()
-    step = jax.jit(tiny.train_step, compiler_options=tiny.compiler_options)
+    step = jax.jit(tiny.train_step)
     compiled = step.lower(state, batch, weights).compile()
     new, metrics = compiled(state, batch, weights)
     return tiny.gradients(new), jax.device_get(metrics), compiled.memory_analysis()
@@ -43,7 +43,6 @@ def test_loss_gradients_and_metrics_agree(tiny, weights, alone, shape):
         tiny.train_step,
         in_shardings=(shardings, partitioning.batch_sharding(mesh), replicated(mesh)),
         out_shardings=(shardings, replicated(mesh)),
-        compiler_options=tiny.compiler_options,
     )
     with partitioning.activate(mesh):
         state = jax.device_put(tiny.state(), shardings)

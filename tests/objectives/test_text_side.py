@@ -140,7 +140,7 @@ def program_of(objective, tiny, model, params, ema_params):
         values, backward, metrics = jax.vjp(terms, params, has_aux=True)
         return values, metrics, backward({name: cotangents[name] for name in values})[0]
 
-    compiled = jax.jit(compute, compiler_options=tiny.compiler_options)
+    compiled = jax.jit(compute)
 
     def of(batch, term):
         wanted = {name: jnp.float32(name == term) for name in objective.weights}
@@ -232,7 +232,7 @@ def test_likelihood_of_alignments_trains_the_gaussians_alone(tiny, model, all_pa
         return terms["subword_duration"]
 
     batch = {"paired": tiny.batch()["paired"]}
-    fitted = jax.jit(jax.value_and_grad(term, has_aux=True), compiler_options=tiny.compiler_options)
+    fitted = jax.jit(jax.value_and_grad(term, has_aux=True))
     (_, count), gradients = fitted(all_params[0], batch)
     assert trained(gradients) == {"subword_durations/common", "subword_durations/own"}
     # All labels but the first and the last of each text can count, if they last.

@@ -28,7 +28,6 @@ BINDINGS = {
     "TEXT_FRAMES": "12",
     **{f"{stream.upper()}_BATCH": "2" for stream in STREAMS},
 }
-QUICK_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +52,7 @@ def step(run):
             run.model, params, params, batch, rng=jax.random.key(1), step=5, train=True
         )
 
-    compiled = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=QUICK_COMPILE)
+    compiled = jax.jit(jax.value_and_grad(loss, has_aux=True))
 
     def call(batch):
         (value, metrics), gradients = jax.device_get(compiled(params, batch))
