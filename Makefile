@@ -9,6 +9,9 @@ VENV ?= .venv
 TESTS ?= tests
 # Two test processes: on a small machine more would only share its cores.
 WORKERS ?= 2
+# LLVM's: tests compile sooner at 0; programs of a run are compiled at 3.
+LEVEL ?= 0
+LLVM = XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=$(1)"
 
 SHELL := /bin/bash
 BIN := $(VENV)/bin
@@ -33,15 +36,15 @@ low-resource: $(STAMP)  ## what pretraining is worth to a language with 24 trans
 	@$(BIN)/maestro demo --experiment low_resource
 
 test: $(STAMP)  ## the default test suite
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "$(DEFAULT_MARKS)" $(TESTS)
+	@$(call LLVM,$(LEVEL)) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "$(DEFAULT_MARKS)" $(TESTS)
 
 test-slow: $(STAMP)  ## the tests that take longer than half a minute each
-	@$(BIN)/python -m pytest -m "slow and not peers and not gpu and not tpu_backend" $(TESTS)
+	@$(call LLVM,3) $(BIN)/python -m pytest -m "slow and not peers and not gpu and not tpu_backend" $(TESTS)
 
 peers: $(PEERS)/.installed  ## an environment in build/peers with PyTorch's libraries, to compare with
 
 test-peers: $(PEERS)/.installed  ## the tests that compare with them
-	@$(PEERS)/bin/python -m pytest -m peers $(TESTS)
+	@$(call LLVM,3) $(PEERS)/bin/python -m pytest -m peers $(TESTS)
 
 # Without make peers it says which comparisons are left out.
 bench-transducer: $(STAMP)  ## time and memory of the transducer, beside the peers if they are there

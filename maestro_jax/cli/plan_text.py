@@ -67,9 +67,10 @@ def plan_text(plan: Plan) -> str:
 
 def _quick(name: str, program: ProgramPlan) -> str:
     options = ", ".join(f"{key}={value}" for key, value in program.compiler_options.items())
+    worth = "its cycles are too high, its code too small; " if program.fits else ""
     return (
-        f"the {name} is compiled with {options}, smaller tiles that are sooner compiled: its "
-        "cycles are too high, its code too small; --exact compiles it as a run does"
+        f"the {name} is compiled with {options}, smaller tiles that are sooner compiled: {worth}"
+        "--exact compiles it as a run does"
     )
 
 
@@ -90,8 +91,9 @@ def _memory(name: str, program: ProgramPlan) -> dict[str, Any]:
     memory = program.memory
     if memory is None:
         asked = None if program.needed is None else round(program.needed / GIB, 2)
+        why = "not compiled" if asked is None else "does not fit"
         nothing = dict.fromkeys(("arguments", "results", "temporaries", "code"))
-        return {"program": name, **nothing, "all": asked, "free": "does not fit"}
+        return {"program": name, **nothing, "all": asked, "free": why}
     return {
         "program": name,
         "arguments": round(memory.arguments / GIB, 3),

@@ -136,7 +136,7 @@ def quick_options(chip: Chip) -> dict[str, str]:
     """Options with which the TPU compiler is done sooner.
 
     Its time goes into writing out the work of one tile of each fusion. Tiles of a fraction of the
-    usual size change the code and its cycles, and next to nothing of the memory and the
+    usual size change the code and its cycles, and next to nothing of the buffers and the
     collectives. A program may have an operation that cannot be cut so small: `TileTooLarge`.
     """
     tiles = _QUICK_TILES_KIB_OF.get(chip.name, _QUICK_TILES_KIB)

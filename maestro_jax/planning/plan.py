@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -45,14 +46,14 @@ class ProgramPlan:
     """A compiled program; bytes and seconds of one chip.
 
     Attributes:
-        memory: Bytes by what they are for; None if the program does not fit.
+        memory: Bytes by what they are for; None if the program does not fit or cannot be compiled.
         largest: The largest buffers at the moment of the most memory.
-        refusal: One line that says what does not fit; None if all does.
-        needed: Bytes that a program that does not fit asks for.
+        refusal: One line that says what does not fit or cannot be compiled; else None.
+        needed: Bytes that a program that does not fit asks for; else None.
         compiler_seconds: Time of one run by the compiler's cycles, without waiting for other chips.
         collectives: Bytes sent by kind and mesh axes, ``{"all-gather over fsdp": bytes}``.
         between_slices: Of those, bytes sent to other slices.
-        compile_seconds: How long the compiler took.
+        compile_seconds: How long the compiler took, with a first time that it gave up.
         compiler_options: What the compiler was told to be done sooner; empty for the program that
             a run compiles.
     """
@@ -249,11 +250,18 @@ def plan_run(
 
 
 def training_program(
-    run: TrainRun, topology: Topology, mesh: jax.sharding.Mesh, placed: MeshState | None = None
+    run: TrainRun,
+    topology: Topology,
+    mesh: jax.sharding.Mesh,
+    placed: MeshState | None = None,
+    *,
+    exact: bool = False,
+    say: Callable[[str], None] = lambda line: None,
 ) -> ProgramPlan:
-    """The training step with all streams, compiled with `quick_options`."""
+    """The training step with all streams, compiled as `plan_run` does."""
     lowered = lower_training(run, mesh, placed=placed)
-    return _program(lowered, topology, mesh, "the training step", quick_options(topology.chip))
+    options = {} if exact else quick_options(topology.chip)
+    return _program(lowered, topology, mesh, "the training step", options, say)
 
 
 def _program(
@@ -264,28 +272,37 @@ def _program(
     options: Mapping[str, str],
     say: Callable[[str], None] = lambda line: None,
 ) -> ProgramPlan:
+    start = time.perf_counter()
     try:
         compiled: CompiledProgram = compile_program(lowered, topology.chip, what, options)
     except TileTooLarge as error:
         if not options:
-            return ProgramPlan(memory=None, refusal=str(error))
+            seconds = time.perf_counter() - start
+            return ProgramPlan(memory=None, refusal=str(error), compile_seconds=seconds)
         say(f"{what} cannot be compiled with smaller tiles; compiling it as training does")
-        return _program(lowered, topology, mesh, what, {}, say)
+        refused = time.perf_counter() - start
+        found = _program(lowered, topology, mesh, what, {}, say)
+        return dataclasses.replace(found, compile_seconds=refused + found.compile_seconds)
     except DoesNotFit as error:
         return ProgramPlan(
-            memory=None, largest=error.largest, refusal=str(error), needed=error.needed
+            memory=None,
+            largest=error.largest,
+            refusal=str(error),
+            needed=error.needed,
+            compile_seconds=time.perf_counter() - start,
+            compiler_options=options,
         )
     module = parse_hlo(compiled.text)
-    found = find_collectives(module, dict(mesh.shape), slices=topology.slices)
+    moved = find_collectives(module, dict(mesh.shape), slices=topology.slices)
     return ProgramPlan(
         memory=compiled.memory,
         largest=compiled.largest,
         compiler_seconds=compiler_seconds(module, topology.chip),
         collectives={
             f"{kind} over {'+'.join(axes)}": sent
-            for (kind, axes), sent in by_kind_and_axes(found).items()
+            for (kind, axes), sent in by_kind_and_axes(moved).items()
         },
-        between_slices=sum(each.sent for each in found if each.crosses_slices),
+        between_slices=sum(each.sent for each in moved if each.crosses_slices),
         compile_seconds=compiled.compile_seconds,
         compiler_options=options,
     )

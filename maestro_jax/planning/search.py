@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from maestro_jax.data.streams import SAMPLE_RATE
@@ -82,6 +82,8 @@ def search(
     compiled: int = 1,
     times: Sequence[float] = TIMES,
     tensor: Sequence[int] = TENSOR,
+    exact: bool = False,
+    say: Callable[[str], None] = lambda line: None,
 ) -> tuple[Candidate, ...]:
     """Tries meshes and batches.
 
@@ -92,6 +94,8 @@ def search(
             not asked, as for GPUs.
         times: Multiples of the run's batches.
         tensor: Devices along the tensor axis.
+        exact: Compile as training does, not with the smaller tiles that are sooner compiled.
+        say: Told if a program cannot be compiled with the smaller tiles.
 
     Returns:
         What fits, the fastest first, those that were compiled before those that were not; then what
@@ -127,7 +131,9 @@ def search(
             partitioning = dataclasses.replace(run.partitioning, mesh_shape=each.mesh)
             streams = _streams(run, each.times)
             changed = dataclasses.replace(run, partitioning=partitioning, streams=streams)
-            program = training_program(changed, topology, partitioning.mesh(devices))
+            program = training_program(
+                changed, topology, partitioning.mesh(devices), exact=exact, say=say
+            )
             found[place] = dataclasses.replace(each, program=program)
             if program.fits:
                 accepted += 1

@@ -101,11 +101,14 @@ def test_what_a_quick_compilation_is_worth_is_said() -> None:
     run = parse_and_build(files, {"STEPS": "9", "AUDIO_SAMPLES": "64000"})
     found = planning.plan_run(run, parse_topology("v6e:16x16"), compile_it=False)
     memory = Memory(arguments=1, results=1, temporaries=1, code=1, capacity=10)
-    compiled = dataclasses.replace(found, training=planning.ProgramPlan(memory=memory))
+    compiled = dataclasses.replace(
+        found, training=planning.ProgramPlan(memory=memory, compiler_seconds=1.0)
+    )
     assert "--exact" not in plan_text(compiled)
     options = quick_options(found.topology.chip)
     training = dataclasses.replace(compiled.training, compiler_options=options)
     text = plan_text(dataclasses.replace(compiled, training=training, decoding=compiled.training))
     (line,) = (line for line in text.splitlines() if "--exact" in line)
+    assert "1 (no waiting, small tiles)" in text
     assert line.startswith("the training step is compiled with ")
     assert "xla_tpu_scoped_vmem_limit_kib=8192" in line

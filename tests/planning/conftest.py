@@ -48,7 +48,7 @@ def with_tpu_compiler():
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu is not installed")
     return lambda program: run_python(
-        program, TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1"
+        program, XLA_FLAGS="", TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1"
     )
 
 

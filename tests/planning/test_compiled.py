@@ -234,5 +234,6 @@ for options in ({}, quick_options(topology.chip)):
     assert quick["arguments"] == exact["arguments"]
     assert quick["sent"] == exact["sent"]
     assert sum(exact["sent"].values()) > 0
-    # What a plan is asked is the share of a chip that is free: right to a thousandth.
+    assert quick["results"] == exact["results"]
+    # Of what a chip has; the rest of what a plan calls free is code, which is less.
     assert abs(quick["temporaries"] - exact["temporaries"]) < 0.001 * exact["capacity"]

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--exact",
         action="store_true",
         help="compile as training does; without, smaller tiles are sooner "
-        "compiled: nearly the same memory and collectives, but the compiler's cycles are too high",
+        "compiled: the same buffers and nearly the same collectives, but less code and more cycles",
     )
     parser.add_argument(
         "--decoding",
@@ -136,7 +136,13 @@ def _search(arguments: argparse.Namespace, train_run: TrainRun, topology: Topolo
     from maestro_jax.cli.table import table
     from maestro_jax.planning.search import search
 
-    found = search(train_run, topology, compiled=0 if arguments.roofline else 1)
+    found = search(
+        train_run,
+        topology,
+        compiled=0 if arguments.roofline else 1,
+        exact=arguments.exact,
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+    )
     records = [each.as_dict() for each in found]
     print(json.dumps(records, indent=2) if arguments.json else table(records), flush=True)
     if not records[0]["fits"]:
