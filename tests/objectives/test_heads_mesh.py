@@ -85,12 +85,12 @@ def terms(model):
 
 
 @pytest.fixture(scope="module")
-def alone(tiny, terms, params, inputs):
+def alone(terms, params, inputs):
     return jax.jit(terms)(params, inputs)
 
 
 @pytest.fixture(scope="module")
-def sharded(tiny, terms, params, shardings, inputs):
+def sharded(terms, params, shardings, inputs):
     mesh = PARTITIONING.mesh()
     function = jax.jit(
         terms,
@@ -135,7 +135,7 @@ def test_every_kernel_of_a_head_is_split(params, shardings):
 
 
 @pytest.mark.parametrize("decoder", ["ctc", "attention"])
-def test_a_search_leaves_its_rows_where_they_are(tiny, model, params, inputs, decoder):
+def test_a_search_leaves_its_rows_where_they_are(model, params, inputs, decoder):
     """With parameters on every device nothing is moved, and the result is that of one device."""
     partitioning = Partitioning(mesh_shape=(8, 1, 1))
     mesh = partitioning.mesh()

@@ -110,7 +110,7 @@ def test_every_pass_is_told_the_language(tiny, universal) -> None:
 
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs eight (CPU) devices")
-def test_languages_learn_apart_and_on_a_mesh_the_same(tiny, universal) -> None:
+def test_languages_learn_apart_and_on_a_mesh_the_same(universal) -> None:
     params = drawn(universal)
     rng = np.random.default_rng(1)
     features = rng.normal(size=(8, 5, 4 * universal.subsampling.channels[-1])).astype(np.float32)
