@@ -1,4 +1,4 @@
-"""What every test finds: eight CPU devices, quick compilation and libraries, the same examples."""
+"""What every test finds: eight CPU devices, quick compiling, quiet libraries, the same examples."""
 
 from __future__ import annotations
 
