@@ -58,7 +58,7 @@ def test_the_experiment_compares_both_and_does_not_start_over(tmp_path: Path) ->
         rows = json.loads(scores.read_text())["rows"]
         errors = sum(row["words"]["errors"] for row in rows)
         words = sum(row["words"]["reference_length"] for row in rows)
-        wer = found["wer" if directory == "fine_tuned" else "baseline_wer"]
+        wer = found["error_rate" if directory == "fine_tuned" else "baseline_error_rate"]
         assert wer == pytest.approx(100 * errors / words)
 
     checkpoints = sorted(output.glob("*/checkpoints/*/state"))

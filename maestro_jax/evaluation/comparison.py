@@ -1,4 +1,4 @@
-"""Two recognisers on one test set: the ratio of their word error rates, and how sure it is."""
+"""Two recognisers on one test set: the ratio of their error rates, and how sure it is."""
 
 from __future__ import annotations
 
@@ -12,24 +12,27 @@ from maestro_jax.errors import UserError
 from maestro_jax.evaluation.bootstrap import bootstrap_interval
 from maestro_jax.evaluation.normalizers import normalize
 from maestro_jax.evaluation.predictions import Prediction, merge
-from maestro_jax.evaluation.scores import word_errors
+from maestro_jax.evaluation.scores import recognition_errors
+from maestro_jax.evaluation.writing_systems import ErrorRate, error_rate_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Word error rates in percent over the same utterances.
+    """Error rates in percent over the same utterances.
 
     Attributes:
-        wer: Of the model.
-        baseline_wer: Of the baseline.
+        metric: `wer`, or `cer` where the language has no spaces between words.
+        error_rate: Of the model.
+        baseline_error_rate: Of the baseline.
         ratio: The first divided by the second; infinite or NaN where the second is 0.
         ratio_interval: 95% bootstrap interval of the ratio. Both models are scored on the same
             draws, so that utterances which are hard for both do not widen it.
         utterances: How many.
     """
 
-    wer: float
-    baseline_wer: float
+    metric: ErrorRate
+    error_rate: float
+    baseline_error_rate: float
     ratio: float
     ratio_interval: tuple[float, float] | None
     utterances: int
@@ -54,7 +57,8 @@ def compare(
         Both rates, their ratio and its interval.
 
     Raises:
-        UserError: The two are not of the same utterances, or of none.
+        UserError: The two are not of the same utterances, or of none, or some languages are
+            scored by word and others by character.
     """
     ours, theirs = merge(predictions)[0], merge(baseline)[0]
     if [(p.id, p.reference) for p in ours] != [(p.id, p.reference) for p in theirs] or not ours:
@@ -62,15 +66,22 @@ def compare(
             f"the predictions are of different test sets ({len(ours)} and {len(theirs)} "
             "utterances); evaluate both models on the same one"
         )
+    metrics = {error_rate_of(p.language) for p in ours}
+    if len(metrics) > 1:
+        raise UserError(
+            "the predictions are in languages scored by word and in others scored by character; "
+            "compare the models on each kind by itself"
+        )
     counts = [
-        word_errors(
+        recognition_errors(
             [normalize(p.reference, p.language) for p in side],
             [normalize(p.hypothesis, p.language) for p in side],
+            ours[0].language,
         )
         for side in (ours, theirs)
     ]
     statistics = np.concatenate([counts[0], counts[1][:, :1]], axis=1)
-    errors, words, baseline_errors = statistics.sum(axis=0).tolist()
+    errors, units, baseline_errors = statistics.sum(axis=0).tolist()
 
     def ratio(sums: np.ndarray) -> float:
         if not sums[2]:
@@ -78,8 +89,9 @@ def compare(
         return float(sums[0] / sums[2])
 
     return Comparison(
-        wer=100.0 * errors / words if words else math.nan,
-        baseline_wer=100.0 * baseline_errors / words if words else math.nan,
+        metric=metrics.pop(),
+        error_rate=100.0 * errors / units if units else math.nan,
+        baseline_error_rate=100.0 * baseline_errors / units if units else math.nan,
         ratio=ratio(statistics.sum(axis=0)),
         ratio_interval=bootstrap_interval(statistics, ratio, samples=bootstrap_samples, seed=seed),
         utterances=len(ours),

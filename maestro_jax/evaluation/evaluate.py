@@ -28,12 +28,14 @@ from maestro_jax.evaluation.scores import (
     translation_scores,
     word_scores,
 )
+from maestro_jax.evaluation.writing_systems import error_rate_of
 
 Kind = Literal["asr", "st", "mt"]
 
-# The scores of each kind, the first the one that a table leads with.
+# The averages of each kind, the first the one that a table leads with. The error rate is the WER,
+# or the CER of languages without spaces between words.
 METRICS: dict[str, tuple[str, ...]] = {
-    "asr": ("wer", "cer"),
+    "asr": ("error_rate", "wer", "cer"),
     "st": ("bleu", "chrf"),
     "mt": ("bleu", "chrf"),
 }
@@ -54,6 +56,15 @@ class Row:
     language: str
     scores: WordScores | TranslationScores
     expected: int | None = None
+
+    @property
+    def leading(self) -> str:
+        """The score that the row is reported by: ``wer``, ``cer`` or ``bleu``."""
+        return error_rate_of(self.language) if isinstance(self.scores, WordScores) else "bleu"
+
+    def value(self, metric: str) -> float:
+        """The score of one of the `METRICS`."""
+        return getattr(self.scores, self.leading if metric == "error_rate" else metric)
 
     @property
     def complete(self) -> bool:
@@ -104,21 +115,22 @@ class Evaluation:
 
         Returns:
             A mean for each of the kind's `METRICS` (NaN over no rows), and the rows that it is
-            over. A row without a finite score is in no average.
+            over. A row without a finite score is in no average. The mean of ``wer`` is NaN where
+            one of the rows is reported by another score.
         """
         rows = tuple(
             row
             for row in self.rows
             if (only is None or row.among(only))
             and not row.among(without)
-            and all(math.isfinite(getattr(row.scores, metric)) for metric in METRICS[self.kind])
+            and all(math.isfinite(row.value(metric)) for metric in METRICS[self.kind])
         )
         means = {
-            metric: math.fsum(getattr(row.scores, metric) for row in rows) / len(rows)
-            if rows
-            else math.nan
+            metric: math.fsum(row.value(metric) for row in rows) / len(rows) if rows else math.nan
             for metric in METRICS[self.kind]
         }
+        if any(row.leading == "cer" for row in rows):
+            means["wer"] = math.nan
         return means, rows
 
 
@@ -248,6 +260,7 @@ def score(
             scores: WordScores | TranslationScores = word_scores(
                 [normalizer(text, language) for text in references],
                 [normalizer(text, language) for text in hypotheses],
+                language=language,
                 bootstrap_samples=bootstrap_samples,
                 seed=seed,
             )

@@ -9,20 +9,25 @@ from typing import Any
 
 from etils import epath
 
-from maestro_jax.evaluation.evaluate import METRICS, Evaluation, Row
+from maestro_jax.evaluation.evaluate import Evaluation, Row
 from maestro_jax.evaluation.normalizers import base_language
-from maestro_jax.evaluation.scores import TranslationScores, WordScores, finite_or_none
+from maestro_jax.evaluation.scores import WordScores, finite_or_none
 
 _TITLES = {
     "asr": "Speech recognition",
     "st": "Speech translation",
     "mt": "Text translation",
 }
-_HEADERS = {
-    "asr": ("WER %", "95% interval", "CER %", "words", "sub", "del", "ins"),
-    "st": ("BLEU", "95% interval", "chrF", "tokens", "length ratio"),
-    "mt": ("BLEU", "95% interval", "chrF", "tokens", "length ratio"),
+_TRANSLATION_HEADER = ("BLEU", "95% interval", "chrF", "tokens", "length ratio")
+# By the scores that the rows are reported by, the first column first.
+_RECOGNITION_HEADERS = {
+    ("wer",): ("WER %", "95% interval", "CER %", "words", "sub", "del", "ins"),
+    ("cer",): ("CER %", "95% interval", "WER %", "characters", "sub", "del", "ins"),
+    ("cer", "wer"): (
+        *("error %", "95% interval", "of", "WER %", "CER %", "units", "sub", "del", "ins"),
+    ),
 }
+_NAMES = {"error_rate": "error %", "wer": "WER %", "cer": "CER %", "bleu": "BLEU", "chrf": "chrF"}
 _ABSENT = "-"
 
 
@@ -40,12 +45,17 @@ def report_json(
         groups: Further averages, a name and its languages each.
 
     Returns:
-        Error rates are in percent, BLEU and chrF from 0 to 100.
+        Error rates are in percent, BLEU and chrF from 0 to 100. ``leading`` is the score that a row
+        is reported by; ``error_rate``, of averages, the mean of those of the rows, and ``wer`` is
+        null where one of them is not reported by it.
     """
     return {
         "name": evaluation.name,
         "kind": evaluation.kind,
-        "units": {"wer": "percent", "cer": "percent", "bleu": "0 to 100", "chrf": "0 to 100"},
+        "units": {
+            **dict.fromkeys(("error_rate", "wer", "cer"), "percent"),
+            **dict.fromkeys(("bleu", "chrf"), "0 to 100"),
+        },
         "utterances": evaluation.utterances,
         "complete": evaluation.complete,
         "repeats": evaluation.repeats,
@@ -63,6 +73,7 @@ def report_json(
                 "direction": row.direction,
                 "language": row.language,
                 "low_resource": row.among(low_resource),
+                "leading": row.leading,
                 "expected": row.expected,
                 "complete": row.complete,
                 **row.scores.to_json(),
@@ -86,9 +97,9 @@ def format_markdown(
         low_resource: Languages with little paired speech: marked, and left out of a second
             average, over the languages with enough of it.
         groups: Further averages, a name and its languages each (CoVoST-2's high, mid, low).
-        published: Further columns: the system's name, and its WER or BLEU a language. Its average
-            is taken over the rows that ours is over; where it lacks one of them, an average
-            stated under the group's name or ``all`` stands, if our group is whole.
+        published: Further columns: the system's name, and its leading score a language. Beside an
+            average over a whole group, or over all that was published, stands the one stated
+            under the group's name or ``all``; any other is taken over the rows that ours is over.
 
     Returns:
         The page, with a final newline.
@@ -185,51 +196,72 @@ def _table(
     published: Mapping[str, Mapping[str, float]] | None,
 ) -> tuple[list[str], list[list[str]], list[list[str]]]:
     """Header, a line a language, and a line an average, as strings of equal number."""
-    kind = evaluation.kind
     published = published or {}
-    sizes = {name: len(languages) for name, languages in (groups or {}).items()}
-    sizes.setdefault("all", sum(sizes.values()))
-    first = "language" if kind == "asr" else "direction"
-    header = [first, "utterances", *_HEADERS[kind], *published]
-    body = [
-        [
-            row.direction + (" (low-resource)" if row.among(low_resource) else ""),
-            _utterances(row),
-            *_cells(row.scores),
-            *(_number(_published(numbers, row)) for numbers in published.values()),
-        ]
-        for row in evaluation.rows
-    ]
+    columns = _columns(evaluation)
+    first = "language" if evaluation.kind == "asr" else "direction"
+    header = [first, "utterances", *columns, *published]
+    body = []
+    for row in evaluation.rows:
+        found = _cells(row)
+        body.append(
+            [
+                row.direction + (" (low-resource)" if row.among(low_resource) else ""),
+                _utterances(row),
+                *(found[column] for column in columns),
+                *(_number(_published(numbers, row)) for numbers in published.values()),
+            ]
+        )
     averages = []
     for name, means, rows in _averages(evaluation, low_resource, groups):
-        main, second = (_number(means[metric]) for metric in METRICS[kind])
+        found = {_NAMES[metric]: _number(value) for metric, value in means.items()}
         title = f"average of {len(rows)}" + ("" if name == "all" else f", {name}")
-        cells = [title, "", main, "", second]
-        cells += [""] * (2 + len(_HEADERS[kind]) - len(cells))
-        whole = len(rows) == sizes.get(name)
-        cells += [
-            _number(_published_average(numbers, rows, numbers.get(name) if whole else None))
-            for numbers in published.values()
-        ]
-        averages.append(cells)
+        averages.append(
+            [
+                title,
+                "",
+                *(found.get(column, "") for column in columns),
+                *(
+                    _number(_published_average(numbers, name, rows, groups))
+                    for numbers in published.values()
+                ),
+            ]
+        )
     return header, body, averages
 
 
+def _columns(evaluation: Evaluation) -> tuple[str, ...]:
+    """The columns of our own numbers, that which the rows are reported by first."""
+    if evaluation.kind != "asr":
+        return _TRANSLATION_HEADER
+    leading = tuple(sorted({row.leading for row in evaluation.rows}))
+    return _RECOGNITION_HEADERS[leading or ("wer",)]
+
+
 def _published_average(
-    numbers: Mapping[str, float], rows: Sequence[Row], stated: float | None
+    numbers: Mapping[str, float],
+    name: str,
+    rows: Sequence[Row],
+    groups: Mapping[str, Collection[str]] | None,
 ) -> float | None:
-    """The average that compares with ours: over the same rows, or one stated for all of them.
+    """The average that compares with ours: the stated one if ours is of the same languages.
+
+    A stated average was taken before rounding; that of rounded scores may differ in the last digit.
 
     Args:
-        numbers: By language.
+        numbers: By language, by group and, under ``all``, over all of them.
+        name: Of our average.
         rows: What our average is over.
-        stated: The published average, if ours is over as many languages.
+        groups: Languages of averages that may be stated.
     """
+    languages = set((groups or {}).get(name, ()))
+    if name == "all":
+        everything = [language for group in (groups or {}).values() for language in group]
+        languages = set(everything or numbers) - {"all"}
+    if name in numbers and {base_language(row.language) for row in rows} == languages:
+        return numbers[name]
     found = [_published(numbers, row) for row in rows]
     values = [value for value in found if value is not None]
-    if rows and len(values) == len(rows):
-        return math.fsum(values) / len(values)
-    return stated
+    return math.fsum(values) / len(values) if rows and len(values) == len(rows) else None
 
 
 def _published(numbers: Mapping[str, float], row: Row) -> float | None:
@@ -244,28 +276,35 @@ def _utterances(row: Row) -> str:
     return count if row.complete else f"{count} of {row.expected}"
 
 
-def _cells(scores: WordScores | TranslationScores) -> list[str]:
+def _cells(row: Row) -> dict[str, str]:
+    """The numbers of a row by their columns."""
+    scores = row.scores
     if isinstance(scores, WordScores):
-        words = scores.words
-        counts = (words.reference_length, words.substitutions, words.deletions, words.insertions)
-        return [
-            _number(scores.wer),
-            _interval(scores.wer_interval),
-            _number(scores.cer),
-            *map(str, counts),
-        ]
+        by_word = row.leading == "wer"
+        counts = scores.words if by_word else scores.characters
+        return {
+            "error %": _number(row.value("error_rate")),
+            "WER %": _number(scores.wer),
+            "CER %": _number(scores.cer),
+            "95% interval": _interval(scores.wer_interval if by_word else scores.cer_interval),
+            "of": "words" if by_word else "characters",
+            **dict.fromkeys(("words", "characters", "units"), str(counts.reference_length)),
+            "sub": str(counts.substitutions),
+            "del": str(counts.deletions),
+            "ins": str(counts.insertions),
+        }
     ratio = (
         f"{scores.hypothesis_length / scores.reference_length:.2f}"
         if scores.reference_length
         else _ABSENT
     )
-    return [
-        _number(scores.bleu),
-        _interval(scores.bleu_interval),
-        _number(scores.chrf),
-        str(scores.reference_length),
-        ratio,
-    ]
+    return {
+        "BLEU": _number(scores.bleu),
+        "95% interval": _interval(scores.bleu_interval),
+        "chrF": _number(scores.chrf),
+        "tokens": str(scores.reference_length),
+        "length ratio": ratio,
+    }
 
 
 def _number(value: float | None) -> str:
@@ -302,6 +341,12 @@ def _notes(evaluation: Evaluation, low_resource: Collection[str]) -> list[str]:
             "Text normalised as VoxPopuli does: lower case, no punctuation, apostrophes kept; "
             "CER counts the spaces between words."
         )
+        by_character = [row.direction for row in evaluation.rows if row.leading == "cer"]
+        if by_character:
+            notes.append(
+                f"Written without spaces between words, so scored by character, without spaces: "
+                f"{', '.join(by_character)}; averages are over the error rate of each row."
+            )
     for name, field in (("BLEU", "bleu_signature"), ("chrF", "chrf_signature")):
         if evaluation.kind in ("st", "mt"):
             by_signature: dict[str, list[str]] = {}
@@ -315,5 +360,4 @@ def _notes(evaluation: Evaluation, low_resource: Collection[str]) -> list[str]:
 
 def _leading_interval(row: Row) -> tuple[float, float] | None:
     """The confidence interval of a row's leading score."""
-    scores = row.scores
-    return scores.wer_interval if isinstance(scores, WordScores) else scores.bleu_interval
+    return getattr(row.scores, f"{row.leading}_interval")

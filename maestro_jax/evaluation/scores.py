@@ -12,15 +12,11 @@ import numpy as np
 from sacrebleu.metrics import BLEU, CHRF
 
 from maestro_jax.evaluation.bootstrap import bootstrap_interval
-from maestro_jax.evaluation.normalizers import base_language
+from maestro_jax.evaluation.writing_systems import writes_spaces
 
 # jiwer's default transforms strip and collapse text behind the caller's back; these only split.
 _WORDS = jiwer.Compose([jiwer.ReduceToListOfListOfWords()])
 _CHARACTERS = jiwer.Compose([jiwer.ReduceToListOfListOfChars()])
-
-# Written without spaces, so that BLEU over words has nothing to count. CoVoST-2 scores Chinese
-# and Japanese by character (Wang et al., 2020); Thai, Lao, Khmer and Burmese need the same.
-_CHARACTER_LANGUAGES = frozenset({"zh", "ja", "th", "lo", "km", "my"})
 
 
 def finite_or_none(value: float | None) -> float | None:
@@ -73,7 +69,8 @@ class WordScores:
 
     Attributes:
         words: Edits in words.
-        characters: Edits in characters; the space between two words is a character.
+        characters: Edits in characters; the space between two words is a character, but in
+            languages that write none.
         utterances: How many were scored, empty references among them.
         empty_references: Utterances whose reference has no words. They are scored: whatever the
             hypothesis says is an insertion.
@@ -157,6 +154,7 @@ def word_scores(
     references: Sequence[str],
     hypotheses: Sequence[str],
     *,
+    language: str = "",
     bootstrap_samples: int = 1000,
     seed: int = 0,
 ) -> WordScores:
@@ -168,6 +166,8 @@ def word_scores(
     Args:
         references: What was said, [utterances].
         hypotheses: What was recognised, [utterances], in the same order.
+        language: ISO 639 code. In one that puts no spaces between words, a space is no character:
+            corpora differ in where they have any.
         bootstrap_samples: Draws for the confidence intervals; 0 for none.
         seed: Of the draws.
 
@@ -181,7 +181,7 @@ def word_scores(
     references = [" ".join(text.split()) for text in references]
     hypotheses = [" ".join(text.split()) for text in hypotheses]
     words = _edit_counts(references, hypotheses, jiwer.process_words, _WORDS)
-    characters = _edit_counts(references, hypotheses, jiwer.process_characters, _CHARACTERS)
+    characters = _character_counts(references, hypotheses, language)
     intervals = [
         bootstrap_interval(
             counts, lambda sums: _counts(sums).rate, samples=bootstrap_samples, seed=seed
@@ -199,36 +199,39 @@ def word_scores(
     )
 
 
-def word_errors(references: Sequence[str], hypotheses: Sequence[str]) -> np.ndarray:
-    """The word errors of every utterance, for comparisons of two models utterance by utterance.
+def recognition_errors(
+    references: Sequence[str], hypotheses: Sequence[str], language: str
+) -> np.ndarray:
+    """The errors of every utterance, for comparisons of two models utterance by utterance.
 
     Args:
         references: What was said, [utterances]; normalise them first.
         hypotheses: What was recognised, [utterances], in the same order.
+        language: ISO 639 code; errors are of characters where it has no spaces between words.
 
     Returns:
-        Errors and words of the reference, int64 [utterances, 2].
+        Errors, and words or characters of the reference, int64 [utterances, 2].
 
     Raises:
         ValueError: If the two sequences differ in length.
     """
     _check_lengths(references, hypotheses)
-    counts = _edit_counts(
-        [" ".join(text.split()) for text in references],
-        [" ".join(text.split()) for text in hypotheses],
-        jiwer.process_words,
-        _WORDS,
-    )
+    references = [" ".join(text.split()) for text in references]
+    hypotheses = [" ".join(text.split()) for text in hypotheses]
+    if writes_spaces(language):
+        counts = _edit_counts(references, hypotheses, jiwer.process_words, _WORDS)
+    else:
+        counts = _character_counts(references, hypotheses, language)
     return np.stack([counts[:, :3].sum(axis=1), counts[:, 3]], axis=1)
 
 
 def bleu_tokenizer(target_language: str) -> str:
     """The sacreBLEU tokenizer of a language: ``char`` where words are not spaced, else ``13a``.
 
-    Both work offline. CoVoST-2 scored Chinese and Japanese by character; ``zh`` gives other,
-    lower numbers.
+    Both work offline. CoVoST-2 scored Chinese and Japanese by character (Wang et al., 2020);
+    ``zh`` and ``ja-mecab`` give other, lower numbers.
     """
-    return "char" if base_language(target_language) in _CHARACTER_LANGUAGES else "13a"
+    return "13a" if writes_spaces(target_language) else "char"
 
 
 def translation_scores(
@@ -311,6 +314,14 @@ def _bleu_interval(
         ).score
 
     return bootstrap_interval(np.asarray(rows, np.int64), corpus_bleu, samples=samples, seed=seed)
+
+
+def _character_counts(references: list[str], hypotheses: list[str], language: str) -> np.ndarray:
+    """`_edit_counts` in characters, without spaces where the language has none."""
+    if not writes_spaces(language):
+        references = [text.replace(" ", "") for text in references]
+        hypotheses = [text.replace(" ", "") for text in hypotheses]
+    return _edit_counts(references, hypotheses, jiwer.process_characters, _CHARACTERS)
 
 
 def _edit_counts(

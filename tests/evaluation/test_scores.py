@@ -144,7 +144,7 @@ def test_brevity_penalty_by_hand():
 def test_chinese_and_japanese_are_scored_by_character():
     # 5 of 6 characters, 4 of 5, 3 of 4, 2 of 3: the last one differs.
     expected = pytest.approx(100 * (5 / 6 * 4 / 5 * 3 / 4 * 2 / 3) ** 0.25)
-    for language in ("zh", "zh-CN", "ja"):
+    for language in ("zh", "zh-CN", "cmn_hans_cn", "yue", "ja", "th"):
         scores = translation_scores(["猫坐在垫子上"], ["猫坐在垫子下"], language)
         assert scores.bleu == expected
         assert "tok:char" in scores.bleu_signature
