@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from maestro_jax.losses.reduction import Weighted, masked_sum
+from maestro_jax.precision import EXACT
 
 
 def sample_distractors(rng: jax.Array, masked: jax.Array, count: int) -> jax.Array:
@@ -48,6 +49,7 @@ def contrastive_loss(
     rng: jax.Array,
     context: jax.Array,
     codes: jax.Array,
+    ids: jax.Array,
     masked: jax.Array,
     *,
     distractors: int = 100,
@@ -56,12 +58,13 @@ def contrastive_loss(
     """L_w over the masked frames.
 
     Distractors equal to the positive code are left out, as in wav2vec 2.0: they cannot be told
-    from it.
+    from it. Equal are codes of one id: whether the vectors look equal depends on rounding.
 
     Args:
         rng: Random key for the distractors.
         context: `[batch, frames, code_features]`, the context network's output, projected.
         codes: `[batch, frames, code_features]`, quantized unmasked features.
+        ids: `[batch, frames]` int32, which entry of the codebook each of them is.
         masked: `[batch, frames]` bool, the masked valid frames.
         distractors: Negatives a frame.
         temperature: kappa.
@@ -75,14 +78,11 @@ def contrastive_loss(
     chosen = sample_distractors(rng, masked, distractors)
     # All frame-to-frame similarities, then a gather: frames^2 numbers instead of
     # frames x distractors x features.
-    similarity = jnp.einsum("btd,bsd->bts", context, codes) / temperature
-    same = jnp.einsum("btd,bsd->bts", codes, codes) > 1.0 - 1e-6
-    frames = masked.shape[1]
+    similarity = jnp.einsum("btd,bsd->bts", context, codes, precision=EXACT) / temperature
     positive = jnp.diagonal(similarity, axis1=1, axis2=2)
     negatives = jnp.take_along_axis(similarity, chosen, axis=2)
-    is_itself = jnp.take_along_axis(same, chosen, axis=2) | (
-        chosen == jnp.arange(frames)[None, :, None]
-    )
+    drawn = jnp.take_along_axis(ids, chosen.reshape(len(ids), -1), axis=1).reshape(chosen.shape)
+    is_itself = drawn == ids[:, :, None]
     negatives = jnp.where(is_itself, -1e9, negatives)
     logits = jnp.concatenate([positive[:, :, None], negatives], axis=2)
     loss = jax.nn.logsumexp(logits, axis=2) - positive

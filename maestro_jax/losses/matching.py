@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from maestro_jax.losses.reduction import Weighted, masked_sum
+from maestro_jax.precision import EXACT
 
 FORMS = ("mse", "cosine", "infonce")
 STOPPED = ("speech", "text", "none")
@@ -112,9 +113,7 @@ def _frame_contrastive(
 ) -> Weighted:
     """InfoNCE in both directions within each row."""
     frames = mask.shape[1]
-    similarity = jnp.einsum(
-        "bsd,btd->bst", _unit(speech), _unit(text), precision=jax.lax.Precision.HIGHEST
-    )
+    similarity = jnp.einsum("bsd,btd->bst", _unit(speech), _unit(text), precision=EXACT)
     similarity = similarity / temperature
     own = jnp.eye(frames, dtype=bool)[None]
     others = mask[:, :, None] & mask[:, None, :] & ~own

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from maestro_jax.losses.reduction import Weighted
+from maestro_jax.precision import EXACT
 
 SCOPES = ("utterance", "batch")
 
@@ -85,7 +86,7 @@ def retrieval_accuracy(
     same_token = (
         (token[:, :, None] == token[:, None, :]) & (row[:, :, None] == row[:, None, :]) & pairs
     )
-    similarity = jnp.einsum("bsd,btd->bst", speech, text, precision=jax.lax.Precision.HIGHEST)
+    similarity = jnp.einsum("bsd,btd->bst", speech, text, precision=EXACT)
     queries = jnp.sum(mask.astype(jnp.float32))
 
     def right(similarity: jax.Array, wanted: jax.Array) -> Weighted:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from maestro_jax.modules.lightweight_conv import LightweightConvBlock
 from maestro_jax.modules.partitioned import Dense, layer_norm
+from maestro_jax.precision import EXACT
 
 
 @flax.struct.dataclass
@@ -82,8 +83,9 @@ class DurationModel(nn.Module):
                 name=f"block_{index}",
             )(x, mask, deterministic=deterministic)
         x = layer_norm(name="output_norm")(x.astype(jnp.float32))
-        nonzero = Dense(1, ("embed", None), name="nonzero")(x)[..., 0]
-        frames = nn.softplus(Dense(1, ("embed", None), name="frames")(x)[..., 0] + 1.0)
+        nonzero = Dense(1, ("embed", None), name="nonzero", precision=EXACT)(x)[..., 0]
+        frames = Dense(1, ("embed", None), name="frames", precision=EXACT)(x)[..., 0]
+        frames = nn.softplus(frames + 1.0)
         return DurationPrediction(nonzero_logit=nonzero, frames=frames)
 
     def lasts(self, prediction: DurationPrediction) -> jax.Array:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-EXACT = jax.lax.Precision.HIGHEST
+from maestro_jax.precision import EXACT
 
 
 def power_spectrum(frames: jax.Array, points: int) -> jax.Array:

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from maestro_jax.modules.masking import zero_padding
 from maestro_jax.modules.partitioned import Dense
 from maestro_jax.modules.resampler import FrameIndex, frame_index, place_in_token
+from maestro_jax.precision import EXACT
 
 LARGE_NEGATIVE = -1e9
 SMALLEST_RANGE = 0.05
@@ -111,7 +112,13 @@ class GaussianUpsampling(nn.Module):
             seen = jnp.concatenate(
                 [embedded.astype(jnp.float32), jnp.log1p(durations)[..., None]], axis=-1
             )
-            raw = Dense(1, (None, None), name="range", kernel_init=nn.initializers.zeros_init())
+            raw = Dense(
+                1,
+                (None, None),
+                name="range",
+                kernel_init=nn.initializers.zeros_init(),
+                precision=EXACT,
+            )
             # About 1/2 at first: a token's influence ends with its neighbours.
             ranges = SMALLEST_RANGE + nn.softplus(raw(seen)[..., 0] - 0.5)
         else:
@@ -122,7 +129,7 @@ class GaussianUpsampling(nn.Module):
         starts = jnp.cumsum(durations, axis=1) - durations
         per_frame = jnp.where(durations > 0, 1.0, 0.0) / jnp.where(durations > 0, durations, 1.0)
         columns = jnp.stack([starts, durations, per_frame, starts * per_frame], axis=-1)
-        sums = jnp.matmul(weights, columns, precision=jax.lax.Precision.HIGHEST)
+        sums = jnp.matmul(weights, columns, precision=EXACT)
         start, duration, rate, offset = jnp.moveaxis(sums, -1, 0)
         times = jnp.arange(frames, dtype=jnp.float32)
         where = place_in_token(times - start, duration, (times + 0.5) * rate - offset, features)

@@ -53,6 +53,8 @@ class Dense(nn.Module):
         contracted: How many of the last input axes are contracted.
         use_bias: Whether to add a bias.
         dtype: The type computed in; parameters stay float32.
+        precision: Of the product, for what must not be rounded (`maestro_jax.precision`); None for
+            JAX's default.
         kernel_init: The initialiser of the kernel, given it as a matrix.
         bias_init: The initialiser of the bias.
     """
@@ -62,6 +64,7 @@ class Dense(nn.Module):
     contracted: int = 1
     use_bias: bool = True
     dtype: Any = jnp.float32
+    precision: jax.lax.Precision | None = None
     kernel_init: nn.initializers.Initializer = DEFAULT_KERNEL_INIT
     bias_init: nn.initializers.Initializer = ZERO_INIT
 
@@ -78,7 +81,8 @@ class Dense(nn.Module):
         kernel = parameter(self, "kernel", as_matrix, self.axes, (*inputs, *outputs))
         # As a product of matrices: XLA's gradient of one with more axes is slow on CPU.
         rows = x.astype(self.dtype).reshape(-1, math.prod(inputs))
-        y = rows @ kernel.astype(self.dtype).reshape(math.prod(inputs), math.prod(outputs))
+        matrix = kernel.astype(self.dtype).reshape(math.prod(inputs), math.prod(outputs))
+        y = jnp.matmul(rows, matrix, precision=self.precision)
         y = y.reshape(*x.shape[: x.ndim - self.contracted], *outputs)
         if self.use_bias:
             bias = parameter(self, "bias", self.bias_init, self.axes[self.contracted :], outputs)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from maestro_jax.modules.partitioned import Dense, parameter
 from maestro_jax.modules.randomness import sample
+from maestro_jax.precision import EXACT
 
 
 @flax.struct.dataclass
@@ -23,12 +24,14 @@ class Quantized:
 
     Attributes:
         vectors: `[batch, frames, code_features]`, the chosen codes; straight-through gradient.
+        sampled_ids: `[batch, frames]` int32, which codes these are; noisy unless deterministic.
         ids: `[batch, frames]` int32, the most likely code, the target of masked prediction.
         probabilities: `[batch, frames, codes]`, softmax without noise, for the diversity loss.
         temperature: Scalar, the Gumbel temperature of the step.
     """
 
     vectors: jax.Array
+    sampled_ids: jax.Array
     ids: jax.Array
     probabilities: jax.Array
     temperature: jax.Array
@@ -86,7 +89,8 @@ class GumbelQuantizer(nn.Module):
         Returns:
             The codes of every frame.
         """
-        logits = Dense(self.codes, ("embed", "codes"), name="logits")(features.astype(jnp.float32))
+        layer = Dense(self.codes, ("embed", "codes"), name="logits", precision=EXACT)
+        logits = layer(features.astype(jnp.float32))
         init, shape = nn.initializers.uniform(1.0), (self.codes, self.code_features)
         codebook = parameter(self, "codebook", init, ("codes", "embed"), shape)
         probabilities = jax.nn.softmax(logits, axis=-1)
@@ -96,10 +100,13 @@ class GumbelQuantizer(nn.Module):
         else:
             noise = sample(jax.random.gumbel, self.make_rng("gumbel"), logits.shape)
             soft = jax.nn.softmax((logits + noise) / temperature, axis=-1)
-        hard = jax.nn.one_hot(jnp.argmax(soft, axis=-1), self.codes)
+        sampled = jnp.argmax(soft, axis=-1).astype(jnp.int32)
+        hard = jax.nn.one_hot(sampled, self.codes)
         chosen = hard + soft - jax.lax.stop_gradient(soft)
         return Quantized(
-            vectors=chosen @ codebook,
+            # Exact, or all but the first 8 bits of a code would be lost on the way.
+            vectors=jnp.matmul(chosen, codebook, precision=EXACT),
+            sampled_ids=sampled,
             ids=jnp.argmax(logits, axis=-1).astype(jnp.int32),
             probabilities=probabilities,
             temperature=temperature,

@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from maestro_jax.modules.partitioned import constrain
-
-EXACT = jax.lax.Precision.HIGHEST
+from maestro_jax.precision import EXACT
 
 
 class RandomProjectionQuantizer(nn.Module):

@@ -17,6 +17,7 @@ from maestro_jax.modules.languages import LanguageEmbedding
 from maestro_jax.modules.masking import zero_padding
 from maestro_jax.modules.partitioned import Dense, parameter
 from maestro_jax.modules.randomness import sample
+from maestro_jax.precision import EXACT
 
 MASK_VALUES = ("random", "learned", "zero")
 
@@ -59,7 +60,7 @@ class SpeechEncoder(nn.Module):
             dtype=self.dtype,
             bias_init=nn.initializers.normal(0.1),
         )
-        self.contrastive_projection = Dense(self.code_features, ("embed", "codes"))
+        self.contrastive_projection = Dense(self.code_features, ("embed", "codes"), precision=EXACT)
         if self.mask_value == "learned":
             init, shape = nn.initializers.normal(0.1), (self.stack.features,)
             self.mask_vector = parameter(self, "mask_vector", init, ("embed",), shape)

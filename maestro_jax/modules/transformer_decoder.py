@@ -96,7 +96,9 @@ class Attention(nn.Module):
         query = constrain(self.query(x), "batch", "frames", "act_heads", None)
         query = query * (self.features // self.heads) ** -0.5
         places = "bqkhd" if attended.keys.ndim == 5 else "bkhd"
-        logits = jnp.einsum(f"bqhd,{places}->bhqk", query, attended.keys).astype(jnp.float32)
+        logits = jnp.einsum(
+            f"bqhd,{places}->bhqk", query, attended.keys, preferred_element_type=jnp.float32
+        )
         weights = jax.nn.softmax(jnp.where(mask, logits, LARGE_NEGATIVE), axis=-1)
         weights = self.drop(weights.astype(self.dtype), deterministic=deterministic)
         return self.output(jnp.einsum(f"bhqk,{places}->bqhd", weights, attended.values))

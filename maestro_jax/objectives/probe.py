@@ -22,6 +22,7 @@ from maestro_jax.losses.transducer import NO_PATH, transducer_loss_from_lattices
 from maestro_jax.losses.transducer_alignment import transducer_alignment
 from maestro_jax.losses.transducer_posterior import emission_posterior, posterior_entropy
 from maestro_jax.modules.masking import length_mask
+from maestro_jax.precision import EXACT
 
 
 @flax.struct.dataclass
@@ -180,7 +181,7 @@ def _nearness(
 
 def _similarities(speech: jax.Array, text: jax.Array) -> jax.Array:
     """Cosine of every frame with every frame, from `[frames, features]` twice."""
-    return _unit(speech) @ _unit(text).T
+    return jnp.matmul(_unit(speech), _unit(text).T, precision=EXACT)
 
 
 def _unit(x: jax.Array) -> jax.Array:

@@ -120,6 +120,7 @@ class W2vBert:
             rng,
             parts("contrastive_context", speech.tapped),
             quantized.vectors,
+            quantized.sampled_ids,
             speech.hidden,
             distractors=self.distractors,
             temperature=self.temperature,

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rounded_products import with_rounded_products
 
 from maestro_jax.losses.contrastive import contrastive_loss, diversity_loss, sample_distractors
 from maestro_jax.losses.reduction import mean
@@ -42,8 +43,10 @@ def test_loss_is_that_of_a_loop(temperature):
     rng = jax.random.key(4)
     context, codes = normal(4, 8, 5), normal(4, 8, 5, seed=1)
     codes[0, 1] = codes[0, 0]  # A distractor that equals the positive is left out.
+    ids = np.arange(32).reshape(4, 8)
+    ids[0, 1] = ids[0, 0]
     (total, count), (correct, correct_count) = contrastive_loss(
-        rng, context, codes, jnp.asarray(MASKED), distractors=3, temperature=temperature
+        rng, context, codes, ids, jnp.asarray(MASKED), distractors=3, temperature=temperature
     )
     chosen = np.asarray(sample_distractors(rng, jnp.asarray(MASKED), 3))
 
@@ -73,9 +76,10 @@ def test_loss_is_that_of_a_loop(temperature):
 @pytest.mark.parametrize("scale", [0.0, 1.0])
 def test_nothing_masked_is_zero_with_finite_gradients(scale):
     context, codes = scale * normal(2, 4, 3), scale * normal(2, 4, 3, seed=1)
+    ids = np.arange(8).reshape(2, 4)
 
     def loss(context, codes, masked):
-        return mean(contrastive_loss(jax.random.key(0), context, codes, masked)[0])
+        return mean(contrastive_loss(jax.random.key(0), context, codes, ids, masked)[0])
 
     value, gradients = jax.value_and_grad(loss, (0, 1))(context, codes, jnp.zeros((2, 4), bool))
     assert float(value) == 0.0
@@ -105,3 +109,27 @@ def test_diversity_of_nothing_is_zero_with_finite_gradients():
     value, gradient = jax.value_and_grad(loss)(jnp.full((1, 3, 8), 1 / 8))
     assert float(value) == 0.0
     assert np.all(np.isfinite(gradient))
+
+
+def test_a_perfect_network_is_perfect_on_a_tpu_too():
+    """100 masked frames of 60 codes in use: four in ten distractors may equal the positive."""
+    codebook = np.random.default_rng(0).uniform(size=(60, 256)).astype(np.float32)
+    # Unrelated directions, as learned codes have; uniform numbers alone share a mean.
+    codebook -= codebook.mean()
+    ids = np.random.default_rng(1).integers(0, 60, (4, 100))
+    codes, masked, rng = codebook[ids], jnp.ones((4, 100), bool), jax.random.key(0)
+
+    def loss(context, codes):
+        (total, count), (correct, _) = contrastive_loss(rng, context, codes, ids, masked)
+        return total / count, correct / count, count
+
+    found, accuracy, count = with_rounded_products(loss)(3.0 * codes, codes)
+    chosen = np.asarray(sample_distractors(rng, masked, 100))
+    units = codebook.astype(np.float64)
+    units /= np.linalg.norm(units, axis=-1, keepdims=True)
+    cosines = (units @ units.T)[ids[:, :, None], ids[np.arange(4)[:, None, None], chosen]]
+    others = ids[:, :, None] != ids[np.arange(4)[:, None, None], chosen]
+    expected = np.log1p((others * np.exp((cosines - 1.0) / 0.1)).sum(-1)).mean()
+    assert expected < 0.02 and float(count) == 400
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
+    assert float(accuracy) == 1.0

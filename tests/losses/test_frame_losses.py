@@ -28,7 +28,12 @@ def test_contrastive_loss_against_a_loop() -> None:
     key = jax.random.key(1)
     chosen = np.asarray(sample_distractors(key, jnp.asarray(MASKED), 5))
     loss, accuracy = contrastive_loss(
-        key, jnp.asarray(context), jnp.asarray(codes), jnp.asarray(MASKED), distractors=5
+        key,
+        jnp.asarray(context),
+        jnp.asarray(codes),
+        np.arange(60).reshape(3, 20),
+        jnp.asarray(MASKED),
+        distractors=5,
     )
 
     def cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -94,7 +99,7 @@ def test_nothing_valid_gives_zero_and_a_finite_gradient() -> None:
     def total(x: jax.Array) -> jax.Array:
         key = jax.random.key(0)
         return (
-            mean(contrastive_loss(key, x, 2 * x, nothing)[0])
+            mean(contrastive_loss(key, x, 2 * x, jnp.zeros((3, 20), int), nothing)[0])
             + mean(masked_prediction_loss(x, jnp.zeros((3, 20), int), nothing)[0])
             + mean(matching_loss(x, x + 1, nothing))
             + diversity_loss(jax.nn.softmax(x), nothing)[0]

@@ -180,10 +180,13 @@ def test_pretraining_loss(torch, peer, shared_noise, request):
             mask_time_indices=torch.from_numpy(masked),
             sampled_negative_indices=torch.from_numpy(flat),
         )
+    vectors = outputs.projected_quantized_states.numpy()
+    ids = np.unique(vectors.reshape(-1, vectors.shape[-1]), axis=0, return_inverse=True)[1]
     (total, count), _ = contrastive_loss(
         rng,
         jnp.asarray(outputs.projected_states.numpy()),
-        jnp.asarray(outputs.projected_quantized_states.numpy()),
+        jnp.asarray(vectors),
+        ids.reshape(vectors.shape[:2]),
         jnp.asarray(masked),
         distractors=NEGATIVES,
         temperature=0.1,
