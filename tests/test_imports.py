@@ -33,6 +33,7 @@ LIGHT_DATA = {
     "audio",
     "corpora",
     "data_dir",
+    "invisible_characters",
     "languages",
     "streams",
     "tensorflow_import",

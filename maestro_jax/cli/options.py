@@ -74,3 +74,8 @@ def not_negative(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 0 or above")
     return int(text)
+
+
+def names(text: str) -> list[str]:
+    """An argument that is one name or several between commas; for the action `extend`."""
+    return [name.strip() for name in text.split(",") if name.strip()]

@@ -9,13 +9,19 @@ normaliser that guesses it would score the guess.
 
 from __future__ import annotations
 
-import functools
 import re
 import unicodedata
 
+import regex
+
+from maestro_jax.data.invisible_characters import SPELLED_JOINERS, without_invisible
+
 # Read as the apostrophe inside a word: the right single quotation mark, the modifier letter, the
-# full-width form. The left single quotation mark is punctuation, as in VoxPopuli.
-_APOSTROPHES = str.maketrans(dict.fromkeys("\u2019\u02bc\uff07", "'"))
+# full-width form. The left single quotation mark is punctuation, as in VoxPopuli. The lines that
+# stretch a word in Arabic and in N'Ko are no letters of it.
+_APOSTROPHES_AND_STRETCHES = str.maketrans(
+    dict.fromkeys("\u2019\u02bc\uff07", "'") | dict.fromkeys("\u0640\u07fa", "")
+)
 
 # Turkish and Azeri pair I with dotless i; every other language pairs I with i.
 _DOTLESS_I = str.maketrans({"I": "\u0131", "\u0130": "i"})
@@ -25,26 +31,19 @@ _DOTLESS_I_LANGUAGES = frozenset({"tr", "az"})
 _CATALAN_DOT = re.compile(r"(?<=l)\u00b7(?=l)")
 _CATALAN_PLACEHOLDER = "\ue000"
 
-# Invisible, and never spoken. The zero-width joiners are spelling in Persian and stay.
-_INVISIBLE = frozenset("\u00ad\u200b\u200e\u200f\u2060\ufeff")
-
-# The superscript of the French ordinals "XXᵉ", which VoxPopuli removes.
-_REMOVED_LETTERS = frozenset("\u1d49")
-
-
-@functools.cache
-def _replacement(character: str) -> str:
-    """What scoring sees in place of one character."""
-    if character in "'\u200c\u200d" or character == _CATALAN_PLACEHOLDER:
-        return character
-    if character in _INVISIBLE or character in _REMOVED_LETTERS:
-        return ""
-    category = unicodedata.category(character)
-    if category == "Pd" or character in "/\u00b7" or character.isspace():
-        return " "
-    if category[0] in "PS":
-        return ""
-    return character
+# Accents, vowel signs and joiners belong to the letter or digit before them, and go with what goes.
+_MARKS = rf"[\p{{M}}{SPELLED_JOINERS}]"
+_NOT_SPOKEN = regex.compile(
+    rf"""
+    (?P<gap> [\p{{Pd}}\p{{Z}}\s\x1c-\x1f/\u00b7]{_MARKS}* )
+    # The raised letter of the French ordinals "XXᵉ", which VoxPopuli removes, and the "i" of
+    # information, the only picture that Unicode counts as a letter.
+    | [[\p{{P}}\p{{S}}\u1d49\u2139]--']{_MARKS}*
+    | \p{{Me}}
+    | (?<=^|'){_MARKS}+
+    """,
+    regex.VERBOSE | regex.V1,
+)
 
 
 def base_language(language: str) -> str:
@@ -55,9 +54,9 @@ def base_language(language: str) -> str:
 def normalize(text: str, language: str) -> str:
     """A transcript as it is scored.
 
-    Lower case, punctuation and symbols removed, apostrophes kept inside words, dashes, ``/`` and
-    ``·`` read as spaces, white space collapsed, Unicode NFC. Words in parentheses stay: they were
-    spoken. The function is idempotent.
+    Lower case; punctuation, symbols and what is invisible (`without_invisible`) removed;
+    apostrophes kept inside words; dashes, ``/`` and ``·`` read as spaces; white space collapsed;
+    Unicode NFC. Words in parentheses stay: they were spoken. The function is idempotent.
 
     Args:
         text: A reference or a hypothesis.
@@ -71,15 +70,16 @@ def normalize(text: str, language: str) -> str:
     the spelling-out of digits and the removal of parenthesised text.
     """
     language = base_language(language)
-    text = unicodedata.normalize("NFC", text).translate(_APOSTROPHES)
-    text = text.replace(_CATALAN_PLACEHOLDER, "")
+    text = without_invisible(text.translate(_APOSTROPHES_AND_STRETCHES))
+    text = unicodedata.normalize("NFC", text)
     if language in _DOTLESS_I_LANGUAGES:
         text = text.translate(_DOTLESS_I)
     # Outside Turkish, lower case turns a dotted capital I into i and a combining dot.
     text = text.lower().replace("i\u0307", "i")
     if language == "ca":
         text = _CATALAN_DOT.sub(_CATALAN_PLACEHOLDER, text)
-    text = "".join(map(_replacement, text)).replace(_CATALAN_PLACEHOLDER, "\u00b7")
+    text = _NOT_SPOKEN.sub(lambda match: " " if match["gap"] else "", text)
+    text = text.replace(_CATALAN_PLACEHOLDER, "\u00b7")
     text = re.sub("'+", "'", text)
     words = (word.strip("'") for word in text.split())
     return unicodedata.normalize("NFC", " ".join(word for word in words if word))

@@ -11,6 +11,7 @@ import jiwer
 import numpy as np
 from sacrebleu.metrics import BLEU, CHRF
 
+from maestro_jax.data.invisible_characters import without_invisible
 from maestro_jax.evaluation.bootstrap import bootstrap_interval
 from maestro_jax.evaluation.writing_systems import writes_spaces
 
@@ -244,6 +245,8 @@ def translation_scores(
 ) -> TranslationScores:
     """BLEU and chrF of detokenised translations, with case and punctuation (CoVoST-2's protocol).
 
+    Characters that are neither seen nor heard, such as marks of writing direction, do not count.
+
     Args:
         references: One translation an utterance, [utterances].
         hypotheses: What was translated, [utterances], in the same order.
@@ -258,7 +261,8 @@ def translation_scores(
         ValueError: If the two sequences differ in length.
     """
     _check_lengths(references, hypotheses)
-    references, hypotheses = list(references), list(hypotheses)
+    references = [without_invisible(text) for text in references]
+    hypotheses = [without_invisible(text) for text in hypotheses]
     tokenizer = bleu_tokenizer(target_language)
     bleu, chrf = BLEU(tokenize=tokenizer), CHRF()
     if references:

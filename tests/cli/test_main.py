@@ -231,3 +231,14 @@ def test_tables_align() -> None:
         "a        1  0.5  yes  de,en  p=2",
         "long  1000       no",
     ]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["vocabulary", "mine"], ["eval", "--model_dir", "model"]],
+    ids=["vocabulary", "eval"],
+)
+def test_several_tasks_stand_between_commas_or_alone(command: list[str]) -> None:
+    _, arguments = cli._parse([*command, "--task", "a,b", "--task", "c, d,"])
+    assert arguments.task == ["a", "b", "c", "d"]
+    assert cli._parse(command)[1].task == []

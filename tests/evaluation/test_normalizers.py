@@ -1,5 +1,6 @@
 """The rules of VoxPopuli's transcripts, case by case, and the laws that any normaliser keeps."""
 
+import sys
 import unicodedata
 
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maestro_jax.evaluation.normalizers import base_language, normalize
+from maestro_jax.evaluation.scores import translation_scores, word_scores
 
 
 @pytest.mark.parametrize(
@@ -28,7 +30,21 @@ from maestro_jax.evaluation.normalizers import base_language, normalize
         ("La col·lecció", "es", "la col lecció"),
         ("今天，天气很好。", "zh-CN", "今天天气很好"),
         ("می\u200cخواهم،", "fa", "می\u200cخواهم"),
+        ("کتاب\u200c.", "fa", "کتاب"),
+        ("\u202bصباح الخير\u202c \u200fيا", "ar", "صباح الخير يا"),
+        ("ســلام \u0640\u064b مـَـد", "ar", "سلام مَد"),
+        ("क्\u200dष", "hi", "क्\u200dष"),
+        ("ශ්\u200dරී ලංකා", "si", "ශ්\u200dරී ලංකා"),
         ("ex\u00adtra", "en", "extra"),
+        (
+            "\U0001f468\u200d\U0001f469 \u2764\ufe0f \U0001f1e9\U0001f1ea \U0001f44d\U0001f3fd",
+            "de",
+            "",
+        ),
+        ("\u2139\ufe0f 1\ufe0f\u20e3 Uhr", "de", "1 uhr"),
+        ("a\u3000b\u202fc\u2028d\u1680e\x1ff", "en", "a b c d e f"),
+        ("\u0301accent .\u0301 '\u0301a", "en", "accent a"),
+        ("e\u200f\u0301t\ufeffé", "fr", "été"),
         ("", "en", ""),
         ("— … !", "en", ""),
     ],
@@ -56,6 +72,34 @@ def test_idempotent_single_spaced_and_composed(text, language):
     assert normalize(once, language) == once
     assert once == " ".join(once.split())
     assert unicodedata.is_normalized("NFC", once)
+
+
+def test_what_is_no_letter_or_digit_alone_is_no_word():
+    everything = [chr(point) for point in range(sys.maxunicode + 1)]
+    kinds = {c: unicodedata.category(c) for c in everything}
+    silent = [c for c in everything if kinds[c][0] in "CMPSZ" and kinds[c] != "Cn"]
+    assert normalize(" ".join(silent), "en") == ""
+    assert normalize("".join(c for c in silent if kinds[c][0] != "M"), "en") == ""
+    # Inside a word, what is invisible parts nothing, but for white space.
+    inside = [c for c in silent if kinds[c] in ("Cc", "Cf", "Co", "Cs") and not c.isspace()]
+    assert set(normalize(" ".join(f"ab{c}cd" for c in inside), "en").split()) == {"abcd"}
+    # Every letter and digit alone is a word, but for those that show nothing or are pictures.
+    spoken = [c for c in everything if kinds[c][0] in "LN"]
+    lost = "\u0640\u07fa\u1d49\u2139\u115f\u1160\u3164\uffa0\u02bc"
+    assert normalize(" ".join(lost), "en") == ""
+    assert len(normalize(" ".join(spoken), "en").split()) == len(spoken) - len(lost)
+
+
+@pytest.mark.parametrize("mark", ["\u202b", "\u2067", "\u061c", "\u202e", "\u200f", "\ufeff"])
+def test_marks_of_direction_cost_no_errors(mark):
+    plain = ["صباح الخير يا صديقي", "בוקר טוב", "این کتاب\u200cها را می\u200cخواهم"]
+    marked = [f"{mark}{text}{mark}.".replace(" ", f"{mark} {mark}") for text in plain]
+    normalized = [normalize(text, "ar") for text in marked]
+    assert word_scores(normalized, plain, bootstrap_samples=0).wer == 0
+    translated = translation_scores(
+        marked, [f"{text}." for text in plain], "ar", bootstrap_samples=0
+    )
+    assert translated.bleu == pytest.approx(100)
 
 
 def test_base_language():

@@ -15,9 +15,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_gin(parser)
     parser.add_argument(
         "--task",
-        action="append",
+        action="extend",
+        type=options.names,
         default=[],
-        metavar="NAME",
+        metavar="NAME,NAME",
         help="a task or mixture of `maestro tasks`; repeatable; by default those of the run",
     )
     parser.add_argument("--split", default="test", help="default: %(default)s")

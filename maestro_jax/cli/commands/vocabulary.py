@@ -16,9 +16,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="what the vocabulary is called")
     parser.add_argument(
         "--task",
-        action="append",
+        action="extend",
+        type=options.names,
         default=[],
-        metavar="TASK",
+        metavar="TASK,TASK",
         help="a task or mixture whose training texts and translations it is trained on; "
         "repeatable; all prepared ones that read this vocabulary if there is none",
     )

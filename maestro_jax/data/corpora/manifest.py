@@ -1,35 +1,36 @@
 """Manifests: a line an utterance, as JSON or as a table, for whatever has no reader of its own.
 
 A directory holds one file a split (`train.jsonl`, `validation.tsv`, `test.jsonl.gz`; `dev` is
-`validation`). A JSON line, or a row of a tab-separated table with a header, has
+`validation`). A JSON line, or a row of a tab-separated table with a header, has what follows. Cells
+of a table may be quoted as pandas, spreadsheets and Python's csv module do it (see `quoting`).
 
 | field | |
 |---|---|
 | `audio` or `audio_filepath` (NeMo) | a path, relative to the manifest; missing in text corpora |
 | `offset`, `duration` | seconds of the file; the whole file without them |
 | `text` | what is said or written, as it is printed |
-| `language` | ISO 639-1 code |
+| `language` or `lang` (NeMo) | ISO 639-1 code; where no line has one, `--languages` names it |
 | `translation` | |
 | `id`, `speaker` | a line without an id has its number |
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from maestro_jax.data.corpora import tables
-from maestro_jax.data.corpora.corpus import Corpus, choose
+from maestro_jax.data.corpora.corpus import Corpus, choose_languages
 from maestro_jax.data.corpora.problems import Problems
 from maestro_jax.data.corpora.text_normalization import find_rules
 from maestro_jax.data.corpora.utterance import Span, Utterance
-from maestro_jax.data.languages import language_id
+from maestro_jax.data.languages import LANGUAGES, language_id
 from maestro_jax.errors import UserError
 from maestro_jax.evaluation.normalizers import base_language
 
-ENDINGS = (".jsonl", ".tsv", ".jsonl.gz", ".tsv.gz")
+ENDINGS = (".jsonl", ".json", ".tsv", ".jsonl.gz", ".json.gz", ".tsv.gz")
 SPLITS = {"train": "train", "validation": "validation", "dev": "validation", "test": "test"}
 
 
@@ -65,30 +66,43 @@ class Manifest(Corpus):
 
     def configs(self, source: Path, languages: Sequence[str] = ()) -> list[str]:
         """The languages of the lines; see `Corpus`."""
-        found: dict[str, None] = {}
-        for path, split in self._files(source):
-            for _, fields in _lines(path, split, Problems()):
-                if language := base_language(str(fields.get("language") or "")):
-                    found.setdefault(language)
-        for language in found:
-            language_id(language)
-        return choose(sorted(found), languages, source, "languages")
+        found: dict[str, str] = {}
+        place = ""
+        for place, _, fields in self._lines(source):
+            if language := _language(fields):
+                found.setdefault(language, place)
+        if not found and place:
+            return [_said_language(languages, place)]
+        return choose_languages(sorted(found), languages, source)
 
     def utterances(self, source: Path, config: str, problems: Problems) -> Iterator[Utterance]:
-        """The lines of a language; see `Corpus`."""
+        """The lines of a language, or all of them where none says its language; see `Corpus`."""
+        silent = not any(_language(fields) for _, _, fields in self._lines(source))
         for path, split in self._files(source):
             for place, fields in _lines(path, split, problems):
-                language = base_language(str(fields.get("language") or ""))
-                if not language:
-                    problems.add("bad value", split=split, item=place, detail="no language")
+                language = config if silent else _language(fields)
                 if language != config:
+                    if language not in LANGUAGES:
+                        detail = f"unknown language {language!r}" if language else "no language"
+                        problems.add("bad value", split=split, item=place, detail=detail)
                     continue
                 try:
                     spans = _spans(fields)
                 except ValueError as error:
                     problems.add("bad value", split=split, item=place, detail=str(error))
                     continue
-                yield _utterance(path, place, split, language, fields, spans, self.rules)
+                utterance = _utterance(path, place, split, language, fields, spans, self.rules)
+                if not (utterance.audio or utterance.needs):
+                    detail = f"neither audio nor text; it has {', '.join(fields)}"
+                    problems.add("bad value", split=split, item=place, detail=detail)
+                    continue
+                yield utterance
+
+    def _lines(self, source: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
+        """Place, split and fields of the lines of all manifests, whose problems are told later."""
+        for path, split in self._files(source):
+            for place, fields in _lines(path, split, Problems()):
+                yield place, split, fields
 
     def _files(self, source: Path) -> list[tuple[Path, str]]:
         found = [
@@ -105,28 +119,35 @@ class Manifest(Corpus):
         return found
 
 
-def _lines(path: Path, split: str, problems: Problems) -> Iterator[tuple[str, dict[str, object]]]:
+def _lines(path: Path, split: str, problems: Problems) -> Iterator[tuple[str, dict[str, Any]]]:
     """The place of every line, and its fields."""
     if ".tsv" in path.suffixes:
-        for place, row in tables.rows(path, problems, required=("language",), split=split):
+        for place, row in tables.rows(path, problems, quoted=True, split=split):
             yield place, dict(row)
         return
-    for number, line in tables.lines(path):
-        if not line.strip():
-            continue
-        place = f"{path.name}:{number}"
-        try:
-            fields = json.loads(line)
-        except ValueError as error:
-            problems.add("bad row", split=split, item=place, detail=f"no JSON: {error}")
-            continue
-        if not isinstance(fields, dict):
-            problems.add("bad row", split=split, item=place, detail="no JSON object")
-            continue
-        yield place, fields
+    yield from tables.objects(path, problems, split=split)
 
 
-def _spans(fields: dict[str, object]) -> tuple[Span, ...] | None:
+def _language(fields: dict[str, Any]) -> str:
+    """The code that a line says, without a region; empty if it says none."""
+    return base_language(str(fields.get("language") or fields.get("lang") or ""))
+
+
+def _said_language(languages: Sequence[str], place: str) -> str:
+    """The language of manifests whose lines do not say it.
+
+    Raises:
+        UserError: None was said, or several.
+    """
+    missing = f'{place} has no field "language", nor has any other line'
+    if not languages:
+        raise UserError(f"{missing}; add it, or say it of all lines: --languages en.")
+    if len(languages) > 1:
+        raise UserError(f"{missing}; add it, for --languages can say only one of all lines.")
+    return LANGUAGES[language_id(languages[0])]
+
+
+def _spans(fields: dict[str, Any]) -> tuple[Span, ...] | None:
     """Which part of its file an utterance is.
 
     Raises:
@@ -154,7 +175,7 @@ def _utterance(
     place: str,
     split: str,
     language: str,
-    fields: dict[str, object],
+    fields: dict[str, Any],
     spans: tuple[Span, ...] | None,
     rules: str,
 ) -> Utterance:

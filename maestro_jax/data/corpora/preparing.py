@@ -14,6 +14,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +31,7 @@ from maestro_jax.data.corpora.parts import (
 )
 from maestro_jax.data.corpora.problems import KEPT, Problems
 from maestro_jax.data.corpora.utterance import Utterance
+from maestro_jax.data.invisible_characters import without_invisible, without_surrogates
 from maestro_jax.data.lengths import TEXTS_ONLY, lengths_file, save_lengths
 from maestro_jax.data.processes import Processes
 from maestro_jax.data.streams import SAMPLE_RATE
@@ -192,6 +194,7 @@ def _usable(
             problems.add("unknown split", item=utterance.id, detail=split)
             continue
         listed[split] += 1
+        utterance = _legible(utterance, problems)
         if not corpus.numbered:
             # Ids of millions of utterances would take gigabytes.
             key = hashlib.blake2b(f"{split}\t{utterance.id}".encode(), digest_size=10).digest()
@@ -205,6 +208,27 @@ def _usable(
             problems.add(f"empty {empty[0]}", split=split, item=utterance.id, detail=detail)
             continue
         yield utterance
+
+
+def _legible(utterance: Utterance, problems: Problems) -> Utterance:
+    """An utterance that can be encoded, whose text and translation have nothing invisible in them.
+
+    Whatever a corpus calls normalised, models are to write nothing that nobody sees or hears.
+    """
+    changed: dict[str, Any] = {}
+    for name in ("text", "translation"):
+        text = getattr(utterance, name)
+        if (legible := without_invisible(text)) != text:
+            changed[name] = " ".join(legible.split()) if name == "text" else legible.strip()
+    for name in ("raw_text", "translation", "id", "speaker"):
+        given = getattr(utterance, name)
+        if not given.isascii() and (whole := without_surrogates(given)) != given:
+            changed.setdefault(name, whole)
+            detail = f"in {name}: {ascii(given)}"
+            problems.add(
+                "broken character", split=utterance.split, item=utterance.id, detail=detail
+            )
+    return dataclasses.replace(utterance, **changed) if changed else utterance
 
 
 def _parts(
@@ -350,7 +374,9 @@ def _summarise(
             )
         )
     prepared = Prepared(config, working, tuple(splits), problems.counts(""))
-    (working / PROBLEMS).write_text(problems.table(), encoding="utf-8")
+    table = problems.table()
+    # A detail may be the name of a file, which need not be text.
+    (working / PROBLEMS).write_text(table, encoding="utf-8", errors="backslashreplace")
     record = {"splits": [dataclasses.asdict(split) for split in splits], "lines": prepared.lines}
     (working / SUMMARY).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return prepared

@@ -16,6 +16,7 @@ KINDS = {
     "unknown split": "a line of a split that the corpus does not have",
     "duplicate id": "a second utterance with the id of another one of its split",
     "no counterpart": "a line whose other half is not in the table that it is joined with",
+    "broken character": "half of a character, which is no text: the rest of it is kept",
     "empty text": "nothing left of the transcript once it is normalised",
     "empty translation": "no translation",
     "incomplete": "no transcript, or no usable translation: kept for what there is, or for a test",
@@ -28,7 +29,7 @@ KINDS = {
     "partly transcribed": "some of what is said has no transcript: the rest of it is kept",
 }
 """Every kind of problem. Utterances with one are left out, but for those of `KEPT`."""
-KEPT = ("incomplete", "cut short", "partly transcribed")
+KEPT = ("broken character", "incomplete", "cut short", "partly transcribed")
 EXPECTED = ("incomplete", "set aside", "partly transcribed")
 """What makers of corpora mark on purpose: counted like the rest, but nothing to mend."""
 

@@ -11,7 +11,6 @@ test split if a word of its name says so (`validation.txt`, `c4-de-validation.tf
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -92,20 +91,13 @@ def _language(name: str) -> str:
 
 def _documents(path: Path, file: str, split: str, problems: Problems) -> Iterator[tuple[str, str]]:
     """Each document that is not blank: its file and line, and its text."""
-    is_json = path.name.removesuffix(".gz").endswith(_JSON)
-    for number, line in tables.lines(path):
-        if not line.strip():
-            continue
-        place = f"{file}:{number}"
-        if not is_json:
-            yield place, line
-            continue
-        try:
-            fields = json.loads(line)
-        except ValueError as error:
-            problems.add("bad row", split=split, item=place, detail=f"no JSON: {error}")
-            continue
-        text = fields.get("text") if isinstance(fields, dict) else None
+    if not path.name.removesuffix(".gz").endswith(_JSON):
+        for number, line in tables.lines(path):
+            if line.strip():
+                yield f"{file}:{number}", line
+        return
+    for place, fields in tables.objects(path, problems, split=split, name=file):
+        text = fields.get("text")
         if not isinstance(text, str):
             problems.add("bad value", split=split, item=place, detail="no text")
         elif not text.strip():

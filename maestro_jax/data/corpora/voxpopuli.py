@@ -41,6 +41,8 @@ ACCENTED_HOURS: dict[str, float] = {
 """The sum over the 15 accents."""
 
 SPLITS = {"train": "train", "dev": "validation", "test": "test"}
+INVALID = ("invalid", "None")
+"""In the place of a split: rows that the corpus gives up itself."""
 
 
 class VoxPopuli(Corpus):
@@ -133,6 +135,9 @@ def _raw_utterances(source: Path, config: str, problems: Problems) -> Iterator[U
         session = row["session_id"]
         name = f"{session}-{row['id_']}"
         # The project's scripts pass over such rows, and do not look at the rest of them.
+        if row["split"] in INVALID:
+            problems.add("set aside", item=name, detail=f"its split is {row['split']}")
+            continue
         if row["split"] not in SPLITS:
             problems.add("unknown split", item=name, detail=row["split"])
             continue

@@ -131,6 +131,8 @@ def test_raw_speech_is_cut_out_of_its_sessions(prepared: Prepare, tmp_path: Path
         f"{name}y|Raw|raw||train|male|[]|True",
         f"{name}z|Raw|raw||train|male|[(2.0, 1.0)]|True",
         f"{name}other|Raw|raw||None|male|None|True",
+        f"{name}given_up|Raw|raw||invalid|male|None|True",
+        f"{name}misspelt|Raw|raw||trian|male|None|True",
         f"{name}late|Raw|raw||train|male|[(900.0, 901.0)]|True",
         f"{name}pipe|R|aw|raw||train|male|[(0.0, 1.0)]|True",
     )
@@ -149,7 +151,7 @@ def test_raw_speech_is_cut_out_of_its_sessions(prepared: Prepare, tmp_path: Path
     train = result.splits[0]
     assert (train.listed, train.utterances) == (3, 2)
     assert train.problems == {"bad value": 3, "outside of audio": 1}
-    assert result.lines == {"unknown split": 1, "bad row": 1}
+    assert result.lines == {"set aside": 2, "unknown split": 1, "bad row": 1}
 
 
 def test_unlabelled_speech_by_subset(prepared: Prepare, source: Path, tmp_path: Path) -> None:
