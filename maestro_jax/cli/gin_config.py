@@ -11,7 +11,7 @@ import contextlib
 import functools
 import importlib
 import inspect
-import logging
+import os
 import pathlib
 import pkgutil
 import re
@@ -59,7 +59,7 @@ def parse(gin_files: Sequence[str], bindings: Mapping[str, str] | None = None) -
     _search_shipped_files()
     for path in paths:
         try:
-            with _silent_search():
+            with _files_alone():
                 gin.parse_config_file(str(path))
         except (ValueError, NameError, AttributeError, SyntaxError, ImportError, OSError) as error:
             raise _user_error(error, str(path), source.selectors) from error
@@ -206,22 +206,19 @@ def _search_shipped_files() -> None:
 
 
 @contextlib.contextmanager
-def _silent_search() -> Iterator[None]:
-    """Drops the message that gin logs for each place where an include is looked for in vain."""
-    root = logging.getLogger()
-    # With a handler there, logging does not set up one of its own for good.
-    handler = logging.NullHandler()
-    root.addHandler(handler)
-    root.addFilter(_not_of_gins_search)
+def _files_alone() -> Iterator[None]:
+    """Lets gin look for includes as files, and not as resources of Python packages.
+
+    It looks for those first, logs each place where there is none, and fails where a directory is on
+    Python's path whose name an include begins with, such as `runs`.
+    """
+    readers = gin.config._FILE_READERS
+    kept = list(readers)
+    readers[:] = [(open, os.path.isfile)]
     try:
         yield
     finally:
-        root.removeFilter(_not_of_gins_search)
-        root.removeHandler(handler)
-
-
-def _not_of_gins_search(record: logging.LogRecord) -> bool:
-    return record.module != "resource_reader"
+        readers[:] = kept
 
 
 def _user_error(error: Exception, where: str = "", known: Iterable[str] = ()) -> UserError:

@@ -223,6 +223,21 @@ def test_includes_are_found_from_any_directory(
     assert gin_config.parse_and_build([run_file], {"STEPS": "1"}).steps == 1
 
 
+def test_a_directory_of_an_includes_name_is_no_package(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`maestro` is started where somebody keeps `runs/`, and that directory is on Python's path."""
+    (tmp_path / "runs" / "old").mkdir(parents=True)
+    (tmp_path / "objectives").mkdir()
+    (tmp_path / "objectives" / "__init__.py").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    gin_config.parse(
+        ["runs/finetune.gin", "models/tiny.gin", "objectives/speech_recognition.gin"],
+        {"STEPS": "3", "INIT_FROM": "None", "STREAMS": "{}"},
+    )
+
+
 def test_records_are_not_overwritten(tmp_path: pathlib.Path) -> None:
     model_dir = tmp_path / "a" / "model"
     argv = ["maestro", "train"]
