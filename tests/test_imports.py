@@ -39,8 +39,9 @@ LIGHT_DATA = {
     "tensorflow_import",
     "vocabularies",
 }
-# Corpora are prepared as they are scored: what data and tasks may import from evaluation.
-SCORING = {"normalizers", "published"}
+# Corpora are prepared, and vocabularies measured, as models are scored: what data and tasks may
+# import from evaluation.
+SCORING = {"normalizers", "published", "scores", "writing_systems"}
 
 
 def sources() -> list[tuple[str, pathlib.Path]]:

@@ -7,15 +7,18 @@ no beginning of sequence.
 from __future__ import annotations
 
 import collections
+import importlib
 import io
 import math
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 
+from maestro_jax.data.composition import rules_tsv, spelled
 from maestro_jax.errors import UserError
 
 PAD_ID = 0
@@ -24,7 +27,11 @@ UNK_ID = 2
 MODEL_FILE = "vocabulary.model"
 """The name of a vocabulary inside a model directory."""
 
-_LOWEST_COVERAGE = 0.9  # Below, a language would hardly be written.
+_FALLBACK_BYTES = 256
+# SentencePiece leaves out every sentence with one of these, and the other letters of it, too.
+_RESERVED = dict.fromkeys(map(ord, "\0\u2585"))
+LOWEST_COVERAGE = 0.98
+"""Below, SentencePiece refuses: a language would hardly be written."""
 _LONGEST_LINE = 1 << 16  # Bytes; SentencePiece leaves longer lines out in silence.
 
 
@@ -49,11 +56,14 @@ def train_sentencepiece(
     kind: str = "unigram",
     *,
     coverage: float = 1.0,
+    byte_fallback: bool = False,
 ) -> TokenVocabulary:
     """Trains a SentencePiece model and writes it.
 
     The result depends on the texts and their order alone. A corpus with too little variety for
-    ``vocab_size`` pieces gives a smaller vocabulary.
+    ``vocab_size`` pieces gives a smaller vocabulary. The model normalises by the rules of
+    `maestro_jax.data.composition`: what it encodes, it gives back composed (NFC) and with single
+    spaces, and otherwise as it was, but for letters that are no pieces.
 
     Args:
         texts: One sentence each; empty ones are left out.
@@ -61,6 +71,8 @@ def train_sentencepiece(
         vocab_size: Pieces wanted, the three special ones counted.
         kind: The type of the model: `unigram`, `bpe`, `char` or `word`.
         coverage: The share of all letters that are pieces; the rarest of the rest are unknown.
+        byte_fallback: Whether letters that are no pieces become their UTF-8 bytes instead, which
+            are 256 further pieces.
 
     Returns:
         The vocabulary.
@@ -68,44 +80,59 @@ def train_sentencepiece(
     Raises:
         UserError: There is no text, or ``vocab_size`` is too small for the letters of the texts.
     """
-    sentences = [line for text in texts if (line := " ".join(text.split()))]
+    sentences = [line for text in texts if (line := spelled(text.translate(_RESERVED)))]
     if not sentences:
         raise UserError(f"there is no text to train the vocabulary {path} on.")
     model = io.BytesIO()
     try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(sentences),
-            model_writer=model,
-            model_type=kind,
-            vocab_size=vocab_size,
-            hard_vocab_limit=False,
-            character_coverage=coverage,
-            pad_id=PAD_ID,
-            eos_id=EOS_ID,
-            unk_id=UNK_ID,
-            bos_id=-1,
-            num_threads=1,
-            shuffle_input_sentence=False,
-            max_sentence_length=_LONGEST_LINE,
-            minloglevel=2,
-        )
+        with tempfile.NamedTemporaryFile("w", suffix=".tsv", encoding="utf-8") as rules:
+            rules.write(rules_tsv())
+            rules.flush()
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(sentences),
+                model_writer=model,
+                model_type=kind,
+                vocab_size=vocab_size,
+                hard_vocab_limit=False,
+                character_coverage=coverage,
+                byte_fallback=byte_fallback,
+                normalization_rule_tsv=rules.name,
+                pad_id=PAD_ID,
+                eos_id=EOS_ID,
+                unk_id=UNK_ID,
+                bos_id=-1,
+                num_threads=1,
+                shuffle_input_sentence=False,
+                max_sentence_length=_LONGEST_LINE,
+                minloglevel=2,
+            )
     except (RuntimeError, OSError) as error:
         letters = collections.Counter("".join(sentences))
-        remedy = f"ask for at least {len(letters) + 4} pieces"
-        if (fitting := _fitting_coverage(letters, vocab_size)) >= _LOWEST_COVERAGE:
+        others = _FALLBACK_BYTES if byte_fallback else 0
+        remedy = f"ask for at least {len(letters) + 4 + others} pieces"
+        if (fitting := _fitting_coverage(letters, vocab_size - others)) >= LOWEST_COVERAGE:
             remedy += f", or leave the rarest letters out with a coverage of {fitting}"
         raise UserError(
             f"no vocabulary of {vocab_size} pieces can be trained on {len(sentences)} sentences "
             f"with {len(letters)} different letters; {remedy}."
         ) from error
     path = Path(path)
-    write_atomically(path, model.getvalue())
+    write_atomically(path, _without_the_name_of_rules(model.getvalue()))
     return TokenVocabulary.load(path)
+
+
+def _without_the_name_of_rules(model: bytes) -> bytes:
+    """A model without the path of a temporary file, which would differ each time."""
+    messages: Any = importlib.import_module("sentencepiece.sentencepiece_model_pb2")
+    proto = messages.ModelProto.FromString(model)
+    proto.normalizer_spec.normalization_rule_tsv = ""
+    proto.normalizer_spec.name = "nfc"
+    return proto.SerializeToString(deterministic=True)
 
 
 def _fitting_coverage(letters: collections.Counter[str], vocab_size: int) -> float:
     """A share of letters that takes no more than three pieces of four."""
-    kept = sum(count for _, count in letters.most_common(vocab_size * 3 // 4))
+    kept = sum(count for _, count in letters.most_common(max(vocab_size, 0) * 3 // 4))
     return math.floor(1e4 * kept / letters.total()) / 1e4
 
 
@@ -178,6 +205,10 @@ class TokenVocabulary:
         kept = [int(i) for i in ids if int(i) not in (PAD_ID, EOS_ID)]
         size = self.vocab_size
         return self._processor.DecodeIds([i if 0 <= i < size else UNK_ID for i in kept])
+
+    def round_trip(self, text: str) -> str:
+        """What a model that makes no mistake writes in place of a text."""
+        return self.decode(self.encode(text))
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """The pieces of token ids, for alignments and tables."""

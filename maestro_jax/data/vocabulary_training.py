@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+import logging
 from pathlib import Path
 
 from maestro_jax.data import byte_vocabulary
@@ -12,17 +12,19 @@ from maestro_jax.data.data_scope import data_scope
 from maestro_jax.data.task_features import PreparedVocabulary
 from maestro_jax.data.task_listing import is_prepared, registered_tasks
 from maestro_jax.data.vocabularies import (
-    UNK_ID,
+    LOWEST_COVERAGE,
     TokenVocabulary,
     train_sentencepiece,
     write_atomically,
 )
+from maestro_jax.data.vocabulary_measures import LanguageRow, measured
 from maestro_jax.data.vocabulary_sampling import plan, read, text_sources
 from maestro_jax.errors import UserError
 from maestro_jax.progress import Progress
 
 KINDS = ("unigram", "bpe", "char", "byte")
-_SHOWN = 1000  # Sentences of each language on which the result is measured.
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +39,7 @@ class VocabularyRequest:
         temperature: Above 1, small languages are drawn more often than their size says.
         sentences: The size of the sample, which is held in memory.
         coverage: The share of the letters of the sample that must have pieces of their own.
+        byte_fallback: Whether other letters are written as UTF-8 bytes, 256 further pieces.
     """
 
     tasks: tuple[str, ...] = ()
@@ -45,6 +48,7 @@ class VocabularyRequest:
     temperature: float = 3.0
     sentences: int = 1_000_000
     coverage: float = 1.0
+    byte_fallback: bool = False
 
     def __post_init__(self) -> None:
         """Checks the values.
@@ -56,32 +60,13 @@ class VocabularyRequest:
             raise UserError(f"{self.kind!r} is not a kind of vocabulary: {', '.join(KINDS)}.")
         if not self.temperature > 0:
             raise UserError(f"the temperature is {self.temperature}; it must be above 0.")
-        if not 0.9 <= self.coverage <= 1.0:
-            raise UserError(f"the coverage is {self.coverage}; it must be from 0.9 to 1.")
+        if not LOWEST_COVERAGE <= self.coverage <= 1.0:
+            raise UserError(
+                f"the coverage is {self.coverage}; it must be from {LOWEST_COVERAGE} to 1."
+            )
         for name in ("size", "sentences"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be above 0.")
-
-
-@dataclasses.dataclass(frozen=True)
-class LanguageRow:
-    """What became of a language.
-
-    Attributes:
-        language: ISO 639-1 code.
-        sentences: How many there are for training.
-        sampled: How many were read; more than there are where some were read repeatedly.
-        empty: How many of those were empty.
-        tokens_a_word: Over the first sentences of the sample.
-        unknown_percent: Tokens in a hundred that the vocabulary cannot write, over the same.
-    """
-
-    language: str
-    sentences: int
-    sampled: int
-    empty: int
-    tokens_a_word: float
-    unknown_percent: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,10 +122,14 @@ def train_vocabulary(
             request = dataclasses.replace(request, tasks=tasks)
         asked = json.loads(json.dumps(dataclasses.asdict(request)))
         if path.exists() and not overwrite:
-            return _there(path, record, asked)
-        trained = _train(path, request)
-        content = {"request": asked, "languages": [vars(row) for row in trained.languages]}
-        write_atomically(record, (json.dumps(content, indent=2) + "\n").encode())
+            trained = _there(path, record, asked)
+        else:
+            trained = _train(path, request)
+            content = {"request": asked, "languages": [vars(row) for row in trained.languages]}
+            write_atomically(record, (json.dumps(content, indent=2) + "\n").encode())
+        for row in trained.languages:
+            if warning := row.warning():
+                log.warning("warning: %s", warning)
         return trained
 
 
@@ -171,7 +160,9 @@ def _there(path: Path, record: Path, asked: dict[str, object]) -> Trained:
     """What is known of a vocabulary that is there, if it is the one that is asked for."""
     made = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     before = made.get("request", {})
-    different = [key for key, value in asked.items() if before.get(key) != value]
+    # What earlier versions could not be asked for, they did not do.
+    defaults = {"byte_fallback": False} if before else {}
+    different = [key for key, value in asked.items() if {**defaults, **before}.get(key) != value]
     if different:
         found = {key: before[key] for key in different if key in before}
         if len(found.get("tasks", ())) > 3:
@@ -181,7 +172,14 @@ def _there(path: Path, record: Path, asked: dict[str, object]) -> Trained:
             f"{path} was made otherwise ({values or 'it has no record'}); models that were trained "
             "with it need it: take another name, or --overwrite it."
         )
-    rows = tuple(LanguageRow(**row) for row in made["languages"])
+    rows = tuple(LanguageRow.from_json(row) for row in made["languages"])
+    if any(row.changed is None for row in rows):
+        log.warning(
+            "%s was made by an earlier version, whose vocabularies may rewrite what they spell "
+            "(joiners of Persian, full-width punctuation); --overwrite makes it again, for new "
+            "models",
+            path,
+        )
     size = TokenVocabulary.load(path).vocab_size
     return Trained(path, size, tuple(made["request"]["tasks"]), rows, fresh=False)
 
@@ -191,47 +189,41 @@ def _train(path: Path, request: VocabularyRequest) -> Trained:
         write_atomically(path, byte_vocabulary.CONTENT)
         return Trained(path, TokenVocabulary.load(path).vocab_size, request.tasks, ())
     samples = plan(text_sources(request.tasks), request.sentences, request.temperature)
-    shown: dict[str, list[str]] = {sample.language: [] for sample in samples}
-    empty = dict.fromkeys(shown, 0)
+    texts: dict[str, list[str]] = {sample.language: [] for sample in samples}
+    empty = dict.fromkeys(texts, 0)
     total = sum(sample.taken for sample in samples)
     with Progress(total, f"reading {len(samples)} languages") as progress:
 
         def see(language: str, text: str) -> None:
             progress.update()
-            if not text.strip():
+            if text.strip():
+                texts[language].append(text)
+            else:
                 empty[language] += 1
-            elif len(shown[language]) < _SHOWN:
-                shown[language].append(text)
 
         sentences = list(read(samples, see))
     # SentencePiece does not tell how far it is.
     with Progress(1, f"training the vocabulary on {total} sentences") as progress:
         vocabulary = train_sentencepiece(
-            sentences, path, request.size, request.kind, coverage=request.coverage
+            sentences,
+            path,
+            request.size,
+            request.kind,
+            coverage=request.coverage,
+            byte_fallback=request.byte_fallback,
         )
         progress.update()
-    rows = tuple(
-        LanguageRow(
-            language=sample.language,
-            sentences=sample.sentences,
-            sampled=sample.taken,
-            empty=empty[sample.language],
-            **_measured(vocabulary, shown[sample.language]),
-        )
-        for sample in samples
-    )
-    return Trained(path, vocabulary.vocab_size, request.tasks, rows)
-
-
-def _measured(vocabulary: TokenVocabulary, texts: Sequence[str]) -> dict[str, float]:
-    """How long a language becomes, and how much of it is lost."""
-    words = tokens = unknown = 0
-    for text in texts:
-        ids = vocabulary.encode(text)
-        words += len(text.split())
-        tokens += len(ids)
-        unknown += ids.count(UNK_ID)
-    return {
-        "tokens_a_word": round(tokens / max(words, 1), 2),
-        "unknown_percent": round(100.0 * unknown / max(tokens, 1), 3),
-    }
+    rows = []
+    with Progress(len(samples), "measuring the languages") as progress:
+        for sample in samples:
+            rows.append(
+                LanguageRow(
+                    language=sample.language,
+                    sentences=sample.sentences,
+                    sampled=sample.taken,
+                    empty=empty[sample.language],
+                    **measured(vocabulary, texts[sample.language], sample.language),
+                )
+            )
+            progress.update()
+    return Trained(path, vocabulary.vocab_size, request.tasks, tuple(rows))

@@ -6,6 +6,7 @@ import functools
 import itertools
 import logging
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from maestro_jax.losses.transducer_alignment import Alignment, transducer_alignm
 
 log = logging.getLogger(__name__)
 
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _WORD_BEGINS = "▁"  # SentencePiece's mark
 _LABELS_STEP = 16
 _NO_PATH = -1e29  # Finite lattices stand at -1e30 where there is no path.
@@ -254,8 +256,9 @@ def tokens_of(vocabulary: TokenVocabulary, text: str, language: str = "") -> lis
     text = " ".join(text.split())
     if not text:
         raise UserError("the text is empty; write what is said in the recording.")
-    pieces = set(vocabulary.pieces(range(UNK_ID + 1, vocabulary.vocab_size)))
-    letters = set("".join(pieces))
+    pieces = vocabulary.pieces(range(UNK_ID + 1, vocabulary.vocab_size))
+    # `<0xE9>` is a byte; its E is no letter that transcripts are written with.
+    letters = set("".join(piece for piece in pieces if not _BYTE.fullmatch(piece)))
     forms = [text]
     if not any(letter.isupper() for letter in letters):
         forms.append(normalize(text, language))

@@ -7,8 +7,10 @@ however many devices it takes, and `gather` brings the predictions of all proces
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
+import unicodedata
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -50,12 +52,15 @@ class Row:
         language: Of the speech, or of the text that is translated.
         scores: Of its utterances.
         expected: How many utterances the test set has; None when nobody said.
+        reachable: The leading score of a model that makes no mistake, where its vocabulary cannot
+            write some of the references; None where it can write all, or is not known.
     """
 
     direction: str
     language: str
     scores: WordScores | TranslationScores
     expected: int | None = None
+    reachable: float | None = None
 
     @property
     def leading(self) -> str:
@@ -145,6 +150,7 @@ def evaluate(
     target_language: str = "en",
     gather: Callable[[Sequence[Prediction]], Sequence[Prediction]] = gather_across_processes,
     progress: Callable[[int], None] | None = None,
+    written: Callable[[str], str] | None = None,
     bootstrap_samples: int = 1000,
     seed: int = 0,
 ) -> Evaluation:
@@ -169,6 +175,7 @@ def evaluate(
         target_language: Of translations whose metadata names no ``target_language``.
         gather: Brings the predictions of all processes together.
         progress: Called after each batch with the number of utterances decoded so far.
+        written: From a reference to what the model's vocabulary makes of it.
         bootstrap_samples: Draws for the confidence intervals; 0 for none.
         seed: Of the draws.
 
@@ -207,6 +214,7 @@ def evaluate(
         kind=kind,
         name=name,
         expected=expected,
+        written=written,
         bootstrap_samples=bootstrap_samples,
         seed=seed,
     )
@@ -220,6 +228,7 @@ def score(
     name: str,
     expected: Mapping[str, int] | None = None,
     normalizer: Callable[[str, str], str] = normalize,
+    written: Callable[[str], str] | None = None,
     bootstrap_samples: int = 1000,
     seed: int = 0,
 ) -> Evaluation:
@@ -230,7 +239,9 @@ def score(
         kind: ``asr``, ``st`` or ``mt``.
         name: Of the test set.
         expected: Utterances of each language or direction.
-        normalizer: From a text and its language to the text that error rates compare.
+        normalizer: From a text and its language to the text that error rates compare. Translations
+            are compared as they are, but for Unicode's form, NFC.
+        written: From a reference to what the model's vocabulary makes of it, if it is known.
         bootstrap_samples: Draws for the confidence intervals; 0 for none.
         seed: Of the draws.
 
@@ -254,28 +265,33 @@ def score(
         language, _, target = direction.partition("-")
         if members:
             language, target = members[0].language, members[0].target_language
-        references = [member.reference for member in members]
-        hypotheses = [member.hypothesis for member in members]
-        if kind == "asr":
-            scores: WordScores | TranslationScores = word_scores(
-                [normalizer(text, language) for text in references],
-                [normalizer(text, language) for text in hypotheses],
-                language=language,
-                bootstrap_samples=bootstrap_samples,
-                seed=seed,
-            )
-        else:
-            scores = translation_scores(
-                references, hypotheses, target, bootstrap_samples=bootstrap_samples, seed=seed
-            )
-        rows.append(
-            Row(
-                direction=direction,
-                language=language,
-                scores=scores,
-                expected=counts.get(direction),
-            )
+
+        def as_compared(texts: Sequence[str], language: str = language) -> list[str]:
+            if kind == "asr":
+                return [normalizer(text, language) for text in texts]
+            return [unicodedata.normalize("NFC", text) for text in texts]
+
+        scored: Callable[..., WordScores | TranslationScores] = (
+            functools.partial(word_scores, language=language)
+            if kind == "asr"
+            else functools.partial(translation_scores, target_language=target)
         )
+        references = as_compared([member.reference for member in members])
+        hypotheses = as_compared([member.hypothesis for member in members])
+        row = Row(
+            direction=direction,
+            language=language,
+            scores=scored(references, hypotheses, bootstrap_samples=bootstrap_samples, seed=seed),
+            expected=counts.get(direction),
+        )
+        if written is not None:
+            spelled = as_compared([written(member.reference) for member in members])
+            if any(a.split() != b.split() for a, b in zip(references, spelled, strict=True)):
+                perfect = dataclasses.replace(
+                    row, scores=scored(references, spelled, bootstrap_samples=0)
+                )
+                row = dataclasses.replace(row, reachable=perfect.value(METRICS[kind][0]))
+        rows.append(row)
     return Evaluation(name=name, kind=kind, rows=tuple(rows), repeats=repeats)
 
 

@@ -47,7 +47,8 @@ def report_json(
     Returns:
         Error rates are in percent, BLEU and chrF from 0 to 100. ``leading`` is the score that a row
         is reported by; ``error_rate``, of averages, the mean of those of the rows, and ``wer`` is
-        null where one of them is not reported by it.
+        null where one of them is not reported by it. ``reachable`` is the leading score of a model
+        that makes no mistake, where its vocabulary cannot write all references, else null.
     """
     return {
         "name": evaluation.name,
@@ -74,6 +75,7 @@ def report_json(
                 "language": row.language,
                 "low_resource": row.among(low_resource),
                 "leading": row.leading,
+                "reachable": finite_or_none(row.reachable),
                 "expected": row.expected,
                 "complete": row.complete,
                 **row.scores.to_json(),
@@ -334,6 +336,14 @@ def _notes(evaluation: Evaluation, low_resource: Collection[str]) -> list[str]:
         told = ", ".join(f"{direction} {count}" for direction, count in counts.items() if count)
         if told:
             notes.append(f"Scored with an empty {what}: {told}.")
+    limits = [row for row in evaluation.rows if row.reachable is not None]
+    if limits:
+        told = ", ".join(
+            f"{row.direction} {row.leading.upper()} {_number(row.reachable)}" for row in limits
+        )
+        notes.append(
+            f"The model's vocabulary CANNOT WRITE all references: without a mistake it has {told}."
+        )
     if evaluation.repeats:
         notes.append(f"{evaluation.repeats} repeated utterances were scored once.")
     if evaluation.kind == "asr":

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from maestro_jax.data.vocabularies import TokenVocabulary
 from maestro_jax.errors import UserError
 from maestro_jax.evaluation.evaluate import Evaluation, Kind, evaluate
 from maestro_jax.evaluation.published import Comparison, comparison
@@ -132,6 +133,7 @@ def evaluate_run(
 
     output_dir = Path(output_dir or Path(model_dir) / "evaluation")
     shards = transcriber.data_shards
+    vocabulary: TokenVocabulary | None = getattr(transcriber, "vocabulary", None)
     batch_size = -(-batch_size // shards) * shards
     sets = [
         (kind, name, test_set, members)
@@ -164,6 +166,7 @@ def evaluate_run(
             output_dir=output_dir,
             expected=expected,
             progress=_counter(progress),
+            written=None if vocabulary is None else vocabulary.round_trip,
         )
         progress.close()
         known = comparison(names, split)

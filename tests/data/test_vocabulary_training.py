@@ -160,6 +160,8 @@ def test_training_is_deterministic_and_writes_what_it_did(corpus) -> None:
     words = sum(len(text.split()) for text in english)
     assert rows["en"].tokens_a_word == pytest.approx(tokens / words, rel=0.1)
     assert {row.unknown_percent for row in rows.values()} == {0.0}
+    assert {row.round_trip_error for row in rows.values()} == {0.0}
+    assert {row.changed for row in rows.values()} == {0}
 
     again = train_vocabulary("first", request, data_dir=corpus.root)
     assert not again.fresh and again.languages == first.languages
@@ -172,12 +174,38 @@ def test_training_is_deterministic_and_writes_what_it_did(corpus) -> None:
     assert letters.size == len(set(everything) - {" "}) + 4
 
 
-def test_letters_that_found_no_place_are_reported(corpus) -> None:
+def test_letters_that_found_no_place_are_reported(corpus, capsys) -> None:
+    command = ["vocabulary", "few", "--size", "12", "--kind", "char", "--json"]
+    command += ["--task", TASKS[0], "--data_dir", str(corpus.root)]
+    for _ in range(2):  # It says so of what is there already, too.
+        assert main(command) == 0
+        out, err = capsys.readouterr()
+        rows = json.loads(out)["languages"]
+        assert all(row["unknown_percent"] > 5 and row["round_trip_error"] > 0 for row in rows)
+        for row in rows:
+            [line] = [line for line in err.splitlines() if f"warning: {row['language']}: " in line]
+            assert f"{row['changed']} texts" in line and "LATIN SMALL LETTER" in line
+            assert " becomes " in line
+
+
+def test_an_older_record_is_still_read(corpus, caplog) -> None:
     from maestro_jax.data.vocabulary_training import VocabularyRequest, train_vocabulary
 
-    request = VocabularyRequest(tasks=TASKS, size=12, kind="char")
-    rows = train_vocabulary("few", request, data_dir=corpus.root).languages
-    assert all(row.unknown_percent > 5 for row in rows)
+    request = VocabularyRequest(tasks=TASKS, size=60)
+    made = train_vocabulary("older", request, data_dir=corpus.root)
+    record = made.path.with_suffix(".json")
+    content = json.loads(record.read_text())
+    del content["request"]["byte_fallback"]
+    for row in content["languages"]:
+        for name in ("changed", "round_trip_error", "round_trip_bleu_loss", "lost", "examples"):
+            del row[name]
+    record.write_text(json.dumps(content))
+    again = train_vocabulary("older", request, data_dir=corpus.root)
+    assert not again.fresh and {row.changed for row in again.languages} == {None}
+    assert "made by an earlier version" in caplog.text
+    bytes_ = VocabularyRequest(tasks=TASKS, size=400, byte_fallback=True)
+    with pytest.raises(UserError, match="made otherwise"):
+        train_vocabulary("older", bytes_, data_dir=corpus.root)
 
 
 def test_from_the_command_line(corpus, capsys: pytest.CaptureFixture[str]) -> None:

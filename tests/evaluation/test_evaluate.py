@@ -1,9 +1,11 @@
 """The loop over batches: padding, shards, gaps and averages."""
 
+import re
 import socket
 import subprocess
 import sys
 import textwrap
+import unicodedata
 
 import pytest
 
@@ -15,6 +17,7 @@ from maestro_jax.evaluation.predictions import (
     read_predictions,
     write_predictions,
 )
+from maestro_jax.evaluation.report import format_text, report_json
 
 SPOKEN = [
     {"id": "de-1", "language": "de", "text": "Guten Tag!", "translation": "Good day, all of you!"},
@@ -141,6 +144,47 @@ def test_averages_over_chosen_languages():
     assert evaluation.average(without={"sl"})[0]["wer"] == pytest.approx(50)
     assert evaluation.average(only={"de", "sl"})[0]["wer"] == pytest.approx(25)
     assert evaluation.average(only={"sv"})[0]["wer"] == pytest.approx(100)
+
+
+def test_translations_are_compared_composed():
+    """A reference in Unicode's form NFD is the text that a vocabulary writes in NFC."""
+    composed = "tiếng Việt được viết như thế"
+    decomposed = unicodedata.normalize("NFD", composed)
+    assert composed != decomposed
+    prediction = Prediction(
+        id="1", language="en", target_language="vi", reference=decomposed, hypothesis=composed
+    )
+    [row] = score([prediction], kind="st", name="toy").rows
+    assert row.scores.bleu == pytest.approx(100) and row.scores.chrf == pytest.approx(100)
+
+
+def test_what_a_vocabulary_cannot_write_is_said():
+    """Two words of eight have a letter that no model with this vocabulary can write."""
+    references = ["ein blauer Bus", "ein grüner Zug", "eine schöne Zeit", "und so"]
+    predictions = [
+        Prediction(id=str(n), language=language, reference=text, hypothesis=text)
+        for language in ("de", "nl")
+        for n, text in enumerate(references if language == "de" else references[:1])
+    ]
+    evaluation = score(
+        predictions, kind="asr", name="toy", written=lambda text: re.sub("[öü]", " ⁇ ", text)
+    )
+    rows = {row.direction: row for row in evaluation.rows}
+    assert rows["de"].scores.wer == 0 and rows["nl"].reachable is None
+    # "grüner" and "schöne" each become two words, so each costs a substitution and an insertion.
+    assert rows["de"].reachable == pytest.approx(100 * 4 / 11)
+    assert "CANNOT WRITE all references: without a mistake it has de WER 36.4" in format_text(
+        evaluation
+    )
+    content = report_json(evaluation)
+    assert [row["reachable"] for row in content["rows"]] == [pytest.approx(400 / 11), None]
+    text = "heute fährt ein grüner Zug an die See"
+    translated = Prediction(
+        id="1", language="en", target_language="de", reference=text, hypothesis=text
+    )
+    [row] = score([translated], kind="st", name="toy", written=lambda t: t.replace("ü", "u")).rows
+    assert row.scores.bleu == pytest.approx(100) and 20 < row.reachable < 80
+    assert score(predictions, kind="asr", name="toy", written=str.upper).rows[0].reachable is None
 
 
 def test_one_id_for_two_utterances_is_refused():

@@ -6,9 +6,13 @@ import argparse
 import dataclasses
 import json
 import math
+from typing import TYPE_CHECKING
 
 from maestro_jax.cli import environment, options
 from maestro_jax.cli.table import table
+
+if TYPE_CHECKING:
+    from maestro_jax.data.vocabulary_training import LanguageRow
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=1.0,
         metavar="SHARE",
-        help="of the letters that must be pieces, 0.9 to 1; below 1 leaves rare letters out; 1",
+        help="of the letters that must be pieces, 0.98 to 1; below 1 leaves rare letters out; 1",
+    )
+    parser.add_argument(
+        "--byte_fallback",
+        action="store_true",
+        help="write letters that are no pieces as UTF-8 bytes, which are 256 further pieces",
     )
     parser.add_argument("--overwrite", action="store_true", help="make again what is there")
     options.add_data_dir(parser)
@@ -74,6 +83,7 @@ def run(arguments: argparse.Namespace) -> None:
         temperature=arguments.temperature,
         sentences=arguments.sentences,
         coverage=arguments.coverage,
+        byte_fallback=arguments.byte_fallback,
     )
     trained = train_vocabulary(
         arguments.name, request, data_dir=arguments.data_dir, overwrite=arguments.overwrite
@@ -82,11 +92,19 @@ def run(arguments: argparse.Namespace) -> None:
         print(json.dumps(dataclasses.asdict(trained) | {"path": str(trained.path)}, indent=2))
         return
     if trained.languages:
-        print(table([dataclasses.asdict(row) for row in trained.languages]), end="\n\n")
+        print(table([_shown(row) for row in trained.languages]), end="\n\n")
     made = "has" if trained.fresh else "was there already (--overwrite makes it again), with"
     print(f"{trained.path} {made} {trained.size} pieces: --gin.VOCAB_SIZE={trained.size}")
     if trained.size < arguments.size and arguments.kind in ("unigram", "bpe"):
         print(f"The texts have too little variety for {arguments.size} pieces.")
+
+
+def _shown(row: LanguageRow) -> dict[str, object]:
+    """The numbers of a language; what is wrong with it has been said in words."""
+    columns = dataclasses.asdict(row)
+    for name in ("lost", "examples"):
+        del columns[name]
+    return columns
 
 
 def _temperature(text: str) -> float:

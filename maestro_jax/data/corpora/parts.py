@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import math
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,9 @@ def write_part(path: Path, utterances: tuple[Utterance, ...]) -> Account:
                 name: getattr(utterance, name)
                 for name in ("id", "text", "raw_text", "translation", "language", "speaker")
             }
+            # Models read and write composed text; the raw text stays as the corpus has it.
+            for name in ("text", "translation"):
+                example[name] = unicodedata.normalize("NFC", example[name])
             content = serialize({**example, "audio": audio})
             writer.write(content)
             lengths.append(record_lengths({**example, "audio": audio}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -70,3 +71,15 @@ def test_command_and_stream(
     expected = sorted(zip(GERMAN, (english for _, english in TRANSLATED), strict=True))
     assert [(example["text"], example["translation"]) for example in examples] == expected
     assert {(e["language"], e["target_language"]) for e in examples} == {("de", "en")}
+
+
+def test_translations_are_composed(tmp_path: Path) -> None:
+    """A file in Unicode's form NFD, as macOS writes names and some publishers their texts."""
+    for code, line in (("de", "Grüße, Zoë!"), ("vi", "Tiếng Việt «\u00a0ạ\u00a0»")):
+        text = unicodedata.normalize("NFD", line) + "\n"
+        (tmp_path / f"train.de-vi.{code}").write_text(text, encoding="utf-8")
+    result = prepared(find_corpus("parallel_text"), tmp_path, "de_vi", tmp_path / "data")
+    [record] = records(result, "train")
+    assert record["translation"] == "Tiếng Việt « ạ »"
+    assert record["text"] == "grüße zoë"
+    assert record["raw_text"] == unicodedata.normalize("NFD", "Grüße, Zoë!")
