@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,6 +18,10 @@ from maestro_jax.errors import UserError
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AudioAugmentation:
     """What is done to the audio of a stream, in this order; by default nothing.
+
+    Targets stay those of the example itself. A transcript does by nature; for the codes of
+    untranscribed speech the loader hands on the clean audio beside what is heard, as the feature
+    `clean_audio`, and the self-supervised objectives make their targets of it, as WavLM does.
 
     The published recipes are `speeds=(0.9, 1.0, 1.1)` (Ko et al., "Audio augmentation for speech
     recognition", Interspeech 2015) and `mix_probability=0.2, noise_probability=0.1, noise_snr=(-5,
@@ -31,7 +36,7 @@ class AudioAugmentation:
         room_direct_ratio: Energy of the direct path over that of the reflections, in dB, lowest and
             highest.
         mix_probability: The share of examples into which a piece of another example of the same
-            stream is mixed. Targets stay those of the example itself.
+            stream is mixed.
         mix_longest: The longest that the piece may be, as a share of the example.
         mix_energy_ratio: Power of the example over that of the other one, in dB, lowest and
             highest.
@@ -82,6 +87,23 @@ class AudioAugmentation:
                 f"{', '.join(NOISES)}."
             )
 
+    @property
+    def disturbs(self) -> bool:
+        """Whether anything may sound over the voice, so that clean audio is another one."""
+        return any((self.room_probability, self.mix_probability, self.noise_probability))
+
+
+class Augmented(NamedTuple):
+    """An example after augmentation, sample by sample of the same moments.
+
+    Attributes:
+        audio: int16 `[samples]`, what is heard.
+        clean: int16 `[samples]`, the voice alone at the same speed: no room, nobody else, no noise.
+    """
+
+    audio: np.ndarray
+    clean: np.ndarray
+
 
 def augment(
     audio: np.ndarray,
@@ -90,7 +112,7 @@ def augment(
     *,
     longest: int,
     other: np.ndarray | None = None,
-) -> np.ndarray:
+) -> Augmented:
     """Does to one example what was drawn for it.
 
     Args:
@@ -101,8 +123,8 @@ def augment(
         other: int16 `[samples]`: what is mixed into it; None: nothing is.
 
     Returns:
-        int16 `[samples]`, as many as before unless the speed has changed; made quieter where its
-        peaks would be clipped.
+        What is heard and what it was made of, each with as many samples as before unless the speed
+        has changed, and made quieter where its peaks would be clipped.
     """
     from maestro_jax.data import acoustics
 
@@ -110,11 +132,13 @@ def augment(
     speed = config.speeds[int(rng.integers(len(config.speeds)))]
     in_room, is_noisy = rng.random(2) < (config.room_probability, config.noise_probability)
     if not audio.size:
-        return audio
+        return Augmented(audio, audio)
     wave = audio / np.float64(32768.0)
     if speed != 1.0 and not len(audio) <= longest < _samples_at(len(audio), speed):
         wave = _at_speed(wave, speed)
+    clean = wave
     if in_room:
+        # The direct path comes first, without a delay: frames stay those of the clean audio.
         wave = acoustics.reverberate(
             wave,
             rng,
@@ -126,9 +150,12 @@ def augment(
     if is_noisy:
         kind = config.noise_kinds[int(rng.integers(len(config.noise_kinds)))]
         wave = acoustics.add_noise(wave, rng, kind=kind, snr=rng.uniform(*config.noise_snr))
+    return Augmented(_as_samples(wave), _as_samples(clean))
+
+
+def _as_samples(wave: np.ndarray) -> np.ndarray:
     peak = float(np.abs(wave).max())
-    wave = wave * min(32768.0, 32767.0 / max(peak, 1e-12))
-    return np.rint(wave).astype(np.int16)
+    return np.rint(wave * min(32768.0, 32767.0 / max(peak, 1e-12))).astype(np.int16)
 
 
 def _rates(speed: float) -> tuple[int, int]:

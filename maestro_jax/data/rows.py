@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 
 from maestro_jax.data.streams import (
+    AUDIO_FEATURES,
+    COMPANIONS,
     SEQUENCE_LIMITS,
     STREAM_FEATURES,
     StreamConfig,
+    stream_features,
     stream_sequences,
 )
 
@@ -18,6 +21,13 @@ from maestro_jax.data.streams import (
 def stream_limits(stream: str, config: StreamConfig) -> dict[str, int]:
     """The padded length of each feature of a stream that has a length."""
     return {name: getattr(config, SEQUENCE_LIMITS[name]) for name in stream_sequences(stream)}
+
+
+def row_limits(stream: str, config: StreamConfig) -> dict[str, int]:
+    """`stream_limits`, and the padded length of what accompanies a feature in a batch."""
+    limits = stream_limits(stream, config)
+    there = stream_features(stream, config)
+    return limits | {name: limits[to] for name, to in COMPANIONS.items() if name in there}
 
 
 def stream_identities(stream: str) -> tuple[str, ...]:
@@ -45,8 +55,9 @@ def empty_rows(
     """
     features: dict[str, np.ndarray] = {}
     for name, limit in limits.items():
-        features[name] = np.zeros((rows, limit), np.int16 if name == "audio" else np.int32)
-        features[f"{name}_length"] = np.zeros(rows, np.int32)
+        features[name] = np.zeros((rows, limit), np.int16 if name in AUDIO_FEATURES else np.int32)
+        if name not in COMPANIONS:
+            features[f"{name}_length"] = np.zeros(rows, np.int32)
     for name in identities:
         features[name] = np.zeros(rows, np.int32)
     return features
@@ -70,7 +81,8 @@ def write_row(
     Args:
         features: See `empty_rows`; changed in place.
         row: Which row.
-        example: audio int16 `[samples]`, tokens int `[tokens]`, scalar language ids.
+        example: audio int16 `[samples]`, tokens int `[tokens]`, scalar language ids. What
+            accompanies a feature (`streams.COMPANIONS`) is as long as that.
         limits: The padded length of each feature that has one.
         identities: The scalar features.
         crop: Any non-negative integer: chooses the window of over-long audio.
@@ -89,5 +101,6 @@ def write_row(
             begin = crop % (len(values) - limit + 1)
             values = values[begin : begin + limit]
         features[name][row, : len(values)] = values
-        features[f"{name}_length"][row] = len(values)
+        if name not in COMPANIONS:
+            features[f"{name}_length"][row] = len(values)
     return over_long

@@ -21,7 +21,13 @@ from maestro_jax.data.augmentation import augment
 from maestro_jax.data.bucketing import BucketSchedule, assign_buckets
 from maestro_jax.data.index_plan import IndexPlan, hash_words
 from maestro_jax.data.indexed_source import IndexedSplit
-from maestro_jax.data.rows import empty_rows, stream_identities, stream_limits, write_row
+from maestro_jax.data.rows import (
+    empty_rows,
+    row_limits,
+    stream_identities,
+    stream_limits,
+    write_row,
+)
 from maestro_jax.data.streams import SAMPLE_RATE, StreamConfig
 from maestro_jax.data.task_features import stream_of, vocabulary_file
 from maestro_jax.data.task_listing import check_prepared, get_task_or_mixture, rate_of, tasks_of
@@ -78,7 +84,7 @@ class _Bucket:
         rows = shape.batch_size // process_count
         self.rows = np.arange(process_index * rows, (process_index + 1) * rows)
         self.batch_size = shape.batch_size
-        self.limits = stream_limits(stream, shape)
+        self.limits = row_limits(stream, shape)
         self.seed = seed
         self._members = members
         self._sizes = sizes
@@ -405,17 +411,20 @@ class StreamReader:
     def _augmented(
         self, bucket: _Bucket, position: int, examples: list[dict[str, np.ndarray]]
     ) -> dict[str, np.ndarray]:
-        """The first example, with what was drawn for its position done to its audio."""
+        """The first example, with what was drawn for its position done to its audio.
+
+        What the audio was made of comes along as `clean_audio`.
+        """
         example, *others = examples
         assert self._config.augmentation is not None
-        audio = augment(
+        audio, clean = augment(
             example["audio"],
             self._config.augmentation,
             np.random.default_rng([bucket.seed, position]),
             longest=bucket.limits["audio"],
             other=others[0]["audio"] if others else None,
         )
-        return {**example, "audio": audio}
+        return {**example, "audio": audio, "clean_audio": clean}
 
     def close(self) -> None:
         """Closes the readers."""

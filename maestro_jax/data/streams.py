@@ -37,7 +37,7 @@ STREAM_FEATURES: dict[str, tuple[str, ...]] = {
         "target_language",
     ),
 }
-"""The features of each stream, in the order in which they are shown."""
+"""The features of each stream, in the order in which they are shown; see `stream_features`."""
 
 SEQUENCE_LIMITS: dict[str, str] = {
     "audio": "audio_samples",
@@ -45,6 +45,12 @@ SEQUENCE_LIMITS: dict[str, str] = {
     "translation": "translation_tokens",
 }
 """The features with a length, and the field of a `StreamConfig` that bounds it."""
+
+AUDIO_FEATURES = ("audio", "clean_audio")
+"""The features that are samples, int16; all others are int32."""
+
+COMPANIONS: dict[str, str] = {"clean_audio": "audio"}
+"""Features with the same length and moments as another one, whose `*_length` holds for both."""
 
 SAMPLE_RATE = 16_000
 """Samples of audio a second, everywhere."""
@@ -124,7 +130,8 @@ class StreamConfig:
         text_tokens: Tokens that a text is padded to; 0 when the stream has none.
         translation_tokens: Tokens that a translation is padded to; 0 when the stream has none.
         buckets: Shorter shapes; None: every batch has the shape given here.
-        augmentation: What is done to audio before it is batched; None: nothing.
+        augmentation: What is done to audio before it is batched; None: nothing. Where it disturbs
+            untranscribed speech, the batch has its `clean_audio` too.
     """
 
     mixture: str
@@ -201,6 +208,19 @@ def stream_sequences(stream: str) -> tuple[str, ...]:
     return tuple(name for name in STREAM_FEATURES[stream] if name in SEQUENCE_LIMITS)
 
 
+def stream_features(stream: str, config: StreamConfig) -> tuple[str, ...]:
+    """The features that the batches of a stream have.
+
+    Those of `STREAM_FEATURES`; and `clean_audio`, int16 `[batch, samples]` beside `audio`, for
+    untranscribed speech that is disturbed by augmentation: its targets are made of the audio.
+    """
+    names = STREAM_FEATURES[stream]
+    if stream != "speech" or config.augmentation is None or not config.augmentation.disturbs:
+        return names
+    after = names.index("audio_length") + 1
+    return (*names[:after], "clean_audio", *names[after:])
+
+
 def check_streams(streams: Mapping[str, StreamConfig]) -> None:
     """Checks the streams of a run before anything is read.
 
@@ -252,11 +272,12 @@ def batch_shapes(
     shapes: dict[str, dict[str, jax.ShapeDtypeStruct]] = {}
     for name, config in streams.items():
         shapes[name] = {}
-        for feature in STREAM_FEATURES[name]:
+        for feature in stream_features(name, config):
             shape: tuple[int, ...] = (config.batch_size,)
-            if feature in SEQUENCE_LIMITS:
-                shape += (getattr(config, SEQUENCE_LIMITS[feature]),)
-            dtype = np.int16 if feature == "audio" else np.int32
+            sequence = COMPANIONS.get(feature, feature)
+            if sequence in SEQUENCE_LIMITS:
+                shape += (getattr(config, SEQUENCE_LIMITS[sequence]),)
+            dtype = np.int16 if feature in AUDIO_FEATURES else np.int32
             shapes[name][feature] = jax.ShapeDtypeStruct(shape, dtype)
     return shapes
 
@@ -287,7 +308,12 @@ def synthetic_batch(
         rng = np.random.default_rng([seed, order])
         features: dict[str, np.ndarray] = {}
         for feature, spec in shapes.items():
-            if feature in SEQUENCE_LIMITS:
+            if feature in COMPANIONS:
+                lengths = features[f"{COMPANIONS[feature]}_length"]
+                valid = np.arange(spec.shape[1]) < lengths[:, None]
+                values = rng.normal(0.0, 3000.0, spec.shape).clip(-32768, 32767)
+                features[feature] = np.where(valid, values, 0).astype(spec.dtype)
+            elif feature in SEQUENCE_LIMITS:
                 rows, longest = spec.shape
                 lengths = rng.integers((longest + 1) // 2, longest + 1, rows)
                 valid = np.arange(longest) < lengths[:, None]

@@ -22,13 +22,16 @@ class Speech:
     """A spoken stream after the speech encoder.
 
     Attributes:
-        mel: `[batch, mel_frames, bins]`, log-mel features, neither masked nor augmented.
+        mel: `[batch, mel_frames, bins]`, log-mel features, neither masked nor augmented but with
+            what sounds in the audio itself.
         mel_lengths: `[batch]`, their valid frames.
         features: `[batch, frames, conv_features]`, subsampled; masked if the log-mel features were.
         mask: `[batch, frames]` bool, True = valid.
         hidden: `[batch, frames]` bool, frames whose input was masked.
         encoded: `[batch, frames, features]`, e_s.
         tapped: `[batch, frames, features]`, of the layer that the contrastive loss taps.
+        clean_mel: `[batch, mel_frames, bins]`, `mel` of the audio before augmentation, frame by
+            frame of the same moments; None where that is the same.
     """
 
     mel: jax.Array
@@ -38,6 +41,12 @@ class Speech:
     hidden: jax.Array
     encoded: jax.Array
     tapped: jax.Array
+    clean_mel: jax.Array | None = None
+
+    @property
+    def target_mel(self) -> jax.Array:
+        """`[batch, mel_frames, bins]`, the log-mel features that targets are made of."""
+        return self.mel if self.clean_mel is None else self.clean_mel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +118,8 @@ def encode_speech(
 
     Args:
         parts: The model.
-        spoken: The streams with audio, of which the one called `speech` is masked.
+        spoken: The streams with audio, of which the one called `speech` is masked. If that has
+            `clean_audio`, its targets are to be made of it.
         rng: Random key for its masks.
         masks: What to hide of it; None: nothing.
         augment: SpecAugment on the other streams; a scalar array where it depends on the step.
@@ -165,6 +175,10 @@ def encode_speech(
         }
         for index, name in enumerate(group):
             found[name] = Speech(**{field: column[index] for field, column in columns.items()})
+    if masks is not None and "clean_audio" in spoken.get("speech", {}):
+        stream = spoken["speech"]
+        clean, _ = parts("log_mel", join([stream["clean_audio"]]), stream["audio_length"])
+        found["speech"] = dataclasses.replace(found["speech"], clean_mel=clean)
     return found
 
 

@@ -9,6 +9,9 @@ BEST-RQ (arXiv 2202.01855, several codebooks as in USM, arXiv 2303.01037): maske
 codes that a frozen random projection gives of the log-mel features. Nothing there can collapse.
 
     L = L_m
+
+Where augmentation disturbs what is heard, codes are those of the clean audio, as in the masked
+speech denoising of WavLM (arXiv 2110.13900): the model learns to hear a voice through noise.
 """
 
 from __future__ import annotations
@@ -115,7 +118,10 @@ class W2vBert:
         Returns:
             The terms by name, and metrics.
         """
-        quantized = parts("quantize", speech.features, step, deterministic=parts.deterministic)
+        features = speech.features
+        if speech.clean_mel is not None:
+            features, _ = parts("subsample", speech.clean_mel, speech.mel_lengths)
+        quantized = parts("quantize", features, step, deterministic=parts.deterministic)
         contrastive, contrastive_accuracy = contrastive_loss(
             rng,
             parts("contrastive_context", speech.tapped),
@@ -227,7 +233,7 @@ class BestRq:
             The term by name, and metrics; those of codes are averages over codebooks.
         """
         del step, rng
-        ids = parts("random_codes", speech.mel)
+        ids = parts("random_codes", speech.target_mel)
         logits = parts("code_logits", context)
         logits = logits.reshape(*ids.shape, -1)
         prediction, accuracy = masked_prediction_loss(logits, ids, speech.hidden)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from maestro_jax.data.augmentation import AudioAugmentation, augment
-from maestro_jax.data.streams import Buckets, StreamConfig
+from maestro_jax.data.streams import Buckets, StreamConfig, batch_shapes, synthetic_batch
 from maestro_jax.errors import UserError
 
 RATE = 16_000
@@ -21,7 +21,7 @@ OTHER = np.rint(3000 * np.sin(2 * np.pi * 1234 * SECONDS[:12_000])).astype(np.in
 
 def changed(config, *, seed=0, audio=TONE, longest=10 * RATE, other=None):
     rng = np.random.default_rng(seed)
-    return augment(audio, config, rng, longest=longest, other=other)
+    return augment(audio, config, rng, longest=longest, other=other).audio
 
 
 def decibels(signal, reference):
@@ -68,6 +68,28 @@ def test_a_room_keeps_the_power_and_is_audible():
     audio = changed(config)
     assert decibels(audio, TONE) == pytest.approx(0.0, abs=0.05)
     assert decibels(audio.astype(float) - TONE, TONE) > -20
+
+
+def test_a_room_delays_nothing():
+    """The direct path comes first, so that a frame of what is heard is the frame of the target."""
+    voice = np.rint(3000 * np.random.default_rng(0).standard_normal(RATE)).astype(np.int16)
+    config = AudioAugmentation(room_probability=1.0, room_direct_ratio=(0.0, 0.0))
+    for seed in range(5):
+        heard = changed(config, seed=seed, audio=voice).astype(float)
+        spectrum = np.fft.rfft(heard) * np.conj(np.fft.rfft(voice.astype(float)))
+        assert np.argmax(np.fft.irfft(spectrum)) == 0
+
+
+@pytest.mark.parametrize("speed", [1.0, 0.9, 1.1])
+def test_the_clean_audio_is_the_example_at_its_speed(speed):
+    disturbing = AudioAugmentation(
+        speeds=(speed,), room_probability=1.0, mix_probability=1.0, noise_probability=1.0
+    )
+    found = augment(TONE, disturbing, np.random.default_rng(0), longest=10 * RATE, other=OTHER)
+    np.testing.assert_array_equal(found.clean, changed(AudioAugmentation(speeds=(speed,))))
+    assert len(found.audio) == len(found.clean)
+    assert decibels(found.audio.astype(float) - found.clean, found.clean) > -10
+    assert disturbing.disturbs and not AudioAugmentation(speeds=(speed,)).disturbs
 
 
 def test_a_piece_of_another_utterance():
@@ -201,6 +223,52 @@ def test_only_audio_is_changed_and_every_time_in_another_way(corpus, through):
     # Nothing happens to 1/3 * 0.7 * 0.5 * 0.7 of the examples, and to those that mix with silence.
     assert 0.8 < different / rows < 0.98
     assert sum(map(len, seen.values())) > 4 * len(seen)
+
+
+@pytest.mark.parametrize("crop", [300, 450])
+def test_clean_audio_is_the_audio_without_augmentation(corpus, crop):
+    """Cropped where that is cropped, to the sample; whichever bucket it is in."""
+    disturbing = dataclasses.replace(EVERYTHING, speeds=(1.0,))
+    speech = StreamConfig(
+        mixture="tinyvox_speech",
+        batch_size=4,
+        audio_samples=crop,
+        augmentation=disturbing,
+        buckets=Buckets(batch_sizes=(6,), audio_samples=(250,)),
+    )
+    plain = dataclasses.replace(speech, augmentation=None)
+    pairs = zip(*(take(corpus, {"speech": s}, 20) for s in (speech, plain)), strict=True)
+    different = 0
+    for augmented, batch in ((one["speech"], other["speech"]) for one, other in pairs):
+        assert tuple(augmented) == ("audio", "audio_length", "clean_audio", "language")
+        np.testing.assert_array_equal(augmented["clean_audio"], batch["audio"])
+        np.testing.assert_array_equal(augmented["audio_length"], batch["audio_length"])
+        different += (augmented["audio"] != batch["audio"]).any(axis=1).sum()
+    assert different > 40
+
+
+def test_only_disturbed_untranscribed_speech_comes_with_clean_audio(through):
+    assert through[0]["speech"].keys() - through[0]["paired"].keys() == {"clean_audio"}
+    quiet = dataclasses.replace(
+        STREAMS["speech"], augmentation=AudioAugmentation(speeds=(0.9, 1.1))
+    )
+    for streams in (STREAMS, {"speech": quiet}):
+        shapes, batch = batch_shapes(streams), synthetic_batch(streams, 0, 20)
+        for name, features in shapes.items():
+            wanted = name == "speech" and streams is STREAMS
+            assert ("clean_audio" in features) == wanted
+            assert {f: (x.shape, x.dtype) for f, x in batch[name].items()} == {
+                f: (x.shape, x.dtype) for f, x in features.items()
+            }
+            assert {f: x.dtype for f, x in through[0][name].items() if wanted} == {
+                f: x.dtype for f, x in features.items() if wanted
+            }
+    silent = np.arange(450) >= batch_lengths(synthetic_batch(STREAMS, 0, 20)["speech"])
+    assert not synthetic_batch(STREAMS, 0, 20)["speech"]["clean_audio"][silent].any()
+
+
+def batch_lengths(features):
+    return features["audio_length"][:, None]
 
 
 def test_mixing_needs_random_access(corpus):

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from maestro_jax.errors import UserError
+from maestro_jax.modules.frontend import stack_frames
 from maestro_jax.modules.masking import length_mask
+from maestro_jax.modules.quantizer import Quantized
 from maestro_jax.modules.random_projection import RandomProjectionQuantizer
 from maestro_jax.objectives.joining import join, split
 from maestro_jax.objectives.passes import Speech, encode_speech
@@ -113,6 +115,63 @@ def test_w2v_bert_hides_what_enters_the_encoder_and_leaves_features_alone(tiny, 
     masked = apart(given["encode_speech_with_tap"][1]["masked_frames"])
     np.testing.assert_array_equal(masked[:2], speech["speech"].hidden)
     assert masked[:2].any() and not masked[2:].any()
+
+
+@pytest.mark.parametrize("masks", [W2vBert(), BestRq(mask_probability=0.2, mask_span=2)])
+def test_codes_are_those_of_the_clean_audio(tiny, masks):
+    """What is heard is disturbed; without clean audio in the batch it would be its own target."""
+    rng = np.random.default_rng(0)
+    clean = rng.normal(0.0, 3000.0, (4, 7000)).astype(np.int16)
+    heard = clean + rng.normal(0.0, 2000.0, clean.shape).astype(np.int16)
+    frontend = tiny.model.frontend
+    projection = RandomProjectionQuantizer(codebooks=BOOKS, codes=CODES, code_features=4)
+    frozen = projection.init(jax.random.key(0), jnp.zeros((1, 1, 4 * 16)))
+
+    def codes(mel):
+        return projection.apply(frozen, stack_frames(mel, 4))
+
+    def quantize(features, step):
+        answer = codes(features)[..., 0]
+        shape = (*answer.shape, 8)
+        return Quantized(jnp.ones(shape), answer, answer, jnp.full(shape, 1 / 8), jnp.ones(()))
+
+    def mask(mel, lengths):
+        return length_mask(-(-lengths // 4), -(-mel.shape[1] // 4))
+
+    answers = {
+        "log_mel": lambda audio, lengths: frontend.apply({}, audio, lengths),
+        "frame_mask": mask,
+        # Features that are log-mel features, so that codes of both kinds are comparable.
+        "subsample": lambda mel, lengths: (mel, mask(mel, lengths)),
+        "encode_speech_with_tap": lambda features, mask, language: (features, features),
+        "contrastive_context": lambda tapped: jnp.ones((4, 11, 8)),
+        "code_logits": lambda context: jnp.zeros((4, 11, BOOKS * CODES)),
+        "random_codes": codes,
+        "quantize": quantize,
+    }
+    lengths = np.array([7000, 7000, 5000, 0], np.int32)
+    clean[2, 5000:] = heard[2, 5000:] = clean[3] = heard[3] = 0
+    stream = {"audio_length": lengths, "language": np.zeros(4, np.int32)}
+    valid = np.asarray(length_mask(-(-frontend.frame_count(jnp.asarray(lengths)) // 4), 11))
+
+    def targets(audio, **more):
+        parts = Recorder(answers)
+        parts.model = tiny.model
+        batch = {"speech": {"audio": audio, **stream, **more}}
+        found = encode_speech(parts, batch, jax.random.key(2), masks=masks, augment=False)
+        # What enters the encoder is what is heard, whatever targets are made of.
+        expected, _ = frontend.apply({}, audio, lengths)
+        if not masks.hides_mel:
+            np.testing.assert_array_equal(
+                parts.given["encode_speech_with_tap"][0][0], expected, strict=False
+            )
+        masks.terms(parts, found["speech"], jnp.zeros((4, 11, 8)), 0, jax.random.key(0))
+        made_of = parts.given["quantize" if "quantize" in parts.given else "random_codes"][0][0]
+        return np.asarray(codes(made_of))[valid]
+
+    wanted = targets(clean)
+    np.testing.assert_array_equal(targets(heard, clean_audio=clean), wanted)
+    assert (targets(heard) == wanted).mean() < 0.9
 
 
 def spoken(nothing, mask, hidden):
