@@ -1,32 +1,88 @@
-"""Audio files to the 16 kHz mono waveform that the models read."""
+"""Audio files to the 16 kHz mono waveform that the models read, and what is wrong with them.
+
+Headers are compared with what is there (`maestro_jax.data.containers`): all that a file holds is
+decoded, and a difference is told.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import functools
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
 import soxr
 
-from maestro_jax.data import vorbis
+from maestro_jax.data import levels
+from maestro_jax.data.containers import media
+from maestro_jax.data.containers.decoding import Decoded, decode
+from maestro_jax.data.containers.examine import examine, is_text
+from maestro_jax.data.containers.layout import Finding, Layout
 from maestro_jax.data.streams import SAMPLE_RATE
 from maestro_jax.errors import UserError
 
+log = logging.getLogger(__name__)
+
+_FORMATS = ("wav", "flac", "ogg", "opus", "mp3")
 _KNOWN_FORMATS = "wav, flac, ogg, opus or mp3"
-# Seconds: headers of mp3 files count what the encoder put before and after the audio.
-_MAY_BE_MISSING = 0.2
+_OF_THE_FILE = ("cut short", "header mismatch")
+"""What says nothing of a part of a file that is where it is looked for."""
 
 
 class EmptyAudioError(UserError):
     """There is a file, and it can be decoded, but there are no samples to read."""
 
 
-def read_audio(path: str | Path, spans: Sequence[tuple[float, float]] | None = None) -> np.ndarray:
-    """Reads a wav, flac, ogg, opus or mp3 file of any rate, mono or with several channels.
+class Recording(NamedTuple):
+    """What was read of a file.
 
-    Channels are averaged; other rates than 16 kHz are converted by `resample`.
+    Attributes:
+        samples: float32 `[samples]` at 16 kHz, within about -1 to 1.
+        findings: What its user should know: parts that are missing or damaged, a header that
+            states another length, an absurd level, channels that cancel each other out, silence.
+    """
+
+    samples: np.ndarray
+    findings: tuple[Finding, ...]
+
+
+def read_audio(path: str | Path, spans: Sequence[tuple[float, float]] | None = None) -> np.ndarray:
+    """Reads a file as `read_recording` does, and logs each finding as a warning.
+
+    Args:
+        path: The file.
+        spans: See `read_recording`.
+
+    Returns:
+        float32 `[samples]` at 16 kHz.
+
+    Raises:
+        UserError: See `read_recording`.
+    """
+    samples, findings = read_recording(path, spans)
+    for finding in findings:
+        log.warning("%s: %s: %s", path, finding.kind, finding.detail)
+    return samples
+
+
+def read_recording(
+    path: str | Path, spans: Sequence[tuple[float, float]] | None = None
+) -> Recording:
+    """Reads an audio file of any rate, mono or with several channels, to its end.
+
+    Reads wav (also RF64, extensible), W64, AIFF, AU, CAF, NIST sphere, flac, ogg (Vorbis, Opus,
+    FLAC; also several streams in one file) and mp3; with the extra `media` whatever FFmpeg does,
+    such as mp4, m4a and webm. The content decides, not the name. A pipe is read to its end first.
+
+    Channels are averaged, unless they cancel each other out: then the loudest is read. Other rates
+    than 16 kHz are converted by `resample`. Samples up to twice full scale are scaled down to it
+    where clipping would be heard; beyond that, scaling is a finding.
 
     Args:
         path: The file.
@@ -34,87 +90,185 @@ def read_audio(path: str | Path, spans: Sequence[tuple[float, float]] | None = N
             whole file. What lies beyond the end of the file is left out.
 
     Returns:
-        float32 `[samples]` at 16 kHz, within about -1 to 1; ``ceil(frames * 16000 / rate)``
-        samples.
+        The samples, ``ceil(frames * 16000 / rate)`` of a file of one stream, and the findings.
 
     Raises:
-        UserError: The file is missing, a directory, unreadable, empty, damaged in the middle, or
-            holds no finite audio.
+        UserError: The file is missing, a directory, unreadable, empty, or holds no finite audio.
     """
     path = Path(path).expanduser()
     if path.is_dir():
         raise UserError(f"{path} is a directory; name an audio file ({_KNOWN_FORMATS}).")
     if not path.exists():
         raise UserError(f"{path} does not exist; name an audio file ({_KNOWN_FORMATS}).")
-    if not path.is_file() or path.stat().st_size == 0:
-        raise UserError(f"{path} is empty; name an audio file ({_KNOWN_FORMATS}).")
     try:
-        if spans is None:
-            samples, rate = _read_whole(path)
-        else:
-            with path.open("rb") as file:
-                samples, rate = _read_spans(file, spans)
+        with _seekable(path) as file:
+            if file.stat().st_size == 0:
+                raise UserError(f"{path} is empty; name an audio file ({_KNOWN_FORMATS}).")
+            try:
+                recording = _read(file, spans)
+            except ValueError as error:
+                raise UserError(_unreadable(path, file, str(error))) from error
     except OSError as error:
         raise UserError(f"{path} cannot be opened: {error.strerror or error}.") from error
-    except (soundfile.LibsndfileError, RuntimeError, TypeError, ValueError) as error:
-        if _is_shortened(path):
-            raise UserError(
-                f"{path} is a sphere file compressed by shorten, which is not read; put what "
-                f"`sph2pipe -p -f sph {path.name} NEW` writes in its place."
-            ) from error
-        reason = str(error).rstrip(".")
-        raise UserError(
-            f"{path} cannot be read as audio ({reason}); convert it to {_KNOWN_FORMATS}."
-        ) from error
-    if samples.shape[0] == 0:
+    if not len(recording.samples):
         nothing = "no samples" if spans is None else "no samples where they were looked for"
         raise EmptyAudioError(f"{path} holds {nothing}: its audio has zero length.")
-    # A mean over one channel would take a third of the time.
-    samples = resample(samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1), rate)
     # What is not finite before the filter is not finite after it, where there is less to look at.
-    if not np.isfinite(samples).all():
+    if not np.isfinite(recording.samples).all():
         raise UserError(
             f"{path} holds samples that are not finite numbers; write it as 16-bit audio."
         )
-    return samples
+    return recording
 
 
-def _is_shortened(path: Path) -> bool:
-    """Whether the header of a NIST sphere file says that its samples are compressed by shorten."""
+@contextlib.contextmanager
+def _seekable(path: Path) -> Iterator[Path]:
+    """The file itself, or what came out of a pipe in a file of its own."""
+    if path.is_file():
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        copy = Path(directory) / "audio"
+        with path.open("rb") as pipe, copy.open("wb") as file:
+            shutil.copyfileobj(pipe, file)
+        yield copy
+
+
+def _read(path: Path, spans: Sequence[tuple[float, float]] | None) -> Recording:
+    if spans is None:
+        return _read_whole(path)
+    status = path.stat()
+    key = (status.st_size, status.st_mtime_ns)
+    if _is_seekable(path, *key):
+        with contextlib.suppress(soundfile.LibsndfileError, RuntimeError):
+            return _finished([_read_spans(path, spans)])
+    samples, findings = _last_read(path, *key)
+    pieces = [
+        samples[round(begin * SAMPLE_RATE) : round(min(end * SAMPLE_RATE, len(samples)))]
+        for begin, end in spans
+    ]
+    samples = np.concatenate(pieces) if pieces else samples[:0]
+    findings = tuple(one for one in findings if one.kind not in (*_OF_THE_FILE, "silent audio"))
+    return Recording(samples, findings + (levels.silence(samples) if len(samples) else ()))
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_seekable(path: Path, size: int, changed: int) -> bool:
+    """Whether libsndfile finds times in a file; `size` and `changed` tell it from others."""
+    del size, changed
+    layout = _examined(path)
+    # A decoder that was found by its failure would be found anew for each span.
+    return layout.is_seekable and bool(layout.format)
+
+
+@functools.lru_cache(maxsize=1)
+def _last_read(path: Path, size: int, changed: int) -> Recording:
+    """A whole file; the last one is kept, for utterances of one file come one after the other."""
+    del size, changed
+    return _read_whole(path)
+
+
+def _examined(path: Path) -> Layout:
     with path.open("rb") as file:
-        header = file.read(1024)
-    return header.startswith(b"NIST_1A") and b"shorten" in header
+        return examine(file)
 
 
-def _read_whole(path: Path) -> tuple[np.ndarray, int]:
-    """All samples of a file, `[frames, channels]`, and its rate."""
-    decoded = vorbis.decode(path)
-    if decoded is not None:
-        return decoded
-    # By name: a Python file would be asked for every few kilobytes.
-    with soundfile.SoundFile(path) as file:
-        samples = file.read(dtype="float32", always_2d=True)
-        # libsndfile stops without a word where an Ogg stream is damaged.
-        missing = (file.frames - len(samples)) / file.samplerate
-        if missing > _MAY_BE_MISSING:
-            seconds = file.frames / file.samplerate
-            raise ValueError(f"decoding ends {missing:.1f} s before the end of its {seconds:.1f} s")
-        return samples, file.samplerate
+def _read_whole(path: Path) -> Recording:
+    layout = _examined(path)
+    decoded, findings = [], layout.findings
+    reason: ValueError | None = None
+    for piece in layout.pieces:
+        try:
+            decoded.append(decode(path, layout, piece))
+        except ValueError as error:
+            reason = error
+    if reason is not None:
+        if not decoded:
+            raise reason
+        said = f"a part of it cannot be decoded ({str(reason).rstrip('.')})"
+        findings = (*findings, Finding("damaged audio", said))
+    recording = _finished(decoded)
+    return recording._replace(findings=(*findings, *recording.findings))
 
 
-def _read_spans(file: IO[bytes], spans: Sequence[tuple[float, float]]) -> tuple[np.ndarray, int]:
-    pieces, rate = [], SAMPLE_RATE
+def _finished(pieces: list[Decoded]) -> Recording:
+    """Pieces as one waveform at 16 kHz."""
+    waves: list[np.ndarray] = []
+    findings: list[Finding] = []
+    is_silent: list[tuple[Finding, ...]] = []
+    for piece in pieces:
+        findings += piece.findings
+        if not len(piece.samples):
+            continue
+        samples, of_level = levels.fit_level(piece.samples, piece.subtype)
+        samples, of_mix = levels.mix(samples)
+        is_silent.append(levels.silence(samples))
+        findings += [*of_level, *of_mix]
+        waves.append(resample(samples, piece.rate))
+    if is_silent and all(is_silent):
+        findings += is_silent[0]
+    if not waves:
+        return Recording(np.zeros(0, np.float32), tuple(findings))
+    # Several pieces of a file may say the same.
+    once = tuple(dict.fromkeys(findings))
+    return Recording(waves[0] if len(waves) == 1 else np.concatenate(waves), once)
+
+
+def _read_spans(path: Path, spans: Sequence[tuple[float, float]]) -> Decoded:
+    pieces, rate, subtype = [], SAMPLE_RATE, ""
     for begin, end in spans:
         # Opened for each piece: in Ogg Vorbis, libsndfile's second seek misses by 100s of samples.
-        file.seek(0)
-        with soundfile.SoundFile(file) as opened:
-            rate = opened.samplerate
+        with path.open("rb") as file, soundfile.SoundFile(file) as opened:
+            rate, subtype = opened.samplerate, opened.subtype
             # An end of infinity is that of the file.
             first, last = (round(min(at * rate, opened.frames)) for at in (begin, end))
             if last > first:
                 opened.seek(first)
                 pieces.append(opened.read(last - first, dtype="float32", always_2d=True))
-    return np.concatenate(pieces) if pieces else np.zeros((0, 1), np.float32), rate
+    samples = np.concatenate(pieces) if pieces else np.zeros((0, 1), np.float32)
+    return Decoded(samples, rate, subtype)
+
+
+def _unreadable(path: Path, file: Path, reason: str) -> str:
+    """One line on a file that cannot be decoded, with a remedy that fits what it is.
+
+    Args:
+        path: As the user named it.
+        file: Where it can be read.
+        reason: What a decoder said.
+    """
+    with file.open("rb") as opened:
+        beginning = opened.read(1024)
+    if beginning.startswith(b"NIST_1A") and b"shorten" in beginning:
+        return (
+            f"{path} is a sphere file compressed by shorten, which is not read; put what "
+            f"`sph2pipe -p -f sph {path.name} NEW` writes in its place."
+        )
+    name = media.format_of(beginning)
+    own = (name, _examined(file).format, path.suffix.lstrip(".").lower())
+    others = [one for one in _FORMATS if one not in own]
+    if "ogg" in own:
+        others = [one for one in others if one != "opus"]
+    others_in_words = f"{', '.join(others[:-1])} or {others[-1]}"
+    if name and not media.is_installed():
+        return (
+            f"{path} is {name}, which takes the extra `media`; pip install maestro_jax[media], or "
+            f"convert it to {others_in_words}."
+        )
+    reason = reason.rstrip(".")
+    if is_text(beginning[:512]):
+        excerpt = " ".join(beginning[:40].decode("utf-8", "replace").split())
+        return (
+            f"{path} cannot be read as audio (it is text: {excerpt!r}); put the recording in its "
+            "place."
+        )
+    if own[0] or own[1]:
+        return (
+            f"{path} cannot be read as audio ({reason}): a damaged {own[0] or own[1]} file, or one "
+            f"of an unusual coding; get it again, or export it as {others_in_words}."
+        )
+    more = "" if media.is_installed() else "install the extra `media` (maestro_jax[media]), or "
+    return f"{path} cannot be read as audio ({reason}); {more}convert it to {others_in_words}."
 
 
 def resample(samples: np.ndarray, rate: int, target_rate: int = SAMPLE_RATE) -> np.ndarray:

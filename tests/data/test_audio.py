@@ -127,18 +127,6 @@ def test_only_vorbis_goes_to_the_vorbis_decoder(tmp_path):
         assert vorbis.decode(tmp_path / name) is None
 
 
-def test_damage_in_the_middle_is_not_taken_for_the_end(tmp_path):
-    path = tmp_path / "noise.ogg"
-    noise = np.random.default_rng(0).normal(size=16_000 * 10) / 10
-    soundfile.write(path, noise, 16_000, format="OGG", subtype="VORBIS")
-    content = bytearray(path.read_bytes())
-    middle = len(content) // 2
-    content[middle : middle + 3000] = bytes(3000)
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=r"noise.ogg cannot be read as audio \(decoding ends .* s"):
-        read_audio(path)
-
-
 @pytest.mark.parametrize("rate", [22050, 44100, 48000])
 def test_no_tone_above_8_khz_is_folded_below_it(rate):
     times = np.arange(rate) / rate

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from maestro_jax.data.audio import EmptyAudioError, read_audio, to_int16
-from maestro_jax.data.corpora.problems import Problem
+from maestro_jax.data.audio import EmptyAudioError, read_recording, to_int16
+from maestro_jax.data.corpora.problems import KEPT, Problem
 from maestro_jax.data.corpora.utterance import Utterance
 from maestro_jax.data.lengths import as_array, record_lengths, save_lengths
 from maestro_jax.data.streams import SAMPLE_RATE
@@ -190,12 +190,16 @@ def _audio(utterance: Utterance, problems: list[Problem]) -> np.ndarray | None:
         add("empty audio")
         return None
     try:
-        samples = to_int16(read_audio(path, utterance.spans))
-    except EmptyAudioError:
-        add("empty audio" if utterance.spans is None else "outside of audio")
+        samples, findings = read_recording(path, utterance.spans)
+    except EmptyAudioError as error:
+        add("empty audio" if utterance.spans is None else "outside of audio", str(error))
         return None
     except UserError as error:
         add("unreadable audio", str(error))
+        return None
+    for finding in findings:
+        add(finding.kind, f"{utterance.audio}: {finding.detail}")
+    if any(finding.kind not in KEPT for finding in findings):
         return None
     if utterance.spans is not None:
         wanted = sum(end - begin for begin, end in utterance.spans)
@@ -203,4 +207,4 @@ def _audio(utterance: Utterance, problems: list[Problem]) -> np.ndarray | None:
         # A resampler and the rounding of times may take a few samples. Infinity is the file's end.
         if math.isfinite(wanted) and missing > 0.02 * (1 + len(utterance.spans)):
             add("cut short", f"{utterance.audio}: {missing:.2f} of {wanted:.2f} seconds missing")
-    return samples
+    return to_int16(samples)

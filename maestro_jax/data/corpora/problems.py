@@ -24,12 +24,29 @@ KINDS = {
     "unreadable audio": "the file cannot be decoded",
     "empty audio": "no samples",
     "outside of audio": "begins after the end of its file",
-    "cut short": "ends after the end of its file: what is there is kept",
+    "silent audio": "one value from beginning to end: digital silence, or an offset",
+    "cut short": "ends after the end of its file, or the file before the length that its header "
+    "states: what is there is kept",
+    "damaged audio": "a part of the file cannot be decoded: the rest is kept",
+    "header mismatch": "the header contradicts what the file holds, all of which is kept",
+    "absurd level": "samples far beyond full scale, which are scaled, or all at its limits: kept",
+    "cancelled channels": "the average of the channels is nearly nothing: the loudest one is kept",
+    "several tracks": "other tracks beside the first one, which is kept",
     "set aside": "the corpus says itself that there is nothing of use, or to score",
     "partly transcribed": "some of what is said has no transcript: the rest of it is kept",
 }
 """Every kind of problem. Utterances with one are left out, but for those of `KEPT`."""
-KEPT = ("broken character", "incomplete", "cut short", "partly transcribed")
+KEPT = (
+    "broken character",
+    "incomplete",
+    "cut short",
+    "damaged audio",
+    "header mismatch",
+    "absurd level",
+    "cancelled channels",
+    "several tracks",
+    "partly transcribed",
+)
 EXPECTED = ("incomplete", "set aside", "partly transcribed")
 """What makers of corpora mark on purpose: counted like the rest, but nothing to mend."""
 

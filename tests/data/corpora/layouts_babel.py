@@ -42,11 +42,11 @@ def lay_out(source: Path) -> dict[str, np.ndarray]:
         "BABEL_OP2_304_50001_20131025_180000_inLine",
         ["before", "[0.0]", "labas", "[x]", "[0.5]", "labas", "[0.4]", "rytas"],
     )
-    silence = np.zeros(RATE, np.float32)
+    noise = (np.random.default_rng(0).normal(size=RATE) / 10).astype(np.float32)
     audio = training / "audio"
     for number in ("50001_20131025_180000", "60001_20131025_190000"):
         path = audio / f"BABEL_OP2_304_{number}_inLine.sph"
-        soundfile.write(path, silence, RATE, format="NIST", subtype="ULAW")
+        soundfile.write(path, noise, RATE, format="NIST", subtype="ULAW")
     return recordings
 
 

@@ -1,0 +1,139 @@
+"""Whether samples can be speech: their level, and what is left when channels are averaged."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from maestro_jax.data.containers.layout import Finding
+
+FULL_SCALE_16 = 32_768
+# Integers of so many bits that were written as floats without being divided.
+_INTEGER_SCALES = (2.0**15, 2.0**23, 2.0**31)
+_SURELY_INTEGERS = 256.0
+"""No float is so loud by chance; integers of speech are louder."""
+_FLOATS = ("FLOAT", "DOUBLE")
+_TWICE_DIVIDED = 1e-7
+"""Two steps of 16 bits, divided by 32768 twice; below it there is nothing."""
+_QUIET = 2.0**-9
+"""Of so loud a recording, 16 bits keep the upper 6: no speech is recorded as quietly."""
+_FEW = 1e-3
+"""A share of samples beyond full scale that decoding and mixing leave."""
+_LOUD = 2.0
+_AT_THE_LIMITS = 0.1
+_CANCELLED = 0.5
+"""Of the energy that uncorrelated channels keep when they are averaged; of two, those whose
+correlation is below -0.5 keep less."""
+_CANCELLED_SHARE = 0.1
+_OFFSET = 0.005
+_EDGE = 1600
+_BLOCKS = 64
+_LEAST_BLOCK = 1600
+
+
+def fit_level(samples: np.ndarray, subtype: str) -> tuple[np.ndarray, tuple[Finding, ...]]:
+    """Brings samples that are far beyond full scale, or far below it, back to it.
+
+    Up to twice full scale is what decoders and mixers leave: scaled down without a finding, or left
+    as it is where so few samples are beyond that clipping them is not heard.
+
+    Args:
+        samples: float32 `[samples, channels]`.
+        subtype: Of the file, as libsndfile calls it: only `FLOAT` and `DOUBLE` can hold samples
+            that were divided twice.
+
+    Returns:
+        The samples, scaled where their level is absurd, and what was found.
+    """
+    peak = max(float(samples.max()), -float(samples.min())) if samples.size else 0.0
+    if not np.isfinite(peak):
+        return samples, ()
+    if subtype in _FLOATS and _TWICE_DIVIDED < peak <= _QUIET:
+        if peak > 1.01 / FULL_SCALE_16:
+            said = f"no sample is louder than {peak:.2g} of full scale"
+            return samples, (Finding("absurd level", said),)
+        said = f"no sample is louder than {peak:.2g} of full scale: multiplied by {FULL_SCALE_16}"
+        return samples * np.float32(FULL_SCALE_16), (Finding("absurd level", said),)
+    if peak <= 1.0:
+        return samples, _at_the_limits(samples, peak)
+    beyond = int(np.count_nonzero(np.abs(samples) > 1.0))
+    if beyond <= _FEW * samples.size:
+        if peak <= _LOUD:
+            return samples, ()
+        said = f"{beyond} samples reach {peak:.4g} times full scale: clipped"
+        return np.clip(samples, -1.0, 1.0), (Finding("absurd level", said),)
+    scale = peak
+    if peak >= _SURELY_INTEGERS:
+        scale = next((one for one in _INTEGER_SCALES if peak <= one), peak)
+    scaled = samples / np.float32(scale)
+    if peak <= _LOUD and beyond <= _AT_THE_LIMITS * samples.size:
+        return scaled, ()
+    said = f"samples reach {peak:.4g} times full scale: divided by {scale:.10g}"
+    return scaled, (Finding("absurd level", said),)
+
+
+def _at_the_limits(samples: np.ndarray, peak: float) -> tuple[Finding, ...]:
+    """Whether the samples were clipped before they were written."""
+    limit = 1.0 - 1.5 / FULL_SCALE_16
+    if peak < limit:
+        return ()
+    share = float(np.mean(np.abs(samples) >= limit))
+    if share < _AT_THE_LIMITS:
+        return ()
+    return (Finding("absurd level", f"{share:.0%} of the samples are at full scale: clipped"),)
+
+
+def mix(samples: np.ndarray) -> tuple[np.ndarray, tuple[Finding, ...]]:
+    """Averages channels, or takes the loudest where they cancel each other out.
+
+    Args:
+        samples: float32 `[samples, channels]`.
+
+    Returns:
+        `[samples]`, and what was found.
+    """
+    channels = samples.shape[1]
+    # A mean over one channel would take a third of the time.
+    if channels == 1:
+        return samples[:, 0], ()
+    mixed = samples.mean(axis=1)
+    block = max(-(-len(samples) // _BLOCKS), _LEAST_BLOCK)
+    starts = np.arange(0, len(samples), block)
+    # Of what varies: an offset is no sound.
+    energy = _energies(samples - samples.mean(axis=0), starts)
+    left = _energies((mixed - mixed.mean())[:, None], starts)[:, 0]
+    parts = energy.mean(axis=1)
+    cancelled = parts[left < _CANCELLED / channels * parts].sum()
+    if not cancelled > _CANCELLED_SHARE * parts.sum():
+        return mixed, ()
+    loudest = int(energy.sum(axis=0).argmax())
+    said = f"its {channels} channels cancel each other out: channel {loudest + 1} is read"
+    return np.ascontiguousarray(samples[:, loudest]), (Finding("cancelled channels", said),)
+
+
+def _energies(samples: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Sums of squares of blocks, `[blocks, channels]`."""
+    return np.add.reduceat(np.square(samples, dtype=np.float64), starts, axis=0)
+
+
+def silence(samples: np.ndarray) -> tuple[Finding, ...]:
+    """Whether samples are one value from beginning to end: digital silence, or an offset.
+
+    Args:
+        samples: `[samples]`, at least one.
+
+    Returns:
+        A finding if they never vary by more than two steps of 16 bits; or, as a lossy coding leaves
+        an offset, hardly from one to the next but at the ends.
+    """
+    step = 1.0 / FULL_SCALE_16
+    low, high, mean = float(samples.min()), float(samples.max()), float(samples.mean())
+    if not high - low <= 2.01 * step:
+        inside = samples[_EDGE:-_EDGE]
+        if abs(mean) < _OFFSET or not len(inside):
+            return ()
+        changes = np.abs(np.diff(inside))
+        if changes.max(initial=0) > 10 * step or np.quantile(changes, 0.99) > 3 * step:
+            return ()
+    is_zero = abs(mean) <= 2 * step
+    said = "digital silence" if is_zero else f"an offset of {mean:.3f}"
+    return (Finding("silent audio", f"nothing but {said} from beginning to end"),)
