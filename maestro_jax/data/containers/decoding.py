@@ -96,6 +96,9 @@ def _decode(path: Path, format_: str, piece: Piece) -> Decoded:
     if media.format_of(_beginning(path, piece)):
         return _media(path, piece)
     try:
+        if not format_ and path.suffix.lower() == ".mp3":
+            # libsndfile goes by the name then, and libmpg123 complains on the terminal.
+            raise ValueError("there are no frames of MPEG audio in it")
         return _libsndfile(path, piece)
     except ValueError:
         if not media.is_installed():
