@@ -16,15 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import seqio
 import tensorflow as tf
 
 from maestro_jax.data.bucketing import BucketSchedule
 from maestro_jax.data.data_scope import data_scope
-from maestro_jax.data.languages import LANGUAGES
 from maestro_jax.data.rows import empty_rows, write_row
+from maestro_jax.data.scored_examples import ScoredExamples
 from maestro_jax.data.stream_reader import StreamReader
 from maestro_jax.data.streams import StreamConfig, check_streams
 from maestro_jax.data.task_listing import get_task_or_mixture, tasks_of
+from maestro_jax.data.task_readers import check_features
 from maestro_jax.data.vocabularies import TokenVocabulary
 from maestro_jax.errors import UserError
 
@@ -212,7 +214,8 @@ def evaluation_batches(
     *,
     text_tokens: int = 0,
     translation_tokens: int = 0,
-) -> Iterator[tuple[dict[str, np.ndarray], list[dict[str, str]]]]:
+    keep_examples: bool = False,
+) -> Iterator[tuple[dict[str, np.ndarray], list[dict[str, Any]]]]:
     """Every example of a split exactly once, in order: task after task.
 
     Args:
@@ -223,16 +226,19 @@ def evaluation_batches(
         data_dir: The data root; None for the user's default.
         text_tokens: The padded length of texts; 0 leaves their tokens out.
         translation_tokens: The padded length of translations; 0 leaves their tokens out.
+        keep_examples: Whether the metadata of a row hold all features of its task, as ``example``.
 
     Returns:
         An iterator of features (audio int16 `[batch, samples]`, tokens int32 `[batch, tokens]`,
         their lengths and the language ids int32 `[batch]`; length 0 in empty rows) and the metadata
         of the rows that hold an example: strings id, task, text, raw_text, translation, language,
-        target_language and speaker, empty where the corpus has none. An over-long example keeps its
-        metadata, while its row is empty, so that it counts as an error and not as absent.
+        target_language and speaker, empty where the corpus has none; what a task does not name is
+        derived as `maestro_jax.data.scored_examples.ScoredExamples` says. An over-long example
+        keeps its metadata, while its row is empty, so that it counts as an error and not as absent.
 
     Raises:
-        UserError: An unknown task or split, or data that are not prepared.
+        UserError: An unknown task or split, data that are not prepared, features of a wrong type,
+            or examples with an empty id or the same.
     """
     hide_accelerators()
     names = [names] if isinstance(names, str) else list(names)
@@ -254,29 +260,35 @@ def evaluation_batches(
     with data_scope(data_dir):
         datasets = [
             (
-                task.name,
+                task,
                 task.get_dataset(
                     split=split, shuffle=False, trim_output_features=False, try_in_mem_cache=False
                 ),
             )
             for task in tasks
         ]
-    return _evaluation_batches(datasets, limits, identities, batch_size)
+    for task, dataset in datasets:
+        check_features(task.name, dataset.element_spec, tuple(limits), identities)
+    return _evaluation_batches(datasets, limits, identities, batch_size, keep_examples)
 
 
 def _evaluation_batches(
-    datasets: list[tuple[str, tf.data.Dataset]],
+    datasets: list[tuple[seqio.Task, tf.data.Dataset]],
     limits: dict[str, int],
     identities: tuple[str, ...],
     batch_size: int,
-) -> Iterator[tuple[dict[str, np.ndarray], list[dict[str, str]]]]:
+    keep_examples: bool,
+) -> Iterator[tuple[dict[str, np.ndarray], list[dict[str, Any]]]]:
     over_long: collections.Counter[str] = collections.Counter()
     features = empty_rows(limits, identities, batch_size)
-    metadata: list[dict[str, str]] = []
-    for name, dataset in datasets:
+    metadata: list[dict[str, Any]] = []
+    scored = ScoredExamples()
+    for task, dataset in datasets:
+        name = task.name
         for example in dataset.as_numpy_iterator():
             over_long[name] += write_row(features, len(metadata), example, limits, identities)
-            metadata.append({"task": name, **_metadata(example)})
+            kept = {"example": example} if keep_examples else {}
+            metadata.append({**scored.strings(task, example), **kept})
             if len(metadata) == batch_size:
                 yield features, metadata
                 features, metadata = empty_rows(limits, identities, batch_size), []
@@ -289,22 +301,3 @@ def _evaluation_batches(
             )
     if metadata:
         yield features, metadata
-
-
-def _metadata(example: Mapping[str, Any]) -> dict[str, str]:
-    """The strings that came along with an example."""
-    keys = {
-        "id": ("id",),
-        "text": ("text_pretokenized", "text"),
-        "raw_text": ("raw_text",),
-        "translation": ("translation_pretokenized", "translation"),
-        "language": ("language_code",),
-        "speaker": ("speaker",),
-    }
-    found = {}
-    for key, names in keys.items():
-        values = [example[name] for name in names if isinstance(example.get(name), bytes)]
-        found[key] = values[0].decode() if values else ""
-    target = example.get("target_language")
-    found["target_language"] = "" if target is None else LANGUAGES[int(target)]
-    return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -108,23 +108,44 @@ def preprocess(
 
 def _select(spec: ReaderSpec, dataset: tf.data.Dataset) -> tf.data.Dataset:
     """Keeps the features that are wanted, checked for type and rank."""
-    wanted: dict[str, tuple[tf.DType, int]] = {name: (tf.int32, 1) for name in spec.sequences}
+    check_features(spec.task.name, dataset.element_spec, spec.sequences, spec.identities)
+    wanted = (*spec.sequences, *spec.identities)
+    return dataset.map(lambda example: {name: example[name] for name in wanted})
+
+
+def check_features(
+    task: str,
+    element_spec: Mapping[str, tf.TensorSpec],
+    sequences: Sequence[str],
+    identities: Sequence[str],
+) -> None:
+    """Checks what a task gives: a float written into an integer array would be cut without a word.
+
+    Args:
+        task: Its name, for messages.
+        element_spec: Of the dataset of its examples.
+        sequences: Features with a length: audio int16 `[samples]`, tokens int32 `[tokens]`.
+        identities: Scalar features, int32.
+
+    Raises:
+        UserError: A feature is not there, or of another type or rank.
+    """
+    wanted: dict[str, tuple[tf.DType, int]] = {name: (tf.int32, 1) for name in sequences}
     if "audio" in wanted:
         wanted["audio"] = (tf.int16, 1)
-    wanted |= {name: (tf.int32, 0) for name in spec.identities}
+    wanted |= {name: (tf.int32, 0) for name in identities}
     for name, (dtype, rank) in wanted.items():
-        found = dataset.element_spec.get(name)
+        found = element_spec.get(name)
         if found is None:
             raise UserError(
-                f"task {spec.task.name!r} gives no feature {name!r}; it gives "
-                f"{', '.join(sorted(dataset.element_spec))}."
+                f"task {task!r} gives no feature {name!r}; it gives "
+                f"{', '.join(sorted(element_spec))}."
             )
         if found.dtype != dtype or found.shape.rank != rank:
             raise UserError(
-                f"feature {name!r} of task {spec.task.name!r} is {found.dtype.name} of rank "
+                f"feature {name!r} of task {task!r} is {found.dtype.name} of rank "
                 f"{found.shape.rank}; make it {dtype.name} of rank {rank}."
             )
-    return dataset.map(lambda example: {name: example[name] for name in wanted})
 
 
 def _read(spec: ReaderSpec, dataset: tf.data.Dataset) -> Generator[_Chunk, None, None]:

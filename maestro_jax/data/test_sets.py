@@ -26,7 +26,8 @@ def separate_test_sets(name: str, tasks: Sequence[seqio.Task]) -> dict[str, list
 
     A table has a row a language. Where several corpora of a mixture have a language, adding their
     utterances up would give a number that nobody reports, so each corpus gets its own table; where
-    a corpus has several test sets of a language, each task does.
+    a corpus has several test sets of a language, each task does, and so does each task that does
+    not say its language before it is read.
 
     Args:
         name: Of the mixture.
@@ -52,6 +53,8 @@ def separate_test_sets(name: str, tasks: Sequence[seqio.Task]) -> dict[str, list
 
 
 def _is_one(tasks: Sequence[seqio.Task]) -> bool:
-    """Whether no row is there twice."""
+    """Whether no row is there twice, as far as is known; a task alone is one in any case."""
+    if len(tasks) > 1 and not all(isinstance(task, StreamTask) for task in tasks):
+        return False
     rows = [row for task in tasks if (row := row_of(task)) is not None]
     return len(set(rows)) == len(rows)

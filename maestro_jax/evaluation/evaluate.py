@@ -91,6 +91,9 @@ class Evaluation:
         rows: One a language or direction, in alphabetical order.
         repeats: Utterances that came more than once and were scored once.
         seconds: Time spent decoding, with reading the batches; 0 when scored from a file.
+        task_metrics: What the metric functions of tasks return, by metric, by task.
+        postprocessed: Tasks whose references and hypotheses are what their `postprocess_fn` makes
+            of them.
     """
 
     name: str
@@ -98,6 +101,8 @@ class Evaluation:
     rows: tuple[Row, ...]
     repeats: int = 0
     seconds: float = 0.0
+    task_metrics: Mapping[str, Mapping[str, float | str]] = dataclasses.field(default_factory=dict)
+    postprocessed: tuple[str, ...] = ()
 
     @property
     def utterances(self) -> int:
@@ -151,6 +156,7 @@ def evaluate(
     gather: Callable[[Sequence[Prediction]], Sequence[Prediction]] = gather_across_processes,
     progress: Callable[[int], None] | None = None,
     written: Callable[[str], str] | None = None,
+    postprocess: Callable[[Mapping[str, Any], str], tuple[str, str]] | None = None,
     bootstrap_samples: int = 1000,
     seed: int = 0,
 ) -> Evaluation:
@@ -176,6 +182,8 @@ def evaluate(
         gather: Brings the predictions of all processes together.
         progress: Called after each batch with the number of utterances decoded so far.
         written: From a reference to what the model's vocabulary makes of it.
+        postprocess: From the metadata of an utterance and its hypothesis to the reference and the
+            hypothesis that are scored.
         bootstrap_samples: Draws for the confidence intervals; 0 for none.
         seed: Of the draws.
 
@@ -184,8 +192,8 @@ def evaluate(
         `require_complete` refuses them.
 
     Raises:
-        UserError: If the test set is empty, an utterance lacks its reference field, or two
-            utterances share an id.
+        UserError: If the test set is empty, an utterance lacks its id, its language or its
+            reference field, or two utterances share an id.
         ValueError: If `decode` returns fewer strings than a batch has utterances.
     """
     if kind not in METRICS:
@@ -197,7 +205,7 @@ def evaluate(
         if len(hypotheses) < len(metadata):
             raise ValueError(f"{len(hypotheses)} hypotheses for {len(metadata)} utterances")
         predictions += [
-            _prediction(example, hypothesis, kind, target_language)
+            _prediction(example, hypothesis, kind, target_language, postprocess)
             # Not strict: the hypotheses of padding rows have no metadata.
             for example, hypothesis in zip(metadata, hypotheses, strict=False)
         ]
@@ -314,22 +322,31 @@ def require_complete(evaluation: Evaluation) -> None:
 
 
 def _prediction(
-    example: Mapping[str, Any], hypothesis: str, kind: Kind, target_language: str
+    example: Mapping[str, Any],
+    hypothesis: str,
+    kind: Kind,
+    target_language: str,
+    postprocess: Callable[[Mapping[str, Any], str], tuple[str, str]] | None,
 ) -> Prediction:
     field = "text" if kind == "asr" else "translation"
-    missing = [key for key in ("id", "language", field) if example.get(key) is None]
+    # A reference may be empty; an id or a language that is tells nothing from anything.
+    missing = [key for key in ("id", "language") if example.get(key) in (None, "", b"")]
+    missing += [field] if example.get(field) is None else []
     if missing:
         raise UserError(
             f"an utterance of the test set has no {missing[0]!r}; "
             f"an evaluation of kind {kind!r} needs 'id', 'language' and {field!r}"
         )
+    reference = _text(example[field])
+    if postprocess is not None:
+        reference, hypothesis = postprocess(example, hypothesis)
     return Prediction(
         id=_text(example["id"]),
         language=_text(example["language"]),
         target_language=""
         if kind == "asr"
         else _text(example.get("target_language") or target_language),
-        reference=_text(example[field]),
+        reference=reference,
         hypothesis=hypothesis,
     )
 

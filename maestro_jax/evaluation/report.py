@@ -61,6 +61,8 @@ def report_json(
         "complete": evaluation.complete,
         "repeats": evaluation.repeats,
         "seconds": evaluation.seconds,
+        "task_metrics": {task: dict(found) for task, found in evaluation.task_metrics.items()},
+        "postprocessed": list(evaluation.postprocessed),
         "averages": [
             {
                 "name": name,
@@ -320,8 +322,20 @@ def _interval(interval: tuple[float, float] | None) -> str:
 
 
 def _notes(evaluation: Evaluation, low_resource: Collection[str]) -> list[str]:
-    """What the numbers rest on, a sentence each."""
-    notes = [f"{evaluation.utterances} utterances scored; averages count each row once."]
+    """The metrics of tasks, and what the numbers rest on, a sentence each."""
+    notes = []
+    for task, metrics in evaluation.task_metrics.items():
+        told = ", ".join(
+            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in metrics.items()
+        )
+        notes.append(f"Metric functions of {task}: {told}.")
+    notes.append(f"{evaluation.utterances} utterances scored; averages count each row once.")
+    if evaluation.postprocessed:
+        notes.append(
+            "References and hypotheses as postprocess_fn makes them: "
+            f"{', '.join(evaluation.postprocessed)}."
+        )
     if any(_leading_interval(row) is not None for row in evaluation.rows):
         notes.append("Intervals: bootstrap by utterance, 2.5 to 97.5 percentile.")
     flagged = [row.direction for row in evaluation.rows if row.among(low_resource)]

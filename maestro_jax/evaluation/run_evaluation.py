@@ -108,6 +108,7 @@ def evaluate_run(
     from maestro_jax.data.published_sizes import published_sizes
     from maestro_jax.data.task_features import stream_of
     from maestro_jax.data.task_listing import get_task_or_mixture, tasks_of
+    from maestro_jax.data.task_metrics import TaskMetrics
     from maestro_jax.data.test_sets import separate_test_sets
 
     if transcriber is None:
@@ -119,9 +120,11 @@ def evaluate_run(
             stream = stream_of(get_task_or_mixture(name))
             kinds: list[Kind] = [k for k, s in _STREAM_OF_KIND.items() if s == stream]
             if not kinds:
+                of = f"of the stream {stream!r}" if stream else "of no stream, by its features"
                 raise UserError(
-                    f"{name!r} is of the stream {stream!r}; only 'paired', 'st' and 'mt' can be "
-                    "scored."
+                    f"{name!r} is {of}; only 'paired' (audio, text, language), 'st' (audio, "
+                    "translation, language, target_language) and 'mt' (text, translation, "
+                    "language, target_language) can be scored."
                 )
             chosen.append((kinds[0], name))
     else:
@@ -142,8 +145,13 @@ def evaluate_run(
             name, [task for task in tasks_of(get_task_or_mixture(name)) if split in task.splits]
         ).items()
     ]
+    # All of them, before anything is decoded: some ask for what cannot be given.
+    asked = [
+        TaskMetrics(members, "text" if kind == "asr" else "translation")
+        for kind, _, _, members in sets
+    ]
     evaluations, compared = [], []
-    for kind, mixture, name, members in sets:
+    for (kind, mixture, name, members), own in zip(sets, asked, strict=True):
         names = [task.name for task in members]
         with data_scope(data_dir):
             examples = sum(task.source.num_input_examples(split) or 0 for task in members)
@@ -157,6 +165,7 @@ def evaluate_run(
                 transcriber.samples,
                 data_dir,
                 text_tokens=transcriber.tokens if kind == "mt" else 0,
+                keep_examples=own.asked,
             ),
             functools.partial(
                 _texts, transcriber.translate if kind == "mt" else transcriber.decode
@@ -166,7 +175,12 @@ def evaluate_run(
             output_dir=output_dir,
             expected=expected,
             progress=_counter(progress),
-            written=None if vocabulary is None else vocabulary.round_trip,
+            # What postprocess_fn makes of a reference is not for the vocabulary to write.
+            written=None if vocabulary is None or own.postprocessed else vocabulary.round_trip,
+            postprocess=own.postprocess if own.asked else None,
+        )
+        evaluation = dataclasses.replace(
+            evaluation, task_metrics=own.compute(), postprocessed=own.postprocessed
         )
         progress.close()
         known = comparison(names, split)

@@ -1,0 +1,156 @@
+"""What scoring needs to know of the examples of a task: ids, languages, references.
+
+Tasks of this project name all of it in strings. A task written for T5X names what its author
+needed: ids are then numbers, languages those of the language ids, references what the tokens spell.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import seqio
+
+from maestro_jax.data.languages import LANGUAGES
+from maestro_jax.data.task_features import StreamTask
+from maestro_jax.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+UNDETERMINED = "und"
+"""The code of ISO 639-2 for a language that is not known."""
+
+
+class ScoredExamples:
+    """The strings of the examples of some tasks, which are one test set, in the order of reading.
+
+    An instance is for one pass: it refuses an id that it has seen.
+    """
+
+    def __init__(self) -> None:
+        self._task: seqio.Task | None = None
+        self._number = 0
+        self._told: set[tuple[str, str]] = set()
+        self._seen: dict[tuple[str, str, str], tuple[str, int]] = {}
+
+    def strings(self, task: seqio.Task, example: Mapping[str, Any]) -> dict[str, str]:
+        """The strings of the next example.
+
+        Args:
+            task: Its task; all examples of a task come one after the other.
+            example: All its features, as NumPy arrays.
+
+        Returns:
+            task, id, text, raw_text, translation, language, target_language and speaker; empty what
+            there is not. An example without a feature `id` is numbered within its task.
+
+        Raises:
+            UserError: An id is empty, or that of another example of this language; a language id
+                is none.
+        """
+        if task is not self._task:
+            self._task, self._number = task, 0
+        number = self._number
+        self._number += 1
+        found = {
+            "task": task.name,
+            "id": self._id(task, example, number),
+            "text": self._reference(task, example, "text"),
+            "raw_text": _string(example, "raw_text"),
+            "translation": self._reference(task, example, "translation"),
+            "language": self._language(task, example),
+            "target_language": _target_language(task, example),
+            "speaker": _string(example, "speaker"),
+        }
+        key = (found["language"], found["target_language"], found["id"])
+        other, before = self._seen.setdefault(key, (task.name, number))
+        if (other, before) != (task.name, number):
+            if other == task.name:
+                raise UserError(
+                    f"examples {before} and {number} of task {task.name!r} have the same id "
+                    f"{found['id']!r}; give each its own, or leave the feature out: examples are "
+                    "numbered then."
+                )
+            raise UserError(
+                f"tasks {other!r} and {task.name!r} both have an example {found['id']!r} in "
+                f"{found['language']!r}; score them by themselves: --task {other} --task "
+                f"{task.name}."
+            )
+        return found
+
+    def _id(self, task: seqio.Task, example: Mapping[str, Any], number: int) -> str:
+        if "id" not in example:
+            return f"{task.name}:{number}"
+        value = example["id"]
+        found = value.decode() if isinstance(value, bytes) else str(np.asarray(value).tolist())
+        if not found.strip() or np.ndim(value):
+            raise UserError(
+                f"example {number} of task {task.name!r} has the id {found!r}; give each example "
+                "its own, or leave the feature out: examples are numbered then."
+            )
+        return found
+
+    def _reference(self, task: seqio.Task, example: Mapping[str, Any], field: str) -> str:
+        """The text before it became tokens; where it was not kept, what the tokens spell."""
+        for name in (f"{field}_pretokenized", field):
+            if isinstance(example.get(name), bytes):
+                return example[name].decode()
+        if field not in task.output_features or field not in example:
+            return ""
+        self._tell_once(
+            task,
+            field,
+            f"task {task.name!r} keeps no {field}_pretokenized: its references are what the "
+            "vocabulary makes of them",
+        )
+        ids: Sequence[int] = np.asarray(example[field]).tolist()
+        return task.output_features[field].vocabulary.decode(ids)
+
+    def _language(self, task: seqio.Task, example: Mapping[str, Any]) -> str:
+        """The string of the example, else its language id, else what the task says by its name."""
+        for name in ("language_code", "language"):
+            if isinstance(example.get(name), bytes) and example[name]:
+                return example[name].decode()
+        found = _code(task, example, "language")
+        if not found and isinstance(task, StreamTask) and len(task.languages) == 1:
+            [found] = task.languages
+        if not found and (suffix := task.name.rsplit("_", 1)[-1]) in LANGUAGES:
+            found = suffix
+        if not found:
+            self._tell_once(
+                task,
+                "language",
+                f"task {task.name!r} does not say its language; it is scored as {UNDETERMINED!r}, "
+                "by words (maestro_jax.data.preprocessors.set_language says it)",
+            )
+        return found or UNDETERMINED
+
+    def _tell_once(self, task: seqio.Task, what: str, message: str) -> None:
+        if (task.name, what) not in self._told:
+            self._told.add((task.name, what))
+            _log.warning("warning: %s", message)
+
+
+def _target_language(task: seqio.Task, example: Mapping[str, Any]) -> str:
+    found = _code(task, example, "target_language")
+    return found or (task.target_language if isinstance(task, StreamTask) else "")
+
+
+def _code(task: seqio.Task, example: Mapping[str, Any], name: str) -> str:
+    """The code of a language id; empty where there is none or it is negative, which is unknown."""
+    identity = example.get(name)
+    if identity is None or isinstance(identity, bytes):
+        return ""
+    if int(identity) >= len(LANGUAGES):
+        raise UserError(
+            f"{name} is {int(identity)} in an example of task {task.name!r}; ids of languages are "
+            f"below {len(LANGUAGES)} (maestro_jax.data.languages.language_id)."
+        )
+    return LANGUAGES[int(identity)] if int(identity) >= 0 else ""
+
+
+def _string(example: Mapping[str, Any], name: str) -> str:
+    value = example.get(name)
+    return value.decode() if isinstance(value, bytes) else ""
