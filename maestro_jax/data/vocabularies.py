@@ -172,16 +172,20 @@ class TokenVocabulary:
         Raises:
             UserError: There is no such file, or it is no SentencePiece model.
         """
-        # Imported here: bytes are a kind of vocabulary, and this is where all kinds are read.
-        from maestro_jax.data.byte_vocabulary import CONTENT, ByteVocabulary
-
         path = Path(path)
         if path.is_dir():
             path = path / MODEL_FILE
         if not path.is_file():
             raise UserError(f"there is no vocabulary at {path}; `maestro prepare` makes one.")
-        content = path.read_bytes()
-        return ByteVocabulary() if content == CONTENT else cls(content, str(path))
+        return cls.from_bytes(path.read_bytes(), str(path))
+
+    @classmethod
+    def from_bytes(cls, content: bytes, origin: str = "the vocabulary") -> TokenVocabulary:
+        """The vocabulary of a file's content; see `load`."""
+        # Imported here: bytes are a kind of vocabulary, and this is where all kinds are read.
+        from maestro_jax.data.byte_vocabulary import CONTENT, ByteVocabulary
+
+        return ByteVocabulary() if content == CONTENT else cls(content, origin)
 
     @property
     def vocab_size(self) -> int:

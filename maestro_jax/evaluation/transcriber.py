@@ -25,6 +25,7 @@ from maestro_jax.modules.maestro import Maestro
 from maestro_jax.training.checkpoints import Which, find_checkpoint, restore_params
 from maestro_jax.training.mesh_decoding import jitted_decoding, longest_audio, longest_text
 from maestro_jax.training.mesh_step import mesh_state
+from maestro_jax.training.model_vocabulary import load_vocabulary
 from maestro_jax.training.run import TrainRun
 
 log = logging.getLogger(__name__)
@@ -158,12 +159,13 @@ class Transcriber:
             search: How to search; greedily if nothing is said.
 
         Raises:
-            UserError: There is no checkpoint, no vocabulary, or no text for the language model.
+            UserError: There is no checkpoint, no vocabulary or that of another model, or no text
+                for the language model.
         """
         search = search or SearchConfig()
         step_directory = find_checkpoint(directory)
-        vocabulary = TokenVocabulary.load(Path(step_directory).parent.parent)
         decoder = choose_decoder(run, search.decoder)
+        vocabulary = load_vocabulary(step_directory, run.model.vocab_sizes[decoder])
         fusion = search.fusion(vocabulary, run.model.vocab_sizes[decoder])
         abstract = mesh_state(run, run.partitioning.mesh()).abstract.params
         if run.ema_decay is None:

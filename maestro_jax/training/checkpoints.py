@@ -264,6 +264,15 @@ def saved_shapes(directory: epath.PathLike, which: Which = "ema") -> dict[str, t
     return {parameter_trees.parameter_name(path): tuple(leaf.shape) for path, leaf in saved.items()}
 
 
+def saved_record(step_directory: epath.PathLike) -> dict[str, Any]:
+    """The JSON record of one checkpoint (see `Checkpoints.save`); empty where it has none."""
+    path = epath.Path(step_directory) / "data"
+    if not path.is_dir():
+        return {}
+    with _quiet_orbax(), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+        return dict(checkpointer.restore(path))
+
+
 def find_checkpoint(directory: epath.PathLike) -> epath.Path:
     """The directory of one checkpoint.
 

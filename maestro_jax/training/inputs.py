@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
+from maestro_jax.data.vocabularies import MODEL_FILE, TokenVocabulary
 from maestro_jax.errors import UserError
-from maestro_jax.training import parameter_trees, partial_init
+from maestro_jax.training import model_vocabulary, parameter_trees, partial_init
 from maestro_jax.training.checkpoints import find_checkpoint, saved_shapes
 from maestro_jax.training.partitioning import BATCH_AXES
 from maestro_jax.training.run import TrainRun
@@ -108,18 +108,18 @@ def held_out_pairs(
         return next(loader)["paired"]
 
 
-def keep_vocabulary(run: TrainRun, vocabulary: Any, model_dir: epath.Path) -> None:
+def keep_vocabulary(run: TrainRun, vocabulary: TokenVocabulary, model_dir: epath.Path) -> None:
     """Write ``vocabulary.model``; the same ids must mean the same tokens for a model's life.
 
     Args:
         run: The run.
-        vocabulary: A ``TokenVocabulary``.
+        vocabulary: That of its data.
         model_dir: The model directory.
 
     Raises:
         UserError: The vocabulary is larger than the model's, or another one than before: than that
-            of the model directory, or than that of ``init_from`` although what depends on it would
-            be taken over.
+            of the model directory or of its checkpoint, or than that of ``init_from`` although what
+            depends on it would be taken over.
     """
     size = getattr(run.model, "vocab_size", None)
     if size is not None and vocabulary.vocab_size > size:
@@ -127,30 +127,47 @@ def keep_vocabulary(run: TrainRun, vocabulary: Any, model_dir: epath.Path) -> No
             f"The vocabulary has {vocabulary.vocab_size} tokens, but the model's vocab_size is "
             f"{size}; set vocab_size to {vocabulary.vocab_size} or more."
         )
-    with tempfile.TemporaryDirectory() as temporary:
-        vocabulary.save(temporary)
-        content = (Path(temporary) / "vocabulary.model").read_bytes()
-    path = model_dir / "vocabulary.model"
+    content = vocabulary.model_bytes
+    path = model_dir / MODEL_FILE
     if path.exists() and path.read_bytes() != content:
         raise UserError(
             f"{path} is not the vocabulary of this run's data; choose another model directory."
         )
+    before = model_vocabulary.recorded_in(model_dir)
+    if before not in (None, model_vocabulary.fingerprint(vocabulary)):
+        raise UserError(
+            f"the checkpoints of {model_dir} were trained with another vocabulary than that of "
+            f"this run's data ({before['pieces']} and {vocabulary.vocab_size} pieces); train on "
+            "data prepared with the former, or choose another model directory."
+        )
+    if run.init_from is not None:
+        source = _another_vocabulary(run.init_from, vocabulary)
+        taken = _taken_over_of_tokens(run) if source else ()
+        if taken:
+            raise UserError(
+                f"{source} is another vocabulary than this run's, whose ids mean other tokens, "
+                f"and {taken[0]} of it would be taken over; set init_exclude as "
+                "runs/finetune_new_vocabulary.gin does, or train on data prepared with it."
+            )
+        if source:
+            log.info("%s is another vocabulary; nothing that depends on it is taken over", source)
+    # Last: a run that was refused leaves none behind.
     if jax.process_index() == 0:
         path.write_bytes(content)
-    if run.init_from is not None:
-        checkpoint = find_checkpoint(run.init_from)
-        for directory in (checkpoint, checkpoint.parent, checkpoint.parent.parent):
-            source = directory / "vocabulary.model"
-            if not source.exists() or source.read_bytes() == content:
-                continue
-            taken = _taken_over_of_tokens(run)
-            if taken:
-                raise UserError(
-                    f"{source} is another vocabulary than this run's, whose ids mean other tokens, "
-                    f"and {taken[0]} of it would be taken over; set init_exclude as "
-                    "runs/finetune_new_vocabulary.gin does, or train on data prepared with it."
-                )
-            log.info("%s is another vocabulary; nothing that depends on it is taken over", source)
+
+
+def _another_vocabulary(init_from: str, vocabulary: TokenVocabulary) -> str | None:
+    """Where the vocabulary of a checkpoint is, if it is another one; None if it is not known."""
+    checkpoint = find_checkpoint(init_from)
+    trained = model_vocabulary.recorded(checkpoint)
+    if trained is not None:
+        same = trained == model_vocabulary.fingerprint(vocabulary)
+        return None if same else str(checkpoint.parent.parent / MODEL_FILE)
+    for directory in (checkpoint, checkpoint.parent, checkpoint.parent.parent):
+        source = directory / MODEL_FILE
+        if source.exists() and source.read_bytes() != vocabulary.model_bytes:
+            return str(source)
+    return None
 
 
 def _taken_over_of_tokens(run: TrainRun) -> list[str]:

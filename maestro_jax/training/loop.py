@@ -19,7 +19,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from maestro_jax.errors import UserError
-from maestro_jax.training import parameter_trees
+from maestro_jax.training import model_vocabulary, parameter_trees
 from maestro_jax.training.checkpoints import Checkpoints, find_checkpoint, partial_restore
 from maestro_jax.training.diagnostics import Diagnostics, describe
 from maestro_jax.training.inputs import Batches, held_out_pairs, task_batches
@@ -239,6 +239,7 @@ def train(
             "skipped_in_a_row": skipped_in_a_row,
             "window": window.record(),
             "steering": steering.record(),
+            model_vocabulary.KEY: model_vocabulary.fingerprint_in(directory),
             # The position of a stream: examples of step n are a function of (seed, n).
             "streams": {
                 name: {

@@ -65,13 +65,15 @@ def run(arguments: argparse.Namespace) -> None:
             raise UserError(f"--output {arguments.output} is a directory; name a file.")
         if not output.parent.is_dir():
             raise UserError(f"--output {arguments.output}: make the directory {output.parent}.")
-    model_dir = find_checkpoint(arguments.checkpoint).parent.parent
-    from maestro_jax.data.vocabularies import TokenVocabulary
+    checkpoint = find_checkpoint(arguments.checkpoint)
+    model_dir = checkpoint.parent.parent
     from maestro_jax.evaluation.aligner import Aligner, tokens_of
+    from maestro_jax.training.model_vocabulary import load_vocabulary
 
     language = arguments.target_language or arguments.language
-    tokens_of(TokenVocabulary.load(model_dir), arguments.text, language)
     train_run = gin_config.load_run(model_dir)
+    vocabulary = load_vocabulary(checkpoint, train_run.model.vocab_size)
+    tokens_of(vocabulary, arguments.text, language)
     environment.enable_compilation_cache()
     from maestro_jax.cli.table import table
     from maestro_jax.evaluation.alignment_formats import as_json, as_rows, as_textgrid
