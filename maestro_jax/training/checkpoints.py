@@ -1,7 +1,8 @@
 """Checkpoints: everything that this project asks of Orbax, in one place.
 
 A model directory holds ``checkpoints/<step>/state`` (the training state) and
-``checkpoints/<step>/data`` (a small JSON record: step, seed, elapsed time, streams).
+``checkpoints/<step>/data`` (a small JSON record: step, seed, elapsed time, streams). Its files are
+verified before it is restored (`checkpoint_files`).
 """
 
 from __future__ import annotations
@@ -15,16 +16,20 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from maestro_jax.errors import UserError
-from maestro_jax.training import parameter_groups, parameter_trees, partial_init
+from maestro_jax.training import checkpoint_files, parameter_groups, parameter_trees, partial_init
+from maestro_jax.training.checkpoint_files import RECORD, STATE
 from maestro_jax.training.partial_init import PartialRestoreReport
 from maestro_jax.training.state import TrainState
 
 log = logging.getLogger(__name__)
 
 SUBDIRECTORY = "checkpoints"
+SET_ASIDE = "damaged_checkpoints"
+"""Beside it: what was found damaged when training went on from the checkpoint before."""
 Which = Literal["ema", "params"]
 _STATE_FIELDS = {"ema": "ema_params", "params": "params"}
 
@@ -52,6 +57,7 @@ class Checkpoints:
     ) -> None:
         """Open the directory, and create it if need be."""
         self.directory = epath.Path(model_dir).expanduser().absolute() / SUBDIRECTORY
+        self._saving = -1
         policies: list[checkpoint_managers.PreservationPolicy] = [checkpoint_managers.LatestN(keep)]
         if best_metric is not None:
             policies.append(
@@ -68,8 +74,11 @@ class Checkpoints:
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
                     cleanup_tmp_directories=True,
+                    async_options=ocp.options.AsyncOptions(
+                        post_finalization_callback=self._list_files
+                    ),
                 ),
-                item_names=("state", "data"),
+                item_names=(STATE, RECORD),
             )
 
     def latest_step(self) -> int | None:
@@ -98,6 +107,9 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         with _quiet_orbax():
+            # `_list_files` is called when this one is written, before the next one is begun.
+            self._manager.wait_until_finished()
+            self._saving = step
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -108,7 +120,11 @@ class Checkpoints:
             )
 
     def restore_latest(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-        """The newest checkpoint, laid out as asked.
+        """The newest checkpoint that is whole, laid out as asked.
+
+        Training is a function of the step, so that going on from an older checkpoint gives the same
+        result, only later. Newer ones, which are damaged, are moved to ``damaged_checkpoints/``
+        beside the directory, and a warning names each.
 
         Args:
             abstract: ``ShapeDtypeStruct`` with shardings, which may be of another mesh than the
@@ -118,12 +134,15 @@ class Checkpoints:
             State and JSON record; None when there is no checkpoint.
 
         Raises:
-            UserError: The checkpoint holds parameters of another model.
+            UserError: The checkpoint holds parameters of another model, or none is whole.
         """
-        step = self.latest_step()
-        if step is None:
+        steps = self.all_steps()
+        if not steps:
             return None
+        step, damaged = self._newest_whole(steps)
         self._check_same_model(step, abstract)
+        if step != steps[-1]:
+            self._set_aside(damaged, step)
         with _quiet_orbax():
             restored = self._manager.restore(
                 step,
@@ -140,6 +159,64 @@ class Checkpoints:
     def close(self) -> None:
         """Wait until everything is written, and release the directory."""
         self._manager.close()
+
+    def _list_files(self) -> None:
+        """Called by Orbax in the background, when a checkpoint has all its files."""
+        if jax.process_index() != 0:
+            return
+        name = str(self._saving)
+        for path in self.directory.iterdir():
+            # Until it is complete, its name has an ending.
+            if path.name.split(".")[0] == name and (path / STATE).is_dir():
+                checkpoint_files.write_list(path)
+
+    def _newest_whole(self, steps: Sequence[int]) -> tuple[int, dict[int, str]]:
+        """The step of the newest whole checkpoint, the same on every process.
+
+        Returns:
+            The step, and what is wrong with each newer one (known to the first process alone).
+        """
+        damaged: dict[int, str] = {}
+        chosen = -1
+        if jax.process_index() == 0:
+            for step in reversed(steps):
+                reason = checkpoint_files.damage(self.directory / str(step))
+                if reason is None:
+                    chosen = step
+                    break
+                damaged[step] = reason
+        if jax.process_count() > 1:
+            chosen = int(multihost_utils.broadcast_one_to_all(np.int32(chosen)))
+        if chosen < 0:
+            reason = damaged.get(steps[-1], "see the log of the first process")
+            raise UserError(
+                f"No checkpoint is whole: {self.directory / str(steps[-1])} ({reason})"
+                + (f", nor {len(steps) - 1} before it" if len(steps) > 1 else "")
+                + "; copy one again from where it is whole, or choose another model directory."
+            )
+        return chosen, damaged
+
+    def _set_aside(self, damaged: Mapping[int, str], step: int) -> None:
+        """Move damaged checkpoints away, so that their steps can be saved again."""
+        for newer, reason in damaged.items():
+            place = self.directory.parent / SET_ASIDE
+            place.mkdir(exist_ok=True)
+            number = 0
+            while (target := place / (f"{newer}.{number}" if number else str(newer))).exists():
+                number += 1
+            path = self.directory / str(newer)
+            log.warning(
+                "the checkpoint %s is damaged (%s) and was moved to %s; going on from step %d",
+                path,
+                reason,
+                target,
+                step,
+            )
+            path.rename(target)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("damaged checkpoints set aside")
+        with _quiet_orbax():
+            self._manager.reload()
 
     def _check_same_model(self, step: int, abstract: TrainState) -> None:
         directory = self.directory / str(step)
@@ -173,9 +250,10 @@ def restore_params(
         The tree of parameters.
 
     Raises:
-        UserError: The directory holds no checkpoint, or not these parameters.
+        UserError: The directory holds no checkpoint, or not these parameters, or a damaged one.
     """
     step_directory = find_checkpoint(directory)
+    _check_whole(step_directory)
     saved = _saved_parameters(step_directory, which)
     if abstract_params is None:
         tree: dict[str, Any] = {}
@@ -215,10 +293,11 @@ def partial_restore(
         The tree with the fitting leaves replaced, in their types and shardings; and a report.
 
     Raises:
-        UserError: The directory holds no checkpoint, nothing in it fits, or a pattern matches
-            nothing.
+        UserError: The directory holds no checkpoint or a damaged one, nothing in it fits, or a
+            pattern matches nothing.
     """
     step_directory = find_checkpoint(directory)
+    _check_whole(step_directory)
     saved = _saved_parameters(step_directory, which)
     paths = {parameter_trees.parameter_name(path): path for path in saved}
     wanted = dict(parameter_trees.named_leaves(params))
@@ -283,7 +362,7 @@ def find_checkpoint(directory: epath.PathLike) -> epath.Path:
         UserError: There is no complete checkpoint.
     """
     path = epath.Path(directory).expanduser().absolute()
-    if (path / "state").is_dir():
+    if (path / STATE).is_dir():
         return path
     for parent in (path / SUBDIRECTORY, path):
         if parent.is_dir():
@@ -294,6 +373,26 @@ def find_checkpoint(directory: epath.PathLike) -> epath.Path:
         f"{directory} is not a checkpoint directory: give a model directory that holds "
         f"{SUBDIRECTORY}/<step>, or one such step."
     )
+
+
+def _check_whole(step_directory: epath.Path) -> None:
+    """Refuse a damaged checkpoint: what is read is said by its step, and another one is another.
+
+    Raises:
+        UserError: It is damaged; the message names the newest one before it that is not.
+    """
+    reason = checkpoint_files.damage(step_directory)
+    if reason is None:
+        return
+    parent, name = step_directory.parent, step_directory.name
+    steps = ocp.utils.checkpoint_steps(parent) if name.isdecimal() else []
+    older = sorted((step for step in steps if step < int(name)), reverse=True)
+    whole = (step for step in older if checkpoint_files.damage(parent / str(step)) is None)
+    step = next(whole, None)
+    remedy = "copy it again from where it is whole"
+    if step is not None:
+        remedy = f"use {parent / str(step)}, the newest before it that is whole, or {remedy}"
+    raise UserError(f"The checkpoint {step_directory} is damaged ({reason}); {remedy}.")
 
 
 @contextlib.contextmanager
@@ -309,9 +408,12 @@ def _quiet_orbax() -> Iterator[None]:
 
 
 def _metadata(step_directory: epath.Path) -> Any:
-    with _quiet_orbax():
-        metadata = ocp.PyTreeCheckpointHandler().metadata(step_directory / "state")
-    return metadata.tree
+    try:
+        with _quiet_orbax():
+            return ocp.PyTreeCheckpointHandler().metadata(step_directory / STATE).tree
+    except (ValueError, OSError, KeyError):
+        _check_whole(step_directory)
+        raise
 
 
 def _flat(tree: Any) -> dict[tuple[str, ...], Any]:
@@ -363,7 +465,7 @@ def _read(
     field = _STATE_FIELDS[which]
     with _quiet_orbax(), ocp.PyTreeCheckpointer() as checkpointer:
         restored = checkpointer.restore(
-            step_directory / "state",
+            step_directory / STATE,
             args=ocp.args.PyTreeRestore(
                 item={field: item}, restore_args={field: restore_args}, partial_restore=True
             ),

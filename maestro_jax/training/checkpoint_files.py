@@ -1,0 +1,139 @@
+"""Whether the files of a checkpoint are those that were written.
+
+A full disk, an interrupted copy or a crash leaves checkpoints with files that are missing, cut off
+or full of zeros. Most of that Orbax notices in the middle of reading, some of it not at all: an
+array whose bytes changed is an array. So each checkpoint gets a list of its files, ``files.json``,
+which is gone through before anything is read. A checkpoint from before there were such lists is
+read once more instead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+
+FILES = "files.json"
+"""In the directory of a step: from the name of each file to its bytes and their digest."""
+
+STATE, RECORD = "state", "data"
+"""The items of a checkpoint: the training state, and a JSON record."""
+
+_CHUNK = 1 << 24
+# Written by Orbax when all is done; nothing reads them.
+_MARKERS = ("commit_success.txt",)
+
+
+def write_list(step_directory: epath.PathLike) -> None:
+    """Write down the files of a checkpoint that has just been written.
+
+    Args:
+        step_directory: Of the checkpoint, also under the name that it has until it is complete.
+    """
+    directory = epath.Path(step_directory)
+    found = {
+        str(path.relative_to(directory)): _described(path)
+        for item in (STATE, RECORD)
+        for path in _files(directory / item)
+        if path.name not in _MARKERS
+    }
+    (directory / FILES).write_text(json.dumps(found, indent=1) + "\n")
+
+
+def damage(step_directory: epath.PathLike) -> str | None:
+    """What is wrong with a checkpoint.
+
+    Args:
+        step_directory: Of the checkpoint.
+
+    Returns:
+        The first file that is not as it was written, in a few words; None if all are.
+    """
+    directory = epath.Path(step_directory)
+    listed = directory / FILES
+    if not listed.exists():
+        return _unreadable(directory)
+    try:
+        expected = json.loads(listed.read_text())
+        described = {name: (int(size), str(digest)) for name, (size, digest) in expected.items()}
+    except (ValueError, TypeError, AttributeError):
+        return f"{FILES} cannot be read"
+    # All sizes first, for they take no time.
+    for name, (size, _) in described.items():
+        path = directory / name
+        if not path.exists():
+            return f"{name} is missing"
+        if path.stat().length != size:
+            return f"{name} has {path.stat().length} of {size} bytes"
+    for name, (_, digest) in described.items():
+        if digest and _digest(directory / name) != digest:
+            return f"{name} has other bytes than were written"
+    return None
+
+
+def _files(directory: epath.Path) -> Iterator[epath.Path]:
+    """All files below a directory; a path of epath has no such function of its own."""
+    for path in sorted(directory.iterdir()):
+        if path.is_dir():
+            yield from _files(path)
+        else:
+            yield path
+
+
+def _described(path: epath.Path) -> tuple[int, str]:
+    return path.stat().length, "" if _is_remote(path) else _digest(path)
+
+
+def _is_remote(path: epath.Path) -> bool:
+    """Whether a file is in a store that checks its bytes itself, and would have to be fetched."""
+    return "://" in os.fspath(path)
+
+
+def _digest(path: epath.Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _unreadable(directory: epath.Path) -> str | None:
+    """What cannot be read of a checkpoint that has no list of its files."""
+    parsed: dict[str, Any] = {}
+    for name in (f"{STATE}/_METADATA", f"{RECORD}/metadata"):
+        path = directory / name
+        if not path.exists():
+            return f"{name} is missing"
+        try:
+            parsed[name] = json.loads(path.read_text())
+        except ValueError:
+            return f"{name} cannot be read"
+    try:
+        arrays = [
+            ".".join(str(key["key"]) for key in leaf["key_metadata"])
+            for leaf in parsed[f"{STATE}/_METADATA"]["tree_metadata"].values()
+            if not leaf["value_metadata"].get("skip_deserialize")
+        ]
+    except (KeyError, TypeError, AttributeError):
+        return f"{STATE}/_METADATA is not what was written"
+    return next((reason for name in arrays if (reason := _unreadable_array(directory, name))), None)
+
+
+def _unreadable_array(directory: epath.Path, name: str) -> str | None:
+    import tensorstore
+
+    base = os.fspath(directory / STATE)
+    store = {
+        "driver": "ocdbt",
+        "base": base if _is_remote(directory) else f"file://{base}",
+        "path": f"{name}/",
+    }
+    try:
+        tensorstore.open({"driver": "zarr", "kvstore": store}, read=True).result().read().result()
+    except (ValueError, OSError):
+        return f"the array {name} in {STATE} cannot be read"
+    return None

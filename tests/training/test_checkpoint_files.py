@@ -1,0 +1,196 @@
+"""Checkpoints that a full disk, an interrupted copy or a crash has damaged."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from maestro_jax.errors import UserError
+from maestro_jax.training.checkpoint_files import FILES, damage
+from maestro_jax.training.checkpoints import (
+    SET_ASIDE,
+    Checkpoints,
+    partial_restore,
+    restore_params,
+    saved_shapes,
+)
+from maestro_jax.training.loop import train
+from maestro_jax.training.state import TrainState
+
+KINDS: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda content: b"",
+    "cut": lambda content: content[: len(content) // 2],
+    "zeroed": lambda content: bytes(len(content)),
+    "a hole": lambda content: (
+        content[: len(content) // 3] + bytes(len(content) // 3) + content[len(content) // 3 * 2 :]
+    ),
+    "one bit": lambda content: (
+        content[: len(content) // 2]
+        + bytes([content[len(content) // 2] ^ 1])
+        + content[len(content) // 2 + 1 :]
+    ),
+}
+
+
+def state(step: int) -> TrainState:
+    values = np.random.default_rng(0).normal(size=(2, 60, 50)).astype(np.float32)
+    params = {"up": {"kernel": jnp.asarray(values[0])}, "bias": jnp.ones(7, jnp.bfloat16)}
+    ema = {"up": {"kernel": jnp.asarray(values[1])}, "bias": jnp.zeros(7)}
+    return TrainState(jnp.int32(step), params, (params, jnp.int32(step)), ema)
+
+
+def abstract() -> TrainState:
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state(0)
+    )
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model directory with checkpoints of the steps 4 and 5."""
+    directory = tmp_path_factory.mktemp("model")
+    checkpoints = Checkpoints(directory)
+    for step in (4, 5):
+        checkpoints.save(state(step), {"step": step, "seed": 0})
+    checkpoints.close()
+    return directory
+
+
+@pytest.fixture
+def copied(model: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(model, tmp_path / "model"))
+
+
+def files(model: Path) -> list[Path]:
+    """What is read of the newest checkpoint, relative to it."""
+    step = model / "checkpoints" / "5"
+    return [
+        path.relative_to(step)
+        for item in ("state", "data")
+        for path in sorted((step / item).rglob("*"))
+        if path.is_file() and path.name != "commit_success.txt"
+    ]
+
+
+def cut_newest(model: Path) -> str:
+    """Cuts the largest file of the newest checkpoint; returns its name."""
+    step = model / "checkpoints" / "5"
+    name = max(files(model), key=lambda name: (step / name).stat().st_size)
+    (step / name).write_bytes((step / name).read_bytes()[:1000])
+    return str(name)
+
+
+def test_whole_checkpoints_are_whole(model: Path) -> None:
+    for step in ("4", "5"):
+        listed = json.loads((model / "checkpoints" / step / FILES).read_text())
+        assert len(listed) >= 5 and "data/metadata" in listed and "state/_METADATA" in listed
+        assert damage(model / "checkpoints" / step) is None
+    assert set(map(str, files(model))) == set(
+        json.loads((model / "checkpoints" / "5" / FILES).read_text())
+    )
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "gone"])
+def test_damage_to_any_file_is_found_by_the_list(copied: Path, kind: str) -> None:
+    step = copied / "checkpoints" / "5"
+    for name in files(copied):
+        content = (step / name).read_bytes()
+        (step / name).unlink()
+        if kind != "gone":
+            (step / name).write_bytes(KINDS[kind](content))
+        assert str(name) in (damage(step) or "")
+        (step / name).write_bytes(content)
+    assert damage(step) is None
+    (step / FILES).write_text((step / FILES).read_text()[:20])
+    assert FILES in (damage(step) or "")
+    shutil.rmtree(step / "state")
+    assert damage(step)
+
+
+@pytest.mark.parametrize("kind", ["empty", "cut", "zeroed", "gone"])
+def test_without_a_list_what_is_damaged_is_found_or_not_needed(copied: Path, kind: str) -> None:
+    step = copied / "checkpoints" / "5"
+    (step / FILES).unlink()
+    assert damage(step) is None
+    found = 0
+    for name in files(copied):
+        content = (step / name).read_bytes()
+        (step / name).unlink()
+        if kind != "gone":
+            (step / name).write_bytes(KINDS[kind](content))
+        if damage(step):
+            found += 1
+        elif name.name not in ("_sharding", "process_0"):
+            tree = restore_params(step, "params")
+            np.testing.assert_array_equal(tree["up"]["kernel"], state(5).params["up"]["kernel"])
+        (step / name).write_bytes(content)
+    assert found >= 4
+
+
+def test_readers_name_the_checkpoint_and_the_one_before(copied: Path) -> None:
+    name = cut_newest(copied)
+    newest, older = (copied / "checkpoints" / step for step in "54")
+    told = (
+        rf"{newest} is damaged \({name} has 1000 of \d+ bytes\); "
+        rf"use {older}, the newest before it that is whole"
+    )
+    for directory in (copied, newest):
+        with pytest.raises(UserError, match=told):
+            restore_params(directory)
+        with pytest.raises(UserError, match=told):
+            partial_restore(state(0).params, directory)
+    assert restore_params(older)["up"]["kernel"].shape == (60, 50)
+    (newest / "state" / "_METADATA").unlink()
+    with pytest.raises(UserError, match=r"is damaged \(state/_METADATA is missing"):
+        saved_shapes(copied)
+    shutil.rmtree(older)
+    with pytest.raises(UserError, match=r"5 is damaged .*; copy it again from where it is whole"):
+        restore_params(copied)
+
+
+def test_training_goes_on_from_the_newest_that_is_whole(
+    copied: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cut_newest(copied)
+    checkpoints = Checkpoints(copied)
+    with caplog.at_level(logging.WARNING):
+        restored, record = checkpoints.restore_latest(abstract())
+    assert (int(restored.step), record["step"]) == (4, 4)
+    [line] = [one.getMessage() for one in caplog.records if "damaged" in one.getMessage()]
+    assert f"{copied / 'checkpoints' / '5'} is damaged" in line and "going on from step 4" in line
+    assert (copied / SET_ASIDE / "5" / "state").is_dir()
+    assert checkpoints.all_steps() == [4]
+    # The step is saved anew when training comes to it.
+    checkpoints.save(state(5), {"step": 5, "seed": 0})
+    checkpoints.wait()
+    assert int(checkpoints.restore_latest(abstract())[0].step) == 5
+    checkpoints.close()
+
+
+def test_where_none_is_whole_nothing_is_begun_anew(copied: Path) -> None:
+    cut_newest(copied)
+    shutil.rmtree(copied / "checkpoints" / "4" / "state")
+    checkpoints = Checkpoints(copied)
+    with pytest.raises(UserError, match=r"No checkpoint is whole: \S+5 \(.*\), nor 1 before it"):
+        checkpoints.restore_latest(abstract())
+    checkpoints.close()
+    assert not (copied / SET_ASIDE).exists()
+
+
+def test_a_run_whose_newest_checkpoint_is_damaged_ends_as_if_it_were_not(toy, tmp_path) -> None:
+    run = toy.run(steps=4, checkpoint_every=2)
+    whole = train(run, tmp_path / "whole", batches=toy.batches)
+    shutil.copytree(tmp_path / "whole", tmp_path / "damaged")
+    newest = tmp_path / "damaged" / "checkpoints" / "4"
+    (newest / "data" / "metadata").write_bytes(b"")
+    again = train(run, tmp_path / "damaged", batches=toy.batches)
+    toy.assert_trees_equal(jax.device_get(again), jax.device_get(whole))
+    assert damage(newest) is None
