@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import seqio
 
@@ -21,6 +22,8 @@ def add_stream_task(
     target_language: str = "",
     vocabulary: seqio.Vocabulary | None = None,
     preprocessors: Sequence[Preprocessor] | None = None,
+    metric_fns: Sequence[Callable[..., Mapping[str, Any]]] = (),
+    postprocess_fn: Callable[..., Any] | None = None,
 ) -> StreamTask:
     """Registers a task of a stream; a task of that name is replaced, so modules can be reloaded.
 
@@ -35,6 +38,9 @@ def add_stream_task(
         vocabulary: Of texts and translations; not needed for ``speech``.
         preprocessors: One-to-one steps to the stream's features; by default those of
             `stream_preprocessors`.
+        metric_fns: Of targets and predictions, called beside our scores; see
+            `maestro_jax.data.task_metrics`.
+        postprocess_fn: What makes them of references and hypotheses; as they are without it.
 
     Returns:
         The task.
@@ -50,6 +56,8 @@ def add_stream_task(
         source=source,
         preprocessors=stream_preprocessors(stream) if preprocessors is None else preprocessors,
         output_features=stream_output_features(stream, vocabulary),
+        metric_fns=list(metric_fns),
+        postprocess_fn=postprocess_fn,
         # Sources with random access shuffle all their examples; a buffer of audio adds nothing.
         shuffle_buffer_size=None if source.performs_internal_shuffling else 1000,
     )

@@ -109,15 +109,7 @@ class ScoredExamples:
         return task.output_features[field].vocabulary.decode(ids)
 
     def _language(self, task: seqio.Task, example: Mapping[str, Any]) -> str:
-        """The string of the example, else its language id, else what the task says by its name."""
-        for name in ("language_code", "language"):
-            if isinstance(example.get(name), bytes) and example[name]:
-                return example[name].decode()
-        found = _code(task, example, "language")
-        if not found and isinstance(task, StreamTask) and len(task.languages) == 1:
-            [found] = task.languages
-        if not found and (suffix := task.name.rsplit("_", 1)[-1]) in LANGUAGES:
-            found = suffix
+        found = language_of(task, example)
         if not found:
             self._tell_once(
                 task,
@@ -131,6 +123,28 @@ class ScoredExamples:
         if (task.name, what) not in self._told:
             self._told.add((task.name, what))
             _log.warning("warning: %s", message)
+
+
+def language_of(task: seqio.Task, example: Mapping[str, Any]) -> str:
+    """The language of an example.
+
+    Args:
+        task: Its task.
+        example: Its features, as NumPy arrays.
+
+    Returns:
+        The string that the example has, else the code of its language id, else what the task was
+        registered with, else the end of the task's name, if that is a code; else an empty string.
+    """
+    for name in ("language_code", "language"):
+        if isinstance(example.get(name), bytes) and example[name]:
+            return example[name].decode()
+    found = _code(task, example, "language")
+    if not found and isinstance(task, StreamTask) and len(task.languages) == 1:
+        [found] = task.languages
+    if not found and (suffix := task.name.rsplit("_", 1)[-1]) in LANGUAGES:
+        found = suffix
+    return found
 
 
 def _target_language(task: seqio.Task, example: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from maestro_jax.data.indexed_source import IndexedSource
 from maestro_jax.data.languages import LANGUAGES
+from maestro_jax.data.scored_examples import UNDETERMINED, language_of
 from maestro_jax.data.task_features import StreamTask, stream_of
 from maestro_jax.data.task_listing import check_prepared, get_task_or_mixture, tasks_of
 from maestro_jax.errors import UserError
@@ -192,8 +193,11 @@ def _text_source(task: seqio.Task, field: str) -> TextSource:
             f"task {task.name!r} does not tell how many examples it has, so no sample of them can "
             "be taken; prepare it as a data set with random access."
         )
-    if field == "text":
-        codes = task.languages if isinstance(task, StreamTask) else ()
+    if field == "text" and isinstance(task, StreamTask):
+        codes = task.languages
+    elif field == "text":
+        dataset = _until_tokens(task, _records(task, np.zeros(1, np.int64)))
+        codes = (language_of(task, next(dataset.as_numpy_iterator())) or UNDETERMINED,)
     else:
         dataset = _until_tokens(task, _records(task, np.zeros(1, np.int64)))
         identity = next(iter(dataset.map(lambda example: example["target_language"])), None)

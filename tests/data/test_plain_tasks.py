@@ -215,6 +215,31 @@ def test_languages(tmp_path, caplog, name, language, row) -> None:
     assert ("does not say its language" in caplog.text) == (row == "und")
 
 
+def test_a_vocabulary_knows_the_language_of_a_plain_task() -> None:
+    import seqio
+    import tensorflow as tf
+
+    from maestro_jax.data.vocabulary_sampling import text_sources
+
+    def dataset(split, shuffle_files=False, seed=None):
+        return tf.data.Dataset.from_tensor_slices(
+            {"text": TEXTS, "language": [LANGUAGES.index("sl")] * UTTERANCES}
+        )
+
+    seqio.TaskRegistry.add(
+        "plain_text",
+        source=seqio.FunctionDataSource(dataset, ["train"], {"train": UTTERANCES}),
+        preprocessors=[seqio.preprocessors.tokenize],
+        output_features={
+            "text": seqio.Feature(seqio.ByteVocabulary(0), add_eos=False),
+            "language": seqio.Feature(seqio.PassThroughVocabulary(100), add_eos=False, rank=0),
+        },
+    )
+    [source] = text_sources(["plain_text"])
+    assert (source.language, source.sentences) == ("sl", UTTERANCES)
+    assert list(source.read(2)) == [TEXTS[0], TEXTS[32]]
+
+
 def test_references_may_be_tokens_alone(tmp_path, caplog) -> None:
     [evaluation] = evaluated(tmp_path, register(keep_text=False)).evaluations
     assert evaluation.rows[0].scores.wer == pytest.approx(100 * 8 / 128)
