@@ -31,6 +31,10 @@ COMMANDS = {
         "train a vocabulary on the texts of prepared tasks",
         "maestro vocabulary mine --task minivox_small_text --task minivox_small_mt --size 1000",
     ),
+    "language_model": (
+        "make an n-gram model over a vocabulary's pieces from text, as an ARPA file for --lm_arpa",
+        "maestro language_model /data/run1 sentences.txt --output lm.arpa.gz --prune 0,0,1",
+    ),
     "tasks": (
         "list the tasks and mixtures, and which of them are prepared",
         "maestro tasks --json",

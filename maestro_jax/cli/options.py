@@ -79,3 +79,11 @@ def not_negative(text: str) -> int:
 def names(text: str) -> list[str]:
     """An argument that is one name or several between commas; for the action `extend`."""
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def cut_offs(text: str) -> tuple[int, ...]:
+    """An argument that is whole numbers with commas between them."""
+    numbers = text.split(",")
+    if not all(number.isdecimal() for number in numbers):
+        raise argparse.ArgumentTypeError(f"{text!r} is not whole numbers such as 0,0,1")
+    return tuple(int(number) for number in numbers)

@@ -8,10 +8,12 @@ import math
 from pathlib import Path
 
 from maestro_jax.data.vocabularies import TokenVocabulary
-from maestro_jax.decoding.fusion import Fusion
+from maestro_jax.decoding.fusion import Fusion, LabelLm
 from maestro_jax.decoding.ngram import NgramLm
 from maestro_jax.decoding.speech import DECODERS
 from maestro_jax.errors import UserError, near_misses
+from maestro_jax.evaluation.language_models import arpa_model, device_model, text_model
+from maestro_jax.evaluation.rescoring import WordLm
 from maestro_jax.training.run import TrainRun
 
 log = logging.getLogger(__name__)
@@ -24,8 +26,10 @@ class SearchConfig:
     Attributes:
         beam_size: Hypotheses kept; 1 without a language model is the greedy search.
         lm_text: A file of text, one sentence a line, that a language model is estimated from.
+        lm_arpa: A language model in the ARPA format, in the text's place.
         lm_weight: Of its log-probabilities.
-        lm_order: Tokens of its longest n-gram.
+        lm_order: Tokens of the longest n-gram of a model of `lm_text`.
+        lm_prune: Its cut-offs, by length of n-grams; see `kneser_ney.estimate`.
         length_bonus: Added for each token, in nats.
         decoder: `transducer`, `ctc` or `attention`; None for the one that the model was trained
             with.
@@ -34,21 +38,53 @@ class SearchConfig:
 
     beam_size: int = 1
     lm_text: str | Path | None = None
+    lm_arpa: str | Path | None = None
     lm_weight: float = 0.3
     lm_order: int = 4
+    lm_prune: tuple[int, ...] = ()
     length_bonus: float = 0.0
     decoder: str | None = None
     length_alpha: float = 0.6
 
-    def fusion(self, vocabulary: TokenVocabulary, vocab_size: int) -> Fusion | None:
-        """The language model and its weights; None if nothing is to be fused.
+    def language_model(
+        self, vocabulary: TokenVocabulary, vocab_size: int
+    ) -> NgramLm | WordLm | None:
+        """The language model that helps the search, or afterwards ranks what it has found.
 
         Args:
             vocabulary: Text to tokens.
             vocab_size: Tokens that the decoder can write, which may be more.
 
         Raises:
-            UserError: The text cannot be read or is empty, or a number is out of its range.
+            UserError: The text or the model cannot be read, or belongs to another vocabulary; or a
+                model over words shall rank a single hypothesis.
+        """
+        if self.lm_text is not None and self.lm_arpa is not None:
+            raise UserError("--lm_text and --lm_arpa are two language models; give one")
+        if self.lm_text is not None:
+            model = text_model(self.lm_text, vocabulary, order=self.lm_order, prune=self.lm_prune)
+        elif self.lm_arpa is not None:
+            found = arpa_model(self.lm_arpa, vocabulary)
+            if isinstance(found, WordLm):
+                if self.beam_size == 1:
+                    raise UserError(
+                        f"{self.lm_arpa} is a language model over words, which ranks the "
+                        "hypotheses of a beam: give --beam_size 8"
+                    )
+                return found
+            model = found
+        else:
+            return None
+        return device_model(model, vocabulary, vocab_size)
+
+    def fusion(self, lm: LabelLm | WordLm | None) -> Fusion | None:
+        """What the search adds to the scores; None if that is nothing.
+
+        Args:
+            lm: The language model. One over words has no part in the search.
+
+        Raises:
+            UserError: A number is out of its range.
         """
         if self.beam_size < 1:
             raise UserError(f"the beam size must be at least 1, not {self.beam_size}")
@@ -56,16 +92,8 @@ class SearchConfig:
             raise UserError(f"the language model's weight must not be negative: {self.lm_weight}")
         if not 0 <= self.length_alpha < math.inf:
             raise UserError(f"length_alpha must not be negative, and is {self.length_alpha}")
-        if self.lm_text is None:
+        if lm is None or isinstance(lm, WordLm):
             return Fusion(length_bonus=self.length_bonus) if self.length_bonus else None
-        try:
-            lines = Path(self.lm_text).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read the text {self.lm_text}: {error}") from error
-        texts = [vocabulary.encode(line) for line in lines if line.strip()]
-        if not texts:
-            raise UserError(f"there is no text in {self.lm_text}")
-        lm = NgramLm.estimate(texts, vocab_size=vocab_size, order=self.lm_order)
         return Fusion(lm=lm, weight=self.lm_weight, length_bonus=self.length_bonus)
 
 

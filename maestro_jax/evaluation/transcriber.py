@@ -18,7 +18,9 @@ from maestro_jax.data.streams import SAMPLE_RATE
 from maestro_jax.data.vocabularies import UNK_ID, TokenVocabulary
 from maestro_jax.decoding.fusion import Fusion
 from maestro_jax.decoding.hypotheses import Hypotheses
+from maestro_jax.decoding.ngram import NgramLm
 from maestro_jax.errors import UserError
+from maestro_jax.evaluation.rescoring import Rescoring, WordLm
 from maestro_jax.evaluation.search_config import SearchConfig, choose_decoder
 from maestro_jax.evaluation.segmentation import segment
 from maestro_jax.modules.maestro import Maestro
@@ -26,6 +28,7 @@ from maestro_jax.training.checkpoints import Which, find_checkpoint, restore_par
 from maestro_jax.training.mesh_decoding import jitted_decoding, longest_audio, longest_text
 from maestro_jax.training.mesh_step import mesh_state
 from maestro_jax.training.model_vocabulary import load_vocabulary
+from maestro_jax.training.partitioning import replicated
 from maestro_jax.training.run import TrainRun
 
 log = logging.getLogger(__name__)
@@ -109,6 +112,7 @@ class Transcriber:
         fusion: A language model over the vocabulary's tokens that helps to rank.
         decoder: See `choose_decoder`.
         length_alpha: Exponent of the attention decoder's length normalisation.
+        rescoring: A language model over words that ranks what the search has found.
 
     Raises:
         UserError: The run's model hears nothing, or has no such decoder.
@@ -124,12 +128,17 @@ class Transcriber:
         fusion: Fusion | None = None,
         decoder: str | None = None,
         length_alpha: float = 0.6,
+        rescoring: Rescoring | None = None,
     ) -> None:
         self.run = run
         self.decoder = choose_decoder(run, decoder)
         self.params = params
         self.vocabulary = vocabulary
+        self.rescoring = rescoring
         self._mesh = run.partitioning.mesh()
+        if fusion is not None and isinstance(fusion.lm, NgramLm):
+            lm = jax.device_put(fusion.lm, replicated(self._mesh))
+            fusion = dataclasses.replace(fusion, lm=lm)
         self.samples = longest_audio(run)
         self.tokens = longest_text(run)
         options: dict[str, Any] = {
@@ -159,14 +168,19 @@ class Transcriber:
             search: How to search; greedily if nothing is said.
 
         Raises:
-            UserError: There is no checkpoint, no vocabulary or that of another model, or no text
-                for the language model.
+            UserError: There is no checkpoint, no vocabulary or that of another model, or the
+                language model is none.
         """
         search = search or SearchConfig()
         step_directory = find_checkpoint(directory)
         decoder = choose_decoder(run, search.decoder)
         vocabulary = load_vocabulary(step_directory, run.model.vocab_sizes[decoder])
-        fusion = search.fusion(vocabulary, run.model.vocab_sizes[decoder])
+        lm = search.language_model(vocabulary, run.model.vocab_sizes[decoder])
+        fusion = search.fusion(lm)
+        rescoring = None
+        if isinstance(lm, WordLm):
+            alpha = search.length_alpha if decoder == "attention" else 0.0
+            rescoring = Rescoring(lm=lm, weight=search.lm_weight, length_alpha=alpha)
         abstract = mesh_state(run, run.partitioning.mesh()).abstract.params
         if run.ema_decay is None:
             which = "params"
@@ -179,6 +193,7 @@ class Transcriber:
             fusion=fusion,
             decoder=decoder,
             length_alpha=search.length_alpha,
+            rescoring=rescoring,
         )
 
     @property
@@ -275,10 +290,22 @@ class Transcriber:
                 self.params, **self.run.partitioning.shard_batch(self._mesh, inputs)
             )
         found = jax.device_get(hypotheses)
+        if self.rescoring is not None:
+            found = self.rescoring(found, self._texts(found))
         cut = int(found.truncated[:, 0].sum())
         if cut:
             log.warning("%d of %d hypotheses ran out of room and were cut", cut, batch)
         return found
+
+    def _texts(self, found: Hypotheses) -> list[list[str]]:
+        """What each hypothesis says, `[batch][beam]`."""
+        return [
+            [
+                self.vocabulary.decode(tokens[:length].tolist())
+                for tokens, length in zip(row, lengths, strict=True)
+            ]
+            for row, lengths in zip(found.tokens, found.lengths, strict=True)
+        ]
 
     def _alternatives(self, found: Hypotheses, row: int) -> tuple[Alternative, ...]:
         """The hypotheses of a row, without empty places."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
 import jax
 
-from maestro_jax.decoding.fusion import Fusion
+from maestro_jax.decoding.fusion import Fusion, LabelLm
+from maestro_jax.decoding.hypotheses import Hypotheses
 from maestro_jax.decoding.speech import decode_speech, decode_text
 from maestro_jax.errors import UserError
 from maestro_jax.training.run import TrainRun
@@ -59,11 +61,24 @@ def jitted_decoding(
         # Twice the longest training text: what is longer is no sentence of this model's.
         "max_labels": 2 * max(longest_text(run), 16),
         "beam_size": beam_size,
-        "fusion": fusion,
         "decoder": decoder,
         "length_alpha": length_alpha,
     }
-    if not written:
-        return jax.jit(functools.partial(decode_speech, run.model, **options))
-    frames = getattr(run.objective, "text_frames", _TEXT_FRAMES)
-    return jax.jit(functools.partial(decode_text, run.model, text_frames=frames, **options))
+    decode: Any = functools.partial(decode_speech, run.model, **options)
+    if written:
+        frames = getattr(run.objective, "text_frames", _TEXT_FRAMES)
+        decode = functools.partial(decode_text, run.model, text_frames=frames, **options)
+    lm = None if fusion is None else fusion.lm
+    if fusion is None or not _is_arrays(lm):
+        return jax.jit(functools.partial(decode, fusion=fusion))
+
+    # Tables of a language model are arguments: as constants they would be a part of the program.
+    def decode_with(lm: LabelLm, params: Any, **inputs: Any) -> Hypotheses:
+        return decode(params, fusion=dataclasses.replace(fusion, lm=lm), **inputs)
+
+    return functools.partial(jax.jit(decode_with), lm)
+
+
+def _is_arrays(tree: Any) -> bool:
+    leaves = jax.tree.leaves(tree)
+    return bool(leaves) and all(isinstance(leaf, jax.Array) for leaf in leaves)

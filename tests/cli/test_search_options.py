@@ -121,9 +121,20 @@ def test_evaluation_searches_as_told(
     monkeypatch.setattr("maestro_jax.evaluation.run_evaluation.evaluate_run", evaluate_run)
     assert cli.main(["eval", "--model_dir", str(described), "--beam_size", "5"]) == 0
     assert told["search"] == SearchConfig(beam_size=5)
+    file = str(described / "config.gin")
+    made = ["--lm_text", file, "--lm_order", "3", "--lm_prune", "0,0,1"]
+    assert cli.main(["eval", "--model_dir", str(described), *made]) == 0
+    assert told["search"] == SearchConfig(lm_text=file, lm_order=3, lm_prune=(0, 0, 1))
+    assert cli.main(["eval", "--model_dir", str(described), "--lm_arpa", file]) == 0
+    assert told["search"] == SearchConfig(lm_arpa=file)
     for extra, expected in [
         (["--lm_weight", "0.5"], "--lm_text FILE"),
-        (["--lm_text", "nowhere.txt"], "no text file nowhere.txt"),
+        (["--lm_text", "nowhere.txt"], "no file nowhere.txt for --lm_text"),
+        (["--lm_arpa", "nowhere.arpa"], "no file nowhere.arpa for --lm_arpa"),
+        (["--lm_arpa", "a", "--lm_text", "b"], "give one of them"),
+        (["--lm_arpa", "a", "--lm_order", "3"], "--lm_order is for the model that --lm_text"),
+        (["--lm_prune", "0,0,1"], "--lm_prune is for the model that --lm_text"),
+        (["--lm_prune", "0,-1"], "'0,-1' is not whole numbers"),
         (["--lm_text", str(described / "config.gin"), "--lm_weight", "-1"], "negative"),
         (["--length_bonus", "inf"], "--length_bonus must be a number"),
     ]:

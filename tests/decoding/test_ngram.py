@@ -1,8 +1,7 @@
-"""The n-gram model against counts by hand and a recursion over plain tuples."""
+"""The tables on the device against the recursion of the back-off model."""
 
 from __future__ import annotations
 
-import collections
 import itertools
 
 import jax
@@ -10,59 +9,66 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from maestro_jax.decoding import kneser_ney
 from maestro_jax.decoding.ngram import NgramLm
-from maestro_jax.errors import UserError
 
-VOCAB = 5
-
-
-def log_probability(lm, text):
-    """Of a text with its end, and of every next token on the way, `[steps, vocab]`."""
-    state, seen = lm.initial_state(1), []
-    for label in (0, *text):
-        scores, state = lm.score(state, jnp.asarray([label]))
-        seen.append(np.asarray(scores[0]))
-    return np.stack(seen)
+VOCAB = 7
+RNG = np.random.default_rng(0)
+TEXTS = [tuple(RNG.integers(1, VOCAB, size=RNG.integers(0, 9)).tolist()) for _ in range(50)]
 
 
-def slow(texts, order, history, token):
-    """Witten-Bell by recursion over the history, shortest last."""
-    counts = collections.Counter()
-    for text in texts:
-        tokens = (0, *text, 0)
-        for at in range(1, len(tokens)):
-            if at >= len(history) and tokens[at - len(history) : at] == history:
-                counts[tokens[at]] += 1
-    below = slow(texts, order, history[1:], token) if history else 1 / VOCAB
-    if not counts:
-        return below
-    kinds, total = len(counts), sum(counts.values())
-    return (counts[token] + kinds * below) / (total + kinds)
+def scores_along(lm, texts):
+    """Of every next token at each step of texts of one length, `[texts, steps, vocab]`."""
+    labels = np.pad(np.asarray(texts, np.int32), ((0, 0), (1, 0)))
+    state, seen = lm.initial_state(len(labels)), []
+    for column in labels.T:
+        scores, state = lm.score(state, jnp.asarray(column))
+        seen.append(np.asarray(scores))
+    return np.stack(seen, axis=1)
 
 
-@pytest.mark.parametrize("order", [1, 2, 3, 4])
-def test_against_a_recursion_over_every_text(order):
-    rng = np.random.default_rng(0)
-    texts = [tuple(rng.integers(1, VOCAB, size=rng.integers(0, 6)).tolist()) for _ in range(7)]
-    lm = NgramLm.estimate(texts, vocab_size=VOCAB, order=order)
-    for text in itertools.product(range(1, VOCAB), repeat=3):
-        steps = log_probability(lm, text)
-        for at, scores in enumerate(steps):
-            history = (0, *text[:at])[max(0, at + 2 - order) :] if order > 1 else ()
-            want = [slow(texts, order, history, token) for token in range(VOCAB)]
-            np.testing.assert_allclose(np.exp(scores), want, rtol=1e-5)
-            np.testing.assert_allclose(np.exp(scores).sum(), 1.0, rtol=1e-5)
+# Nothing is dense but the empty context; the contexts of one token; all of them.
+@pytest.mark.parametrize("dense", [1, VOCAB * (VOCAB + 1), 1 << 20])
+@pytest.mark.parametrize(("order", "prune"), [(1, ()), (2, ()), (3, (0, 1)), (4, (0, 0, 0, 1))])
+def test_it_is_the_recursion(order, prune, dense):
+    model = kneser_ney.estimate(TEXTS, vocab_size=VOCAB, order=order, prune=prune)
+    lm = NgramLm.from_model(model, dense=dense)
+    texts = list(itertools.product(range(1, VOCAB), repeat=5))[::311]
+    got = scores_along(lm, texts)
+    want = [
+        [
+            [model.log_prob((0, *text[:at]), token) for token in range(VOCAB)]
+            for at in range(len(text) + 1)
+        ]
+        for text in texts
+    ]
+    np.testing.assert_allclose(got, want, atol=2e-6)
+    np.testing.assert_allclose(np.exp(got).sum(axis=2), 1.0, rtol=1e-5)
 
 
-def test_counts_by_hand():
-    """Once "1 2" and once "1": after 1, which was seen twice, come 2 and the end."""
-    lm = NgramLm.estimate([[1, 2], [1]], vocab_size=4, order=2)
-    # Unigrams: 1 twice, 2 once, the end twice: five tokens of three kinds.
-    unigram = {1: (2 + 3 / 4) / 8, 2: (1 + 3 / 4) / 8, 0: (2 + 3 / 4) / 8, 3: (3 / 4) / 8}
-    after_1 = np.exp(log_probability(lm, [1])[1])
-    np.testing.assert_allclose(after_1[2], (1 + 2 * unigram[2]) / 4, rtol=1e-6)
-    np.testing.assert_allclose(after_1[0], (1 + 2 * unigram[0]) / 4, rtol=1e-6)
-    np.testing.assert_allclose(after_1[3], 2 * unigram[3] / 4, rtol=1e-6)
+def test_contexts_with_more_continuations_than_are_written_at_a_time():
+    """500 tokens after every one of them, of which the last are not to be forgotten."""
+    vocab = 600
+    texts = [[1, token] for token in range(2, 502)]
+    model = kneser_ney.estimate(texts, vocab_size=vocab, order=3)
+    lm = NgramLm.from_model(model, dense=1)
+    assert lm.widest >= 500
+    (steps,) = scores_along(lm, [[1, 501]])
+    for at, history in enumerate([(0,), (0, 1), (1, 501)]):
+        want = [model.log_prob(history, token) for token in range(vocab)]
+        np.testing.assert_allclose(steps[at], want, atol=2e-6)
+
+
+def test_its_size_is_that_of_the_ngrams():
+    """6 bytes for an n-gram, 12 more for one that is a context, and what is dense."""
+    vocab, dense = 300, 301 * 300
+    texts = [RNG.integers(1, vocab, size=20).tolist() for _ in range(200)]
+    model = kneser_ney.estimate(texts, vocab_size=vocab, order=4)
+    lm = NgramLm.from_model(model, dense=dense)
+    contexts = 1 + sum(model.counts[:-1])
+    assert lm.nbytes == 6 * sum(model.counts) + 12 * contexts + 4 + 4 * dense
+    # A table of contexts times tokens takes hundreds of times as much.
+    assert lm.nbytes * 20 < 8 * contexts * vocab
 
 
 def test_it_is_an_argument_of_a_jitted_function():
@@ -80,17 +86,10 @@ def test_it_is_an_argument_of_a_jitted_function():
     assert len(traces) == 1
 
 
-@pytest.mark.parametrize(
-    ("texts", "options", "message"),
-    [
-        ([], {}, "no text"),
-        ([[1, 0]], {}, "token 0 is no label"),
-        ([[9]], {}, "token 9 is no label of a vocabulary of 5"),
-        ([[1]], {"order": 0}, "at least 1, not 0"),
-        ([[1, 2]], {"vocab_size": 1 << 26}, "larger than"),
-    ],
-)
-def test_bad_input_is_one_clear_line(texts, options, message):
-    with pytest.raises(UserError, match=message) as error:
-        NgramLm.estimate(texts, **({"vocab_size": VOCAB} | options))
-    assert "\n" not in str(error.value)
+def test_another_blank_begins_and_ends_texts():
+    lm = NgramLm.estimate([[0, 1], [0, 1, 1]], vocab_size=4, order=2, blank_id=3)
+    scores, state = lm.score(lm.initial_state(1), jnp.asarray([3]))
+    assert int(np.argmax(scores[0])) == 0
+    for label in (0, 1):
+        scores, state = lm.score(state, jnp.asarray([label]))
+    assert float(scores[0, 3]) > float(scores[0, 0])

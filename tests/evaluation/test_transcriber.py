@@ -55,9 +55,11 @@ def vocabulary(tmp_path_factory) -> TokenVocabulary:
 def test_a_text_becomes_a_model_of_it(vocabulary, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("one one one\n\none one\n", encoding="utf-8")
-    assert SearchConfig(beam_size=4).fusion(vocabulary, 64) is None
-    assert SearchConfig(length_bonus=0.5).fusion(vocabulary, 64).lm is None
-    fusion = SearchConfig(lm_text=text, lm_weight=0.7, length_bonus=0.1).fusion(vocabulary, 64)
+    assert SearchConfig(beam_size=4).language_model(vocabulary, 64) is None
+    assert SearchConfig(beam_size=4).fusion(None) is None
+    assert SearchConfig(length_bonus=0.5).fusion(None).lm is None
+    search = SearchConfig(lm_text=text, lm_weight=0.7, length_bonus=0.1)
+    fusion = search.fusion(search.language_model(vocabulary, 64))
     assert (fusion.weight, fusion.length_bonus) == (0.7, 0.1)
     state = fusion.lm.initial_state(1)
     label, heard = 0, []
@@ -86,7 +88,8 @@ def test_bad_options_are_one_clear_line(vocabulary, tmp_path, options, message):
     if "lm_text" in options:
         options = options | {"lm_text": tmp_path / options["lm_text"]}
     with pytest.raises(UserError, match=message) as error:
-        SearchConfig(**options).fusion(vocabulary, 64)
+        search = SearchConfig(**options)
+        search.fusion(search.language_model(vocabulary, 64))
     assert "\n" not in str(error.value)
 
 
@@ -99,6 +102,7 @@ def test_rows_may_ask_for_different_languages():
 
     transcriber = object.__new__(Transcriber)
     transcriber.params, transcriber._mesh, transcriber._decode = None, None, search
+    transcriber.rescoring = None
     transcriber.run = types.SimpleNamespace(
         model=types.SimpleNamespace(needs_language=False),
         partitioning=types.SimpleNamespace(

@@ -1,0 +1,50 @@
+"""`maestro language_model`: estimates an n-gram model over pieces, for `--lm_arpa`."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+
+from maestro_jax.cli import environment, options
+from maestro_jax.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options."""
+    parser.add_argument(
+        "vocabulary", metavar="MODEL_DIR", help="a model directory, or a vocabulary's .model file"
+    )
+    parser.add_argument("text", metavar="FILE", help="text, one sentence a line (.gz too)")
+    parser.add_argument(
+        "--output",
+        required=True,
+        metavar="FILE",
+        help="the ARPA file to write, compressed if its name ends in .gz",
+    )
+    parser.add_argument(
+        "--order", type=options.positive, default=4, metavar="N", help="of the longest n-gram; 4"
+    )
+    parser.add_argument(
+        "--prune",
+        type=options.cut_offs,
+        default=(),
+        metavar="N,N,...",
+        help="n-grams that the text has so often or less are left out, for each length from 1, the "
+        "last number for all longer ones: 0,0,1 keeps pairs and drops what is longer and seen once",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Runs the command."""
+    output = pathlib.Path(arguments.output)
+    if output.is_dir() or not output.parent.is_dir():
+        raise UserError(f"--output {output} must be a file in a directory that exists")
+    environment.prepare_process()
+    from maestro_jax.data.vocabularies import TokenVocabulary
+    from maestro_jax.evaluation.language_models import text_model, write_model
+
+    vocabulary = TokenVocabulary.load(arguments.vocabulary)
+    model = text_model(arguments.text, vocabulary, order=arguments.order, prune=arguments.prune)
+    write_model(model, output, vocabulary)
+    counts = ", ".join(f"{count} of {n}" for n, count in enumerate(model.counts, start=1))
+    print(f"{output} has n-grams: {counts}. Use it: --beam_size 8 --lm_arpa {output}")

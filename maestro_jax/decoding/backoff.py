@@ -1,0 +1,254 @@
+"""N-gram models in back-off form, as sorted arrays on the host.
+
+The model of an ARPA file: explicit log-probabilities of some n-grams, a weight for every context,
+and Katz's recursion (1987) for what is not listed,
+
+    log P(w | h) = log P of the n-gram h w             where it is listed,
+                   backoff(h) + log P(w | h without its first token)  otherwise,
+
+with a weight of 0 for a context that is not listed. N-grams of one length are a `Level`, sorted by
+the index of their prefix in the level below and then by their last token: a trie by breadth, in
+which the continuations of a context are neighbours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from maestro_jax.errors import UserError
+
+LARGEST = (1 << 31) - 1
+"""N-grams of all lengths together, at most: indices are int32."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Level:
+    """The n-grams of one length, `[n-grams]`, sorted by prefix and token.
+
+    Attributes:
+        prefixes: Index of the n-gram without its last token in the level below, int32.
+        tokens: The last token, int32.
+        suffixes: Index of the n-gram without its first token in the level below, int32.
+        log_probs: Natural log-probability of the last token after the others, float32.
+        backoffs: Natural logarithm of the n-gram's weight as a context, float32.
+    """
+
+    prefixes: np.ndarray
+    tokens: np.ndarray
+    suffixes: np.ndarray
+    log_probs: np.ndarray
+    backoffs: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class BackoffModel:
+    """An n-gram model; the first level has every token, in order.
+
+    Attributes:
+        levels: From unigrams to the longest n-grams. The prefix and the suffix of every n-gram are
+            in the level below.
+        boundary: The token that begins a text, as a context, and ends it, as what comes next.
+    """
+
+    levels: tuple[Level, ...]
+    boundary: int = 0
+
+    @property
+    def order(self) -> int:
+        """Tokens of the longest n-gram."""
+        return len(self.levels)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens."""
+        return len(self.levels[0])
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Number of n-grams by length."""
+        return tuple(len(level) for level in self.levels)
+
+    @functools.cached_property
+    def _keys(self) -> tuple[np.ndarray, ...]:
+        return tuple(
+            ngram_keys(level.prefixes, level.tokens, self.vocab_size) for level in self.levels
+        )
+
+    def extended(self, vocab_size: int, like: int) -> BackoffModel:
+        """The model with more tokens, each as likely as a given one, which no n-gram has.
+
+        Args:
+            vocab_size: Tokens wanted, at least as many as there are.
+            like: The given token.
+        """
+        more = vocab_size - self.vocab_size
+        tokens, nothing = np.arange(vocab_size, dtype=np.int32), np.zeros(vocab_size, np.int32)
+        unigrams = self.levels[0]
+        log_probs = np.append(unigrams.log_probs, np.repeat(unigrams.log_probs[like], more))
+        backoffs = np.append(unigrams.backoffs, np.zeros(more, np.float32))
+        first = Level(nothing, tokens, nothing, log_probs, backoffs)
+        return dataclasses.replace(self, levels=(first, *self.levels[1:]))
+
+    def find(self, tokens: Sequence[int]) -> int:
+        """The index of an n-gram in its level, -1 if it is not listed; 0 of no token."""
+        index = 0
+        for length, token in enumerate(tokens):
+            keys = self._keys[length]
+            key = np.int64(index * self.vocab_size + token)
+            index = int(np.searchsorted(keys, key))
+            if index == len(keys) or keys[index] != key:
+                return -1
+        return index
+
+    def log_prob(self, history: Sequence[int], token: int) -> float:
+        """Of a token after a history, natural logarithm.
+
+        Args:
+            history: The tokens before, the boundary first where the text begins.
+            token: What comes next; the boundary is the end of the text.
+        """
+        history = tuple(history)[max(0, len(history) + 1 - self.order) :]
+        added = 0.0
+        while history:
+            found = self.find((*history, token))
+            if found >= 0:
+                return added + float(self.levels[len(history)].log_probs[found])
+            context = self.find(history)
+            if context >= 0:
+                added += float(self.levels[len(history) - 1].backoffs[context])
+            history = history[1:]
+        return added + float(self.levels[0].log_probs[token])
+
+    def text_log_prob(self, tokens: Sequence[int]) -> float:
+        """Of a text from its beginning to its end, natural logarithm."""
+        text = [self.boundary, *tokens, self.boundary]
+        return sum(
+            self.log_prob(text[max(0, at + 1 - self.order) : at], text[at])
+            for at in range(1, len(text))
+        )
+
+
+def ngram_keys(prefixes: np.ndarray, tokens: np.ndarray, vocab_size: int) -> np.ndarray:
+    """Numbers that order n-grams by prefix and token, int64 in the shape of the arguments."""
+    return prefixes.astype(np.int64) * vocab_size + tokens
+
+
+def lookup(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Indices of `wanted` in sorted `keys`, -1 where it is not; int64 `[len(wanted)]`."""
+    if not len(keys):
+        return np.full(len(wanted), -1, np.int64)
+    index = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return np.where(keys[index] == wanted, index, -1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ngrams:
+    """N-grams of one length in any order, as a file lists them.
+
+    Attributes:
+        tokens: Int32 `[n-grams, length]`.
+        log_probs: Natural log-probabilities, float32 `[n-grams]`; NaN for what backing off gives.
+        backoffs: Natural logarithms of weights, float32 `[n-grams]`.
+    """
+
+    tokens: np.ndarray
+    log_probs: np.ndarray
+    backoffs: np.ndarray
+
+
+def build(
+    unigrams: Ngrams,
+    longer: Sequence[Ngrams],
+    *,
+    boundary: int = 0,
+    origin: str = "the language model",
+) -> BackoffModel:
+    """Sorts n-grams into a model.
+
+    A prefix or suffix that is not listed is added with the probability that backing off gives and
+    a weight of 0, which changes no probability. Pruned models lack such n-grams.
+
+    Args:
+        unigrams: Every token, in order.
+        longer: N-grams of two tokens, of three and so on.
+        boundary: The token at both ends of a text.
+        origin: Where they came from, for messages.
+
+    Raises:
+        UserError: An n-gram is listed twice, or there are too many.
+    """
+    vocab_size = len(unigrams.tokens)
+    listed = [unigrams, *longer]
+    if sum(len(one.tokens) for one in listed) > LARGEST:
+        raise UserError(f"{origin} has more than {LARGEST} n-grams; prune it")
+    while True:
+        found, missing = _levels(listed, vocab_size, origin)
+        if not missing:
+            return BackoffModel(found, boundary)
+        for length, rows in missing.items():
+            old, new = listed[length - 1], np.unique(np.concatenate(rows), axis=0)
+            listed[length - 1] = Ngrams(
+                np.concatenate([old.tokens, new]),
+                np.concatenate([old.log_probs, np.full(len(new), np.nan, np.float32)]),
+                np.concatenate([old.backoffs, np.zeros(len(new), np.float32)]),
+            )
+
+
+def _levels(
+    listed: Sequence[Ngrams], vocab_size: int, origin: str
+) -> tuple[tuple[Level, ...], dict[int, list[np.ndarray]]]:
+    """The levels; or the n-grams that must be there and are not, by length."""
+    everything = np.arange(vocab_size, dtype=np.int32)
+    nothing = np.zeros(vocab_size, np.int32)
+    levels = [Level(nothing, everything, nothing, listed[0].log_probs, listed[0].backoffs)]
+    keys = [everything.astype(np.int64)]
+    missing: dict[int, list[np.ndarray]] = {}
+    for length in range(2, len(listed) + 1):
+        rows = listed[length - 1].tokens
+        parts = []
+        for part in (rows[:, :-1], rows[:, 1:]):
+            index = part[:, 0].astype(np.int64)
+            for at in range(1, length - 1):
+                there = np.flatnonzero(index >= 0)
+                wanted = ngram_keys(index[there], part[there, at], vocab_size)
+                index[there] = lookup(keys[at], wanted)
+                lost = there[index[there] < 0]
+                if len(lost):
+                    missing.setdefault(at + 1, []).append(part[lost, : at + 1])
+            parts.append(index)
+        if missing:
+            # Levels above cannot be numbered until those below are whole.
+            break
+        prefixes, suffixes = parts
+        unsorted = ngram_keys(prefixes, rows[:, -1], vocab_size)
+        order = np.argsort(unsorted, kind="stable")
+        key = unsorted[order]
+        twice = np.flatnonzero(key[1:] == key[:-1])
+        if len(twice):
+            names = " ".join(str(token) for token in rows[order[twice[0]]])
+            raise UserError(
+                f"{origin} lists {len(twice)} n-grams of {length} tokens twice, such as that of "
+                f"the ids {names}; write it anew"
+            )
+        log_probs = listed[length - 1].log_probs[order]
+        prefixes, suffixes = prefixes[order].astype(np.int32), suffixes[order].astype(np.int32)
+        below = levels[-1]
+        backed_off = below.backoffs[prefixes] + below.log_probs[suffixes]
+        levels.append(
+            Level(
+                prefixes=prefixes,
+                tokens=rows[order, -1],
+                suffixes=suffixes,
+                log_probs=np.where(np.isnan(log_probs), backed_off, log_probs),
+                backoffs=listed[length - 1].backoffs[order],
+            )
+        )
+        keys.append(key)
+    return tuple(levels), missing
