@@ -46,8 +46,7 @@ everywhere
 
 example
   launch/tpu_run.sh babysit --name maestro --zone us-east5-b --type v6e-64 --spot --data gs://bucket/data -- \
-      --gin_file runs/pretrain.gin --gin_file models/xl.gin --gin_file objectives/maestro.gin \
-      --gin_file data/voxpopuli.gin --gin.MESH="(-1, 8, 1)" --model_dir gs://bucket/runs/xl
+      --gin_file runs/paper_voxpopuli.gin --model_dir gs://bucket/runs/xl
 END
 }
 

@@ -64,7 +64,6 @@ SIZES = {
         text=128,
         text_feed_forward=256,
         text_layers=2,
-        source_languages=64,
         refiner_feed_forward=256,
         label=128,
         lstm=(160,),

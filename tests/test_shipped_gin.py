@@ -129,6 +129,8 @@ def test_runs(name: str) -> None:
     if name in ("pretrain.gin", "finetune.gin", "finetune_new_vocabulary.gin"):
         files += ["models/tiny.gin", "objectives/maestro.gin", "data/minivox_tiny.gin"]
         bindings |= {"STEPS": "100000", "WARMUP_STEPS": "10"}
+    if name == "paper.gin":
+        files += ["data/minivox_tiny.gin"]
     run = gin_config.parse_and_build(files, bindings)
     assert run.steps > 0
 

@@ -45,13 +45,11 @@ COMMANDS = {
     ),
     "train": (
         "train the run that gin files describe; the same command continues it",
-        "maestro train --gin_file runs/pretrain.gin --model_dir /data/run1 --gin.STEPS=1000",
+        "maestro train --gin_file runs/demo_pretrain.gin --model_dir /data/run1 --gin.STEPS=1000",
     ),
     "plan": (
         "compile a run for chips that are not there: memory, time, cost",
-        "maestro plan --gin_file runs/pretrain.gin --gin_file models/xl.gin "
-        "--gin_file objectives/maestro.gin --gin_file data/voxpopuli.gin --topology v5e:16x16 "
-        "--steps 500000",
+        "maestro plan --gin_file runs/paper_voxpopuli.gin --topology v5e:16x16",
     ),
     "report": (
         "write the report of a run again: losses, diagnostics, and whether it is healthy",

@@ -148,6 +148,7 @@ def _hours(plan: Plan) -> str:
     time = plan.estimate.time
     rows = [
         {
+            "from step": each.phase.begins,
             "steps": each.phase.steps,
             "streams": each.phase.streams,
             "s a step": round(each.step_seconds, 3),

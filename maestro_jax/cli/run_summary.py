@@ -9,6 +9,8 @@ import jax
 
 from maestro_jax.cli.table import table
 from maestro_jax.data.streams import SAMPLE_RATE, batch_shapes
+from maestro_jax.objectives.curriculum import Schedule, Weight
+from maestro_jax.planning.curriculum import run_phases
 from maestro_jax.training.overview import parameters_by_module
 from maestro_jax.training.parameter_trees import unbox
 from maestro_jax.training.step import train_step
@@ -24,7 +26,8 @@ def summary(run: TrainRun) -> str:
         run: The run.
 
     Returns:
-        Lines of text: the streams with their shapes, the parameters by part, the step's metrics.
+        Lines of text: the streams with their shapes, the parameters by part, the step's metrics,
+        and the phases with their streams and losses.
     """
     state = unbox(run.abstract_state())
     step = functools.partial(
@@ -62,6 +65,50 @@ def summary(run: TrainRun) -> str:
             table(streams),
             table(parameters),
             "metrics: " + ", ".join(sorted(metrics)),
+            phases_text(run),
             f"{run.steps} steps; every shape fits; nothing was written.",
         ]
     )
+
+
+def phases_text(run: TrainRun) -> str:
+    """The phases of a run: from which step each stream takes part, and the losses it adds.
+
+    Args:
+        run: The run.
+
+    Returns:
+        A table with a line for each stream of each phase; below it, a line for each gate, and one
+        for weights that are learned.
+    """
+    rows = [
+        {
+            "from step": phase.begins,
+            "steps": phase.steps,
+            "stream": name,
+            "batch": run.streams[name].batch_size,
+            "losses x weights": ", ".join(
+                f"{term} x {_weight(weight)}"
+                for term, weight in run.objective.weights_of(name).items()
+            ),
+        }
+        for phase in run_phases(run)
+        for name in phase.streams
+    ]
+    lines = ["phases:", table(rows)]
+    curriculum = getattr(run.objective, "curriculum", None)
+    for phase in curriculum.phases if curriculum is not None else ():
+        used = [name for name in phase.streams if name in run.used_streams]
+        if phase.gates and used and phase.begins < run.steps:
+            gates = ", ".join(map(str, phase.gates))
+            lines.append(f"{' and '.join(used)} wait{'s' * (len(used) == 1)} for: {gates}")
+    if (weighting := getattr(run.objective, "weighting", None)) is not None:
+        lines.append(f"times factors that are learned: {type(weighting).__name__}")
+    return "\n".join(lines)
+
+
+def _weight(weight: Weight) -> str:
+    """A number, or the points of a schedule as `0@515000..1@517000`."""
+    if isinstance(weight, Schedule):
+        return "..".join(f"{value:g}@{step}" for step, value in weight.points)
+    return f"{weight:g}"

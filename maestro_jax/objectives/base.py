@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from maestro_jax.losses.reduction import Weighted
+from maestro_jax.objectives.curriculum import Weight
 
 Batch = Mapping[str, Mapping[str, jax.Array]]
 Metrics = dict[str, Weighted]
@@ -43,6 +44,9 @@ class Objective(Protocol):
 
     def active_streams(self, step: int) -> tuple[str, ...]:
         """The streams that a curriculum step is given; the others are left out of its batch."""
+
+    def weights_of(self, stream: str) -> Mapping[str, Weight]:
+        """The terms that one of `streams` adds to the loss, and their weights."""
 
     def init(self, model: nn.Module, rng: jax.Array, batch: Batch) -> Any:
         """Parameters, boxed with their logical axis names."""

@@ -78,6 +78,11 @@ TRANSDUCER_TERMS = {
     "st": "st",
 }
 """The term that scores each stream; `paired_text` is the text of the paired stream."""
+PAIRED_TERMS = (
+    *("transducer", "matching", "duration"),
+    *("subword_duration", "paired_aligned_masked_lm"),
+)
+"""Those of the paired stream, the last two where they are asked for."""
 PACKINGS = ("supervised", "concatenated")
 
 
@@ -181,6 +186,12 @@ class MaestroPretraining(LossOfTerms):
         if self.text_masks.on_paired:
             weights["paired_aligned_masked_lm"] = self.paired_text_weight
         return weights
+
+    def weights_of(self, stream: str) -> dict[str, Weight]:
+        """The terms that a stream adds to the loss, and their weights."""
+        several = {"speech": self.self_supervised.term_names, "paired": PAIRED_TERMS}
+        terms = several[stream] if stream in several else (TRANSDUCER_TERMS[stream],)
+        return {name: weight for name, weight in self.weights.items() if name in terms}
 
     def active_streams(self, step: int) -> tuple[str, ...]:
         """The streams that have begun at a curriculum step.

@@ -71,6 +71,11 @@ class SpeechRecognition(LossOfTerms):
         """The paired stream alone."""
         return ("paired",)
 
+    def weights_of(self, stream: str) -> dict[str, float]:
+        """RNN-T and CTC, as far as they are trained."""
+        weights = {"transducer": self.transducer_weight, "ctc": self.ctc_weight}
+        return {name: weights[name] for name in self.decoders} if stream == "paired" else {}
+
     def active_streams(self, step: int) -> tuple[str, ...]:
         """The paired stream, at every step."""
         del step
@@ -137,7 +142,7 @@ class SpeechRecognition(LossOfTerms):
     ) -> tuple[jax.Array, Metrics]:
         """RNN-T and CTC losses, each times its weight."""
         del params, step, controls
-        weights = {"transducer": self.transducer_weight, "ctc": self.ctc_weight}
+        weights = self.weights_of("paired")
         loss = jnp.zeros(())
         for name, term in terms.items():
             loss = loss + weights[name] * mean(term)

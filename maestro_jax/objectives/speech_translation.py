@@ -103,6 +103,11 @@ class SpeechTranslation(LossOfTerms):
         """ST, and MT if the batch has it."""
         return ("st", "mt")
 
+    def weights_of(self, stream: str) -> dict[str, float]:
+        """The term of a stream, which has its name, and its weight."""
+        weights = {"st": 1.0, "mt": self.mt_weight}
+        return {stream: weights[stream]} if stream in weights else {}
+
     def active_streams(self, step: int) -> tuple[str, ...]:
         """Both, at every step."""
         del step
@@ -174,7 +179,7 @@ class SpeechTranslation(LossOfTerms):
         del params, step, controls
         loss = jnp.zeros(())
         for name, term in terms.items():
-            loss = loss + (self.mt_weight if name == "mt" else 1.0) * mean(term)
+            loss = loss + self.weights_of(name)[name] * mean(term)
         return loss, {"loss": (loss, jnp.ones(()))}
 
     def _encode_text(

@@ -15,9 +15,8 @@ from maestro_jax.planning.estimate import estimate
 
 def test_the_papers_curriculum() -> None:
     """Speech alone for 500k steps, pairs for 15k, then text as well."""
-    files = ["runs/pretrain.gin", "models/xl.gin", "objectives/maestro.gin", "data/voxpopuli.gin"]
-    bindings = {"STEPS": "800000", "PAIRED_FROM": "500000", "TEXT_FROM": "515000"}
-    run = gin_config.parse_and_build(files, {**bindings, "AUDIO_SAMPLES": "480000"})
+    bindings = {"STEPS": "800000", "AUDIO_SAMPLES": "480000"}
+    run = gin_config.parse_and_build(["runs/paper_voxpopuli.gin"], bindings)
     speech, paired, text = ("speech",), ("speech", "paired"), ("speech", "paired", "text")
     assert run_phases(run) == (
         RunPhase(begins=0, steps=500_000, streams=speech),

@@ -250,9 +250,9 @@ BAR = {"SPEECH_BATCH": "1024", "TEXT_BATCH": "1024", "PAIRED_BATCH": "256"}
 
 def test_the_papers_model() -> None:
     """24 layers of 1024, 1024 utterances of 30 seconds, 1024 texts, 256 pairs."""
-    files = ["runs/pretrain.gin", "models/xl.gin", "objectives/maestro.gin", "data/voxpopuli.gin"]
-    bindings = {"STEPS": "1", "AUDIO_SAMPLES": str(30 * 16000), **BAR}
-    run = gin_config.parse_and_build(files, bindings)
+    sizes = {"VOCAB_SIZE": "4096", "TOKENS": "256", "TEXT_FRAMES": "400"}
+    bindings = {"AUDIO_SAMPLES": str(30 * 16000), **sizes, **BAR}
+    run = gin_config.parse_and_build(["runs/paper_voxpopuli.gin"], bindings)
     count = step_flops(
         run.model, run.objective, run.optimizer, run.batch_shapes(), by_stream=False
     ).count

@@ -17,7 +17,10 @@ from maestro_jax.cli.main import main
 DIRECTORY = pathlib.Path(__file__).parents[1] / "planning" / "golden"
 
 _FILES = ("runs/pretrain.gin", "objectives/maestro.gin", "data/voxpopuli.gin")
-_PAPER = ("--gin.AUDIO_SAMPLES=480000", "--steps", "500000")
+_PAPER = (
+    *("--gin.AUDIO_SAMPLES=480000", "--gin.VOCAB_SIZE=4096", "--gin.TOKENS=256"),
+    *("--gin.TEXT_FRAMES=400", "--steps", "500000"),
+)
 
 # Name: (model, further arguments).
 PLANS: dict[str, tuple[str, tuple[str, ...]]] = {

@@ -77,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
     if not arguments.gin_file:
-        raise UserError("plan needs a run: --gin_file runs/pretrain.gin, and what it needs")
+        raise UserError("plan needs a run: --gin_file runs/paper_voxpopuli.gin, or another")
     if not arguments.topology:
         raise UserError("plan needs --topology: v5e:16x16, v5p:4x4x4, gpu:H100x8 ...")
     from maestro_jax.planning.chips import parse_topology
