@@ -28,7 +28,12 @@ PLANS: dict[str, tuple[str, tuple[str, ...]]] = {
         "models/tiny.gin",
         (
             *("--topology", "v5e:2x2", "--mesh", "2,2,1", "--steps", "1000"),
-            *("--gin.AUDIO_SAMPLES=64000", "--gin.TOKENS=32", "--gin.TEXT_FRAMES=100"),
+            *(
+                "--gin.AUDIO_SAMPLES=64000",
+                "--gin.VOCAB_SIZE=4096",
+                "--gin.TOKENS=32",
+                "--gin.TEXT_FRAMES=100",
+            ),
             *("--gin.SPEECH_BATCH=16", "--gin.PAIRED_BATCH=8", "--gin.TEXT_BATCH=8"),
             *("--gin.ConformerStack.scan=True", "--gin.DROPOUT=0.0"),
         ),
