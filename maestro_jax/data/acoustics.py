@@ -16,9 +16,22 @@ NOISES = ("white", "pink", "babble")
 
 
 def trim(audio: np.ndarray, threshold: float = 0.01) -> np.ndarray:
-    """Cuts off silence at both ends: everything below `threshold` of the peak."""
+    """Cuts off silence at both ends; see `loud_part`."""
+    return audio[loud_part(audio, threshold)]
+
+
+def loud_part(audio: np.ndarray, threshold: float = 0.01) -> slice:
+    """What silence at both ends leaves: from the first to the last of what is not silent.
+
+    Args:
+        audio: `[samples]`.
+        threshold: Below this share of the peak is silence.
+
+    Returns:
+        The samples between; none of a silent signal.
+    """
     loud = np.flatnonzero(np.abs(audio) > threshold * np.abs(audio).max(initial=0.0))
-    return audio[loud[0] : loud[-1] + 1] if loud.size else audio[:0]
+    return slice(int(loud[0]), int(loud[-1]) + 1) if loud.size else slice(0, 0)
 
 
 def reverberate(

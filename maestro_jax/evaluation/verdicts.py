@@ -48,6 +48,8 @@ def verdicts(curves: Curves, description: Mapping[str, Any], codes: int | None) 
         _retrieval(curves, "", "below the shared encoder"),
         _retrieval(curves, "top_", "at its top"),
         _cosine(curves),
+        _learned(curves, "contrastive", "Contrastive", "the code of a masked frame is found"),
+        _learned(curves, "masked", "Masked prediction", "the code of a masked frame is named"),
         _codes(curves, codes),
         _variation(curves),
         _gradients(curves),
@@ -90,7 +92,7 @@ def _updates(curves: Curves) -> Verdict | None:
 
 
 def _losses(curves: Curves) -> Verdict | None:
-    rising, falling = [], 0
+    rising, level, falling = [], [], 0
     for name, (_, values) in curves.items():
         values = values[np.isfinite(values)]
         # The diversity loss is judged by the codes: near 0 it wavers.
@@ -98,15 +100,20 @@ def _losses(curves: Curves) -> Verdict | None:
             continue
         tail = max(1, len(values) // 5)
         before, after = float(np.mean(values[:tail])), float(np.mean(values[-tail:]))
+        moved = f"{name.removeprefix('loss/')} from {before:.3g} to {after:.3g}"
         if after > before + 0.05 * abs(before):
-            rising.append(f"{name.removeprefix('loss/')} from {before:.3g} to {after:.3g}")
+            rising.append(moved)
+        elif after > before - 0.05 * abs(before):
+            level.append(moved)
         else:
             falling += 1
-    if not rising and not falling:
-        return None
     if rising:
         return Verdict(WATCH, "Losses", f"higher than at their beginning: {', '.join(rising)}")
-    return Verdict(GOOD, "Losses", f"none of {falling} is higher than when it began")
+    if level:
+        return Verdict(WATCH, "Losses", f"within 5% of their beginning: {', '.join(level)}")
+    if not falling:
+        return None
+    return Verdict(GOOD, "Losses", f"all {falling} are lower than when they began")
 
 
 def _durations(curves: Curves, frame_seconds: float | None) -> Verdict | None:
@@ -168,6 +175,18 @@ def _cosine(curves: Curves) -> Verdict | None:
     return Verdict(GOOD if gap >= 0.2 else WATCH if gap >= 0.05 else BAD, "Cosine", text)
 
 
+def _learned(curves: Curves, name: str, subject: str, done: str) -> Verdict | None:
+    """How far an accuracy has come from that of knowing nothing towards that of knowing all."""
+    accuracy, chance = (last(curves, f"speech/{name}_{kind}") for kind in ("accuracy", "chance"))
+    if accuracy is None or chance is None or chance >= 1.0:
+        return None
+    text = f"{done} in {accuracy:.1%} of cases, by knowing nothing in {chance:.1%}"
+    learned = (accuracy - chance) / (1.0 - chance)
+    if learned < 0.05:
+        return Verdict(BAD, subject, f"{text}: nothing has been learned yet")
+    return Verdict(GOOD if learned >= 0.1 else WATCH, subject, text)
+
+
 def _codes(curves: Curves, codes: int | None) -> Verdict | None:
     perplexity = last(curves, "speech/code_perplexity")
     if perplexity is None:
@@ -179,9 +198,16 @@ def _codes(curves: Curves, codes: int | None) -> Verdict | None:
     used = last(curves, "probe/codes_used")
     if used is not None:
         text += f", {used:.0f} occur in the held-out pairs"
+    state = GOOD if share >= 0.3 else WATCH if share >= 0.1 else BAD
     if share < 0.3:
         text += ": collapse?"
-    return Verdict(GOOD if share >= 0.3 else WATCH if share >= 0.1 else BAD, "Codes", text)
+    told = last(curves, "speech/code_information")
+    if told is not None:
+        text += f"; a code tells {told:.0%} of what it could of its frame"
+        if told < 0.3:
+            text += ": frames are unsure of their codes, and chance picks them"
+            state = BAD if told < 0.1 or state == BAD else WATCH
+    return Verdict(state, "Codes", text)
 
 
 def _variation(curves: Curves) -> Verdict | None:

@@ -91,6 +91,24 @@ def contrastive_loss(
     return masked_sum(loss, usable), masked_sum(correct, usable)
 
 
+def contrastive_chance(ids: jax.Array, masked: jax.Array, distractors: int) -> Weighted:
+    """The accuracy of a network to which all codes look alike.
+
+    Args:
+        ids: `[batch, frames]` int32, which entry of the codebook each frame's code is.
+        masked: `[batch, frames]` bool, the masked valid frames.
+        distractors: Negatives a frame.
+
+    Returns:
+        Total and count, over the masked frames that can have a distractor, of one over the number
+        of frames to choose from: its own, and the masked ones of its utterance with another code,
+        as far as so many are drawn.
+    """
+    others = (ids[:, :, None] != ids[:, None, :]) & masked[:, None, :]
+    count = jnp.minimum(jnp.sum(others, axis=2), distractors)
+    return masked_sum(1.0 / (1.0 + count), masked & (count > 0))
+
+
 def diversity_loss(probabilities: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
     """One minus the normalised perplexity of the average code distribution (L_d).
 

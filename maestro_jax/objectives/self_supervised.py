@@ -24,7 +24,11 @@ import jax
 import jax.numpy as jnp
 
 from maestro_jax.errors import UserError
-from maestro_jax.losses.contrastive import contrastive_loss, diversity_loss
+from maestro_jax.losses.contrastive import (
+    contrastive_chance,
+    contrastive_loss,
+    diversity_loss,
+)
 from maestro_jax.losses.masked_prediction import masked_prediction_loss
 from maestro_jax.losses.reduction import Weighted, masked_sum
 from maestro_jax.modules.masking import span_mask
@@ -135,7 +139,14 @@ class W2vBert:
         prediction, prediction_accuracy = masked_prediction_loss(
             parts("code_logits", context), quantized.ids, speech.hidden
         )
-        counts = code_counts(quantized.ids, speech.mask, quantized.probabilities.shape[-1])
+        codes = quantized.probabilities.shape[-1]
+        counts = code_counts(quantized.ids, speech.mask, codes)
+        # What a frame's code tells of the frame: uncertainty over all frames less that at each.
+        sure = jnp.sum(
+            jax.scipy.special.xlogy(quantized.probabilities, quantized.probabilities), -1
+        )
+        total, count = masked_sum(sure, speech.mask)
+        told = jnp.log(perplexity) + total / jnp.maximum(count, 1.0)
         one = jnp.ones(())
         return {
             "contrastive": contrastive,
@@ -143,10 +154,15 @@ class W2vBert:
             "masked_prediction": prediction,
         }, {
             "speech/contrastive_accuracy": contrastive_accuracy,
+            "speech/contrastive_chance": contrastive_chance(
+                quantized.sampled_ids, speech.hidden, self.distractors
+            ),
             "speech/masked_accuracy": prediction_accuracy,
+            "speech/masked_chance": (most_frequent(counts), one),
             "speech/masked_share": masked_sum(speech.hidden, speech.mask),
             "speech/code_perplexity": (perplexity, one),
             "speech/code_usage": (jnp.mean(counts > 0), one),
+            "speech/code_information": (told / jnp.log(codes), one),
             "speech/gumbel_temperature": (quantized.temperature, one),
         }
 
@@ -243,6 +259,7 @@ class BestRq:
         one = jnp.ones(())
         return {"masked_prediction": prediction}, {
             "speech/masked_accuracy": accuracy,
+            "speech/masked_chance": (most_frequent(counts), one),
             "speech/masked_share": masked_sum(speech.hidden, speech.mask),
             "speech/code_perplexity": (jnp.mean(jnp.exp(entropy)), one),
             "speech/code_usage": (jnp.mean(counts > 0), one),
@@ -264,6 +281,16 @@ def code_counts(ids: jax.Array, mask: jax.Array, codes: int) -> jax.Array:
     codebooks = ids.shape[-1]
     weights = jnp.broadcast_to(mask[:, :, None], ids.shape).astype(jnp.float32)
     return jnp.zeros((codebooks, codes)).at[jnp.arange(codebooks), ids].add(weights, mode="drop")
+
+
+def most_frequent(counts: jax.Array) -> jax.Array:
+    """The share of the most frequent code, averaged over codebooks: who always names it is right.
+
+    Args:
+        counts: `[codebooks, codes]`, as of `code_counts`.
+    """
+    total = jnp.maximum(jnp.sum(counts, axis=-1), 1.0)
+    return jnp.mean(jnp.max(counts, axis=-1) / total)
 
 
 def _check_masks(settings: W2vBert | BestRq) -> None:

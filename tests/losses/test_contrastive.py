@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 from rounded_products import with_rounded_products
 
-from maestro_jax.losses.contrastive import contrastive_loss, diversity_loss, sample_distractors
+from maestro_jax.losses.contrastive import (
+    contrastive_chance,
+    contrastive_loss,
+    diversity_loss,
+    sample_distractors,
+)
 from maestro_jax.losses.reduction import mean
 
 # Six masked frames, one, none, two.
@@ -71,6 +76,16 @@ def test_loss_is_that_of_a_loop(temperature):
     assert float(count) == float(correct_count) == frames
     assert float(correct) == hits
     np.testing.assert_allclose(total, expected, rtol=1e-4)
+
+
+def test_chance_is_one_of_what_there_is_to_choose_from():
+    ids = np.array([[0, 0, 9, 1, 2, 9, 1, 3], [0] * 8, [0] * 8, [5] * 8])
+    # Six masked frames of the first row: codes 0 0 1 2 1 3; of the last two, equal, no choice.
+    expected = sum(1 / (1 + others) for others in (4, 4, 4, 5, 4, 5))
+    found = contrastive_chance(jnp.asarray(ids), jnp.asarray(MASKED), 100)
+    np.testing.assert_allclose(found, (expected, 6), rtol=1e-6)
+    found = contrastive_chance(jnp.asarray(ids), jnp.asarray(MASKED), 1)
+    np.testing.assert_allclose(found, (3.0, 6), rtol=1e-6)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0])

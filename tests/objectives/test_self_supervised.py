@@ -16,7 +16,12 @@ from maestro_jax.modules.quantizer import Quantized
 from maestro_jax.modules.random_projection import RandomProjectionQuantizer
 from maestro_jax.objectives.joining import join, split
 from maestro_jax.objectives.passes import Speech, encode_speech
-from maestro_jax.objectives.self_supervised import BestRq, W2vBert, code_counts
+from maestro_jax.objectives.self_supervised import (
+    BestRq,
+    W2vBert,
+    code_counts,
+    most_frequent,
+)
 from maestro_jax.training import parameter_trees
 
 BOOKS, CODES = 2, 8
@@ -187,6 +192,32 @@ def spoken(nothing, mask, hidden):
     )
 
 
+@pytest.mark.parametrize(("sure", "told"), [(50.0, 1.0), (0.0, 0.0), (1.0, None)])
+def test_what_codes_tell_of_their_frames(sure, told):
+    """All of it where each frame is sure of one of eight codes; nothing where none is."""
+    logits = sure * jax.nn.one_hot(jnp.arange(8) % CODES, CODES)[None]
+    probabilities = jax.nn.softmax(logits)
+    ids = jnp.arange(8)[None] % CODES
+    quantized = Quantized(jnp.ones((1, 8, 4)), ids, ids, probabilities, jnp.ones(()))
+    parts = Recorder(
+        {
+            "quantize": lambda features, step: quantized,
+            "contrastive_context": jnp.ones((1, 8, 4)),
+            "code_logits": jnp.zeros((1, 8, CODES)),
+        }
+    )
+    mask = jnp.ones((1, 8), bool)
+    speech = spoken(jnp.zeros((1, 8, 1)), mask=mask, hidden=mask)
+    _, metrics = W2vBert().terms(parts, speech, speech.encoded, 0, jax.random.key(0))
+    if told is None:
+        # Mutual information by its definition, of eight equally frequent frames.
+        p = np.asarray(probabilities[0], np.float64)
+        told = (p * np.log(p / p.mean(0))).sum(-1).mean() / np.log(CODES)
+    np.testing.assert_allclose(metrics["speech/code_information"][0], told, atol=1e-5)
+    np.testing.assert_allclose(metrics["speech/masked_chance"][0], 1 / CODES, rtol=1e-6)
+    np.testing.assert_allclose(metrics["speech/contrastive_chance"], (1.0, 8), rtol=1e-6)
+
+
 def test_best_rq_averages_over_codebooks():
     rng = np.random.default_rng(0)
     mask = np.array([[1, 1, 1, 1], [1, 1, 0, 0]], bool)
@@ -239,6 +270,7 @@ def test_code_counts():
     ids = np.array([[0, 2, 2], [1, 1, 2]])
     mask = np.array([[1, 1, 1], [1, 0, 0]], bool)
     np.testing.assert_array_equal(code_counts(jnp.asarray(ids), mask, 4), [[1, 1, 2, 0]])
+    np.testing.assert_allclose(most_frequent(jnp.asarray([[1, 1, 2, 0], [0, 0, 0, 0]])), 0.25)
     both = jnp.stack([ids, 3 - ids], axis=-1)
     np.testing.assert_array_equal(code_counts(both, mask, 4), [[1, 1, 2, 0], [0, 2, 1, 1]])
 

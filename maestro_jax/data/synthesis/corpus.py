@@ -8,9 +8,9 @@ import hashlib
 import numpy as np
 
 from maestro_jax.data.synthesis.config import CorpusConfig
-from maestro_jax.data.synthesis.espeak import SAMPLE_RATE
+from maestro_jax.data.synthesis.espeak import SAMPLE_RATE, Phoneme, Spoken
 from maestro_jax.data.synthesis.meanings import Meaning, draw_meaning, share
-from maestro_jax.data.synthesis.recording import synthesise
+from maestro_jax.data.synthesis.recording import synthesise_with_phonemes
 from maestro_jax.data.synthesis.sentences import Sentence, say
 from maestro_jax.data.synthesis.speakers import Speaker, speakers
 
@@ -27,6 +27,7 @@ class Example:
         translation: The same in English, normalised; empty for English.
         language: ISO 639-1 code.
         speaker: Name of the speaker.
+        phonemes: What sounds in the audio, and when.
     """
 
     id: str
@@ -36,6 +37,7 @@ class Example:
     translation: str
     language: str
     speaker: str
+    phonemes: tuple[Phoneme, ...] = ()
 
 
 def make_example(config: CorpusConfig, split: str, index: int) -> Example:
@@ -65,14 +67,15 @@ def make_example(config: CorpusConfig, split: str, index: int) -> Example:
     while True:
         meanings = _draw(config, part, rng)
         sentence = say(meanings, language)
-        audio = _utter(config, sentence, language, speaker, rng)
-        if audio is not None:
+        spoken = _utter(config, sentence, language, speaker, rng)
+        if spoken is not None:
             break
+    audio, phonemes = spoken.audio, spoken.phonemes
     if stream == "speech":
-        return Example(name, audio, "", "", "", language, speaker.name)
+        return Example(name, audio, "", "", "", language, speaker.name, phonemes)
     translation = say(meanings, "en").text if language != "en" else ""
     return Example(
-        name, audio, sentence.text, sentence.raw_text, translation, language, speaker.name
+        name, audio, sentence.text, sentence.raw_text, translation, language, speaker.name, phonemes
     )
 
 
@@ -92,7 +95,7 @@ def _utter(
     language: str,
     speaker: Speaker,
     rng: np.random.Generator,
-) -> np.ndarray | None:
+) -> Spoken | None:
     """Speaks a sentence within the limits of the corpus; None if it is too long even when fast."""
     rate = speaker.words_per_minute * rng.uniform(0.93, 1.07)
     pitch = float(np.clip(speaker.pitch + rng.uniform(-8, 8), 0, 99))
@@ -101,7 +104,7 @@ def _utter(
     longest = round(SAMPLE_RATE * config.max_seconds)
     fastest = max(config.max_words_per_minute, rate)
     while rate <= fastest:
-        audio = synthesise(
+        spoken = synthesise_with_phonemes(
             sentence.spoken,
             language,
             variant=speaker.variant,
@@ -112,7 +115,7 @@ def _utter(
             room=room,
             min_seconds=config.min_seconds,
         )
-        if len(audio) <= longest:
-            return audio
-        rate *= max(1.05, 1.05 * len(audio) / longest)
+        if len(spoken.audio) <= longest:
+            return spoken
+        rate *= max(1.05, 1.05 * len(spoken.audio) / longest)
     return None

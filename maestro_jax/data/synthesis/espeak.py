@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import _ctypes
 import ctypes
+import dataclasses
 import functools
 import hashlib
 import importlib
 import os
+import re
 import tempfile
 import threading
 from pathlib import Path
@@ -30,21 +32,81 @@ SAMPLE_RATE = 16_000
 # Constants of espeak-ng's speak_lib.h.
 _AUDIO_OUTPUT_SYNCHRONOUS = 2
 _INITIALIZE_DONT_EXIT = 0x8000
+_INITIALIZE_PHONEME_EVENTS = 0x0001
+_INITIALIZE_PHONEME_IPA = 0x0002
 _CHARS_UTF8 = 1
 _RATE, _PITCH = 1, 3
+_EVENT_LIST_TERMINATED, _EVENT_PHONEME = 0, 7
+_LONGEST_PHONEME = 8
+
+_STRESS = re.compile("[\u02c8\u02cc]")
 
 # The library copies its data path into a buffer of about 160 characters.
 _LONGEST_DATA_PATH = 120
 
+
+class _Event(ctypes.Structure):
+    """`espeak_EVENT` of speak_lib.h, its union taken for a name."""
+
+    _fields_ = [  # noqa: RUF012 - ctypes wants a list.
+        ("type", ctypes.c_int),
+        ("unique_identifier", ctypes.c_uint),
+        ("text_position", ctypes.c_int),
+        ("length", ctypes.c_int),
+        ("audio_position", ctypes.c_int),
+        ("sample", ctypes.c_int),
+        ("user_data", ctypes.c_void_p),
+        ("name", ctypes.c_char * _LONGEST_PHONEME),
+    ]
+
+
 _CALLBACK = ctypes.CFUNCTYPE(
-    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
+    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event)
 )
 _lock = threading.Lock()
+
+
+@dataclasses.dataclass(frozen=True)
+class Phoneme:
+    """A sound, and when it is made.
+
+    Attributes:
+        symbol: In IPA, without stress; empty for a pause.
+        begin: The first of its samples at 16 kHz.
+        end: The first sample that is no longer its own.
+    """
+
+    symbol: str
+    begin: int
+    end: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Spoken:
+    """Audio, and what is said in it.
+
+    Attributes:
+        audio: int16 `[samples]` at 16 kHz.
+        phonemes: One after the other, from the first sample to the last. espeak-ng tells their
+            beginnings to the millisecond.
+    """
+
+    audio: np.ndarray
+    phonemes: tuple[Phoneme, ...]
 
 
 def speak(
     text: str, language: str, *, variant: str = "", words_per_minute: int = 175, pitch: int = 50
 ) -> np.ndarray:
+    """The audio of `speak_with_phonemes`, int16 `[samples]` at 16 kHz."""
+    return speak_with_phonemes(
+        text, language, variant=variant, words_per_minute=words_per_minute, pitch=pitch
+    ).audio
+
+
+def speak_with_phonemes(
+    text: str, language: str, *, variant: str = "", words_per_minute: int = 175, pitch: int = 50
+) -> Spoken:
     """Speaks a text.
 
     Args:
@@ -55,7 +117,7 @@ def speak(
         pitch: 0 to 99; 50 is the voice's own pitch.
 
     Returns:
-        int16 `[samples]` at 16 kHz.
+        The audio, with the library's own timing of its phonemes.
 
     Raises:
         UserError: espeak-ng is not installed, does not load, or knows no such voice.
@@ -65,16 +127,25 @@ def speak(
     with _lock:
         library, data_path = _load()
         chunks: list[bytes] = []
+        starts: list[tuple[int, str]] = []
 
-        def receive(samples: ctypes._Pointer, count: int, _events: int) -> int:
+        def receive(samples: ctypes._Pointer, count: int, events: ctypes._Pointer) -> int:
             if samples and count > 0:
                 chunks.append(ctypes.string_at(samples, 2 * count))
+            index = 0
+            while events and events[index].type != _EVENT_LIST_TERMINATED:
+                event = events[index]
+                if event.type == _EVENT_PHONEME:
+                    # ctypes ends a name at its first zero byte.
+                    starts.append((event.audio_position, event.name.decode(errors="replace")))
+                index += 1
             return 0
 
         callback = _CALLBACK(receive)
         try:
+            options = _INITIALIZE_PHONEME_EVENTS | _INITIALIZE_PHONEME_IPA | _INITIALIZE_DONT_EXIT
             rate = library.espeak_Initialize(
-                _AUDIO_OUTPUT_SYNCHRONOUS, 0, data_path.encode(), _INITIALIZE_DONT_EXIT
+                _AUDIO_OUTPUT_SYNCHRONOUS, 0, data_path.encode(), options
             )
             if rate <= 0:
                 raise UserError(f"espeak-ng found no usable voice data in {data_path}; {_REMEDY}")
@@ -95,8 +166,25 @@ def speak(
             library.espeak_Terminate()
         finally:
             _ctypes.dlclose(library._handle)
-    samples = np.frombuffer(b"".join(chunks), np.int16)
-    return _resample(samples, rate)
+    audio = _resample(np.frombuffer(b"".join(chunks), np.int16), rate)
+    return Spoken(audio, _phonemes(starts, len(audio)))
+
+
+def _phonemes(starts: list[tuple[int, str]], samples: int) -> tuple[Phoneme, ...]:
+    """From beginnings in milliseconds; what lasts no time is left out, and pauses are one."""
+    found: list[Phoneme] = []
+    begins = [min(milliseconds * SAMPLE_RATE // 1000, samples) for milliseconds, _ in starts]
+    ends = [*begins[1:], samples]
+    if begins and begins[0] > 0:
+        found.append(Phoneme("", 0, begins[0]))
+    for (_, name), begin, end in zip(starts, begins, ends, strict=True):
+        symbol = _STRESS.sub("", name)
+        if end <= begin:
+            continue
+        if found and not symbol and not found[-1].symbol:
+            begin = found.pop().begin
+        found.append(Phoneme(symbol, begin, end))
+    return tuple(found)
 
 
 def variants() -> tuple[str, ...]:

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from maestro_jax.data import acoustics
-from maestro_jax.data.synthesis.espeak import SAMPLE_RATE, speak
+from maestro_jax.data.synthesis.espeak import (
+    SAMPLE_RATE,
+    Phoneme,
+    Spoken,
+    speak_with_phonemes,
+)
 
 
-def synthesise(
+def synthesise(text: str, language: str, **how: Any) -> np.ndarray:
+    """The audio of `synthesise_with_phonemes`, int16 `[samples]` at 16 kHz."""
+    return synthesise_with_phonemes(text, language, **how).audio
+
+
+def synthesise_with_phonemes(
     text: str,
     language: str,
     *,
@@ -19,7 +31,7 @@ def synthesise(
     noisy: bool = False,
     room: bool = False,
     min_seconds: float = 0.0,
-) -> np.ndarray:
+) -> Spoken:
     """Speaks a text and records it.
 
     Args:
@@ -34,17 +46,23 @@ def synthesise(
         min_seconds: Silence is added to shorter audio.
 
     Returns:
-        int16 `[samples]` at 16 kHz.
+        The recording, with the phonemes where they sound in it: neither a room nor noise moves
+        them, and the silence around the voice is a pause.
 
     Raises:
         UserError: espeak-ng is missing, or there is no such voice.
     """
     rng = np.random.default_rng(0) if rng is None else rng
     rate = round(words_per_minute)
-    voice = speak(text, language, variant=variant, words_per_minute=rate, pitch=round(pitch))
-    audio = acoustics.trim(voice / 32768.0)
+    spoken = speak_with_phonemes(
+        text, language, variant=variant, words_per_minute=rate, pitch=round(pitch)
+    )
+    voice = spoken.audio / 32768.0
+    kept = acoustics.loud_part(voice)
+    audio = voice[kept]
     before, after = (round(SAMPLE_RATE * rng.uniform(0.05, 0.2)) for _ in range(2))
     after += max(0, round(SAMPLE_RATE * min_seconds) - before - after - len(audio))
+    phonemes = _moved(spoken.phonemes, kept, before, before + len(audio) + after)
     audio = np.pad(audio, (before, after))
     if room:
         audio = acoustics.reverberate(
@@ -53,4 +71,18 @@ def synthesise(
     if noisy:
         kind = acoustics.NOISES[int(rng.integers(len(acoustics.NOISES)))]
         audio = acoustics.add_noise(audio, rng, kind=kind, snr=rng.uniform(8.0, 28.0))
-    return acoustics.record(audio, level=rng.uniform(-32.0, -20.0))
+    return Spoken(acoustics.record(audio, level=rng.uniform(-32.0, -20.0)), phonemes)
+
+
+def _moved(
+    phonemes: tuple[Phoneme, ...], kept: slice, before: int, samples: int
+) -> tuple[Phoneme, ...]:
+    """The phonemes of what is `kept` of a voice, after `before` samples of silence."""
+    voice = []
+    for phoneme in phonemes:
+        begin, end = max(phoneme.begin, kept.start), min(phoneme.end, kept.stop)
+        if begin < end:
+            voice.append((phoneme.symbol, begin - kept.start + before, end - kept.start + before))
+    last = voice[-1][2] if voice else before
+    around = (("", 0, before), *voice, ("", last, samples))
+    return tuple(Phoneme(*each) for each in around if each[1] < each[2])

@@ -95,6 +95,7 @@ def test_streams_have_their_features_only():
     speech = make_example(CONFIG, "speech_de_train", 0)
     assert speech.audio.size and not speech.text and not speech.raw_text and not speech.translation
     text = make_example(CONFIG, "text_de_train", 0)
+    assert speech.phonemes[-1].end == len(speech.audio) and text.phonemes == ()
     assert not text.audio.size and text.text and text.raw_text and not text.translation
     assert not text.speaker
     mt = make_example(CONFIG, "mt_de_train", 0)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from maestro_jax.data.synthesis import espeak
-from maestro_jax.data.synthesis.recording import synthesise
+from maestro_jax.data.synthesis.phonemes import phonemes
+from maestro_jax.data.synthesis.recording import synthesise, synthesise_with_phonemes
 from maestro_jax.errors import UserError
 
 # The second and third draw noise: breath of a formant voice, and a Klatt synthesiser.
@@ -37,6 +38,49 @@ def _pitch(audio):
     spectrum = np.abs(np.fft.rfft(audio, 2 * len(audio))) ** 2
     lags = np.fft.irfft(spectrum)[16_000 // 300 : 16_000 // 60]
     return 16_000 / (16_000 // 300 + int(np.argmax(lags)))
+
+
+@pytest.mark.parametrize(
+    ("text", "language"), [("sixty six, please", "en"), ("zwei Uhr dreißig", "de")]
+)
+def test_phonemes_follow_each_other_from_the_first_sample_to_the_last(text, language):
+    spoken = espeak.speak_with_phonemes(text, language, variant="f2")
+    np.testing.assert_array_equal(spoken.audio, espeak.speak(text, language, variant="f2"))
+    ends = [0, *(phoneme.end for phoneme in spoken.phonemes)]
+    assert ends == [*(phoneme.begin for phoneme in spoken.phonemes), len(spoken.audio)]
+    assert all(phoneme.begin < phoneme.end for phoneme in spoken.phonemes)
+    [written] = phonemes([text], language)
+    assert "".join(p.symbol for p in spoken.phonemes) == written.replace(" ", "")
+
+
+def test_a_hiss_sounds_where_an_s_is_said():
+    """Most of an `s` lies above 3 kHz and little of a vowel does, which espeak does not tell."""
+    found = synthesise_with_phonemes("see sixty six oceans", "en")
+    shares = {True: [], False: []}
+    for phoneme in found.phonemes:
+        audio = found.audio[phoneme.begin : phoneme.end].astype(float)
+        if phoneme.symbol == "":
+            # Nothing is said before and after the voice.
+            assert np.abs(audio).mean() < 0.02 * np.abs(found.audio).max()
+            continue
+        power = np.abs(np.fft.rfft(audio * np.hanning(len(audio)))) ** 2
+        high = power[np.fft.rfftfreq(len(audio), 1 / 16_000) > 3000].sum() / power.sum()
+        if phoneme.symbol in "sz" or phoneme.symbol[0] in "aeiouɪəɒ":
+            shares[phoneme.symbol in "sz"].append(high)
+    assert len(shares[True]) >= 4 and len(shares[False]) >= 5
+    assert min(shares[True]) > 2 * max(shares[False])
+
+
+def test_neither_room_nor_noise_moves_a_phoneme():
+    plain, wet = (
+        synthesise_with_phonemes(
+            "nine fifteen", "en", rng=np.random.default_rng(3), room=both, noisy=both
+        )
+        for both in (False, True)
+    )
+    assert plain.phonemes == wet.phonemes
+    assert plain.phonemes[-1].end == len(plain.audio) == len(wet.audio)
+    assert plain.phonemes[0].symbol == plain.phonemes[-1].symbol == ""
 
 
 def test_synthesise_speaks_other_languages_too():
