@@ -35,6 +35,7 @@ LIGHT_DATA = {
     "data_dir",
     "invisible_characters",
     "languages",
+    "letter_forms",
     "streams",
     "tensorflow_import",
     "vocabularies",

@@ -15,6 +15,7 @@ import unicodedata
 import regex
 
 from maestro_jax.data.invisible_characters import SPELLED_JOINERS, without_invisible
+from maestro_jax.data.letter_forms import standard_forms
 
 # Read as the apostrophe inside a word: the right single quotation mark, the modifier letter, the
 # full-width form. The left single quotation mark is punctuation, as in VoxPopuli. The lines that
@@ -56,7 +57,8 @@ def normalize(text: str, language: str) -> str:
 
     Lower case; punctuation, symbols and what is invisible (`without_invisible`) removed;
     apostrophes kept inside words; dashes, ``/`` and ``·`` read as spaces; white space collapsed;
-    Unicode NFC. Words in parentheses stay: they were spoken. The function is idempotent.
+    letters in their standard form (`standard_forms`), Unicode NFC. Words in parentheses stay: they
+    were spoken. The function is idempotent.
 
     Args:
         text: A reference or a hypothesis.
@@ -71,7 +73,7 @@ def normalize(text: str, language: str) -> str:
     """
     language = base_language(language)
     text = without_invisible(text.translate(_APOSTROPHES_AND_STRETCHES))
-    text = unicodedata.normalize("NFC", text)
+    text = standard_forms(text)
     if language in _DOTLESS_I_LANGUAGES:
         text = text.translate(_DOTLESS_I)
     # Outside Turkish, lower case turns a dotted capital I into i and a combining dot.
