@@ -135,6 +135,18 @@ def test_runs(name: str) -> None:
     assert run.steps > 0
 
 
+@pytest.mark.parametrize(
+    ("data", "frames"),
+    # 3.2 and 32 seconds: 318 and 3198 windows of 25 ms every 10 ms, halved twice, rounded up.
+    [("minivox_small.gin", 80), ("voxpopuli.gin", 800), ("covost2.gin", 800)],
+)
+@pytest.mark.parametrize("objective", ["maestro.gin", "speech_translation.gin"])
+def test_texts_have_the_room_of_the_longest_speech(objective, data, frames) -> None:
+    if objective == "speech_translation.gin" and data == "voxpopuli.gin":
+        pytest.skip("no translations")
+    assert build(objective=objective, data=data).objective.text_frames == frames
+
+
 def test_fine_tuning_has_the_rates_of_mslam() -> None:
     """arXiv 2202.01374: encoder 3e-4 after 5k updates, decoder 1e-3 after 1.5k."""
     files = [

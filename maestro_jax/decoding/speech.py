@@ -15,6 +15,7 @@ from maestro_jax.decoding.ctc import ctc_beam_search, ctc_greedy
 from maestro_jax.decoding.fusion import Fusion
 from maestro_jax.decoding.greedy import greedy_decode
 from maestro_jax.decoding.hypotheses import Hypotheses
+from maestro_jax.modules.held_durations import predicted_durations
 from maestro_jax.modules.maestro import Maestro
 from maestro_jax.modules.masking import length_mask
 
@@ -123,8 +124,7 @@ def decode_text(
     call: Call = functools.partial(model.apply, {"params": params})
     mask = length_mask(text_length, text.shape[1])
     embedded = call(text, mask, language, method="encode_text")
-    predicted = call(embedded, mask, method="predict_durations")
-    durations = call(predicted, mask, method="round_durations")
+    durations = predicted_durations(model, params, text, mask, language)
     refined, index = call(embedded, durations, text_frames, method="upsample")
     return decode_encoded(
         model,

@@ -244,18 +244,21 @@ def _gradients(curves: Curves) -> Verdict | None:
 
 
 def _overflow(curves: Curves) -> Verdict | None:
-    cut = {
-        name.split("/")[0]: frames
+    shares = {
+        name.split("/")[0]: share
         for name in curves
-        if name.endswith("/overflow_frames") and (frames := last(curves, name)) is not None
+        if name.endswith("/over_long_share") and (share := last(curves, name)) is not None
     }
-    if not cut:
+    if not shares:
         return None
-    lost = {name: frames for name, frames in cut.items() if frames > 0}
+    lost = {name: share for name, share in shares.items() if share > 0}
     if not lost:
         return Verdict(GOOD, "Resampling", "every resampled text fits its frames")
-    told = ", ".join(f"{frames:.1f} frames a step of {name}" for name, frames in lost.items())
-    return Verdict(WATCH, "Resampling", f"cut off: {told}; give text_frames more room")
+    told = ", ".join(f"{share:.1%} of {name}" for name, share in lost.items())
+    verdict = WATCH if max(lost.values()) > 0.02 else GOOD
+    return Verdict(
+        verdict, "Resampling", f"too long, and left out: {told}; text_frames is their room"
+    )
 
 
 def _curriculum(curves: Curves) -> Verdict | None:

@@ -116,6 +116,10 @@ class Maestro(nn.Module):
         """Duration of an encoder frame."""
         return self.subsampling.factor * self.frontend.hop / self.frontend.sample_rate
 
+    def frame_count(self, samples: int) -> int:
+        """Encoder frames of so many samples of audio."""
+        return self.subsampling.frame_count(self.frontend.frame_count(samples))
+
     def __call__(self, batch: Mapping[str, Mapping[str, jax.Array]]) -> None:
         """Touch every parameter, for initialisation.
 

@@ -31,7 +31,8 @@ from maestro_jax.losses.duration import duration_loss, gaussian_duration_loss
 from maestro_jax.losses.matching import cosine_similarity
 from maestro_jax.losses.reduction import Weighted, masked_sum, mean
 from maestro_jax.losses.transducer_alignment import Alignment
-from maestro_jax.modules.masking import length_mask
+from maestro_jax.modules.held_durations import duration_params, hold
+from maestro_jax.modules.masking import length_mask, zero_padding
 from maestro_jax.objectives import weighting as learned
 from maestro_jax.objectives.base import (
     Batch,
@@ -41,7 +42,6 @@ from maestro_jax.objectives.base import (
     Parts,
     frozen,
     init_all_parameters,
-    present,
 )
 from maestro_jax.objectives.curriculum import ALL_STREAMS, Curriculum, Weight, weight_at
 from maestro_jax.objectives.duration_sources import DurationSource, Learned, SubwordGaussian
@@ -54,10 +54,12 @@ from maestro_jax.objectives.passes import (
     encode_speech,
     encode_texts,
     one_after_the_other,
+    stream_metrics,
     upsample,
 )
 from maestro_jax.objectives.probe import Probe, probe_pairs
 from maestro_jax.objectives.self_supervised import BestRq, W2vBert
+from maestro_jax.objectives.text_room import audio_samples, text_room
 from maestro_jax.objectives.text_side import Matching, TextMasks
 from maestro_jax.objectives.transducer_terms import (
     Frames,
@@ -110,8 +112,9 @@ class MaestroPretraining(LossOfTerms):
         self_supervised: What untranscribed speech learns: w2v-BERT or BEST-RQ.
         matching: How text is compared with speech.
         text_masks: Mask(ê_t).
-        text_frames: Static number of frames that a resampled text may have; what is beyond is cut
-            and counted in `text/overflow_frames`.
+        text_frames: Static number of frames that a resampled text may have. A text that lasts
+            longer leaves the loss and is counted in `text/over_long_share`. None: as many as the
+            longest pairs have.
         durations: Where the durations of text without speech come from.
         duration_form: `l1` or `log_mse`.
         duration_trains_text_encoder: Whether the duration loss reaches the text encoder.
@@ -120,7 +123,7 @@ class MaestroPretraining(LossOfTerms):
             masked resampled translation stand one after the other; the transducer writes both texts
             for MT, the translation for ST, as in translation language modelling.
         align_with_ema: Use the moving average for alignment, and for durations unless they are to
-            be trained by the text.
+            be trained by the text. Without it, or where the run keeps none: the trained weights.
         augment_paired: SpecAugment on the paired and ST streams.
         augment_paired_from: Curriculum step from which on: a young RNN-T hears sooner without.
         fastemit: Extra weight of the gradient of label arcs: labels come earlier.
@@ -142,7 +145,7 @@ class MaestroPretraining(LossOfTerms):
     self_supervised: W2vBert | BestRq = W2vBert()
     matching: Matching = Matching()
     text_masks: TextMasks = TextMasks()
-    text_frames: int = 400
+    text_frames: int | None = None
     durations: DurationSource = Learned()
     duration_form: str = "l1"
     duration_trains_text_encoder: bool = True
@@ -204,15 +207,29 @@ class MaestroPretraining(LossOfTerms):
     def init(self, model: nn.Module, rng: jax.Array, batch: Batch) -> Any:
         """Parameters of the whole model, and of the learned weighting.
 
+        Where texts train the text encoder and no pairs train durations, they are held; see
+        `modules.held_durations`.
+
         Raises:
             UserError: The model lacks what a setting needs.
         """
         self.self_supervised.check(model)
         self.durations.check(model)
         params = init_all_parameters(model, rng, batch)
+        if self._holds_durations(batch):
+            params = hold(params)
         if isinstance(self.weighting, learned.UncertaintyWeighting):
             params = {**params, learned.PARAMETERS: self.weighting.init(tuple(self.weights))}
         return params
+
+    def _holds_durations(self, batch: Batch) -> bool:
+        """Whether texts would move the durations of a run with these streams."""
+        learned_from_pairs = "paired" in batch and self.duration_weight != 0
+        texts = {"text", "mt"}
+        if self.translation_packing == "concatenated":
+            texts.add("st")
+        by_texts = self.durations.trained_through
+        return not texts.isdisjoint(batch) and not learned_from_pairs and not by_texts
 
     def combine(
         self,
@@ -261,8 +278,8 @@ class MaestroPretraining(LossOfTerms):
         self.durations.check(model)
         keys = iter(jax.random.split(rng, 6))
         parts = Parts(model, params, next(keys), train)
-        averaged = frozen(ema_params if self.align_with_ema else params)
-        aligner = Parts(model, averaged, next(keys), False)
+        average = ema_params if self.align_with_ema and ema_params is not None else params
+        aligner = Parts(model, duration_params(frozen(average)), next(keys), False)
 
         speech = encode_speech(
             parts,
@@ -272,10 +289,7 @@ class MaestroPretraining(LossOfTerms):
             augment=augment,
         )
         texts, aligned = self._encode_texts(parts, aligner, batch, speech, next(keys))
-        room = {name: each.mask.shape[1] for name, each in speech.items() if name == "paired"}
-        upsampled = upsample(
-            parts, texts, {name: room.get(name, self.text_frames) for name in texts}
-        )
+        upsampled = upsample(parts, texts, {name: self._room(model, batch, name) for name in texts})
         frames, labels = self._scored(batch, speech, upsampled, next(keys))
         both = encode_shared_with_tap(parts, frames)
         contexts = {name: context for name, (context, _) in both.items()}
@@ -313,7 +327,7 @@ class MaestroPretraining(LossOfTerms):
         for name, each in speech.items():
             metrics[f"{name}/frame_variation"] = frame_variation(each.encoded, each.mask)
             metrics[f"{name}/context_variation"] = frame_variation(contexts[name], masks[name])
-        metrics |= _stream_metrics(batch, texts, upsampled) | without_path(parts, masks, labels)
+        metrics |= stream_metrics(batch, texts, upsampled) | without_path(parts, masks, labels)
         return terms, metrics
 
     def probe(
@@ -321,6 +335,12 @@ class MaestroPretraining(LossOfTerms):
     ) -> Probe:
         """What the model makes of pairs that it does not train on; see `probe_pairs`."""
         return probe_pairs(model, params, paired, row)
+
+    def _room(self, model: nn.Module, batch: Batch, name: str) -> int:
+        """The static number of frames of a text; that of a pair is its speech's."""
+        if name == "paired" or self.text_frames is None:
+            return text_room(model, audio_samples(batch))
+        return self.text_frames
 
     def _encode_texts(
         self,
@@ -402,7 +422,12 @@ class MaestroPretraining(LossOfTerms):
                 values, count = one_after_the_other(
                     values, jnp.sum(mask, axis=1), more, jnp.sum(more_mask, axis=1)
                 )
-                mask = length_mask(count, values.shape[1])
+                # Of two texts both must be whole.
+                whole = upsampled[f"{name}_translation"].fits
+                if name in upsampled:
+                    whole &= upsampled[name].fits
+                mask = length_mask(jnp.where(whole, count, 0), values.shape[1])
+                values = zero_padding(values, mask)
             frames[name] = Frames(values, mask, target, stream["language"])
             if name == "mt" and concatenated:
                 labels[name] = Labels(
@@ -471,20 +496,3 @@ class MaestroPretraining(LossOfTerms):
             "paired/zero_duration_share": masked_sum(text.durations == 0, aligned),
             "paired/cosine": masked_sum(cosine_similarity(speech.encoded, upsampled.refined), both),
         }
-
-
-def _stream_metrics(
-    batch: Batch, texts: dict[str, Text], upsampled: dict[str, Upsampled]
-) -> Metrics:
-    """How many examples each stream had, and what became of its texts in resampling."""
-    one = jnp.ones(())
-    metrics: Metrics = {}
-    for name, stream in batch.items():
-        lengths = "audio_length" if "audio_length" in stream else "text_length"
-        metrics[f"{name}/examples"] = present(stream[lengths])
-    for name, text in texts.items():
-        if name != "paired":
-            overflow = upsampled[name].index.overflow
-            metrics[f"{name}/overflow_frames"] = (jnp.sum(overflow).astype(jnp.float32), one)
-            metrics[f"{name}/frames_per_token"] = masked_sum(text.durations, text.mask)
-    return metrics

@@ -9,9 +9,10 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from maestro_jax.modules.masking import length_mask
+from maestro_jax.losses.reduction import masked_sum
+from maestro_jax.modules.masking import length_mask, zero_padding
 from maestro_jax.modules.resampler import FrameIndex
-from maestro_jax.objectives.base import Parts
+from maestro_jax.objectives.base import Batch, Metrics, Parts, present
 from maestro_jax.objectives.joining import groups_of_equal, join, split
 
 Features = Mapping[str, jax.Array]
@@ -84,12 +85,14 @@ class Upsampled:
     """A text at frame rate.
 
     Attributes:
-        refined: `[batch, frames, features]`, ê_t.
-        index: Which token each frame comes from.
+        refined: `[batch, frames, features]`, ê_t; zero where the text does not fit.
+        index: Which token each frame comes from; a text that does not fit has no valid frame.
+        fits: `[batch]` bool, whether there was room for all frames of the text.
     """
 
     refined: jax.Array
     index: FrameIndex
+    fits: jax.Array
 
 
 class SpeechMasks(Protocol):
@@ -225,15 +228,19 @@ def encode_texts(
 def upsample(
     parts: Parts, texts: Mapping[str, Text], frames: Mapping[str, int]
 ) -> dict[str, Upsampled]:
-    """ê_t of every text.
+    """ê_t of every text that fits.
+
+    A text that lasts longer than its room gets no frames at all. Cut off, it would still have its
+    whole transcript or translation to write, from frames that are not there; without frames it
+    leaves every loss, as an over-long transcribed utterance does.
 
     Args:
         parts: The model.
         texts: Embeddings with durations.
-        frames: The static number of frames of each.
+        frames: The static number of frames of each, its room.
 
     Returns:
-        By name.
+        By name; `index.overflow` still says how many frames there was no room for.
     """
     shapes = {name: (text.embedded.shape[1], frames[name]) for name, text in texts.items()}
     found: dict[str, Upsampled] = {}
@@ -246,11 +253,50 @@ def upsample(
             frames[group[0]],
             deterministic=parts.deterministic,
         )
-        leaves, structure = jax.tree.flatten((refined, index))
+        fits = index.overflow == 0
+        mask = index.mask & fits[:, None]
+        index = index.replace(mask=mask, lengths=jnp.where(fits, index.lengths, 0))
+        refined = zero_padding(refined, mask)
+        leaves, structure = jax.tree.flatten((refined, index, fits))
         columns = [split(leaf, rows) for leaf in leaves]
         for name, *each in zip(group, *columns, strict=True):
             found[name] = Upsampled(*jax.tree.unflatten(structure, each))
     return found
+
+
+def resampling_metrics(name: str, text: Text, upsampled: Upsampled) -> Metrics:
+    """What became of a text in resampling.
+
+    Args:
+        name: Of the text.
+        text: It, with its durations.
+        upsampled: It at frame rate.
+
+    Returns:
+        `<name>/overflow_frames`, the frames a step for which there was no room;
+        `<name>/over_long_share`, the share of the texts that have left the loss for that; and
+        `<name>/frames_per_token`.
+    """
+    overflow = jnp.sum(upsampled.index.overflow).astype(jnp.float32)
+    return {
+        f"{name}/overflow_frames": (overflow, jnp.ones(())),
+        f"{name}/over_long_share": masked_sum(~upsampled.fits, jnp.any(text.mask, axis=1)),
+        f"{name}/frames_per_token": masked_sum(text.durations, text.mask),
+    }
+
+
+def stream_metrics(
+    batch: Batch, texts: Mapping[str, Text], upsampled: Mapping[str, Upsampled]
+) -> Metrics:
+    """How many examples each stream had, and what became of its texts in resampling."""
+    metrics: Metrics = {}
+    for name, stream in batch.items():
+        lengths = "audio_length" if "audio_length" in stream else "text_length"
+        metrics[f"{name}/examples"] = present(stream[lengths])
+    for name, text in texts.items():
+        if name != "paired":
+            metrics |= resampling_metrics(name, text, upsampled[name])
+    return metrics
 
 
 def one_after_the_other(

@@ -21,6 +21,7 @@ from maestro_jax.losses.retrieval import retrieval_accuracy
 from maestro_jax.losses.transducer import NO_PATH, transducer_loss_from_lattices
 from maestro_jax.losses.transducer_alignment import transducer_alignment
 from maestro_jax.losses.transducer_posterior import emission_posterior, posterior_entropy
+from maestro_jax.modules.held_durations import predicted_durations
 from maestro_jax.modules.masking import length_mask
 from maestro_jax.precision import EXACT
 
@@ -99,9 +100,7 @@ def probe_pairs(
 
     # The text side, resampled by that path.
     embedded = call(text, written, language, method="encode_text")
-    predicted = call(
-        call(embedded, written, method="predict_durations"), written, method="round_durations"
-    )
+    predicted = predicted_durations(model, params, text, written, language)
     refined, index = call(embedded, path.durations, mask.shape[1], method="upsample")
     text_context = call(refined, index.mask, None, language, method="encode_shared")
     both = mask & index.mask

@@ -21,7 +21,8 @@ import jax
 import jax.numpy as jnp
 
 from maestro_jax.errors import UserError, near_misses
-from maestro_jax.losses.reduction import Weighted, masked_sum, mean
+from maestro_jax.losses.reduction import Weighted, mean
+from maestro_jax.modules.held_durations import duration_params, hold
 from maestro_jax.objectives.attention_terms import attention_losses
 from maestro_jax.objectives.base import (
     Batch,
@@ -35,7 +36,14 @@ from maestro_jax.objectives.base import (
 )
 from maestro_jax.objectives.duration_sources import DurationSource, Learned
 from maestro_jax.objectives.health import frame_variation
-from maestro_jax.objectives.passes import Written, encode_speech, encode_texts, upsample
+from maestro_jax.objectives.passes import (
+    Written,
+    encode_speech,
+    encode_texts,
+    resampling_metrics,
+    upsample,
+)
+from maestro_jax.objectives.text_room import audio_samples, text_room
 from maestro_jax.objectives.text_side import TextMasks
 from maestro_jax.objectives.transducer_terms import (
     Frames,
@@ -58,8 +66,8 @@ class SpeechTranslation(LossOfTerms):
             streams the same batch size for its equal numbers of examples.
         label_smoothing: Of the attention decoder.
         augment: SpecAugment in training.
-        text_frames: Static number of frames of a resampled text; what is beyond is cut and counted
-            in `mt/overflow_frames`.
+        text_frames: Static number of frames of a resampled text. A text that lasts longer leaves
+            the loss and is counted in `mt/over_long_share`. None: as many as the longest speech.
         text_masks: Mask(ê_t) of text translation.
         durations: Where the durations of the text to translate come from.
         fastemit: Extra weight of the gradient of label arcs: labels come earlier.
@@ -70,7 +78,7 @@ class SpeechTranslation(LossOfTerms):
     mt_weight: float = 1.0
     label_smoothing: float = 0.1
     augment: bool = True
-    text_frames: int = 400
+    text_frames: int | None = None
     text_masks: TextMasks = TextMasks()
     durations: DurationSource = Learned()
     fastemit: float = 0.0
@@ -114,9 +122,16 @@ class SpeechTranslation(LossOfTerms):
         return self.streams
 
     def init(self, model: nn.Module, rng: jax.Array, batch: Batch) -> Any:
-        """Parameters of the whole model, so that any checkpoint of it can be taken over."""
+        """Parameters of the whole model, so that any checkpoint of it can be taken over.
+
+        With text to translate, they hold its durations; see `modules.held_durations`.
+        """
         self.durations.check(model)
-        return init_all_parameters(model, rng, batch)
+        params = init_all_parameters(model, rng, batch)
+        # Text translation trains the text encoder, and no pair trains the durations.
+        if "mt" in batch and not self.durations.trained_through:
+            params = hold(params)
+        return params
 
     def terms(
         self,
@@ -153,8 +168,13 @@ class SpeechTranslation(LossOfTerms):
             self.durations.check(model)
             # Durations are predicted with averaged weights, if the run keeps them.
             averaged = frozen(params if ema_params is None else ema_params)
-            aligner = Parts(model, averaged, next(keys), False)
-            frames["mt"], more = self._encode_text(parts, aligner, batch["mt"], next(keys), train)
+            aligner = Parts(model, duration_params(averaged), next(keys), False)
+            room = self.text_frames
+            if room is None:
+                room = text_room(model, audio_samples(batch))
+            frames["mt"], more = self._encode_text(
+                parts, aligner, batch["mt"], room, next(keys), train
+            )
             metrics |= more
         contexts = encode_shared(parts, frames)
         if "st" in batch:
@@ -187,10 +207,11 @@ class SpeechTranslation(LossOfTerms):
         parts: Parts,
         aligner: Parts,
         stream: Mapping[str, jax.Array],
+        room: int,
         rng: jax.Array,
         train: bool,
     ) -> tuple[Frames, Metrics]:
-        """The source text at frame rate."""
+        """The source text at frame rate, if it fits its room."""
         duration_rng, mask_rng = jax.random.split(rng)
 
         def chosen(text: Written, mask: jax.Array, embedded: jax.Array) -> jax.Array:
@@ -201,15 +222,13 @@ class SpeechTranslation(LossOfTerms):
 
         written = Written(stream["text"], stream["text_length"], stream["language"])
         texts = encode_texts(parts, {"mt": written}, chosen, {})
-        upsampled = upsample(parts, texts, {"mt": self.text_frames})["mt"]
+        upsampled = upsample(parts, texts, {"mt": room})["mt"]
         values, mask = upsampled.refined, upsampled.index.mask
         if train:
             values = self.text_masks.apply(mask_rng, values, mask)
-        overflow = jnp.sum(upsampled.index.overflow).astype(jnp.float32)
         return Frames(values, mask, stream["target_language"], stream["language"]), {
             "mt/examples": present(stream["text_length"]),
-            "mt/overflow_frames": (overflow, jnp.ones(())),
-            "mt/frames_per_token": masked_sum(texts["mt"].durations, texts["mt"].mask),
+            **resampling_metrics("mt", texts["mt"], upsampled),
         }
 
     def _scored(

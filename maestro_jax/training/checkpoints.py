@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from maestro_jax.errors import UserError
+from maestro_jax.modules import held_durations
 from maestro_jax.training import checkpoint_files, parameter_groups, parameter_trees, partial_init
 from maestro_jax.training.checkpoint_files import RECORD, STATE
 from maestro_jax.training.partial_init import PartialRestoreReport
@@ -281,6 +282,8 @@ def partial_restore(
 ) -> tuple[Any, PartialRestoreReport]:
     """Read from a checkpoint what fits a model by name and shape, and leave the rest.
 
+    A model that holds durations (`modules.held_durations`) holds those of the checkpoint.
+
     Args:
         params: Tree of arrays, or of ``ShapeDtypeStruct`` with or without shardings.
         directory: A model directory (its newest checkpoint counts), or one checkpoint in it.
@@ -325,8 +328,13 @@ def partial_restore(
     values = _read(step_directory, which, targets)
     loaded = {parameter_trees.parameter_name(path): value for path, value in values.items()}
     merged = parameter_trees.map_named(lambda name, leaf: loaded.get(name, leaf), params)
-    new = tuple(name for name in wanted if name not in loaded)
-    return merged, PartialRestoreReport(tuple(loaded), tuple(skipped), new)
+    new = [name for name in wanted if name not in loaded]
+    copied = held_durations.to_copy(wanted, loaded)
+    if copied:
+        merged = held_durations.hold(merged)
+    return merged, PartialRestoreReport(
+        tuple(loaded), tuple(skipped), tuple(name for name in new if name not in copied), copied
+    )
 
 
 def saved_shapes(directory: epath.PathLike, which: Which = "ema") -> dict[str, tuple[int, ...]]:

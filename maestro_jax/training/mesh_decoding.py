@@ -12,10 +12,8 @@ from maestro_jax.decoding.fusion import Fusion, LabelLm
 from maestro_jax.decoding.hypotheses import Hypotheses
 from maestro_jax.decoding.speech import decode_speech, decode_text
 from maestro_jax.errors import UserError
+from maestro_jax.objectives.text_room import audio_samples, text_room
 from maestro_jax.training.run import TrainRun
-
-_TEXT_FRAMES = 400
-"""Room for a resampled text where the objective has none of its own."""
 
 
 def longest_audio(run: TrainRun) -> int:
@@ -66,8 +64,12 @@ def jitted_decoding(
     }
     decode: Any = functools.partial(decode_speech, run.model, **options)
     if written:
-        frames = getattr(run.objective, "text_frames", _TEXT_FRAMES)
-        decode = functools.partial(decode_text, run.model, text_frames=frames, **options)
+        frames = getattr(run.objective, "text_frames", None)
+        if frames is None:
+            frames = text_room(run.model, audio_samples(run.batch_shapes()))
+        # A text that is cut loses the end of its translation, so there is room for twice what was
+        # trained on, as there is for what is written.
+        decode = functools.partial(decode_text, run.model, text_frames=2 * frames, **options)
     lm = None if fusion is None else fusion.lm
     if fusion is None or not _is_arrays(lm):
         return jax.jit(functools.partial(decode, fusion=fusion))

@@ -18,8 +18,8 @@ from maestro_jax.training.parameter_groups import BASE, ParameterGroup
 
 SCHEDULES = ("inverse_sqrt", "cosine", "constant")
 MU_DTYPES = ("float32", "bfloat16")
-FROZEN = r"(.*/)?frozen_\w+"
-"""Names of parameters that are never trained; they have no gradient, and get no weight decay."""
+FROZEN = r"(.*/)?frozen_\w+(/.*)?"
+"""Names of parameters, or of what holds them, that are never trained: without gradient or decay."""
 
 
 class Optimizer(Protocol):

@@ -20,11 +20,14 @@ class PartialRestoreReport:
         loaded: Names of the parameters that were read.
         skipped: Names in the checkpoint that were not read, each with the reason.
         new: Names in the model that keep their initial value.
+        copied: Names in the model that hold durations (`modules.held_durations`), with the values
+            that the parameters they are copies of begin with.
     """
 
     loaded: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...]
     new: tuple[str, ...]
+    copied: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """The report by module: counts, and one example of what was skipped in each."""
@@ -33,11 +36,14 @@ class PartialRestoreReport:
             loaded = [name for name in self.loaded if _module(name) == module]
             skipped = [pair for pair in self.skipped if _module(pair[0]) == module]
             new = [name for name in self.new if _module(name) == module]
-            counts = [
-                f"{len(names)} {what}"
-                for names, what in ((loaded, "loaded"), (skipped, "skipped"), (new, "new"))
-                if names
-            ]
+            copied = [name for name in self.copied if _module(name) == module]
+            all_counts = (
+                (loaded, "loaded"),
+                (skipped, "skipped"),
+                (new, "new"),
+                (copied, "copied to hold durations"),
+            )
+            counts = [f"{len(names)} {what}" for names, what in all_counts if names]
             line = f"  {module}: {', '.join(counts)}"
             if skipped:
                 name, reason = skipped[0]
@@ -60,6 +66,9 @@ class PartialRestoreReport:
                 "new: in the model, with their initial values",
                 *(f"  {name}" for name in self.new),
                 "",
+                "copied: in the model, to hold the durations with which it begins",
+                *(f"  {name}" for name in self.copied),
+                "",
             ]
         )
 
@@ -70,7 +79,7 @@ class PartialRestoreReport:
         )
 
     def _names(self) -> tuple[str, ...]:
-        return (*self.loaded, *(name for name, _ in self.skipped), *self.new)
+        return (*self.loaded, *(name for name, _ in self.skipped), *self.new, *self.copied)
 
 
 def reason_to_skip(

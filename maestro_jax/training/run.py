@@ -10,6 +10,7 @@ import jax
 
 from maestro_jax.data.streams import StreamConfig, batch_shapes, check_streams
 from maestro_jax.errors import UserError, near_misses
+from maestro_jax.objectives.text_room import audio_samples, text_room
 from maestro_jax.training import parameter_groups
 from maestro_jax.training.diagnostics import DiagnosticsConfig
 from maestro_jax.training.optimizers import Optimizer
@@ -102,12 +103,21 @@ class TrainRun:
                     f"step, within 1 ... {self.steps}."
                 )
         check_streams(self.streams)
+        self._give_texts_room()
         self._check_accumulate()
         if not self.used_streams:
             raise UserError(
                 f"The objective {type(self.objective).__name__} learns from "
                 f"{', '.join(self.objective.streams)}, but the run has only the streams "
                 f"{', '.join(self.streams)}; add one of the former to streams."
+            )
+
+    def _give_texts_room(self) -> None:
+        """Fill in the room of resampled texts, which follows from the longest pairs."""
+        if getattr(self.objective, "text_frames", 0) is None:
+            room = text_room(self.model, audio_samples(self.batch_shapes()))
+            object.__setattr__(
+                self, "objective", dataclasses.replace(self.objective, text_frames=room)
             )
 
     def _check_accumulate(self) -> None:

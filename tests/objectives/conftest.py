@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from typing import Any
 
@@ -174,6 +175,15 @@ class Tiny:
         return state.replace(
             step=jnp.int32(step), ema_params=random_params(self.abstract.ema_params, 1)
         )
+
+    @staticmethod
+    def with_token_frames(params: Any, frames: float) -> Any:
+        """Parameters whose duration model gives every token so many frames."""
+        params = copy.deepcopy(params)
+        for head, bias in (("frames", np.log(np.expm1(frames)) - 1.0), ("nonzero", 100.0)):
+            params["duration_model"][head]["kernel"] *= 0.0
+            params["duration_model"][head]["bias"] = np.float32([bias])
+        return params
 
     def train_step(self, state: TrainState, batch: Any, weights: dict[str, Any]) -> Any:
         """The training step that the loop compiles, with weights that may be traced."""

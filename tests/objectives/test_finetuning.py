@@ -98,18 +98,14 @@ class TestSpeechRecognition:
 class TestSpeechTranslation:
     def test_speech_and_text_are_translated_together(self, tiny):
         """Equal weights of two means, and no other term."""
-        objective = SpeechTranslation(text_frames=tiny.text_frames, mt_weight=0.5)
+        objective = SpeechTranslation(mt_weight=0.5)
         state = tiny.state()
-        metrics = jax.jit(
-            lambda: objective.loss(
-                tiny.model,
-                state.params,
-                state.ema_params,
-                tiny.batch(),
-                rng=tiny.step_rng(),
-                step=0,
+        compute = jax.jit(
+            lambda ema_params, batch: objective.loss(
+                tiny.model, state.params, ema_params, batch, rng=tiny.step_rng(), step=0
             )[1],
-        )()
+        )
+        metrics = compute(state.ema_params, tiny.batch())
         assert {name for name in metrics if name.startswith("loss")} == {
             "loss",
             "loss/st",
@@ -117,6 +113,12 @@ class TestSpeechTranslation:
         }
         means = {name: float(total) / float(count) for name, (total, count) in metrics.items()}
         assert means["loss"] == pytest.approx(means["loss/st"] + 0.5 * means["loss/mt"], rel=1e-6)
+        # Of a source that its room cuts off, the translation is no target.
+        batch, lengths = tiny.batch(), np.array([6, 5, 3, 6, 4, 5, 6, 1], np.int32)
+        batch["mt"]["text_length"] = lengths
+        metrics = compute(tiny.with_token_frames(state.ema_params, 3.0), batch)
+        assert metrics["loss/mt"][1] == batch["mt"]["translation_length"][lengths < 6].sum()
+        assert metrics["mt/over_long_share"] == (3.0, 8.0)
 
     def test_speech_alone_needs_no_averaged_parameters(self, tiny, params):
         """A run that keeps no average can be fine-tuned; the text side is left alone."""

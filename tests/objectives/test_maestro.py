@@ -380,18 +380,6 @@ def test_texts_longer_than_their_speech(tiny, state, samples):
     assert metrics["loss/matching"][1] == (8 if samples >= 400 else 0)
 
 
-def test_a_resampled_text_that_does_not_fit_is_cut_and_counted(tiny, state):
-    longer = copy.deepcopy(state.ema_params)
-    longer["duration_model"]["frames"]["bias"] += 100.0
-    longer["duration_model"]["nonzero"]["bias"] += 100.0
-    _, metrics = finite(tiny, state.replace(ema_params=longer), tiny.batch())
-    # Every token lasts max_frames = 9.
-    frames = 9 * tiny.batch()["text"]["text_length"]
-    assert frames.max() > tiny.text_frames
-    assert value(metrics, "text/frames_per_token") == 9.0
-    assert metrics["text/overflow_frames"][0] == np.maximum(frames - tiny.text_frames, 0).sum()
-
-
 @pytest.mark.slow
 def test_streams_share_a_pass_without_touching_each_other(tiny, state):
     """Streams of equal length are joined; padded to lengths of their own they are not."""
