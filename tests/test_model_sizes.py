@@ -136,7 +136,8 @@ def expected(size: Size) -> dict[str, int]:
         "resampler": linear(2 * text + 1, text),
         "refiner": 2 * lightweight_block(text, 17, size.refiner_feed_forward)
         + norm(text)
-        + linear(text, size.model),
+        + linear(text, size.model)
+        + norm(size.model),
         "shared_encoder": size.layers[1] * block
         + linear(size.model, size.codes)
         + size.target_languages * size.model,

@@ -25,6 +25,7 @@ from maestro_jax.evaluation.search_config import SearchConfig, choose_decoder
 from maestro_jax.evaluation.segmentation import segment
 from maestro_jax.modules.maestro import Maestro
 from maestro_jax.training.checkpoints import Which, find_checkpoint, restore_params
+from maestro_jax.training.earlier_checkpoints import as_saved
 from maestro_jax.training.mesh_decoding import jitted_decoding, longest_audio, longest_text
 from maestro_jax.training.mesh_step import mesh_state
 from maestro_jax.training.model_vocabulary import load_vocabulary
@@ -181,9 +182,10 @@ class Transcriber:
         if isinstance(lm, WordLm):
             alpha = search.length_alpha if decoder == "attention" else 0.0
             rescoring = Rescoring(lm=lm, weight=search.lm_weight, length_alpha=alpha)
-        abstract = mesh_state(run, run.partitioning.mesh()).abstract.params
         if run.ema_decay is None:
             which = "params"
+        run = as_saved(run, step_directory, which)
+        abstract = mesh_state(run, run.partitioning.mesh()).abstract.params
         params = restore_params(step_directory, which, abstract_params=abstract)
         return cls(
             run,

@@ -29,7 +29,10 @@ MIXERS = ("lconv", "attention_lconv")
 
 
 class Refiner(nn.Module):
-    """Blocks at frame rate, then a linear map to the model size.
+    """Blocks at frame rate, then a linear map to the model size and a layer normalisation.
+
+    The speech encoder's output, with which ê_t is compared and in whose place it stands, comes out
+    of a layer normalisation, too. Matching that standardises both sides teaches no scale.
 
     Attributes:
         features: Size of the speech encoder's output.
@@ -43,6 +46,8 @@ class Refiner(nn.Module):
             `attention_lconv`.
         remat: Which of a convolution block's activations are kept for the backward pass; see
             `rematerialisation`.
+        normalize: End in a layer normalisation. Without it, ê_t has the scale that the linear map
+            happens to give it.
         dtype: The type computed in.
     """
 
@@ -55,6 +60,7 @@ class Refiner(nn.Module):
     dropout: float = 0.0
     scan: bool = False
     remat: Policy = "none"
+    normalize: bool = True
     dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
@@ -90,4 +96,6 @@ class Refiner(nn.Module):
                 x = run(LightweightConvBlock(*settings, name=f"block_{index}"), x)
         x = layer_norm(dtype=self.dtype, name="output_norm")(x)
         x = Dense(self.features, ("mlp", "embed"), dtype=self.dtype, name="output")(x)
+        if self.normalize:
+            x = layer_norm(dtype=self.dtype, name="final_norm")(x)
         return constrain(zero_padding(x, mask), "batch", "frames", "act_embed")

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from maestro_jax.modules.conformer import ConformerStack
 from maestro_jax.modules.masking import length_mask
 from maestro_jax.modules.refiner import MIXERS, Refiner
 
@@ -76,3 +77,19 @@ def test_how_far_a_frame_sees(built):
 def test_unknown_mixer():
     with pytest.raises(ValueError, match="choose one of"):
         refiner("fourier")
+
+
+def test_the_scale_is_that_of_what_comes_out_of_a_conformer():
+    """Whatever the linear map before has learned; and without, that map decides."""
+    rng = np.random.default_rng(3)
+    x, mask = rng.normal(size=(2, 9, 10)).astype(np.float32), np.ones((2, 9), bool)
+    stack = ConformerStack(layers=1, features=10, heads=2, hidden=12, kernel_size=3, groups=2)
+    speech, _ = stack.init_with_output(jax.random.key(0), x, mask)
+    found = {}
+    for normalize in (True, False):
+        module = refiner("lconv", layers=1, normalize=normalize)
+        variables = nn.unbox(module.init(jax.random.key(1), x, mask))
+        variables["params"]["output"]["kernel"] *= 1.5
+        found[normalize] = np.mean(np.square(module.apply(variables, x, mask)), axis=-1)
+    np.testing.assert_allclose(found[True], np.mean(np.square(speech), axis=-1), rtol=1e-3)
+    assert np.mean(found[False]) > 1.5
