@@ -107,7 +107,7 @@ def _read(arguments: argparse.Namespace) -> None:
     from maestro_jax.data.processes import Processes
 
     root = data_root(arguments.data_dir)
-    done, failed = [], []
+    done, failed = [], {}
     with Processes(arguments.workers) as processes:
         for config in configs:
             if arguments.overwrite:
@@ -116,19 +116,19 @@ def _read(arguments: argparse.Namespace) -> None:
                 made = prepare(
                     corpus, source, config, root, processes=processes, strict=arguments.strict
                 )
-            except NothingUsableError:
+            except NothingUsableError as error:
                 # One empty language must not keep the others from being prepared.
                 if len(configs) == 1:
                     raise
-                failed.append(config)
+                failed[config] = str(error)
                 continue
             done.append(made)
     if done:
         print(_closing_table(corpus.name, done))
     if failed:
         raise UserError(
-            f"nothing could be used of {', '.join(failed)}; name what you want with --languages, "
-            f"or look into the .json files below {root / corpus.name}."
+            f"nothing could be used of {', '.join(failed)}; name what you want with --languages. "
+            + " ".join(failed.values())
         )
 
 

@@ -126,6 +126,9 @@ def _flac(path: Path, piece: Piece) -> Decoded | None:
             found = miniaudio.flac_read_f32(piece.content)
     except miniaudio.MiniaudioError:
         return None
+    if not len(found.samples):
+        # libsndfile tells why.
+        return None
     samples = np.frombuffer(found.samples, np.float32).reshape(-1, found.nchannels)
     return Decoded(samples, found.sample_rate, "PCM_16", piece.frames or 0)
 

@@ -63,9 +63,12 @@ def decode(source: str | IO[bytes] | bytes) -> _Decoded:
         float32 `[samples, channels]`, samples a second, and what is wrong with it.
 
     Raises:
-        ValueError: There is no audio, or none of it can be decoded.
+        ValueError: There is no audio, none of it can be decoded, or PyAV is not installed.
     """
-    import av
+    try:
+        import av
+    except ImportError as error:
+        raise ValueError("PyAV is not installed") from error
 
     av.logging.set_level(av.logging.PANIC)
     opened: Any = io.BytesIO(source) if isinstance(source, bytes) else source

@@ -46,7 +46,11 @@ def examine(file: IO[bytes]) -> Layout:
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
-    magic, _, form = struct.unpack("<4sI4s", file.read(12).ljust(12, b"\0"))
+    magic, riff, form = struct.unpack("<4sI4s", file.read(12).ljust(12, b"\0"))
+    if form == b"AVI ":
+        return Layout(
+            "avi", (Piece(None, riff + _CHUNK, size) if riff + _CHUNK > size else Piece(),)
+        )
     if form != b"WAVE":
         return Layout("")
     order = ">" if magic == b"RIFX" else "<"
@@ -122,12 +126,15 @@ def _mended(fmt: _Format, header: bytes, order: str) -> tuple[bytes, tuple[Findi
         found.append(
             f"{fmt.channels} channels of {fmt.bits} bits but {fmt.block} bytes for a sample of all"
         )
-        if is_certain and fmt.block:
+        # Either number may be the wrong one: samples of 8 bits are rarer than of more.
+        choices = [(fmt.block // width, fmt.bits)] if fmt.block % width == 0 else []
+        if fmt.block % fmt.channels == 0:
+            choices.append((fmt.channels, 8 * fmt.block // fmt.channels))
+        if is_certain and fmt.block and choices:
+            channels, bits = max(choices, key=lambda choice: choice[1])
             mended = bytearray(header)
-            if fmt.block % width == 0:
-                struct.pack_into(f"{order}H", mended, 2, fmt.block // width)
-            elif fmt.block % fmt.channels == 0:
-                struct.pack_into(f"{order}H", mended, 14, 8 * fmt.block // fmt.channels)
+            struct.pack_into(f"{order}H", mended, 2, channels)
+            struct.pack_into(f"{order}H", mended, 14, bits)
             header = bytes(mended)
     return header, tuple(Finding("header mismatch", f"its header states {one}") for one in found)
 

@@ -29,7 +29,7 @@ from maestro_jax.data.corpora.parts import (
     record_features,
     write_part,
 )
-from maestro_jax.data.corpora.problems import KEPT, Problems
+from maestro_jax.data.corpora.problems import EXPECTED, KEPT, Problems
 from maestro_jax.data.corpora.utterance import Utterance
 from maestro_jax.data.invisible_characters import without_invisible, without_surrogates
 from maestro_jax.data.lengths import TEXTS_ONLY, lengths_file, save_lengths
@@ -141,12 +141,19 @@ def prepare(
         leftover.unlink()
     shutil.rmtree(working / TEXTS_ONLY, ignore_errors=True)
 
+    def complete(path: Path, utterances: tuple[Utterance, ...]) -> Account | None:
+        account = account_of(path, utterances)
+        # What was wrong the last time may have been mended since.
+        if strict and account and any(one.kind not in EXPECTED for one in account.problems):
+            return None
+        return account
+
     listed: collections.Counter[str] = collections.Counter()
     remaining = 0
     for path, utterances in _parts(
         _usable(corpus, source, config, Problems(strict), listed), working, part_utterances
     ):
-        remaining += 0 if account_of(path, utterances) else len(utterances)
+        remaining += 0 if complete(path, utterances) else len(utterances)
 
     problems = Problems(strict)
     accounts: dict[Path, Account] = {}
@@ -156,7 +163,7 @@ def prepare(
     def unfinished() -> Iterator[tuple[Path, tuple[Utterance, ...]]]:
         usable = _usable(corpus, source, config, problems, collections.Counter())
         for path, utterances in _parts(usable, working, part_utterances):
-            account = account_of(path, utterances)
+            account = complete(path, utterances)
             # A place in the order of the corpus, also for what is not written yet.
             accounts[path] = account or Account("", 0, 0, 0)
             if account is None:
@@ -172,6 +179,15 @@ def prepare(
                 Problems(strict).extend(account.problems)
     for account in accounts.values():
         problems.extend(account.problems)
+    if not any(account.utterances for account in accounts.values()):
+        # Once what was wrong is mended, the audio has to be read again.
+        for path in accounts:
+            _remove(path)
+        (working / PROBLEMS).write_text(problems.table(), encoding="utf-8")
+        raise NothingUsableError(
+            f"nothing of {corpus.name}/{config} could be used: {problems.summary()}. Every problem "
+            f"is in {working / PROBLEMS}."
+        )
 
     _finish(corpus, working, accounts)
     summary = _summarise(corpus, source, config, working, listed, accounts, problems)
@@ -259,11 +275,6 @@ def _finish(corpus: Corpus, working: Path, accounts: dict[Path, Account]) -> Non
     for path, account in accounts.items():
         if account.utterances:
             by_split.setdefault(path.name.split("-")[1], []).append((path, account))
-    if not by_split:
-        raise NothingUsableError(
-            f"nothing of {corpus.name} could be used; {len(accounts)} parts are in {working}, and "
-            "the problems in the .json files there."
-        )
     lengths = {
         split: np.concatenate([np.load(path.with_name(path.name + LENGTHS)) for path, _ in parts])
         for split, parts in by_split.items()
@@ -279,8 +290,13 @@ def _finish(corpus: Corpus, working: Path, accounts: dict[Path, Account]) -> Non
         _data_set(corpus, working / TEXTS_ONLY, with_texts, only_texts, TEXTS, "text_bytes")
     _data_set(corpus, working, by_split, lengths, SUFFIX, "num_bytes")
     for path in accounts:
-        for ending in (*ENDINGS, TEXTS):
-            path.with_name(path.name + ending).unlink(missing_ok=True)
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove the files of a part."""
+    for ending in (*ENDINGS, TEXTS):
+        path.with_name(path.name + ending).unlink(missing_ok=True)
 
 
 def _data_set(

@@ -106,6 +106,16 @@ class Problems:
         kinds = collections.Counter(p.kind for p in self.found if p.split == split)
         return dict(kinds.most_common())
 
+    def summary(self) -> str:
+        """How many of each kind there are in all splits, and the first of the most frequent."""
+        kinds = collections.Counter(problem.kind for problem in self.found).most_common()
+        if not kinds:
+            return "no utterance is listed"
+        counts = ", ".join(f"{count} {kind}" for kind, count in kinds)
+        first = next(problem for problem in self.found if problem.kind == kinds[0][0])
+        detail = f": {first.detail.rstrip('.')}" if first.detail else ""
+        return f"{counts}; the first {first.kind} is {first.item}{detail}"
+
     def table(self) -> str:
         """All of them as tab-separated lines under a header."""
         lines = [Problem._fields, *self.found]

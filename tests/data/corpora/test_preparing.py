@@ -207,5 +207,6 @@ def test_what_cannot_be_a_corpus_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "train.tsv").write_text("audio\ttext\tlanguage\nx.wav\tx\ten\n")
     with pytest.raises(UserError, match="'fr' is not among the languages"):
         Manifest().configs(tmp_path, ["fr"])
-    with pytest.raises(UserError, match=r"nothing of manifest could be used"):
+    causes = r"could be used: 1 missing audio; the first missing audio is train.tsv:2: .*x.wav"
+    with pytest.raises(UserError, match=rf"nothing of manifest/en {causes}\. Every problem is"):
         prepared(Manifest(), tmp_path, "en", tmp_path / "data")

@@ -1,0 +1,137 @@
+"""Ogg files of several streams, cut, damaged, or with time stamps that do not fit."""
+
+from __future__ import annotations
+
+import io
+import struct
+
+import numpy as np
+import pytest
+import soundfile
+from clicks import clicking, clicks, coded, kinds, read
+
+from maestro_jax.data.containers import ogg
+
+SECONDS = 5
+SPEECH = clicking(SECONDS)
+CODINGS = ("OGG/VORBIS", "OGG/OPUS")
+PAGE = struct.Struct("<4sBBqIIIB")
+
+
+def pages(content: bytes) -> list[bytes]:
+    """The pages of a healthy file."""
+    found, at = [], 0
+    while at < len(content):
+        segments = content[at + 26]
+        end = at + 27 + segments + sum(content[at + 27 : at + 27 + segments])
+        found.append(content[at:end])
+        at = end
+    return found
+
+
+def checked(page: bytes) -> bytes:
+    """A page with its checksum, bit by bit as RFC 3533 defines it."""
+    page = page[:22] + bytes(4) + page[26:]
+    value = 0
+    for byte in page:
+        value ^= byte << 24
+        for _ in range(8):
+            value = (value << 1 ^ 0x04C11DB7) & 0xFFFFFFFF if value >> 31 else value << 1
+    return page[:22] + struct.pack("<I", value) + page[26:]
+
+
+@pytest.mark.parametrize("rate", [8000, 16_000, 44_100, 48_000])
+@pytest.mark.parametrize("coding", CODINGS)
+def test_whole_files_are_read_without_a_word(tmp_path, coding, rate):
+    if coding == "OGG/OPUS" and rate == 44_100:
+        pytest.skip("Opus has no such rate")
+    content = coded(clicking(SECONDS, rate), coding, rate)
+    found = read(tmp_path / "a", content)
+    assert len(found.samples) == len(SPEECH) and clicks(found.samples) == SECONDS
+    assert not found.findings and ogg.examine(content).is_seekable
+
+
+@pytest.mark.parametrize("first", CODINGS)
+@pytest.mark.parametrize("second", CODINGS)
+def test_streams_one_after_the_other(tmp_path, first, second):
+    two = np.stack([clicking(3, 48_000)] * 2, axis=1)
+    content = coded(SPEECH, first) + coded(two, second, 48_000) + coded(SPEECH[:16_000], first)
+    found = read(tmp_path / "a.ogg", content)
+    assert len(found.samples) == pytest.approx(9 * 16_000, abs=2)
+    assert clicks(found.samples) == 9 and not found.findings
+    # A span of the second stream.
+    span = read(tmp_path / "a.ogg", content, spans=[(5.0, 8.0)])
+    np.testing.assert_array_equal(span.samples, found.samples[80_000:128_000])
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+def test_a_cut_file_is_told(tmp_path, coding):
+    content = coded(SPEECH, coding)
+    for share in (0.5, 0.8):
+        found = read(tmp_path / "a.ogg", content[: round(len(content) * share)])
+        # Up to the last packet that is whole: those of headers are no audio.
+        assert share * SECONDS - 1 < len(found.samples) / 16_000 < share * SECONDS + 0.2
+        assert kinds(found) == ["cut short"]
+    found = read(tmp_path / "a.ogg", content[:-1])
+    assert len(found.samples) > len(SPEECH) - 1600 and clicks(found.samples) == SECONDS
+    assert kinds(found) == ["cut short"]
+    found = read(tmp_path / "a.ogg", b"".join(pages(content)[:-1]))
+    assert kinds(found) == ["cut short"]
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+def test_damage_loses_pages_and_not_what_follows(tmp_path, coding):
+    content = bytearray(coded(SPEECH, coding))
+    middle = len(content) // 2
+    content[middle : middle + 50] = bytes(50)
+    found = read(tmp_path / "a.ogg", bytes(content))
+    assert kinds(found) == ["damaged audio"]
+    assert SECONDS - 2 <= clicks(found.samples) < SECONDS
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+def test_bytes_between_pages_are_passed_over(tmp_path, coding):
+    content = b"OggS and junk".join(pages(coded(SPEECH, coding)))
+    found = read(tmp_path / "a.ogg", b"ID3" + bytes(7) + content)
+    assert len(found.samples) == len(SPEECH) and not found.findings
+
+
+@pytest.mark.parametrize(
+    "stamps",
+    [
+        lambda number, granule: granule + 30_000 * (number > 3),
+        lambda number, granule: granule + number * 97,
+        lambda number, granule: granule - number * 97,
+        lambda number, granule: granule + 96_000,
+        lambda number, granule: granule + number * 7919 % 331 - 160,
+    ],
+)
+def test_time_stamps_of_opus_with_gaps(tmp_path, stamps):
+    """As recordings of browsers have them that were put into Ogg."""
+    whole = coded(SPEECH, "OGG/OPUS")
+    changed = []
+    for number, page in enumerate(pages(whole)):
+        head = list(PAGE.unpack_from(page))
+        if number > 1:
+            head[3] = stamps(number, head[3])
+        changed.append(checked(PAGE.pack(*head) + page[PAGE.size :]))
+    content = b"".join(changed)
+    found = read(tmp_path / "a.ogg", content)
+    # What libsndfile makes of the file before, within the samples to drop at its end.
+    expected, _ = soundfile.read(io.BytesIO(whole), dtype="float32")
+    length = min(len(found.samples), len(expected))
+    assert len(found.samples) == pytest.approx(len(expected), abs=330)
+    np.testing.assert_allclose(found.samples[:length], expected[:length], atol=1e-5)
+    assert not found.findings
+    span = read(tmp_path / "a.ogg", content, spans=[(1.0, 3.5)])
+    np.testing.assert_array_equal(span.samples, found.samples[16_000:56_000])
+
+
+def test_one_of_two_streams_side_by_side_is_read(tmp_path):
+    one, other = (pages(coded(SPEECH, coding)) for coding in CODINGS)
+    together = [one[0], other[0]]
+    for left, right in zip(one[1:], other[1:], strict=False):
+        together += [left, right]
+    rest = one[len(other) :] + other[len(one) :]
+    found = read(tmp_path / "a.ogg", b"".join(together + rest))
+    assert len(found.samples) == len(SPEECH) and kinds(found) == ["several tracks"]
