@@ -9,6 +9,7 @@ normaliser that guesses it would score the guess.
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 
@@ -47,6 +48,16 @@ _NOT_SPOKEN = regex.compile(
 )
 
 
+_MARK = regex.compile(_MARKS)
+
+
+def _spoken(text: str) -> str:
+    return _NOT_SPOKEN.sub(lambda match: " " if match["gap"] else "", text)
+
+
+_spoken_character = functools.cache(_spoken)
+
+
 def base_language(language: str) -> str:
     """The language of a code with or without a region: ``sv-SE`` and ``sv_SE`` are ``sv``."""
     return re.split(r"[-_]", language.strip().lower(), maxsplit=1)[0]
@@ -80,7 +91,8 @@ def normalize(text: str, language: str) -> str:
     text = text.lower().replace("i\u0307", "i")
     if language == "ca":
         text = _CATALAN_DOT.sub(_CATALAN_PLACEHOLDER, text)
-    text = _NOT_SPOKEN.sub(lambda match: " " if match["gap"] else "", text)
+    # Most texts have no marks, so that each of their characters stands for itself.
+    text = _spoken(text) if _MARK.search(text) else "".join(map(_spoken_character, text))
     text = text.replace(_CATALAN_PLACEHOLDER, "\u00b7")
     text = re.sub("'+", "'", text)
     words = (word.strip("'") for word in text.split())

@@ -100,7 +100,7 @@ def _read(arguments: argparse.Namespace) -> None:
     source = Path(arguments.source_dir).expanduser()
     if not source.is_dir():
         raise UserError(f"there is no directory {source}; say where {corpus.title} lies.")
-    wanted = [name for name in (arguments.languages or "").split(",") if name]
+    wanted = options.names(arguments.languages or "")
     configs = corpus.configs(source, wanted)
     environment.prepare_process()
     from maestro_jax.data.data_dir import data_root

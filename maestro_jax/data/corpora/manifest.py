@@ -66,18 +66,22 @@ class Manifest(Corpus):
 
     def configs(self, source: Path, languages: Sequence[str] = ()) -> list[str]:
         """The languages of the lines; see `Corpus`."""
-        found: dict[str, str] = {}
+        found: set[str] = set()
+        problems = Problems()
         place = ""
-        for place, _, fields in self._lines(source):
+        for place, fields in self._lines(source, problems):
             if language := _language(fields):
-                found.setdefault(language, place)
-        if not found and place:
+                found.add(language)
+        if not place:
+            first = next((f" ({p.item}: {p.kind}, {p.detail})" for p in problems.found), "")
+            raise UserError(f"no line of the manifests in {source} can be read{first}.")
+        if not found:
             return [_said_language(languages, place)]
         return choose_languages(sorted(found), languages, source)
 
     def utterances(self, source: Path, config: str, problems: Problems) -> Iterator[Utterance]:
         """The lines of a language, or all of them where none says its language; see `Corpus`."""
-        silent = not any(_language(fields) for _, _, fields in self._lines(source))
+        silent = not any(_language(fields) for _, fields in self._lines(source, Problems()))
         for path, split in self._files(source):
             for place, fields in _lines(path, split, problems):
                 language = config if silent else _language(fields)
@@ -98,11 +102,10 @@ class Manifest(Corpus):
                     continue
                 yield utterance
 
-    def _lines(self, source: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
-        """Place, split and fields of the lines of all manifests, whose problems are told later."""
+    def _lines(self, source: Path, problems: Problems) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Place and fields of the lines of all manifests."""
         for path, split in self._files(source):
-            for place, fields in _lines(path, split, Problems()):
-                yield place, split, fields
+            yield from _lines(path, split, problems)
 
     def _files(self, source: Path) -> list[tuple[Path, str]]:
         found = [

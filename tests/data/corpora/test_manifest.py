@@ -136,6 +136,15 @@ def test_a_line_without_anything_is_an_entry(tmp_path: Path) -> None:
     ]
 
 
+def test_a_file_without_a_line_is_told_with_its_first_problem(tmp_path: Path) -> None:
+    write_lines(tmp_path / "train.json", ['[{"text": "Ja.", "language": "de"}]'])
+    with pytest.raises(UserError, match=r"can be read \(train.json:1: bad row, no JSON object"):
+        Manifest().configs(tmp_path)
+    write_lines(tmp_path / "train.json", [])
+    with pytest.raises(UserError, match=r"no line of the manifests in \S+ can be read\."):
+        Manifest().configs(tmp_path)
+
+
 def test_half_a_character_is_left_out_and_told(tmp_path: Path) -> None:
     fields = {
         "text": "Halb \ud83d da.",
