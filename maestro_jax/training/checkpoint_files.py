@@ -12,10 +12,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from etils import epath
+
+from maestro_jax.errors import UserError
 
 FILES = "files.json"
 """In the directory of a step: from the name of each file to its bytes and their digest."""
@@ -73,6 +75,47 @@ def damage(step_directory: epath.PathLike) -> str | None:
         if digest and _digest(directory / name) != digest:
             return f"{name} has other bytes than were written"
     return None
+
+
+def newest_whole(
+    directory: epath.PathLike, steps: Iterable[int]
+) -> tuple[int | None, dict[int, str]]:
+    """The newest checkpoint that is whole.
+
+    Args:
+        directory: Of the checkpoints, each of which is called by its step.
+        steps: Of those to choose from.
+
+    Returns:
+        Its step, None if none is whole; and what is wrong with each newer one.
+    """
+    damaged: dict[int, str] = {}
+    for step in sorted(steps, reverse=True):
+        reason = damage(epath.Path(directory) / str(step))
+        if reason is None:
+            return step, damaged
+        damaged[step] = reason
+    return None, damaged
+
+
+def check_whole(step_directory: epath.Path) -> None:
+    """Refuse a damaged checkpoint: what is read is called by its step, and another is another.
+
+    Raises:
+        UserError: It is damaged; the message names the newest one before it that is not.
+    """
+    reason = damage(step_directory)
+    if reason is None:
+        return
+    parent, older = step_directory.parent, []
+    if step_directory.name.isdecimal():
+        names = [path.name for path in parent.iterdir() if path.name.isdecimal()]
+        older = [int(name) for name in names if int(name) < int(step_directory.name)]
+    step, _ = newest_whole(parent, older)
+    remedy = "copy it again from where it is whole"
+    if step is not None:
+        remedy = f"use {parent / str(step)}, the newest before it that is whole, or {remedy}"
+    raise UserError(f"The checkpoint {step_directory} is damaged ({reason}); {remedy}.")
 
 
 def _files(directory: epath.Path) -> Iterator[epath.Path]:

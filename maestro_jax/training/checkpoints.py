@@ -22,7 +22,7 @@ from orbax.checkpoint import checkpoint_managers
 from maestro_jax.errors import UserError
 from maestro_jax.modules import held_durations
 from maestro_jax.training import checkpoint_files, parameter_groups, parameter_trees, partial_init
-from maestro_jax.training.checkpoint_files import RECORD, STATE
+from maestro_jax.training.checkpoint_files import RECORD, STATE, check_whole
 from maestro_jax.training.partial_init import PartialRestoreReport
 from maestro_jax.training.state import TrainState
 
@@ -177,18 +177,15 @@ class Checkpoints:
         Returns:
             The step, and what is wrong with each newer one (known to the first process alone).
         """
+        chosen: int | None = None
         damaged: dict[int, str] = {}
-        chosen = -1
         if jax.process_index() == 0:
-            for step in reversed(steps):
-                reason = checkpoint_files.damage(self.directory / str(step))
-                if reason is None:
-                    chosen = step
-                    break
-                damaged[step] = reason
+            chosen, damaged = checkpoint_files.newest_whole(self.directory, steps)
         if jax.process_count() > 1:
-            chosen = int(multihost_utils.broadcast_one_to_all(np.int32(chosen)))
-        if chosen < 0:
+            sent = np.int32(-1 if chosen is None else chosen)
+            step = int(multihost_utils.broadcast_one_to_all(sent))
+            chosen = None if step < 0 else step
+        if chosen is None:
             reason = damaged.get(steps[-1], "see the log of the first process")
             raise UserError(
                 f"No checkpoint is whole: {self.directory / str(steps[-1])} ({reason})"
@@ -254,7 +251,7 @@ def restore_params(
         UserError: The directory holds no checkpoint, or not these parameters, or a damaged one.
     """
     step_directory = find_checkpoint(directory)
-    _check_whole(step_directory)
+    check_whole(step_directory)
     saved = _saved_parameters(step_directory, which)
     if abstract_params is None:
         tree: dict[str, Any] = {}
@@ -300,7 +297,7 @@ def partial_restore(
             pattern matches nothing.
     """
     step_directory = find_checkpoint(directory)
-    _check_whole(step_directory)
+    check_whole(step_directory)
     saved = _saved_parameters(step_directory, which)
     paths = {parameter_trees.parameter_name(path): path for path in saved}
     wanted = dict(parameter_trees.named_leaves(params))
@@ -352,12 +349,18 @@ def saved_shapes(directory: epath.PathLike, which: Which = "ema") -> dict[str, t
 
 
 def saved_record(step_directory: epath.PathLike) -> dict[str, Any]:
-    """The JSON record of one checkpoint (see `Checkpoints.save`); empty where it has none."""
-    path = epath.Path(step_directory) / "data"
+    """The JSON record of one checkpoint (see `Checkpoints.save`); empty where it has none.
+
+    Raises:
+        UserError: The checkpoint is damaged.
+    """
+    step_directory = epath.Path(step_directory)
+    path = step_directory / RECORD
     if not path.is_dir():
         return {}
-    with _quiet_orbax(), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-        return dict(checkpointer.restore(path))
+    with _naming_damage(step_directory), _quiet_orbax():
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+            return dict(checkpointer.restore(path))
 
 
 def find_checkpoint(directory: epath.PathLike) -> epath.Path:
@@ -383,24 +386,14 @@ def find_checkpoint(directory: epath.PathLike) -> epath.Path:
     )
 
 
-def _check_whole(step_directory: epath.Path) -> None:
-    """Refuse a damaged checkpoint: what is read is said by its step, and another one is another.
-
-    Raises:
-        UserError: It is damaged; the message names the newest one before it that is not.
-    """
-    reason = checkpoint_files.damage(step_directory)
-    if reason is None:
-        return
-    parent, name = step_directory.parent, step_directory.name
-    steps = ocp.utils.checkpoint_steps(parent) if name.isdecimal() else []
-    older = sorted((step for step in steps if step < int(name)), reverse=True)
-    whole = (step for step in older if checkpoint_files.damage(parent / str(step)) is None)
-    step = next(whole, None)
-    remedy = "copy it again from where it is whole"
-    if step is not None:
-        remedy = f"use {parent / str(step)}, the newest before it that is whole, or {remedy}"
-    raise UserError(f"The checkpoint {step_directory} is damaged ({reason}); {remedy}.")
+@contextlib.contextmanager
+def _naming_damage(step_directory: epath.Path) -> Iterator[None]:
+    """Turns what reading a part of a damaged checkpoint raises into one line that names it."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError, KeyError):
+        check_whole(step_directory)
+        raise
 
 
 @contextlib.contextmanager
@@ -416,12 +409,8 @@ def _quiet_orbax() -> Iterator[None]:
 
 
 def _metadata(step_directory: epath.Path) -> Any:
-    try:
-        with _quiet_orbax():
-            return ocp.PyTreeCheckpointHandler().metadata(step_directory / STATE).tree
-    except (ValueError, OSError, KeyError):
-        _check_whole(step_directory)
-        raise
+    with _naming_damage(step_directory), _quiet_orbax():
+        return ocp.PyTreeCheckpointHandler().metadata(step_directory / STATE).tree
 
 
 def _flat(tree: Any) -> dict[tuple[str, ...], Any]:

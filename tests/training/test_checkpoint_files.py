@@ -20,6 +20,7 @@ from maestro_jax.training.checkpoints import (
     Checkpoints,
     partial_restore,
     restore_params,
+    saved_record,
     saved_shapes,
 )
 from maestro_jax.training.loop import train
@@ -151,6 +152,9 @@ def test_readers_name_the_checkpoint_and_the_one_before(copied: Path) -> None:
     (newest / "state" / "_METADATA").unlink()
     with pytest.raises(UserError, match=r"is damaged \(state/_METADATA is missing"):
         saved_shapes(copied)
+    (newest / "data" / "metadata").write_bytes(b"")
+    with pytest.raises(UserError, match="5 is damaged"):
+        saved_record(newest)
     shutil.rmtree(older)
     with pytest.raises(UserError, match=r"5 is damaged .*; copy it again from where it is whole"):
         restore_params(copied)

@@ -68,15 +68,16 @@ class Manifest(Corpus):
         """The languages of the lines; see `Corpus`."""
         found: set[str] = set()
         problems = Problems()
-        place = ""
+        last = ""
         for place, fields in self._lines(source, problems):
+            last = place
             if language := _language(fields):
                 found.add(language)
-        if not place:
+        if not last:
             first = next((f" ({p.item}: {p.kind}, {p.detail})" for p in problems.found), "")
             raise UserError(f"no line of the manifests in {source} can be read{first}.")
         if not found:
-            return [_said_language(languages, place)]
+            return [_said_language(languages, last)]
         return choose_languages(sorted(found), languages, source)
 
     def utterances(self, source: Path, config: str, problems: Problems) -> Iterator[Utterance]:
