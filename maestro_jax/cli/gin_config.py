@@ -16,7 +16,7 @@ import pathlib
 import pkgutil
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import gin
 
@@ -27,6 +27,7 @@ from maestro_jax.errors import UserError, near_misses
 if TYPE_CHECKING:
     from maestro_jax.training.run import TrainRun
 
+T = TypeVar("T")
 _NOT_GIN_NAMES = {"true": "True", "false": "False", "none": "None", "null": "None"}
 
 
@@ -139,6 +140,15 @@ def parse_and_build(
     """`parse`, then `build_run`."""
     parse(gin_files, bindings)
     return build_run()
+
+
+def configured(cls: type[T]) -> type[T]:
+    """A class with the values that the parsed gin files give its arguments; as it is, without."""
+    try:
+        bound = gin.get_bindings(cls, resolve_references=False)
+    except ValueError:  # No file has ever named the class.
+        return cls
+    return gin.get_configurable(cls) if bound else cls
 
 
 def macros(gin_files: Sequence[str]) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from typing import TYPE_CHECKING
 
 from maestro_jax.cli import options
@@ -22,7 +23,6 @@ def add_search(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--beam_size",
         type=options.positive,
-        default=1,
         metavar="N",
         help="hypotheses that the search keeps; 1, the default, is the greedy search",
     )
@@ -60,66 +60,77 @@ def add_search(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--length_bonus",
         type=float,
-        default=0.0,
         metavar="NATS",
         help="added for each token, against the shortness that a language model likes",
     )
     parser.add_argument(
+        "--ilm_weight",
+        type=float,
+        metavar="W",
+        help="how much the internal language model of a transducer counts, which is subtracted; "
+        "0 by default",
+    )
+    parser.add_argument(
+        "--ilm_encoder",
+        metavar="NAME",
+        help="what the internal language model has in the encoder's place: zero, the default, or "
+        "the mean of the utterance",
+    )
+    parser.add_argument(
         "--length_alpha",
         type=float,
-        default=0.6,
         metavar="A",
         help="with an attention decoder: scores are divided by ((5 + tokens) / 6) ** A; "
-        "default: %(default)s",
+        "0.6 by default",
     )
 
 
 def search_config(arguments: argparse.Namespace) -> SearchConfig:
-    """The options as the transcriber takes them.
+    """The options as the transcriber takes them, over the values that gin files give.
+
+    Gin files must have been parsed: `SearchConfig.ilm_weight = 0.2` in one of them, or in the
+    `config.gin` of the model, is a default of these options.
 
     Raises:
-        UserError: A weight without a text, or a negative one.
+        UserError: An option without the one that it belongs to, or a value out of its range.
     """
     import math
     import pathlib
 
+    from maestro_jax.cli import gin_config
+    from maestro_jax.decoding.fusion import INTERNAL_ENCODERS
     from maestro_jax.decoding.speech import DECODERS
     from maestro_jax.evaluation.search_config import SearchConfig
 
-    weight = arguments.lm_weight
-    files = {"--lm_text": arguments.lm_text, "--lm_arpa": arguments.lm_arpa}
-    given = {option: file for option, file in files.items() if file is not None}
-    if len(given) > 1:
+    names = [field.name for field in dataclasses.fields(SearchConfig)]
+    chosen = {name: getattr(arguments, name) for name in names}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    if len({"lm_text", "lm_arpa"} & chosen.keys()) > 1:
         raise UserError("--lm_text and --lm_arpa are two language models: give one of them")
-    if weight is not None and not given:
+    config = gin_config.configured(SearchConfig)(**chosen)
+    files = {"--lm_text": config.lm_text, "--lm_arpa": config.lm_arpa}
+    given = {option: file for option, file in files.items() if file is not None}
+    if "lm_weight" in chosen and not given:
         raise UserError(
             "--lm_weight weighs the model of --lm_text FILE or --lm_arpa FILE: name the file"
         )
-    made = {"lm_order": arguments.lm_order, "lm_prune": arguments.lm_prune}
-    made = {name: value for name, value in made.items() if value is not None}
-    if made and arguments.lm_text is None:
+    made = {"lm_order", "lm_prune"} & chosen.keys()
+    if made and config.lm_text is None:
         raise UserError(f"--{min(made)} is for the model that --lm_text FILE makes: name the file")
-    if weight is not None and not 0 <= weight < math.inf:
-        raise UserError(f"--lm_weight must not be negative, and is {weight}")
-    if not math.isfinite(arguments.length_bonus):
-        raise UserError(f"--length_bonus must be a number, and is {arguments.length_bonus}")
+    for name in ("lm_weight", "length_alpha", "ilm_weight"):
+        value = getattr(config, name)
+        if not 0 <= value < math.inf:
+            raise UserError(f"--{name} must not be negative, and is {value}")
+    if not math.isfinite(config.length_bonus):
+        raise UserError(f"--length_bonus must be a number, and is {config.length_bonus}")
     for option, file in given.items():
         if not pathlib.Path(file).is_file():
             raise UserError(f"there is no file {file} for {option}")
-    if not 0 <= arguments.length_alpha < math.inf:
-        raise UserError(f"--length_alpha must not be negative, and is {arguments.length_alpha}")
-    if arguments.decoder is not None and arguments.decoder not in DECODERS:
-        raise UserError(
-            f"unknown --decoder {arguments.decoder!r}; choose one of {', '.join(DECODERS)}."
-            f"{near_misses(arguments.decoder, DECODERS)}"
-        )
-    chosen = made | ({} if weight is None else {"lm_weight": weight})
-    return SearchConfig(
-        beam_size=arguments.beam_size,
-        lm_text=arguments.lm_text,
-        lm_arpa=arguments.lm_arpa,
-        length_bonus=arguments.length_bonus,
-        decoder=arguments.decoder,
-        length_alpha=arguments.length_alpha,
-        **chosen,
-    )
+    for name, choices in (("decoder", DECODERS), ("ilm_encoder", INTERNAL_ENCODERS)):
+        value = getattr(config, name)
+        if value is not None and value not in choices:
+            raise UserError(
+                f"unknown --{name} {value!r}; choose one of {', '.join(choices)}."
+                f"{near_misses(value, choices)}"
+            )
+    return config

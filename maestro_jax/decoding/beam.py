@@ -114,18 +114,22 @@ def beam_decode(
         The hypotheses, `[batch, beam_size, ...]`, in the order of their fused scores.
 
     Raises:
-        ValueError: If a number is below 1, the shapes do not belong together, or an internal
-            language model shall be subtracted without `hat`.
+        ValueError: If a number is below 1, or the shapes do not belong together.
     """
     check_arguments(encoded, frame_lengths, max_labels, max_symbols_per_frame)
     if beam_size < 1:
         raise ValueError(f"beam_size must be at least 1, not {beam_size}")
     fusion = fusion or Fusion()
-    if fusion.internal_weight and not hat:
-        raise ValueError("only a model with hat=True has an internal language model to subtract")
     lm = fusion.lm if fusion.weight else None
     batch, frames, _ = encoded.shape
     frame_lengths = jnp.minimum(frame_lengths, frames)[:, None]
+    # What the internal language model has in the place of every frame.
+    no_speech = jnp.zeros_like(encoded[:, :1])
+    if fusion.internal_encoder == "mean":
+        heard = (jnp.arange(frames) < frame_lengths)[..., None]
+        total = jnp.sum(jnp.where(heard, encoded.astype(jnp.float32), 0.0), axis=1, keepdims=True)
+        no_speech = total / jnp.maximum(frame_lengths, 1)[..., None]
+    no_speech = jnp.repeat(no_speech.astype(encoded.dtype), beam_size, axis=1)
     slots = jnp.arange(max_labels)
 
     def rows(tree: Any) -> Any:
@@ -157,7 +161,7 @@ def beam_decode(
         added = beam.context.guide if lm is not None else jnp.zeros(())
         added = added + fusion.length_bonus
         if fusion.internal_weight:
-            silent = joint(jnp.zeros_like(encoded_frames), rows(beam.context.outputs))
+            silent = joint(rows(no_speech), rows(beam.context.outputs))
             internal = jax.nn.log_softmax(jnp.where(is_blank, NEG, silent.astype(jnp.float32)))
             added = added - fusion.internal_weight * beams(internal)
         added = jnp.broadcast_to(added, scores.shape)

@@ -15,8 +15,11 @@ of a hypothesis:
     fused score = score + weight * (log P_lm(labels) + log P_lm(end | labels))
                   - internal_weight * log P_internal(labels) + length_bonus * number of labels
 
-``P_internal`` is the label softmax of the joint network without an acoustic input, which only a
-hybrid autoregressive transducer defines (Variani et al. 2020, arXiv 2003.07705, section 3.2).
+``P_internal``, the internal language model, is the softmax over the labels alone of the joint
+network with something in the place of the encoder: nothing, so that its term in the joint network
+is 0 (Variani et al. 2020, arXiv 2003.07705, section 3.2, for the hybrid autoregressive transducer;
+Meng et al. 2021, arXiv 2011.01991, ILME, for any), or the mean frame of the utterance (Zeyer et al.
+2021, arXiv 2104.03006). It has no end of a text, which the transducer does not write.
 """
 
 from __future__ import annotations
@@ -27,6 +30,8 @@ from typing import Protocol
 import jax
 
 from maestro_jax.decoding.hypotheses import State
+
+INTERNAL_ENCODERS = ("zero", "mean")
 
 
 class LabelLm(Protocol):
@@ -59,21 +64,29 @@ class Fusion:
         lm: The language model; None for none.
         weight: Of its log-probabilities; not negative.
         length_bonus: Added for each label, in nats.
-        internal_weight: Of the internal language model that is subtracted; not negative, and
-            above 0 only for a model with the HAT factorisation.
+        internal_weight: Of the internal language model that is subtracted; not negative. Only the
+            transducer has one.
+        internal_encoder: What stands in the encoder's place there: `zero` or `mean`.
     """
 
     lm: LabelLm | None = None
     weight: float = 0.3
     length_bonus: float = 0.0
     internal_weight: float = 0.0
+    internal_encoder: str = "zero"
 
     def __post_init__(self) -> None:
-        """Refuses weights of the wrong sign."""
+        """Refuses weights of the wrong sign, and an unknown choice."""
         if not (self.weight >= 0 and self.internal_weight >= 0):
             raise ValueError(
                 "the weights of language models must not be negative: "
                 f"weight {self.weight}, internal_weight {self.internal_weight}"
+            )
+
+        if self.internal_encoder not in INTERNAL_ENCODERS:
+            raise ValueError(
+                f"internal_encoder is {self.internal_encoder!r}; choose one of "
+                f"{', '.join(INTERNAL_ENCODERS)}"
             )
 
     @property

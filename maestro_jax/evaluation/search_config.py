@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 
 from maestro_jax.data.vocabularies import TokenVocabulary
-from maestro_jax.decoding.fusion import Fusion, LabelLm
+from maestro_jax.decoding.fusion import INTERNAL_ENCODERS, Fusion, LabelLm
 from maestro_jax.decoding.ngram import NgramLm
 from maestro_jax.decoding.speech import DECODERS
 from maestro_jax.errors import UserError, near_misses
@@ -31,6 +31,9 @@ class SearchConfig:
         lm_order: Tokens of the longest n-gram of a model of `lm_text`.
         lm_prune: Its cut-offs, by length of n-grams; see `kneser_ney.estimate`.
         length_bonus: Added for each token, in nats.
+        ilm_weight: Of the transducer's internal language model, which is subtracted.
+        ilm_encoder: What stands in the encoder's place in it: `zero` or `mean`; see
+            `decoding.fusion`.
         decoder: `transducer`, `ctc` or `attention`; None for the one that the model was trained
             with.
         length_alpha: Exponent of the attention decoder's length normalisation; 0 for none.
@@ -43,6 +46,8 @@ class SearchConfig:
     lm_order: int = 4
     lm_prune: tuple[int, ...] = ()
     length_bonus: float = 0.0
+    ilm_weight: float = 0.0
+    ilm_encoder: str = "zero"
     decoder: str | None = None
     length_alpha: float = 0.6
 
@@ -77,14 +82,15 @@ class SearchConfig:
             return None
         return device_model(model, vocabulary, vocab_size)
 
-    def fusion(self, lm: LabelLm | WordLm | None) -> Fusion | None:
+    def fusion(self, lm: LabelLm | WordLm | None, decoder: str = "transducer") -> Fusion | None:
         """What the search adds to the scores; None if that is nothing.
 
         Args:
             lm: The language model. One over words has no part in the search.
+            decoder: What is searched; only the transducer has an internal language model.
 
         Raises:
-            UserError: A number is out of its range.
+            UserError: A number is out of its range, or a choice unknown or impossible.
         """
         if self.beam_size < 1:
             raise UserError(f"the beam size must be at least 1, not {self.beam_size}")
@@ -92,9 +98,28 @@ class SearchConfig:
             raise UserError(f"the language model's weight must not be negative: {self.lm_weight}")
         if not 0 <= self.length_alpha < math.inf:
             raise UserError(f"length_alpha must not be negative, and is {self.length_alpha}")
-        if lm is None or isinstance(lm, WordLm):
-            return Fusion(length_bonus=self.length_bonus) if self.length_bonus else None
-        return Fusion(lm=lm, weight=self.lm_weight, length_bonus=self.length_bonus)
+        if not 0 <= self.ilm_weight < math.inf:
+            raise UserError(f"--ilm_weight must not be negative, and is {self.ilm_weight}")
+        if self.ilm_encoder not in INTERNAL_ENCODERS:
+            raise UserError(
+                f"unknown --ilm_encoder {self.ilm_encoder!r}; choose one of "
+                f"{', '.join(INTERNAL_ENCODERS)}.{near_misses(self.ilm_encoder, INTERNAL_ENCODERS)}"
+            )
+        if self.ilm_weight and decoder != "transducer":
+            raise UserError(
+                f"--ilm_weight subtracts the internal language model of a transducer, and the "
+                f"{decoder} decoder has none: leave it out, or choose --decoder transducer"
+            )
+        in_search = None if isinstance(lm, WordLm) else lm
+        if in_search is None and not self.length_bonus and not self.ilm_weight:
+            return None
+        return Fusion(
+            lm=in_search,
+            weight=self.lm_weight,
+            length_bonus=self.length_bonus,
+            internal_weight=self.ilm_weight,
+            internal_encoder=self.ilm_encoder,
+        )
 
 
 def choose_decoder(run: TrainRun, asked: str | None) -> str:

@@ -177,7 +177,7 @@ class Transcriber:
         decoder = choose_decoder(run, search.decoder)
         vocabulary = load_vocabulary(step_directory, run.model.vocab_sizes[decoder])
         lm = search.language_model(vocabulary, run.model.vocab_sizes[decoder])
-        fusion = search.fusion(lm)
+        fusion = search.fusion(lm, decoder)
         rescoring = None
         if isinstance(lm, WordLm):
             alpha = search.length_alpha if decoder == "attention" else 0.0

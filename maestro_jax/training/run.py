@@ -36,7 +36,8 @@ class TrainRun:
         log_every: Steps between two log points.
         checkpoint_every: Steps between two checkpoints.
         keep_checkpoints: The last so many checkpoints are kept.
-        ema_decay: Decay of the average of the parameters; None: no average is kept.
+        ema_decay: Decay of the average of the parameters; None: no average is kept, and alignments
+            and durations come from the trained weights.
         init_from: Directory of a checkpoint whose parameters a new run begins with, as far as name
             and shape fit.
         init_which: Whether to begin with its average (``ema``) or with its last values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 
@@ -127,6 +128,21 @@ def test_evaluation_searches_as_told(
     assert told["search"] == SearchConfig(lm_text=file, lm_order=3, lm_prune=(0, 0, 1))
     assert cli.main(["eval", "--model_dir", str(described), "--lm_arpa", file]) == 0
     assert told["search"] == SearchConfig(lm_arpa=file)
+    internal = ["--ilm_weight", "0.3", "--ilm_encoder", "mean"]
+    assert cli.main(["eval", "--model_dir", str(described), *internal]) == 0
+    assert told["search"] == SearchConfig(ilm_weight=0.3, ilm_encoder="mean")
+    # A gin file may say the same; an option is stronger.
+    search = described / "search.gin"
+    search.write_text(
+        "from __gin__ import dynamic_registration\n"
+        "from maestro_jax.evaluation import search_config\n"
+        "search_config.SearchConfig:\n  beam_size = 4\n  ilm_weight = 0.2\n"
+    )
+    configured = ["eval", "--model_dir", str(described), "--gin_file", str(search)]
+    assert cli.main([*configured, "--beam_size", "8"]) == 0
+    assert dataclasses.asdict(told["search"]) == dataclasses.asdict(
+        SearchConfig(beam_size=8, ilm_weight=0.2)
+    )
     for extra, expected in [
         (["--lm_weight", "0.5"], "--lm_text FILE"),
         (["--lm_text", "nowhere.txt"], "no file nowhere.txt for --lm_text"),
@@ -137,6 +153,8 @@ def test_evaluation_searches_as_told(
         (["--lm_prune", "0,-1"], "'0,-1' is not whole numbers"),
         (["--lm_text", str(described / "config.gin"), "--lm_weight", "-1"], "negative"),
         (["--length_bonus", "inf"], "--length_bonus must be a number"),
+        (["--ilm_weight", "-0.1"], "--ilm_weight must not be negative, and is -0.1"),
+        (["--ilm_encoder", "meen"], "unknown --ilm_encoder 'meen'; choose one of zero, mean"),
     ]:
         capsys.readouterr()
         assert cli.main(["eval", "--model_dir", str(described), *extra]) != 0

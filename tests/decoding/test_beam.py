@@ -186,11 +186,19 @@ def test_fusion_drives_a_narrow_beam(beam_size):
             np.testing.assert_allclose(found.scores[row, place], score, rtol=3e-6)
 
 
-def test_an_internal_language_model_is_subtracted():
-    """This toy's joint network adds logits of frame and label, so zero frames leave the labels'."""
+@pytest.mark.parametrize("encoder", ["zero", "mean"])
+@pytest.mark.parametrize("hat", [True, False])
+def test_an_internal_language_model_is_subtracted(hat, encoder):
+    """This toy's joint network adds logits of frame and label: without frames, it has the labels'.
+
+    HAT (Variani et al. 2020) and ILME (Meng et al. 2021) have nothing in the encoder's place, Zeyer
+    et al. 2021 the mean of its output. The blank is not among what the internal model may say.
+    """
     rng = np.random.default_rng(6)
     of_label = rng.normal(size=(5, 4)).astype(np.float32)
-    frames = rng.normal(size=(1, 3, 4)).astype(np.float32)
+    frames = rng.normal(size=(1, 4, 4)).astype(np.float32)
+    # The last frame is padding.
+    of_label_alone = of_label + (frames[0, :3].mean(axis=0) if encoder == "mean" else 0.0)
     run = functools.partial(
         beam_decode,
         lambda state, labels: (jnp.asarray(of_label)[labels], state),
@@ -200,23 +208,24 @@ def test_an_internal_language_model_is_subtracted():
         jnp.asarray([3]),
         max_labels=2,
         max_symbols_per_frame=9,
-        hat=True,
+        hat=hat,
         beam_size=14,
     )
-    plain, subtracted = jax.jit(lambda: (run(), run(fusion=Fusion(internal_weight=0.7))))()
+    fusion = Fusion(internal_weight=0.7, internal_encoder=encoder)
+    plain, subtracted = jax.jit(lambda: (run(), run(fusion=fusion)))()
     scores = {listed(plain, 0, i)[0]: float(plain.scores[0, i]) for i in range(13)}
     assert len(scores) == 13
     for place in range(13):
         tokens, _, _ = listed(subtracted, 0, place)
         np.testing.assert_allclose(subtracted.scores[0, place], scores[tokens], rtol=3e-6)
         internal = sum(
-            of_label[a, b] - np.logaddexp.reduce(of_label[a, 1:])
+            of_label_alone[a, b] - np.logaddexp.reduce(of_label_alone[a, 1:])
             for a, b in zip((0, *tokens), tokens, strict=False)
         )
         want = scores[tokens] - 0.7 * internal
         np.testing.assert_allclose(subtracted.fused_scores[0, place], want, rtol=1e-5, atol=1e-5)
-    with pytest.raises(ValueError, match="hat=True"):
-        run(fusion=Fusion(internal_weight=0.7), hat=False)
+    with pytest.raises(ValueError, match="choose one of zero, mean"):
+        Fusion(internal_encoder="none")
 
 
 @pytest.mark.parametrize(

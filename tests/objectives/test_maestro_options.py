@@ -216,3 +216,18 @@ def test_spec_augment_may_begin_later(tiny, settings, expected):
                 controls=Controls(clock=jnp.int32(clock), weights={}),
             )
     assert told == expected
+
+
+def test_without_an_average_the_trained_weights_align_and_predict_durations(tiny):
+    """The same program to the letter, as if the average were the parameters themselves."""
+    objective = MaestroPretraining(text_frames=15)
+    arguments = {"rng": tiny.step_rng(), "step": tiny.later}
+
+    def program(average):
+        def loss(params):
+            ema_params = params if average else None
+            return objective.loss(tiny.model, params, ema_params, tiny.batch(), **arguments)[0]
+
+        return str(jax.make_jaxpr(loss)(tiny.state().params))
+
+    assert program(average=True) == program(average=False)

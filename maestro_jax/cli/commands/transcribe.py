@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
-    if arguments.nbest > arguments.beam_size:
+    if arguments.nbest > (arguments.beam_size or 1):
         raise UserError(
             f"--nbest {arguments.nbest} needs a beam of as many: --beam_size {arguments.nbest}"
         )
