@@ -281,7 +281,8 @@ def test_streams_add_up_to_the_step() -> None:
     run = gin_config.parse_and_build([*files, "data/minivox_tiny.gin"], {"STEPS": "1"})
     found = run_flops(run)
     assert set(found.by_stream) == set(run.used_streams)
-    assert sum(found.by_stream.values()) == pytest.approx(found.count.model, rel=0.02)
+    # Joined, the texts of pairs have their durations predicted beside those of other texts.
+    assert sum(found.by_stream.values()) == pytest.approx(found.count.model, rel=0.03)
     # Paired speech has the losses of speech and of text: more an utterance than either.
     sizes = {name: run.streams[name].batch_size for name in run.used_streams}
     each = {name: flops / sizes[name] for name, flops in found.by_stream.items()}
