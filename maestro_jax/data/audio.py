@@ -200,9 +200,11 @@ def _finished(pieces: list[Decoded]) -> Recording:
         findings += piece.findings
         if not len(piece.samples):
             continue
-        samples, of_level = levels.fit_level(piece.samples, piece.subtype)
-        samples, of_mix = levels.mix(samples)
-        is_silent.append(levels.silence(samples))
+        # Samples that are no numbers are refused in the end.
+        with np.errstate(all="ignore"):
+            samples, of_level = levels.fit_level(piece.samples, piece.subtype)
+            samples, of_mix = levels.mix(samples)
+            is_silent.append(levels.silence(samples))
         findings += [*of_level, *of_mix]
         waves.append(resample(samples, piece.rate))
     if is_silent and all(is_silent):
@@ -218,7 +220,7 @@ def _read_spans(path: Path, spans: Sequence[tuple[float, float]]) -> Decoded:
     pieces, rate, subtype = [], SAMPLE_RATE, ""
     for begin, end in spans:
         # Opened for each piece: in Ogg Vorbis, libsndfile's second seek misses by 100s of samples.
-        with path.open("rb") as file, soundfile.SoundFile(file) as opened:
+        with soundfile.SoundFile(path) as opened:
             rate, subtype = opened.samplerate, opened.subtype
             # An end of infinity is that of the file.
             first, last = (round(min(at * rate, opened.frames)) for at in (begin, end))

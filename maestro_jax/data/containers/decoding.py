@@ -31,6 +31,20 @@ _BLOCK = 4096
 _MOST_PER_BYTE = 100
 
 
+class _Memory(io.BytesIO):
+    """A file in memory that stays where it is when a damaged header leads before its beginning.
+
+    soundfile's own callback would print a traceback.
+    """
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """As that of the base class, but for errors."""
+        try:
+            return super().seek(offset, whence)
+        except (ValueError, OverflowError):
+            return self.tell()
+
+
 class Decoded(NamedTuple):
     """Samples of a piece.
 
@@ -139,7 +153,7 @@ def _media(path: Path, piece: Piece) -> Decoded:
 
 
 def _libsndfile(path: Path, piece: Piece) -> Decoded:
-    source = path if piece.content is None else io.BytesIO(piece.content)
+    source = path if piece.content is None else _Memory(piece.content)
     size = path.stat().st_size if piece.content is None else len(piece.content)
     try:
         # By name: a Python file would be asked for every few kilobytes.

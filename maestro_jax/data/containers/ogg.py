@@ -13,6 +13,7 @@ import zlib
 from typing import NamedTuple
 
 from maestro_jax.data.containers.layout import Finding, Layout, Piece
+from maestro_jax.data.containers.vorbis_packets import find_blocks
 
 MAGIC = b"OggS"
 # Magic, version, flags, time stamp, serial number, page number, checksum, segments.
@@ -99,8 +100,10 @@ def examine(content: bytes) -> Layout:
     for stream in chains:
         if stream.codec == "opus":
             piece = _opus_piece(content, stream, whole=alone and not missing and not open_ends)
+        elif stream.codec == "vorbis":
+            piece = _vorbis_piece(content, stream, alone=alone)
         elif alone:
-            piece = Piece(frames=None if not missing else -1)
+            piece = Piece(frames=-1)
         else:
             joined = b"".join(content[page.begin : page.end] for page in stream.pages)
             piece = Piece(joined, frames=-1)
@@ -192,6 +195,85 @@ def _streams(content: bytes, pages: list[_Page]) -> tuple[list[_Stream], int, in
             stream.missing += max(page.number - stream.pages[-1].number - 1, 0)
             stream.pages.append(page)
     return [stream for stream in streams if len(stream.pages) > 1], side_by_side, strays
+
+
+def _vorbis_piece(content: bytes, stream: _Stream, *, alone: bool) -> Piece:
+    """The stream as it lies there if its time stamps fit its packets, else under others.
+
+    Args:
+        content: Of the file.
+        stream: Of it.
+        alone: Whether nothing else is in the file.
+    """
+    totals = _vorbis_totals(content, stream)
+    pages = [content[page.begin : page.end] for page in stream.pages]
+    if totals and not _fit(stream, totals):
+        for number, total in enumerate(totals):
+            head = list(_PAGE.unpack_from(pages[number]))
+            if head[3] > 0:
+                # What is dropped behind the last packet is not known any more.
+                head[2], head[3] = head[2] & ~_LAST, total
+                pages[number] = _checked(_PAGE.pack(*head) + pages[number][_PAGE.size :])
+    elif alone:
+        return Piece(frames=-1)
+    return Piece(b"".join(pages), frames=-1)
+
+
+def _fit(stream: _Stream, totals: list[int]) -> bool:
+    """Whether time stamps count the samples; at the end, and before the first, some are dropped."""
+    stamped = [
+        (page.granule, total)
+        for page, total in zip(stream.pages, totals, strict=True)
+        if page.granule > 0
+    ]
+    if not stamped:
+        return True
+    offset = min(stamped[0][0] - stamped[0][1], 0)
+    if any(granule != total + offset for granule, total in stamped[:-1]):
+        return False
+    granule, total = stamped[-1]
+    before = stamped[-2][1] if len(stamped) > 1 else 0
+    if stream.is_ended:
+        return before + offset <= granule <= total + offset
+    return granule == total + offset
+
+
+def _vorbis_totals(content: bytes, stream: _Stream) -> list[int]:
+    """Samples up to the end of the last packet that ends in each page; empty if not known."""
+    headers: list[bytes] = []
+    totals: list[int] = []
+    blocks, held, total, previous = None, b"", 0, 0
+    number = stream.pages[0].number
+    for page in stream.pages:
+        if page.number > number + 1 or not page.flags & _CONTINUED:
+            held = b""
+        number = page.number
+        is_orphan = bool(page.flags & _CONTINUED) and not held
+        at, is_begin = page.body, True
+        for size in content[page.begin + _PAGE.size : page.body]:
+            if len(headers) < 3:
+                held += content[at : at + size]
+            elif is_begin and not (held or is_orphan):
+                held = content[at : at + 1] or b"\1"
+            is_begin = False
+            at += size
+            if size == 255:
+                continue
+            is_begin = True
+            if is_orphan:
+                is_orphan = False
+            elif len(headers) < 3:
+                headers.append(held)
+            elif blocks is not None and (length := blocks.length(held[0])):
+                total += (previous + length) // 4 if previous else 0
+                previous = length
+            held = b""
+        if len(headers) == 3 and blocks is None:
+            blocks = find_blocks(headers[0], headers[2])
+            if blocks is None:
+                return []
+        totals.append(total)
+    return totals
 
 
 def _opus_piece(content: bytes, stream: _Stream, *, whole: bool) -> Piece:
