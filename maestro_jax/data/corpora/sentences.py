@@ -5,6 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+import regex
+
+from maestro_jax.data.invisible_characters import SPELLED_JOINERS
+
 LONGEST = 256
 """Characters of a piece: some 15 to 20 seconds of speech in most languages."""
 
@@ -14,6 +18,11 @@ _END = re.compile(
     r"""(?<=[.!?\u2026\u061f\u06d4\u0964\u0589\u1362])["'\u201d\u2019\u00bb)\]]*\s+"""
     r"""|(?<=[\u3002\uff01\uff1f\u104b])(?!["\u201d\u2019\u300d\u300f\uff09])"""
 )
+
+# Vowel signs, accents and joiners belong to what stands before them, some vowels in Thai and Lao to
+# what stands behind them.
+_TO_BEFORE = regex.compile(rf"[\p{{M}}{SPELLED_JOINERS}]")
+_TO_BEHIND = regex.compile(rf"[\p{{Logical_Order_Exception}}{SPELLED_JOINERS}]")
 
 
 def sentences(text: str, longest: int = LONGEST) -> Iterator[str]:
@@ -60,11 +69,20 @@ def _pieces(sentence: str, longest: int) -> Iterator[str]:
     while len(sentence) > longest:
         # A space right after the last character that fits ends a word, too.
         end = sentence.rfind(" ", 1, longest + 1)
-        end = longest if end < 0 else end
+        end = _between_letters(sentence, longest) if end < 0 else end
         yield sentence[:end].rstrip()
         sentence = sentence[end:].lstrip()
     if sentence:
         yield sentence
+
+
+def _between_letters(sentence: str, end: int) -> int:
+    """The last place up to `end` that parts no letter from what belongs to it."""
+    for place in range(end, 0, -1):
+        before, after = sentence[place - 1], sentence[place]
+        if not (_TO_BEHIND.match(before) or _TO_BEFORE.match(after)):
+            return place
+    return end
 
 
 def _has_words(piece: str) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import hypothesis
 import hypothesis.strategies as st
 import pytest
@@ -46,3 +48,13 @@ def test_pieces_are_the_text(text: str, longest: int) -> None:
     if any(map(str.isalnum, text)):
         assert all(any(map(str.isalnum, piece)) for piece in pieces)
     assert list(pieces) == [" ".join(piece.split()) for piece in pieces]
+
+
+@pytest.mark.parametrize("letter", ["ก\u0e31", "क\u094d\u200dष\u093e", "e\u0301\u0323", "เก"])
+def test_a_piece_of_a_long_word_begins_with_a_letter(letter: str) -> None:
+    word = "x" + letter * 50
+    for longest in range(8, 20):
+        pieces = list(sentences(word, longest))
+        assert "".join(pieces) == word and max(map(len, pieces)) <= longest
+        assert all(unicodedata.category(piece[0])[0] == "L" for piece in pieces)
+        assert not any(piece.endswith("เ") for piece in pieces)
