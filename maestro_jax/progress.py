@@ -47,6 +47,12 @@ class Progress:
             self._last = now
             self._write(self._line(now))
 
+    def wipe(self) -> None:
+        """Clears the line of a terminal, for other output; the next update writes it again."""
+        if self._terminal and self._width:
+            self._stream.write("\r" + " " * self._width + "\r")
+            self._stream.flush()
+
     def close(self) -> None:
         """Writes the last line. Further calls do nothing."""
         if self._closed:

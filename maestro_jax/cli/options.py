@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from maestro_jax.errors import UserError
 
@@ -45,6 +46,34 @@ def add_gin(parser: argparse.ArgumentParser) -> None:
         "gin bindings",
         "--gin.NAME=VALUE sets a macro (--gin.STEPS=100) or a parameter (--gin.TrainRun.seed=1)",
     )
+
+
+class _NoOption(argparse.Action):
+    """Refuses an option that other commands have, and says how it is written here."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Raises a `UserError`."""
+        raise UserError(
+            f"{parser.prog} takes the model's directory without {option_string}, before the "
+            f"recording: {parser.prog} {values} FILE (see {parser.prog} --help)"
+        )
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """Adds the argument CHECKPOINT, and refuses `--model_dir` in its place."""
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="a model directory, or one checkpoint in it"
+    )
+    for option in ("--model_dir", "--checkpoint"):
+        parser.add_argument(
+            option, action=_NoOption, nargs="?", const="CHECKPOINT", help=argparse.SUPPRESS
+        )
 
 
 def add_data_dir(parser: argparse.ArgumentParser) -> None:

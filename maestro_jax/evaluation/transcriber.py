@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ import numpy as np
 
 from maestro_jax.data.audio import to_int16
 from maestro_jax.data.languages import LANGUAGES, language_id
-from maestro_jax.data.streams import SAMPLE_RATE
 from maestro_jax.data.vocabularies import UNK_ID, TokenVocabulary
 from maestro_jax.decoding.fusion import Fusion
 from maestro_jax.decoding.hypotheses import Hypotheses
@@ -22,7 +21,9 @@ from maestro_jax.decoding.ngram import NgramLm
 from maestro_jax.errors import UserError
 from maestro_jax.evaluation.rescoring import Rescoring, WordLm
 from maestro_jax.evaluation.search_config import SearchConfig, choose_decoder
-from maestro_jax.evaluation.segmentation import segment
+from maestro_jax.evaluation.segment_joining import HeardSegment, transcript_of
+from maestro_jax.evaluation.segmentation import Segment, segments
+from maestro_jax.evaluation.transcripts import Alternative, Timed, Transcript
 from maestro_jax.modules.maestro import Maestro
 from maestro_jax.training.checkpoints import Which, find_checkpoint, restore_params
 from maestro_jax.training.earlier_checkpoints import as_saved
@@ -34,72 +35,27 @@ from maestro_jax.training.run import TrainRun
 
 log = logging.getLogger(__name__)
 
-_MARK = "\u2581"
-"""What SentencePiece writes for a blank."""
-
-_BYTES = re.compile(r"(<0x[0-9A-F]{2}>)+")
-"""What it writes for bytes, as do vocabularies of bytes."""
+ROWS = 8
+"""Segments that a device decodes at once, where a recording has more than one for each device."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Timed:
-    """A token or a word, and when it was heard.
+@dataclasses.dataclass
+class _Recording:
+    """A recording of which not all segments are decoded yet.
 
     Attributes:
-        text: The piece of the vocabulary, or the word.
-        start: Seconds from the beginning of the recording to the frame that emitted it (its first
-            token). A streaming model hears before it writes, so this is no boundary of a sound.
-            None from an attention decoder, which has no alignment.
-        score: Log-probability of the emission (of its tokens together), in nats.
+        samples: How many have been read.
+        read: Whether that is all.
+        pending: How many segments wait for their batch.
+        heard: What was heard in the others, in order.
+        error: Why it cannot be read to its end.
     """
 
-    text: str
-    start: float | None
-    score: float
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Alternative:
-    """One of the hypotheses of a stretch of audio.
-
-    Attributes:
-        text: What it says.
-        score: Its log-probability under the decoder, in nats.
-        fused_score: What ranked it: with a language model, if there was one, and normalised by
-            length, if the decoder attends.
-        tokens: Its tokens; seconds count from the beginning of the stretch.
-    """
-
-    text: str
-    score: float
-    fused_score: float
-    tokens: tuple[Timed, ...]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Transcript:
-    """What was heard in one recording.
-
-    Attributes:
-        text: The transcript, or its translation.
-        seconds: Duration of the audio.
-        score: Log-probability under the decoder, in nats, summed over segments: of the path
-            taken by the greedy search, of all paths that a beam search saw.
-        segments: Number of stretches that the recording was cut into.
-        target_language: The language translated into; None for a transcript.
-        words: Its words, as far as blanks part them.
-        tokens: Its tokens.
-        alternatives: For each segment its hypotheses, best first.
-    """
-
-    text: str
-    seconds: float
-    score: float
-    segments: int
-    target_language: str | None
-    words: tuple[Timed, ...] = ()
-    tokens: tuple[Timed, ...] = ()
-    alternatives: tuple[tuple[Alternative, ...], ...] = ()
+    samples: int = 0
+    read: bool = False
+    pending: int = 0
+    heard: list[HeardSegment] = dataclasses.field(default_factory=list)
+    error: UserError | None = None
 
 
 class Transcriber:
@@ -309,12 +265,15 @@ class Transcriber:
             for row, lengths in zip(found.tokens, found.lengths, strict=True)
         ]
 
-    def _alternatives(self, found: Hypotheses, row: int) -> tuple[Alternative, ...]:
+    def _heard(self, found: Hypotheses, row: int, segment: Segment) -> HeardSegment:
         """The hypotheses of a row, without empty places."""
-        alternatives = []
+        best: list[int] = []
+        alternatives: list[Alternative] = []
         for place in np.flatnonzero(np.isfinite(found.scores[row])):
             one = jax.tree.map(lambda x, place=place: x[row, place], found)
             ids = one.tokens[: one.lengths].tolist()
+            if not alternatives:
+                best = ids
             # A decoder may have more tokens than the vocabulary has pieces.
             known = [i if i < self.vocabulary.vocab_size else UNK_ID for i in ids]
             seconds = one.frames[: one.lengths] * self.run.model.frame_seconds
@@ -334,7 +293,13 @@ class Transcriber:
                     ),
                 )
             )
-        return tuple(alternatives)
+        return HeardSegment(
+            start=segment.start,
+            end=segment.end,
+            overlap=segment.overlap,
+            ids=best,
+            alternatives=tuple(alternatives),
+        )
 
     def transcribe(
         self,
@@ -343,18 +308,55 @@ class Transcriber:
         target_language: str | None = None,
         language: str | None = None,
     ) -> list[Transcript]:
-        """Transcribe, or translate, recordings of any length.
-
-        A recording longer than what the model was trained on is cut where it is quietest.
+        """Transcribe, or translate, recordings of any length that are in memory.
 
         Args:
             recordings: Float samples at 16 kHz, each `[samples]`.
-            target_language: ISO code to translate into. A model fine-tuned for translation
-                translates into English if nothing is said.
-            language: ISO code of what is spoken, for a model that was built to be told.
+            target_language: As for `transcribe_chunks`.
+            language: As for `transcribe_chunks`.
 
         Returns:
             A transcript a recording.
+
+        Raises:
+            UserError: A language is unknown, or that which is spoken is needed and not given.
+        """
+        transcripts = []
+        for transcript in self.transcribe_chunks(
+            ([samples] for samples in recordings),
+            target_language=target_language,
+            language=language,
+        ):
+            if isinstance(transcript, UserError):
+                raise transcript
+            transcripts.append(transcript)
+        return transcripts
+
+    def transcribe_chunks(
+        self,
+        recordings: Iterable[Iterable[np.ndarray]],
+        *,
+        target_language: str | None = None,
+        language: str | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Iterator[Transcript | UserError]:
+        """Transcribe, or translate, recordings while they are read.
+
+        Where somebody speaks, and where a recording is cut, is told in
+        `maestro_jax.evaluation.segmentation`. Segments of all recordings are decoded in batches
+        over all devices. No more audio is held than a batch has, and what the next cut needs.
+
+        Args:
+            recordings: Each is read once, in order: chunks of float samples at 16 kHz, `[samples]`.
+            target_language: ISO code to translate into. A model fine-tuned for translation
+                translates into English if nothing is said.
+            language: ISO code of what is spoken, for a model that was built to be told.
+            progress: Called with the number of samples that have been read, and decoded but for
+                what waits for a batch, since the last call.
+
+        Yields:
+            A transcript a recording, in order; the error instead of it, if reading a recording
+            raises a `UserError`.
 
         Raises:
             UserError: A language is unknown, or that which is spoken is needed and not given.
@@ -365,49 +367,79 @@ class Transcriber:
             raise UserError(
                 f"unknown target language {target_language!r}; write an ISO code such as 'en'."
             )
-        pieces = [
-            (index, to_int16(piece))
-            for index, samples in enumerate(recordings)
-            for piece in segment(samples, self.samples)
-        ]
-        data_size = self.data_shards
-        heard: list[list[tuple[Alternative, ...]]] = [[] for _ in recordings]
-        offsets: list[list[float]] = [[] for _ in recordings]
-        ends = [0.0] * len(recordings)
-        for start in range(0, len(pieces), data_size):
-            chunk = pieces[start : start + data_size]
-            audio = np.zeros((data_size, self.samples), np.int16)
-            lengths = np.zeros(data_size, np.int32)
-            for row, (_, piece) in enumerate(chunk):
-                audio[row, : len(piece)] = piece
-                lengths[row] = len(piece)
-            found = self.search(
-                {"audio": audio, "audio_length": lengths}, target_language, language
-            )
-            for row, (index, piece) in enumerate(chunk):
-                heard[index].append(self._alternatives(found, row))
-                offsets[index].append(ends[index])
-                ends[index] += len(piece) / SAMPLE_RATE
-        transcripts = []
-        for index, samples in enumerate(recordings):
-            best = [alternatives[0] for alternatives in heard[index]]
-            segments = [
-                _later(one.tokens, offset) for one, offset in zip(best, offsets[index], strict=True)
-            ]
-            transcripts.append(
-                Transcript(
-                    text=" ".join(one.text for one in best if one.text),
-                    seconds=len(samples) / SAMPLE_RATE,
-                    score=sum(one.score for one in best),
-                    segments=len(best),
-                    target_language=target_language,
-                    # Words do not reach over a cut, which falls into a pause.
-                    words=tuple(word for tokens in segments for word in words_of(tokens)),
-                    tokens=tuple(token for tokens in segments for token in tokens),
-                    alternatives=tuple(heard[index]),
-                )
-            )
-        return transcripts
+        spoken_language(self.run.model, 1, language)
+        rows = self.data_shards * ROWS
+        # As int16, which also lets go of the chunks that a segment is a part of.
+        batch: list[tuple[_Recording, Segment]] = []
+        waiting: deque[_Recording] = deque()
+        full = False  # Whether the program for a whole batch is there.
+        for chunks in recordings:
+            recording = _Recording()
+            waiting.append(recording)
+            pieces = segments(_counted(chunks, recording, progress), self.samples)
+            while (segment := _next_or_error(pieces, recording)) is not None:
+                recording.pending += 1
+                audio = to_int16(segment.samples)
+                batch.append((recording, dataclasses.replace(segment, samples=audio)))
+                if len(batch) == rows:
+                    self._transcribe_batch(batch, rows, target_language, language)
+                    batch, full = [], True
+            recording.read = True
+            while waiting and waiting[0].read and not waiting[0].pending:
+                yield self._result(waiting.popleft(), target_language)
+        if batch:
+            # A few segments are not worth a larger program.
+            small = not full and len(batch) <= self.data_shards
+            size = self.data_shards if small else rows
+            self._transcribe_batch(batch, size, target_language, language)
+        for recording in waiting:
+            yield self._result(recording, target_language)
+
+    def _transcribe_batch(
+        self,
+        batch: Sequence[tuple[_Recording, Segment]],
+        rows: int,
+        target_language: str | None,
+        language: str | None,
+    ) -> None:
+        """Decodes segments, and hands what was heard to their recordings."""
+        audio = np.zeros((rows, self.samples), np.int16)
+        lengths = np.zeros(rows, np.int32)
+        for row, (_, segment) in enumerate(batch):
+            audio[row, : len(segment.samples)] = segment.samples
+            lengths[row] = len(segment.samples)
+        found = self.search({"audio": audio, "audio_length": lengths}, target_language, language)
+        for row, (recording, segment) in enumerate(batch):
+            recording.heard.append(self._heard(found, row, segment))
+            recording.pending -= 1
+
+    def _result(self, recording: _Recording, target_language: str | None) -> Transcript | UserError:
+        return recording.error or transcript_of(
+            recording.heard,
+            samples=recording.samples,
+            decode=self.vocabulary.decode,
+            target_language=target_language,
+        )
+
+
+def _counted(
+    chunks: Iterable[np.ndarray], recording: _Recording, progress: Callable[[int], None] | None
+) -> Iterator[np.ndarray]:
+    """The chunks; their samples are counted as read when the next one is asked for."""
+    for chunk in chunks:
+        yield chunk
+        recording.samples += len(chunk)
+        if progress is not None:
+            progress(len(chunk))
+
+
+def _next_or_error(pieces: Iterator[Segment], recording: _Recording) -> Segment | None:
+    """The next segment of a recording; None after the last one, or if reading it fails."""
+    try:
+        return next(pieces, None)
+    except UserError as error:
+        recording.error = error
+        return None
 
 
 def spoken_language(model: Maestro, rows: int, language: str | None) -> dict[str, np.ndarray]:
@@ -430,48 +462,3 @@ def spoken_language(model: Maestro, rows: int, language: str | None) -> dict[str
             "an ISO code such as 'de'."
         )
     return {"language": np.full(rows, identity, np.int32)}
-
-
-def words_of(tokens: Sequence[Timed]) -> list[Timed]:
-    """Joins the pieces of SentencePiece to words, at the marks that stand for blanks.
-
-    Args:
-        tokens: Pieces in order.
-
-    Returns:
-        The words: each starts where its first letter was written, and has the score of all its
-        pieces, a mark that stands alone included. Pieces that are bytes are put together.
-    """
-    words: list[Timed] = []
-    score, opens = 0.0, True
-    for token in tokens:
-        marked = token.text.startswith(_MARK)
-        letters = token.text.replace(_MARK, "")
-        if marked:
-            score, opens = 0.0, True
-        score += token.score
-        if not letters:
-            continue
-        if opens or not words:
-            words.append(Timed(text=letters, start=token.start, score=score))
-        else:
-            last = words[-1]
-            words[-1] = dataclasses.replace(
-                last, text=last.text + letters, score=last.score + token.score
-            )
-        score, opens = 0.0, False
-    return [dataclasses.replace(word, text=_BYTES.sub(_spelled, word.text)) for word in words]
-
-
-def _spelled(found: re.Match[str]) -> str:
-    """Letters for pieces such as `<0xC3><0xA9>`."""
-    return bytes.fromhex(re.sub("<0x|>", "", found[0])).decode("utf-8", errors="ignore")
-
-
-def _later(tokens: Sequence[Timed], seconds: float) -> tuple[Timed, ...]:
-    return tuple(
-        token
-        if token.start is None
-        else dataclasses.replace(token, start=round(token.start + seconds, 3))
-        for token in tokens
-    )

@@ -14,7 +14,8 @@ from maestro_jax.data.languages import language_id
 from maestro_jax.data.vocabularies import TokenVocabulary, train_sentencepiece
 from maestro_jax.errors import UserError
 from maestro_jax.evaluation.search_config import SearchConfig
-from maestro_jax.evaluation.transcriber import Timed, Transcriber, words_of
+from maestro_jax.evaluation.transcriber import Transcriber
+from maestro_jax.evaluation.transcripts import Timed, words_of
 
 MARK = "\u2581"
 

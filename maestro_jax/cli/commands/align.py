@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from maestro_jax.cli import environment
+from maestro_jax.cli import environment, options
 from maestro_jax.errors import UserError
 
 _FORMATS = ("table", "textgrid", "json")
@@ -14,10 +14,10 @@ _SUFFIXES = {".textgrid": "textgrid", ".json": "json"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
+    options.add_checkpoint(parser)
     parser.add_argument(
-        "checkpoint", metavar="CHECKPOINT", help="a model directory, or one checkpoint in it"
+        "file", metavar="FILE", help="a recording at any sampling rate, or - for standard input"
     )
-    parser.add_argument("file", metavar="FILE", help="wav, flac, ogg or mp3, at any sampling rate")
     parser.add_argument("text", metavar="TEXT", help="what is said in it, in quotes")
     parser.add_argument(
         "--format",
@@ -51,14 +51,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
     environment.prepare_process()
+    import numpy as np
+
     from maestro_jax.cli import gin_config
-    from maestro_jax.data.audio import read_audio
+    from maestro_jax.cli.audio_inputs import audio_input
     from maestro_jax.training.checkpoints import find_checkpoint
 
     # What can fail without the model fails before it is read.
     if not arguments.text.strip():
         raise UserError("the text is empty; write what is said in the recording, in quotes.")
-    samples = read_audio(arguments.file)
+    samples = np.concatenate(list(audio_input(arguments.file).chunks()))
     if arguments.output:
         output = Path(arguments.output).expanduser().resolve()
         if output.is_dir():

@@ -1,26 +1,34 @@
-"""`maestro transcribe`: audio files to text, in their own language or translated."""
+"""`maestro transcribe`: recordings to text, in their own language or translated."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from maestro_jax.cli import environment, options, search_options
 from maestro_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from maestro_jax.evaluation.transcriber import Transcript
+    import numpy as np
+
+    from maestro_jax.cli.audio_inputs import AudioInput
+    from maestro_jax.evaluation.transcripts import Transcript
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
+    options.add_checkpoint(parser)
     parser.add_argument(
-        "checkpoint", metavar="CHECKPOINT", help="a model directory, or one checkpoint in it"
-    )
-    parser.add_argument(
-        "files", nargs="+", metavar="FILE", help="wav, flac, ogg or mp3, at any sampling rate"
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="a recording of any length and sampling rate, a directory of them, or - for standard "
+        "input",
     )
     parser.add_argument(
         "--language",
@@ -56,11 +64,15 @@ def run(arguments: argparse.Namespace) -> None:
         )
     environment.prepare_process()
     from maestro_jax.cli import gin_config
-    from maestro_jax.data.audio import read_audio
+    from maestro_jax.cli.audio_inputs import ReadingProgress, audio_inputs
     from maestro_jax.training.checkpoints import find_checkpoint
 
-    # Every file is read before the model is: a misspelt path fails at once.
-    audio = [read_audio(file) for file in arguments.files]
+    inputs = audio_inputs(arguments.files)
+    # One recording is opened before the model is read: where there is none, this fails at once.
+    recordings, unreadable = _opened(inputs)
+    if recordings is None:
+        _finish([_error_record(*pair) for pair in zip(inputs, unreadable, strict=True)], arguments)
+        return
     model_dir = find_checkpoint(arguments.checkpoint).parent.parent
     train_run = gin_config.load_run(model_dir)
     environment.enable_compilation_cache()
@@ -74,20 +86,66 @@ def run(arguments: argparse.Namespace) -> None:
             "or decode with a transducer or CTC."
         )
     records = []
-    for file, samples in zip(arguments.files, audio, strict=True):
-        transcript = transcriber.transcribe(
-            [samples], target_language=arguments.target_language, language=arguments.language
-        )[0]
-        if arguments.json:
-            records.append({"file": file, **dataclasses.asdict(transcript)})
-        elif len(audio) > 1:
-            print(f"{file}: {transcript.text}", flush=True)
-        else:
-            print(transcript.text, flush=True)
-        if not arguments.json:
-            _print_details(transcript, arguments)
+    with ReadingProgress([one.name for one in inputs]) as progress:
+        results = transcriber.transcribe_chunks(
+            recordings,
+            target_language=arguments.target_language,
+            language=arguments.language,
+            progress=progress.update,
+        )
+        for one, found in zip(inputs, results, strict=True):
+            progress.wipe()
+            if isinstance(found, UserError):
+                records.append(_error_record(one, found))
+                continue
+            records.append({"file": one.name, **dataclasses.asdict(found)})
+            if not arguments.json:
+                named = f"{one.name}: " if len(inputs) > 1 else ""
+                print(f"{named}{found.text}", flush=True)
+                _print_details(found, arguments)
+    _finish(records, arguments)
+
+
+def _opened(
+    inputs: Sequence[AudioInput],
+) -> tuple[Iterator[Iterable[np.ndarray]] | None, list[UserError]]:
+    """The recordings, of which the first that can be read is begun already.
+
+    None if there is none; and what is wrong with those before it.
+    """
+    errors: list[UserError] = []
+    for one in inputs:
+        chunks = one.chunks()
+        try:
+            begun = itertools.chain(list(itertools.islice(chunks, 1)), chunks)
+        except UserError as error:
+            errors.append(error)
+            continue
+        rest = (later.chunks() for later in inputs[len(errors) + 1 :])
+        return itertools.chain(map(_raising, errors), [begun], rest), errors
+    return None, errors
+
+
+def _raising(error: UserError) -> Iterator[np.ndarray]:
+    raise error
+    yield
+
+
+def _error_record(one: AudioInput, error: UserError) -> dict:
+    return {"file": one.name, "error": " ".join(str(error).split())}
+
+
+def _finish(records: Sequence[dict], arguments: argparse.Namespace) -> None:
+    """Prints the JSON, and fails if a recording could not be read: each has a line."""
     if arguments.json:
-        print(json.dumps(records, indent=2, ensure_ascii=False))
+        print(json.dumps(records, indent=2, ensure_ascii=False), flush=True)
+    errors = [record["error"] for record in records if "error" in record]
+    if len(records) == 1 and errors:
+        raise UserError(errors[0])
+    for error in errors:
+        print(f"error: {error}", file=sys.stderr)
+    if errors:
+        raise UserError(f"{len(errors)} of {len(records)} recordings could not be read")
 
 
 def _print_details(transcript: Transcript, arguments: argparse.Namespace) -> None:
