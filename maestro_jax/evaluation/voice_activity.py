@@ -3,8 +3,9 @@
 The level of a frame is a mean over eight bands of the voice, in decibels, so that one loud band (a
 hum, a beep) moves it little. A frame is speech if its level
 
-- stands out of the noise floor, a low percentile of the levels of the 20 seconds around it, in
-  which digital silence does not count: it says nothing of the noise in a recording, and
+- stands out of the noise floor, a low percentile of the levels of the 20 seconds around it.
+  Digital silence does not count there, and what it parts was recorded apart: each piece of a second
+  and more has a floor of its own, and
 - is not part of a second of constant level, nor of half a second that is quieter than voices
   there. Voices never keep a level for so long; fans, hiss and hum do, also where they begin
   suddenly and the floor is still that of before.
@@ -40,6 +41,7 @@ _BANDS = 8
 _LOWEST, _HIGHEST = 200.0, 4000.0  # Hz
 _SILENCE = -90.0  # dB of full scale: the level of a frame of zeros, or of dither
 _DIGITAL = -80.0  # what lies below is digital silence
+_PARTING = SECOND // 5  # frames of digital silence between two pieces
 _FLOOR_PERCENTILE = 5.0
 _FLOOR_WINDOW = 10 * SECOND
 # White and brown noise stays within 4 dB of its 5th percentile, within 5 dB in a second, and within
@@ -97,33 +99,35 @@ def speech_frames(levels: np.ndarray) -> np.ndarray:
 
 def _decide(levels: np.ndarray, begin: int, end: int) -> np.ndarray:
     """The decisions for some frames, of which the first begins a second."""
-    if begin == end:
-        return np.zeros(0, bool)
     first = max(0, begin - CONTEXT)
-    smooth = ndimage.median_filter(levels[first : end + CONTEXT], _SMOOTHING, mode="nearest")
-    windows = [
-        levels[max(0, at - _FLOOR_WINDOW) : at + SECOND + _FLOOR_WINDOW]
-        for at in range(begin, end, SECOND)
-    ]
-    floor, loud = np.repeat([_floor_and_loudness(w) for w in windows], SECOND, axis=0).T
-    asked = slice(begin - first, end - first)
-    steady = _steady(smooth, SECOND, _STEADY_SECOND)[asked]
-    steady_half = _steady(smooth, SECOND // 2, _STEADY_HALF)[asked]
-    smooth, count = smooth[asked], end - begin
-    quieter = smooth < loud[:count] - _QUIETER
-    return (smooth > floor[:count] + _MARGIN) & ~steady & ~(steady_half & quieter)
+    levels = levels[first : end + CONTEXT]
+    smooth = ndimage.median_filter(levels, _SMOOTHING, mode="nearest")
+    pieces = _pieces(levels)
+    floor = np.full(len(levels), np.inf)
+    loud = np.full(len(levels), np.inf)
+    for at in range(begin - first, end - first, SECOND):
+        window = slice(max(0, at - _FLOOR_WINDOW), at + SECOND + _FLOOR_WINDOW)
+        second = slice(at, at + SECOND)
+        for piece in np.unique(pieces[second]):
+            if piece == 0:
+                continue
+            same = pieces[window] == piece
+            if np.count_nonzero(same) < SECOND:
+                same = pieces[window] > 0
+            percentiles = np.percentile(levels[window][same], (_FLOOR_PERCENTILE, _LOUD_PERCENTILE))
+            floor[second][pieces[second] == piece] = percentiles[0]
+            loud[second][pieces[second] == piece] = percentiles[1]
+    steady = _steady(smooth, SECOND, _STEADY_SECOND)
+    steady |= _steady(smooth, SECOND // 2, _STEADY_HALF) & (smooth < loud - _QUIETER)
+    return ((smooth > floor + _MARGIN) & ~steady)[begin - first : end - first]
 
 
-def _floor_and_loudness(levels: np.ndarray) -> tuple[float, float]:
-    """The noise floor and the level of the loudest frames, in dB.
-
-    Both are infinite where there is nothing but digital silence.
-    """
-    heard = levels[levels > _DIGITAL]
-    if not len(heard):
-        return np.inf, np.inf
-    floor, loud = np.percentile(heard, (_FLOOR_PERCENTILE, _LOUD_PERCENTILE))
-    return float(floor), float(loud)
+def _pieces(levels: np.ndarray) -> np.ndarray:
+    """Numbers the pieces between digital silences, from 1 on; 0 for digital silence itself."""
+    silent = levels <= _DIGITAL
+    # Shorter ones part nothing: a clean voice has them between words.
+    parting = ndimage.binary_opening(silent, np.ones(_PARTING))
+    return np.where(silent, 0, ndimage.label(~parting)[0])
 
 
 def _steady(levels: np.ndarray, frames: int, decibels: float) -> np.ndarray:
