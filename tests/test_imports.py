@@ -31,6 +31,7 @@ TENSORFLOW = {"tensorflow", "tensorflow_text", "tensorflow_datasets", "seqio"}
 # What other packages may import from data at their top: no TensorFlow in it.
 LIGHT_DATA = {
     "audio",
+    "audio_chunks",
     "corpora",
     "data_dir",
     "invisible_characters",

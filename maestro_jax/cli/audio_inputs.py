@@ -22,11 +22,6 @@ log = logging.getLogger(__name__)
 STDIN = "-"
 _STDIN_NAME = "standard input"
 _WORTH_A_LINE = 60.0  # seconds
-EXTENSIONS = (
-    *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".caf", ".w64"),
-    *(".rf64", ".sph", ".m4a", ".mp4", ".webm", ".aac", ".mka", ".mkv", ".mov", ".wma", ".amr"),
-)
-"""Of the files that are looked for in a directory."""
 
 
 @dataclasses.dataclass
@@ -36,10 +31,12 @@ class AudioInput:
     Attributes:
         name: As the command line has it, or below a directory that it names.
         error: What is wrong with it, as far as it is known before it is read.
+        findings: What its user should know of it, as far as it has been read: `kind` and `detail`.
     """
 
     name: str
     error: UserError | None = None
+    findings: list[dict[str, str]] = dataclasses.field(default_factory=list)
 
     def chunks(self) -> Iterator[np.ndarray]:
         """Reads it from its beginning.
@@ -53,16 +50,30 @@ class AudioInput:
         if self.error is not None:
             raise self.error
         if self.name != STDIN:
-            yield from _read(Path(self.name))
+            yield from self._read(Path(self.name))
             return
         with tempfile.TemporaryDirectory() as directory:
             path = Path(directory) / "audio"
             with path.open("wb") as file:
                 shutil.copyfileobj(sys.stdin.buffer, file)
             try:
-                yield from _read(path)
+                yield from self._read(path)
             except UserError as error:
                 raise UserError(str(error).replace(str(path), _STDIN_NAME)) from error
+
+    def _read(self, path: Path) -> Iterator[np.ndarray]:
+        from maestro_jax.data.audio_chunks import audio_chunks
+
+        for samples, findings in audio_chunks(path):
+            for finding in findings:
+                log.warning("%s: %s: %s", self.shown, finding.kind, finding.detail)
+            self.findings += [one._asdict() for one in findings]
+            yield samples
+
+    @property
+    def shown(self) -> str:
+        """What messages call it."""
+        return _STDIN_NAME if self.name == STDIN else self.name
 
 
 def audio_inputs(names: Sequence[str]) -> list[AudioInput]:
@@ -113,7 +124,9 @@ class ReadingProgress:
     """
 
     def __init__(self, names: Sequence[str]) -> None:
-        seconds = sum(_stated_seconds(name) for name in names)
+        from maestro_jax.data.audio_chunks import stated_seconds
+
+        seconds = sum(stated_seconds(name) for name in names if name != STDIN)
         shown = seconds >= _WORTH_A_LINE
         self._progress = Progress(round(seconds), "transcribing, seconds") if shown else None
         self._samples = 0
@@ -136,23 +149,18 @@ class ReadingProgress:
         """Returns the progress itself."""
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Writes the last line."""
         if self._progress is not None:
+            if kind is None:
+                # A header, or a size, may have promised more.
+                self._progress.total = self._progress.done
             self._progress.close()
 
 
-def _stated_seconds(name: str) -> float:
-    """How long a file is by its header; 0 where that is not known at once."""
-    import soundfile
-
-    try:
-        return soundfile.info(str(Path(name).expanduser())).duration if name != STDIN else 0.0
-    except (OSError, RuntimeError):
-        return 0.0
-
-
 def _expanded(name: str) -> Iterator[AudioInput]:
+    from maestro_jax.data.audio import EXTENSIONS
+
     if name == STDIN:
         terminal = sys.stdin is None or sys.stdin.isatty()
         said = "- reads a recording from standard input: send one there, as in `cat a.wav | ...`."
@@ -198,9 +206,3 @@ def _identity(path: Path) -> object:
         return path.resolve()
     except OSError:
         return path
-
-
-def _read(path: Path) -> Iterator[np.ndarray]:
-    from maestro_jax.data.audio import read_audio
-
-    yield read_audio(path)

@@ -31,6 +31,12 @@ log = logging.getLogger(__name__)
 
 _FORMATS = ("wav", "flac", "ogg", "opus", "mp3")
 _KNOWN_FORMATS = "wav, flac, ogg, opus or mp3"
+EXTENSIONS = (
+    *(".wav", ".wave", ".w64", ".rf64", ".aiff", ".aif", ".aifc", ".au", ".snd", ".caf", ".sph"),
+    *(".flac", ".ogg", ".oga", ".opus", ".mp3"),
+    *(".m4a", ".mp4", ".aac", ".webm", ".mka", ".mkv", ".mov", ".wma", ".amr", ".3gp", ".avi"),
+)
+"""Of files that are looked for in directories; the last of them take the extra `media`."""
 _OF_THE_FILE = ("cut short", "header mismatch")
 """What says nothing of a part of a file that is where it is looked for."""
 
@@ -115,10 +121,13 @@ def read_recording(
         raise EmptyAudioError(f"{path} holds {nothing}: its audio has zero length.")
     # What is not finite before the filter is not finite after it, where there is less to look at.
     if not np.isfinite(recording.samples).all():
-        raise UserError(
-            f"{path} holds samples that are not finite numbers; write it as 16-bit audio."
-        )
+        raise not_finite(path)
     return recording
+
+
+def not_finite(path: Path) -> UserError:
+    """What is wrong with a file of which not all samples are finite."""
+    return UserError(f"{path} holds samples that are not finite numbers; write it as 16-bit audio.")
 
 
 @contextlib.contextmanager

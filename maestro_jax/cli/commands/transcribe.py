@@ -8,7 +8,7 @@ import itertools
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from maestro_jax.cli import environment, options, search_options
 from maestro_jax.errors import UserError
@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
             "an attention decoder has no alignment, so there are no --timestamps; leave them out, "
             "or decode with a transducer or CTC."
         )
-    records = []
+    records: list[dict[str, Any]] = []
     with ReadingProgress([one.name for one in inputs]) as progress:
         results = transcriber.transcribe_chunks(
             recordings,
@@ -98,8 +98,11 @@ def run(arguments: argparse.Namespace) -> None:
             if isinstance(found, UserError):
                 records.append(_error_record(one, found))
                 continue
-            records.append({"file": one.name, **dataclasses.asdict(found)})
-            if not arguments.json:
+            records.append({"file": one.name})
+            if arguments.json:
+                said = {"findings": one.findings} if one.findings else {}
+                records[-1] |= dataclasses.asdict(found) | said
+            else:
                 named = f"{one.name}: " if len(inputs) > 1 else ""
                 print(f"{named}{found.text}", flush=True)
                 _print_details(found, arguments)
