@@ -25,7 +25,7 @@ class Progress:
         """Starts the clock.
 
         Args:
-            total: How many units the work has.
+            total: How many units the work has; 0 if nobody knows.
             label: What is being done, e.g. "speaking".
             stream: Where to write; standard error by default.
         """
@@ -75,6 +75,8 @@ class Progress:
 
     def _line(self, now: float) -> str:
         seconds = now - self._start
+        if self.done > self.total:  # The total was not known.
+            return f"{self.label}: {self.done} in {_duration(seconds)}"
         share = f"{100 * self.done // self.total:d}%" if self.total else "100%"
         line = f"{self.label}: {share} {self.done}/{self.total} in {_duration(seconds)}"
         if 0 < self.done < self.total:

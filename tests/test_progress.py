@@ -51,3 +51,11 @@ def test_no_work_at_all():
     stream = _Stream(terminal=False)
     Progress(0, "nothing", stream=stream).close()
     assert stream.getvalue() == "nothing: 100% 0/0 in 0s\n"
+
+
+def test_work_of_unknown_size(monkeypatch):
+    stream = _Stream(terminal=False)
+    _clock(monkeypatch, [0.0, 1.0, 7.0])
+    with Progress(0, "reading", stream=stream) as line:
+        line.update(64)
+    assert stream.getvalue() == "reading: 64 in 7s\n"

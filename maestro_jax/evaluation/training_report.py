@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from maestro_jax.data.vocabularies import TokenVocabulary
 from maestro_jax.evaluation import report_sections
 from maestro_jax.evaluation.curves import read_curves
 from maestro_jax.evaluation.report_sections import Diagnosis, Picture
 from maestro_jax.evaluation.verdicts import BAD, GOOD, WATCH, last, verdicts
+from maestro_jax.training.model_vocabulary import token_names
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def read_diagnosis(model_dir: epath.PathLike) -> Diagnosis:
             probes.append((int(path.stem), dict(arrays)))
     pieces: Sequence[str] = ()
     if probes:
-        pieces = _pieces(directory, probes[-1][1]["tokens"])
+        pieces = token_names(directory, probes[-1][1]["tokens"])
     return Diagnosis(curves, description, probes, pieces)
 
 
@@ -152,14 +152,6 @@ def reporter(model_dir: epath.PathLike) -> Callable[[int], dict[str, np.ndarray]
             return {}
 
     return write
-
-
-def _pieces(directory: epath.Path, tokens: np.ndarray) -> list[str]:
-    """The tokens as text, or as numbers where there is no vocabulary."""
-    path = directory / "vocabulary.model"
-    if not path.exists():
-        return [str(token) for token in tokens.tolist()]
-    return TokenVocabulary(path.read_bytes(), str(path)).pieces(tokens.tolist())
 
 
 def _page(name: str, diagnosis: Diagnosis, parts: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
@@ -87,3 +88,13 @@ def load_vocabulary(checkpoint: epath.PathLike, vocab_size: int | None = None) -
             vocab_size,
         )
     return vocabulary
+
+
+def token_names(model_dir: epath.PathLike, tokens: Sequence[int]) -> list[str]:
+    """The pieces of some tokens, for pictures; numbers where the vocabulary has none for them."""
+    path = epath.Path(model_dir) / MODEL_FILE
+    if not path.exists():
+        return [str(token) for token in tokens]
+    vocabulary = TokenVocabulary.from_bytes(path.read_bytes(), str(path))
+    size = vocabulary.vocab_size
+    return [vocabulary.pieces([int(t)])[0] if int(t) < size else str(t) for t in tokens]

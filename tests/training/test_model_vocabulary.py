@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 
+import numpy as np
 import pytest
 from etils import epath
 
@@ -14,7 +15,7 @@ from maestro_jax.errors import UserError
 from maestro_jax.training.checkpoints import saved_record
 from maestro_jax.training.inputs import keep_vocabulary
 from maestro_jax.training.loop import train
-from maestro_jax.training.model_vocabulary import load_vocabulary
+from maestro_jax.training.model_vocabulary import load_vocabulary, token_names
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +91,12 @@ def test_a_start_from_it_needs_no_file(toy, model_dir, vocabularies, tmp_path) -
     with pytest.raises(UserError, match="is another vocabulary than this run's"):
         keep_vocabulary(run, vocabularies["same size"], epath.Path(tmp_path))
     keep_vocabulary(run, vocabularies["own"], epath.Path(tmp_path))
+
+
+def test_tokens_have_names_whatever_the_vocabulary(vocabularies, tmp_path) -> None:
+    tokens = np.asarray([0, 1, 3, 6, 200], np.int32)
+    assert token_names(tmp_path, tokens) == ["0", "1", "3", "6", "200"]
+    vocabularies["own"].save(tmp_path)
+    assert token_names(tmp_path, tokens) == [*vocabularies["own"].pieces([0, 1, 3, 6]), "200"]
+    ByteVocabulary().save(tmp_path)
+    assert token_names(tmp_path, tokens) == ByteVocabulary().pieces(tokens.tolist())
