@@ -64,8 +64,12 @@ def load_vocabulary(checkpoint: epath.PathLike, vocab_size: int | None = None) -
     """
     step_directory = find_checkpoint(checkpoint)
     model_dir = step_directory.parent.parent
-    vocabulary = TokenVocabulary.load(model_dir)
     path = model_dir / MODEL_FILE
+    if not path.exists():
+        raise UserError(
+            f"there is no vocabulary {path}; copy the one that the model was trained with there."
+        )
+    vocabulary = TokenVocabulary.from_bytes(path.read_bytes(), str(path))
     trained = recorded(step_directory)
     found = fingerprint(vocabulary)
     if trained is not None and found != trained:
