@@ -310,8 +310,12 @@ def codes(diagnosis: Diagnosis) -> list[Picture]:
             "accuracy on masked frames",
             "share that is right",
             diagnosis.named(
-                contrastive="speech/contrastive_accuracy", prediction="speech/masked_accuracy"
+                contrastive="speech/contrastive_accuracy",
+                prediction="speech/masked_accuracy",
+                contrastive_by_chance="speech/contrastive_chance",
+                commonest_code="speech/masked_chance",
             ),
+            references=("contrastive by chance", "commonest code"),
             from_zero=True,
         ),
     ]

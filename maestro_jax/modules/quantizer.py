@@ -89,10 +89,17 @@ class GumbelQuantizer(nn.Module):
         Returns:
             The codes of every frame.
         """
-        layer = Dense(self.codes, ("embed", "codes"), name="logits", precision=EXACT)
-        logits = layer(features.astype(jnp.float32))
-        init, shape = nn.initializers.uniform(1.0), (self.codes, self.code_features)
-        codebook = parameter(self, "codebook", init, ("codes", "embed"), shape)
+        logits = Dense(
+            self.codes,
+            ("embed", "codes"),
+            name="logits",
+            precision=EXACT,
+            # As in the authors' code: a frame is nearly sure of its code from the first step. With
+            # the usual small weights the noise chooses, and nothing in codes can be predicted.
+            kernel_init=nn.initializers.normal(1.0),
+        )(features.astype(jnp.float32))
+        shape = (self.codes, self.code_features)
+        codebook = parameter(self, "codebook", _centred, ("codes", "embed"), shape)
         probabilities = jax.nn.softmax(logits, axis=-1)
         temperature = self.temperature(step)
         if deterministic:
@@ -111,3 +118,12 @@ class GumbelQuantizer(nn.Module):
             probabilities=probabilities,
             temperature=temperature,
         )
+
+
+def _centred(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    """Codes in all directions.
+
+    wav2vec 2.0 draws from 0 ... 1, where any two codes have a cosine of 3/4, and has a projection
+    behind the codebook that can mend it; here codes are compared as they are.
+    """
+    return jax.random.uniform(key, shape, dtype, -1.0, 1.0)

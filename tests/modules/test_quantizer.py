@@ -79,3 +79,19 @@ def test_samples_follow_the_softmax_and_are_codes():
     np.testing.assert_allclose(shares, softmax[0, 0], atol=0.032)
     # The targets of masked prediction carry no noise.
     assert len(np.unique(found.ids)) == 1
+
+
+def test_a_new_quantizer_is_sure_of_its_codes_which_point_everywhere():
+    """With the weights of other layers noise would pick nine codes of ten."""
+    features = np.random.default_rng(0).normal(size=(1, 500, 640)).astype(np.float32)
+    module = GumbelQuantizer(64, 64)
+    variables = nn.unbox(module.init(jax.random.key(0), features))
+    rngs = {"gumbel": jax.random.key(1)}
+    found = module.apply(variables, features, deterministic=False, rngs=rngs)
+    assert np.mean(found.sampled_ids == found.ids) > 0.8
+    assert len(np.unique(found.ids)) > 60
+    codes = np.asarray(variables["params"]["codebook"], np.float64)
+    codes /= np.linalg.norm(codes, axis=1, keepdims=True)
+    cosines = (codes @ codes.T)[~np.eye(64, dtype=bool)]
+    # Of unrelated directions in 64 dimensions the cosine is 0, give or take an eighth.
+    assert abs(cosines.mean()) < 0.02 and cosines.std() < 0.2
