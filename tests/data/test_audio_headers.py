@@ -10,6 +10,7 @@ from clicks import clicking, clicks, coded, kinds, read, wav
 
 from maestro_jax.data.audio import EmptyAudioError, read_audio, read_recording
 from maestro_jax.data.containers import flac
+from maestro_jax.errors import UserError
 
 SECONDS = 6
 SPEECH = clicking(SECONDS)
@@ -97,6 +98,14 @@ def test_another_rate_than_the_bytes_a_second_say_is_told(tmp_path):
     found = read(tmp_path / "a.wav", wav(SPEECH, rate=48_000))
     assert kinds(found) == ["header mismatch"]
     assert "48000 samples a second" in found.findings[0].detail
+
+
+@pytest.mark.parametrize("rate", [0, 1, 50, 2**31 - 1])
+def test_a_rate_that_no_speech_has_is_refused(tmp_path, rate):
+    content = bytearray(wav(SPEECH))
+    content[24:28] = struct.pack("<I", rate)
+    with pytest.raises(UserError, match="cannot be read as audio"):
+        read(tmp_path / "a.wav", bytes(content))
 
 
 def with_total(content: bytes, total: int) -> bytes:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clicks import clicking, clicks, kinds
+from clicks import clicking, clicks, coded, kinds
 
 from maestro_jax.data.audio import read_recording
+from maestro_jax.data.containers import media
 from maestro_jax.errors import UserError
 
 SECONDS, RATE = 4, 48_000
@@ -85,6 +86,11 @@ def test_a_cut_file(tmp_path):
 def test_tracks_and_channels(tmp_path):
     found = read_recording(write(tmp_path / "two.mka", "flac", tracks=2))
     assert kinds(found) == ["several tracks"] and clicks(found.samples) == SECONDS
+    many = coded(np.stack([SPEECH] * 12, axis=1), "WAV", RATE)
+    (tmp_path / "many.wav").write_bytes(many)
+    samples, rate, _ = media.decode(str(tmp_path / "many.wav"))
+    assert (rate, samples.shape) == (RATE, (len(SPEECH), 12))
+    np.testing.assert_allclose(samples[:, 11], SPEECH, atol=1.01 / 32768)
     inverted = np.stack([SPEECH, -SPEECH], axis=1)
     found = read_recording(write(tmp_path / "inverted.m4a", "aac", inverted))
     assert kinds(found) == ["cancelled channels"] and clicks(found.samples) == SECONDS

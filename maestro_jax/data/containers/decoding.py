@@ -26,6 +26,9 @@ _GRACE = {"mp3": 0.1, "ogg": 0.1}
 _EXACT = 0.01
 """Seconds by which a header may be wrong before it is told. Where encoders have a delay, they count
 it, and a frame that holds the index."""
+# Beyond which a header is damaged: no speech is left, or hours of noise come out of a second.
+_LOWEST_RATE, _HIGHEST_RATE = 2000, 1_000_000
+_MOST_CHANNELS = 64
 _BLOCK = 4096
 # No header is believed that promises more samples than so many for each byte.
 _MOST_PER_BYTE = 100
@@ -79,6 +82,10 @@ def decode(path: Path, layout: Layout, piece: Piece) -> Decoded:
         ValueError: It cannot be decoded; the message says why.
     """
     found = _decode(path, layout.format, piece)
+    if not _LOWEST_RATE <= found.rate <= _HIGHEST_RATE:
+        raise ValueError(f"its header states {found.rate} samples a second")
+    if found.samples.shape[1] > _MOST_CHANNELS:
+        raise ValueError(f"its header states {found.samples.shape[1]} channels")
     length, rate = len(found.samples), found.rate
     expected = found.expected
     if piece.present:

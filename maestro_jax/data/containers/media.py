@@ -95,7 +95,7 @@ def _decode(container: Any) -> _Decoded:
         said = f"{len(tracks)} tracks of audio, of which the first is read"
         findings.append(Finding("several tracks", said))
     pieces: list[np.ndarray] = []
-    resampler, rate, broken = None, 0, 0
+    resampler, rate, channels, broken = None, 0, 1, 0
     for packet in container.demux(track):
         try:
             frames = packet.decode()
@@ -105,13 +105,15 @@ def _decode(container: Any) -> _Decoded:
         for frame in frames:
             if resampler is None:
                 rate = frame.sample_rate
-                resampler = av.AudioResampler("fltp", frame.layout, rate)
-            pieces += [one.to_ndarray().T for one in resampler.resample(frame)]
+                channels = frame.layout.nb_channels
+                # Interleaved: PyAV reads beyond the planes of more than eight channels.
+                resampler = av.AudioResampler("flt", frame.layout, rate)
+            pieces += [one.to_ndarray() for one in resampler.resample(frame)]
     if resampler is not None:
-        pieces += [one.to_ndarray().T for one in resampler.resample(None)]
+        pieces += [one.to_ndarray() for one in resampler.resample(None)]
     if not pieces:
         raise ValueError("none of its audio can be decoded" if broken else "its audio is empty")
-    samples = np.concatenate(pieces).astype(np.float32, copy=False)
+    samples = np.concatenate(pieces, axis=1).reshape(-1, channels).astype(np.float32, copy=False)
     if broken:
         findings.append(Finding("damaged audio", f"{broken} packets cannot be decoded"))
     stated = _stated_seconds(container, track)

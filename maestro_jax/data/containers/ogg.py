@@ -90,8 +90,8 @@ def examine(content: bytes) -> Layout:
         findings.append(Finding("several tracks", said))
     missing = sum(stream.missing for stream in chains)
     if missing or strays:
-        what = f"{missing} pages are missing" if missing else f"{strays} pages have no beginning"
-        findings.append(Finding("damaged audio", f"{what}, the others are read"))
+        what = f"pages that are missing: {missing}" if missing else f"pages of no stream: {strays}"
+        findings.append(Finding("damaged audio", what))
     open_ends = sum(not stream.is_ended for stream in chains)
     if open_ends and not missing:
         findings.append(Finding("cut short", "it ends before the page that is marked as the last"))
