@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import jax
 
 from maestro_jax.cli.table import table
-from maestro_jax.data.streams import SAMPLE_RATE, batch_shapes
+from maestro_jax.data.streams import SAMPLE_RATE, StreamConfig, batch_shapes
 from maestro_jax.objectives.curriculum import Schedule, Weight
 from maestro_jax.planning.curriculum import run_phases
 from maestro_jax.training.overview import parameters_by_module
@@ -51,6 +51,7 @@ def summary(run: TrainRun) -> str:
             "audio (s)": shape.audio_samples / SAMPLE_RATE or None,
             "text": shape.text_tokens or None,
             "translation": shape.translation_tokens or None,
+            "frames": _frames(run, shape),
         }
         for name, stream in run.streams.items()
         for shape in stream.shapes()
@@ -69,6 +70,13 @@ def summary(run: TrainRun) -> str:
             f"{run.steps} steps; every shape fits; nothing was written.",
         ]
     )
+
+
+def _frames(run: TrainRun, shape: StreamConfig) -> int | None:
+    """The frames for which the shared encoder has room: of the audio, or of a resampled text."""
+    if shape.audio_samples:
+        return int(run.model.frame_count(shape.audio_samples))
+    return getattr(run.objective, "text_frames", None)
 
 
 def phases_text(run: TrainRun) -> str:

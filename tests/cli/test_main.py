@@ -163,6 +163,9 @@ def test_train_dry_run_counts_and_writes_nothing(
     assert "STEPS = 9" in text and "SEED = 4" in text
     assert "minivox_small_paired" in text and "9 steps" in text
     assert "loss/transducer" in text
+    assert [line.split() for line in text.splitlines() if line.startswith("from step")] == [
+        ["from", "step", "steps", "stream", "batch", "losses", "x", "weights"]
+    ]
     assert not model_dir.exists()
 
 
