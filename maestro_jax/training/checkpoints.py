@@ -433,7 +433,7 @@ def _saved_parameters(step_directory: epath.Path, which: Which) -> dict[tuple[st
     if not saved:
         raise UserError(
             f"The checkpoint {step_directory} holds no moving average of the parameters; "
-            "ask for 'params' instead of 'ema'."
+            "ask for 'params' instead of 'ema' (for INIT_FROM: --gin.TrainRun.init_which=params)."
         )
     return saved
 
