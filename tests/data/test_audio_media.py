@@ -29,6 +29,9 @@ FILES = {
     "a.ts": "aac",
     "a.avi": "libmp3lame",
     "a.ac3": "ac3",
+    # Not read by PyAV, but written.
+    "mp3_within.wav": "libmp3lame",
+    "adpcm.wav": "adpcm_ms",
     "a.flv": "aac",
 }
 
@@ -60,7 +63,8 @@ def test_all_of_a_file(tmp_path, name):
     assert SECONDS <= len(found.samples) / 16_000 < SECONDS + 0.06
     assert clicks(found.samples) == SECONDS and not found.findings
     span = read_recording(path, [(1.0, 2.5)])
-    np.testing.assert_array_equal(span.samples, found.samples[16_000:40_000])
+    # Away from the edges, where a decoder that seeks knows nothing of what was before.
+    np.testing.assert_allclose(span.samples[400:-400], found.samples[16_400:39_600], atol=2 / 32768)
 
 
 def test_a_cut_file(tmp_path):

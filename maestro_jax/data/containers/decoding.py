@@ -22,10 +22,10 @@ try:
 except ImportError:  # There is no wheel for every machine.
     miniaudio = None
 
-_GRACE = {"mp3": 0.1, "ogg": 0.1}
-_EXACT = 0.01
-"""Seconds by which a header may be wrong before it is told. Where encoders have a delay, they count
-it, and a frame that holds the index."""
+_EXACT, _ROUGH = 0.01, 0.1
+"""Seconds by which a header may be wrong before it is told: where samples lie one by one, and where
+a coding has frames, a delay, or a frame that holds the index, all of which may be counted."""
+_ONE_BY_ONE = ("PCM", "FLOAT", "DOUBLE", "ULAW", "ALAW")
 # Beyond which a header is damaged: no speech is left, or hours of noise come out of a second.
 _LOWEST_RATE, _HIGHEST_RATE = 2000, 1_000_000
 _MOST_CHANNELS = 64
@@ -91,7 +91,7 @@ def decode(path: Path, layout: Layout, piece: Piece) -> Decoded:
     if piece.present:
         # What is stated in bytes or frames, in samples.
         expected = round(length * piece.stated / piece.present) if piece.stated else 0
-    grace = _GRACE.get(layout.format, _EXACT)
+    grace = _EXACT if found.subtype.startswith(_ONE_BY_ONE) else _ROUGH
     missing = (expected - length) / rate if expected else 0.0
     said: tuple[Finding, ...] = ()
     if any(finding.kind == "cut short" for finding in found.findings):
