@@ -13,10 +13,10 @@ from maestro_jax.data.registration import add_language_mixture, add_stream_task
 from maestro_jax.data.task_features import PreparedVocabulary, StreamTask
 
 VOCABULARY = PreparedVocabulary(
-    "vocabularies/multilingual.model", "maestro vocabulary multilingual"
+    "vocabularies/multilingual.model", "maestro vocabulary multilingual --kind char"
 )
-"""The pieces that all corpora share, since all streams of a run share them. Without naming tasks,
-the command trains them on all prepared ones that read them."""
+"""What all corpora share, since all streams of a run share it: letters, as in the paper's runs.
+Without naming tasks, the command trains it on all prepared ones that read it."""
 
 SPLITS = ("train", "validation", "test")
 

@@ -248,7 +248,7 @@ def test_the_shared_vocabulary_is_of_all_that_read_it(
             mixture="shared_mt_sl", batch_size=4, text_tokens=60, translation_tokens=60
         )
     }
-    with pytest.raises(UserError, match="run `maestro vocabulary multilingual`"):
+    with pytest.raises(UserError, match="run `maestro vocabulary multilingual --kind char`"):
         StreamLoader(streams, seed=0, data_dir=corpus.root)
     command = ["vocabulary", "multilingual", "--json", "--data_dir", str(corpus.root)]
     assert main(command) == 0
