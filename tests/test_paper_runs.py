@@ -184,3 +184,28 @@ def test_gates_and_schedules_in_words() -> None:
     # Translation, which this run does not have, has a gate as well.
     assert gates.startswith("text waits for: paired/alignment_entropy below 1.1, paired/")
     assert learned.endswith("UncertaintyWeighting")
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("speechstew", {"paired": {"transducer": 1.0}}),
+        ("voxpopuli", {"paired": {"transducer": 1.0}}),
+        ("covost2", {"st": {"st": 1.0}, "mt": {"mt": 5.0}}),
+    ],
+)
+def test_fine_tuning(name: str, weights: dict[str, dict[str, float]]) -> None:
+    """Batches of 256, mSLAM's rates and, for translation, its decoder and its weight of MT."""
+    run = gin_config.parse_and_build([f"runs/paper_{name}_finetune.gin"], {"INIT_FROM": "None"})
+    assert {stream: run.objective.weights_of(stream) for stream in run.streams} == weights
+    assert {stream.batch_size for stream in run.streams.values()} == {256}
+    for group, peak, warmup in (("encoder", 3e-4, 5000), ("decoder", 1e-3, 1500)):
+        rates = [float(run.optimizer.group_schedules(n - 1)[group]) for n in (warmup // 2, warmup)]
+        assert rates == pytest.approx([peak / 2, peak])
+    # What pretraining gives fits: the model is the same, but for a head.
+    pretrained = paper_run(name).model
+    assert run.model.clone(translation_decoder=None, parent=None) == pretrained.clone(parent=None)
+    decoder = run.model.translation_decoder
+    assert (decoder is not None) == (name == "covost2")
+    if decoder is not None:
+        assert (decoder.layers, decoder.features, decoder.dropout) == (6, 512, 0.1)
