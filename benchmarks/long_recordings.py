@@ -28,6 +28,7 @@ import numpy as np
 RATE = 16_000
 # Seconds between utterances, and the level of the noise there in dB of full scale.
 GAPS: tuple[tuple[float, float | None], ...] = (
+    (0.0, None),
     (0.3, None),
     (0.5, None),
     (1.0, None),

@@ -39,8 +39,8 @@ LAG = CONTEXT + _BLOCK + SECOND
 
 _BANDS = 8
 _LOWEST, _HIGHEST = 200.0, 4000.0  # Hz
-_SILENCE = -90.0  # dB of full scale: the level of a frame of zeros, or of dither
-_DIGITAL = -80.0  # what lies below is digital silence
+_SILENCE = -100.0  # dB of full scale: the level of a frame of zeros
+_DIGITAL = -92.0  # what lies below is digital silence: zeros, or dither of the last of 16 bits
 _PARTING = SECOND // 5  # frames of digital silence between two pieces
 _FLOOR_PERCENTILE = 5.0
 _FLOOR_WINDOW = 10 * SECOND
@@ -63,7 +63,7 @@ def frame_levels(samples: np.ndarray) -> np.ndarray:
             whole is filled up with zeros.
 
     Returns:
-        Decibels of full scale, float32 `[ceil(samples / FRAME)]`, -90 at least: the mean over
+        Decibels of full scale, float32 `[ceil(samples / FRAME)]`, -100 at least: the mean over
         bands of what the whole spectrum would have if it were like the band.
     """
     count = -(-len(samples) // FRAME)
