@@ -11,8 +11,8 @@ from maestro_jax.evaluation.transcripts import MARK, Alternative, Timed, Transcr
 _SAME = 0.5
 """Seconds by which the times of one token in two segments may differ."""
 
-_UNTIMED_RUN = 3
-"""Tokens that must agree where no times say that they are the same ones."""
+_SHORTEST_RUN = 3
+"""Tokens in a row that must agree: fewer are the same by chance."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,9 +91,9 @@ def join_overlap(
     """Where to leave one segment's tokens and go on with those of the next.
 
     Both have heard the overlap, the left one without what follows it, the right one without what
-    goes before. They are joined in the middle of the longest run of tokens in which they agree.
-    Where they agree in none, words that begin in the first half are the left one's, and the others
-    the right one's; if tokens have no times either, nothing is dropped.
+    goes before. They are joined in the middle of the longest run of tokens in which they agree, of
+    `_SHORTEST_RUN` at least. Where there is none, words that begin in the first half are the left
+    one's, and the others the right one's; if tokens have no times either, nothing is dropped.
 
     Args:
         left: Tokens of the earlier segment; seconds from the beginning of the recording.
@@ -124,14 +124,13 @@ def _longest_run(
     """Begin in both and length of the longest run of equal tokens, of the last one of those.
 
     With times, tokens of the overlap are compared that were heard within `_SAME` seconds. Without,
-    a run must not lie deeper in either segment than half of its tokens, and have `_UNTIMED_RUN`.
+    a run must not lie deeper in either segment than half of its tokens.
     """
     if begin is not None and end is not None:
         i_from = sum(_before(token, begin - _SAME) for token in left)
         j_to = sum(_before(token, end + _SAME) for token in right)
-        shortest = 1
     else:
-        i_from, j_to, shortest = len(left) // 2, -(-len(right) // 2), _UNTIMED_RUN
+        i_from, j_to = len(left) // 2, -(-len(right) // 2)
     best: tuple[int, int, int] | None = None
     lengths = [0] * (j_to + 1)  # of the run that ends with the left token and the right one
     for i in range(i_from, len(left)):
@@ -141,7 +140,7 @@ def _longest_run(
             if not _same(left[i], right[j]):
                 continue
             length = lengths[j + 1] = above[j] + 1
-            if length >= max(shortest, best[2] if best else 0):
+            if length >= max(_SHORTEST_RUN, best[2] if best else 0):
                 best = (i - length + 1, j - length + 1, length)
     return best
 

@@ -109,8 +109,17 @@ def test_segments_overlap_where_nobody_pauses():
     sound = recording([20.0], None, np.random.default_rng(6))
     found = list(segments([sound], 6 * RATE))
     check(found, sound, 6 * RATE)
-    assert [segment.overlap for segment in found] == [0] + [RATE * 3 // 2] * (len(found) - 1)
+    overlap = RATE * 3 // 2 // FRAME // 2 * 2 * FRAME
+    assert [segment.overlap for segment in found] == [0] + [overlap] * (len(found) - 1)
     assert found[-1].end == len(sound)
+
+
+def test_overlaps_lie_around_the_quietest_place():
+    sound = recording([20.0], None, np.random.default_rng(6))
+    # Too short for a pause: 160 ms, 20 dB down.
+    sound[4 * RATE : 4 * RATE + 2560] *= 0.1
+    first, second = list(segments([sound], 6 * RATE))[:2]
+    assert (second.start + first.end) / 2 == pytest.approx(4.08 * RATE, abs=2 * FRAME)
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.01, 1.0, 10.0, 100.0])
