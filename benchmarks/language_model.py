@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
 
-    begun = time.perf_counter()
+    begun, worked = time.perf_counter(), time.process_time()
     texts = sentences(arguments.sentences, arguments.pieces, arguments.mean)
     model = kneser_ney.estimate(
         texts,
@@ -101,12 +101,15 @@ def main() -> None:
         order=arguments.order,
         prune=tuple(int(n) for n in arguments.prune.split(",")),
     )
-    made = time.perf_counter()
+    made, worked = time.perf_counter(), time.process_time() - worked
     lm = jax.block_until_ready(NgramLm.from_model(model))
     laid_out = time.perf_counter()
     counts = ", ".join(f"{count:,} of {n}" for n, count in enumerate(model.counts, start=1))
     print(f"n-grams: {counts}")
-    print(f"counted and smoothed in {made - begun:.1f} s, laid out in {laid_out - made:.1f} s")
+    print(
+        f"drawn, counted and smoothed in {made - begun:.1f} s ({worked:.1f} s of processor time), "
+        f"laid out in {laid_out - made:.1f} s"
+    )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(f"memory of the process at its highest: {peak / 2**30:.2f} GiB")
     print(f"tables: {lm.nbytes / 2**20:.0f} MiB of at most {LIMIT / 2**20:.0f} MiB")

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from maestro_jax.decoding import kneser_ney
 from maestro_jax.decoding.ngram import NgramLm
@@ -93,3 +94,19 @@ def test_another_blank_begins_and_ends_texts():
     for label in (0, 1):
         scores, state = lm.score(state, jnp.asarray([label]))
     assert float(scores[0, 3]) > float(scores[0, 0])
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs eight (CPU) devices")
+def test_rows_that_are_split_over_devices_stay_split():
+    """The tables are on every device, and only the longest list of continuations is agreed on."""
+    model = kneser_ney.estimate(TEXTS, vocab_size=VOCAB, order=4)
+    mesh = Mesh(np.array(jax.devices()[:8]), ("data",))
+    whole, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
+    lm = jax.device_put(NgramLm.from_model(model, dense=1), whole)
+    rows = jax.device_put(jnp.zeros(16, jnp.int32), split)
+    compiled = jax.jit(lambda lm, rows: lm.score(rows, rows)).lower(lm, rows).compile()
+    text = compiled.as_text()
+    assert "all-reduce" in text
+    assert not any(moved in text for moved in ("all-gather", "all-to-all", "collective-permute"))
+    for sharding in jax.tree.leaves(compiled.output_shardings):
+        assert sharding.spec == PartitionSpec("data")
