@@ -134,7 +134,8 @@ def measure(options: argparse.Namespace, error_rate: Callable[[str, str], float]
             pieces = list(quietest_cuts(recording, transcriber.samples, seconds))
             heard.append(" ".join(texts_of(transcriber, pieces)))
         rates = " | ".join(f"{error_rate(reference, text):.1f}" for text in heard)
-        print(f"| {gap:g} s of {sound} | {rates} |", flush=True)
+        between = f"{gap:g} s of {sound}" if gap else "nothing"
+        print(f"| {between} | {rates} |", flush=True)
 
 
 def _measure_memory(model_dir: str, recording: np.ndarray) -> None:
