@@ -278,11 +278,13 @@ def test_the_papers_model() -> None:
 @pytest.mark.slow
 def test_streams_add_up_to_the_step() -> None:
     files = ["runs/pretrain.gin", "models/tiny.gin", "objectives/maestro.gin"]
-    run = gin_config.parse_and_build([*files, "data/minivox_tiny.gin"], {"STEPS": "1"})
+    # With room for 400 frames. In a step, the texts of pairs pass the duration model as well, joined
+    # with those of other texts: the shorter the texts, the larger the share of that.
+    settings = {"STEPS": "1", "TEXT_FRAMES": "400"}
+    run = gin_config.parse_and_build([*files, "data/minivox_tiny.gin"], settings)
     found = run_flops(run)
     assert set(found.by_stream) == set(run.used_streams)
-    # Joined, the texts of pairs have their durations predicted beside those of other texts.
-    assert sum(found.by_stream.values()) == pytest.approx(found.count.model, rel=0.03)
+    assert sum(found.by_stream.values()) == pytest.approx(found.count.model, rel=0.02)
     # Paired speech has the losses of speech and of text: more an utterance than either.
     sizes = {name: run.streams[name].batch_size for name in run.used_streams}
     each = {name: flops / sizes[name] for name, flops in found.by_stream.items()}
