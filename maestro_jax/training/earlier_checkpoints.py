@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+from collections.abc import Sequence
 
 from etils import epath
 
+from maestro_jax.errors import UserError
 from maestro_jax.training.checkpoints import Which, saved_shapes
 from maestro_jax.training.run import TrainRun
+
+log = logging.getLogger(__name__)
 
 
 def as_saved(run: TrainRun, directory: epath.PathLike, which: Which = "ema") -> TrainRun:
@@ -30,3 +35,30 @@ def as_saved(run: TrainRun, directory: epath.PathLike, which: Which = "ema") -> 
         return run
     model = run.model.clone(refiner=refiner.clone(normalize=False))
     return dataclasses.replace(run, model=model)
+
+
+def as_begun(run: TrainRun, directory: epath.PathLike, steps: Sequence[int]) -> TrainRun:
+    """A run that goes on from its own checkpoints, with the model with which it began.
+
+    Args:
+        run: The run.
+        directory: The directory of its checkpoints.
+        steps: Their steps, ascending; none for a run that begins.
+
+    Returns:
+        See `as_saved`.
+    """
+    for step in reversed(steps):
+        try:
+            begun = as_saved(run, epath.Path(directory) / str(step), "params")
+        except UserError:
+            # A damaged one; `Checkpoints.restore_latest` names it. All are of one model.
+            continue
+        if begun is not run:
+            log.warning(
+                "%s was begun by an earlier version: its refiner ends without a layer "
+                "normalisation, and stays so",
+                epath.Path(directory).parent,
+            )
+        return begun
+    return run

@@ -22,6 +22,7 @@ from maestro_jax.errors import UserError
 from maestro_jax.training import model_vocabulary, parameter_trees
 from maestro_jax.training.checkpoints import Checkpoints, find_checkpoint, partial_restore
 from maestro_jax.training.diagnostics import Diagnostics, describe
+from maestro_jax.training.earlier_checkpoints import as_begun
 from maestro_jax.training.inputs import Batches, held_out_pairs, task_batches
 from maestro_jax.training.interruption import Interrupted, StopSignals
 from maestro_jax.training.mesh_step import jitted_step, mesh_state
@@ -95,6 +96,9 @@ def train(
     if unused:
         log.warning("the objective does not use the streams %s", ", ".join(unused))
 
+    checkpoints = Checkpoints(directory, keep=run.keep_checkpoints)
+    run = as_begun(run, checkpoints.directory, checkpoints.all_steps())
+
     # ------------------------------------------------------------------ state: shapes and places
     placed = mesh_state(run, mesh)
     shardings, abstract = placed.shardings, placed.abstract
@@ -106,7 +110,6 @@ def train(
         (directory / "parameters.txt").write_text(overview)
 
     # ------------------------------------- state: own checkpoint, else init_from, else from scratch
-    checkpoints = Checkpoints(directory, keep=run.keep_checkpoints)
     restored = checkpoints.restore_latest(abstract)
     record: dict[str, Any] = {}
     if restored is not None:

@@ -278,8 +278,8 @@ def test_the_papers_model() -> None:
 @pytest.mark.slow
 def test_streams_add_up_to_the_step() -> None:
     files = ["runs/pretrain.gin", "models/tiny.gin", "objectives/maestro.gin"]
-    # With room for 400 frames. In a step, the texts of pairs pass the duration model as well, joined
-    # with those of other texts: the shorter the texts, the larger the share of that.
+    # With room for 400 frames. In a step, the texts of pairs pass the duration model as well,
+    # joined with those of other texts: the shorter the texts, the larger the share of that.
     settings = {"STEPS": "1", "TEXT_FRAMES": "400"}
     run = gin_config.parse_and_build([*files, "data/minivox_tiny.gin"], settings)
     found = run_flops(run)

@@ -10,7 +10,7 @@ from narrow_model import NARROW
 from maestro_jax.cli import gin_config
 from maestro_jax.errors import UserError
 from maestro_jax.training.checkpoints import Checkpoints, restore_params
-from maestro_jax.training.earlier_checkpoints import as_saved
+from maestro_jax.training.earlier_checkpoints import as_begun, as_saved
 from maestro_jax.training.parameter_trees import unbox
 from maestro_jax.training.state import create_state
 
@@ -46,3 +46,21 @@ def test_a_refiner_without_its_last_normalisation(run, tmp_path, earlier):
     if earlier:
         with pytest.raises(UserError, match="refiner/final_norm"):
             restore_params(tmp_path, abstract_params=unbox(run.abstract_state().params))
+
+
+@pytest.mark.parametrize("earlier", [True, False])
+def test_a_run_goes_on_with_the_model_with_which_it_began(run, tmp_path, earlier, caplog):
+    params = zeros(run)
+    if earlier:
+        del params["refiner"]["final_norm"]
+    checkpoints = Checkpoints(tmp_path)
+    for step in (3, 6):
+        checkpoints.save(create_state(params, run.optimizer), {"step": step})
+    checkpoints.wait()
+    # The newest is damaged: the one before it tells.
+    (checkpoints.directory / "6" / "state" / "_METADATA").unlink()
+    found = as_begun(run, checkpoints.directory, checkpoints.all_steps())
+    assert found.model.refiner.normalize != earlier
+    assert ("begun by an earlier version" in caplog.text) == earlier
+    checkpoints.close()
+    assert as_begun(run, checkpoints.directory, ()) is run
