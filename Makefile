@@ -21,7 +21,7 @@ DEFAULT_MARKS := not slow and not tpu_backend and not peers and not gpu
 
 PEERS := build/peers
 
-.PHONY: help install demo low-resource test test-slow peers test-peers bench-transducer bench-input bench-train lint format clean
+.PHONY: help install demo low-resource self-supervised test test-slow peers test-peers bench-transducer bench-input bench-train lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## list these commands
@@ -34,6 +34,9 @@ demo: $(STAMP)  ## from this clone to a trained model, its transcripts and a rep
 
 low-resource: $(STAMP)  ## what pretraining is worth to a language with 24 transcribed utterances, on a CPU
 	@$(BIN)/maestro demo --experiment low_resource
+
+self-supervised: $(STAMP)  ## what w2v-BERT and BEST-RQ learn from an hour of untranscribed speech, on a CPU
+	@$(BIN)/maestro demo --experiment self_supervised
 
 test: $(STAMP)  ## the default test suite
 	@$(call LLVM,$(LEVEL)) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "$(DEFAULT_MARKS)" $(TESTS)
@@ -66,7 +69,7 @@ format: $(STAMP)  ## let ruff mend what it can
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 clean:  ## remove what make made, .venv included
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis demo_output low_resource_output
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis demo_output low_resource_output self_supervised_output
 
 # The stamp's name changes with what is to be installed, so a second run installs nothing.
 $(STAMP):

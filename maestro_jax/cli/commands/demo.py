@@ -6,7 +6,7 @@ import argparse
 
 from maestro_jax.cli import environment
 
-EXPERIMENTS = ("whole_loop", "low_resource")
+EXPERIMENTS = ("whole_loop", "low_resource", "self_supervised")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,12 +16,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=EXPERIMENTS,
         default=EXPERIMENTS[0],
         help="whole_loop: pretraining, recognition, translation; low_resource: what pretraining is "
-        "worth to a language with 24 transcribed utterances (default: %(default)s)",
+        "worth to a language with 24 transcribed utterances; self_supervised: what w2v-BERT and "
+        "BEST-RQ learn from untranscribed speech (default: %(default)s)",
     )
     parser.add_argument(
         "--output_dir",
         metavar="DIR",
-        help="default: demo_output, or low_resource_output for that experiment",
+        help="default: demo_output, or EXPERIMENT_output for the others",
     )
     parser.add_argument(
         "--data_dir",
@@ -41,6 +42,11 @@ def run(arguments: argparse.Namespace) -> None:
         from maestro_jax.cli.low_resource import run_low_resource
 
         run_low_resource(arguments.output_dir or "low_resource_output", arguments.data_dir)
+        return
+    if arguments.experiment == "self_supervised":
+        from maestro_jax.cli.self_supervised import run_self_supervised
+
+        run_self_supervised(arguments.output_dir or "self_supervised_output", arguments.data_dir)
         return
     from maestro_jax.cli.demo import run_demo
 
