@@ -5,6 +5,10 @@ or full of zeros. Most of that Orbax notices in the middle of reading, some of i
 array whose bytes changed is an array. So each checkpoint gets a list of its files, ``files.json``,
 which is gone through before anything is read. A checkpoint from before there were such lists is
 read once more instead.
+
+The list begins with the sizes, which are known when the checkpoint is written. Digests are added
+when it is complete, for they take another reading of all of it, and a machine that is to stop soon
+may not have the time.
 """
 
 from __future__ import annotations
@@ -30,20 +34,26 @@ _CHUNK = 1 << 24
 _MARKERS = ("commit_success.txt",)
 
 
-def write_list(step_directory: epath.PathLike) -> None:
-    """Write down the files of a checkpoint that has just been written.
+def write_list(step_directory: epath.PathLike, *, digests: bool) -> None:
+    """Write down the files of a checkpoint, or add to such a list what it lacks.
 
     Args:
         step_directory: Of the checkpoint, also under the name that it has until it is complete.
+        digests: Whether to read all files for their digests; those of a store that checks its
+            bytes itself are not.
     """
     directory = epath.Path(step_directory)
+    digests = digests and not _is_remote(directory)
     found = {
-        str(path.relative_to(directory)): _described(path)
+        str(path.relative_to(directory)): (path.stat().length, _digest(path) if digests else "")
         for item in (STATE, RECORD)
         for path in _files(directory / item)
         if path.name not in _MARKERS
     }
-    (directory / FILES).write_text(json.dumps(found, indent=1) + "\n")
+    # By a change of name: half a list would condemn a whole checkpoint.
+    part = directory / f"{FILES}.part"
+    part.write_text(json.dumps(found, indent=1) + "\n")
+    part.replace(directory / FILES)
 
 
 def damage(step_directory: epath.PathLike) -> str | None:
@@ -55,7 +65,14 @@ def damage(step_directory: epath.PathLike) -> str | None:
     Returns:
         The first file that is not as it was written, in a few words; None if all are.
     """
-    directory = epath.Path(step_directory)
+    try:
+        return _damage(epath.Path(step_directory))
+    except OSError as error:
+        # A bad sector, a stale handle of a network: as good as damaged to whoever has to read it.
+        return f"it cannot be read: {error}"
+
+
+def _damage(directory: epath.Path) -> str | None:
     listed = directory / FILES
     if not listed.exists():
         return _unreadable(directory)
@@ -125,10 +142,6 @@ def _files(directory: epath.Path) -> Iterator[epath.Path]:
             yield from _files(path)
         else:
             yield path
-
-
-def _described(path: epath.Path) -> tuple[int, str]:
-    return path.stat().length, "" if _is_remote(path) else _digest(path)
 
 
 def _is_remote(path: epath.Path) -> bool:

@@ -7,6 +7,7 @@ verified before it is restored (`checkpoint_files`).
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -59,6 +60,7 @@ class Checkpoints:
         """Open the directory, and create it if need be."""
         self.directory = epath.Path(model_dir).expanduser().absolute() / SUBDIRECTORY
         self._saving = -1
+        self._digesting = concurrent.futures.ThreadPoolExecutor(1)
         policies: list[checkpoint_managers.PreservationPolicy] = [checkpoint_managers.LatestN(keep)]
         if best_metric is not None:
             policies.append(
@@ -110,6 +112,7 @@ class Checkpoints:
         with _quiet_orbax():
             # `_list_files` is called when this one is written, before the next one is begun.
             self._manager.wait_until_finished()
+            self._add_digests()
             self._saving = step
             self._manager.save(
                 step,
@@ -159,6 +162,9 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait until everything is written, and release the directory."""
+        self._manager.wait_until_finished()
+        self._add_digests()
+        self._digesting.shutdown()
         self._manager.close()
 
     def _list_files(self) -> None:
@@ -169,7 +175,20 @@ class Checkpoints:
         for path in self.directory.iterdir():
             # Until it is complete, its name has an ending.
             if path.name.split(".")[0] == name and (path / STATE).is_dir():
-                checkpoint_files.write_list(path)
+                checkpoint_files.write_list(path, digests=False)
+
+    def _add_digests(self) -> None:
+        """Begin to add to the list of the checkpoint that is complete what takes its time."""
+        step, self._saving = self._saving, -1
+        if step < 0 or jax.process_index() != 0:
+            return
+
+        def add() -> None:
+            # It may have been removed meanwhile, for a newer one; the list of sizes serves as well.
+            with contextlib.suppress(OSError):
+                checkpoint_files.write_list(self.directory / str(step), digests=True)
+
+        self._digesting.submit(add)
 
     def _newest_whole(self, steps: Sequence[int]) -> tuple[int, dict[int, str]]:
         """The step of the newest whole checkpoint, the same on every process.
@@ -226,6 +245,12 @@ class Checkpoints:
                 continue
             names = sorted(set(there.items()) ^ set(here.items()))
             name = names[0][0]
+            if all(changed.startswith(f"{held_durations.HELD}/") for changed, _ in names):
+                raise UserError(
+                    f"The checkpoint {directory} does not hold the durations that this run holds: "
+                    "it was made by an earlier version, or without the stream of texts. Begin anew "
+                    "in another model directory, with init_from the model that this one began with."
+                )
             raise UserError(
                 f"The checkpoint {directory} is of another model or setting: {field} {name} is "
                 f"{there.get(name, 'absent')} there and {here.get(name, 'absent')} here; choose "
@@ -251,9 +276,9 @@ def restore_params(
         UserError: The directory holds no checkpoint, or not these parameters, or a damaged one.
     """
     step_directory = find_checkpoint(directory)
-    check_whole(step_directory)
-    saved = _saved_parameters(step_directory, which)
     if abstract_params is None:
+        check_whole(step_directory)
+        saved = _saved_parameters(step_directory, which)
         tree: dict[str, Any] = {}
         for path, value in _read(step_directory, which, {path: None for path in saved}).items():
             _insert(tree, path, value)

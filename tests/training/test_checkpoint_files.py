@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import shutil
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from maestro_jax.errors import UserError
+from maestro_jax.training import checkpoint_files
 from maestro_jax.training.checkpoint_files import FILES, damage
 from maestro_jax.training.checkpoints import (
     SET_ASIDE,
@@ -97,6 +99,47 @@ def test_whole_checkpoints_are_whole(model: Path) -> None:
     assert set(map(str, files(model))) == set(
         json.loads((model / "checkpoints" / "5" / FILES).read_text())
     )
+
+
+def test_a_checkpoint_is_complete_before_its_digests_are_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that is about to stop may have no time for another reading of the state."""
+    digested = []
+
+    def digest(path: Path) -> str:
+        digested.append((path, (tmp_path / "checkpoints" / "5").is_dir()))
+        return "0" * 32
+
+    monkeypatch.setattr(checkpoint_files, "_digest", digest)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state(5), {"step": 5})
+    checkpoints.wait()
+    listed = tmp_path / "checkpoints" / "5" / FILES
+    assert not digested and all(
+        digest == "" for _, digest in json.loads(listed.read_text()).values()
+    )
+    checkpoints.close()
+    assert digested and all(complete for _, complete in digested)
+    assert all(digest for _, digest in json.loads(listed.read_text()).values())
+
+
+def test_a_file_that_the_machine_cannot_read_is_damage(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = checkpoint_files._digest
+
+    def bad_sector(path: Path) -> str:
+        if "checkpoints/5" in str(path):
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return digest(path)
+
+    monkeypatch.setattr(checkpoint_files, "_digest", bad_sector)
+    assert "Input/output error" in (damage(copied / "checkpoints" / "5") or "")
+    checkpoints = Checkpoints(copied)
+    restored = checkpoints.restore_latest(abstract())
+    checkpoints.close()
+    assert restored is not None and restored[1]["step"] == 4
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "gone"])
