@@ -172,7 +172,13 @@ def _expanded(name: str) -> Iterator[AudioInput]:
         return
     audio, others = 0, 0
     unreadable: list[OSError] = []
-    for folder, folders, files in os.walk(path, onerror=unreadable.append):
+    walked: set[Path] = set()
+    for folder, folders, files in os.walk(path, onerror=unreadable.append, followlinks=True):
+        # A link may lead back to where the walk came from.
+        if (place := Path(folder).resolve()) in walked:
+            folders.clear()
+            continue
+        walked.add(place)
         folders[:] = sorted(one for one in folders if not one.startswith("."))
         # Some systems keep a hidden file beside each recording, with the same extension.
         for file in sorted(one for one in files if not one.startswith(".")):

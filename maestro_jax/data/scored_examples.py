@@ -84,7 +84,10 @@ class ScoredExamples:
         if "id" not in example:
             return f"{task.name}:{number}"
         value = example["id"]
-        found = value.decode() if isinstance(value, bytes) else str(np.asarray(value).tolist())
+        try:
+            found = value.decode() if isinstance(value, bytes) else str(np.asarray(value).tolist())
+        except UnicodeDecodeError:
+            found = ""
         if not found.strip() or np.ndim(value):
             raise UserError(
                 f"example {number} of task {task.name!r} has the id {found!r}; give each example "
@@ -157,6 +160,11 @@ def _code(task: seqio.Task, example: Mapping[str, Any], name: str) -> str:
     identity = example.get(name)
     if identity is None or isinstance(identity, bytes):
         return ""
+    if np.ndim(identity):
+        raise UserError(
+            f"{name} is {np.asarray(identity).tolist()} in an example of task {task.name!r}; "
+            "it is one id (maestro_jax.data.languages.language_id), or the code as a string."
+        )
     if int(identity) >= len(LANGUAGES):
         raise UserError(
             f"{name} is {int(identity)} in an example of task {task.name!r}; ids of languages are "

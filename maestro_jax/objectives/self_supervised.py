@@ -31,7 +31,7 @@ from maestro_jax.losses.contrastive import (
 )
 from maestro_jax.losses.masked_prediction import masked_prediction_loss
 from maestro_jax.losses.reduction import Weighted, masked_sum
-from maestro_jax.modules.masking import span_mask
+from maestro_jax.modules.masking import span_mask, zero_padding
 from maestro_jax.modules.quantizer import GumbelQuantizer
 from maestro_jax.modules.random_projection import RandomProjectionQuantizer
 from maestro_jax.objectives.base import Metrics, Parts
@@ -141,12 +141,13 @@ class W2vBert:
         )
         codes = quantized.probabilities.shape[-1]
         counts = code_counts(quantized.ids, speech.mask, codes)
-        # What a frame's code tells of the frame: uncertainty over all frames less that at each.
-        sure = jnp.sum(
-            jax.scipy.special.xlogy(quantized.probabilities, quantized.probabilities), -1
-        )
-        total, count = masked_sum(sure, speech.mask)
-        told = jnp.log(perplexity) + total / jnp.maximum(count, 1.0)
+        # What a frame's code tells of the frame: mutual information. As a mean of Kullback-Leibler
+        # divergences, for a difference of two entropies leaves few digits of a small one.
+        frames = jnp.maximum(jnp.sum(speech.mask), 1)
+        average = jnp.sum(zero_padding(quantized.probabilities, speech.mask), (0, 1)) / frames
+        ratio = quantized.probabilities / jnp.maximum(average, jnp.finfo(jnp.float32).tiny)
+        told = jnp.sum(jax.scipy.special.xlogy(quantized.probabilities, ratio), -1)
+        information, count = masked_sum(told / jnp.log(codes), speech.mask)
         one = jnp.ones(())
         return {
             "contrastive": contrastive,
@@ -162,7 +163,7 @@ class W2vBert:
             "speech/masked_share": masked_sum(speech.hidden, speech.mask),
             "speech/code_perplexity": (perplexity, one),
             "speech/code_usage": (jnp.mean(counts > 0), one),
-            "speech/code_information": (told / jnp.log(codes), one),
+            "speech/code_information": (information, count),
             "speech/gumbel_temperature": (quantized.temperature, one),
         }
 

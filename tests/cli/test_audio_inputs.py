@@ -44,6 +44,16 @@ def test_directories_give_their_recordings_in_order(tmp_path, monkeypatch, caplo
     assert "d: 3 recordings; 1 other files are left out" in caplog.text
 
 
+def test_linked_directories_are_walked_once(tmp_path):
+    (tmp_path / "all").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "b.flac").write_bytes(b"b")
+    (tmp_path / "all" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "all")
+    found = [Path(one.name).relative_to(tmp_path) for one in audio_inputs([str(tmp_path / "all")])]
+    assert found == [Path("all/link/b.flac")]
+
+
 def test_what_is_named_twice_is_read_once(tmp_path, caplog):
     file = write(tmp_path / "a.wav")
     (tmp_path / "link.wav").symlink_to(file)

@@ -82,16 +82,19 @@ class Job:
     def calls(self) -> list[str]:
         return (self.directory / "calls").read_text().splitlines()
 
-    def wait_for(self, text: str, process: subprocess.Popen[str], seconds: float = 100) -> None:
-        """Waits until the first task has printed something."""
-        log = self.directory / "task-0.log"
-        for _ in range(int(seconds * 20)):
-            if log.exists() and text in log.read_text():
+    def wait_for(
+        self, text: str, process: subprocess.Popen[str], tasks: tuple[int, ...] = (0,)
+    ) -> None:
+        """Waits until tasks have printed something, at most 100 seconds."""
+        logs = [self.directory / f"task-{task}.log" for task in tasks]
+        for _ in range(2000):
+            if all(log.exists() and text in log.read_text() for log in logs):
                 return
             if process.poll() is not None:
                 break
             time.sleep(0.05)
-        pytest.fail(f"no {text!r}: {log.read_text() if log.exists() else 'no log'}")
+        found = [log.read_text() if log.exists() else "no log" for log in logs]
+        pytest.fail(f"no {text!r}: {found}")
 
 
 KEEPS_ARGUMENTS = r"""
@@ -119,7 +122,7 @@ def test_each_task_gets_the_arguments_as_they_were_given(tmp_path: pathlib.Path)
 def test_before_the_time_limit_the_run_saves_and_the_job_is_put_back(tmp_path) -> None:
     job = Job(tmp_path, KEEPS_ARGUMENTS)
     process = job.start(*TRAIN, SERVE="1")
-    job.wait_for("started", process)
+    job.wait_for("started", process, tasks=(0, 1))
     process.send_signal(signal.SIGUSR1)
     process.communicate(timeout=30)
     assert process.returncode == 143

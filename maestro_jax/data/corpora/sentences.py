@@ -30,7 +30,7 @@ def sentences(text: str, longest: int = LONGEST) -> Iterator[str]:
 
     Sentences end at punctuation that ends them, whatever it stands for: after an abbreviation a
     piece is shorter than it could be, which harms no one. Pieces without a letter or digit belong
-    to their neighbour.
+    to their neighbour, as far as there is room.
 
     Args:
         text: A paragraph or a document; its lines end sentences.
@@ -40,16 +40,19 @@ def sentences(text: str, longest: int = LONGEST) -> Iterator[str]:
     Yields:
         Pieces with single spaces. Joined, they are the text, but for white space.
     """
-    pending = ""
+    pending: list[str] = []
+    characters, words = 0, False
     for sentence in _sentences(text):
         for piece in _pieces(sentence, longest):
-            joined = f"{pending} {piece}" if pending else piece
-            if _has_words(pending) and _has_words(piece):
-                yield pending
-                joined = piece
-            pending = joined
+            new = _has_words(piece)
+            if pending and ((words and new) or characters + 1 + len(piece) > longest):
+                yield " ".join(pending)
+                pending, characters, words = [], 0, False
+            characters += len(piece) + bool(pending)
+            pending.append(piece)
+            words = words or new
     if pending:
-        yield pending
+        yield " ".join(pending)
 
 
 def _sentences(text: str) -> Iterator[str]:

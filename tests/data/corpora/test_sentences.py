@@ -45,9 +45,19 @@ def test_long_sentences_are_cut_between_words_and_the_rest_is_kept() -> None:
 def test_pieces_are_the_text(text: str, longest: int) -> None:
     pieces = list(sentences(text, longest))
     assert "".join("".join(pieces).split()) == "".join(text.split())
-    if any(map(str.isalnum, text)):
-        assert all(any(map(str.isalnum, piece)) for piece in pieces)
+    assert all(len(piece) <= longest for piece in pieces)
+    for piece, following in zip(pieces, pieces[1:], strict=False):
+        if not (any(map(str.isalnum, piece)) and any(map(str.isalnum, following))):
+            assert len(piece) + 1 + len(following) > longest
     assert list(pieces) == [" ".join(piece.split()) for piece in pieces]
+
+
+def test_leaders_of_dots_are_cut_in_linear_time() -> None:
+    # An index or a table of contents; each dot ends a sentence.
+    text = "Chapter one " + ". " * 200_000 + "Page 9."
+    pieces = list(sentences(text))
+    assert max(map(len, pieces)) <= 256
+    assert pieces[0].startswith("Chapter one .") and pieces[-1].endswith("Page 9.")
 
 
 @pytest.mark.parametrize("letter", ["ก\u0e31", "क\u094d\u200dष\u093e", "e\u0301\u0323", "เก"])
