@@ -182,7 +182,7 @@ def test_letters_that_found_no_place_are_reported(corpus, capsys, caplog) -> Non
         assert main(command) == 0
         out, err = capsys.readouterr()
         rows = json.loads(out)["languages"]
-        # To standard error by the command's own handler, unless a test before this one has set it up.
+        # To standard error by the command's own handler, unless an earlier test has set it up.
         lines = [*err.splitlines(), *caplog.messages]
         assert all(row["unknown_percent"] > 5 and row["round_trip_error"] > 0 for row in rows)
         for row in rows:
