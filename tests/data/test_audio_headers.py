@@ -77,6 +77,37 @@ def test_more_samples_than_the_header_counts(tmp_path):
     assert clicks(found.samples) == SECONDS and kinds(found) == ["header mismatch"]
 
 
+SIZES = {"AIFF": ("SSND", 4, ">I"), "CAF": ("data", 4, ">Q"), "W64": ("data", 16, "<Q")}
+SIZES |= {"AU": (".snd", 8, ">I"), "WAV": ("data", 4, "<I"), "RF64": ("ds64", 16, "<Q")}
+
+
+def with_size(container: str, size: int) -> bytes:
+    """A file whose header states so many bytes of samples; 16-bit ones of `SPEECH` are there."""
+    content = bytearray(coded(SPEECH, container))
+    letters, after, field = SIZES[container.split("/")[0]]
+    struct.pack_into(field, content, content.index(letters.encode()) + after, size)
+    return bytes(content)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_size_that_is_too_small_or_unknown(tmp_path, name):
+    found = read(tmp_path / "a", with_size(f"{name}/PCM_16", 8000))
+    np.testing.assert_allclose(found.samples, SPEECH, atol=1.01 / 32768)
+    assert kinds(found) == ["header mismatch"]
+    assert "states 0.25 seconds, 6.00 are there" in found.findings[0].detail
+    sizes = {"AIFF": (0, 8, 2**32 - 1), "CAF": (0, 2**64 - 1), "W64": (0, 24, 2**64 - 1)}
+    for size in sizes.get(name, (0,)):
+        found = read(tmp_path / "a", with_size(f"{name}/PCM_16", size))
+        np.testing.assert_allclose(found.samples, SPEECH, atol=1.01 / 32768)
+        assert not found.findings, size
+
+
+@pytest.mark.parametrize("container", ["AIFF/PCM_16", "CAF/PCM_16", "W64/PCM_16", "AU/PCM_16"])
+def test_a_header_alone_holds_no_samples(tmp_path, container):
+    with pytest.raises(EmptyAudioError):
+        read(tmp_path / "a", coded(SPEECH[:0], container))
+
+
 def test_chunks_behind_the_samples_are_no_samples(tmp_path):
     chunk = b"LIST" + struct.pack("<I", 20_000) + b"INFO".ljust(20_000, b"x")
     found = read(tmp_path / "a.wav", wav(SPEECH) + chunk)

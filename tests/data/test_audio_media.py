@@ -67,6 +67,16 @@ def test_all_of_a_file(tmp_path, name):
     np.testing.assert_allclose(span.samples[400:-400], found.samples[16_400:39_600], atol=2 / 32768)
 
 
+@pytest.mark.parametrize("second", ["a.m4a", "WAV/PCM_16", "MP3"])
+def test_a_file_behind_another(tmp_path, second):
+    write(tmp_path / "a.m4a", "aac")
+    first = (tmp_path / "a.m4a").read_bytes()
+    more = first if second == "a.m4a" else coded(SPEECH, second, RATE)
+    (tmp_path / "both.m4a").write_bytes(first + more)
+    found = read_recording(tmp_path / "both.m4a")
+    assert clicks(found.samples) == 2 * SECONDS and kinds(found) == ["header mismatch"]
+
+
 def test_a_cut_file(tmp_path):
     cut = {
         "a.webm": write(tmp_path / "a.webm", "libopus"),

@@ -81,7 +81,7 @@ def decode(path: Path, layout: Layout, piece: Piece) -> Decoded:
         OSError: The file cannot be opened.
         ValueError: It cannot be decoded; the message says why.
     """
-    found = _decode(path, layout.format, piece)
+    found = _decode(path, piece.format or layout.format, piece)
     if not _LOWEST_RATE <= found.rate <= _HIGHEST_RATE:
         raise ValueError(f"its header states {found.rate} samples a second")
     if found.samples.shape[1] > _MOST_CHANNELS:

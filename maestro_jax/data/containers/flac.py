@@ -46,6 +46,15 @@ def examine(content: bytes) -> Layout:
     return Layout("flac", tuple(pieces))
 
 
+def after_blocks(content: bytes) -> int:
+    """Where the first frame begins: tags, pictures and the headers of other files lie before it."""
+    at, is_last = len(MAGIC), False
+    while not is_last and at + 4 <= len(content):
+        is_last = bool(content[at] & 0x80)
+        at += 4 + int.from_bytes(content[at + 1 : at + 4], "big")
+    return min(at, len(content))
+
+
 def _total(content: bytes, begin: int) -> int:
     field = content[begin + _TOTAL_AT : begin + _TOTAL_AT + 8]
     return int.from_bytes(field, "big") & (1 << _TOTAL_BITS) - 1

@@ -27,12 +27,14 @@ class Piece(NamedTuple):
         present: How much of that was found.
         frames: Samples of a channel that decoding should give; None for what the decoder counts
             itself, -1 where nothing can be expected.
+        format: As that of the layout, where files of several formats follow one another.
     """
 
     content: bytes | None = None
     stated: float = 0
     present: float = 0
     frames: int | None = None
+    format: str = ""
 
 
 class Layout(NamedTuple):
@@ -43,12 +45,14 @@ class Layout(NamedTuple):
         pieces: What has to be decoded, one after the other.
         findings: What is wrong with it.
         is_indexed: Whether a decoder finds a time in it.
+        end: Where another file begins behind it; 0 if there is none.
     """
 
     format: str
     pieces: tuple[Piece, ...] = (Piece(),)
     findings: tuple[Finding, ...] = ()
     is_indexed: bool = True
+    end: int = 0
 
     @property
     def is_seekable(self) -> bool:

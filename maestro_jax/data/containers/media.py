@@ -6,6 +6,7 @@ PyAV is the extra `media`; its wheels bring FFmpeg along.
 from __future__ import annotations
 
 import io
+import struct
 from typing import IO, Any
 
 import numpy as np
@@ -42,6 +43,28 @@ def format_of(beginning: bytes) -> str:
     if len(beginning) > 1 and beginning[0] == 0xFF and beginning[1] & 0xF6 == 0xF0:
         return "aac"
     return ""
+
+
+def end_of_mp4(file: IO[bytes], begin: int = 0) -> int:
+    """Where the boxes of an mp4 file end and something else begins; 0 if nothing else does.
+
+    Args:
+        file: Open at any place.
+        begin: Where the file begins in it. Another `ftyp` is the beginning of another file.
+    """
+    size, at = file.seek(0, io.SEEK_END), begin
+    while at + 8 <= size:
+        file.seek(at)
+        length, name = struct.unpack(">I4s", file.read(8))
+        if (name == b"ftyp" and at > begin) or not all(32 <= byte < 127 for byte in name):
+            return at
+        if length == 1:
+            length = int.from_bytes(file.read(8), "big")
+        if length < 8:
+            # A length of 0 is up to the end.
+            return at if length else 0
+        at += length
+    return 0
 
 
 def is_installed() -> bool:

@@ -35,6 +35,8 @@ _GAPS_AT = 141
 # Of bytes that look like anything, chance makes a few frames.
 _LEAST_SHARE = 0.25
 _LEAST_AROUND = 0.005
+# So many in a row are no chance.
+_LEAST_FRAMES = 4
 # Bytes that hold an index of ours.
 _ROOM = 200
 
@@ -124,6 +126,18 @@ def after_tags(content: bytes, at: int = 0) -> int:
         footer = 10 if content[at + 5] & 0x10 else 0
         at = min(at + 10 + size + footer, len(content))
     return at
+
+
+def is_stream(content: bytes, at: int) -> bool:
+    """Whether several frames of one kind follow one another from there on."""
+    kind = None
+    for _ in range(_LEAST_FRAMES):
+        frame = _frame(*content[at : at + 3]) if at + 3 <= len(content) else None
+        if frame is None or kind not in (None, frame.kind):
+            return False
+        kind = frame.kind
+        at += frame.length
+    return True
 
 
 def _walk(content: bytes) -> tuple[list[_Stream], int, bool]:

@@ -12,6 +12,7 @@ import os
 import struct
 from typing import IO, NamedTuple
 
+from maestro_jax.data.containers import headers
 from maestro_jax.data.containers.layout import Finding, Layout, Piece
 
 MAGICS = (b"RIFF", b"RIFX", b"RF64", b"BW64")
@@ -35,26 +36,26 @@ class _Format(NamedTuple):
     bits: int
 
 
-def examine(file: IO[bytes]) -> Layout:
+def examine(file: IO[bytes], begin: int = 0) -> Layout:
     """Looks through the chunks of a file.
 
     Args:
-        file: Open at any place; begins with one of `MAGICS`.
+        file: Open at any place; one of `MAGICS` is at `begin`.
+        begin: Where the file begins.
 
     Returns:
         Its layout: rebuilt where it holds samples that its header does not count.
     """
     size = file.seek(0, os.SEEK_END)
-    file.seek(0)
+    file.seek(begin)
     magic, riff, form = struct.unpack("<4sI4s", file.read(12).ljust(12, b"\0"))
     if form == b"AVI ":
-        return Layout(
-            "avi", (Piece(None, riff + _CHUNK, size) if riff + _CHUNK > size else Piece(),)
-        )
+        whole, there = riff + _CHUNK, size - begin
+        return Layout("avi", (Piece(None, whole, there) if whole > there else Piece(),))
     if form != b"WAVE":
         return Layout("")
     order = ">" if magic == b"RIFX" else "<"
-    at, long_size, fmt, header = 12, 0, None, b""
+    at, long_size, fmt, header = begin + 12, 0, None, b""
     while at + _CHUNK <= size:
         file.seek(at)
         name, stated = struct.unpack(f"{order}4sI", file.read(_CHUNK))
@@ -70,38 +71,40 @@ def examine(file: IO[bytes]) -> Layout:
         return Layout("wav")
     if fmt is None:
         return Layout("wav")
-    begin = at + _CHUNK
+    first = at + _CHUNK
     mended, findings = _mended(fmt, header, order)
-    if stated == _IN_DS64 and long_size:
+    if stated == _IN_DS64 and (long_size or magic in (b"RF64", b"BW64")):
+        # A writer that was interrupted leaves 0 in the chunk of long sizes, too.
         stated = long_size
-    present = size - begin
-    if stated >= _UNKNOWN and stated > present:
-        # Written to a pipe.
-        stated = present
-    second, is_samples = _behind(file, begin, stated, size, order)
-    if stated == 0:
-        # Another one that was; but chunks alone are no samples.
-        content = _slice(file, begin, size) if is_samples else b""
-        return Layout("wav", (Piece(_rebuilt(mended, content, order)),), findings)
+    present = size - first
+    is_unknown = stated == 0 or (stated >= _UNKNOWN and stated > present)
+    # Within mpeg audio, say, other headers belong to the samples.
+    is_plain = _tag(fmt, header, order) in _PLAIN
+    second, is_samples = 0, True
+    if is_plain or not is_unknown:
+        second, is_samples = _behind(file, first, 0 if is_unknown else stated, size, order)
+    if is_unknown:
+        # Written to a pipe, perhaps with another file behind it. Chunks alone are no samples.
+        content = _slice(file, first, second or size) if is_samples or stated else b""
+        if is_plain and (found := headers.find(content)):
+            content, second = content[:found], first + found
+        piece = Piece(_rebuilt(mended, content, order))
+        if stated and mended == header and not second:
+            # Every decoder reads it as it lies there.
+            piece = Piece()
+        return Layout("wav", (piece,), findings, end=second)
     if mended != header:
-        content = _slice(file, begin, begin + stated)
-        return Layout("wav", (Piece(_rebuilt(mended, content, order)),), findings)
+        content = _slice(file, first, first + stated)
+        return Layout("wav", (Piece(_rebuilt(mended, content, order)),), findings, end=second)
     if stated > present:
         return Layout("wav", (Piece(None, stated, present),), findings)
-    if second:
-        rest = _slice(file, second, size)
-        more = examine(io.BytesIO(rest))
-        pieces = [piece._replace(content=piece.content or rest) for piece in more.pieces]
-        said = Finding("header mismatch", "another wav file lies behind it, which is read as well")
-        return Layout(
-            "wav",
-            (Piece(_slice(file, 0, second)), *pieces),
-            (*findings, said, *more.findings),
-        )
     if is_samples and present - stated > _FEW * max(fmt.byte_rate, 1):
-        content = _rebuilt(header, _slice(file, begin, size), order)
-        return Layout("wav", (Piece(content, stated, present),), findings)
-    return Layout("wav", findings=findings)
+        content = _slice(file, first, size)
+        if is_plain and (found := headers.find(content, stated)):
+            content, second = content[:found], first + found
+        content, present = _rebuilt(header, content, order), len(content)
+        return Layout("wav", (Piece(content, stated, present),), findings, end=second)
+    return Layout("wav", findings=findings, end=second)
 
 
 def _mended(fmt: _Format, header: bytes, order: str) -> tuple[bytes, tuple[Finding, ...]]:
@@ -110,10 +113,7 @@ def _mended(fmt: _Format, header: bytes, order: str) -> tuple[bytes, tuple[Findi
     Where bytes a second are samples a second times the bytes of a sample of all channels, these
     three are right, and the number of channels or of bits is not.
     """
-    tag = fmt.tag
-    if tag == _EXTENSIBLE and len(header) >= 26:
-        tag = struct.unpack_from(f"{order}H", header, 24)[0]
-    if tag not in _PLAIN or not fmt.channels or not fmt.bits:
+    if _tag(fmt, header, order) not in _PLAIN or not fmt.channels or not fmt.bits:
         return header, ()
     found = []
     is_certain = fmt.byte_rate == fmt.rate * fmt.block
@@ -139,12 +139,18 @@ def _mended(fmt: _Format, header: bytes, order: str) -> tuple[bytes, tuple[Findi
     return header, tuple(Finding("header mismatch", f"its header states {one}") for one in found)
 
 
-def _behind(file: IO[bytes], begin: int, stated: int, size: int, order: str) -> tuple[int, bool]:
+def _tag(fmt: _Format, header: bytes, order: str) -> int:
+    if fmt.tag == _EXTENSIBLE and len(header) >= 26:
+        return int(struct.unpack_from(f"{order}H", header, 24)[0])
+    return fmt.tag
+
+
+def _behind(file: IO[bytes], first: int, stated: int, size: int, order: str) -> tuple[int, bool]:
     """What follows the samples that are counted: other chunks, another file, or more samples.
 
     Args:
         file: The file.
-        begin: Where the samples begin.
+        first: Where the samples begin.
         stated: Their bytes.
         size: That of the file.
         order: Of its bytes.
@@ -152,11 +158,14 @@ def _behind(file: IO[bytes], begin: int, stated: int, size: int, order: str) -> 
     Returns:
         Where another file begins, or 0, and whether there are more samples.
     """
-    at = begin + stated + stated % 2
+    at = first + stated + stated % 2
+    if stated % 2 and headers.begins(file, at - 1):
+        # Not every writer fills up to an even number.
+        return at - 1, False
     while at + _CHUNK <= size:
         file.seek(at)
         name, length = struct.unpack(f"{order}4sI", file.read(_CHUNK))
-        if name in MAGICS and file.read(4) == b"WAVE":
+        if headers.begins(file, at):
             return at, False
         if not all(32 <= letter < 127 for letter in name) or at + _CHUNK + length > size + 1:
             tag = name.startswith((b"TAG", b"ID3", b"APET"))
