@@ -150,7 +150,9 @@ def _read(path: Path, spans: Sequence[tuple[float, float]] | None) -> Recording:
     key = (status.st_size, status.st_mtime_ns)
     if _is_seekable(path, *key):
         with contextlib.suppress(soundfile.LibsndfileError, RuntimeError):
-            return _finished([_read_spans(path, spans)])
+            found = _read_spans(path, spans)
+            if not levels.may_be_shifted(found.samples, found.subtype):
+                return _finished([found])
     samples, findings = _last_read(path, *key)
     pieces = [
         samples[round(begin * SAMPLE_RATE) : round(min(end * SAMPLE_RATE, len(samples)))]
@@ -163,11 +165,19 @@ def _read(path: Path, spans: Sequence[tuple[float, float]] | None) -> Recording:
 
 @functools.lru_cache(maxsize=1024)
 def _is_seekable(path: Path, size: int, changed: int) -> bool:
-    """Whether libsndfile finds times in a file; `size` and `changed` tell it from others."""
+    """Whether libsndfile finds times in a file, and a part of it has the level that it has there.
+
+    `size` and `changed` tell the file from others of its name.
+    """
     del size, changed
     layout = _examined(path)
     # A decoder that was found by its failure would be found anew for each span.
-    return layout.is_seekable and bool(layout.format)
+    if not layout.is_seekable or not layout.format:
+        return False
+    try:
+        return not levels.is_of_whole_file(soundfile.info(path).subtype)
+    except (soundfile.LibsndfileError, RuntimeError, TypeError):
+        return False
 
 
 @functools.lru_cache(maxsize=1)

@@ -134,7 +134,7 @@ def _looked_at(path: Path, size: int, changed: int) -> tuple[float, bool]:
     as_stated = layout.is_seekable and not layout.findings
     as_stated = as_stated and layout.pieces[0].stated == layout.pieces[0].present
     # The level of floats is that of the whole file.
-    floats = stated.subtype in ("FLOAT", "DOUBLE")
+    floats = levels.is_of_whole_file(stated.subtype)
     return stated.duration, as_stated and not floats and stated.duration >= LONG
 
 
@@ -153,7 +153,11 @@ def _blocks(path: Path) -> Generator[Recording, None, bool]:
             frames += len(block)
             if not len(block):
                 break
-            samples, of_level = levels.fit_level(block, file.subtype)
+            if frames == len(block) and levels.may_be_shifted(block, file.subtype):
+                # Whether the rest is as quiet takes the whole file.
+                return False
+            # What is quiet in a file that is not is left as it is.
+            samples, of_level = levels.fit_level(block, "")
             samples, of_mix = levels.mix(samples)
             is_silent = levels.silence(samples)
             # Which of them are all alike is known at the end; of others, one is enough.

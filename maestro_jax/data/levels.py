@@ -12,6 +12,15 @@ _INTEGER_SCALES = (2.0**15, 2.0**23, 2.0**31)
 _SURELY_INTEGERS = 256.0
 """No float is so loud by chance; integers of speech are louder."""
 _FLOATS = ("FLOAT", "DOUBLE")
+# Integers of fewer bits that were written without being shifted: up to which peak, and by how much
+# they are multiplied.
+_SHIFTS = {
+    "PCM_24": ((2.0**-8, 2.0**8),),
+    "PCM_32": ((2.0**-16, 2.0**16), (2.0**-8, 2.0**8)),
+}
+_STEPS = {"PCM_24": 2.0**-23, "PCM_32": 2.0**-31}
+_LEAST_STEPS = 100
+"""Of the file's own; what is below it is the noise of a converter."""
 _TWICE_DIVIDED = 1e-7
 """Two steps of 16 bits, divided by 32768 twice; below it there is nothing."""
 _QUIET = 2.0**-9
@@ -32,6 +41,23 @@ _BLOCKS = 64
 _LEAST_BLOCK = 1600
 
 
+def is_of_whole_file(subtype: str) -> bool:
+    """Whether a part of a file of this subtype cannot be scaled without knowing the rest."""
+    return subtype in _FLOATS
+
+
+def may_be_shifted(samples: np.ndarray, subtype: str) -> bool:
+    """Whether samples are multiplied if the rest of their file is as quiet as they are.
+
+    Args:
+        samples: float32 `[samples, channels]`, of any part of a file.
+        subtype: As of `fit_level`.
+    """
+    if subtype not in _SHIFTS:
+        return False
+    return _peak(samples) <= _SHIFTS[subtype][-1][0]
+
+
 def fit_level(samples: np.ndarray, subtype: str) -> tuple[np.ndarray, tuple[Finding, ...]]:
     """Brings samples that are far beyond full scale, or far below it, back to it.
 
@@ -41,12 +67,12 @@ def fit_level(samples: np.ndarray, subtype: str) -> tuple[np.ndarray, tuple[Find
     Args:
         samples: float32 `[samples, channels]`.
         subtype: Of the file, as libsndfile calls it: only `FLOAT` and `DOUBLE` can hold samples
-            that were divided twice.
+            that were divided twice, only `PCM_24` and `PCM_32` integers of fewer bits.
 
     Returns:
         The samples, scaled where their level is absurd, and what was found.
     """
-    peak = max(float(samples.max()), -float(samples.min())) if samples.size else 0.0
+    peak = _peak(samples)
     if not np.isfinite(peak):
         return samples, ()
     if subtype in _FLOATS and _TWICE_DIVIDED < peak <= _QUIET:
@@ -55,6 +81,9 @@ def fit_level(samples: np.ndarray, subtype: str) -> tuple[np.ndarray, tuple[Find
             return samples, (Finding("absurd level", said),)
         said = f"no sample is louder than {peak:.2g} of full scale: multiplied by {FULL_SCALE_16}"
         return samples * np.float32(FULL_SCALE_16), (Finding("absurd level", said),)
+    if factor := _shift(samples, subtype, peak):
+        said = f"no sample is louder than {peak:.2g} of full scale: multiplied by {factor:.0f}"
+        return samples * np.float32(factor), (Finding("absurd level", said),)
     if peak <= 1.0:
         return samples, _at_the_limits(samples, peak)
     beyond = int(np.count_nonzero(np.abs(samples) > 1.0))
@@ -65,12 +94,27 @@ def fit_level(samples: np.ndarray, subtype: str) -> tuple[np.ndarray, tuple[Find
         return np.clip(samples, -1.0, 1.0), (Finding("absurd level", said),)
     scale = peak
     if peak >= _SURELY_INTEGERS:
-        scale = next((one for one in _INTEGER_SCALES if peak <= one), peak)
+        # Filters overshoot, integers of speech by less than twice.
+        scale = max(next((one for one in _INTEGER_SCALES if peak <= _LOUD * one), peak), peak)
     scaled = samples / np.float32(scale)
     if peak <= _LOUD and beyond <= _AT_THE_LIMITS * samples.size:
         return scaled, ()
     said = f"samples reach {peak:.4g} times full scale: divided by {scale:.10g}"
     return scaled, (Finding("absurd level", said),)
+
+
+def _peak(samples: np.ndarray) -> float:
+    return max(float(samples.max()), -float(samples.min())) if samples.size else 0.0
+
+
+def _shift(samples: np.ndarray, subtype: str, peak: float) -> float:
+    """What integers of fewer bits than the file has are multiplied by; 0 if they are none."""
+    for limit, factor in _SHIFTS.get(subtype, ()):
+        if _LEAST_STEPS * _STEPS[subtype] < peak <= limit:
+            # Steps of 16 bits are those of a recording that was quiet before it got more bits.
+            steps = samples * np.float32(FULL_SCALE_16)
+            return 0.0 if np.array_equal(steps, np.rint(steps)) else factor
+    return 0.0
 
 
 def _at_the_limits(samples: np.ndarray, peak: float) -> tuple[Finding, ...]:

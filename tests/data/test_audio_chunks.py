@@ -65,6 +65,16 @@ def test_files_that_are_short_or_floats_are_read_as_a_whole(tmp_path, short):
     assert [path.name for path in short] == ["short.wav", "float.wav"]
 
 
+def test_the_level_of_24_bits_is_that_of_the_file(tmp_path):
+    tone = sound(2, 16_000)
+    for name, parts in (("a", (tone, tone / 256)), ("b", (tone / 256, tone)), ("c", (tone / 256,))):
+        path = tmp_path / f"{name}.wav"
+        soundfile.write(path, np.concatenate(parts), 16_000, subtype="PCM_24")
+        samples, findings = read(path)
+        np.testing.assert_array_equal(samples, read_recording(path).samples)
+        assert findings == (["absurd level"] if name == "c" else [])
+
+
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
 def test_files_that_are_cut_give_what_they_have_and_say_so(tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"

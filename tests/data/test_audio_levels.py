@@ -123,3 +123,47 @@ def test_a_silent_span(tmp_path):
     content = coded(samples, "FLAC")
     assert kinds(read(tmp_path / "a", content, spans=[(4.1, 5.9)])) == ["silent audio"]
     assert not read(tmp_path / "a", content, spans=[(3.0, 5.0)]).findings
+
+
+@pytest.mark.parametrize("subtype", ["FLOAT", "DOUBLE"])
+def test_spans_of_floats_have_the_scale_of_their_file(tmp_path, subtype):
+    rng = np.random.default_rng(0)
+    quiet, loud = rng.integers(-31, 32, 16_000), np.rint(SPEECH * 32_767)
+    content = coded(np.r_[quiet, loud], f"WAV/{subtype}")
+    found = read(tmp_path / "a.wav", content, spans=[(0.0, 1.0)])
+    np.testing.assert_allclose(found.samples, quiet / 32_768, atol=1e-7)
+    # Of a file that is within full scale, a quiet part stays as it is.
+    content = coded(np.r_[quiet / 2**26, loud / 32_768], f"WAV/{subtype}")
+    found = read(tmp_path / "a.wav", content, spans=[(0.0, 1.0)])
+    np.testing.assert_allclose(found.samples, quiet / 2**26, atol=1e-12)
+    assert kinds(found) == ["silent audio"]
+
+
+def test_integers_that_overshoot(tmp_path):
+    loudest = np.abs(SPEECH).max()
+    for peak in (32_768.0, 33_500.0, 60_000.0, 9e6, 2.5e9):
+        found = read(tmp_path / "a.wav", coded(SPEECH / loudest * peak, "WAV/FLOAT"))
+        assert kinds(found) == ["absurd level"]
+        np.testing.assert_allclose(found.samples, SPEECH / loudest, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("container", "bits"),
+    [("WAV/PCM_32", 16), ("AIFF/PCM_32", 24), ("WAV/PCM_24", 16), ("FLAC/PCM_24", 16)],
+)
+def test_integers_of_fewer_bits_than_the_file_has(tmp_path, container, bits):
+    if "FLAC" in container:
+        pytest.importorskip("miniaudio")
+    name = int(container[-2:])
+    integers = np.rint(SPEECH * 2 ** (bits - 1)).astype(np.int32)
+    content = coded(integers << (32 - name), container)
+    for spans in (None, [(0.0, 4.0)]):
+        found = read(tmp_path / "a", content, spans=spans)
+        np.testing.assert_allclose(found.samples, integers / 2.0 ** (bits - 1), atol=1e-6)
+        assert kinds(found) == ["absurd level"]
+    # A quiet part of a file that has its bits, and 16 bits of nothing but the last one.
+    whole = np.r_[integers << (32 - name), np.rint(SPEECH * 2**31).astype(np.int32)]
+    found = read(tmp_path / "a", coded(whole, container), spans=[(0.0, 4.0)])
+    np.testing.assert_allclose(found.samples, integers / 2.0 ** (name - 1), atol=1e-7)
+    dither = np.random.default_rng(0).integers(-1, 2, 32_000).astype(np.int32) << 16
+    assert kinds(read(tmp_path / "a", coded(dither, container))) == ["silent audio"]

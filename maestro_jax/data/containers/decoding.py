@@ -134,9 +134,9 @@ def _decode(path: Path, format_: str, piece: Piece) -> Decoded:
 
 def _beginning(path: Path, piece: Piece) -> bytes:
     if piece.content is not None:
-        return piece.content[:16]
+        return piece.content[:32]
     with path.open("rb") as file:
-        return file.read(16)
+        return file.read(32)
 
 
 def _flac(path: Path, piece: Piece) -> Decoded | None:
@@ -151,7 +151,9 @@ def _flac(path: Path, piece: Piece) -> Decoded | None:
         # libsndfile tells why.
         return None
     samples = np.frombuffer(found.samples, np.float32).reshape(-1, found.nchannels)
-    return Decoded(samples, found.sample_rate, "PCM_16", piece.frames or 0)
+    # Of the description of the stream, which is the first block.
+    bits = (int.from_bytes(_beginning(path, piece)[20:22], "big") >> 4 & 31) + 1
+    return Decoded(samples, found.sample_rate, f"PCM_{bits}", piece.frames or 0)
 
 
 def _media(path: Path, piece: Piece) -> Decoded:
