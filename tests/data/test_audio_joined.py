@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from clicks import clicking, clicks, coded, kinds, read, wav
 
+from maestro_jax.data.containers import mpeg
+
 SPEECH = clicking(2)
 FILES = {
     name: coded(SPEECH, name)
@@ -30,6 +32,15 @@ def test_files_of_any_two_formats(tmp_path, first):
         assert clicks(found.samples) == seconds, second
         if {first, second} != {"MP3", "tagged"}:
             assert "header mismatch" in kinds(found), second
+
+
+@pytest.mark.parametrize("first", ["WAV/PCM_16", "FLAC/PCM_16", "OGG/VORBIS", "AU/PCM_16"])
+def test_frames_without_an_index_behind_another_file(tmp_path, first):
+    content = FILES["MP3"]
+    frames = content[mpeg._walk(content)[0][0].frames[0][0] :]
+    assert b"Info" not in frames and b"Xing" not in frames
+    found = read(tmp_path / "a", FILES[first] + frames)
+    assert clicks(found.samples) == 4 and kinds(found) == ["header mismatch"]
 
 
 @pytest.mark.parametrize("container", ["WAV/PCM_16", "AU/PCM_16", "AIFF/PCM_16"])

@@ -67,14 +67,19 @@ def test_all_of_a_file(tmp_path, name):
     np.testing.assert_allclose(span.samples[400:-400], found.samples[16_400:39_600], atol=2 / 32768)
 
 
-@pytest.mark.parametrize("second", ["a.m4a", "WAV/PCM_16", "MP3"])
-def test_a_file_behind_another(tmp_path, second):
-    write(tmp_path / "a.m4a", "aac")
-    first = (tmp_path / "a.m4a").read_bytes()
-    more = first if second == "a.m4a" else coded(SPEECH, second, RATE)
-    (tmp_path / "both.m4a").write_bytes(first + more)
-    found = read_recording(tmp_path / "both.m4a")
-    assert clicks(found.samples) == 2 * SECONDS and kinds(found) == ["header mismatch"]
+@pytest.mark.parametrize("name", ["a.m4a", "a.webm", "a.mka", "a.aac"])
+def test_a_file_behind_another(tmp_path, name):
+    write(tmp_path / name, FILES[name])
+    content = (tmp_path / name).read_bytes()
+    sound = {second: coded(SPEECH, second, RATE) for second in ("WAV/PCM_16", "MP3", "FLAC")}
+    pairs = [content + sound["WAV/PCM_16"], content + sound["MP3"], sound["MP3"] + content]
+    pairs += [sound["WAV/PCM_16"] + content, sound["FLAC"] + content]
+    # AAC frames may follow one another.
+    pairs += [] if name == "a.aac" else [content + content]
+    for pair in pairs:
+        (tmp_path / "both").write_bytes(pair)
+        found = read_recording(tmp_path / "both")
+        assert clicks(found.samples) == 2 * SECONDS and kinds(found) == ["header mismatch"]
 
 
 def test_a_cut_file(tmp_path):

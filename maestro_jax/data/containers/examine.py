@@ -89,7 +89,7 @@ def _untagged(file: IO[bytes], begin: int) -> Layout:
     if found.format:
         return found
     if name := media.format_of(beginning):
-        return Layout(name, end=_end_of_mp4(file, begin) if name == "mp4" else 0)
+        return Layout(name, end=_end_of_media(file, begin, name))
     if is_text(beginning):
         return Layout("")
     content = _content(file, begin)
@@ -113,8 +113,13 @@ def _up_to(found: Layout, begin: int, end: int) -> Layout:
     return found._replace(end=begin + end) if end else found
 
 
-def _end_of_mp4(file: IO[bytes], begin: int) -> int:
-    end = media.end_of_mp4(file, begin)
+def _end_of_media(file: IO[bytes], begin: int, name: str) -> int:
+    """Where another file begins behind one that PyAV reads; 0 if none is found."""
+    if name == "aac":
+        end = headers.find(_content(file, begin), 1, but="aac")
+        return begin + end if end else 0
+    ends = {"mp4": media.end_of_mp4, "webm or Matroska": media.end_of_matroska}
+    end = ends[name](file, begin) if name in ends else 0
     return end if end and headers.begins(file, end) else 0
 
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import IO
 
-from maestro_jax.data.containers import mpeg
+from maestro_jax.data.containers import media, mpeg
 
 # Bytes in which a header is told; MPEG audio takes a few frames.
 _LONGEST = 8192
@@ -29,11 +29,17 @@ _HEADERS: tuple[tuple[str, bytes, int, re.Pattern[bytes]], ...] = tuple(
         ("flac", b"fLaC", 0, rb"fLaC[\x00\x80]\x00\x00\x22"),
         ("ogg", b"OggS", 0, rb"OggS\x00[\x02\x06]"),
         ("mp4", b"ftyp", 4, rb"\x00\x00\x00.ftyp[ -~]{4}"),
+        ("webm", b"\x1a\x45\xdf\xa3", 0, rb"\x1a\x45\xdf\xa3.{1,60}?\x42\x82.(?:webm|matroska)"),
         ("mp3", b"ID3", 0, rb"ID3[\x02-\x04]\x00.[\x00-\x7f]{4}"),
         ("mp3", b"Xing\x00\x00\x00", -1, rb""),
         ("mp3", b"Info\x00\x00\x00", -1, rb""),
     )
 )
+# How frames begin, of MPEG audio (layer III) and of AAC.
+_SYNCS = {
+    "mp3": (b"\xff\xfb", b"\xff\xfa", b"\xff\xf3", b"\xff\xf2", b"\xff\xe3", b"\xff\xe2"),
+    "aac": (b"\xff\xf1", b"\xff\xf9", b"\xff\xf0", b"\xff\xf8"),
+}
 # Bytes of an index frame before its letters: a header of 4, with or without a checksum of 2, and
 # the side information.
 _BEFORE_INDEX = (36, 21, 13, 38, 23, 15)
@@ -48,9 +54,9 @@ def begins(file: IO[bytes], at: int) -> bool:
     if content.startswith(b"ID3"):
         # Pictures may lie before the first frame.
         content += file.read()
-        return mpeg.is_stream(content, mpeg.after_tags(content))
+        return _is_frames(content, mpeg.after_tags(content))
     return any(pattern.match(content) for *_, before, pattern in _HEADERS if before >= 0) or (
-        mpeg.is_stream(content, 0)
+        _is_frames(content, 0)
     )
 
 
@@ -60,18 +66,32 @@ def find(content: bytes, at: int = 0, but: str = "") -> int:
     Args:
         content: The bytes.
         at: Where to look from.
-        but: The name of a container whose files are not looked for.
+        but: The name of a container whose files are not looked for, which is what the bytes are.
+            Empty for samples: among these, frames without a tag or an index are not looked for, as
+            a tone may look like them.
 
     Returns:
         Where it begins; 0 if there is none.
     """
-    places = (
+    places = [
         place
         for name, letters, before, pattern in _HEADERS
         if name != but
         for place in _first(content, at, letters, before, pattern)
-    )
-    return min(places, default=0)
+    ]
+    end = min(places, default=len(content))
+    for name, syncs in _SYNCS.items() if but else ():
+        is_stream = media.is_adts if name == "aac" else mpeg.is_stream
+        for sync in syncs if name != but else ():
+            found = content.find(sync, at, end)
+            while found >= 0 and not is_stream(content, found):
+                found = content.find(sync, found + 1, end)
+            end = found if found >= 0 else end
+    return end if end < len(content) else 0
+
+
+def _is_frames(content: bytes, at: int) -> bool:
+    return mpeg.is_stream(content, at) or media.is_adts(content, at)
 
 
 def _first(
@@ -87,7 +107,7 @@ def _first(
             place = found - before
             is_header = place >= at and pattern.match(content, place) is not None
             if is_header and letters == b"ID3":
-                is_header = mpeg.is_stream(content, mpeg.after_tags(content, place))
+                is_header = _is_frames(content, mpeg.after_tags(content, place))
             if is_header and letters == b"fLaC":
                 is_header = content[max(place - 9, 0) : place - 4] != _WITHIN_OGG
             yes = [place] if is_header else []

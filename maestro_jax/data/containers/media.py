@@ -30,6 +30,8 @@ _MAGICS = (
 )
 # Seconds that a header may count more than there is: it rounds, and counts what is no audio.
 _TOLERANCE = 0.3
+# So many in a row are no chance.
+_LEAST_FRAMES = 4
 # Rates and channels are those of the first frame.
 _Decoded = tuple[np.ndarray, int, tuple[Finding, ...]]
 
@@ -43,6 +45,20 @@ def format_of(beginning: bytes) -> str:
     if len(beginning) > 1 and beginning[0] == 0xFF and beginning[1] & 0xF6 == 0xF0:
         return "aac"
     return ""
+
+
+def is_adts(content: bytes, at: int) -> bool:
+    """Whether several frames of AAC (ADTS) follow one another from there on."""
+    for _ in range(_LEAST_FRAMES):
+        head = content[at : at + 6]
+        if len(head) < 6 or head[0] != 0xFF or head[1] & 0xF6 != 0xF0:
+            return False
+        # 13 bits, which count the head.
+        length = int.from_bytes(head[3:6], "big") >> 5 & 0x1FFF
+        if length < 7 or head[2] >> 2 & 15 > 12:
+            return False
+        at += length
+    return True
 
 
 def end_of_mp4(file: IO[bytes], begin: int = 0) -> int:
@@ -65,6 +81,28 @@ def end_of_mp4(file: IO[bytes], begin: int = 0) -> int:
             return at if length else 0
         at += length
     return 0
+
+
+def end_of_matroska(file: IO[bytes], begin: int = 0) -> int:
+    """Where the elements of a webm or Matroska file end and something else begins; 0 if unknown.
+
+    Args:
+        file: Open at any place.
+        begin: Where the file begins in it.
+    """
+    size, at = file.seek(0, io.SEEK_END), begin
+    for name in (b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"):
+        file.seek(at)
+        head = file.read(12)
+        # The zeros before the first bit that is set tell how many bytes the size has.
+        width = 9 - head[4].bit_length() if len(head) == 12 else 9
+        if width > 8 or not head.startswith(name):
+            return 0
+        length = int.from_bytes(head[4 : 4 + width], "big") & (1 << 7 * width) - 1
+        if length == (1 << 7 * width) - 1:
+            return 0
+        at += 4 + width + length
+    return at if at < size else 0
 
 
 def is_installed() -> bool:
