@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 
 import numpy as np
@@ -100,6 +101,14 @@ def test_a_size_that_is_too_small_or_unknown(tmp_path, name):
         found = read(tmp_path / "a", with_size(f"{name}/PCM_16", size))
         np.testing.assert_allclose(found.samples, SPEECH, atol=1.01 / 32768)
         assert not found.findings, size
+
+
+@pytest.mark.parametrize("first", [0, 4])
+def test_samples_before_the_end_of_the_header_are_no_loop(tmp_path, first):
+    content = bytearray(coded(SPEECH[:16_000], "AU/PCM_16"))
+    struct.pack_into(">II", content, 4, first, 0)
+    with contextlib.suppress(UserError):
+        read(tmp_path / "a", bytes(content))
 
 
 @pytest.mark.parametrize("container", ["AIFF/PCM_16", "CAF/PCM_16", "W64/PCM_16", "AU/PCM_16"])

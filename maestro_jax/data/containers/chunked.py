@@ -90,7 +90,7 @@ def examine(file: IO[bytes], begin: int = 0) -> Layout:
         found = _chunk(file, begin, size, _CHUNKS[name])
     else:
         found = _au(file, begin) if name == "au" else _nist(file, begin)
-    if found is None:
+    if found is None or found.first <= begin or (found.stated or 0) < 0:
         return Layout(name)
     first, stated, *_ = found
     if stated is not None and first + stated >= size:

@@ -24,7 +24,7 @@ def examine(file: IO[bytes]) -> Layout:
         Its layout, of no format if it is none that is known.
     """
     found = [(0, _examine(file, 0))]
-    while end := found[-1][1].end:
+    while (end := found[-1][1].end) > found[-1][0]:
         found.append((end, _examine(file, end)))
     first = found[0][1]
     if len(found) == 1:
