@@ -172,8 +172,7 @@ class Checkpoints:
         if jax.process_index() != 0:
             return
         name = str(self._saving)
-        for path in self.directory.iterdir():
-            # Until it is complete, its name has an ending.
+        for path in self.directory.iterdir():  # Until it is complete, its name has an ending.
             if path.name.split(".")[0] == name and (path / STATE).is_dir():
                 checkpoint_files.write_list(path, digests=False)
 
