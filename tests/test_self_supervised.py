@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-# Ten minutes on two cores: `make test-slow` runs it.
+# Half an hour on two cores: `make test-slow` runs it.
 pytestmark = pytest.mark.slow
 
 
