@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import re
 from collections.abc import Mapping
@@ -43,7 +44,7 @@ class Optimizer(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
+class OptimizerConfig(abc.ABC):
     """What all optimizers have: a learning rate that warms up, weight decay, clipping, groups.
 
     Attributes:
@@ -211,9 +212,9 @@ class OptimizerConfig:
         transformations.append(optax.scale_by_learning_rate(self.schedule))
         return transformations
 
+    @abc.abstractmethod
     def _scaled(self) -> list[optax.GradientTransformation]:
-        """From gradients to updates, before weight decay and learning rate."""
-        raise NotImplementedError
+        """Turn gradients into updates, before weight decay and learning rate."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

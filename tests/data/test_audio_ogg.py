@@ -99,6 +99,17 @@ def test_bytes_between_pages_are_passed_over(tmp_path, coding):
     assert len(found.samples) == len(SPEECH) and not found.findings
 
 
+def stamped(content, stamps):
+    """An Ogg file with other time stamps from its third page on; its headers are before."""
+    changed = []
+    for number, page in enumerate(pages(content)):
+        head = list(PAGE.unpack_from(page))
+        if number > 1:
+            head[3] = stamps(number, head[3])
+        changed.append(checked(PAGE.pack(*head) + page[PAGE.size :]))
+    return b"".join(changed)
+
+
 @pytest.mark.parametrize(
     "stamps",
     [
@@ -112,13 +123,7 @@ def test_bytes_between_pages_are_passed_over(tmp_path, coding):
 def test_time_stamps_of_opus_with_gaps(tmp_path, stamps):
     """As recordings of browsers have them that were put into Ogg."""
     whole = coded(SPEECH, "OGG/OPUS")
-    changed = []
-    for number, page in enumerate(pages(whole)):
-        head = list(PAGE.unpack_from(page))
-        if number > 1:
-            head[3] = stamps(number, head[3])
-        changed.append(checked(PAGE.pack(*head) + page[PAGE.size :]))
-    content = b"".join(changed)
+    content = stamped(whole, stamps)
     found = read(tmp_path / "a.ogg", content)
     # What libsndfile makes of the file before, within the samples to drop at its end.
     expected, _ = soundfile.read(io.BytesIO(whole), dtype="float32")
@@ -152,13 +157,7 @@ def test_one_of_two_streams_side_by_side_is_read(tmp_path):
 )
 def test_time_stamps_of_vorbis_that_do_not_fit(tmp_path, stamps):
     whole = coded(SPEECH, "OGG/VORBIS")
-    changed = []
-    for number, page in enumerate(pages(whole)):
-        head = list(PAGE.unpack_from(page))
-        if number > 1:
-            head[3] = stamps(number, head[3])
-        changed.append(checked(PAGE.pack(*head) + page[PAGE.size :]))
-    content = b"".join(changed)
+    content = stamped(whole, stamps)
     found = read(tmp_path / "a.ogg", content)
     expected, _ = soundfile.read(io.BytesIO(whole), dtype="float32")
     # The end of a last packet is dropped by a stamp that fits alone.
