@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-# Half an hour on two cores: `make test-slow` runs it.
+# Under an hour on two cores: `make test-slow` runs it.
 pytestmark = pytest.mark.slow
 
 
