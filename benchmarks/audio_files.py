@@ -62,9 +62,9 @@ def register() -> None:
 
 
 def _speak(minutes: float) -> list[np.ndarray]:
-    from maestro_jax.data.synthesis.config import SMALL
-    from maestro_jax.data.synthesis.corpus import make_example
     from maestro_jax.errors import UserError
+    from maestro_jax.minivox.config import SMALL
+    from maestro_jax.minivox.corpus import make_example
 
     rng = np.random.default_rng(0)
     utterances: list[np.ndarray] = []
@@ -88,7 +88,7 @@ def _write_container(
 ) -> None:
     import soundfile
 
-    from maestro_jax.data.audio import resample
+    from maestro_jax.audio.reading import resample
 
     directory.mkdir(parents=True, exist_ok=True)
     lines = []

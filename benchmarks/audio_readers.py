@@ -65,11 +65,11 @@ def _batch_size(seconds: float) -> int:
 
 def _loader(job: dict[str, Any], *, buckets: bool) -> Batches:
     """Our loader, from prepared shards; nothing is kept in memory."""
+    from maestro_jax.batches import Buckets, StreamConfig
     from maestro_jax.data.bucket_search import best_limits
     from maestro_jax.data.data_scope import data_scope
     from maestro_jax.data.loader import StreamLoader
     from maestro_jax.data.mixture_lengths import mixture_lengths
-    from maestro_jax.data.streams import Buckets, StreamConfig
 
     audio_files.register()
     rate = audio_files.SAMPLE_RATE
@@ -113,7 +113,7 @@ def _padded(waves: list[np.ndarray]) -> tuple[int, int]:
 
 def _originals(job: dict[str, Any]) -> Batches:
     """What `maestro prepare` does to files, batched in random order."""
-    from maestro_jax.data.audio import read_audio, to_int16
+    from maestro_jax.audio.reading import read_audio, to_int16
 
     files = _shuffled(audio_files.paths(pathlib.Path(job["directory"]), job["what"]))
     size = _batch_size(audio_files.LONGEST_SECONDS)

@@ -149,7 +149,7 @@ def _ours(
     import jax
     import jax.numpy as jnp
 
-    from maestro_jax.modules.conformer import ConformerBlock
+    from maestro_jax.layers.conformer import ConformerBlock
 
     _, _, _, heads, hidden = job["size"]
     rotary = job["positions"] == "rotary"

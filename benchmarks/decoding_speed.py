@@ -178,9 +178,9 @@ def _set_up(model: Any, params: Any, job: dict[str, Any]) -> dict[str, Any]:
 
 def _speak(seconds: float) -> tuple[np.ndarray, np.ndarray]:
     """Sentences of the test split until they last so long: int16 `[batch, samples]`, lengths."""
-    from maestro_jax.data.synthesis.config import SMALL
-    from maestro_jax.data.synthesis.corpus import make_example
     from maestro_jax.errors import UserError
+    from maestro_jax.minivox.config import SMALL
+    from maestro_jax.minivox.corpus import make_example
 
     pieces: list[np.ndarray] = []
     try:
@@ -204,7 +204,7 @@ def _random() -> tuple[Any, Any]:
     import gin
     import jax
 
-    from maestro_jax.cli import gin_config
+    from maestro_jax.gin_utils import gin_config
     from maestro_jax.modules.maestro import Maestro
     from maestro_jax.training.parameter_trees import unbox
 
@@ -215,8 +215,8 @@ def _random() -> tuple[Any, Any]:
 
 def _trained(model_dir: str) -> tuple[Any, Any]:
     """The model and the averaged weights of a model directory."""
-    from maestro_jax.cli import gin_config
-    from maestro_jax.evaluation.transcriber import Transcriber
+    from maestro_jax.gin_utils import gin_config
+    from maestro_jax.inference.transcriber import Transcriber
 
     transcriber = Transcriber.from_checkpoint(model_dir, gin_config.load_run(model_dir))
     return transcriber.run.model, transcriber.params

@@ -81,7 +81,7 @@ def quietest_cuts(samples: np.ndarray, longest: int, seconds: float) -> Iterator
 
 def texts_of(transcriber: Any, pieces: Sequence[np.ndarray]) -> list[str]:
     """What is heard in each piece as it is."""
-    from maestro_jax.data.audio import to_int16
+    from maestro_jax.audio.reading import to_int16
 
     texts: list[str] = []
     rows = transcriber.data_shards * 8
@@ -98,9 +98,9 @@ def texts_of(transcriber: Any, pieces: Sequence[np.ndarray]) -> list[str]:
 
 def measure(options: argparse.Namespace, error_rate: Callable[[str, str], float]) -> None:
     """Prints the error rates."""
-    from maestro_jax.cli import gin_config
     from maestro_jax.data.loader import evaluation_batches
-    from maestro_jax.evaluation.transcriber import Transcriber
+    from maestro_jax.gin_utils import gin_config
+    from maestro_jax.inference.transcriber import Transcriber
 
     transcriber = Transcriber.from_checkpoint(
         options.model_dir, gin_config.load_run(options.model_dir)
@@ -174,7 +174,7 @@ def main() -> None:
     environment.enable_compilation_cache()
     import jiwer
 
-    from maestro_jax.evaluation.normalizers import normalize
+    from maestro_jax.text.normalizers import normalize
 
     def error_rate(reference: str, hypothesis: str) -> float:
         language = options.task.rpartition("_")[2]

@@ -120,8 +120,8 @@ def prepare(job: dict[str, Any]) -> tuple[dict[str, Any], Callable[[], object]]:
     import jax
     import numpy as np
 
-    from maestro_jax.cli import gin_config
-    from maestro_jax.data.streams import SAMPLE_RATE, synthetic_batch
+    from maestro_jax.batches import SAMPLE_RATE, synthetic_batch
+    from maestro_jax.gin_utils import gin_config
     from maestro_jax.planning.flops import step_flops
     from maestro_jax.training.mesh_step import jitted_step, mesh_state
     from maestro_jax.training.parameter_trees import unbox

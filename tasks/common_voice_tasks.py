@@ -12,8 +12,8 @@ others takes a line of one's own (see `add_corpus_mixtures`).
 from __future__ import annotations
 
 from maestro_jax.data.corpora.covost2_sizes import INTO_ENGLISH
-from maestro_jax.data.languages import LANGUAGES
 from maestro_jax.tasks.corpus_tasks import add_corpus_mixtures, add_corpus_task
+from maestro_jax.text.languages import LANGUAGES
 
 NAME = "common_voice"
 REGIONS = ("zh_tw", "zh_hk")

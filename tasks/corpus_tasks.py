@@ -40,7 +40,7 @@ def add_corpus_task(
     Args:
         corpus: The name under which it was prepared.
         config: Its config, usually a language.
-        stream: One of `maestro_jax.data.streams.STREAM_FEATURES`.
+        stream: One of `maestro_jax.batches.STREAM_FEATURES`.
         language: ISO 639-1 code of what is spoken or written.
         target_language: Of the translations.
         splits: Those of the data set; or the task's names for them, `{"train": "train_clean"}`.

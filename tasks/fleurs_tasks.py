@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 
-from maestro_jax.data.languages import LANGUAGES
 from maestro_jax.tasks.corpus_tasks import add_corpus_mixtures, add_corpus_task
+from maestro_jax.text.languages import LANGUAGES
 
 # FLEURS has no Haitian Creole, Guarani or Tok Pisin, and of the Kurdish languages Sorani alone.
 FLEURS_LANGUAGES = tuple(

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import math
 
+from maestro_jax.batches import STREAM_FEATURES
 from maestro_jax.data.indexed_source import IndexedTfdsSource
 from maestro_jax.data.registration import add_language_mixture, add_stream_task
-from maestro_jax.data.streams import STREAM_FEATURES
-from maestro_jax.data.synthesis.config import CorpusConfig
 from maestro_jax.data.task_features import PreparedVocabulary
-from maestro_jax.tasks.minivox import Minivox
+from maestro_jax.minivox.config import CorpusConfig
+from maestro_jax.minivox.dataset import Minivox
 
 UPSAMPLING_TEMPERATURE = 3.0
 

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from maestro_jax.data.corpora.mls import LANGUAGES as MLS
 from maestro_jax.data.corpora.voxpopuli import PAPERS
 from maestro_jax.data.corpora.voxpopuli_unlabelled import LANGUAGES as UNLABELLED
-from maestro_jax.data.languages import LANGUAGES
 from maestro_jax.tasks import (
     babel_tasks,
     common_voice_tasks,
@@ -27,6 +26,7 @@ from maestro_jax.tasks import (
     voxpopuli_tasks,
 )
 from maestro_jax.tasks.corpus_tasks import add_corpus_mixtures
+from maestro_jax.text.languages import LANGUAGES
 
 __all__ = [
     "babel_tasks",

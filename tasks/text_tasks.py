@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from maestro_jax.data.languages import LANGUAGES
-from maestro_jax.evaluation.published import VOXPOPULI_LANGUAGES
+from maestro_jax.scoring.published import VOXPOPULI_LANGUAGES
 from maestro_jax.tasks.corpus_tasks import add_corpus_mixtures, add_corpus_task
+from maestro_jax.text.languages import LANGUAGES
 
 # The languages from which CoVoST-2 translates into English and for which mSLAM names texts of WMT
 # and TED to go with it.

@@ -22,16 +22,16 @@ from layouts_all import LAYOUTS, PROBLEMS, REFERENCES
 from narrow_model import NARROW
 from spoken import Here
 
+from maestro_jax.batches import SAMPLE_RATE
 from maestro_jax.cli.main import main
-from maestro_jax.data.byte_vocabulary import CONTENT, ByteVocabulary
 from maestro_jax.data.corpora.corpus import corpus_names
-from maestro_jax.data.languages import LANGUAGES
-from maestro_jax.data.streams import SAMPLE_RATE
-from maestro_jax.data.vocabularies import write_atomically
 from maestro_jax.evaluation.predictions import read_predictions
 from maestro_jax.evaluation.run_evaluation import evaluate_run
-from maestro_jax.evaluation.transcriber import Transcriber
+from maestro_jax.files import write_atomically
+from maestro_jax.inference.transcriber import Transcriber
+from maestro_jax.text.languages import LANGUAGES
 from maestro_jax.training.run import TrainRun
+from maestro_jax.vocabularies.byte_vocabulary import CONTENT, ByteVocabulary
 
 # Minutes of compilation: `make test-slow` runs it.
 pytestmark = pytest.mark.slow
@@ -135,8 +135,8 @@ def prepare_all(source: Path, root: Path) -> dict[str, str]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     import seqio
 
-    from maestro_jax.cli import gin_config
     from maestro_jax.data.task_listing import list_tasks
+    from maestro_jax.gin_utils import gin_config
     from maestro_jax.training.inputs import task_batches
     from maestro_jax.training.loop import train
 

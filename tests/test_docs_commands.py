@@ -8,9 +8,9 @@ import shlex
 
 import pytest
 
-from maestro_jax.cli import gin_config
 from maestro_jax.cli.commands.plan import _planned_run
 from maestro_jax.cli.main import COMMANDS, _parse
+from maestro_jax.gin_utils import gin_config
 from maestro_jax.planning.chips import parse_topology
 from maestro_jax.planning.estimate import rows_of_a_device
 

@@ -35,7 +35,7 @@ def test_the_example_of_a_corpus_of_ones_own(
     sys.path.append(str(ROOT / "tests" / "data" / "corpora"))
     from spoken import record, say
 
-    from maestro_jax.cli import gin_config
+    from maestro_jax.gin_utils import gin_config
 
     own = PAGE.split("## A corpus of your own")[1]
     [lines] = blocks("json", own)
@@ -72,11 +72,11 @@ def test_the_example_of_a_corpus_of_ones_own(
 
     from maestro_jax.data.loader import StreamLoader
     from maestro_jax.data.task_listing import check_prepared, get_task_or_mixture
-    from maestro_jax.data.vocabularies import TokenVocabulary
+    from maestro_jax.vocabularies.loading import load_vocabulary
 
     with StreamLoader(run.streams, seed=0) as loader:
         batch = next(iter(loader))
-    model = TokenVocabulary.load(tmp_path / "data" / "vocabularies" / "multilingual.model")
+    model = load_vocabulary(tmp_path / "data" / "vocabularies" / "multilingual.model")
     assert model.vocab_size == int(size)
     said = {"guten morgen anna": "Guten Morgen, Anna!", "danke": "Danke.", "dobro jutro": ""}
     found = set()

@@ -9,41 +9,37 @@ import subprocess
 import sys
 import textwrap
 
-import pytest
-
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "maestro_jax"
 
-# A package imports packages of a lower level, or itself, and the modules at the top of maestro_jax
-# (errors and the like). Data stands beside the levels: it knows only itself and the tasks, and
-# everything from training upwards may ask it.
-LEVELS = {
-    "losses": 0,
-    "modules": 1,
-    "objectives": 2,
-    "decoding": 2,
-    "training": 3,
-    "evaluation": 4,
-    "planning": 4,
-    "cli": 5,
-}
+# From the bottom to the top. A package imports those on the rows above its own, and itself; modules
+# beside the packages, such as errors and batches, are at the bottom.
+LAYERS = (
+    {""},
+    {"audio", "losses", "text"},
+    {"layers", "scoring", "vocabularies"},
+    {"modules"},
+    {"decoding", "objectives"},
+    {"data"},
+    {"minivox"},
+    {"tasks"},
+    {"training"},
+    {"inference", "planning"},
+    {"evaluation", "reports"},
+    {"gin_utils"},
+    {"experiments"},
+    {"cli"},
+)
+LEVELS = {package: level for level, packages in enumerate(LAYERS) for package in packages}
 TENSORFLOW = {"tensorflow", "tensorflow_text", "tensorflow_datasets", "seqio"}
-# What other packages may import from data at their top: no TensorFlow in it.
-LIGHT_DATA = {
-    "audio",
-    "audio_chunks",
-    "corpora",
-    "data_dir",
-    "invisible_characters",
-    "languages",
-    "letter_forms",
-    "streams",
-    "tensorflow_import",
-    "vocabularies",
+WITH_TENSORFLOW = {"data", "minivox", "tasks"}
+# What other packages may import from these at their top: no TensorFlow in it.
+LIGHT = {
+    "maestro_jax.data.corpora",
+    "maestro_jax.data.data_dir",
+    "maestro_jax.data.tensorflow_import",
+    "maestro_jax.minivox.corpus",
 }
-# Corpora are prepared, and vocabularies measured, as models are scored: what data and tasks may
-# import from evaluation.
-SCORING = {"normalizers", "published", "scores", "writing_systems"}
 
 
 def sources() -> list[tuple[str, pathlib.Path]]:
@@ -93,47 +89,75 @@ def every_import():
             yield package, f"{path.relative_to(ROOT)}:{line}", name, eager
 
 
+def module_name(path: pathlib.Path) -> str:
+    """The dotted name of a module of the package or of `tasks`."""
+    root = ROOT if PACKAGE in path.parents else PACKAGE
+    base = path.relative_to(ROOT).with_suffix("")
+    parts = [*(() if root is ROOT else ("maestro_jax",)), *base.parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported_modules() -> dict[str, set[str]]:
+    """The modules of this project that each of its modules imports, inside functions too."""
+    modules = {module_name(path): path for _, path in sources()}
+    graph: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        graph[module] = set()
+        for name, _, _ in imports(path):
+            candidates = (name, name.rpartition(".")[0])
+            found = next((each for each in candidates if each in modules), None)
+            if found and found != module:
+                graph[module].add(found)
+    return graph
+
+
+def test_every_package_has_a_level() -> None:
+    assert {package for package, _ in sources()} == set(LEVELS)
+
+
 def test_imports_run_one_way() -> None:
-    wrong = []
-    for package, where, name, _ in every_import():
-        parts = name.split(".")
-        if parts[0] != "maestro_jax" or len(parts) < 2 or package == "":
-            continue
-        target = parts[1]
-        if target == package or target not in {*LEVELS, "data", "tasks"}:
-            continue
-        if package in ("data", "tasks"):
-            allowed = target in ("data", "tasks") or (
-                target == "evaluation" and parts[2] in SCORING
-            )
-        elif target in ("data", "tasks"):
-            allowed = LEVELS[package] >= 2
-        else:
-            allowed = LEVELS[target] < LEVELS[package]
-        if not allowed:
-            wrong.append(f"{where}: {package} imports {name}")
-    assert not wrong, "\n".join(wrong)
+    def package(module: str) -> str:
+        parts = module.split(".")
+        return parts[1] if len(parts) > 1 and parts[1] in LEVELS else ""
+
+    wrong = [
+        f"{module} imports {target}"
+        for module, targets in imported_modules().items()
+        for target in targets
+        if package(module) != package(target) and LEVELS[package(target)] >= LEVELS[package(module)]
+    ]
+    assert not wrong, "\n".join(sorted(wrong))
 
 
-def test_only_the_command_line_knows_gin() -> None:
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = {module: set(targets) for module, targets in imported_modules().items()}
+    # Modules that import nothing that is left cannot be part of a circle.
+    while leaves := {module for module, targets in graph.items() if not targets}:
+        graph = {m: targets - leaves for m, targets in graph.items() if m not in leaves}
+    while ends := set(graph) - set().union(*graph.values()):
+        graph = {m: targets for m, targets in graph.items() if m not in ends}
+    assert not graph, graph
+
+
+def test_only_gin_utils_knows_gin() -> None:
     wrong = [
         f"{where}: {name}"
         for package, where, name, _ in every_import()
-        if name.split(".")[0] == "gin" and package != "cli"
+        if name.split(".")[0] == "gin" and package != "gin_utils"
     ]
     assert not wrong, "\n".join(wrong)
 
 
-def test_only_data_and_tasks_know_tensorflow() -> None:
+def test_only_data_knows_tensorflow() -> None:
     wrong = []
     for package, where, name, eager in every_import():
         parts = name.split(".")
-        if parts[0] in TENSORFLOW and package not in ("data", "tasks"):
+        if parts[0] in TENSORFLOW and package not in WITH_TENSORFLOW:
             wrong.append(f"{where}: {name}")
-        if package in ("data", "tasks") or not eager:
+        if package in WITH_TENSORFLOW or not eager or parts[0] != "maestro_jax":
             continue
-        if parts[:2] == ["maestro_jax", "tasks"] or (
-            parts[:2] == ["maestro_jax", "data"] and parts[2] not in LIGHT_DATA
+        if parts[1] in WITH_TENSORFLOW and not any(
+            name == light or name.startswith(f"{light}.") for light in LIGHT
         ):
             wrong.append(f"{where}: {name} is to be imported inside the function that needs it")
     assert not wrong, "\n".join(wrong)
@@ -187,11 +211,11 @@ def test_everything_but_data_imports_without_tensorflow() -> None:
             importlib.import_module(module.name)
             count += 1
     for name in sys.argv[2].split():
-        importlib.import_module(f"maestro_jax.data.{name}")
+        importlib.import_module(name)
     print(count)
     """
-    packages = [name for name in LEVELS if (PACKAGE / name).is_dir()]
-    assert int(run_blocked(program, " ".join(packages), " ".join(LIGHT_DATA))) > 30
+    packages = [name for name in LEVELS if name and name not in WITH_TENSORFLOW]
+    assert int(run_blocked(program, " ".join(packages), " ".join(LIGHT))) > 30
 
 
 def test_training_runs_without_tensorflow(tmp_path: pathlib.Path) -> None:
@@ -200,7 +224,7 @@ def test_training_runs_without_tensorflow(tmp_path: pathlib.Path) -> None:
     import jax
     import jax.numpy as jnp
     import pathlib
-    from maestro_jax.data.streams import StreamConfig, synthetic_batch
+    from maestro_jax.batches import StreamConfig, synthetic_batch
     from maestro_jax.training.loop import train
     from maestro_jax.training.optimizers import AdamConfig
     from maestro_jax.training.run import TrainRun
@@ -235,8 +259,3 @@ def test_training_runs_without_tensorflow(tmp_path: pathlib.Path) -> None:
     print(int(train(run, pathlib.Path(sys.argv[1]), batches=batches).step))
     """
     assert run_blocked(program, str(tmp_path / "model")).split()[-1] == "3"
-
-
-@pytest.mark.parametrize("path", [path for _, path in sources()], ids=lambda path: path.stem)
-def test_files_stay_short(path: pathlib.Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 500

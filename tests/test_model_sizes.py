@@ -8,7 +8,7 @@ import itertools
 import jax
 import pytest
 
-from maestro_jax.cli import gin_config
+from maestro_jax.gin_utils import gin_config
 from maestro_jax.training.overview import parameters_by_module
 from maestro_jax.training.parameter_trees import unbox
 

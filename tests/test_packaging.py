@@ -172,9 +172,9 @@ def test_an_installed_wheel_works_without_the_checkout(installed: Installed) -> 
 
 def test_an_installed_wheel_trains_with_a_gin_file_that_it_carries(installed: Installed) -> None:
     from maestro_jax.data.data_dir import data_root
-    from maestro_jax.tasks import minivox
+    from maestro_jax.minivox import dataset
 
-    minivox.prepare("tiny")
+    dataset.prepare("tiny")
     sizes = {
         "INIT_FROM": "None",
         "STEPS": 2,

@@ -9,8 +9,8 @@ import jax
 import pytest
 from narrow_model import NARROW
 
-from maestro_jax.cli import gin_config
 from maestro_jax.cli.run_summary import phases_text
+from maestro_jax.gin_utils import gin_config
 from maestro_jax.modules.subword_durations import SubwordDurations
 from maestro_jax.objectives.curriculum import weight_at
 from maestro_jax.planning.curriculum import RunPhase, run_phases

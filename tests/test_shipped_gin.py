@@ -9,9 +9,9 @@ import re
 import jax
 import pytest
 
-from maestro_jax.cli import gin_config
+from maestro_jax.batches import batch_shapes
 from maestro_jax.configs_path import config_root
-from maestro_jax.data.streams import batch_shapes
+from maestro_jax.gin_utils import gin_config
 from maestro_jax.modules.subword_durations import SubwordDurations
 from maestro_jax.training import parameter_trees
 from maestro_jax.training.partitioning import Partitioning

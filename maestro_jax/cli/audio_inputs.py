@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from maestro_jax.data.streams import SAMPLE_RATE
+from maestro_jax.batches import SAMPLE_RATE
 from maestro_jax.errors import UserError
 from maestro_jax.progress import Progress
 
@@ -62,7 +62,7 @@ class AudioInput:
                 raise UserError(str(error).replace(str(path), _STDIN_NAME)) from error
 
     def _read(self, path: Path) -> Iterator[np.ndarray]:
-        from maestro_jax.data.audio_chunks import audio_chunks
+        from maestro_jax.audio.chunks import audio_chunks
 
         for samples, findings in audio_chunks(path):
             for finding in findings:
@@ -124,7 +124,7 @@ class ReadingProgress:
     """
 
     def __init__(self, names: Sequence[str]) -> None:
-        from maestro_jax.data.audio_chunks import stated_seconds
+        from maestro_jax.audio.chunks import stated_seconds
 
         seconds = sum(stated_seconds(name) for name in names if name != STDIN)
         shown = seconds >= _WORTH_A_LINE
@@ -159,7 +159,7 @@ class ReadingProgress:
 
 
 def _expanded(name: str) -> Iterator[AudioInput]:
-    from maestro_jax.data.audio import EXTENSIONS
+    from maestro_jax.audio.reading import EXTENSIONS
 
     if name == STDIN:
         terminal = sys.stdin is None or sys.stdin.isatty()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from maestro_jax.cli.table import table
 from maestro_jax.planning.chips import GIB
+from maestro_jax.tables import table
 
 if TYPE_CHECKING:
     from maestro_jax.planning.plan import Plan, ProgramPlan

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import jax
 
-from maestro_jax.cli.table import table
-from maestro_jax.data.streams import SAMPLE_RATE, StreamConfig, batch_shapes
+from maestro_jax.batches import SAMPLE_RATE, StreamConfig, batch_shapes
 from maestro_jax.objectives.curriculum import Schedule, Weight
 from maestro_jax.planning.curriculum import run_phases
+from maestro_jax.tables import table
 from maestro_jax.training.overview import parameters_by_module
 from maestro_jax.training.parameter_trees import unbox
 from maestro_jax.training.step import train_step

@@ -10,7 +10,7 @@ from maestro_jax.cli import options
 from maestro_jax.errors import UserError, near_misses
 
 if TYPE_CHECKING:
-    from maestro_jax.evaluation.search_config import SearchConfig
+    from maestro_jax.inference.search_config import SearchConfig
 
 
 def add_search(parser: argparse.ArgumentParser) -> None:
@@ -97,10 +97,10 @@ def search_config(arguments: argparse.Namespace) -> SearchConfig:
     import math
     import pathlib
 
-    from maestro_jax.cli import gin_config
     from maestro_jax.decoding.fusion import INTERNAL_ENCODERS
     from maestro_jax.decoding.speech import DECODERS
-    from maestro_jax.evaluation.search_config import SearchConfig
+    from maestro_jax.gin_utils import gin_config
+    from maestro_jax.inference.search_config import SearchConfig
 
     names = [field.name for field in dataclasses.fields(SearchConfig)]
     chosen = {name: getattr(arguments, name) for name in names}

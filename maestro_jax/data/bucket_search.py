@@ -117,7 +117,7 @@ def find_buckets(
         multiple: Lengths are multiples of it; 1280 samples are two frames of an encoder.
         text_tokens: The tokens of the stream's own shape; 0: it has no text.
         translation_tokens: Likewise.
-        characters_per_token: See `maestro_jax.data.streams.Buckets`.
+        characters_per_token: See `maestro_jax.batches.Buckets`.
 
     Raises:
         UserError: There is no example of such a length.

@@ -18,7 +18,7 @@ from typing import TypeAlias
 import seqio
 import tensorflow as tf
 
-from maestro_jax.data.streams import SEQUENCE_LIMITS, STREAM_FEATURES
+from maestro_jax.batches import SEQUENCE_LIMITS, STREAM_FEATURES
 
 _Spec: TypeAlias = seqio.FeatureConverter.FeatureSpec
 

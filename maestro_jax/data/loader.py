@@ -19,16 +19,17 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from maestro_jax.batches import StreamConfig, check_streams
 from maestro_jax.data.bucketing import BucketSchedule
 from maestro_jax.data.data_scope import data_scope
 from maestro_jax.data.rows import empty_rows, write_row
 from maestro_jax.data.scored_examples import ScoredExamples
 from maestro_jax.data.stream_reader import StreamReader
-from maestro_jax.data.streams import StreamConfig, check_streams
 from maestro_jax.data.task_listing import get_task_or_mixture, tasks_of
 from maestro_jax.data.task_readers import check_features
-from maestro_jax.data.vocabularies import TokenVocabulary
 from maestro_jax.errors import UserError
+from maestro_jax.vocabularies.loading import load_vocabulary
+from maestro_jax.vocabularies.vocabulary import Vocabulary
 
 Batch = dict[str, dict[str, np.ndarray]]
 
@@ -51,7 +52,7 @@ class StreamLoader:
 
     The batch of step ``n`` depends on ``(seed, n)`` and the data alone. With several processes each
     gets its rows: process ``i`` of ``k`` the ``i``-th part of ``batch_size / k`` rows. With buckets
-    (`maestro_jax.data.streams.Buckets`) the shape of a batch is a function of ``(seed, n)``, too.
+    (`maestro_jax.batches.Buckets`) the shape of a batch is a function of ``(seed, n)``, too.
 
     Args:
         streams: The configuration of each stream.
@@ -190,12 +191,12 @@ class StreamLoader:
         self.close()
 
 
-def _common_vocabulary(streams: list[StreamReader]) -> TokenVocabulary | None:
+def _common_vocabulary(streams: list[StreamReader]) -> Vocabulary | None:
     """The vocabulary of all streams; None when no stream has tokens."""
-    common: tuple[str, TokenVocabulary] | None = None
+    common: tuple[str, Vocabulary] | None = None
     for stream in streams:
         if stream.vocabulary_file is not None:
-            vocabulary = TokenVocabulary.load(stream.vocabulary_file)
+            vocabulary = load_vocabulary(stream.vocabulary_file)
             if common is not None and vocabulary != common[1]:
                 raise UserError(
                     f"streams {common[0]!r} and {stream.name!r} use different vocabularies; "

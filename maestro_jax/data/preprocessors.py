@@ -11,8 +11,8 @@ from collections.abc import Callable
 import seqio
 import tensorflow as tf
 
-from maestro_jax.data.languages import LANGUAGES, language_id
-from maestro_jax.data.streams import STREAM_FEATURES
+from maestro_jax.batches import STREAM_FEATURES
+from maestro_jax.text.languages import LANGUAGES, language_id
 
 Preprocessor = Callable[[tf.data.Dataset], tf.data.Dataset]
 
@@ -82,7 +82,7 @@ def pronounced() -> Preprocessor:
     """
 
     def convert(text: bytes, language: bytes) -> bytes:
-        from maestro_jax.data.synthesis.phonemes import phonemes
+        from maestro_jax.text.phonemes import phonemes
 
         return phonemes([text.decode()], language.decode())[0].encode()
 
@@ -103,7 +103,7 @@ def stream_preprocessors(
     """The preprocessors from a record (audio, text, translation, language ...) to a stream.
 
     Args:
-        stream: One of `maestro_jax.data.streams.STREAM_FEATURES`.
+        stream: One of `maestro_jax.batches.STREAM_FEATURES`.
         target_language: The language of the translations of ``mt`` and ``st``.
         phonemes: Whether texts are read as they are pronounced; see `pronounced`.
 

@@ -29,7 +29,7 @@ def add_stream_task(
 
     Args:
         name: Of the task.
-        stream: One of `maestro_jax.data.streams.STREAM_FEATURES`.
+        stream: One of `maestro_jax.batches.STREAM_FEATURES`.
         source: Gives records with the strings id, text, raw_text, translation, language, speaker
             and int16 16 kHz audio, as far as the preprocessors need them.
         languages: ISO 639-1 codes of what is spoken or written.

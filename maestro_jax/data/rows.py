@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from maestro_jax.data.streams import (
+from maestro_jax.batches import (
     AUDIO_FEATURES,
     COMPANIONS,
     SEQUENCE_LIMITS,

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import seqio
 
-from maestro_jax.data.languages import LANGUAGES
 from maestro_jax.data.task_features import StreamTask
 from maestro_jax.errors import UserError
+from maestro_jax.text.languages import LANGUAGES
 
 _log = logging.getLogger(__name__)
 
@@ -163,12 +163,12 @@ def _code(task: seqio.Task, example: Mapping[str, Any], name: str) -> str:
     if np.ndim(identity):
         raise UserError(
             f"{name} is {np.asarray(identity).tolist()} in an example of task {task.name!r}; "
-            "it is one id (maestro_jax.data.languages.language_id), or the code as a string."
+            "it is one id (maestro_jax.text.languages.language_id), or the code as a string."
         )
     if int(identity) >= len(LANGUAGES):
         raise UserError(
             f"{name} is {int(identity)} in an example of task {task.name!r}; ids of languages are "
-            f"below {len(LANGUAGES)} (maestro_jax.data.languages.language_id)."
+            f"below {len(LANGUAGES)} (maestro_jax.text.languages.language_id)."
         )
     return LANGUAGES[int(identity)] if int(identity) >= 0 else ""
 

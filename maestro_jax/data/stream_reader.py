@@ -17,7 +17,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from maestro_jax.data.augmentation import augment
+from maestro_jax.audio.augmentation import augment
+from maestro_jax.batches import SAMPLE_RATE, StreamConfig
 from maestro_jax.data.bucketing import BucketSchedule, assign_buckets
 from maestro_jax.data.index_plan import IndexPlan, hash_words
 from maestro_jax.data.indexed_source import IndexedSplit
@@ -28,7 +29,6 @@ from maestro_jax.data.rows import (
     stream_limits,
     write_row,
 )
-from maestro_jax.data.streams import SAMPLE_RATE, StreamConfig
 from maestro_jax.data.task_features import stream_of, vocabulary_file
 from maestro_jax.data.task_listing import check_prepared, get_task_or_mixture, rate_of, tasks_of
 from maestro_jax.data.task_readers import (

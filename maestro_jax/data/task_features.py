@@ -10,12 +10,12 @@ from typing import Any
 import seqio
 import tensorflow as tf
 
-from maestro_jax.data.byte_vocabulary import CONTENT as BYTES
+from maestro_jax.batches import STREAM_FEATURES, stream_sequences
 from maestro_jax.data.data_scope import active_data_root
-from maestro_jax.data.languages import LANGUAGES
-from maestro_jax.data.streams import STREAM_FEATURES, stream_sequences
-from maestro_jax.data.vocabularies import EOS_ID, UNK_ID
 from maestro_jax.errors import UserError
+from maestro_jax.text.languages import LANGUAGES
+from maestro_jax.vocabularies.byte_vocabulary import CONTENT as BYTES
+from maestro_jax.vocabularies.vocabulary import EOS_ID, UNK_ID
 
 
 @functools.lru_cache(maxsize=8)

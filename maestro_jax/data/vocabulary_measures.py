@@ -11,10 +11,10 @@ from typing import Any
 
 from sacrebleu.metrics import BLEU
 
-from maestro_jax.data.composition import spelled
-from maestro_jax.data.vocabularies import UNK_ID, TokenVocabulary
-from maestro_jax.evaluation.scores import bleu_tokenizer, recognition_errors
-from maestro_jax.evaluation.writing_systems import error_rate_of, writes_spaces
+from maestro_jax.scoring.scores import bleu_tokenizer, recognition_errors
+from maestro_jax.text.composition import spelled
+from maestro_jax.text.writing_systems import error_rate_of, writes_spaces
+from maestro_jax.vocabularies.vocabulary import UNK_ID, Vocabulary
 
 _EXAMPLES = 3  # Texts that are shown where some are not given back.
 _EXAMPLE_LETTERS = 60
@@ -73,7 +73,7 @@ class LanguageRow:
         return said + "".join(f"; {before!r} becomes {after!r}" for before, after in self.examples)
 
 
-def measured(vocabulary: TokenVocabulary, texts: Iterable[str], language: str) -> dict[str, Any]:
+def measured(vocabulary: Vocabulary, texts: Iterable[str], language: str) -> dict[str, Any]:
     """How long a language becomes, and how much of it is lost.
 
     Args:

@@ -16,11 +16,11 @@ import seqio
 import tensorflow as tf
 
 from maestro_jax.data.indexed_source import IndexedSource
-from maestro_jax.data.languages import LANGUAGES
 from maestro_jax.data.scored_examples import UNDETERMINED, language_of
 from maestro_jax.data.task_features import StreamTask, stream_of
 from maestro_jax.data.task_listing import check_prepared, get_task_or_mixture, tasks_of
 from maestro_jax.errors import UserError
+from maestro_jax.text.languages import LANGUAGES
 
 MAX_REPEATS = 10
 """How often a sentence may be taken, for a language that has fewer than its share."""

@@ -7,20 +7,17 @@ import json
 import logging
 from pathlib import Path
 
-from maestro_jax.data import byte_vocabulary
 from maestro_jax.data.data_scope import data_scope
 from maestro_jax.data.task_features import PreparedVocabulary
 from maestro_jax.data.task_listing import is_prepared, registered_tasks
-from maestro_jax.data.vocabularies import (
-    LOWEST_COVERAGE,
-    TokenVocabulary,
-    train_sentencepiece,
-    write_atomically,
-)
 from maestro_jax.data.vocabulary_measures import LanguageRow, measured
 from maestro_jax.data.vocabulary_sampling import plan, read, text_sources
 from maestro_jax.errors import UserError
+from maestro_jax.files import write_atomically
 from maestro_jax.progress import Progress
+from maestro_jax.vocabularies import byte_vocabulary
+from maestro_jax.vocabularies.loading import load_vocabulary
+from maestro_jax.vocabularies.sentencepiece_vocabulary import LOWEST_COVERAGE, train_sentencepiece
 
 KINDS = ("unigram", "bpe", "char", "byte")
 
@@ -180,14 +177,14 @@ def _there(path: Path, record: Path, asked: dict[str, object]) -> Trained:
             "models",
             path,
         )
-    size = TokenVocabulary.load(path).vocab_size
+    size = load_vocabulary(path).vocab_size
     return Trained(path, size, tuple(made["request"]["tasks"]), rows, fresh=False)
 
 
 def _train(path: Path, request: VocabularyRequest) -> Trained:
     if request.kind == "byte":
         write_atomically(path, byte_vocabulary.CONTENT)
-        return Trained(path, TokenVocabulary.load(path).vocab_size, request.tasks, ())
+        return Trained(path, load_vocabulary(path).vocab_size, request.tasks, ())
     samples = plan(text_sources(request.tasks), request.sentences, request.temperature)
     texts: dict[str, list[str]] = {sample.language: [] for sample in samples}
     empty = dict.fromkeys(texts, 0)

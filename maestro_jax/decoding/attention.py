@@ -21,10 +21,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from maestro_jax.data.vocabularies import EOS_ID, PAD_ID
 from maestro_jax.decoding.fusion import Fusion
 from maestro_jax.decoding.hypotheses import Hypotheses, State, where_rows
 from maestro_jax.decoding.selection import NONE, take, top
+from maestro_jax.vocabularies.vocabulary import EOS_ID, PAD_ID
 
 Step = Callable[[jax.Array, jax.Array, State], tuple[jax.Array, State]]
 """`(tokens [batch, beam], position, past) -> (logits [batch, beam, vocab], new past)`.

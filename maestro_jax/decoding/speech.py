@@ -15,9 +15,9 @@ from maestro_jax.decoding.ctc import ctc_beam_search, ctc_greedy
 from maestro_jax.decoding.fusion import Fusion
 from maestro_jax.decoding.greedy import greedy_decode
 from maestro_jax.decoding.hypotheses import Hypotheses
+from maestro_jax.layers.masking import length_mask
 from maestro_jax.modules.held_durations import predicted_durations
 from maestro_jax.modules.maestro import Maestro
-from maestro_jax.modules.masking import length_mask
 
 DECODERS = ("transducer", "ctc", "attention")
 Call = Callable[..., Any]

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from maestro_jax.errors import UserError
-from maestro_jax.evaluation.bootstrap import bootstrap_interval
-from maestro_jax.evaluation.normalizers import normalize
 from maestro_jax.evaluation.predictions import Prediction, merge
-from maestro_jax.evaluation.scores import recognition_errors
-from maestro_jax.evaluation.writing_systems import ErrorRate, error_rate_of
+from maestro_jax.scoring.bootstrap import bootstrap_interval
+from maestro_jax.scoring.scores import recognition_errors
+from maestro_jax.text.normalizers import normalize
+from maestro_jax.text.writing_systems import ErrorRate, error_rate_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,20 +17,20 @@ from typing import Any, Literal
 from etils import epath
 
 from maestro_jax.errors import UserError
-from maestro_jax.evaluation.normalizers import base_language, normalize
 from maestro_jax.evaluation.predictions import (
     Prediction,
     gather_across_processes,
     merge,
     write_predictions,
 )
-from maestro_jax.evaluation.scores import (
+from maestro_jax.scoring.scores import (
     TranslationScores,
     WordScores,
     translation_scores,
     word_scores,
 )
-from maestro_jax.evaluation.writing_systems import error_rate_of
+from maestro_jax.text.normalizers import base_language, normalize
+from maestro_jax.text.writing_systems import error_rate_of
 
 Kind = Literal["asr", "st", "mt"]
 

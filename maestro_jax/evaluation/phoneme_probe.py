@@ -22,7 +22,7 @@ import numpy as np
 from maestro_jax.modules.frontend import stack_frames
 
 if TYPE_CHECKING:
-    from maestro_jax.data.synthesis.corpus import Example
+    from maestro_jax.minivox.corpus import Example
 
 LAYERS = ("log-mel", "speech encoder", "shared encoder")
 """What is probed: log-mel frames stacked to the encoder's rate, e_s, and the shared encoder's."""

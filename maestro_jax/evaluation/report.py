@@ -10,8 +10,8 @@ from typing import Any
 from etils import epath
 
 from maestro_jax.evaluation.evaluate import Evaluation, Row
-from maestro_jax.evaluation.normalizers import base_language
-from maestro_jax.evaluation.scores import WordScores, finite_or_none
+from maestro_jax.scoring.scores import WordScores, finite_or_none
+from maestro_jax.text.normalizers import base_language
 
 _TITLES = {
     "asr": "Speech recognition",

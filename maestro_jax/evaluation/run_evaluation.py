@@ -11,15 +11,15 @@ from typing import Any
 
 import jax
 
-from maestro_jax.data.vocabularies import TokenVocabulary
 from maestro_jax.errors import UserError
 from maestro_jax.evaluation.evaluate import Evaluation, Kind, evaluate
-from maestro_jax.evaluation.published import Comparison, comparison
 from maestro_jax.evaluation.report import format_markdown, format_text, report_json, write_report
-from maestro_jax.evaluation.search_config import SearchConfig
-from maestro_jax.evaluation.transcriber import Transcriber
+from maestro_jax.inference.search_config import SearchConfig
+from maestro_jax.inference.transcriber import Transcriber
 from maestro_jax.progress import Progress
+from maestro_jax.scoring.published import Comparison, comparison
 from maestro_jax.training.run import TrainRun
+from maestro_jax.vocabularies.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ def evaluate_run(
 
     output_dir = Path(output_dir or Path(model_dir) / "evaluation")
     shards = transcriber.data_shards
-    vocabulary: TokenVocabulary | None = getattr(transcriber, "vocabulary", None)
+    vocabulary: Vocabulary | None = getattr(transcriber, "vocabulary", None)
     batch_size = -(-batch_size // shards) * shards
     sets = [
         (kind, name, test_set, members)

@@ -17,7 +17,7 @@ from maestro_jax.evaluation.phoneme_probe import Accuracy, probe_encoder
 from maestro_jax.training.run import TrainRun
 
 if TYPE_CHECKING:
-    from maestro_jax.data.synthesis.corpus import Example
+    from maestro_jax.minivox.corpus import Example
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,8 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from maestro_jax.modules.dropout import Dropout
-from maestro_jax.modules.partitioned import Dense, constrain
+from maestro_jax.layers.dropout import Dropout
+from maestro_jax.layers.partitioned import Dense, constrain
 
 
 class CtcHead(nn.Module):

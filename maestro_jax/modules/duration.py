@@ -15,8 +15,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from maestro_jax.modules.lightweight_conv import LightweightConvBlock
-from maestro_jax.modules.partitioned import Dense, layer_norm
+from maestro_jax.layers.lightweight_conv import LightweightConvBlock
+from maestro_jax.layers.partitioned import Dense, layer_norm
 from maestro_jax.precision import EXACT
 
 

@@ -20,10 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maestro_jax.modules.fourier import even_before_odd, power_spectrum
-from maestro_jax.modules.group_norm import MaskedGroupNorm
-from maestro_jax.modules.masking import block_mask, length_mask, zero_padding
-from maestro_jax.modules.partitioned import constrain
+from maestro_jax.layers.fourier import even_before_odd, power_spectrum
+from maestro_jax.layers.group_norm import MaskedGroupNorm
+from maestro_jax.layers.masking import block_mask, length_mask, zero_padding
+from maestro_jax.layers.partitioned import constrain
 from maestro_jax.precision import EXACT
 
 INT16_SCALE = 32768.0

@@ -21,8 +21,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from maestro_jax.modules.masking import zero_padding
-from maestro_jax.modules.partitioned import Dense
+from maestro_jax.layers.masking import zero_padding
+from maestro_jax.layers.partitioned import Dense
 from maestro_jax.modules.resampler import FrameIndex, frame_index, place_in_token
 from maestro_jax.precision import EXACT
 

@@ -22,11 +22,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from maestro_jax.layers.masking import length_mask
 from maestro_jax.modules.ctc_head import CtcHead
 from maestro_jax.modules.duration import DurationModel, DurationPrediction
 from maestro_jax.modules.frontend import ConvSubsampling, LogMelFrontend, stack_frames
 from maestro_jax.modules.gaussian_upsampling import GaussianUpsampling
-from maestro_jax.modules.masking import length_mask
 from maestro_jax.modules.quantizer import GumbelQuantizer, Quantized
 from maestro_jax.modules.random_projection import RandomProjectionQuantizer
 from maestro_jax.modules.refiner import Refiner

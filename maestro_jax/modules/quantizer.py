@@ -13,8 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from maestro_jax.modules.partitioned import Dense, parameter
-from maestro_jax.modules.randomness import sample
+from maestro_jax.layers.partitioned import Dense, parameter
+from maestro_jax.layers.randomness import sample
 from maestro_jax.precision import EXACT
 
 

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from maestro_jax.modules.partitioned import constrain
+from maestro_jax.layers.partitioned import constrain
 from maestro_jax.precision import EXACT
 
 

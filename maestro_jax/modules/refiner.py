@@ -14,16 +14,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from maestro_jax.modules.attention import SelfAttention
-from maestro_jax.modules.lightweight_conv import LightweightConvBlock
-from maestro_jax.modules.masking import zero_padding
-from maestro_jax.modules.partitioned import Dense, constrain, layer_norm
-from maestro_jax.modules.rematerialisation import (
-    Policy,
-    check_policy,
-    looped,
-    rematerialised,
-)
+from maestro_jax.layers.attention import SelfAttention
+from maestro_jax.layers.lightweight_conv import LightweightConvBlock
+from maestro_jax.layers.masking import zero_padding
+from maestro_jax.layers.partitioned import Dense, constrain, layer_norm
+from maestro_jax.layers.rematerialisation import Policy, check_policy, looped, rematerialised
 
 MIXERS = ("lconv", "attention_lconv")
 

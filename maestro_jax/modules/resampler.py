@@ -14,9 +14,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from maestro_jax.modules.masking import length_mask, zero_padding
-from maestro_jax.modules.partitioned import Dense
-from maestro_jax.modules.positions import sinusoids
+from maestro_jax.layers.masking import length_mask, zero_padding
+from maestro_jax.layers.partitioned import Dense
+from maestro_jax.layers.positions import sinusoids
 
 
 @flax.struct.dataclass

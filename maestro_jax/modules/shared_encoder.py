@@ -11,9 +11,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from maestro_jax.modules.conformer import ConformerStack
-from maestro_jax.modules.languages import LanguageEmbedding
-from maestro_jax.modules.partitioned import Dense, embedding
+from maestro_jax.layers.conformer import ConformerStack
+from maestro_jax.layers.language_embedding import LanguageEmbedding
+from maestro_jax.layers.partitioned import Dense, embedding
 
 
 class SharedEncoder(nn.Module):

@@ -11,12 +11,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from maestro_jax.modules.conformer import ConformerStack
-from maestro_jax.modules.dropout import Dropout
-from maestro_jax.modules.languages import LanguageEmbedding
-from maestro_jax.modules.masking import zero_padding
-from maestro_jax.modules.partitioned import Dense, parameter
-from maestro_jax.modules.randomness import sample
+from maestro_jax.layers.conformer import ConformerStack
+from maestro_jax.layers.dropout import Dropout
+from maestro_jax.layers.language_embedding import LanguageEmbedding
+from maestro_jax.layers.masking import zero_padding
+from maestro_jax.layers.partitioned import Dense, parameter
+from maestro_jax.layers.randomness import sample
 from maestro_jax.precision import EXACT
 
 MASK_VALUES = ("random", "learned", "zero")

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from maestro_jax.modules.partitioned import ZERO_INIT, parameter
+from maestro_jax.layers.partitioned import ZERO_INIT, parameter
 
 ROUNDING_VARIANCE = 1.0 / 12.0
 """Variance of what rounding to whole frames adds."""

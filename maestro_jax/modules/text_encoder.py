@@ -14,18 +14,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from maestro_jax.modules.attention import SelfAttention
-from maestro_jax.modules.conformer import FeedForward
-from maestro_jax.modules.dropout import Dropout
-from maestro_jax.modules.masking import zero_padding
-from maestro_jax.modules.partitioned import Dense, constrain, embedding, layer_norm
-from maestro_jax.modules.positions import sinusoids
-from maestro_jax.modules.rematerialisation import (
-    Policy,
-    check_policy,
-    looped,
-    rematerialised,
-)
+from maestro_jax.layers.attention import SelfAttention
+from maestro_jax.layers.conformer import FeedForward
+from maestro_jax.layers.dropout import Dropout
+from maestro_jax.layers.masking import zero_padding
+from maestro_jax.layers.partitioned import Dense, constrain, embedding, layer_norm
+from maestro_jax.layers.positions import sinusoids
+from maestro_jax.layers.rematerialisation import Policy, check_policy, looped, rematerialised
 
 
 class TransformerBlock(nn.Module):

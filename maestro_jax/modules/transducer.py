@@ -12,9 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from maestro_jax.losses.transducer_joint import chunk_rule, joint_lattices
-from maestro_jax.modules.dropout import Dropout
-from maestro_jax.modules.partitioned import (
+from maestro_jax.layers.dropout import Dropout
+from maestro_jax.layers.partitioned import (
     DEFAULT_KERNEL_INIT,
     ZERO_INIT,
     Dense,
@@ -23,6 +22,7 @@ from maestro_jax.modules.partitioned import (
     parameter,
     shards,
 )
+from maestro_jax.losses.transducer_joint import chunk_rule, joint_lattices
 
 LstmState = tuple[jax.Array, jax.Array]
 

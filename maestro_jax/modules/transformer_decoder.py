@@ -16,12 +16,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from maestro_jax.modules.attention import LARGE_NEGATIVE
-from maestro_jax.modules.conformer import FeedForward
-from maestro_jax.modules.dropout import Dropout
-from maestro_jax.modules.partitioned import Dense, constrain, embedding, layer_norm
-from maestro_jax.modules.positions import sinusoids
-from maestro_jax.modules.rematerialisation import Policy, check_policy, rematerialised
+from maestro_jax.layers.attention import LARGE_NEGATIVE
+from maestro_jax.layers.conformer import FeedForward
+from maestro_jax.layers.dropout import Dropout
+from maestro_jax.layers.partitioned import Dense, constrain, embedding, layer_norm
+from maestro_jax.layers.positions import sinusoids
+from maestro_jax.layers.rematerialisation import Policy, check_policy, rematerialised
 
 
 class KeysValues(NamedTuple):
@@ -187,7 +187,7 @@ class DecoderLayer(nn.Module):
 class TransformerDecoder(nn.Module):
     """Tokens so far and the encoder's output to the logits of the next token.
 
-    A text begins after id 0 and ends with id 1 (`maestro_jax.data.vocabularies`).
+    A text begins after id 0 and ends with id 1 (`maestro_jax.vocabularies.vocabulary`).
 
     Attributes:
         vocab_size: Number of outputs, padding (0) and end of sequence (1) included.

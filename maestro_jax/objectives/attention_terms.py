@@ -7,12 +7,12 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from maestro_jax.data.vocabularies import EOS_ID, PAD_ID
 from maestro_jax.errors import UserError
 from maestro_jax.losses.label_smoothing import CrossEntropy, smoothed_cross_entropy
 from maestro_jax.objectives.base import Parts
 from maestro_jax.objectives.joining import groups_of_equal, join, split
 from maestro_jax.objectives.transducer_terms import Frames, Labels
+from maestro_jax.vocabularies.vocabulary import EOS_ID, PAD_ID
 
 
 def with_ends(labels: Labels) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -16,7 +16,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
-from maestro_jax.modules.partitioned import constrain
+from maestro_jax.layers.partitioned import constrain
 
 
 def groups_of_equal(lengths: Mapping[str, Hashable]) -> list[tuple[str, ...]]:

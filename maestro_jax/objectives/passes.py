@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
+from maestro_jax.layers.masking import length_mask, zero_padding
 from maestro_jax.losses.reduction import masked_sum
-from maestro_jax.modules.masking import length_mask, zero_padding
 from maestro_jax.modules.resampler import FrameIndex
 from maestro_jax.objectives.base import Batch, Metrics, Parts, present
 from maestro_jax.objectives.joining import groups_of_equal, join, split

@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from maestro_jax.layers.masking import length_mask
 from maestro_jax.losses.matching import cosine_similarity
 from maestro_jax.losses.reduction import Weighted, masked_sum
 from maestro_jax.losses.retrieval import retrieval_accuracy
@@ -22,7 +23,6 @@ from maestro_jax.losses.transducer import NO_PATH, transducer_loss_from_lattices
 from maestro_jax.losses.transducer_alignment import transducer_alignment
 from maestro_jax.losses.transducer_posterior import emission_posterior, posterior_entropy
 from maestro_jax.modules.held_durations import predicted_durations
-from maestro_jax.modules.masking import length_mask
 from maestro_jax.precision import EXACT
 
 

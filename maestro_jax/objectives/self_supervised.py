@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from maestro_jax.errors import UserError
+from maestro_jax.layers.masking import span_mask, zero_padding
 from maestro_jax.losses.contrastive import (
     contrastive_chance,
     contrastive_loss,
@@ -31,7 +32,6 @@ from maestro_jax.losses.contrastive import (
 )
 from maestro_jax.losses.masked_prediction import masked_prediction_loss
 from maestro_jax.losses.reduction import Weighted, masked_sum
-from maestro_jax.modules.masking import span_mask, zero_padding
 from maestro_jax.modules.quantizer import GumbelQuantizer
 from maestro_jax.modules.random_projection import RandomProjectionQuantizer
 from maestro_jax.objectives.base import Metrics, Parts

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from maestro_jax.errors import UserError
+from maestro_jax.layers.masking import block_mask, span_mask
 from maestro_jax.losses.matching import FORMS, NEGATIVES, STOPPED, matching_loss
 from maestro_jax.losses.reduction import Weighted
-from maestro_jax.modules.masking import block_mask, span_mask
 from maestro_jax.modules.resampler import FrameIndex
 
 FRAMES = ("all", "labelled", "emitting")

@@ -31,7 +31,7 @@ from typing import Any
 import jax
 from jax.extend import core
 
-from maestro_jax.data.streams import StreamConfig, batch_shapes
+from maestro_jax.batches import StreamConfig, batch_shapes
 from maestro_jax.errors import UserError
 from maestro_jax.planning.collectives import sent_bytes
 from maestro_jax.planning.flops import FlopCount, Product, step_flops

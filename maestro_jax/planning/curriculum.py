@@ -15,7 +15,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from maestro_jax.data.streams import SAMPLE_RATE, StreamConfig
+from maestro_jax.batches import SAMPLE_RATE, StreamConfig
 
 Streams = tuple[str, ...]
 

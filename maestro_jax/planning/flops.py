@@ -32,7 +32,7 @@ import numpy as np
 from jax.extend import core
 from jax.interpreters import partial_eval
 
-from maestro_jax.data.streams import StreamConfig, batch_shapes
+from maestro_jax.batches import StreamConfig, batch_shapes
 from maestro_jax.training import parameter_trees
 from maestro_jax.training.state import abstract_state
 from maestro_jax.training.step import train_step

@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from maestro_jax.data.streams import SAMPLE_RATE
+from maestro_jax.batches import SAMPLE_RATE
 from maestro_jax.planning.chips import Topology
 from maestro_jax.planning.collectives import by_kind_and_axes, find_collectives
 from maestro_jax.planning.compiled import (

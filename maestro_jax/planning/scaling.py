@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from maestro_jax.data.streams import SAMPLE_RATE
+from maestro_jax.batches import SAMPLE_RATE
 from maestro_jax.errors import UserError
 from maestro_jax.planning.analytic import Memory, MeshShape, StepTrace, Transfer, trace_step
 from maestro_jax.planning.chips import Chip, Topology, slice_shapes

@@ -14,7 +14,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from maestro_jax.data.streams import SAMPLE_RATE
+from maestro_jax.batches import SAMPLE_RATE
 from maestro_jax.errors import UserError
 from maestro_jax.planning.analytic import MeshShape, StepTrace, trace_step
 from maestro_jax.planning.chips import GIB, Topology

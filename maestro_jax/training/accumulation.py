@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax.interpreters import partial_eval
 
+from maestro_jax.layers.partitioned import constrain, shards
 from maestro_jax.losses.reduction import Weighted
-from maestro_jax.modules.partitioned import constrain, shards
 from maestro_jax.objectives.base import PER_STEP
 from maestro_jax.training import parameter_trees
 

@@ -14,12 +14,12 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from maestro_jax.data.vocabularies import MODEL_FILE, TokenVocabulary
 from maestro_jax.errors import UserError
 from maestro_jax.training import model_vocabulary, parameter_trees, partial_init
 from maestro_jax.training.checkpoints import find_checkpoint, saved_shapes
 from maestro_jax.training.partitioning import BATCH_AXES
 from maestro_jax.training.run import TrainRun
+from maestro_jax.vocabularies.vocabulary import MODEL_FILE, Vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def held_out_pairs(
         return next(loader)["paired"]
 
 
-def keep_vocabulary(run: TrainRun, vocabulary: TokenVocabulary, model_dir: epath.Path) -> None:
+def keep_vocabulary(run: TrainRun, vocabulary: Vocabulary, model_dir: epath.Path) -> None:
     """Write ``vocabulary.model``; the same ids must mean the same tokens for a model's life.
 
     Args:
@@ -156,7 +156,7 @@ def keep_vocabulary(run: TrainRun, vocabulary: TokenVocabulary, model_dir: epath
         path.write_bytes(content)
 
 
-def _another_vocabulary(init_from: str, vocabulary: TokenVocabulary) -> str | None:
+def _another_vocabulary(init_from: str, vocabulary: Vocabulary) -> str | None:
     """Where the vocabulary of a checkpoint is, if it is another one; None if it is not known."""
     checkpoint = find_checkpoint(init_from)
     trained = model_vocabulary.recorded(checkpoint)

@@ -13,9 +13,10 @@ from typing import Any
 
 from etils import epath
 
-from maestro_jax.data.vocabularies import MODEL_FILE, TokenVocabulary
 from maestro_jax.errors import UserError
 from maestro_jax.training.checkpoints import find_checkpoint, saved_record
+from maestro_jax.vocabularies.loading import vocabulary_from_bytes
+from maestro_jax.vocabularies.vocabulary import MODEL_FILE, Vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ KEY = "vocabulary"
 """Where the record of a checkpoint has it."""
 
 
-def fingerprint(vocabulary: TokenVocabulary) -> dict[str, Any]:
+def fingerprint(vocabulary: Vocabulary) -> dict[str, Any]:
     """What a checkpoint holds of a vocabulary: its size, and the SHA-256 of its file."""
     digest = hashlib.sha256(vocabulary.model_bytes).hexdigest()
     return {"pieces": vocabulary.vocab_size, "sha256": digest}
@@ -34,7 +35,7 @@ def fingerprint_in(model_dir: epath.PathLike) -> dict[str, Any] | None:
     path = epath.Path(model_dir) / MODEL_FILE
     if not path.exists():
         return None
-    return fingerprint(TokenVocabulary.from_bytes(path.read_bytes(), str(path)))
+    return fingerprint(vocabulary_from_bytes(path.read_bytes(), str(path)))
 
 
 def recorded(step_directory: epath.PathLike) -> dict[str, Any] | None:
@@ -50,7 +51,7 @@ def recorded_in(model_dir: epath.PathLike) -> dict[str, Any] | None:
         return None
 
 
-def load_vocabulary(checkpoint: epath.PathLike, vocab_size: int | None = None) -> TokenVocabulary:
+def load_model_vocabulary(checkpoint: epath.PathLike, vocab_size: int | None = None) -> Vocabulary:
     """Reads the vocabulary of a model, and refuses that of another one.
 
     Args:
@@ -69,7 +70,7 @@ def load_vocabulary(checkpoint: epath.PathLike, vocab_size: int | None = None) -
         raise UserError(
             f"there is no vocabulary {path}; copy the one that the model was trained with there."
         )
-    vocabulary = TokenVocabulary.from_bytes(path.read_bytes(), str(path))
+    vocabulary = vocabulary_from_bytes(path.read_bytes(), str(path))
     trained = recorded(step_directory)
     found = fingerprint(vocabulary)
     if trained is not None and found != trained:
@@ -99,6 +100,6 @@ def token_names(model_dir: epath.PathLike, tokens: Sequence[int]) -> list[str]:
     path = epath.Path(model_dir) / MODEL_FILE
     if not path.exists():
         return [str(token) for token in tokens]
-    vocabulary = TokenVocabulary.from_bytes(path.read_bytes(), str(path))
+    vocabulary = vocabulary_from_bytes(path.read_bytes(), str(path))
     size = vocabulary.vocab_size
     return [vocabulary.pieces([int(t)])[0] if int(t) < size else str(t) for t in tokens]

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import jax
 
-from maestro_jax.data.streams import StreamConfig, batch_shapes, check_streams
+from maestro_jax.batches import StreamConfig, batch_shapes, check_streams
 from maestro_jax.errors import UserError, near_misses
 from maestro_jax.objectives.text_room import audio_samples, text_room
 from maestro_jax.training import parameter_groups

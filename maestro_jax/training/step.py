@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from maestro_jax.data.streams import SAMPLE_RATE, SEQUENCE_LIMITS
+from maestro_jax.batches import SAMPLE_RATE, SEQUENCE_LIMITS
 from maestro_jax.training import parameter_trees
 from maestro_jax.training.accumulation import Accumulation, accumulated_loss, micro_batches
 from maestro_jax.training.optimizers import Optimizer, update_ema

@@ -6,9 +6,9 @@ import pathlib
 
 import pytest
 
-from maestro_jax.cli import gin_config, gin_source, run_record
 from maestro_jax.cli.run_summary import summary
 from maestro_jax.errors import UserError
+from maestro_jax.gin_utils import gin_config, gin_source, run_record
 from maestro_jax.modules.maestro import Maestro
 
 

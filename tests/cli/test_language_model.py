@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from maestro_jax.cli import main as cli
-from maestro_jax.data.vocabularies import train_sentencepiece
-from maestro_jax.evaluation.language_models import arpa_model, text_model
+from maestro_jax.inference.language_models import arpa_model, text_model
+from maestro_jax.vocabularies.sentencepiece_vocabulary import train_sentencepiece
 
 SENTENCES = ["ab ba cab", "abc da", "ba ba"]
 

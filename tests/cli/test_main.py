@@ -15,7 +15,7 @@ import types
 import pytest
 
 from maestro_jax.cli import main as cli
-from maestro_jax.cli.table import table
+from maestro_jax.tables import table
 
 PYTHON = [sys.executable, "-m", "maestro_jax.cli.main"]
 

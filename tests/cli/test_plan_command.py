@@ -7,10 +7,10 @@ import json
 
 import pytest
 
-from maestro_jax.cli.gin_config import parse_and_build
 from maestro_jax.cli.main import main
 from maestro_jax.cli.plan_text import plan_text
 from maestro_jax.errors import UserError
+from maestro_jax.gin_utils.gin_config import parse_and_build
 from maestro_jax.planning import plan as planning
 from maestro_jax.planning.chips import parse_topology
 from maestro_jax.planning.compiled import Memory, quick_options

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import soundfile
 
-from maestro_jax.cli import gin_config, run_record
 from maestro_jax.cli import main as cli
-from maestro_jax.data.vocabularies import train_sentencepiece
 from maestro_jax.evaluation.run_evaluation import Report
-from maestro_jax.evaluation.search_config import SearchConfig
+from maestro_jax.gin_utils import gin_config, run_record
+from maestro_jax.inference.search_config import SearchConfig
 from maestro_jax.training.checkpoints import Checkpoints
 from maestro_jax.training.parameter_trees import unbox
 from maestro_jax.training.state import create_state, initial_params
+from maestro_jax.vocabularies.sentencepiece_vocabulary import train_sentencepiece
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import soundfile
 
 from maestro_jax.cli.main import main
 from maestro_jax.errors import UserError
-from maestro_jax.evaluation.transcripts import Timed, Transcript
+from maestro_jax.inference.transcripts import Timed, Transcript
 
 
 class Lengths:
@@ -55,9 +55,9 @@ def transcribe(
     monkeypatch.setattr(
         "maestro_jax.training.checkpoints.find_checkpoint", lambda name: tmp_path / "m/c/1"
     )
-    monkeypatch.setattr("maestro_jax.cli.gin_config.load_run", lambda directory: None)
+    monkeypatch.setattr("maestro_jax.gin_utils.gin_config.load_run", lambda directory: None)
     monkeypatch.setattr("maestro_jax.cli.environment.enable_compilation_cache", lambda: None)
-    monkeypatch.setattr("maestro_jax.evaluation.transcriber.Transcriber.from_checkpoint", load)
+    monkeypatch.setattr("maestro_jax.inference.transcriber.Transcriber.from_checkpoint", load)
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     for seconds in (1, 2, 3):

@@ -9,8 +9,8 @@ import itertools
 import numpy as np
 import pytest
 
-from maestro_jax.data.augmentation import AudioAugmentation, augment
-from maestro_jax.data.streams import Buckets, StreamConfig, batch_shapes, synthetic_batch
+from maestro_jax.audio.augmentation import AudioAugmentation, augment
+from maestro_jax.batches import Buckets, StreamConfig, batch_shapes, synthetic_batch
 from maestro_jax.errors import UserError
 
 RATE = 16_000

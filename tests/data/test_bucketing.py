@@ -10,12 +10,12 @@ import logging
 import numpy as np
 import pytest
 
+from maestro_jax.batches import Buckets, StreamConfig
 from maestro_jax.data.bucketing import BucketSchedule, assign_buckets
 from maestro_jax.data.data_scope import data_scope
 from maestro_jax.data.lengths import lengths_file, load_lengths, record_lengths
-from maestro_jax.data.streams import Buckets, StreamConfig
-from maestro_jax.data.vocabularies import TokenVocabulary
 from maestro_jax.errors import UserError
+from maestro_jax.vocabularies.loading import load_vocabulary
 
 STREAMS = {
     "speech": StreamConfig(
@@ -139,7 +139,7 @@ def test_ordinals_count_the_batches_of_a_bucket_from_any_step():
 
 def test_a_batch_holds_examples_of_its_bucket(corpus, through):
     shapes = collections.Counter()
-    vocabulary = TokenVocabulary.load(corpus.root / "vocabularies" / "tinyvox.model")
+    vocabulary = load_vocabulary(corpus.root / "vocabularies" / "tinyvox.model")
     for batch in through:
         shapes[tuple(batch[stream]["language"].size for stream in batch)] += 1
         for stream, features in batch.items():

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from maestro_jax.data.byte_vocabulary import CONTENT, ByteVocabulary
-from maestro_jax.data.vocabularies import TokenVocabulary, train_sentencepiece
-from maestro_jax.evaluation.aligner import tokens_of
+from maestro_jax.inference.aligner import tokens_of
+from maestro_jax.vocabularies.byte_vocabulary import CONTENT, ByteVocabulary
+from maestro_jax.vocabularies.loading import load_vocabulary
+from maestro_jax.vocabularies.sentencepiece_vocabulary import train_sentencepiece
 
 TEXTS = ["twenty three", "Łódź, žaba", "été\tà  Noël", "日本語 👍", ""]
 BYTES = ByteVocabulary()
@@ -43,7 +44,7 @@ def test_pieces():
 def test_saved_into_a_model_directory(tmp_path):
     path = BYTES.save(tmp_path / "model")
     assert path == tmp_path / "model" / "vocabulary.model"
-    loaded = TokenVocabulary.load(tmp_path / "model")
+    loaded = load_vocabulary(tmp_path / "model")
     assert isinstance(loaded, ByteVocabulary)
     assert loaded == BYTES and hash(loaded) == hash(BYTES)
     letters = train_sentencepiece(["ab ba"] * 5, tmp_path / "letters.model", 60)
@@ -71,4 +72,4 @@ def test_tasks_read_bytes(corpus, tmp_path):
         example = next(task.get_dataset(split="train", shuffle=False).as_numpy_iterator())
         text = example["text_pretokenized"].decode()
         assert example["text"].tolist() == BYTES.encode(text)
-        assert TokenVocabulary.load(vocabulary_file(task.output_features, "it")) == BYTES
+        assert load_vocabulary(vocabulary_file(task.output_features, "it")) == BYTES

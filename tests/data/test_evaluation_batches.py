@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from maestro_jax.data.languages import LANGUAGES
-from maestro_jax.data.vocabularies import TokenVocabulary
 from maestro_jax.errors import UserError
+from maestro_jax.text.languages import LANGUAGES
+from maestro_jax.vocabularies.loading import load_vocabulary
 
 
 def batches(corpus, name, split="test", batch_size=4, audio_samples=450, **arguments):
@@ -37,7 +37,7 @@ def test_every_example_once_in_order(corpus):
 
 
 def test_tokens_and_translations_when_asked_for(corpus):
-    vocabulary = TokenVocabulary.load(corpus.root / "vocabularies" / "tinyvox.model")
+    vocabulary = load_vocabulary(corpus.root / "vocabularies" / "tinyvox.model")
     for features, metadata in batches(corpus, "tinyvox_st_de", translation_tokens=40):
         assert (features["target_language"][: len(metadata)] == LANGUAGES.index("en")).all()
         for place, strings in enumerate(metadata):

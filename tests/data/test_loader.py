@@ -5,10 +5,10 @@ import time
 import numpy as np
 import pytest
 
-from maestro_jax.data.languages import LANGUAGES
-from maestro_jax.data.streams import StreamConfig, batch_shapes
-from maestro_jax.data.vocabularies import TokenVocabulary
+from maestro_jax.batches import StreamConfig, batch_shapes
 from maestro_jax.errors import UserError
+from maestro_jax.text.languages import LANGUAGES
+from maestro_jax.vocabularies.loading import load_vocabulary
 
 STREAMS = {
     "speech": StreamConfig(mixture="tinyvox_speech", batch_size=4, audio_samples=450),
@@ -73,7 +73,7 @@ def audio_key(audio):
 def test_batches_hold_the_corpus(corpus, through):
     batches = through[:10]
     shapes = batch_shapes(STREAMS)
-    vocabulary = TokenVocabulary.load(corpus.root / "vocabularies" / "tinyvox.model")
+    vocabulary = load_vocabulary(corpus.root / "vocabularies" / "tinyvox.model")
     english = LANGUAGES.index("en")
     for batch in batches:
         for stream, features in shapes.items():
@@ -243,9 +243,7 @@ def test_vocabulary(corpus):
 
     streams = {name: STREAMS[name] for name in ("text", "speech")}
     with StreamLoader(streams, seed=0, data_dir=corpus.root) as loader:
-        assert loader.vocabulary == TokenVocabulary.load(
-            corpus.root / "vocabularies" / "tinyvox.model"
-        )
+        assert loader.vocabulary == load_vocabulary(corpus.root / "vocabularies" / "tinyvox.model")
     speech = {"speech": STREAMS["speech"]}
     with StreamLoader(speech, seed=0, data_dir=corpus.root) as loader:
         assert loader.vocabulary is None
@@ -301,7 +299,7 @@ def test_sources_without_random_access(tmp_path, corpus, caplog):
         }
         assert_same(through[step], joined)
     lines = {"text": StreamConfig(mixture="lines", batch_size=10, text_tokens=40)}
-    vocabulary = TokenVocabulary.load(corpus.root / "vocabularies" / "tinyvox.model")
+    vocabulary = load_vocabulary(corpus.root / "vocabularies" / "tinyvox.model")
     texts = collections.Counter(
         vocabulary.decode(example["text"]) for example in rows(take(corpus, lines, 4), "text")
     )

@@ -8,8 +8,8 @@ import json
 import numpy as np
 import pytest
 
-from maestro_jax.data.languages import LANGUAGES
 from maestro_jax.errors import UserError
+from maestro_jax.text.languages import LANGUAGES
 
 WORDS = "eins zwei drei vier fünf sechs sieben acht".split()
 UTTERANCES = 64

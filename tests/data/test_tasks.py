@@ -5,7 +5,7 @@ import importlib
 import numpy as np
 import pytest
 
-from maestro_jax.data.streams import STREAM_FEATURES, StreamConfig, stream_sequences
+from maestro_jax.batches import STREAM_FEATURES, StreamConfig, stream_sequences
 from maestro_jax.errors import UserError
 
 

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maestro_jax.cli.main import main
-from maestro_jax.data.byte_vocabulary import ByteVocabulary
-from maestro_jax.data.vocabularies import TokenVocabulary
 from maestro_jax.errors import UserError
+from maestro_jax.vocabularies.byte_vocabulary import ByteVocabulary
+from maestro_jax.vocabularies.loading import load_vocabulary
 
 TASKS = ("tinyvox_text", "tinyvox_mt")
 
@@ -145,7 +145,7 @@ def test_training_is_deterministic_and_writes_what_it_did(corpus) -> None:
     second = train_vocabulary("second", request, data_dir=corpus.root)
     assert first.path == corpus.root / "vocabularies" / "first.model"
     assert first.path.read_bytes() == second.path.read_bytes()
-    vocabulary = TokenVocabulary.load(first.path)
+    vocabulary = load_vocabulary(first.path)
     assert first.size == vocabulary.vocab_size == 60
     for text in texts_of(corpus, "text_sl_train", "mt_de_train"):
         if text:
@@ -226,16 +226,16 @@ def test_from_the_command_line(corpus, capsys: pytest.CaptureFixture[str]) -> No
     assert sum(row["sampled"] for row in record["languages"]) == 20
 
     assert main(["vocabulary", "bytes", "--kind", "byte", "--data_dir", str(corpus.root)]) == 0
-    assert TokenVocabulary.load(corpus.root / "vocabularies" / "bytes.model") == ByteVocabulary()
+    assert load_vocabulary(corpus.root / "vocabularies" / "bytes.model") == ByteVocabulary()
 
 
 def test_the_shared_vocabulary_is_of_all_that_read_it(
     corpus, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The remedy of a task without a vocabulary is a command that works as it stands."""
+    from maestro_jax.batches import StreamConfig
     from maestro_jax.data.data_scope import data_scope
     from maestro_jax.data.loader import StreamLoader
-    from maestro_jax.data.streams import StreamConfig
     from maestro_jax.tasks.corpus_tasks import VOCABULARY, add_corpus_task
 
     for stream, split in (("mt", "mt_sl_train"), ("text", "mt_sl_train"), ("paired", "none")):
@@ -264,7 +264,7 @@ def test_the_shared_vocabulary_is_of_all_that_read_it(
     with StreamLoader(streams, seed=0, data_dir=corpus.root) as loader:
         batch = next(iter(loader))["mt"]
     with data_scope(corpus.root):
-        model = TokenVocabulary.load(VOCABULARY.sentencepiece_model_file)
+        model = load_vocabulary(VOCABULARY.sentencepiece_model_file)
     found = {
         (model.decode(text[:length]), model.decode(translation[:translation_length]))
         for text, length, translation, translation_length in zip(
@@ -306,9 +306,9 @@ def test_mistakes_are_one_line(
 def test_what_is_not_prepared_is_named(corpus, tmp_path: Path) -> None:
     import itertools
 
+    from maestro_jax.batches import StreamConfig
     from maestro_jax.data.loader import StreamLoader
     from maestro_jax.data.registration import add_language_mixture
-    from maestro_jax.data.streams import StreamConfig
     from maestro_jax.data.task_features import PreparedVocabulary
     from maestro_jax.data.vocabulary_training import VocabularyRequest, train_vocabulary
     from maestro_jax.tasks.corpus_tasks import add_corpus_task

@@ -15,8 +15,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from maestro_jax.decoding.fusion import Fusion
 from maestro_jax.decoding.ngram import NgramLm
 from maestro_jax.decoding.speech import decode_speech
+from maestro_jax.layers.conformer import ConformerStack
 from maestro_jax.losses.transducer_arcs import log_probabilities
-from maestro_jax.modules.conformer import ConformerStack
 from maestro_jax.modules.duration import DurationModel
 from maestro_jax.modules.frontend import ConvSubsampling, LogMelFrontend
 from maestro_jax.modules.maestro import Maestro

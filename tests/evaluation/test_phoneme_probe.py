@@ -7,14 +7,14 @@ import jax
 import numpy as np
 import pytest
 
-from maestro_jax.data.synthesis.corpus import Example
-from maestro_jax.data.synthesis.espeak import Phoneme
+from maestro_jax.espeak import Phoneme
 from maestro_jax.evaluation.phoneme_probe import (
     LAYERS,
     frame_features,
     frame_phonemes,
     linear_probe,
 )
+from maestro_jax.minivox.corpus import Example
 
 
 class Encoder(nn.Module):

@@ -6,7 +6,8 @@ import pytest
 
 from maestro_jax.evaluation.evaluate import score
 from maestro_jax.evaluation.predictions import Prediction
-from maestro_jax.evaluation.published import (
+from maestro_jax.evaluation.report import format_markdown, format_text, report_json, write_report
+from maestro_jax.scoring.published import (
     COVOST_BLEU,
     COVOST_GROUPS,
     VOXPOPULI_LANGUAGES,
@@ -14,7 +15,6 @@ from maestro_jax.evaluation.published import (
     Comparison,
     comparison,
 )
-from maestro_jax.evaluation.report import format_markdown, format_text, report_json, write_report
 
 
 def recognised(language, *pairs):

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from maestro_jax.layers.masking import length_mask
 from maestro_jax.modules.duration import DurationModel, DurationPrediction
-from maestro_jax.modules.masking import length_mask
 
 
 def test_rounding_rules():

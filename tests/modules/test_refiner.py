@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maestro_jax.modules.conformer import ConformerStack
-from maestro_jax.modules.masking import length_mask
+from maestro_jax.layers.conformer import ConformerStack
+from maestro_jax.layers.masking import length_mask
 from maestro_jax.modules.refiner import MIXERS, Refiner
 
 

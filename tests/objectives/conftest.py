@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maestro_jax.data.streams import StreamConfig, batch_shapes, synthetic_batch
-from maestro_jax.modules.conformer import ConformerStack
+from maestro_jax.batches import StreamConfig, batch_shapes, synthetic_batch
+from maestro_jax.layers.conformer import ConformerStack
 from maestro_jax.modules.duration import DurationModel
 from maestro_jax.modules.frontend import ConvSubsampling, LogMelFrontend
 from maestro_jax.modules.maestro import Maestro

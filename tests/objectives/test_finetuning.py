@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maestro_jax.modules.masking import length_mask
+from maestro_jax.layers.masking import length_mask
 from maestro_jax.objectives.speech_recognition import SpeechRecognition
 from maestro_jax.objectives.speech_translation import SpeechTranslation
 from maestro_jax.training import parameter_trees

@@ -8,11 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from maestro_jax.data.streams import batch_shapes
+from maestro_jax.batches import batch_shapes
 from maestro_jax.decoding.speech import decode_text
+from maestro_jax.layers.masking import length_mask
 from maestro_jax.modules.gaussian_upsampling import GaussianUpsampling
 from maestro_jax.modules.held_durations import HELD, READ, duration_params, predicted_durations
-from maestro_jax.modules.masking import length_mask
 from maestro_jax.objectives.duration_sources import Learned
 from maestro_jax.objectives.maestro import MaestroPretraining
 from maestro_jax.objectives.speech_translation import SpeechTranslation

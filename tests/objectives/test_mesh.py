@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from maestro_jax.modules.conformer import ConformerStack
+from maestro_jax.layers.conformer import ConformerStack
 from maestro_jax.modules.duration import DurationModel
 from maestro_jax.modules.frontend import ConvSubsampling, LogMelFrontend
 from maestro_jax.modules.maestro import Maestro

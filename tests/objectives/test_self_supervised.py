@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from maestro_jax.errors import UserError
+from maestro_jax.layers.masking import length_mask
 from maestro_jax.modules.frontend import stack_frames
-from maestro_jax.modules.masking import length_mask
 from maestro_jax.modules.quantizer import Quantized
 from maestro_jax.modules.random_projection import RandomProjectionQuantizer
 from maestro_jax.objectives.joining import join, split

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from maestro_jax.decoding.speech import decode_speech, decode_text
-from maestro_jax.evaluation.aligner import align_speech
+from maestro_jax.inference.aligner import align_speech
 from maestro_jax.losses.reduction import mean
 from maestro_jax.modules.maestro import Maestro
 from maestro_jax.objectives.maestro import MaestroPretraining

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from maestro_jax.data.streams import StreamConfig
-from maestro_jax.modules.partitioned import Dense, constrain
+from maestro_jax.batches import StreamConfig
+from maestro_jax.layers.partitioned import Dense, constrain
 from maestro_jax.training.optimizers import AdamConfig
 from maestro_jax.training.partitioning import Partitioning
 from maestro_jax.training.run import TrainRun

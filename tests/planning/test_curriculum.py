@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
-from maestro_jax.cli import gin_config
 from maestro_jax.errors import UserError
+from maestro_jax.gin_utils import gin_config
 from maestro_jax.planning.chips import parse_topology
 from maestro_jax.planning.curriculum import RunPhase, run_phases, run_time
 from maestro_jax.planning.estimate import estimate

@@ -13,8 +13,8 @@ import json, math
 import jax, jax.numpy as jnp
 import flax.linen as nn
 from jax.experimental import topologies
-from maestro_jax.data.streams import StreamConfig
-from maestro_jax.modules.partitioned import Dense, constrain
+from maestro_jax.batches import StreamConfig
+from maestro_jax.layers.partitioned import Dense, constrain
 from maestro_jax.planning.collectives import find_collectives
 from maestro_jax.training.mesh_step import jitted_step, mesh_state
 from maestro_jax.training.optimizers import AdamConfig

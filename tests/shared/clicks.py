@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from maestro_jax.data.audio import SAMPLE_RATE, Recording, read_recording
+from maestro_jax.audio.reading import SAMPLE_RATE, Recording, read_recording
 
 
 def clicking(seconds: float, rate: int = SAMPLE_RATE) -> np.ndarray:

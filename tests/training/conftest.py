@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maestro_jax.data.streams import StreamConfig, synthetic_batch
+from maestro_jax.batches import StreamConfig, synthetic_batch
 from maestro_jax.objectives.probe import Probe
 from maestro_jax.training.optimizers import AdamConfig
 from maestro_jax.training.run import TrainRun

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from maestro_jax.cli import gin_config
+from maestro_jax.gin_utils import gin_config
 from maestro_jax.training import parameter_trees
 from maestro_jax.training.step import train_step
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from maestro_jax.data.streams import Buckets, StreamConfig
+from maestro_jax.batches import Buckets, StreamConfig
 from maestro_jax.training.inputs import task_batches
 from maestro_jax.training.loop import train
 
@@ -29,11 +29,11 @@ def root(tmp_path_factory):
     import seqio
     import tensorflow as tf
 
-    from maestro_jax.data.byte_vocabulary import CONTENT
     from maestro_jax.data.indexed_source import IndexedSource, IndexedSplit
     from maestro_jax.data.preprocessors import stream_preprocessors
     from maestro_jax.data.registration import add_stream_task
     from maestro_jax.data.task_features import PreparedVocabulary
+    from maestro_jax.vocabularies.byte_vocabulary import CONTENT
 
     class Lines(IndexedSplit):
         num_bytes = 1000

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from maestro_jax.cli import gin_config
-from maestro_jax.data.streams import synthetic_batch
+from maestro_jax.batches import synthetic_batch
+from maestro_jax.gin_utils import gin_config
 from maestro_jax.training import parameter_trees
 
 FILES = ["runs/pretrain.gin", "models/tiny.gin", "objectives/maestro.gin", "data/minivox_tiny.gin"]

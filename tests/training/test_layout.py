@@ -8,7 +8,7 @@ import math
 import jax
 import pytest
 
-from maestro_jax.data.streams import synthetic_batch
+from maestro_jax.batches import synthetic_batch
 from maestro_jax.training import parameter_trees
 from maestro_jax.training.loop import train
 from maestro_jax.training.mesh_step import jitted_step, mesh_state

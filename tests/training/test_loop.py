@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import pytest
 
-from maestro_jax.data.streams import Buckets, synthetic_batch
+from maestro_jax.batches import Buckets, synthetic_batch
 from maestro_jax.errors import UserError
 from maestro_jax.training.checkpoints import restore_params
 from maestro_jax.training.interruption import Interrupted

@@ -9,17 +9,18 @@ import numpy as np
 import pytest
 from etils import epath
 
-from maestro_jax.data.byte_vocabulary import ByteVocabulary
-from maestro_jax.data.vocabularies import TokenVocabulary, train_sentencepiece
 from maestro_jax.errors import UserError
 from maestro_jax.training.checkpoints import saved_record
 from maestro_jax.training.inputs import keep_vocabulary
 from maestro_jax.training.loop import train
-from maestro_jax.training.model_vocabulary import load_vocabulary, token_names
+from maestro_jax.training.model_vocabulary import load_model_vocabulary, token_names
+from maestro_jax.vocabularies.byte_vocabulary import ByteVocabulary
+from maestro_jax.vocabularies.sentencepiece_vocabulary import train_sentencepiece
+from maestro_jax.vocabularies.vocabulary import Vocabulary
 
 
 @pytest.fixture(scope="module")
-def vocabularies(tmp_path_factory) -> dict[str, TokenVocabulary]:
+def vocabularies(tmp_path_factory) -> dict[str, Vocabulary]:
     directory = tmp_path_factory.mktemp("vocabularies")
     texts = {
         "own": "ab ba cab",
@@ -52,7 +53,7 @@ def test_the_record_names_the_file(trained, vocabularies) -> None:
     content = (trained / "vocabulary.model").read_bytes()
     assert record == {"pieces": 7, "sha256": hashlib.sha256(content).hexdigest()}
     for path in (trained, trained / "checkpoints" / "1"):
-        assert load_vocabulary(path, 16) == vocabularies["own"]
+        assert load_model_vocabulary(path, 16) == vocabularies["own"]
 
 
 @pytest.mark.parametrize("other", ["same size", "smaller", "larger", "bytes"])
@@ -60,18 +61,18 @@ def test_another_vocabulary_is_refused(model_dir, vocabularies, other) -> None:
     vocabulary = {**vocabularies, "bytes": ByteVocabulary()}[other]
     vocabulary.save(model_dir)
     with pytest.raises(UserError, match="vocabulary.model is not the vocabulary that .* was") as e:
-        load_vocabulary(model_dir, 16)
+        load_model_vocabulary(model_dir, 16)
     assert f"it has {vocabulary.vocab_size} pieces" in str(e.value) and "\n" not in str(e.value)
 
 
 def test_older_checkpoints_are_compared_by_size(model_dir, vocabularies, caplog) -> None:
     shutil.rmtree(model_dir / "checkpoints" / "1" / "data")
     with caplog.at_level("INFO"):
-        assert load_vocabulary(model_dir, 16) == vocabularies["own"]
+        assert load_model_vocabulary(model_dir, 16) == vocabularies["own"]
     assert "has 7 pieces, the model 16 tokens" in caplog.text
     train_sentencepiece(["the lazy dog"], model_dir / "vocabulary.model", 40, "char")
     with pytest.raises(UserError, match="writes 12 tokens: it is the vocabulary of another model"):
-        load_vocabulary(model_dir, 12)
+        load_model_vocabulary(model_dir, 12)
 
 
 def test_training_goes_on_with_the_same_one_only(toy, model_dir, vocabularies) -> None:

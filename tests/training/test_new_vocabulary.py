@@ -8,12 +8,12 @@ import jax
 import pytest
 from etils import epath
 
-from maestro_jax.data.vocabularies import train_sentencepiece
 from maestro_jax.errors import UserError
 from maestro_jax.training.checkpoints import Checkpoints
 from maestro_jax.training.inputs import keep_vocabulary
 from maestro_jax.training.parameter_trees import unbox
 from maestro_jax.training.state import create_state, initial_params
+from maestro_jax.vocabularies.sentencepiece_vocabulary import train_sentencepiece
 
 
 @pytest.fixture(scope="module")

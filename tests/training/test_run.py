@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from maestro_jax.data.streams import Buckets, StreamConfig
+from maestro_jax.batches import Buckets, StreamConfig
 from maestro_jax.errors import UserError
 from maestro_jax.training.partitioning import Partitioning
 

@@ -53,8 +53,8 @@ def run(arguments: argparse.Namespace) -> None:
     environment.prepare_process()
     import numpy as np
 
-    from maestro_jax.cli import gin_config
     from maestro_jax.cli.audio_inputs import audio_input
+    from maestro_jax.gin_utils import gin_config
     from maestro_jax.training.checkpoints import find_checkpoint
 
     # What can fail without the model fails before it is read.
@@ -69,17 +69,17 @@ def run(arguments: argparse.Namespace) -> None:
             raise UserError(f"--output {arguments.output}: make the directory {output.parent}.")
     checkpoint = find_checkpoint(arguments.checkpoint)
     model_dir = checkpoint.parent.parent
-    from maestro_jax.evaluation.aligner import Aligner, tokens_of
-    from maestro_jax.training.model_vocabulary import load_vocabulary
+    from maestro_jax.inference.aligner import Aligner, tokens_of
+    from maestro_jax.training.model_vocabulary import load_model_vocabulary
 
     language = arguments.target_language or arguments.language
     train_run = gin_config.load_run(model_dir)
-    vocabulary = load_vocabulary(checkpoint, train_run.model.vocab_size)
+    vocabulary = load_model_vocabulary(checkpoint, train_run.model.vocab_size)
     tokens_of(vocabulary, arguments.text, language)
     environment.enable_compilation_cache()
-    from maestro_jax.cli.table import table
-    from maestro_jax.evaluation.alignment_formats import as_json, as_rows, as_textgrid
-    from maestro_jax.evaluation.transcriber import Transcriber
+    from maestro_jax.inference.alignment_formats import as_json, as_rows, as_textgrid
+    from maestro_jax.inference.transcriber import Transcriber
+    from maestro_jax.tables import table
 
     found = Aligner(Transcriber.from_checkpoint(arguments.checkpoint, train_run)).align(
         samples,

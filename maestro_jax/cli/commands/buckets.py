@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from maestro_jax.cli import environment, options
-from maestro_jax.cli.table import table
 from maestro_jax.errors import UserError
+from maestro_jax.tables import table
 
 if TYPE_CHECKING:
     from maestro_jax.data.bucket_search import FoundBucket
@@ -69,11 +69,11 @@ def run(arguments: argparse.Namespace) -> None:
     from maestro_jax.data.tensorflow_import import import_tensorflow
 
     import_tensorflow()
+    from maestro_jax.batches import STREAM_FEATURES
     from maestro_jax.data import bucket_search
     from maestro_jax.data.data_dir import data_root
     from maestro_jax.data.data_scope import data_scope
     from maestro_jax.data.mixture_lengths import mixture_lengths
-    from maestro_jax.data.streams import STREAM_FEATURES
     from maestro_jax.data.task_features import stream_of
     from maestro_jax.data.task_listing import get_task_or_mixture
 

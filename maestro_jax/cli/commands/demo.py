@@ -39,15 +39,15 @@ def run(arguments: argparse.Namespace) -> None:
     import_tensorflow()
     environment.enable_compilation_cache()
     if arguments.experiment == "low_resource":
-        from maestro_jax.cli.low_resource import run_low_resource
+        from maestro_jax.experiments.low_resource import run_low_resource
 
         run_low_resource(arguments.output_dir or "low_resource_output", arguments.data_dir)
         return
     if arguments.experiment == "self_supervised":
-        from maestro_jax.cli.self_supervised import run_self_supervised
+        from maestro_jax.experiments.self_supervised import run_self_supervised
 
         run_self_supervised(arguments.output_dir or "self_supervised_output", arguments.data_dir)
         return
-    from maestro_jax.cli.demo import run_demo
+    from maestro_jax.experiments.demo import run_demo
 
     run_demo(arguments.output_dir or "demo_output", arguments.data_dir)

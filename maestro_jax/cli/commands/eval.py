@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
     if not arguments.model_dir:
         raise UserError("eval needs --model_dir DIR, a directory that `maestro train` wrote")
     environment.prepare_process()
-    from maestro_jax.cli import gin_config
+    from maestro_jax.gin_utils import gin_config
 
     train_run = gin_config.load_run(arguments.model_dir, arguments.bindings, arguments.gin_file)
     from maestro_jax.data.tensorflow_import import import_tensorflow

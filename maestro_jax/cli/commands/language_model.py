@@ -40,10 +40,10 @@ def run(arguments: argparse.Namespace) -> None:
     if output.is_dir() or not output.parent.is_dir():
         raise UserError(f"--output {output} must be a file in a directory that exists")
     environment.prepare_process()
-    from maestro_jax.data.vocabularies import TokenVocabulary
-    from maestro_jax.evaluation.language_models import text_model, write_model
+    from maestro_jax.inference.language_models import text_model, write_model
+    from maestro_jax.vocabularies.loading import load_vocabulary
 
-    vocabulary = TokenVocabulary.load(arguments.vocabulary)
+    vocabulary = load_vocabulary(arguments.vocabulary)
     model = text_model(arguments.text, vocabulary, order=arguments.order, prune=arguments.prune)
     write_model(model, output, vocabulary)
     counts = ", ".join(f"{count} of {n}" for n, count in enumerate(model.counts, start=1))

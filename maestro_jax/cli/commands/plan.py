@@ -119,8 +119,8 @@ def _scale(
     arguments: argparse.Namespace, train_run: TrainRun, topology: Topology, sizes: list[int]
 ) -> None:
     """Prints the weak-scaling table."""
-    from maestro_jax.cli.table import table
     from maestro_jax.planning.scaling import plot_scaling, scale_run, scaling_cells
+    from maestro_jax.tables import table
 
     rows = scale_run(train_run, topology, sizes)
     head, *cells = scaling_cells(rows)
@@ -133,8 +133,8 @@ def _scale(
 
 def _search(arguments: argparse.Namespace, train_run: TrainRun, topology: Topology) -> None:
     """Prints what the search found."""
-    from maestro_jax.cli.table import table
     from maestro_jax.planning.search import search
+    from maestro_jax.tables import table
 
     found = search(
         train_run,
@@ -172,7 +172,7 @@ def _beam_size(text: str) -> int:
 
 def _planned_run(arguments: argparse.Namespace) -> TrainRun:
     """The run of the files, with what the options change."""
-    from maestro_jax.cli import gin_config
+    from maestro_jax.gin_utils import gin_config
 
     macros = gin_config.macros(arguments.gin_file)
     bindings = dict(arguments.bindings)

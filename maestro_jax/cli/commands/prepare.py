@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 
 from maestro_jax.cli import environment, options
-from maestro_jax.cli.table import table
 from maestro_jax.data.corpora.corpus import corpus_names, find_corpus
 from maestro_jax.data.corpora.preparing import (
     PROBLEMS,
@@ -15,8 +14,9 @@ from maestro_jax.data.corpora.preparing import (
     forget,
     prepare,
 )
-from maestro_jax.data.corpora.text_normalization import RULES
 from maestro_jax.errors import UserError, near_misses
+from maestro_jax.tables import table
+from maestro_jax.text.spoken_forms import RULES
 
 # Corpora that are made, not read: the configurations, the first of which is the default.
 MADE = {"minivox": ("small", "low_resource", "full", "tiny")}
@@ -73,9 +73,9 @@ def _make(arguments: argparse.Namespace) -> None:
     from maestro_jax.data.tensorflow_import import import_tensorflow
 
     import_tensorflow()
-    from maestro_jax.tasks import minivox
+    from maestro_jax.minivox import dataset
 
-    minivox.prepare(config, data_root(arguments.data_dir))
+    dataset.prepare(config, data_root(arguments.data_dir))
 
 
 def _read(arguments: argparse.Namespace) -> None:

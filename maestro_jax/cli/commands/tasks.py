@@ -7,7 +7,7 @@ import dataclasses
 import json
 
 from maestro_jax.cli import environment, options
-from maestro_jax.cli.table import table
+from maestro_jax.tables import table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

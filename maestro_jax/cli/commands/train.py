@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
     if not arguments.model_dir and not arguments.dry_run:
         raise UserError("train needs --model_dir DIR, or --dry_run")
     environment.prepare_process()
-    from maestro_jax.cli import gin_config, run_record
+    from maestro_jax.gin_utils import gin_config, run_record
 
     # A file that has a macro for it may use its value elsewhere too: a schedule needs STEPS.
     macros = gin_config.macros(arguments.gin_file)
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
     }
     import jax
 
-    from maestro_jax.cli.reported import train_with_report
+    from maestro_jax.experiments.reported import train_with_report
     from maestro_jax.training import distributed
 
     environment.enable_compilation_cache()

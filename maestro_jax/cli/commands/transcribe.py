@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from maestro_jax.cli.audio_inputs import AudioInput
-    from maestro_jax.evaluation.transcripts import Transcript
+    from maestro_jax.inference.transcripts import Transcript
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,8 +63,8 @@ def run(arguments: argparse.Namespace) -> None:
             f"--nbest {arguments.nbest} needs a beam of as many: --beam_size {arguments.nbest}"
         )
     environment.prepare_process()
-    from maestro_jax.cli import gin_config
     from maestro_jax.cli.audio_inputs import ReadingProgress, audio_inputs
+    from maestro_jax.gin_utils import gin_config
     from maestro_jax.training.checkpoints import find_checkpoint
 
     inputs = audio_inputs(arguments.files)
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> None:
     train_run = gin_config.load_run(model_dir)
     environment.enable_compilation_cache()
     search = search_options.search_config(arguments)
-    from maestro_jax.evaluation.transcriber import Transcriber
+    from maestro_jax.inference.transcriber import Transcriber
 
     transcriber = Transcriber.from_checkpoint(arguments.checkpoint, train_run, search=search)
     if arguments.timestamps and transcriber.decoder == "attention":

@@ -9,7 +9,7 @@ import math
 from typing import TYPE_CHECKING
 
 from maestro_jax.cli import environment, options
-from maestro_jax.cli.table import table
+from maestro_jax.tables import table
 
 if TYPE_CHECKING:
     from maestro_jax.data.vocabulary_training import LanguageRow

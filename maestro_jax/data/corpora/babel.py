@@ -25,7 +25,7 @@ from maestro_jax.data.corpora.corpus import Corpus, choose_languages
 from maestro_jax.data.corpora.problems import Problems
 from maestro_jax.data.corpora.utterance import Utterance
 from maestro_jax.errors import UserError
-from maestro_jax.evaluation.normalizers import normalize
+from maestro_jax.text.normalizers import normalize
 
 LANGUAGE_CODES = {
     101: "yue", 102: "as", 103: "bn", 104: "ps", 105: "tr", 106: "tl", 107: "vi",

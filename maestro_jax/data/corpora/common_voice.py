@@ -25,9 +25,9 @@ from maestro_jax.data.corpora.common_voice_sizes import SIZES
 from maestro_jax.data.corpora.corpus import Corpus, Published, choose
 from maestro_jax.data.corpora.problems import Problems
 from maestro_jax.data.corpora.utterance import Utterance
-from maestro_jax.data.languages import LANGUAGES
 from maestro_jax.errors import UserError
-from maestro_jax.evaluation.normalizers import base_language, normalize
+from maestro_jax.text.languages import LANGUAGES
+from maestro_jax.text.normalizers import base_language, normalize
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class CommonVoice(Corpus):
         unknown = {base_language(locale) for locale in locale_directories(source)} - set(LANGUAGES)
         if unknown and not languages:
             log.warning(
-                "left out, for they have no place in maestro_jax.data.languages.LANGUAGES: %s",
+                "left out, for they have no place in maestro_jax.text.languages.LANGUAGES: %s",
                 ", ".join(sorted(unknown)),
             )
         names = {locale: config for config, (locale, _) in found.items()}

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from maestro_jax.data.corpora.problems import Problems
 from maestro_jax.data.corpora.utterance import Utterance
-from maestro_jax.data.languages import LANGUAGES, language_id
 from maestro_jax.errors import UserError, near_misses
+from maestro_jax.text.languages import LANGUAGES, language_id
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class Corpus(abc.ABC):
         numbered: Whether ids are numbers of lines: there are no duplicates to look for then, and no
             gigabytes of ids to remember.
         rules: By which its texts are normalised, where that can be chosen: a name of
-            `maestro_jax.data.corpora.text_normalization.RULES`.
+            `maestro_jax.text.spoken_forms.RULES`.
     """
 
     name: str
@@ -181,7 +181,7 @@ def choose_languages(there: Sequence[str], wanted: Sequence[str], source: Path) 
     known = [language for language in chosen if language in LANGUAGES]
     if unknown := [language for language in chosen if language not in LANGUAGES]:
         _log.warning(
-            "%s: left out, for they are not in maestro_jax.data.languages: %s",
+            "%s: left out, for they are not in maestro_jax.text.languages: %s",
             source,
             " ".join(unknown),
         )

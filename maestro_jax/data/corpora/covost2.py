@@ -32,9 +32,9 @@ from maestro_jax.data.corpora.corpus import Corpus, Published, choose
 from maestro_jax.data.corpora.covost2_sizes import FROM_ENGLISH, SIZES
 from maestro_jax.data.corpora.problems import Problems
 from maestro_jax.data.corpora.utterance import Utterance
-from maestro_jax.data.languages import LANGUAGES
 from maestro_jax.errors import UserError
-from maestro_jax.evaluation.normalizers import base_language, normalize
+from maestro_jax.text.languages import LANGUAGES
+from maestro_jax.text.normalizers import base_language, normalize
 
 SPLITS = {
     "train": "train",

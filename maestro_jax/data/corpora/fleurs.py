@@ -20,7 +20,7 @@ from maestro_jax.data.corpora.fleurs_sizes import SIZES
 from maestro_jax.data.corpora.problems import Problems
 from maestro_jax.data.corpora.utterance import Utterance
 from maestro_jax.errors import UserError
-from maestro_jax.evaluation.normalizers import base_language
+from maestro_jax.text.normalizers import base_language
 
 COLUMNS = (
     "number",

@@ -61,4 +61,4 @@ SIZES: Mapping[str, tuple[int, int, int]] = {
     "zh": (3246, 409, 945),
     "zu": (2858, 354, 854),
 }
-"""Recordings of train, dev and test, of the languages of `maestro_jax.data.languages`."""
+"""Recordings of train, dev and test, of the languages of `maestro_jax.text.languages`."""

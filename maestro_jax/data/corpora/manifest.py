@@ -24,11 +24,11 @@ from typing import Any
 from maestro_jax.data.corpora import tables
 from maestro_jax.data.corpora.corpus import Corpus, choose_languages
 from maestro_jax.data.corpora.problems import Problems
-from maestro_jax.data.corpora.text_normalization import find_rules
 from maestro_jax.data.corpora.utterance import Span, Utterance
-from maestro_jax.data.languages import LANGUAGES, language_id
 from maestro_jax.errors import UserError
-from maestro_jax.evaluation.normalizers import base_language
+from maestro_jax.text.languages import LANGUAGES, language_id
+from maestro_jax.text.normalizers import base_language
+from maestro_jax.text.spoken_forms import find_rules
 
 ENDINGS = (".jsonl", ".json", ".tsv", ".jsonl.gz", ".json.gz", ".tsv.gz")
 SPLITS = {"train": "train", "validation": "validation", "dev": "validation", "test": "test"}

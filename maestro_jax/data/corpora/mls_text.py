@@ -11,7 +11,7 @@ from pathlib import Path
 
 from maestro_jax.data.corpora.mls import LANGUAGES
 from maestro_jax.data.corpora.text_corpus import TextCorpus
-from maestro_jax.evaluation.normalizers import normalize
+from maestro_jax.text.normalizers import normalize
 
 FILES = ("data.txt", "data.txt.gz")
 

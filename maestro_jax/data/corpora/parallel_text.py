@@ -18,12 +18,12 @@ from pathlib import Path
 from maestro_jax.data.corpora import tables
 from maestro_jax.data.corpora.corpus import Corpus, choose
 from maestro_jax.data.corpora.problems import Problems
-from maestro_jax.data.corpora.text_normalization import find_rules
 from maestro_jax.data.corpora.text_splits import split_of
 from maestro_jax.data.corpora.utterance import Utterance
-from maestro_jax.data.languages import language_id
 from maestro_jax.errors import UserError
-from maestro_jax.evaluation.normalizers import base_language
+from maestro_jax.text.languages import language_id
+from maestro_jax.text.normalizers import base_language
+from maestro_jax.text.spoken_forms import find_rules
 
 _CODE = r"[a-z]{2,3}(?:[-_][A-Z]{2})?"
 _SIDE = re.compile(rf"(.+)\.({_CODE})-({_CODE})\.({_CODE})(\.gz)?")

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from maestro_jax.data.audio import EmptyAudioError, read_recording, to_int16
+from maestro_jax.audio.reading import EmptyAudioError, read_recording, to_int16
+from maestro_jax.batches import SAMPLE_RATE
 from maestro_jax.data.corpora.problems import KEPT, Problem
 from maestro_jax.data.corpora.utterance import Utterance
 from maestro_jax.data.lengths import as_array, record_lengths, save_lengths
-from maestro_jax.data.streams import SAMPLE_RATE
 from maestro_jax.errors import UserError
 
 SUFFIX = ".array_record"

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from maestro_jax.batches import SAMPLE_RATE
 from maestro_jax.data.corpora.corpus import WHOLE, Corpus, Published
 from maestro_jax.data.corpora.parts import (
     ENDINGS,
@@ -31,12 +32,11 @@ from maestro_jax.data.corpora.parts import (
 )
 from maestro_jax.data.corpora.problems import EXPECTED, KEPT, Problems
 from maestro_jax.data.corpora.utterance import Utterance
-from maestro_jax.data.invisible_characters import without_invisible, without_surrogates
 from maestro_jax.data.lengths import TEXTS_ONLY, lengths_file, save_lengths
 from maestro_jax.data.processes import Processes
-from maestro_jax.data.streams import SAMPLE_RATE
 from maestro_jax.errors import UserError
 from maestro_jax.progress import Progress
+from maestro_jax.text.invisible_characters import without_invisible, without_surrogates
 
 VERSION = "1.0.0"
 PROBLEMS = "problems.tsv"

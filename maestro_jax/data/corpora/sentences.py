@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import regex
 
-from maestro_jax.data.invisible_characters import SPELLED_JOINERS
+from maestro_jax.text.invisible_characters import SPELLED_JOINERS
 
 LONGEST = 256
 """Characters of a piece: some 15 to 20 seconds of speech in most languages."""

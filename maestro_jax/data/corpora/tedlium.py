@@ -19,7 +19,7 @@ from maestro_jax.data.corpora.corpus import Corpus, Published, choose_languages
 from maestro_jax.data.corpora.problems import Problems
 from maestro_jax.data.corpora.utterance import Utterance
 from maestro_jax.errors import UserError
-from maestro_jax.evaluation.normalizers import normalize
+from maestro_jax.text.normalizers import normalize
 
 DIRECTORIES = {"train": "train", "validation": "dev", "test": "test"}
 _IGNORED = "ignore_time_segment_in_scoring"

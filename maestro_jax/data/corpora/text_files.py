@@ -19,11 +19,11 @@ from maestro_jax.data.corpora import tables
 from maestro_jax.data.corpora.corpus import Corpus, choose_languages
 from maestro_jax.data.corpora.problems import Problems
 from maestro_jax.data.corpora.sentences import sentences
-from maestro_jax.data.corpora.text_normalization import find_rules
 from maestro_jax.data.corpora.text_splits import files_in, split_of
 from maestro_jax.data.corpora.utterance import Utterance
-from maestro_jax.data.languages import LANGUAGES
-from maestro_jax.evaluation.normalizers import base_language
+from maestro_jax.text.languages import LANGUAGES
+from maestro_jax.text.normalizers import base_language
+from maestro_jax.text.spoken_forms import find_rules
 
 _JSON = (".jsonl", ".json")
 _ENDINGS = (".txt", *_JSON)

@@ -15,7 +15,7 @@ class Utterance:
         id: Unique within its split.
         split: `train`, `validation`, `test`, or what the corpus has besides.
         language: ISO 639-1 code of what is spoken or written.
-        audio: The file, in any container that `maestro_jax.data.audio` reads; empty for text.
+        audio: The file, in any container that `maestro_jax.audio.reading` reads; empty for text.
         spans: Begin and end in seconds of the pieces of the file that make up the utterance, in
             their order; None for the whole file.
         text: As models read and write it, normalised as VoxPopuli does.

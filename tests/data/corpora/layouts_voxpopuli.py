@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from spoken import record, say, speak_to
 
-from maestro_jax.data.streams import SAMPLE_RATE
+from maestro_jax.batches import SAMPLE_RATE
 
 HEADER = "id raw_text normalized_text speaker_id split gender is_gold_transcript accent".split()
 SESSION = "20180613-0900-PLENARY-15"

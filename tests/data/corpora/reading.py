@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
-from maestro_jax.data.byte_vocabulary import CONTENT, ByteVocabulary
-from maestro_jax.data.languages import LANGUAGES
-from maestro_jax.data.streams import StreamConfig
-from maestro_jax.data.vocabularies import write_atomically
+from maestro_jax.batches import StreamConfig
+from maestro_jax.files import write_atomically
+from maestro_jax.text.languages import LANGUAGES
+from maestro_jax.vocabularies.byte_vocabulary import CONTENT, ByteVocabulary
 
 
 def examples(root: Path, stream: str, task: str, count: int) -> list[dict[str, object]]:

@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from maestro_jax.data.audio import resample
+from maestro_jax.audio.reading import resample
+from maestro_jax.batches import SAMPLE_RATE
 from maestro_jax.data.corpora.corpus import Corpus
 from maestro_jax.data.corpora.preparing import Prepared, prepare
 from maestro_jax.data.processes import Processes
-from maestro_jax.data.streams import SAMPLE_RATE
 
 
 @functools.cache
 def say(text: str, language: str = "en", rate: int = SAMPLE_RATE) -> np.ndarray:
     """A text as espeak-ng speaks it: float32 `[samples]`."""
-    from maestro_jax.data.synthesis.recording import synthesise
+    from maestro_jax.minivox.recording import synthesise
 
     return resample(synthesise(text, language) / 32768.0, SAMPLE_RATE, rate)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from maestro_jax.data.languages import LANGUAGES
-from maestro_jax.data.streams import StreamConfig
-from maestro_jax.data.vocabularies import train_sentencepiece
+from maestro_jax.batches import StreamConfig
+from maestro_jax.text.languages import LANGUAGES
+from maestro_jax.vocabularies.sentencepiece_vocabulary import train_sentencepiece
 
 
 def make_vocabulary(root: Path, texts: Sequence[str]) -> None:

@@ -11,12 +11,12 @@ from layouts_babel import CALL, MARKED, RELEASE, SHORTENED, lay_out
 from spoken import prepared, problems, records
 from streamed import epoch, make_vocabulary
 
+from maestro_jax.audio.reading import read_audio, resample
 from maestro_jax.cli.main import main
-from maestro_jax.data.audio import read_audio, resample
 from maestro_jax.data.corpora.babel import LANGUAGE_CODES, words
 from maestro_jax.data.corpora.corpus import find_corpus
-from maestro_jax.data.languages import LANGUAGES
 from maestro_jax.errors import UserError
+from maestro_jax.text.languages import LANGUAGES
 
 TEXTS = ["labas rytas", "vienas du", "kaip sek"]
 

@@ -17,7 +17,7 @@ from maestro_jax.data.corpora.covost2_sizes import INTO_ENGLISH
 from maestro_jax.data.corpora.covost2_sizes import SIZES as COVOST_SIZES
 from maestro_jax.data.corpora.problems import Problems
 from maestro_jax.errors import UserError
-from maestro_jax.evaluation.normalizers import base_language
+from maestro_jax.text.normalizers import base_language
 
 
 @pytest.fixture(scope="module")
@@ -116,11 +116,11 @@ def test_what_is_beside_the_splits_is_prepared_when_it_is_named(
 def test_from_the_command_to_batches(
     release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from maestro_jax.batches import StreamConfig
     from maestro_jax.cli.main import main
-    from maestro_jax.data.languages import language_id
     from maestro_jax.data.loader import StreamLoader, evaluation_batches
-    from maestro_jax.data.streams import StreamConfig
-    from maestro_jax.data.vocabularies import train_sentencepiece
+    from maestro_jax.text.languages import language_id
+    from maestro_jax.vocabularies.sentencepiece_vocabulary import train_sentencepiece
 
     command = ["prepare", "common_voice", "--source_dir", str(release), "--data_dir", str(tmp_path)]
     assert main([*command, "--languages", "de,sv-SE,de_other", "--workers", "1"]) == 0

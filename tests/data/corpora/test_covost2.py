@@ -14,8 +14,8 @@ from spoken import prepared, problems, records
 from maestro_jax.data.corpora.covost2 import Covost2
 from maestro_jax.data.corpora.covost2_sizes import FROM_ENGLISH, INTO_ENGLISH, SIZES
 from maestro_jax.data.corpora.problems import Problems
-from maestro_jax.data.languages import LANGUAGES, language_id
 from maestro_jax.errors import UserError
+from maestro_jax.text.languages import LANGUAGES, language_id
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def test_joined_tables_are_read_as_they_are(source: Path, tmp_path: Path) -> Non
 def root(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All directions as the command prepares them, and a vocabulary."""
     from maestro_jax.cli.main import main
-    from maestro_jax.data.vocabularies import train_sentencepiece
+    from maestro_jax.vocabularies.sentencepiece_vocabulary import train_sentencepiece
 
     root = tmp_path_factory.mktemp("data")
     command = ["prepare", "covost2", "--source_dir", str(source), "--data_dir", str(root)]
@@ -133,8 +133,8 @@ def root(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_batches_of_every_stream(root: Path) -> None:
+    from maestro_jax.batches import StreamConfig
     from maestro_jax.data.loader import StreamLoader
-    from maestro_jax.data.streams import StreamConfig
 
     sizes = {"audio_samples": 60_000, "text_tokens": 40, "translation_tokens": 40}
 

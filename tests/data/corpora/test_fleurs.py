@@ -15,8 +15,8 @@ from streamed import epoch, make_vocabulary
 from maestro_jax.cli.main import main
 from maestro_jax.data.corpora.corpus import find_corpus
 from maestro_jax.data.corpora.fleurs_sizes import SIZES
-from maestro_jax.data.languages import LANGUAGES
 from maestro_jax.errors import UserError
+from maestro_jax.text.languages import LANGUAGES
 
 
 @pytest.fixture(scope="module")

@@ -249,11 +249,12 @@ def test_the_published_hours_are_those_of_the_repository() -> None:
 def test_from_the_command_to_batches(
     prepared: Prepare, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from maestro_jax.batches import StreamConfig
     from maestro_jax.cli.main import main
     from maestro_jax.data.loader import StreamLoader
-    from maestro_jax.data.streams import StreamConfig
     from maestro_jax.data.task_listing import list_tasks, register_shipped_tasks
-    from maestro_jax.data.vocabularies import TokenVocabulary, train_sentencepiece
+    from maestro_jax.vocabularies.loading import load_vocabulary
+    from maestro_jax.vocabularies.sentencepiece_vocabulary import train_sentencepiece
 
     root = tmp_path / "data"
     options = ["--source_dir", str(source), "--data_dir", str(root), "--workers", "1"]
@@ -266,7 +267,7 @@ def test_from_the_command_to_batches(
     texts = [text for part in layouts.GERMAN.values() for _, text in part.values()]
     model = root / "vocabularies" / "multilingual.model"
     train_sentencepiece([*texts, *layouts.SENTENCES[:2]], model, 40)
-    vocabulary = TokenVocabulary.load(model)
+    vocabulary = load_vocabulary(model)
     register_shipped_tasks()
     seconds = {"audio_samples": 60000}
     streams = {

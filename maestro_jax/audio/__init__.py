@@ -1,0 +1,1 @@
+"""Audio files: containers, decoding, levels, resampling and acoustics."""

@@ -1,0 +1,117 @@
+"""How files of audio begin, to find one that lies behind another.
+
+A header is looked for by its letters first: several searches for bytes are faster than one regular
+expression of all headers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import IO
+
+from maestro_jax.audio.containers import media, mpeg
+
+# Bytes in which a header is told; MPEG audio takes a few frames.
+_LONGEST = 8192
+
+# Of each container: its name, letters, the bytes before them, and the whole header.
+_HEADERS: tuple[tuple[str, bytes, int, re.Pattern[bytes]], ...] = tuple(
+    (name, letters, before, re.compile(pattern, re.DOTALL))
+    for name, letters, before, pattern in (
+        ("wav", b"WAVE", 8, rb"(?:RIFF|RIFX|RF64|BW64).{4}WAVE(?:fmt |JUNK|ds64|bext|LIST)"),
+        ("aiff", b"FORM", 0, rb"FORM.{4}AIF[FC]"),
+        ("caf", b"caff", 0, rb"caff\x00\x01\x00\x00desc"),
+        ("w64", b"riff\x2e\x91\xcf", 0, rb"riff\x2e\x91\xcf\x11\xa5\xd6"),
+        ("au", b".snd", 0, rb"\.snd\x00\x00.{6}\x00\x00\x00"),
+        ("au", b"dns.", 0, rb"dns\..{2}\x00\x00.{4}.\x00\x00\x00"),
+        ("sphere", b"NIST_1A", 0, rb"NIST_1A\n"),
+        ("flac", b"fLaC", 0, rb"fLaC[\x00\x80]\x00\x00\x22"),
+        ("ogg", b"OggS", 0, rb"OggS\x00[\x02\x06]"),
+        ("mp4", b"ftyp", 4, rb"\x00\x00\x00.ftyp[ -~]{4}"),
+        ("webm", b"\x1a\x45\xdf\xa3", 0, rb"\x1a\x45\xdf\xa3.{1,60}?\x42\x82.(?:webm|matroska)"),
+        ("mp3", b"ID3", 0, rb"ID3[\x02-\x04]\x00.[\x00-\x7f]{4}"),
+        ("mp3", b"Xing\x00\x00\x00", -1, rb""),
+        ("mp3", b"Info\x00\x00\x00", -1, rb""),
+    )
+)
+# How frames begin, of MPEG audio (layer III) and of AAC.
+_SYNCS = {
+    "mp3": (b"\xff\xfb", b"\xff\xfa", b"\xff\xf3", b"\xff\xf2", b"\xff\xe3", b"\xff\xe2"),
+    "aac": (b"\xff\xf1", b"\xff\xf9", b"\xff\xf0", b"\xff\xf8"),
+}
+# Bytes of an index frame before its letters: a header of 4, with or without a checksum of 2, and
+# the side information.
+_BEFORE_INDEX = (36, 21, 13, 38, 23, 15)
+# FLAC within Ogg has a header of its own in the first packet.
+_WITHIN_OGG = b"\x7fFLAC"
+
+
+def begins(file: IO[bytes], at: int) -> bool:
+    """Whether another file of audio begins there."""
+    file.seek(at)
+    content = file.read(_LONGEST)
+    if content.startswith(b"ID3"):
+        # Pictures may lie before the first frame.
+        content += file.read()
+        return _is_frames(content, mpeg.after_tags(content))
+    return any(pattern.match(content) for *_, before, pattern in _HEADERS if before >= 0) or (
+        _is_frames(content, 0)
+    )
+
+
+def find(content: bytes, at: int = 0, but: str = "") -> int:
+    """Finds the first file of audio that begins within other bytes.
+
+    Args:
+        content: The bytes.
+        at: Where to look from.
+        but: The name of a container whose files are not looked for, which is what the bytes are.
+            Empty for samples: among these, frames without a tag or an index are not looked for, as
+            a tone may look like them.
+
+    Returns:
+        Where it begins; 0 if there is none.
+    """
+    places = [
+        place
+        for name, letters, before, pattern in _HEADERS
+        if name != but
+        for place in _first(content, at, letters, before, pattern)
+    ]
+    end = min(places, default=len(content))
+    for name, syncs in _SYNCS.items() if but else ():
+        is_stream = media.is_adts if name == "aac" else mpeg.is_stream
+        for sync in syncs if name != but else ():
+            found = content.find(sync, at, end)
+            while found >= 0 and not is_stream(content, found):
+                found = content.find(sync, found + 1, end)
+            end = found if found >= 0 else end
+    return end if end < len(content) else 0
+
+
+def _is_frames(content: bytes, at: int) -> bool:
+    return mpeg.is_stream(content, at) or media.is_adts(content, at)
+
+
+def _first(
+    content: bytes, at: int, letters: bytes, before: int, pattern: re.Pattern[bytes]
+) -> Iterator[int]:
+    """The first place of one header, if there is one."""
+    found = content.find(letters, at)
+    while found >= 0:
+        if before < 0:
+            places = [found - back for back in _BEFORE_INDEX if found - back >= at]
+            yes = [one for one in places if mpeg.is_stream(content, one)]
+        else:
+            place = found - before
+            is_header = place >= at and pattern.match(content, place) is not None
+            if is_header and letters == b"ID3":
+                is_header = _is_frames(content, mpeg.after_tags(content, place))
+            if is_header and letters == b"fLaC":
+                is_header = content[max(place - 9, 0) : place - 4] != _WITHIN_OGG
+            yes = [place] if is_header else []
+        if yes:
+            yield yes[0]
+            return
+        found = content.find(letters, found + 1)

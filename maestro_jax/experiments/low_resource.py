@@ -1,0 +1,158 @@
+"""What pretraining on speech and text is worth to a language with 24 transcribed utterances.
+
+MAESTRO pretraining hears the transcribed speech of two other languages, untranscribed speech of
+all three and the 24 utterances, and reads plenty of Slovene text. Its model is fine-tuned on the 24
+utterances; so is the same model from scratch. Both are then tested on voices and sentences that
+neither has trained on, with the same searches.
+
+Every stage leaves its result in the output directory and is skipped, or continued where it stood,
+when the command is started again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+from maestro_jax.evaluation.comparison import Comparison, compare
+from maestro_jax.evaluation.evaluate import Evaluation
+from maestro_jax.evaluation.predictions import read_predictions
+from maestro_jax.evaluation.run_evaluation import evaluate_run
+from maestro_jax.experiments.stages import Announcer, Recipe, Stage, training_minutes
+from maestro_jax.inference.search_config import SearchConfig
+from maestro_jax.reports.pictures import draw_curves, draw_probe
+from maestro_jax.scoring.scores import WordScores
+from maestro_jax.tables import table
+
+RECIPE = Recipe(
+    config="low_resource",
+    stages=(
+        Stage(
+            name="pretrain",
+            file="runs/low_resource_pretrain.gin",
+            directory="pretrained",
+            doing="pretraining with MAESTRO on untranscribed, transcribed and unspoken examples",
+        ),
+        Stage(
+            name="finetune",
+            file="runs/low_resource_finetune.gin",
+            directory="fine_tuned",
+            doing="fine-tuning it on the transcribed utterances of the low-resource language",
+            init_from="pretrain",
+        ),
+        Stage(
+            name="scratch",
+            file="runs/low_resource_scratch.gin",
+            directory="from_scratch",
+            doing="training the same model on them from scratch",
+        ),
+    ),
+)
+"""What the experiment trains on, and for how long."""
+
+MODELS = {"finetune": "pretrained and fine-tuned", "scratch": "from scratch"}
+SEARCHES = {"greedy": SearchConfig(), "beam of 8": SearchConfig(beam_size=8)}
+"""Neither has a language model of its own: what a search knows of the language is the model's."""
+
+
+def run_low_resource(
+    output_dir: str | Path, data_dir: str | Path | None = None, *, recipe: Recipe | None = None
+) -> None:
+    """Build MiniVox, pretrain, fine-tune, train from scratch, and compare on the test set.
+
+    The comparison is printed, and kept in `low_resource.json` in the output directory.
+
+    Args:
+        output_dir: Models, tables and pictures go here.
+        data_dir: The root of the prepared data; by default `data` in the output directory.
+        recipe: Another corpus or other lengths than the experiment's.
+    """
+    began = time.monotonic()
+    recipe = recipe or RECIPE
+    output = Path(output_dir).expanduser().absolute()
+    data = Path(data_dir) if data_dir else output / "data"
+    output.mkdir(parents=True, exist_ok=True)
+    announce = Announcer(len(recipe.stages) + 2)
+
+    announce("speaking MiniVox: sentences, voices, rooms and noise")
+    from maestro_jax.minivox import dataset
+
+    dataset.prepare(recipe.config, data)
+
+    runs, directories = {}, {}
+    for stage in recipe.stages:
+        announce(stage.doing)
+        runs[stage.name], directories[stage.name] = recipe.train(stage.name, output, data)
+        draw_curves(directories[stage.name])
+
+    announce("testing both on speakers and sentences that were not trained on")
+    pictures = draw_probe(directories["pretrain"])
+    rows: list[dict[str, object]] = []
+    comparisons: dict[str, Comparison] = {}
+    for how, search in SEARCHES.items():
+        evaluations: dict[str, Evaluation] = {}
+        predictions = []
+        for name in MODELS:
+            kept = directories[name] / "evaluation" / how.replace(" ", "_")
+            report = evaluate_run(
+                runs[name],
+                model_dir=directories[name],
+                data_dir=data,
+                search=search,
+                output_dir=kept,
+            )
+            [evaluations[name]] = report.evaluations
+            predictions.append(
+                read_predictions(kept / f"{evaluations[name].name}.predictions.jsonl")
+            )
+        comparisons[how] = compare(*predictions)
+        rows += [_row(MODELS[name], how, evaluations[name]) for name in MODELS]
+
+    [test_set] = {evaluation.name for evaluation in evaluations.values()}
+    minutes = {name: training_minutes(directory) for name, directory in directories.items()}
+    record = {
+        "test_set": test_set,
+        "steps": {name: run.steps for name, run in runs.items()},
+        "minutes": minutes,
+        "searches": {how: dataclasses.asdict(found) for how, found in comparisons.items()},
+    }
+    (output / "low_resource.json").write_text(json.dumps(record, indent=2) + "\n")
+
+    print(f"\n{test_set}, {comparisons['greedy'].utterances} utterances\n")
+    print(table(rows))
+    print()
+    for how, found in comparisons.items():
+        interval = _interval(found.ratio_interval)
+        print(f"Ratio of the word error rates, {how}: {found.ratio:.2f}{interval}")
+    print("Intervals: 95%, bootstrap by utterance; for the ratio both models on the same draws.\n")
+    spent = [
+        {"stage": name, "steps": runs[name].steps, "minutes": round(minutes[name], 1)}
+        for name in runs
+    ]
+    print(table(spent))
+    print("\nPictures of the pretrained model:")
+    for path in pictures:
+        print(f"  {path}")
+    print(f"Is pretraining healthy? {directories['pretrain'] / 'report.html'}")
+    print(f"\nDone in {(time.monotonic() - began) / 60:.1f} minutes.")
+
+
+def _row(model: str, search: str, evaluation: Evaluation) -> dict[str, object]:
+    """A line of the table of word error rates."""
+    scores = evaluation.rows[0].scores
+    assert isinstance(scores, WordScores)
+    return {
+        "model": model,
+        "search": search,
+        "WER %": round(scores.wer, 1),
+        "95% interval": _interval(scores.wer_interval, digits=1).strip(" ()"),
+        "CER %": round(scores.cer, 1),
+    }
+
+
+def _interval(interval: tuple[float, float] | None, digits: int = 2) -> str:
+    if interval is None:
+        return ""
+    return f" ({interval[0]:.{digits}f} to {interval[1]:.{digits}f})"

@@ -1,0 +1,1 @@
+"""Gin files: finding, reading and checking them, and the record of a run's configuration."""

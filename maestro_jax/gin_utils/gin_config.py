@@ -1,0 +1,280 @@
+"""From gin files and `--gin.NAME=VALUE` arguments to a training run, with every mistake named.
+
+Gin itself accepts a macro that nobody reads, reports a missing value only when the value is first
+asked for, and spreads its messages over several lines. Here the text is read twice: once without
+importing anything (`gin_source`), to check names, and once by gin.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import inspect
+import os
+import pathlib
+import pkgutil
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+import gin
+
+from maestro_jax.configs_path import config_root
+from maestro_jax.errors import UserError, near_misses
+from maestro_jax.gin_utils import gin_source, renames
+
+if TYPE_CHECKING:
+    from maestro_jax.training.run import TrainRun
+
+T = TypeVar("T")
+_NOT_GIN_NAMES = {"true": "True", "false": "False", "none": "None", "null": "None"}
+
+
+def parse(gin_files: Sequence[str], bindings: Mapping[str, str] | None = None) -> None:
+    """Reads gin files, then bindings, into gin's configuration, which is emptied first.
+
+    Args:
+        gin_files: Paths, in order; the last binding wins. A name that is not a file here is looked
+            up among the shipped files: `runs/pretrain.gin`.
+        bindings: Command line bindings, name to gin value: `{"STEPS": "300", "DIR": "/x/y"}`. A
+            value that is not gin is taken as a string where a string may stand.
+
+    Raises:
+        UserError: For an unknown file, module, class, parameter or macro, a macro that nothing
+            reads, a value that must be set and is not, or a syntax error; with the file and line.
+    """
+    paths = [gin_source.find_file(name) for name in gin_files]
+    source = gin_source.Source()
+    for path in paths:
+        source.read(path)
+    assignments = [
+        (name, _as_gin_value(name, value, source)) for name, value in (bindings or {}).items()
+    ]
+    for name, value in assignments:
+        source.read_binding(name, value)
+    _check_macros(source)
+    _check_required(source)
+
+    gin.clear_config()
+    _search_shipped_files()
+    for path in paths:
+        try:
+            with _files_alone():
+                gin.parse_config_file(str(path))
+        except (ValueError, NameError, AttributeError, SyntaxError, ImportError, OSError) as error:
+            raise _user_error(error, str(path), source.selectors) from error
+    for name, value in assignments:
+        text = f"{name} = {value}"
+        # A reference means what it would mean in the files: under their imports. With imports a
+        # parameter would have to be named as in the files, so this is for macros.
+        if "@" in value and "." not in name:
+            text = "\n".join([*source.imports, text])
+        try:
+            gin.parse_config(text)
+        except (ValueError, NameError, AttributeError, SyntaxError) as error:
+            raise _user_error(error, f"--gin.{name}", source.selectors) from error
+    gin.finalize()
+
+
+def build_run() -> TrainRun:
+    """The training run that the parsed files describe. No device is touched.
+
+    Raises:
+        UserError: If no file configures a run, or a value of it is missing or refused.
+    """
+    from maestro_jax.training.run import TrainRun
+
+    try:
+        bound = gin.get_bindings(TrainRun, resolve_references=False)
+    except ValueError:  # No file has ever named the class.
+        bound = {}
+    if not bound:
+        raise UserError(
+            "these gin files describe no training run: add a run file, for example "
+            "--gin_file runs/pretrain.gin"
+        )
+    try:
+        return gin.get_configurable(TrainRun)()
+    except ValueError as error:
+        raise _user_error(error) from error
+    except (TypeError, RuntimeError) as error:
+        if "required" not in str(error).lower():
+            raise
+        raise _user_error(error) from error
+
+
+def config_text() -> str:
+    """Everything that was bound, as one gin text with its imports, which gin can read again."""
+    return gin.config_str(max_line_length=100)
+
+
+def operative_config_text() -> str:
+    """The values that the constructed run used, defaults included; call after `build_run`."""
+    return gin.operative_config_str(max_line_length=100)
+
+
+def load_run(
+    model_dir: str | pathlib.Path,
+    bindings: Mapping[str, str] | None = None,
+    gin_files: Sequence[str] = (),
+) -> TrainRun:
+    """The run that a model directory holds, as its latest start wrote it.
+
+    Args:
+        model_dir: A directory that `maestro train` wrote.
+        bindings: Values to change.
+        gin_files: Files to read after the run's own configuration.
+
+    Raises:
+        UserError: If the directory holds no `config.gin`.
+    """
+    from maestro_jax.gin_utils.run_record import latest
+
+    return parse_and_build([str(latest(model_dir, "config.gin")), *gin_files], bindings)
+
+
+def parse_and_build(
+    gin_files: Sequence[str], bindings: Mapping[str, str] | None = None
+) -> TrainRun:
+    """`parse`, then `build_run`."""
+    parse(gin_files, bindings)
+    return build_run()
+
+
+def configured(cls: type[T]) -> type[T]:
+    """A class with the values that the parsed gin files give its arguments; as it is, without."""
+    try:
+        bound = gin.get_bindings(cls, resolve_references=False)
+    except ValueError:  # No file has ever named the class.
+        return cls
+    return gin.get_configurable(cls) if bound else cls
+
+
+def macros(gin_files: Sequence[str]) -> set[str]:
+    """The macros that gin files and their includes read."""
+    source = gin_source.Source()
+    for name in gin_files:
+        source.read(gin_source.find_file(name))
+    return set(source.referenced)
+
+
+def _as_gin_value(name: str, text: str, source: gin_source.Source) -> str:
+    """The text of a value from the command line, quoted if it can only be a string."""
+    if gin_source.is_value(text):
+        return text
+    flag = f"--gin.{name}={text}"
+    if text.lower() in _NOT_GIN_NAMES:
+        raise UserError(f"{flag}: gin values are Python's: write {_NOT_GIN_NAMES[text.lower()]}")
+    if not text or text[0] in "\"'([{@%":
+        raise UserError(
+            f"{flag} is not a gin value: check its quotes and brackets, "
+            f"or write --gin.{name}=\"'text'\""
+        )
+    now = source.values.get(name)
+    if isinstance(now, (bool, int, float)):
+        raise UserError(f"{flag}: {text!r} is not a number or truth value; the files say {now!r}")
+    return repr(text)
+
+
+def _check_macros(source: gin_source.Source) -> None:
+    """Refuses macros that are bound and never read, or read and never bound."""
+    shipped: set[str] | None = None
+    for name, where in source.bound.items():
+        if name in source.referenced:
+            continue
+        if not where.startswith("--gin."):
+            # A file may set what only another kind of run reads, but not what none reads.
+            shipped = gin_source.shipped_macros() if shipped is None else shipped
+            if name in shipped:
+                continue
+        remedy = near_misses(name, source.referenced) or (
+            " These files read: " + ", ".join(sorted(source.referenced)) + "."
+            if source.referenced
+            else ""
+        )
+        raise UserError(f"{where}: nothing reads a macro named {name!r}.{remedy}")
+    unset = {name: where for name, where in source.referenced.items() if name not in source.bound}
+    for name, where in unset.items():
+        remedy = near_misses(name, source.bound)
+        raise UserError(
+            f"{where}: the macro {name!r} is read but never set: pass --gin.{name}=...{remedy}"
+        )
+
+
+def _check_required(source: gin_source.Source) -> None:
+    """Refuses values that are still `%gin.REQUIRED`."""
+    if missing := source.required():
+        flags = " ".join(f"--gin.{name}=..." for name in missing)
+        raise UserError(f"{', '.join(missing)} must be set: pass {flags}")
+
+
+@functools.cache
+def _search_shipped_files() -> None:
+    """Lets `include` find the shipped files, once a process."""
+    gin.add_config_file_search_path(str(config_root()))
+
+
+@contextlib.contextmanager
+def _files_alone() -> Iterator[None]:
+    """Lets gin read files of earlier versions too, and look for includes as files alone.
+
+    By itself it looks for resources of Python packages first, logs each place where there is none,
+    and fails where a directory is on Python's path whose name an include begins with, such as
+    `runs`.
+    """
+    readers = gin.config._FILE_READERS
+    kept = list(readers)
+    readers[:] = [(renames.opened, os.path.isfile)]
+    try:
+        yield
+    finally:
+        readers[:] = kept
+
+
+def _user_error(error: Exception, where: str = "", known: Iterable[str] = ()) -> UserError:
+    """One line from gin's several, with the file and line and the near misses.
+
+    Args:
+        error: What gin raised.
+        where: The place, if the error does not tell a closer one.
+        known: The selectors that the files use.
+    """
+    text = str(error)
+    lines = text.splitlines() or [type(error).__name__]
+    if location := re.search(r'In file "([^"]*)", line (\d+)', text):
+        where = f"{location[1]}:{location[2]}"
+    elif not where and (configurable := re.search(r"In call to configurable '([^']+)'", text)):
+        where = configurable[1]
+    message = _in_plain_words(lines[0].strip(), known)
+    return UserError(f"{where}: {message}" if where and not message.startswith(where) else message)
+
+
+def _in_plain_words(message: str, known: Iterable[str]) -> str:
+    """Gin's and Python's messages about names, with what would have been understood."""
+    if match := re.match(r"Configurable '(.+)' doesn't have a parameter named '(.+)'", message):
+        target = gin.get_configurable(match[1])
+        # The signature of gin's own metaclass would hide that of the class.
+        function = target.__init__ if inspect.isclass(target) else target
+        parameters = inspect.signature(function).parameters
+        return f"{match[1]} has no parameter {match[2]!r}.{near_misses(match[2], parameters)}"
+    if match := re.match(r"Couldn't resolve .*<module '([^']+)'.*no attribute (\w+)", message):
+        names = [name for name in dir(importlib.import_module(match[1])) if name[0] != "_"]
+        return f"the module {match[1]} has no {match[2]!r}.{near_misses(match[2], names)}"
+    if match := re.match(r"'(\w+)' was not provided by an import", message):
+        return f"{match[1]!r} is not imported: write `from ... import {match[1]}` at the file's top"
+    if match := re.match(r"No configurable matching (?:reference )?'@?([^'()]+)", message):
+        name = match[1].rsplit(".", 1)[-1]
+        others = {selector.rsplit(".", 1)[-1] for selector in known} - {name}
+        return f"these files name no class or function {match[1]!r}.{near_misses(name, others)}"
+    if match := re.match(r"(?:.*\.)?(\w+)\.__init__\(\) missing .*arguments?: (.*)", message):
+        names = re.findall(r"'(\w+)'", match[2])
+        flags = " ".join(f"--gin.{match[1]}.{name}=..." for name in names)
+        return f"{match[1]} needs {', '.join(names)}: set them in a gin file or pass {flags}"
+    if match := re.match(r"No module named '([\w.]+)\.(\w+)'", message):
+        paths = getattr(importlib.import_module(match[1]), "__path__", ())
+        names = [module.name for module in pkgutil.iter_modules(paths)]
+        return f"the package {match[1]} has no module {match[2]!r}.{near_misses(match[2], names)}"
+    if match := re.match(r"cannot import name '(\w+)' from '([^']+)'", message):
+        return f"the module {match[2]} has no {match[1]!r}"
+    return message

@@ -1,0 +1,165 @@
+"""What gin files say, read without importing or binding anything."""
+
+from __future__ import annotations
+
+import io
+import pathlib
+import tokenize
+from collections.abc import Iterator
+from typing import Any
+
+from gin import config_parser
+
+from maestro_jax.configs_path import config_root
+from maestro_jax.errors import UserError, near_misses
+from maestro_jax.gin_utils import renames
+
+_REQUIRED = object()
+_REFERENCE = object()
+
+
+class _Collector(config_parser.ParserDelegate):
+    """Notes the macros and the selectors that values refer to."""
+
+    def __init__(self) -> None:
+        self.macros: list[str] = []
+        self.selectors: list[str] = []
+
+    def configurable_reference(self, scoped_configurable_name: str, evaluate: bool) -> object:
+        """Called by the parser for `@name`."""
+        self.selectors.append(scoped_configurable_name.rsplit("/", 1)[-1])
+        return _REFERENCE
+
+    def macro(self, macro_name: str) -> object:
+        """Called by the parser for `%NAME`."""
+        if macro_name == "gin.REQUIRED":
+            return _REQUIRED
+        self.macros.append(macro_name)
+        return _REFERENCE
+
+
+class Source:
+    """The macros of some gin files, their includes and some bindings.
+
+    Attributes:
+        bound: Macro name to where it was last bound, `file:line` or `--gin.NAME`.
+        referenced: Macro name to where it was first read.
+        values: Binding name (a macro, or `scope/Class.parameter`) to its last value: a Python
+            literal, or something else for a reference.
+        selectors: The classes and functions that values refer to or that have bound parameters.
+        imports: The import statements of the files, each once, in order.
+    """
+
+    def __init__(self) -> None:
+        self.bound: dict[str, str] = {}
+        self.referenced: dict[str, str] = {}
+        self.values: dict[str, Any] = {}
+        self.selectors: set[str] = set()
+        self.imports: dict[str, None] = {}
+
+    def read(self, path: pathlib.Path, including: tuple[pathlib.Path, ...] = ()) -> None:
+        """Adds a file and what it includes.
+
+        Args:
+            path: The file.
+            including: The files on the way to this one, to catch circles.
+
+        Raises:
+            UserError: For a syntax error, an unknown include or a circle of includes.
+        """
+        if path in including:
+            raise UserError(f"{including[-1]}: includes {path}, which includes it")
+        try:
+            text = renames.with_present_names(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read the gin file {path}: {error}") from error
+        for statement in self._statements(text, str(path)):
+            if isinstance(statement, config_parser.ImportStatement):
+                self.imports[statement.format()] = None
+            if isinstance(statement, config_parser.IncludeStatement):
+                where = f"{path}:{statement.location.line_num}: "
+                self.read(find_file(statement.filename, where), (*including, path))
+
+    def read_binding(self, name: str, value: str) -> None:
+        """Adds one binding of the command line."""
+        list(self._statements(f"{name} = {value}", f"--gin.{name}"))
+
+    def _statements(self, text: str, filename: str) -> Iterator[Any]:
+        collector = _Collector()
+        flag = filename.startswith("--gin.")
+        stream = io.StringIO(text)
+        stream.name = filename  # The parser puts the stream's name into its errors.
+        try:
+            for statement in config_parser.ConfigParser(stream, collector):
+                where = filename if flag else f"{filename}:{statement.location.line_num}"
+                for macro in collector.macros:
+                    self.referenced.setdefault(macro, where)
+                collector.macros.clear()
+                self.selectors.update(collector.selectors)
+                if isinstance(statement, config_parser.BindingStatement):
+                    self._bind(statement, where)
+                yield statement
+        except (SyntaxError, tokenize.TokenError) as error:
+            message = getattr(error, "msg", None) or str(error.args[0])
+            line = getattr(error, "lineno", None) or error.args[1][0]
+            where = filename if flag else f"{filename}:{line}"
+            raise UserError(f"{where}: not gin syntax: {message.splitlines()[0]}") from error
+
+    def required(self) -> list[str]:
+        """The macros and parameters whose last value is `%gin.REQUIRED`."""
+        return [name for name, value in self.values.items() if value is _REQUIRED]
+
+    def _bind(self, statement: config_parser.BindingStatement, where: str) -> None:
+        scope = f"{statement.scope}/" if statement.scope else ""
+        if statement.arg_name:
+            self.selectors.add(statement.selector)
+            # `run.TrainRun` of a file and `TrainRun` of the command line are one class.
+            name = f"{scope}{statement.selector.rsplit('.', 1)[-1]}.{statement.arg_name}"
+        else:
+            name = f"{scope}{statement.selector}"
+            self.bound[name] = where
+        self.values[name] = statement.value
+
+
+def find_file(name: str, where: str = "") -> pathlib.Path:
+    """The gin file of a name: a path as it stands, else one of the shipped files.
+
+    Args:
+        name: `my/file.gin`, or `runs/pretrain.gin` below the shipped files' root.
+        where: What an error begins with, for an include.
+
+    Raises:
+        UserError: If there is no such file, with the shipped files that are spelt like it.
+    """
+    for path in (pathlib.Path(name), config_root() / name):
+        if path.is_file():
+            return path
+    shipped = shipped_files()
+    remedy = near_misses(name, shipped)
+    if not remedy and shipped:
+        runs = [file for file in shipped if file.startswith("runs/")]
+        remedy = " The shipped files are: " + ", ".join(runs or shipped) + "."
+    raise UserError(f"{where}no gin file {name!r} here or among the shipped files.{remedy}")
+
+
+def shipped_files() -> list[str]:
+    """The names of the shipped gin files, relative to their root."""
+    root = config_root()
+    return sorted(path.relative_to(root).as_posix() for path in root.rglob("*.gin"))
+
+
+def shipped_macros() -> set[str]:
+    """Every macro that some shipped gin file reads."""
+    source = Source()
+    for name in shipped_files():
+        source.read(config_root() / name)
+    return set(source.referenced)
+
+
+def is_value(text: str) -> bool:
+    """Whether a text as a whole is a gin value: a Python literal, `@reference` or `%macro`."""
+    try:
+        statements = list(config_parser.ConfigParser(f"x = {text}", _Collector()))
+    except (SyntaxError, tokenize.TokenError, StopIteration):
+        return False
+    return len(statements) == 1

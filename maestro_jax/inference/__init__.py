@@ -1,0 +1,1 @@
+"""Text and alignments from audio files with a trained model."""

@@ -1,0 +1,464 @@
+"""A trained model that turns audio into text."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from maestro_jax.audio.reading import to_int16
+from maestro_jax.decoding.fusion import Fusion
+from maestro_jax.decoding.hypotheses import Hypotheses
+from maestro_jax.decoding.ngram import NgramLm
+from maestro_jax.errors import UserError
+from maestro_jax.inference.rescoring import Rescoring, WordLm
+from maestro_jax.inference.search_config import SearchConfig, choose_decoder
+from maestro_jax.inference.segment_joining import HeardSegment, transcript_of
+from maestro_jax.inference.segmentation import Segment, segments
+from maestro_jax.inference.transcripts import Alternative, Timed, Transcript
+from maestro_jax.modules.maestro import Maestro
+from maestro_jax.text.languages import LANGUAGES, language_id
+from maestro_jax.training.checkpoints import Which, find_checkpoint, restore_params
+from maestro_jax.training.earlier_checkpoints import as_saved
+from maestro_jax.training.mesh_decoding import jitted_decoding, longest_audio, longest_text
+from maestro_jax.training.mesh_step import mesh_state
+from maestro_jax.training.model_vocabulary import load_model_vocabulary
+from maestro_jax.training.partitioning import replicated
+from maestro_jax.training.run import TrainRun
+from maestro_jax.vocabularies.vocabulary import UNK_ID, Vocabulary
+
+log = logging.getLogger(__name__)
+
+ROWS = 8
+"""Segments that a device decodes at once, where a recording has more than one for each device."""
+
+
+@dataclasses.dataclass
+class _Recording:
+    """A recording of which not all segments are decoded yet.
+
+    Attributes:
+        samples: How many have been read.
+        read: Whether that is all.
+        pending: How many segments wait for their batch.
+        heard: What was heard in the others, in order.
+        error: Why it cannot be read to its end.
+    """
+
+    samples: int = 0
+    read: bool = False
+    pending: int = 0
+    heard: list[HeardSegment] = dataclasses.field(default_factory=list)
+    error: UserError | None = None
+
+
+class Transcriber:
+    """Encoder, search and vocabulary, over batches of a fixed shape.
+
+    Args:
+        run: The run that trained the model: its module, shapes and devices.
+        params: The model's parameters, already placed.
+        vocabulary: Tokens to text.
+        beam_size: Hypotheses that the search keeps; 1 without fusion is the greedy search.
+        fusion: A language model over the vocabulary's tokens that helps to rank.
+        decoder: See `choose_decoder`.
+        length_alpha: Exponent of the attention decoder's length normalisation.
+        rescoring: A language model over words that ranks what the search has found.
+
+    Raises:
+        UserError: The run's model hears nothing, or has no such decoder.
+    """
+
+    def __init__(
+        self,
+        run: TrainRun,
+        params: Any,
+        vocabulary: Vocabulary,
+        *,
+        beam_size: int = 1,
+        fusion: Fusion | None = None,
+        decoder: str | None = None,
+        length_alpha: float = 0.6,
+        rescoring: Rescoring | None = None,
+    ) -> None:
+        self.run = run
+        self.decoder = choose_decoder(run, decoder)
+        self.params = params
+        self.vocabulary = vocabulary
+        self.rescoring = rescoring
+        self._mesh = run.partitioning.mesh()
+        if fusion is not None and isinstance(fusion.lm, NgramLm):
+            lm = jax.device_put(fusion.lm, replicated(self._mesh))
+            fusion = dataclasses.replace(fusion, lm=lm)
+        self.samples = longest_audio(run)
+        self.tokens = longest_text(run)
+        options: dict[str, Any] = {
+            "beam_size": beam_size,
+            "fusion": fusion,
+            "decoder": self.decoder,
+            "length_alpha": length_alpha,
+        }
+        self._decode = jitted_decoding(run, **options)
+        self._decode_text = jitted_decoding(run, **options, written=True)
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        directory: str | Path,
+        run: TrainRun,
+        *,
+        which: Which = "ema",
+        search: SearchConfig | None = None,
+    ) -> Transcriber:
+        """Load a model directory, or one checkpoint in it.
+
+        Args:
+            directory: A directory that `maestro train` wrote.
+            run: The run that its `config.gin` describes.
+            which: `ema` for the averaged weights, `params` for the last.
+            search: How to search; greedily if nothing is said.
+
+        Raises:
+            UserError: There is no checkpoint, no vocabulary or that of another model, or the
+                language model is none.
+        """
+        search = search or SearchConfig()
+        step_directory = find_checkpoint(directory)
+        decoder = choose_decoder(run, search.decoder)
+        vocabulary = load_model_vocabulary(step_directory, run.model.vocab_sizes[decoder])
+        lm = search.language_model(vocabulary, run.model.vocab_sizes[decoder])
+        fusion = search.fusion(lm, decoder)
+        rescoring = None
+        if isinstance(lm, WordLm):
+            alpha = search.length_alpha if decoder == "attention" else 0.0
+            rescoring = Rescoring(lm=lm, weight=search.lm_weight, length_alpha=alpha)
+        if run.ema_decay is None:
+            which = "params"
+        run = as_saved(run, step_directory, which)
+        abstract = mesh_state(run, run.partitioning.mesh()).abstract.params
+        params = restore_params(step_directory, which, abstract_params=abstract)
+        return cls(
+            run,
+            params,
+            vocabulary,
+            beam_size=search.beam_size,
+            fusion=fusion,
+            decoder=decoder,
+            length_alpha=search.length_alpha,
+            rescoring=rescoring,
+        )
+
+    @property
+    def data_shards(self) -> int:
+        """Rows of a batch are a multiple of this."""
+        return self._mesh.shape["data"] * self._mesh.shape["fsdp"]
+
+    @property
+    def translates(self) -> bool:
+        """Whether the model was fine-tuned to translate speech and nothing else."""
+        return "st" in self.run.objective.streams and "paired" not in self.run.objective.streams
+
+    def decode(
+        self,
+        features: Mapping[str, np.ndarray],
+        target_language: str | np.ndarray | None = None,
+        language: str | None = None,
+    ) -> tuple[list[str], np.ndarray]:
+        """Decode one batch.
+
+        Args:
+            features: `audio` int16 `[batch, samples]` and `audio_length` `[batch]`; `language`
+                `[batch]` as well, if the model needs it and rows differ.
+            target_language: ISO code to translate into, or language ids `[batch]` if rows differ;
+                None transcribes.
+            language: ISO code of what is spoken in all rows.
+
+        Returns:
+            The best string a row, and its log-probability under the decoder `[batch]` in nats.
+        """
+        return self._best(self.search(features, target_language, language))
+
+    def translate(
+        self, features: Mapping[str, np.ndarray], target_language: str | np.ndarray = "en"
+    ) -> tuple[list[str], np.ndarray]:
+        """Translate one batch of texts.
+
+        Args:
+            features: `text` int32 `[batch, tokens]`, `text_length` and `language` `[batch]`.
+            target_language: ISO code, or language ids `[batch]` if rows differ.
+
+        Returns:
+            As `decode`.
+        """
+        inputs = {name: features[name] for name in ("text", "text_length", "language")}
+        return self._best(self._run(self._decode_text, inputs, target_language))
+
+    def _best(self, found: Hypotheses) -> tuple[list[str], np.ndarray]:
+        texts = [
+            self.vocabulary.decode(row[:length].tolist())
+            for row, length in zip(found.tokens[:, 0], found.lengths[:, 0], strict=True)
+        ]
+        return texts, np.asarray(found.scores[:, 0])
+
+    def search(
+        self,
+        features: Mapping[str, np.ndarray],
+        target_language: str | np.ndarray | None = None,
+        language: str | None = None,
+    ) -> Hypotheses:
+        """Decode one batch to tokens.
+
+        Args:
+            features: As for `decode`.
+            target_language: As for `decode`.
+            language: ISO code of what is spoken in all rows.
+
+        Returns:
+            The hypotheses as numpy arrays, `[batch, beam_size, ...]`, best first.
+
+        Raises:
+            UserError: The model needs the language and is not told.
+        """
+        inputs = {name: features[name] for name in ("audio", "audio_length")}
+        if language is None and self.run.model.needs_language and "language" in features:
+            inputs["language"] = features["language"]
+        else:
+            inputs |= spoken_language(self.run.model, len(inputs["audio"]), language)
+        return self._run(self._decode, inputs, target_language)
+
+    def _run(
+        self,
+        function: Callable[..., Hypotheses],
+        inputs: dict[str, np.ndarray],
+        target_language: str | np.ndarray | None,
+    ) -> Hypotheses:
+        batch = len(next(iter(inputs.values())))
+        if isinstance(target_language, str):
+            target_language = np.full(batch, language_id(target_language), np.int32)
+        if target_language is not None:
+            inputs["target_language"] = target_language
+        with self.run.partitioning.activate(self._mesh):
+            hypotheses = function(
+                self.params, **self.run.partitioning.shard_batch(self._mesh, inputs)
+            )
+        found = jax.device_get(hypotheses)
+        if self.rescoring is not None:
+            found = self.rescoring(found, self._texts(found))
+        cut = int(found.truncated[:, 0].sum())
+        if cut:
+            log.warning("%d of %d hypotheses ran out of room and were cut", cut, batch)
+        return found
+
+    def _texts(self, found: Hypotheses) -> list[list[str]]:
+        """What each hypothesis says, `[batch][beam]`."""
+        return [
+            [
+                self.vocabulary.decode(tokens[:length].tolist())
+                for tokens, length in zip(row, lengths, strict=True)
+            ]
+            for row, lengths in zip(found.tokens, found.lengths, strict=True)
+        ]
+
+    def _heard(self, found: Hypotheses, row: int, segment: Segment) -> HeardSegment:
+        """The hypotheses of a row, without empty places."""
+        best: list[int] = []
+        alternatives: list[Alternative] = []
+        for place in np.flatnonzero(np.isfinite(found.scores[row])):
+            one = jax.tree.map(lambda x, place=place: x[row, place], found)
+            ids = one.tokens[: one.lengths].tolist()
+            if not alternatives:
+                best = ids
+            # A decoder may have more tokens than the vocabulary has pieces.
+            known = [i if i < self.vocabulary.vocab_size else UNK_ID for i in ids]
+            seconds = one.frames[: one.lengths] * self.run.model.frame_seconds
+            starts: list[float | None] = [round(float(start), 3) for start in seconds]
+            if self.decoder == "attention":
+                starts = [None] * len(starts)
+            alternatives.append(
+                Alternative(
+                    text=self.vocabulary.decode(ids),
+                    score=float(one.scores),
+                    fused_score=float(one.fused_scores),
+                    tokens=tuple(
+                        Timed(text=piece, start=start, score=float(score))
+                        for piece, start, score in zip(
+                            self.vocabulary.pieces(known), starts, one.token_scores, strict=False
+                        )
+                    ),
+                )
+            )
+        return HeardSegment(
+            start=segment.start,
+            end=segment.end,
+            overlap=segment.overlap,
+            ids=best,
+            alternatives=tuple(alternatives),
+        )
+
+    def transcribe(
+        self,
+        recordings: Sequence[np.ndarray],
+        *,
+        target_language: str | None = None,
+        language: str | None = None,
+    ) -> list[Transcript]:
+        """Transcribe, or translate, recordings of any length that are in memory.
+
+        Args:
+            recordings: Float samples at 16 kHz, each `[samples]`.
+            target_language: As for `transcribe_chunks`.
+            language: As for `transcribe_chunks`.
+
+        Returns:
+            A transcript a recording.
+
+        Raises:
+            UserError: A language is unknown, or that which is spoken is needed and not given.
+        """
+        transcripts = []
+        for transcript in self.transcribe_chunks(
+            ([samples] for samples in recordings),
+            target_language=target_language,
+            language=language,
+        ):
+            if isinstance(transcript, UserError):
+                raise transcript
+            transcripts.append(transcript)
+        return transcripts
+
+    def transcribe_chunks(
+        self,
+        recordings: Iterable[Iterable[np.ndarray]],
+        *,
+        target_language: str | None = None,
+        language: str | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Iterator[Transcript | UserError]:
+        """Transcribe, or translate, recordings while they are read.
+
+        Where somebody speaks, and where a recording is cut, is told in
+        `maestro_jax.inference.segmentation`. Segments of all recordings are decoded in batches
+        over all devices. No more audio is held than a batch has, and what the next cut needs.
+
+        Args:
+            recordings: Each is read once, in order: chunks of float samples at 16 kHz, `[samples]`.
+            target_language: ISO code to translate into. A model fine-tuned for translation
+                translates into English if nothing is said.
+            language: ISO code of what is spoken, for a model that was built to be told.
+            progress: Called with the number of samples that have been read, and decoded but for
+                what waits for a batch, since the last call.
+
+        Yields:
+            A transcript a recording, in order; the error instead of it, if reading a recording
+            raises a `UserError`.
+
+        Raises:
+            UserError: A language is unknown, or that which is spoken is needed and not given.
+        """
+        if target_language is None and self.translates:
+            target_language = "en"
+        if target_language is not None and target_language not in LANGUAGES:
+            raise UserError(
+                f"unknown target language {target_language!r}; write an ISO code such as 'en'."
+            )
+        spoken_language(self.run.model, 1, language)
+        rows = self.data_shards * ROWS
+        # As int16, which also lets go of the chunks that a segment is a part of.
+        batch: list[tuple[_Recording, Segment]] = []
+        waiting: deque[_Recording] = deque()
+        full = False  # Whether the program for a whole batch is there.
+        for chunks in recordings:
+            recording = _Recording()
+            waiting.append(recording)
+            pieces = segments(_counted(chunks, recording, progress), self.samples)
+            while (segment := _next_or_error(pieces, recording)) is not None:
+                recording.pending += 1
+                audio = to_int16(segment.samples)
+                batch.append((recording, dataclasses.replace(segment, samples=audio)))
+                if len(batch) == rows:
+                    self._transcribe_batch(batch, rows, target_language, language)
+                    batch, full = [], True
+            recording.read = True
+            while waiting and waiting[0].read and not waiting[0].pending:
+                yield self._result(waiting.popleft(), target_language)
+        if batch:
+            # A few segments are not worth a larger program.
+            small = not full and len(batch) <= self.data_shards
+            size = self.data_shards if small else rows
+            self._transcribe_batch(batch, size, target_language, language)
+        for recording in waiting:
+            yield self._result(recording, target_language)
+
+    def _transcribe_batch(
+        self,
+        batch: Sequence[tuple[_Recording, Segment]],
+        rows: int,
+        target_language: str | None,
+        language: str | None,
+    ) -> None:
+        """Decodes segments, and hands what was heard to their recordings."""
+        audio = np.zeros((rows, self.samples), np.int16)
+        lengths = np.zeros(rows, np.int32)
+        for row, (_, segment) in enumerate(batch):
+            audio[row, : len(segment.samples)] = segment.samples
+            lengths[row] = len(segment.samples)
+        found = self.search({"audio": audio, "audio_length": lengths}, target_language, language)
+        for row, (recording, segment) in enumerate(batch):
+            recording.heard.append(self._heard(found, row, segment))
+            recording.pending -= 1
+
+    def _result(self, recording: _Recording, target_language: str | None) -> Transcript | UserError:
+        return recording.error or transcript_of(
+            recording.heard,
+            samples=recording.samples,
+            decode=self.vocabulary.decode,
+            target_language=target_language,
+        )
+
+
+def _counted(
+    chunks: Iterable[np.ndarray], recording: _Recording, progress: Callable[[int], None] | None
+) -> Iterator[np.ndarray]:
+    """The chunks; their samples are counted as read when the next one is asked for."""
+    for chunk in chunks:
+        yield chunk
+        recording.samples += len(chunk)
+        if progress is not None:
+            progress(len(chunk))
+
+
+def _next_or_error(pieces: Iterator[Segment], recording: _Recording) -> Segment | None:
+    """The next segment of a recording; None after the last one, or if reading it fails."""
+    try:
+        return next(pieces, None)
+    except UserError as error:
+        recording.error = error
+        return None
+
+
+def spoken_language(model: Maestro, rows: int, language: str | None) -> dict[str, np.ndarray]:
+    """The feature `language` of a batch in one language; empty if the model need not be told.
+
+    Args:
+        model: The model.
+        rows: Of the batch.
+        language: ISO code of what is spoken in them.
+
+    Raises:
+        UserError: It is needed and not given, or unknown.
+    """
+    identity = None if language is None else language_id(language)
+    if not model.needs_language:
+        return {}
+    if identity is None:
+        raise UserError(
+            "this model was built to be told the language that is spoken: give --language, "
+            "an ISO code such as 'de'."
+        )
+    return {"language": np.full(rows, identity, np.int32)}

@@ -1,0 +1,169 @@
+"""Multi-head self-attention over padded sequences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from maestro_jax.layers.attention_kernels import cudnn_attention, cudnn_takes, pallas_attention
+from maestro_jax.layers.dot_product_attention import (
+    BLOCK,
+    LARGE_NEGATIVE,
+    band_pays,
+    blocked_attention,
+    local_attention,
+    whole_attention,
+)
+from maestro_jax.layers.partitioned import Dense, constrain
+from maestro_jax.layers.positions import rotate
+
+__all__ = ["IMPLEMENTATIONS", "LARGE_NEGATIVE", "SelfAttention"]
+
+IMPLEMENTATIONS = ("auto", "whole", "blocked", "local", "cudnn", "pallas")
+_WITHOUT_BAND = ("cudnn", "pallas")
+
+
+class SelfAttention(nn.Module):
+    """Self-attention over a whole sequence or a band of it; softmax in float32.
+
+    Attributes:
+        heads: Number of heads; divides the model size.
+        dropout: Rate on the attention weights.
+        rotary: Encode positions by rotating queries and keys.
+        context: How many frames to each side a frame attends to; None for all.
+        implementation: How it is computed; the numbers are the same.
+
+            - `whole`: all weights at once; memory grows with the square of the frames.
+            - `blocked`: the weights of a block of queries at a time, which the gradient computes
+              again; memory grows with the frames. The faster one too on CPU, above a few hundred
+              frames.
+            - `local`: along the band that `context` gives, in time and memory proportional to
+              frames times context.
+            - `cudnn`: cuDNN's flash attention, through `jax.nn.dot_product_attention`: on GPUs, in
+              bfloat16 or float16. The valid frames must come first.
+            - `pallas`: the flash attention for TPUs that comes with JAX.
+            - `auto`: `local` where a band is short for the sequence; on GPUs `cudnn` where it can
+              be; else `blocked` for sequences of two blocks or more, and `whole`.
+
+            The kernels have no dropout on the weights: where it is at work, in training with a rate
+            above 0, `blocked` takes the place of `cudnn` and `pallas`.
+        dtype: The type computed in.
+    """
+
+    heads: int
+    dropout: float = 0.0
+    rotary: bool = False
+    context: int | None = None
+    implementation: str = "auto"
+    dtype: Any = jnp.float32
+
+    def __post_init__(self) -> None:
+        """Refuse what means nothing before anything is built."""
+        if self.context is not None and self.context < 0:
+            raise ValueError(
+                f"SelfAttention.context is {self.context}; give a number of frames, or None for a "
+                "whole sequence."
+            )
+        if self.implementation not in IMPLEMENTATIONS:
+            raise ValueError(
+                f"SelfAttention.implementation is {self.implementation!r}; choose one of "
+                f"{IMPLEMENTATIONS}."
+            )
+        if self.context is None and self.implementation == "local":
+            raise ValueError(
+                "SelfAttention.implementation is 'local', but there is no context; give one, or "
+                "choose 'auto'."
+            )
+        if self.context is not None and self.implementation in _WITHOUT_BAND:
+            raise ValueError(
+                f"SelfAttention.implementation is {self.implementation!r}, which cannot be limited "
+                f"to a context of {self.context}; choose 'auto' or 'local'."
+            )
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array, *, deterministic: bool = True) -> jax.Array:
+        """`[batch, frames, features]` with `[batch, frames]` validity to the same shape.
+
+        Raises:
+            ValueError: The implementation asked for cannot compute this here.
+        """
+        features = x.shape[-1]
+        size = features // self.heads
+        shape, axes = (self.heads, size), ("embed", "heads", "kv")
+        query = Dense(shape, axes, dtype=self.dtype, name="query")(x)
+        key = Dense(shape, axes, dtype=self.dtype, name="key")(x)
+        value = Dense(shape, axes, dtype=self.dtype, name="value")(x)
+        if self.rotary:
+            query, key = rotate(query), rotate(key)
+        query = constrain(query, "batch", "frames", "act_heads", None)
+        key = constrain(key, "batch", "frames", "act_heads", None)
+        value = constrain(value, "batch", "frames", "act_heads", None)
+        rng = None if deterministic or not self.dropout else self.make_rng("dropout")
+        chosen = self.chosen(x.shape[1], size, drops=rng is not None)
+        if chosen in _WITHOUT_BAND:
+            kernel = cudnn_attention if chosen == "cudnn" else pallas_attention
+            mixed = kernel(query, key, value, mask)
+        else:
+            query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
+            mixed = self._mix(chosen, query, key, value, mask, rng).transpose(0, 2, 1, 3)
+        return Dense(
+            features, ("heads", "kv", "embed"), contracted=2, dtype=self.dtype, name="output"
+        )(mixed)
+
+    def _mix(
+        self,
+        chosen: str,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        mask: jax.Array,
+        rng: jax.Array | None,
+    ) -> jax.Array:
+        """Queries, keys and values `[batch, heads, frames, size]` to what they attend to."""
+        drop: dict[str, Any] = {"dropout": self.dropout, "rng": rng}
+        if chosen == "local":
+            assert self.context is not None
+            return local_attention(query, key, value, mask, context=self.context, **drop)
+        if chosen == "blocked":
+            return blocked_attention(query, key, value, mask, context=self.context, **drop)
+        seen = mask[:, None, None, :]
+        if self.context is not None:
+            frames = jnp.arange(mask.shape[1])
+            seen = seen & (jnp.abs(frames[:, None] - frames[None, :]) <= self.context)
+        return whole_attention(query, key, value, seen, **drop)
+
+    def chosen(self, frames: int, size: int, *, drops: bool) -> str:
+        """Which implementation computes this.
+
+        Args:
+            frames: Length of the sequence, with its padding.
+            size: Features of a head.
+            drops: Whether dropout is at work.
+
+        Returns:
+            One of `IMPLEMENTATIONS`, not `auto`.
+
+        Raises:
+            ValueError: The implementation asked for cannot compute this here.
+        """
+        wanted = self.implementation
+        on_gpu = jax.default_backend() == "gpu"
+        if wanted == "cudnn" and not (on_gpu and cudnn_takes(self.dtype, size)):
+            raise ValueError(
+                "SelfAttention.implementation is 'cudnn', which needs a GPU, bfloat16 or float16, "
+                f"and heads of at most 128 features, a multiple of 8; here are "
+                f"{jax.default_backend()}, {jnp.dtype(self.dtype).name} and {size}. Choose 'auto'."
+            )
+        if wanted in _WITHOUT_BAND and drops:
+            return "blocked"
+        if wanted != "auto":
+            return wanted
+        if self.context is not None and band_pays(frames, self.context):
+            return "local"
+        if on_gpu and self.context is None and not drops and cudnn_takes(self.dtype, size):
+            return "cudnn"
+        return "blocked" if frames >= 2 * BLOCK else "whole"

@@ -1,0 +1,98 @@
+"""Lightweight convolution and the block built on it.
+
+Source: Wu et al. 2019 (arXiv 1901.10430), equation 5: a depthwise convolution whose kernel is
+normalised by a softmax over its width and shared by all channels of a head. Used by MAESTRO's
+duration model (3x1) and refiner (17x1), after Parallel Tacotron.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from maestro_jax.layers.conformer import depthwise_convolution
+from maestro_jax.layers.dropout import Dropout
+from maestro_jax.layers.masking import zero_padding
+from maestro_jax.layers.partitioned import Dense, layer_norm, parameter
+
+
+class LightweightConv(nn.Module):
+    """Depthwise convolution with softmax-normalised kernels, one a head.
+
+    Attributes:
+        heads: Number of kernels; divides the features.
+        kernel_size: Odd width, in positions.
+        dtype: The type computed in.
+    """
+
+    heads: int
+    kernel_size: int
+    dtype: Any = jnp.float32
+
+    def __post_init__(self) -> None:
+        """Refuse a kernel without a centre before anything is built."""
+        if self.kernel_size < 1 or self.kernel_size % 2 == 0:
+            raise ValueError(
+                f"LightweightConv.kernel_size is {self.kernel_size}; choose an odd number, so that "
+                "the kernel has a centre."
+            )
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+        """`[batch, positions, features]`, `[batch, positions]` to the first's shape.
+
+        Raises:
+            ValueError: The heads do not divide the features.
+        """
+        if x.shape[-1] % self.heads:
+            raise ValueError(
+                f"LightweightConv.heads is {self.heads}, which does not divide {x.shape[-1]} "
+                "features; choose a divisor."
+            )
+        init, shape = nn.initializers.normal(0.1), (self.kernel_size, self.heads)
+        weights = parameter(self, "weights", init, ("kernel", "heads"), shape)
+        kernel = jax.nn.softmax(weights, axis=0).astype(self.dtype)
+        # Channel c belongs to head c // (features / heads).
+        kernel = jnp.repeat(kernel, x.shape[-1] // self.heads, axis=1)
+        return depthwise_convolution(zero_padding(x, mask), kernel)
+
+
+class LightweightConvBlock(nn.Module):
+    """Gated linear unit, lightweight convolution, residual; then a feed-forward residual.
+
+    Attributes:
+        heads: Kernels of the convolution.
+        kernel_size: Width of the convolution.
+        hidden: Size of the feed-forward layer; 0 leaves it out.
+        dropout: Rate of each residual branch.
+        dtype: The type computed in.
+    """
+
+    heads: int
+    kernel_size: int
+    hidden: int = 0
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array, *, deterministic: bool = True) -> jax.Array:
+        """`[batch, positions, features]`, `[batch, positions]` to the first's shape."""
+        features = x.shape[-1]
+        drop = Dropout(self.dropout, deterministic=deterministic)
+        y = layer_norm(dtype=self.dtype, name="norm")(x)
+        value = Dense(features, ("embed", "mlp"), dtype=self.dtype, name="value")(y)
+        gate = Dense(features, ("embed", "mlp"), dtype=self.dtype, name="gate")(y)
+        y = value * nn.sigmoid(gate)
+        y = LightweightConv(self.heads, self.kernel_size, self.dtype, name="convolution")(y, mask)
+        y = Dense(features, ("mlp", "embed"), dtype=self.dtype, name="output")(y)
+        x = x + drop(y)
+        if self.hidden:
+            y = layer_norm(dtype=self.dtype, name="feed_forward_norm")(x)
+            y = nn.relu(Dense(self.hidden, ("embed", "mlp"), dtype=self.dtype, name="up")(y))
+            y = Dense(features, ("mlp", "embed"), dtype=self.dtype, name="down")(drop(y))
+            x = x + drop(y)
+        return zero_padding(x, mask)

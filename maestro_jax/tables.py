@@ -1,0 +1,51 @@
+"""Records as a table of plain text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tabulate import tabulate
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Formats records as aligned columns under a line of headings.
+
+    Args:
+        rows: Records with the same keys in the same order; at least one. Numbers stand to the
+            right, sequences and mappings are joined by commas, truth values are `yes` and `no`,
+            None is empty.
+
+    Returns:
+        Lines without a newline at the end.
+    """
+    names = list(rows[0])
+    alignment = [
+        "right" if all(_is_number(row[name]) for row in rows) else "left" for name in names
+    ]
+    text = tabulate(
+        [[_cell(row[name]) for name in names] for row in rows],
+        headers=names,
+        tablefmt="simple",
+        colalign=alignment,
+        disable_numparse=True,
+    )
+    return "\n".join(line.rstrip() for line in text.splitlines())
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) or value is None
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return ",".join(f"{key}={_cell(entry)}" for key, entry in value.items())
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(_cell, value))
+    return str(value)

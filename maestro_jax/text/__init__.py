@@ -1,0 +1,1 @@
+"""Languages, and how their text is spelled, normalized and compared."""

@@ -1,0 +1,1 @@
+"""Token inventories: SentencePiece models and bytes."""

@@ -1,0 +1,95 @@
+"""A recipe's stages: which configuration reaches training, and from which model it begins."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax
+import pytest
+
+from maestro_jax.experiments import demo, low_resource, stages
+from maestro_jax.experiments.stages import Recipe, Stage, training_minutes
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
+    """What `train` was asked for, instead of training."""
+    calls: list[tuple] = []
+
+    def train(run: object, *, model_dir: Path, data_dir: Path) -> None:
+        calls.append((run, model_dir, data_dir))
+
+    monkeypatch.setattr(stages, "train_with_report", train)
+    return calls
+
+
+def test_stages_begin_where_they_say(trained: list[tuple], tmp_path: Path) -> None:
+    recipe = Recipe(
+        stages=(
+            Stage(name="a", file="runs/low_resource_pretrain.gin", directory="one", doing=""),
+            Stage(
+                name="b",
+                file="runs/low_resource_finetune.gin",
+                directory="two",
+                doing="",
+                init_from="a",
+                bindings={"LEARNING_RATE": "0.25"},
+            ),
+            Stage(name="c", file="runs/low_resource_finetune.gin", directory="three", doing=""),
+        ),
+        bindings={"FEATURES": "16", "TEXT_FROM": "700"},
+        steps={"b": 111},
+    )
+    for name in "abc":
+        recipe.train(name, tmp_path, tmp_path / "data")
+    [(first, one, data), (second, two, _), (third, three, _)] = trained
+    assert (one, two, three) == (tmp_path / "one", tmp_path / "two", tmp_path / "three")
+    assert data == tmp_path / "data"
+    assert (first.init_from, second.init_from, third.init_from) == (None, str(one), None)
+    # A binding reaches the runs that read it; TEXT_FROM means nothing to fine-tuning.
+    assert {run.model.shared_encoder.stack.features for run in (first, second, third)} == {16}
+    assert "text" not in first.objective.active_streams(699)
+    assert "text" in first.objective.active_streams(700)
+    assert second.optimizer.learning_rate == 0.25 != third.optimizer.learning_rate
+    assert second.steps == 111 == second.optimizer.decay_steps
+    assert "INIT_FROM" in (two / "config.gin").read_text()
+
+
+@pytest.mark.parametrize("recipe", [demo.RECIPE, low_resource.RECIPE])
+def test_shipped_recipes_are_whole(recipe: Recipe) -> None:
+    names = [stage.name for stage in recipe.stages]
+    assert len({stage.directory for stage in recipe.stages}) == len(names) == len(set(names))
+    for index, stage in enumerate(recipe.stages):
+        # Nothing begins from what comes later.
+        assert stage.init_from is None or stage.init_from in names[:index]
+
+
+def test_both_contenders_are_the_same_model_on_the_same_utterances(
+    trained: list[tuple], tmp_path: Path
+) -> None:
+    for name in low_resource.MODELS:
+        low_resource.RECIPE.train(name, tmp_path, tmp_path)
+    tuned, scratch = (call[0] for call in trained)
+    assert tuned.streams == scratch.streams
+    shapes = [
+        jax.tree.map(lambda leaf: leaf.shape, run.abstract_state().params)
+        for run in (tuned, scratch)
+    ]
+    assert shapes[0] == shapes[1]
+    assert {config.mixture for config in tuned.streams.values()} == {
+        "minivox_low_resource_paired_sl"
+    }
+
+
+def test_minutes_come_from_the_last_log_point(tmp_path: Path) -> None:
+    lines = [{"step": 1, "elapsed_seconds": 60.0}, {"step": 2, "elapsed_seconds": 150.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert training_minutes(tmp_path) == 2.5
+
+
+def test_announcements_are_numbered(capsys: pytest.CaptureFixture[str]) -> None:
+    announce = stages.Announcer(2)
+    announce("this")
+    announce("that")
+    assert capsys.readouterr().out == "\n[1/2] this\n\n[2/2] that\n"

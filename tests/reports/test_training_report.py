@@ -1,0 +1,313 @@
+"""The report of a run: what stands on its page, and what it says of healthy and of sick runs."""
+
+from __future__ import annotations
+
+import builtins
+import html.parser
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+
+from maestro_jax.cli.main import main
+from maestro_jax.errors import UserError
+from maestro_jax.reports.pictures import draw_probe
+from maestro_jax.reports.training_report import reporter, tensorboard_pictures, write_report
+from maestro_jax.reports.verdicts import BAD, GOOD, WATCH, verdicts
+
+NAME = "run <b>&amp; co"  # a directory may be called anything
+STEPS = np.arange(0, 601, 20)
+SECTIONS = (
+    "summary",
+    "health",
+    "losses",
+    "gradients",
+    "durations",
+    "alignment",
+    "retrieval",
+    "codes",
+    "learning_rates",
+    "throughput",
+)
+
+
+def falling(start, end):
+    return end + (start - end) * np.exp(-STEPS / 150)
+
+
+def healthy():
+    """The curves of a run as it should be."""
+    curves = {
+        "loss": falling(9, 2),
+        "loss/transducer": falling(6, 0.5),
+        "loss/contrastive": falling(4, 2),
+        "loss/matching": falling(2, 0.4),
+        "loss/duration": falling(3, 0.7),
+        "grad_norm": falling(40, 3),
+        "grad_norm/transducer": falling(30, 2),
+        "grad_norm/matching": falling(3, 0.5),
+        "skipped_steps": 0 * STEPS,
+        "learning_rate": np.minimum(STEPS / 100, 1) * 8e-4,
+        "steps_per_second": 2 + 0 * STEPS,
+        "data_wait_fraction": 0 * STEPS + 0.01,
+        "elapsed_seconds": 0.5 * STEPS,
+        "curriculum_step": STEPS,
+        "paired/examples_per_second": 16.0 + 0 * STEPS,
+        "paired/audio_seconds_per_second": 40.0 + 0 * STEPS,
+        "paired/tokens_per_second": 300.0 + 0 * STEPS,
+        "paired/first_label_share": falling(0.9, 0.05),
+        "paired/last_label_share": falling(0.05, 0.05),
+        "paired/frame_variation": falling(0.2, 0.6),
+        "text/over_long_share": 0 * STEPS,
+        "speech/code_perplexity": falling(60, 40),
+        "speech/code_information": 0.8 + 0 * STEPS,
+        "speech/contrastive_accuracy": falling(0.03, 0.4),
+        "speech/contrastive_chance": 0.03 + 0 * STEPS,
+        "speech/masked_accuracy": falling(0.02, 0.3),
+        "speech/masked_chance": 0.06 + 0 * STEPS,
+        "probe/transducer_loss": falling(6, 0.8),
+        "probe/alignment_entropy": falling(4, 0.8),
+        "probe/duration_error": falling(3.1, 0.8),
+        "probe/duration_error_constant": falling(2.0, 1.9),
+        "probe/duration_ratio": falling(0.2, 1.02),
+        "probe/codes_used": falling(63, 55),
+        "probe/code_perplexity": falling(60, 38),
+    }
+    for prefix in ("", "top_"):
+        curves |= {
+            f"probe/{prefix}cosine": falling(0.02, 0.7),
+            f"probe/{prefix}cosine_elsewhere": falling(0.01, 0.1),
+            f"probe/retrieval/{prefix}speech_to_text": falling(0.02, 0.43),
+            f"probe/retrieval/{prefix}text_to_speech": falling(0.02, 0.38),
+            f"probe/retrieval/{prefix}chance": 0 * STEPS + 0.02,
+            f"probe/retrieval/{prefix}token_speech_to_text": falling(0.1, 0.7),
+            f"probe/retrieval/{prefix}token_chance": 0 * STEPS + 0.08,
+        }
+    return {name: np.asarray(values, np.float64) for name, values in curves.items()}
+
+
+def probe_arrays(seed, frames=50, labels=12):
+    rng = np.random.default_rng(seed)
+    emissions = np.sort(rng.integers(0, frames, labels))
+    posterior = np.exp(-0.5 * ((np.arange(frames)[:, None] - emissions) / 1.5) ** 2)
+    aligned = rng.integers(0, 9, 300)
+    return {
+        "aligned": aligned,
+        "predicted": np.maximum(aligned + rng.integers(-2, 3, 300), 0),
+        "code_counts": rng.integers(0, 40, (1, 64)),
+        "tokens": rng.integers(3, 60, labels),
+        "emission_frames": emissions,
+        "posterior": (posterior / posterior.sum(axis=0)).astype(np.float16),
+        "similarity": np.eye(frames, dtype=np.float16),
+        "top_similarity": np.eye(frames, dtype=np.float16),
+        "mel": rng.normal(size=(4 * frames, 80)).astype(np.float16),
+    }
+
+
+def write_run(directory, curves, *, probes=True, described=True):
+    """What training leaves in a model directory."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "metrics.jsonl").open("w") as file:
+        for index, step in enumerate(STEPS.tolist()):
+            record = {name: float(values[index]) for name, values in curves.items()}
+            file.write(json.dumps({"step": step, **record}) + "\n")
+    folder = directory / "diagnostics"
+    folder.mkdir(exist_ok=True)
+    if probes:
+        for step in (0, 300, 600):
+            np.savez_compressed(folder / f"{step:08d}.npz", **probe_arrays(step))
+    if described:
+        stream = {"mixture": "<script>alert(1)</script>", "batch_size": 8}
+        description = {
+            "model": "Maestro",
+            "parameters": 1_234_567,
+            "objective": "MaestroPretraining",
+            "weights": {"transducer": 1.0},
+            "streams": {"paired": stream},
+            "steps": 600,
+            "seed": 3,
+            "mesh": {"data": 1},
+            "device": "cpu",
+            "frame_seconds": 0.04,
+            "mel_frame_seconds": 0.01,
+            "held_out": {"mixture": "corpus", "split": "validation"},
+        }
+        (folder / "run.json").write_text(json.dumps(description))
+
+
+class Page(html.parser.HTMLParser):
+    """What a page holds, and everything that it would fetch."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.sections, self.fetched, self.tags, self.images = [], [], [], {}
+        self.words = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.tags.append(tag)
+        if tag == "section":
+            self.sections.append(attributes["id"])
+        if tag == "img":
+            self.images.setdefault(self.sections[-1], []).append(attributes["src"])
+        for name in ("src", "href", "action", "data", "srcset", "poster"):
+            if not attributes.get(name, "#").startswith(("#", "data:image/png;base64,")):
+                self.fetched.append(attributes[name])
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The page of a healthy run, and its pictures."""
+    directory = tmp_path_factory.mktemp("runs") / NAME
+    write_run(directory, healthy())
+    path, pictures = write_report(directory)
+    return directory, path.read_text(encoding="utf-8"), pictures
+
+
+def test_every_section_stands_with_its_pictures(written):
+    _, text, _ = written
+    page = Page(text)
+    assert tuple(page.sections) == SECTIONS
+    assert {name: len(images) for name, images in page.images.items()} == {
+        "losses": 1,
+        "gradients": 2,
+        "durations": 2,
+        "alignment": 3,
+        "retrieval": 2,
+        "codes": 2,
+        "learning_rates": 1,
+        "throughput": 1,
+    }
+    said = " ".join(page.words)
+    for expected in ("1,234,567", "600 of 600", "5 min 00 s", "MaestroPretraining", "split valid"):
+        assert expected in said, expected
+
+
+def test_the_page_fetches_nothing_and_trusts_no_name(written):
+    _, text, _ = written
+    page = Page(text)
+    assert not page.fetched and "http" not in text.replace("http-equiv", "")
+    assert not {"script", "link", "iframe", "b"} & set(page.tags)
+    assert "<script>alert(1)</script>" in "".join(page.words)
+    assert NAME in "".join(page.words)
+
+
+def test_pictures_for_tensorboard(written):
+    _, _, pictures = written
+    shown = tensorboard_pictures(pictures)
+    names = ("durations", "alignment", "similarity", "codes")
+    assert tuple(shown) == tuple(f"report/{name}" for name in names)
+    for image in shown.values():
+        assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
+        assert image.std() > 5
+
+
+def test_the_command_writes_it_again(written, capsys):
+    directory, text, _ = written
+    (directory / "report.html").unlink()
+    assert main(["report", str(directory)]) == 0
+    assert capsys.readouterr().out.strip() == str(directory / "report.html")
+    assert len((directory / "report.html").read_text()) == pytest.approx(len(text), rel=0.05)
+
+
+def test_a_run_without_diagnostics_has_a_page(tmp_path):
+    curves = {name: healthy()[name] for name in ("loss", "loss/transducer", "learning_rate")}
+    write_run(tmp_path, curves, probes=False, described=False)
+    page = Page(write_report(tmp_path)[0].read_text())
+    assert tuple(page.sections) == SECTIONS and set(page.images) == {"losses", "learning_rates"}
+    assert "Nothing here yet" in " ".join(page.words)
+
+
+def test_without_matplotlib_the_verdicts_remain(tmp_path, monkeypatch, caplog):
+    write_run(tmp_path, healthy())
+    find_spec, import_ = importlib.util.find_spec, builtins.__import__
+
+    def refuse(name, *arguments, **options):
+        if name.split(".")[0] == "matplotlib":
+            raise ImportError(name)
+        return import_(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name == "matplotlib" else find_spec(name, *rest),
+    )
+    assert reporter(tmp_path)(600) == {}
+    assert "no pictures: matplotlib is not installed" in caplog.text
+    page = Page((tmp_path / "report.html").read_text())
+    assert not page.images and "by chance in 2%" in " ".join(page.words)
+
+
+def test_a_report_that_fails_does_not_end_training(tmp_path, caplog):
+    assert reporter(tmp_path / "absent")(3) == {}
+    assert "report.html could not be written at step 3" in caplog.text
+    with pytest.raises(UserError, match="cannot read the metrics"):
+        write_report(tmp_path / "absent")
+
+
+def judged(changes, codes=64):
+    curves = healthy() | {name: np.full(len(STEPS), value) for name, value in changes.items()}
+    described = {"frame_seconds": 0.04}
+    found = verdicts({name: (STEPS, v) for name, v in curves.items()}, described, codes)
+    return {(each.subject, each.state): each.text for each in found}
+
+
+def test_a_healthy_run_is_called_healthy():
+    found = judged({})
+    assert {state for _, state in found} == {GOOD}
+    assert "0.84 frames (34 ms)" in found["Durations", GOOD]
+    assert "42% of cases, by chance in 2%" in found["Retrieval", GOOD]
+
+
+@pytest.mark.parametrize(
+    ("subject", "state", "changes", "told"),
+    [
+        ("Updates", BAD, {"skipped_steps": 30.0}, "30 of 600"),
+        ("Durations", WATCH, {"probe/duration_error": 1.7}, "within 1.70 frames"),
+        ("Durations", BAD, {"probe/duration_error": 2.5}, "within 2.50 frames"),
+        ("Alignment", WATCH, {"probe/alignment_entropy": 2.0}, "7.4 frames"),
+        ("Alignment", BAD, {"paired/last_label_share": 0.9}, "collapsed?"),
+        ("Retrieval", BAD, {"probe/retrieval/speech_to_text": 0.03}, "3% of cases"),
+        ("Retrieval", WATCH, {"probe/retrieval/top_speech_to_text": 0.3}, "it began at 30%"),
+        ("Cosine", BAD, {"probe/cosine": 0.1}, "0.10 between matched"),
+        ("Codes", WATCH, {"speech/code_perplexity": 12.0}, "12.0 of 64 codes"),
+        ("Codes", BAD, {"speech/code_perplexity": 2.0}, "collapse?"),
+        ("Codes", WATCH, {"speech/code_information": 0.2}, "frames are unsure of their codes"),
+        # Those of a run of 600 steps with four utterances each, in which nothing was learned.
+        ("Contrastive", BAD, {"speech/contrastive_accuracy": 0.067}, "6.7% of cases"),
+        ("Contrastive", WATCH, {"speech/contrastive_accuracy": 0.1}, "by knowing nothing in 3.0%"),
+        ("Masked prediction", BAD, {"speech/masked_accuracy": 0.024}, "nothing has been learned"),
+        # Who always names the most frequent code is right as often.
+        ("Masked prediction", BAD, {"speech/masked_chance": 0.3}, "in 30.0%"),
+        ("Losses", WATCH, {"loss/contrastive": 4.6}, "within 5% of their beginning: contrastive"),
+        ("Encoders", BAD, {"paired/frame_variation": 0.01}, "no longer hears"),
+        ("Gradients", WATCH, {"grad_norm/transducer": 1e4}, "drowning"),
+        ("Resampling", WATCH, {"text/over_long_share": 0.08}, "8.0% of text"),
+        ("Curriculum", WATCH, {"curriculum_step": 400.0}, "held it back for 200 steps"),
+        ("Speed", WATCH, {"data_wait_fraction": 0.4}, "40%"),
+    ],
+)
+def test_what_is_wrong_is_told(subject, state, changes, told):
+    assert told in judged(changes)[subject, state]
+
+
+def test_a_loss_that_rises_is_told():
+    curves = healthy()
+    curves["loss/transducer"] = curves["loss/transducer"][::-1]
+    found = verdicts({name: (STEPS, values) for name, values in curves.items()}, {}, 64)
+    assert [each.text for each in found if each.subject == "Losses"][0].startswith("higher")
+
+
+def test_the_last_probe_as_pictures(written, tmp_path):
+    directory, _, _ = written
+    paths = draw_probe(directory)
+    assert [path.name for path in paths] == ["alignment.png", "durations.png", "similarity.png"]
+    assert all(path.stat().st_size > 5_000 for path in paths)
+    write_run(tmp_path, healthy(), probes=False)
+    assert draw_probe(tmp_path) == []
