@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tabulate import tabulate
+import tabulate
+
+# Headings of numbers would otherwise stand two blanks further to the right.
+tabulate.MIN_PADDING = 0
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -23,7 +26,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     alignment = [
         "right" if all(_is_number(row[name]) for row in rows) else "left" for name in names
     ]
-    text = tabulate(
+    text = tabulate.tabulate(
         [[_cell(row[name]) for name in names] for row in rows],
         headers=names,
         tablefmt="simple",

@@ -34,6 +34,10 @@ MOVED_MODULES: dict[str, str] = {
         )
     },
     "maestro_jax.modules.languages": "maestro_jax.layers.language_embedding",
+    **{
+        f"maestro_jax.evaluation.{name}": f"maestro_jax.inference.{name}"
+        for name in ("aligner", "language_models", "search_config", "segmentation", "transcriber")
+    },
 }
 """Modules whose classes gin files may name, from the earlier to the present name."""
 

@@ -182,7 +182,7 @@ def test_train_refuses_an_unknown_task_before_anything_is_written(
 def test_train_writes_the_record_and_calls_the_loop(
     run_file: str, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ) -> None:
-    from maestro_jax.cli import reported
+    from maestro_jax.experiments import reported
 
     calls = []
     monkeypatch.setattr(
