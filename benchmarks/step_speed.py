@@ -1,6 +1,6 @@
 """A whole training step of a shipped model, on synthetic batches of all streams.
 
-The step is the loop's own (`training.mesh_step`), with the MAESTRO objective: five streams,
+The step is the loop's own (`training.step`), with the MAESTRO objective: five streams,
 gradients, optimizer and average of the parameters. Its model FLOPs are counted from its jaxpr
 (`planning.flops`); what is computed twice to save memory does not count.
 """
@@ -123,10 +123,10 @@ def prepare(job: dict[str, Any]) -> tuple[dict[str, Any], Callable[[], object]]:
     from maestro_jax.batches import SAMPLE_RATE, synthetic_batch
     from maestro_jax.gin_utils import gin_config
     from maestro_jax.planning.flops import step_flops
-    from maestro_jax.training.mesh_step import jitted_step, mesh_state
     from maestro_jax.training.parameter_trees import unbox
-    from maestro_jax.training.state import create_state, initial_params
+    from maestro_jax.training.state import create_state, initial_params, sharded_state
     from maestro_jax.training.steering import Steering
+    from maestro_jax.training.step import jit_train_step
 
     rows = job["rows"] * len(jax.devices())
     tokens = max(16, round(job["seconds"] * _SECONDS_TO_TOKENS))
@@ -155,7 +155,7 @@ def prepare(job: dict[str, Any]) -> tuple[dict[str, Any], Callable[[], object]]:
         by_stream=False,
     ).count
     mesh = run.partitioning.mesh()
-    places = mesh_state(run, mesh)
+    places = sharded_state(run, mesh)
     controls = Steering(run.objective, run.log_every).controls(0)
     with run.partitioning.activate(mesh):
 
@@ -167,7 +167,7 @@ def prepare(job: dict[str, Any]) -> tuple[dict[str, Any], Callable[[], object]]:
         numbers = synthetic_batch(run.streams, 0, 60)
         batch = run.partitioning.shard_batch(mesh, numbers)
         begun = time.perf_counter()
-        step = jitted_step(run, mesh, places.shardings).lower(state, batch, controls).compile()
+        step = jit_train_step(run, mesh, places.shardings).lower(state, batch, controls).compile()
         compile_seconds = time.perf_counter() - begun
 
     def take() -> object:

@@ -9,8 +9,7 @@ import jax
 import pytest
 
 from maestro_jax.gin_utils import gin_config
-from maestro_jax.training.overview import parameters_by_module
-from maestro_jax.training.parameter_trees import unbox
+from maestro_jax.training.parameter_trees import parameters_by_module, unbox
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

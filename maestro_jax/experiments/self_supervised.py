@@ -25,9 +25,8 @@ from maestro_jax.experiments.stages import Announcer, Recipe, Stage, training_mi
 from maestro_jax.tables import table
 from maestro_jax.training import parameter_trees
 from maestro_jax.training.checkpoints import Which, find_checkpoint, restore_params
-from maestro_jax.training.mesh_step import mesh_state
 from maestro_jax.training.run import TrainRun
-from maestro_jax.training.state import initial_params
+from maestro_jax.training.state import initial_params, sharded_state
 
 RECIPE = Recipe(
     stages=(
@@ -141,7 +140,7 @@ def _random(run: TrainRun) -> Any:
 
 def _trained(run: TrainRun, directory: Path) -> Any:
     """The averaged parameters of its last checkpoint."""
-    abstract = mesh_state(run, run.partitioning.mesh()).abstract.params
+    abstract = sharded_state(run, run.partitioning.mesh()).abstract.params
     which: Which = "params" if run.ema_decay is None else "ema"
     return restore_params(find_checkpoint(directory), which, abstract_params=abstract)
 

@@ -24,13 +24,12 @@ from maestro_jax.inference.segmentation import Segment, segments
 from maestro_jax.inference.transcripts import Alternative, Timed, Transcript
 from maestro_jax.modules.maestro import Maestro
 from maestro_jax.text.languages import LANGUAGES, language_id
-from maestro_jax.training.checkpoints import Which, find_checkpoint, restore_params
-from maestro_jax.training.earlier_checkpoints import as_saved
+from maestro_jax.training.checkpoints import Which, as_saved, find_checkpoint, restore_params
 from maestro_jax.training.mesh_decoding import jitted_decoding, longest_audio, longest_text
-from maestro_jax.training.mesh_step import mesh_state
 from maestro_jax.training.model_vocabulary import load_model_vocabulary
 from maestro_jax.training.partitioning import replicated
 from maestro_jax.training.run import TrainRun
+from maestro_jax.training.state import sharded_state
 from maestro_jax.vocabularies.vocabulary import UNK_ID, Vocabulary
 
 log = logging.getLogger(__name__)
@@ -141,7 +140,7 @@ class Transcriber:
         if run.ema_decay is None:
             which = "params"
         run = as_saved(run, step_directory, which)
-        abstract = mesh_state(run, run.partitioning.mesh()).abstract.params
+        abstract = sharded_state(run, run.partitioning.mesh()).abstract.params
         params = restore_params(step_directory, which, abstract_params=abstract)
         return cls(
             run,

@@ -35,10 +35,9 @@ from maestro_jax.planning.cycles import compiler_seconds
 from maestro_jax.planning.estimate import Estimate, estimate, rows_of_a_device
 from maestro_jax.planning.hlo import parse_hlo
 from maestro_jax.planning.programs import lower_decoding, lower_training, parameter_shardings
-from maestro_jax.training.mesh_step import MeshState, mesh_state
-from maestro_jax.training.overview import parameters_by_module
-from maestro_jax.training.parameter_trees import unbox
+from maestro_jax.training.parameter_trees import parameters_by_module, unbox
 from maestro_jax.training.run import TrainRun
+from maestro_jax.training.state import ShardedState, sharded_state
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -206,7 +205,7 @@ def plan_run(
         training, decoded, shardings = None, None, {}
     else:
         mesh = run.partitioning.mesh(devices)
-        placed = mesh_state(run, mesh)
+        placed = sharded_state(run, mesh)
         shardings = parameter_shardings(placed)
         say(f"tracing the step for {topology}, mesh {_mesh_text(shape)}")
         lowered = lower_training(run, mesh, placed=placed)
@@ -253,7 +252,7 @@ def training_program(
     run: TrainRun,
     topology: Topology,
     mesh: jax.sharding.Mesh,
-    placed: MeshState | None = None,
+    placed: ShardedState | None = None,
     *,
     exact: bool = False,
     say: Callable[[str], None] = lambda line: None,

@@ -1,6 +1,6 @@
 """The programs of a run, lowered for a mesh of devices that may not be there.
 
-They are those that training and evaluation compile: `training.mesh_step`, `training.mesh_decoding`.
+They are those that training and evaluation compile: `training.step`, `training.mesh_decoding`.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ import numpy as np
 from jax.sharding import Mesh
 
 from maestro_jax.training.mesh_decoding import jitted_decoding, longest_audio
-from maestro_jax.training.mesh_step import MeshState, jitted_step, mesh_state
 from maestro_jax.training.run import TrainRun
+from maestro_jax.training.state import ShardedState, sharded_state
 from maestro_jax.training.steering import Steering
+from maestro_jax.training.step import jit_train_step
 
 
 def lower_training(
     run: TrainRun,
     mesh: Mesh,
     streams: Sequence[str] | None = None,
-    placed: MeshState | None = None,
+    placed: ShardedState | None = None,
 ) -> Any:
     """The training step.
 
@@ -39,7 +40,7 @@ def lower_training(
         UserError: The mesh cannot split a batch evenly.
     """
     run.partitioning.check_batch_sizes(mesh, run.batch_sizes)
-    placed = placed or mesh_state(run, mesh)
+    placed = placed or sharded_state(run, mesh)
     names = run.used_streams if streams is None else tuple(streams)
     rows = run.partitioning.batch_sharding(mesh)
     batch = {
@@ -49,7 +50,7 @@ def lower_training(
     }
     controls = Steering(run.objective, run.log_every).controls(0)
     with run.partitioning.activate(mesh):
-        return jitted_step(run, mesh, placed.shardings).lower(placed.abstract, batch, controls)
+        return jit_train_step(run, mesh, placed.shardings).lower(placed.abstract, batch, controls)
 
 
 def lower_decoding(
@@ -58,7 +59,7 @@ def lower_decoding(
     *,
     rows_per_device: int = 1,
     beam_size: int = 1,
-    placed: MeshState | None = None,
+    placed: ShardedState | None = None,
 ) -> Any:
     """Encoders and search over one batch of the run's longest audio.
 
@@ -75,7 +76,7 @@ def lower_decoding(
     Raises:
         UserError: The run has no audio.
     """
-    placed = placed or mesh_state(run, mesh)
+    placed = placed or sharded_state(run, mesh)
     trained = getattr(run.objective, "decoders", ("transducer",))
     batch = rows_per_device * mesh.shape["data"] * mesh.shape["fsdp"]
     rows = run.partitioning.batch_sharding(mesh)
@@ -96,7 +97,7 @@ def lower_decoding(
         return decoding.lower(placed.abstract.params, **inputs)
 
 
-def parameter_shardings(placed: MeshState) -> dict[str, str]:
+def parameter_shardings(placed: ShardedState) -> dict[str, str]:
     """The mesh axes of every parameter, ``{"decoder/embed/embedding": "(None, 'fsdp')"}``."""
     leaves = jax.tree_util.tree_leaves_with_path(placed.shardings.params)
     return {

@@ -1,4 +1,4 @@
-"""The gradient of a batch that is too large for one pass: in parts, and yet that of the whole.
+"""Gradient accumulation over microbatches that gives the gradient of the whole batch.
 
 Losses are sums of means, each a total over a count, and a mean over a batch is no mean of the means
 of its parts where they have unequal counts. So the counts of the whole batch come first, and then
@@ -27,13 +27,13 @@ Terms = dict[str, Weighted]
 
 
 def micro_batches(batch: Any, count: int) -> Any:
-    """A batch in parts, each with the same share of every stream.
+    """Splits a batch into microbatches, each with the same share of every stream.
 
-    Every device keeps its rows: of the rows of one device, the first so many are in the first part.
+    Every device keeps its rows: the first of them are in the first microbatch.
 
     Args:
         batch: A tree of arrays `[rows, ...]`, split over devices by the rules for `batch`.
-        count: The number of parts; with the number of devices, it divides the rows.
+        count: Number of microbatches; count times devices divides the rows.
 
     Returns:
         A tree of arrays `[count, rows / count, ...]`, split over devices along the second axis.
@@ -42,68 +42,70 @@ def micro_batches(batch: Any, count: int) -> Any:
 
     def split(array: jax.Array) -> jax.Array:
         rows, *rest = array.shape
-        apart = array.reshape(devices, count, rows // (devices * count), *rest)
-        parts = jnp.swapaxes(apart, 0, 1).reshape(count, rows // count, *rest)
-        return constrain(parts, None, "batch", *(None for _ in rest))
+        by_device = array.reshape(devices, count, rows // (devices * count), *rest)
+        microbatches = jnp.swapaxes(by_device, 0, 1).reshape(count, rows // count, *rest)
+        return constrain(microbatches, None, "batch", *(None for _ in rest))
 
     return jax.tree.map(split, batch)
 
 
 @dataclasses.dataclass(frozen=True)
-class Accumulation:
-    """The terms of a batch, part by part.
+class MicrobatchedTerms:
+    """Computes the loss terms of a batch, microbatch by microbatch.
 
     Attributes:
-        terms: From parameters, their averages, a part of the batch and a random key to the terms
-            and metrics of the part (`Objective.terms`).
-        averages: The averages of the parameters, or None.
-        parts: What `micro_batches` made.
-        count: The number of parts.
-        rng: The random key of the step; each part has a key of its own.
+        terms: Function of parameters, their averages, a microbatch and a random key that returns
+            the terms and metrics of the microbatch (`Objective.terms`).
+        averages: Averages of the parameters, or None.
+        microbatches: Result of `micro_batches`.
+        count: Number of microbatches.
+        rng: Random key of the step; each microbatch has a key of its own.
     """
 
     terms: Callable[[Any, Any, Any, jax.Array], tuple[Terms, Metrics]]
     averages: Any
-    parts: Any
+    microbatches: Any
     count: int
     rng: jax.Array
 
     def counts(self, params: Any) -> dict[str, jax.Array]:
-        """The count of each term over the whole batch, a float32 scalar each."""
+        """Computes the count of each term over the whole batch, a float32 scalar per term."""
 
-        def of_part(inside: Accumulation, index: jax.Array, part: Any) -> dict[str, jax.Array]:
-            terms, _ = inside._terms(params, index, part)
+        def of_microbatch(
+            inside: MicrobatchedTerms, index: jax.Array, microbatch: Any
+        ) -> dict[str, jax.Array]:
+            terms, _ = inside._terms(params, index, microbatch)
             return {name: jnp.asarray(count, jnp.float32) for name, (_, count) in terms.items()}
 
         def body(carry: None, each: tuple[jax.Array, Any]) -> tuple[None, dict[str, jax.Array]]:
             averages, each = jax.lax.optimization_barrier((self.averages, each))
             inside = dataclasses.replace(self, averages=averages)
-            return carry, _only_what_is_needed(functools.partial(of_part, inside), *each)
+            return carry, _without_dead_code(functools.partial(of_microbatch, inside), *each)
 
-        _, found = jax.lax.scan(body, None, (jnp.arange(self.count), self.parts))
-        return {name: jnp.sum(counts) for name, counts in found.items()}
+        _, by_microbatch = jax.lax.scan(body, None, (jnp.arange(self.count), self.microbatches))
+        return {name: jnp.sum(counts) for name, counts in by_microbatch.items()}
 
     def gradient(
         self,
         params: Any,
-        slopes: Mapping[str, jax.Array],
+        loss_scales: Mapping[str, jax.Array],
         *,
         trained: Collection[str] | None = None,
         shardings: Any = None,
     ) -> tuple[dict[str, jax.Array], dict[str, jax.Array], Metrics]:
-        """The gradient of the sum of all totals, each times its slope.
+        """Computes the gradient of the sum of all totals, each times its scale.
 
         Args:
-            params: The tree of parameters.
-            slopes: A scalar for each term.
-            trained: Names of the parameters whose gradient is wanted; None: all.
-            shardings: Those of `params`, as a tree, in which the sum is laid out; None: no wish.
+            params: Tree of parameters.
+            loss_scales: Derivative of the loss with respect to the total of each term, a scalar.
+            trained: Names of the parameters whose gradient is computed; None for all.
+            shardings: Shardings of `params`, in which the sum is laid out; None for any.
 
         Returns:
             Gradients in float32 by the name of the parameter, the totals by term, and the metrics
             of the batch.
         """
-        chosen = {
+        leaves_to_train = {
             name: leaf
             for name, leaf in parameter_trees.named_leaves(params)
             if trained is None or name in trained
@@ -125,69 +127,73 @@ class Accumulation:
             inside = dataclasses.replace(self, averages=averages)
             leaves = dict(parameter_trees.named_leaves(values))
 
-            def weighted(chosen: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
-                terms, metrics = inside._terms(with_values(values, chosen), *each)
+            def weighted(leaves_to_train: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
+                terms, metrics = inside._terms(with_values(values, leaves_to_train), *each)
                 totals = {name: jnp.asarray(t, jnp.float32) for name, (t, _) in terms.items()}
-                worth = sum((slopes[name] * total for name, total in totals.items()), jnp.zeros(()))
-                return worth, (totals, metrics)
+                scaled = sum(
+                    (loss_scales[name] * total for name, total in totals.items()), jnp.zeros(())
+                )
+                return scaled, (totals, metrics)
 
-            found, aside = jax.grad(weighted, has_aux=True)({name: leaves[name] for name in sums})
-            sums = {name: sums[name] + leaf.astype(jnp.float32) for name, leaf in found.items()}
+            gradients, aside = jax.grad(weighted, has_aux=True)(
+                {name: leaves[name] for name in sums}
+            )
+            sums = {name: sums[name] + leaf.astype(jnp.float32) for name, leaf in gradients.items()}
             return laid_out(sums), aside
 
-        zeros = {name: jnp.zeros(leaf.shape, jnp.float32) for name, leaf in chosen.items()}
+        zeros = {name: jnp.zeros(leaf.shape, jnp.float32) for name, leaf in leaves_to_train.items()}
         sums, (totals, metrics) = jax.lax.scan(
-            body, laid_out(zeros), (jnp.arange(self.count), self.parts)
+            body, laid_out(zeros), (jnp.arange(self.count), self.microbatches)
         )
         return sums, jax.tree.map(jnp.sum, totals), _of_the_batch(metrics)
 
-    def _terms(self, params: Any, index: jax.Array, part: Any) -> tuple[Terms, Metrics]:
-        part = jax.tree.map(
-            lambda array: constrain(array, "batch", *(None for _ in array.shape[1:])), part
+    def _terms(self, params: Any, index: jax.Array, microbatch: Any) -> tuple[Terms, Metrics]:
+        microbatch = jax.tree.map(
+            lambda array: constrain(array, "batch", *(None for _ in array.shape[1:])), microbatch
         )
-        return self.terms(params, self.averages, part, jax.random.fold_in(self.rng, index))
+        return self.terms(params, self.averages, microbatch, jax.random.fold_in(self.rng, index))
 
 
 def with_values(params: Any, values: Mapping[str, jax.Array]) -> Any:
-    """The tree of parameters with some of them, by name, replaced."""
+    """Replaces some parameters of a tree by name."""
     return parameter_trees.map_named(lambda name, leaf: values.get(name, leaf), params)
 
 
 def accumulated_loss(
     objective: Any,
     params: Any,
-    accumulation: Accumulation,
+    terms: MicrobatchedTerms,
     *,
     step: jax.Array,
     controls: Any,
     trained: Collection[str] | None = None,
     shardings: Any = None,
 ) -> tuple[jax.Array, Metrics, Any]:
-    """Loss, metrics and gradient of a batch that is taken in parts.
+    """Computes loss, metrics and gradient of a batch in microbatches.
 
     Args:
-        objective: It combines the terms (`Objective.combine`).
-        params: The tree of parameters.
-        accumulation: The terms of the batch.
-        step: The training step.
+        objective: Objective, which combines the terms (`Objective.combine`).
+        params: Tree of parameters.
+        terms: Loss terms of the batch.
+        step: Training step.
         controls: What was decided between steps, for the objective.
-        trained: Names of the parameters that are trained; None: all.
-        shardings: Where the gradients belong: the shardings of `params`; None: no wish.
+        trained: Names of the parameters that are trained; None for all.
+        shardings: Shardings of `params`, in which the gradients are laid out; None for any.
 
     Returns:
         The loss, all metrics, and a tree of gradients in float32, 0 for what is not trained.
     """
-    counts = accumulation.counts(params)
+    counts = terms.counts(params)
 
     def loss(totals: Mapping[str, jax.Array], params: Any) -> tuple[jax.Array, Metrics]:
-        terms = {name: (totals[name], counts[name]) for name in totals}
-        return objective.combine(terms, params, step=step, controls=controls)
+        weighted = {name: (totals[name], counts[name]) for name in totals}
+        return objective.combine(weighted, params, step=step, controls=controls)
 
-    slopes = jax.grad(lambda totals: loss(totals, params)[0])(
+    loss_scales = jax.grad(lambda totals: loss(totals, params)[0])(
         {name: jnp.zeros(()) for name in counts}
     )
-    sums, totals, metrics = accumulation.gradient(
-        params, slopes, trained=trained, shardings=shardings
+    sums, totals, metrics = terms.gradient(
+        params, loss_scales, trained=trained, shardings=shardings
     )
     # The parameters of a learned weighting have a part in the loss that passes through no term.
     (value, more), direct = jax.value_and_grad(lambda p: loss(totals, p), has_aux=True)(params)
@@ -203,7 +209,7 @@ def accumulated_loss(
 
 
 def _of_the_batch(metrics: Metrics) -> Metrics:
-    """The sums of metrics over parts; amounts a step are counted once."""
+    """Sums metrics over microbatches; amounts per step are counted once."""
     summed = {name: (jnp.sum(total), jnp.sum(count)) for name, (total, count) in metrics.items()}
     one = jnp.ones((), jnp.float32)
     return {
@@ -212,14 +218,14 @@ def _of_the_batch(metrics: Metrics) -> Metrics:
     }
 
 
-def _only_what_is_needed(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function, and leave out what its result does not depend on.
+def _without_dead_code(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls a function without the computations that its result does not depend on.
 
-    The compiler would drop it as well, but only after it was lowered for it.
+    The compiler would drop them as well, but only after they were lowered.
     """
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
     needed, _ = partial_eval.dce_jaxpr(
         closed.jaxpr, [True] * len(closed.jaxpr.outvars), instantiate=True
     )
-    found = jax.core.eval_jaxpr(needed, closed.consts, *jax.tree.leaves(arguments))
-    return jax.tree.unflatten(jax.tree.structure(shapes), found)
+    outputs = jax.core.eval_jaxpr(needed, closed.consts, *jax.tree.leaves(arguments))
+    return jax.tree.unflatten(jax.tree.structure(shapes), outputs)

@@ -1,17 +1,24 @@
 """Checkpoints: everything that this project asks of Orbax, in one place.
 
 A model directory holds ``checkpoints/<step>/state`` (the training state) and
-``checkpoints/<step>/data`` (a small JSON record: step, seed, elapsed time, streams). Its files are
-verified before it is restored (`checkpoint_files`).
+``checkpoints/<step>/data`` (a small JSON record, `records.TrainingRecord`). The files of a
+checkpoint are verified before it is restored (`checkpoint_files`).
+
+The newest checkpoints are kept, and the best one of a run with validation; the file
+``best_checkpoint.json`` names it. Where a checkpoint is asked for, ``MODEL_DIR`` means the newest
+one, ``MODEL_DIR/best`` the best one, and ``MODEL_DIR/checkpoints/<step>`` that of one step.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import dataclasses
+import json
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import numpy as np
@@ -22,60 +29,92 @@ from orbax.checkpoint import checkpoint_managers
 
 from maestro_jax.errors import UserError
 from maestro_jax.modules import held_durations
-from maestro_jax.training import checkpoint_files, parameter_groups, parameter_trees, partial_init
+from maestro_jax.training import checkpoint_files, parameter_groups, parameter_trees
 from maestro_jax.training.checkpoint_files import RECORD, STATE, check_whole
-from maestro_jax.training.partial_init import PartialRestoreReport
 from maestro_jax.training.state import TrainState
+
+if TYPE_CHECKING:
+    from maestro_jax.training.run import TrainRun
 
 log = logging.getLogger(__name__)
 
 SUBDIRECTORY = "checkpoints"
+BEST_FILE = "best_checkpoint.json"
+REPORT_FILE = "init_report.txt"
 SET_ASIDE = "damaged_checkpoints"
-"""Beside it: what was found damaged when training went on from the checkpoint before."""
+"""Directory beside ``checkpoints`` for those that were damaged when training was resumed."""
 Which = Literal["ema", "params"]
 _STATE_FIELDS = {"ema": "ema_params", "params": "params"}
+# The layers of a stack in one scanned array, or in an array per layer.
+_SCANNED = re.compile(r"(.*/)?layers(/.*)")
+_UNROLLED = re.compile(r"(.*/)?layer_\d+(/.*)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BestCheckpoint:
+    """Names the checkpoint with the best value of a metric so far.
+
+    Attributes:
+        step: Step of the checkpoint.
+        metric: Name of the metric, such as ``validation/wer``.
+        mode: Whether the smallest (``min``) or the largest (``max``) value is the best.
+        value: Value of the metric.
+    """
+
+    step: int
+    metric: str
+    mode: Literal["min", "max"]
+    value: float
+
+    def is_beaten_by(self, value: float) -> bool:
+        """Returns whether another value of the metric is better; equal values are not."""
+        return value < self.value if self.mode == "min" else value > self.value
+
+
+class _KeepBest(checkpoint_managers.PreservationPolicy):
+    """Preserves the best checkpoint of a directory, whatever its age."""
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self._checkpoints = checkpoints
+
+    def should_preserve(
+        self,
+        checkpoints: Sequence[checkpoint_managers.PolicyCheckpointInfo],
+        *,
+        context: checkpoint_managers.PreservationContext,
+    ) -> Sequence[bool]:
+        best = self._checkpoints.best
+        return [best is not None and info.step == best.step for info in checkpoints]
 
 
 class Checkpoints:
-    """The checkpoints of one model directory.
+    """Manages the checkpoints of one model directory.
 
     Saving is asynchronous: the arrays are copied to the host before ``save`` returns and written
     in the background.
 
     Args:
         model_dir: The model directory; checkpoints lie in ``checkpoints/`` within.
-        keep: The last so many checkpoints are kept.
-        best_metric: If given, the checkpoint with the best value of this metric is kept as well.
-        best_mode: Whether the best value is the smallest (``min``) or the largest (``max``).
+        keep: Number of newest checkpoints to keep.
+
+    Attributes:
+        directory: The directory of the checkpoints.
+        best: The best checkpoint, which is kept besides the newest ones; None for none.
     """
 
-    def __init__(
-        self,
-        model_dir: epath.PathLike,
-        *,
-        keep: int = 2,
-        best_metric: str | None = None,
-        best_mode: Literal["min", "max"] = "min",
-    ) -> None:
-        """Open the directory, and create it if need be."""
+    def __init__(self, model_dir: epath.PathLike, *, keep: int = 2) -> None:
+        """Opens the directory, and creates it if necessary."""
         self.directory = epath.Path(model_dir).expanduser().absolute() / SUBDIRECTORY
+        self.best: BestCheckpoint | None = None
         self._saving = -1
         self._digesting = concurrent.futures.ThreadPoolExecutor(1)
-        policies: list[checkpoint_managers.PreservationPolicy] = [checkpoint_managers.LatestN(keep)]
-        if best_metric is not None:
-            policies.append(
-                checkpoint_managers.BestN(
-                    get_metric_fn=lambda metrics: metrics[best_metric],
-                    reverse=best_mode == "min",
-                    n=1,
-                    keep_checkpoints_without_metrics=False,
-                )
-            )
         with _quiet_orbax():
             self._manager = ocp.CheckpointManager(
                 self.directory,
                 options=ocp.CheckpointManagerOptions(
-                    preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+                    preservation_policy=checkpoint_managers.AnyPreservationPolicy(
+                        [checkpoint_managers.LatestN(keep), _KeepBest(self)]
+                    ),
                     cleanup_tmp_directories=True,
                     async_options=ocp.options.AsyncOptions(
                         post_finalization_callback=self._list_files
@@ -85,26 +124,19 @@ class Checkpoints:
             )
 
     def latest_step(self) -> int | None:
-        """The step of the newest checkpoint, or None."""
+        """Returns the step of the newest checkpoint, or None."""
         return self._manager.latest_step()
 
     def all_steps(self) -> list[int]:
-        """The steps of all checkpoints, in ascending order."""
+        """Returns the steps of all checkpoints, in ascending order."""
         return sorted(self._manager.all_steps())
 
-    def save(
-        self,
-        state: TrainState,
-        data: Mapping[str, Any],
-        *,
-        metrics: Mapping[str, float] | None = None,
-    ) -> None:
-        """Begin to save a state; nothing happens if its step has been saved already.
+    def save(self, state: TrainState, data: Mapping[str, Any]) -> None:
+        """Begins to save a state; does nothing if its step has been saved already.
 
         Args:
             state: The state, whose arrays may be donated as soon as this returns.
-            data: What JSON can hold, with the key ``step``.
-            metrics: Values among which ``best_metric`` is looked up.
+            data: JSON values, with the key ``step``.
         """
         step = int(data["step"])
         if step in self._manager.all_steps():
@@ -119,23 +151,35 @@ class Checkpoints:
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(dict(data))
                 ),
-                metrics=None if metrics is None else dict(metrics),
                 force=True,
             )
 
-    def restore_latest(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-        """The newest checkpoint that is whole, laid out as asked.
+    def write_best(self) -> None:
+        """Writes ``best_checkpoint.json``, or removes it where there is no best checkpoint.
 
-        Training is a function of the step, so that going on from an older checkpoint gives the same
-        result, only later. Newer ones, which are damaged, are moved to ``damaged_checkpoints/``
-        beside the directory, and a warning names each.
+        Only the first process writes. While training, this happens when a checkpoint is complete.
+        """
+        if jax.process_index() != 0:
+            return
+        path = self.directory.parent / BEST_FILE
+        if self.best is None:
+            path.unlink(missing_ok=True)
+        else:
+            path.write_text(json.dumps(dataclasses.asdict(self.best), indent=2) + "\n")
+
+    def restore_latest(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+        """Restores the newest undamaged checkpoint in the given layout.
+
+        Training is a function of the step, so resuming from an older checkpoint gives the same
+        result, only later. Newer checkpoints, which are damaged, are moved to
+        ``damaged_checkpoints/`` beside the directory, and a warning names each.
 
         Args:
             abstract: ``ShapeDtypeStruct`` with shardings, which may be of another mesh than the
                 one that saved.
 
         Returns:
-            State and JSON record; None when there is no checkpoint.
+            State and JSON record; None if there is no checkpoint.
 
         Raises:
             UserError: The checkpoint holds parameters of another model, or none is whole.
@@ -157,27 +201,29 @@ class Checkpoints:
         return restored["state"], dict(restored["data"])
 
     def wait(self) -> None:
-        """Wait until everything is written."""
+        """Waits until everything is written."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Wait until everything is written, and release the directory."""
+        """Waits until everything is written, and releases the directory."""
         self._manager.wait_until_finished()
         self._add_digests()
         self._digesting.shutdown()
         self._manager.close()
 
     def _list_files(self) -> None:
-        """Called by Orbax in the background, when a checkpoint has all its files."""
+        """Lists the files of a complete checkpoint; Orbax calls it in the background."""
         if jax.process_index() != 0:
             return
         name = str(self._saving)
         for path in self.directory.iterdir():  # Until it is complete, its name has an ending.
             if path.name.split(".")[0] == name and (path / STATE).is_dir():
                 checkpoint_files.write_list(path, digests=False)
+        if self.best is not None and self.best.step == self._saving:
+            self.write_best()
 
     def _add_digests(self) -> None:
-        """Begin to add to the list of the checkpoint that is complete what takes its time."""
+        """Begins to add digests, which take time, to the file list of the complete checkpoint."""
         step, self._saving = self._saving, -1
         if step < 0 or jax.process_index() != 0:
             return
@@ -190,7 +236,7 @@ class Checkpoints:
         self._digesting.submit(add)
 
     def _newest_whole(self, steps: Sequence[int]) -> tuple[int, dict[int, str]]:
-        """The step of the newest whole checkpoint, the same on every process.
+        """Finds the step of the newest undamaged checkpoint, the same on every process.
 
         Returns:
             The step, and what is wrong with each newer one (known to the first process alone).
@@ -213,7 +259,7 @@ class Checkpoints:
         return chosen, damaged
 
     def _set_aside(self, damaged: Mapping[int, str], step: int) -> None:
-        """Move damaged checkpoints away, so that their steps can be saved again."""
+        """Moves damaged checkpoints away, so that their steps can be saved again."""
         for newer, reason in damaged.items():
             place = self.directory.parent / SET_ASIDE
             place.mkdir(exist_ok=True)
@@ -257,13 +303,127 @@ class Checkpoints:
             )
 
 
+@dataclasses.dataclass(frozen=True)
+class PartialRestoreReport:
+    """Records what became of each parameter in a partial restore.
+
+    Attributes:
+        loaded: Names of the parameters that were read.
+        skipped: Names in the checkpoint that were not read, each with the reason.
+        new: Names in the model that keep their initial value.
+        copied: Names in the model that hold durations (`modules.held_durations`), with the values
+            that the parameters they are copies of begin with.
+    """
+
+    loaded: tuple[str, ...]
+    skipped: tuple[tuple[str, str], ...]
+    new: tuple[str, ...]
+    copied: tuple[str, ...] = ()
+
+    def summary(self) -> str:
+        """Formats the report by module: counts, and one example of what was skipped in each."""
+        lines = [self._counts()]
+        for module in sorted({_module(name) for name in self._names()}):
+            loaded = [name for name in self.loaded if _module(name) == module]
+            skipped = [pair for pair in self.skipped if _module(pair[0]) == module]
+            new = [name for name in self.new if _module(name) == module]
+            copied = [name for name in self.copied if _module(name) == module]
+            all_counts = (
+                (loaded, "loaded"),
+                (skipped, "skipped"),
+                (new, "new"),
+                (copied, "copied to hold durations"),
+            )
+            counts = [f"{len(names)} {what}" for names, what in all_counts if names]
+            line = f"  {module}: {', '.join(counts)}"
+            if skipped:
+                name, reason = skipped[0]
+                line += f" ({name}: {reason}{', ...' if len(skipped) > 1 else ''})"
+            lines.append(line)
+        return "\n".join(lines)
+
+    def text(self) -> str:
+        """Formats the whole report, one line per parameter."""
+        return "\n".join(
+            [
+                self._counts(),
+                "",
+                "loaded: in the checkpoint and in the model",
+                *(f"  {name}" for name in self.loaded),
+                "",
+                "skipped: in the checkpoint, and not restored",
+                *(f"  {name}: {reason}" for name, reason in self.skipped),
+                "",
+                "new: in the model, with their initial values",
+                *(f"  {name}" for name in self.new),
+                "",
+                "copied: in the model, to hold the durations with which it begins",
+                *(f"  {name}" for name in self.copied),
+                "",
+            ]
+        )
+
+    def _counts(self) -> str:
+        return (
+            f"{len(self.loaded)} parameters loaded, {len(self.skipped)} skipped, "
+            f"{len(self.new)} new"
+        )
+
+    def _names(self) -> tuple[str, ...]:
+        return (*self.loaded, *(name for name, _ in self.skipped), *self.new, *self.copied)
+
+
+def mismatch_reason(
+    name: str,
+    shape: tuple[int, ...],
+    wanted: Mapping[str, Any],
+    *,
+    include: Sequence[str],
+    exclude: Sequence[str],
+) -> str | None:
+    """Returns why a parameter of a checkpoint is not restored; None if it is.
+
+    Args:
+        name: Name of the parameter.
+        shape: Shape of the parameter.
+        wanted: The parameters of the model by name.
+        include: Regular expressions of names that may be restored.
+        exclude: Regular expressions of names that may not.
+    """
+    if any(re.fullmatch(pattern, name) for pattern in exclude):
+        return "excluded by init_exclude"
+    if not any(re.fullmatch(pattern, name) for pattern in include):
+        return "not in init_include"
+    if name not in wanted:
+        return _stacked_otherwise(name, wanted) or "not in this model"
+    here = tuple(wanted[name].shape)
+    if here != shape:
+        return f"shape {shape} there, {here} here"
+    return None
+
+
+def _stacked_otherwise(name: str, wanted: Mapping[str, Any]) -> str | None:
+    """Returns the reason if only one of checkpoint and model scans the layers of a stack."""
+    scanned = _SCANNED.fullmatch(name)
+    if scanned and f"{scanned[1] or ''}layer_0{scanned[2]}" in wanted:
+        return "one array for all layers there, one per layer here: set scan = True for the stack"
+    unrolled = _UNROLLED.fullmatch(name)
+    if unrolled and f"{unrolled[1] or ''}layers{unrolled[2]}" in wanted:
+        return "one array per layer there, one for all layers here: set scan = False for the stack"
+    return None
+
+
+def _module(name: str) -> str:
+    return name.split("/")[0]
+
+
 def restore_params(
     directory: epath.PathLike, which: Which = "ema", *, abstract_params: Any = None
 ) -> Any:
-    """The parameters of a checkpoint.
+    """Restores the parameters of a checkpoint.
 
     Args:
-        directory: A model directory (its newest checkpoint counts), or one checkpoint in it.
+        directory: A checkpoint, as `find_checkpoint` takes it.
         which: ``ema`` for the moving average, ``params`` for the values of the last step.
         abstract_params: Shapes and shardings to restore to; every one must be in the checkpoint.
             Without it, the whole tree is read as numpy arrays.
@@ -301,13 +461,13 @@ def partial_restore(
     include: Sequence[str] = (".*",),
     exclude: Sequence[str] = (),
 ) -> tuple[Any, PartialRestoreReport]:
-    """Read from a checkpoint what fits a model by name and shape, and leave the rest.
+    """Restores the parameters of a checkpoint that fit a model by name and shape.
 
     A model that holds durations (`modules.held_durations`) holds those of the checkpoint.
 
     Args:
         params: Tree of arrays, or of ``ShapeDtypeStruct`` with or without shardings.
-        directory: A model directory (its newest checkpoint counts), or one checkpoint in it.
+        directory: A checkpoint, as `find_checkpoint` takes it.
         which: ``ema`` for the moving average, ``params`` for the values of the last step.
         include: Regular expressions of whole names in the checkpoint: only these are read.
         exclude: Regular expressions of whole names in the checkpoint that are not read, although
@@ -333,7 +493,7 @@ def partial_restore(
     targets: dict[tuple[str, ...], Any] = {}
     skipped: list[tuple[str, str]] = []
     for name, path in paths.items():
-        reason = partial_init.reason_to_skip(
+        reason = mismatch_reason(
             name, tuple(saved[path].shape), wanted, include=include, exclude=exclude
         )
         if reason is None:
@@ -359,10 +519,10 @@ def partial_restore(
 
 
 def saved_shapes(directory: epath.PathLike, which: Which = "ema") -> dict[str, tuple[int, ...]]:
-    """The shape of each parameter of a checkpoint, by name.
+    """Reads the shape of each parameter of a checkpoint, by name.
 
     Args:
-        directory: A model directory (its newest checkpoint counts), or one checkpoint in it.
+        directory: A checkpoint, as `find_checkpoint` takes it.
         which: ``ema`` for the moving average, ``params`` for the values of the last step.
 
     Raises:
@@ -373,7 +533,7 @@ def saved_shapes(directory: epath.PathLike, which: Which = "ema") -> dict[str, t
 
 
 def saved_record(step_directory: epath.PathLike) -> dict[str, Any]:
-    """The JSON record of one checkpoint (see `Checkpoints.save`); empty where it has none.
+    """Reads the JSON record of one checkpoint (see `Checkpoints.save`); empty where it has none.
 
     Raises:
         UserError: The checkpoint is damaged.
@@ -388,17 +548,22 @@ def saved_record(step_directory: epath.PathLike) -> dict[str, Any]:
 
 
 def find_checkpoint(directory: epath.PathLike) -> epath.Path:
-    """The directory of one checkpoint.
+    """Finds the directory of one checkpoint.
 
     Args:
-        directory: A model directory, its ``checkpoints`` directory, or a checkpoint itself.
+        directory: A model directory or its ``checkpoints`` directory, for the newest checkpoint;
+            one of the two with ``/best`` or ``/latest`` after it; or a checkpoint itself.
 
     Raises:
-        UserError: There is no complete checkpoint.
+        UserError: There is no complete checkpoint, or none that is known as the best.
     """
     path = epath.Path(directory).expanduser().absolute()
     if (path / STATE).is_dir():
         return path
+    if path.name == "best" and not path.exists():
+        return _best_checkpoint(path.parent)
+    if path.name == "latest" and not path.exists():
+        path = path.parent
     for parent in (path / SUBDIRECTORY, path):
         if parent.is_dir():
             steps = ocp.utils.checkpoint_steps(parent)
@@ -408,6 +573,73 @@ def find_checkpoint(directory: epath.PathLike) -> epath.Path:
         f"{directory} is not a checkpoint directory: give a model directory that holds "
         f"{SUBDIRECTORY}/<step>, or one such step."
     )
+
+
+def _best_checkpoint(directory: epath.Path) -> epath.Path:
+    model_dir = directory.parent if directory.name == SUBDIRECTORY else directory
+    path = model_dir / BEST_FILE
+    if not path.exists():
+        raise UserError(
+            f"{model_dir} has no best checkpoint: its run measured no validation metric "
+            "(EVAL_EVERY); leave /best out for the newest checkpoint."
+        )
+    step = json.loads(path.read_text())["step"]
+    checkpoint = model_dir / SUBDIRECTORY / str(step)
+    if not (checkpoint / STATE).is_dir():
+        raise UserError(
+            f"{path} names step {step}, but {checkpoint} does not exist; copy it there, or leave "
+            "/best out for the newest checkpoint."
+        )
+    return checkpoint
+
+
+def as_saved(run: TrainRun, directory: epath.PathLike, which: Which = "ema") -> TrainRun:
+    """Adapts a run to a checkpoint of an earlier version, without what its model has gained since.
+
+    That is, so far, the final layer normalisation of the refiner.
+
+    Args:
+        run: The run that the model directory describes.
+        directory: A checkpoint, as `find_checkpoint` takes it.
+        which: The parameters that are to be read.
+
+    Returns:
+        The run, whose model computes what it computed when it was trained.
+    """
+    refiner = getattr(run.model, "refiner", None)
+    if refiner is None or not refiner.normalize:
+        return run
+    if "refiner/final_norm/scale" in saved_shapes(directory, which):
+        return run
+    model = run.model.clone(refiner=refiner.clone(normalize=False))
+    return dataclasses.replace(run, model=model)
+
+
+def as_begun(run: TrainRun, directory: epath.PathLike, steps: Sequence[int]) -> TrainRun:
+    """Adapts a run to its own checkpoints, if an earlier version began it.
+
+    Args:
+        run: The run.
+        directory: The directory of its checkpoints.
+        steps: Their steps, ascending; empty for a run that begins.
+
+    Returns:
+        The run as `as_saved` adapts it.
+    """
+    for step in reversed(steps):
+        try:
+            begun = as_saved(run, epath.Path(directory) / str(step), "params")
+        except UserError:
+            # A damaged one; `Checkpoints.restore_latest` names it. All are of one model.
+            continue
+        if begun is not run:
+            log.warning(
+                "%s was begun by an earlier version: its refiner ends without a layer "
+                "normalisation, and stays so",
+                epath.Path(directory).parent,
+            )
+        return begun
+    return run
 
 
 @contextlib.contextmanager
@@ -422,7 +654,7 @@ def _naming_damage(step_directory: epath.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet_orbax() -> Iterator[None]:
-    """Without the many lines at level INFO and WARNING that Orbax logs for each save."""
+    """Silences the many lines at level INFO and WARNING that Orbax logs for each save."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -450,7 +682,7 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _saved_parameters(step_directory: epath.Path, which: Which) -> dict[tuple[str, ...], Any]:
-    """Paths and metadata of the saved parameters."""
+    """Reads paths and metadata of the saved parameters."""
     if which not in _STATE_FIELDS:
         raise UserError(f"Parameters {which!r} are unknown; choose 'ema' or 'params'.")
     saved = _flat(_metadata(step_directory).get(_STATE_FIELDS[which]))
@@ -465,7 +697,7 @@ def _saved_parameters(step_directory: epath.Path, which: Which) -> dict[tuple[st
 def _read(
     step_directory: epath.Path, which: Which, targets: Mapping[tuple[str, ...], Any]
 ) -> dict[tuple[str, ...], Any]:
-    """Read some arrays; a target with a sharding is restored to it, any other as numpy array."""
+    """Reads some arrays; a target with a sharding is restored to it, others as numpy arrays."""
     item: dict[str, Any] = {}
     restore_args: dict[str, Any] = {}
     for path, target in targets.items():

@@ -15,7 +15,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from maestro_jax.errors import UserError
-from maestro_jax.training import model_vocabulary, parameter_trees, partial_init
+from maestro_jax.training import checkpoints, model_vocabulary, parameter_trees
 from maestro_jax.training.checkpoints import find_checkpoint, saved_shapes
 from maestro_jax.training.partitioning import BATCH_AXES
 from maestro_jax.training.run import TrainRun
@@ -182,7 +182,7 @@ def _taken_over_of_tokens(run: TrainRun) -> list[str]:
     return [
         name
         for name, shape in saved_shapes(run.init_from, run.init_which).items()
-        if partial_init.reason_to_skip(
+        if checkpoints.mismatch_reason(
             name, shape, wanted, include=run.init_include, exclude=run.init_exclude
         )
         is None

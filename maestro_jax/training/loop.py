@@ -20,12 +20,16 @@ from jax.sharding import Mesh
 
 from maestro_jax.errors import UserError
 from maestro_jax.training import model_vocabulary, parameter_trees
-from maestro_jax.training.checkpoints import Checkpoints, find_checkpoint, partial_restore
+from maestro_jax.training.checkpoints import (
+    REPORT_FILE,
+    Checkpoints,
+    as_begun,
+    find_checkpoint,
+    partial_restore,
+)
 from maestro_jax.training.diagnostics import Diagnostics, describe
-from maestro_jax.training.earlier_checkpoints import as_begun
 from maestro_jax.training.inputs import Batches, held_out_pairs, task_batches
 from maestro_jax.training.interruption import Interrupted, StopSignals
-from maestro_jax.training.mesh_step import jitted_step, mesh_state
 from maestro_jax.training.metrics import (
     Chronometer,
     MetricWindow,
@@ -33,14 +37,12 @@ from maestro_jax.training.metrics import (
     console_line,
     throughput,
 )
-from maestro_jax.training.overview import parameter_overview
-from maestro_jax.training.partial_init import REPORT_FILE
+from maestro_jax.training.parameter_trees import parameter_overview
 from maestro_jax.training.partitioning import replicated
 from maestro_jax.training.run import TrainRun
-from maestro_jax.training.state import TrainState, create_state, initial_params
+from maestro_jax.training.state import TrainState, create_state, initial_params, sharded_state
 from maestro_jax.training.steering import Steering
-from maestro_jax.training.step import batch_text
-from maestro_jax.training.term_gradients import term_gradient_norms
+from maestro_jax.training.step import describe_shapes, jit_train_step, term_gradient_norms
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +102,7 @@ def train(
     run = as_begun(run, checkpoints.directory, checkpoints.all_steps())
 
     # ------------------------------------------------------------------ state: shapes and places
-    placed = mesh_state(run, mesh)
+    placed = sharded_state(run, mesh)
     shardings, abstract = placed.shardings, placed.abstract
     size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract.params))
     log.info("%s parameters", f"{size:,}")
@@ -139,7 +141,7 @@ def train(
         return partitioning.shard_batch(mesh, chosen)
 
     # ------------------------------------------------------------------------------------ step
-    step_function = jitted_step(run, mesh, shardings)
+    step_function = jit_train_step(run, mesh, shardings)
     measure_gradients = jax.jit(
         functools.partial(
             term_gradient_norms,
@@ -273,7 +275,7 @@ def train(
             for step in range(start + 1, run.steps + 1):
                 if step == first_profiled:
                     jax.profiler.start_trace(str(directory / "profile"))
-                shape = batch_text(batch)
+                shape = describe_shapes(batch)
                 is_new = shape not in compiled
                 if is_new:
                     compiled.add(shape)

@@ -10,11 +10,11 @@ from typing import Any, Literal, Protocol, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from maestro_jax.errors import UserError, near_misses
 from maestro_jax.training import parameter_groups, parameter_trees
-from maestro_jax.training.factored_moments import scale_by_factored_rms
 from maestro_jax.training.parameter_groups import BASE, ParameterGroup
 
 SCHEDULES = ("inverse_sqrt", "cosine", "constant")
@@ -24,40 +24,40 @@ FROZEN = r"(.*/)?frozen_\w+(/.*)?"
 
 
 class Optimizer(Protocol):
-    """What the training step asks of an optimizer's configuration."""
+    """Declares what the training step requires of an optimizer's configuration."""
 
     def build(self, params: Any) -> optax.GradientTransformation:
-        """The transformation of gradients to updates, for parameters of these names."""
+        """Builds the transformation of gradients to updates, for parameters of these names."""
         ...
 
     def schedule(self, step: jax.typing.ArrayLike) -> jax.Array:
-        """The learning rate of the update that follows so many updates."""
+        """Returns the learning rate of the update that follows `step` updates."""
         ...
 
     def group_schedules(self, step: jax.typing.ArrayLike) -> Mapping[str, jax.Array]:
-        """The learning rates of the groups that have their own."""
+        """Returns the learning rates of the groups that have their own."""
         ...
 
     def by_group(self, tree: Any) -> Mapping[str, Any]:
-        """A tree like that of the parameters by group, without what is never trained."""
+        """Splits a tree like that of the parameters by group, without what is never trained."""
         ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(abc.ABC):
-    """What all optimizers have: a learning rate that warms up, weight decay, clipping, groups.
+    """Holds what all optimizers have: learning-rate schedule, weight decay, clipping, groups.
 
     Attributes:
-        learning_rate: The peak learning rate.
-        warmup_steps: Updates in which the learning rate rises linearly to the peak.
+        learning_rate: Peak learning rate.
+        warmup_steps: Number of updates in which the learning rate rises linearly to the peak.
         schedule_name: ``inverse_sqrt``, ``cosine`` or ``constant``: what follows the warm-up.
         decay_steps: With ``cosine``, the update at which the learning rate reaches its end.
         end_fraction: With ``cosine``, the end as a fraction of the peak.
         weight_decay: Decoupled weight decay, times the learning rate.
         weight_decay_exclude: Regular expressions of whole parameter names without weight decay.
-        clip_norm: The gradient of all that is trained is scaled down to this global norm at most;
-            None: never.
-        mu_dtype: The type in which first moments are kept, as in ``"bfloat16"``; None: float32.
+        clip_norm: Maximal global norm of the gradient of all trained parameters, to which it is
+            scaled down; None for no clipping.
+        mu_dtype: Dtype of first moments, such as ``"bfloat16"``; None for float32.
         groups: Parameters with a learning rate, schedule or weight decay of their own, or frozen.
     """
 
@@ -73,7 +73,7 @@ class OptimizerConfig(abc.ABC):
     groups: tuple[ParameterGroup, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse values that make no sense."""
+        """Checks the values."""
         if self.schedule_name not in SCHEDULES:
             raise UserError(
                 f"The schedule {self.schedule_name!r} is unknown; there are "
@@ -109,7 +109,7 @@ class OptimizerConfig(abc.ABC):
             self._of_group(group)
 
     def schedule(self, step: jax.typing.ArrayLike) -> jax.Array:
-        """The learning rate of the update that follows ``step`` updates.
+        """Returns the learning rate of the update that follows ``step`` updates.
 
         With n = step + 1, w = max(warmup_steps, 1) and peak learning rate p:
 
@@ -134,7 +134,7 @@ class OptimizerConfig(abc.ABC):
         return self.learning_rate * factor
 
     def group_schedules(self, step: jax.typing.ArrayLike) -> dict[str, jax.Array]:
-        """The learning rate of each group in the update that follows ``step`` updates.
+        """Returns the learning rate of each group in the update that follows ``step`` updates.
 
         With f the steps for which a group is frozen, that of ``schedule`` at ``step - f``; before
         that, and for a group that is frozen for good, 0.
@@ -147,7 +147,7 @@ class OptimizerConfig(abc.ABC):
         return rates
 
     def by_group(self, tree: Any) -> dict[str, Any]:
-        """A tree with the names of the parameters by group, without what is frozen for good.
+        """Splits a tree with the names of the parameters by group, without what is frozen for good.
 
         Args:
             tree: Such as the gradients.
@@ -161,7 +161,7 @@ class OptimizerConfig(abc.ABC):
         )
 
     def build(self, params: Any) -> optax.GradientTransformation:
-        """The gradient transformation.
+        """Builds the gradient transformation.
 
         Args:
             params: The tree of parameters, boxed or not; only names are read.
@@ -189,7 +189,7 @@ class OptimizerConfig(abc.ABC):
         return tuple(group.name for group in self.groups if group.frozen)
 
     def _of_group(self, group: ParameterGroup) -> Self:
-        """The configuration of one group, whose steps are counted from when it thaws."""
+        """Returns the configuration of one group, whose steps count from the end of its freeze."""
         own = {
             field: getattr(group, field)
             for field in ("learning_rate", "warmup_steps", "schedule_name", "weight_decay")
@@ -201,7 +201,9 @@ class OptimizerConfig(abc.ABC):
         try:
             return dataclasses.replace(self, groups=(), **own)
         except UserError as error:
-            thaws = f" (counted from its thaw at {group.frozen_steps})" * (group.frozen_steps > 0)
+            thaws = f" (counted from the end of its freeze at {group.frozen_steps})" * (
+                group.frozen_steps > 0
+            )
             raise UserError(f"The parameter group {group.name!r}{thaws}: {error}") from error
 
     def _unclipped(self) -> list[optax.GradientTransformation]:
@@ -214,7 +216,7 @@ class OptimizerConfig(abc.ABC):
 
     @abc.abstractmethod
     def _scaled(self) -> list[optax.GradientTransformation]:
-        """Turn gradients into updates, before weight decay and learning rate."""
+        """Turns gradients into updates, before weight decay and learning rate."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -222,7 +224,7 @@ class AdamConfig(OptimizerConfig):
     """Adam; with ``weight_decay``, which is decoupled, AdamW.
 
     The defaults of the moments are those of the Transformer (Vaswani et al. 2017), which the
-    Conformer papers took over.
+    Conformer papers use.
 
     Attributes:
         b1: Decay of the first moment.
@@ -266,7 +268,7 @@ class AdafactorConfig(OptimizerConfig):
     eps: float = 1e-30
 
     def __post_init__(self) -> None:
-        """Refuse values that make no sense."""
+        """Checks the values."""
         super().__post_init__()
         if not 0.0 < self.decay_rate <= 1.0 or not (self.b1 is None or 0.0 <= self.b1 < 1.0):
             raise UserError(
@@ -294,8 +296,72 @@ class AdafactorConfig(OptimizerConfig):
         return steps
 
 
+def scale_by_factored_rms(
+    *, decay_rate: float, smallest: int, eps: float
+) -> optax.GradientTransformation:
+    """Wraps `optax.scale_by_factored_rms` so that its state keeps the boxes of boxed parameters.
+
+    Where a parameter has two large axes, its second moments are kept as means over one of them and
+    as means over the other (Shazeer and Stern 2018, algorithm 4). An array of means has the logical
+    axes that remain, so that a mesh lays it out like the parameter.
+
+    Args:
+        decay_rate: Exponent of the decay: after t updates it is `1 - t ** -decay_rate`.
+        smallest: Smallest size of an axis that is averaged over; a parameter with fewer than two
+            such axes has a moment for each of its values.
+        eps: Added to the square of the gradient.
+    """
+    plain = optax.scale_by_factored_rms(
+        decay_rate=decay_rate, min_dim_size_to_factor=smallest, epsilon=eps
+    )
+
+    def init(params: Any) -> Any:
+        state = plain.init(parameter_trees.unbox(params))
+
+        def boxed(field: str) -> Any:
+            return jax.tree.map(
+                lambda param, value: _in_a_box(param, value, field, smallest),
+                params,
+                getattr(state, field),
+                is_leaf=parameter_trees.is_box,
+            )
+
+        return state._replace(**{field: boxed(field) for field in ("v_row", "v_col", "v")})
+
+    return optax.GradientTransformation(init, plain.update)
+
+
+def factored_axes(shape: tuple[int, ...], smallest: int) -> tuple[int, int] | None:
+    """Returns the axes that `v_col` and `v_row` are means over, the largest last, or None.
+
+    Args:
+        shape: Shape of the parameter.
+        smallest: Smallest size of both axes.
+    """
+    if len(shape) < 2:
+        return None
+    *_, second, largest = (int(axis) for axis in np.argsort(shape))
+    return None if shape[second] < smallest else (second, largest)
+
+
+def _in_a_box(param: Any, value: jax.Array, field: str, smallest: int) -> Any:
+    """Boxes the statistics of a parameter like the parameter, if they have logical axes."""
+    names = tuple(getattr(param, "names", ())) if parameter_trees.is_box(param) else ()
+    if not names:
+        return value
+    shape = parameter_trees.unbox(param).shape
+    axes = factored_axes(shape, smallest)
+    if (axes is None) != (field == "v"):
+        # A placeholder for statistics that are not kept.
+        return value
+    if axes is not None:
+        gone = axes[1] if field == "v_row" else axes[0]
+        names = names[:gone] + names[gone + 1 :]
+    return param.replace(value=value, names=names)
+
+
 def _decayed_weights(decay: float, exclude: tuple[str, ...]) -> optax.GradientTransformation:
-    """Add ``decay * parameter`` to the updates of all parameters that are not excluded."""
+    """Adds ``decay * parameter`` to the updates of all parameters that are not excluded."""
 
     def add(updates: Any, params: Any) -> Any:
         def one(name: str, update: jax.Array, value: jax.Array) -> jax.Array:
@@ -310,7 +376,7 @@ def _decayed_weights(decay: float, exclude: tuple[str, ...]) -> optax.GradientTr
 
 
 def ema_decay_at(step: jax.typing.ArrayLike, decay: float) -> jax.Array:
-    """The decay of the moving average after ``step`` updates.
+    """Returns the decay of the moving average after ``step`` updates.
 
     ``min(decay, (1 + step) / (10 + step))``: early averages forget the initial values quickly.
     """
@@ -319,7 +385,7 @@ def ema_decay_at(step: jax.typing.ArrayLike, decay: float) -> jax.Array:
 
 
 def update_ema(average: Any, params: Any, step: jax.typing.ArrayLike, decay: float) -> Any:
-    """The moving average with new parameters taken in.
+    """Updates the moving average of the parameters.
 
     ``average <- d average + (1 - d) parameter`` in float32, with d of ``ema_decay_at(step)``.
 

@@ -1,52 +1,89 @@
-"""One training step: a pure function of the state and a batch."""
+"""One training step: a pure function of the state and a batch, and its compiled form on a mesh."""
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from typing import TYPE_CHECKING, Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from maestro_jax.batches import SAMPLE_RATE, SEQUENCE_LIMITS
+from maestro_jax.losses.reduction import mean
+from maestro_jax.objectives.base import Batch, Controls, Metrics, Objective
 from maestro_jax.training import parameter_trees
-from maestro_jax.training.accumulation import Accumulation, accumulated_loss, micro_batches
+from maestro_jax.training.accumulation import MicrobatchedTerms, accumulated_loss, micro_batches
 from maestro_jax.training.optimizers import Optimizer, update_ema
+from maestro_jax.training.partitioning import replicated
 from maestro_jax.training.state import TrainState
 
-Metrics = dict[str, tuple[jax.Array, jax.Array]]
+if TYPE_CHECKING:
+    from maestro_jax.training.run import TrainRun
+
+
+def jit_train_step(run: TrainRun, mesh: Mesh, shardings: TrainState) -> Any:
+    """Jits `train_step` for a mesh; trace it inside ``partitioning.activate(mesh)``.
+
+    Args:
+        run: The run.
+        mesh: The device mesh.
+        shardings: Shardings of the state, whose buffers are donated.
+
+    Returns:
+        A jitted function of the state, the batch and the controls of `CurriculumController`. It
+        returns the next state, laid out as the one before, and replicated metrics.
+    """
+    return jax.jit(
+        functools.partial(
+            train_step,
+            model=run.model,
+            objective=run.objective,
+            optimizer=run.optimizer,
+            ema_decay=run.ema_decay,
+            seed=run.seed,
+            accumulate=run.accumulate,
+            param_shardings=shardings.params,
+        ),
+        in_shardings=(shardings, run.partitioning.batch_sharding(mesh), replicated(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
 
 
 def train_step(
     state: TrainState,
-    batch: Any,
-    controls: Any = None,
+    batch: Batch,
+    controls: Controls | None = None,
     *,
-    model: Any,
-    objective: Any,
+    model: nn.Module,
+    objective: Objective,
     optimizer: Optimizer,
     ema_decay: float | None,
     seed: int,
     accumulate: int = 1,
     param_shardings: Any = None,
 ) -> tuple[TrainState, Metrics]:
-    """Take one gradient step.
+    """Computes one gradient step.
 
     A step whose loss or gradient is not finite changes nothing but the step number; the metric
     ``skipped_steps`` counts it.
 
     Args:
-        state: The state before the step.
+        state: State before the step.
         batch: ``{stream: {feature: array}}``, global arrays.
-        controls: What was decided between steps, for the objective; None: nothing.
+        controls: What was decided between steps, for the objective; None for nothing.
         model: The model.
-        objective: The objective, which turns model, parameters and batch to a loss and metrics.
-        optimizer: The optimizer's configuration.
-        ema_decay: The decay of the average of the parameters; None: the state has none.
-        seed: The seed of the run; the randomness of a step is a function of (seed, step).
-        accumulate: The batch is taken in so many parts, which saves memory; the loss and the
-            gradient are those of the whole batch. Each part has randomness of its own.
-        param_shardings: Of the parameters; where gradients are summed up, with `accumulate`.
+        objective: The objective, which computes loss and metrics from model, parameters and batch.
+        optimizer: Configuration of the optimizer.
+        ema_decay: Decay of the moving average of the parameters; None if the state has none.
+        seed: Seed of the run; the random key of a step is a function of (seed, step).
+        accumulate: Number of microbatches in which the batch is processed, which saves memory. Loss
+            and gradient are those of the whole batch. Each microbatch has a random key of its own.
+        param_shardings: Shardings of the parameters, in which gradients of microbatches are
+            summed.
 
     Returns:
         The state after the step, and ``{name: (total, count)}`` of float32 scalars.
@@ -58,7 +95,7 @@ def train_step(
         loss, metrics, gradients = accumulated_loss(
             objective,
             state.params,
-            batch_in_parts(objective, model, state, batch, controls, rng, accumulate),
+            microbatched_terms(objective, model, state, batch, controls, rng, accumulate),
             step=state.step,
             controls=controls,
             trained={name for leaves in named for name, _ in leaves},
@@ -79,7 +116,7 @@ def train_step(
             )
 
         (loss, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-    # What is frozen for good is left out, and its gradient is thereby not even computed.
+    # Without the parameters that are frozen for good: the compiler then drops their gradients.
     by_group = optimizer.by_group(gradients)
     gradient_norm = optax.tree.norm(by_group)
     finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
@@ -119,65 +156,152 @@ def train_step(
         },
     }
     # One value that is not finite must not spoil the average over many steps.
-    metrics = {name: _only_finite(total, count) for name, (total, count) in metrics.items()}
+    metrics = {name: _zero_if_not_finite(*metric) for name, metric in metrics.items()}
     metrics["skipped_steps"] = (1.0 - finite.astype(jnp.float32), one)
     return new_state, metrics
 
 
-def batch_in_parts(
-    objective: Any,
-    model: Any,
+def microbatched_terms(
+    objective: Objective,
+    model: nn.Module,
     state: TrainState,
-    batch: Any,
-    controls: Any,
+    batch: Batch,
+    controls: Controls | None,
     rng: jax.Array,
     count: int,
-) -> Accumulation:
-    """The terms of a batch, to be computed part by part.
+) -> MicrobatchedTerms:
+    """Splits a batch into microbatches and returns the loss terms to compute of each.
 
     Args:
         objective: The objective.
         model: The model.
-        state: The state; its step and averaged parameters are used.
+        state: The state, whose step and averaged parameters are used.
         batch: ``{stream: {feature: array}}``, global arrays.
         controls: What was decided between steps.
-        rng: The random key of the step.
-        count: The number of parts.
+        rng: Random key of the step.
+        count: Number of microbatches.
     """
 
-    def terms(params: Any, averages: Any, part: Any, key: jax.Array) -> Any:
+    def terms(params: Any, averages: Any, microbatch: Any, key: jax.Array) -> Any:
         return objective.terms(
             model,
             params,
             averages,
-            part,
+            microbatch,
             rng=key,
             step=state.step,
             controls=controls,
             train=True,
         )
 
-    return Accumulation(
+    return MicrobatchedTerms(
         terms=terms,
         averages=state.ema_params,
-        parts=micro_batches(batch, count),
+        microbatches=micro_batches(batch, count),
         count=count,
         rng=rng,
     )
 
 
-def stream_sizes(batch: Any) -> Metrics:
-    """How much there is of each stream.
+def term_gradient_norms(
+    state: TrainState,
+    batch: Batch,
+    controls: Controls | None = None,
+    *,
+    model: nn.Module,
+    objective: Objective,
+    seed: int,
+    accumulate: int = 1,
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """Computes the gradient norm of each loss term's mean, before any weight, and the means.
+
+    Takes one forward pass and one backward pass per term: a loop over the terms, of which a single
+    backward pass is compiled. With microbatches, both passes per term.
 
     Args:
-        batch: `{stream: {feature: array}}`, with a `<feature>_length` `[batch]`, 0 for what
-            is absent.
+        state: The training state.
+        batch: ``{stream: {feature: array}}``.
+        controls: As for `train_step`.
+        model: The model.
+        objective: An objective with a method `terms`, or whose metrics hold its terms as
+            ``loss/<term>``.
+        seed: Seed of the run; dropout and masks are those of the step.
+        accumulate: Number of microbatches, as for `train_step`.
 
     Returns:
-        `<stream>/examples`, and as far as a stream has them `<stream>/audio_seconds` and
-        `<stream>/tokens` (of texts and translations): the amount, with a count of 1 for the step.
-        And `<stream>/audio_padding` and `<stream>/token_padding`: the padded amount, with a count
-        of the real one; 1 is no waste at all.
+        Scalars by term: norms over all parameters, and means. A term whose stream has no examples
+        has a norm and a mean of 0.
+    """
+    rng = jax.random.fold_in(jax.random.key(seed), state.step)
+    if accumulate > 1:
+        terms = microbatched_terms(objective, model, state, batch, controls, rng, accumulate)
+        return _norms_over_microbatches(terms, state.params)
+
+    def means(params: Any) -> dict[str, jax.Array]:
+        inputs = (model, params, state.ema_params, batch)
+        options: dict[str, Any] = {
+            "rng": rng,
+            "step": state.step,
+            "controls": controls,
+            "train": True,
+        }
+        if hasattr(objective, "terms"):
+            terms, _ = objective.terms(*inputs, **options)
+        else:
+            _, metrics = objective.loss(*inputs, **options)
+            terms = {
+                name.removeprefix("loss/"): term
+                for name, term in metrics.items()
+                if name.startswith("loss/")
+            }
+        return {name: mean(term) for name, term in terms.items()}
+
+    values, backward = jax.vjp(means, state.params)
+    names = sorted(values)
+
+    def norm(one_hot: jax.Array) -> jax.Array:
+        cotangents = {name: one_hot[index] for index, name in enumerate(names)}
+        return optax.tree.norm(backward(cotangents)[0])
+
+    # One backward pass per row of the identity matrix [terms, terms].
+    norms = jax.lax.map(norm, jnp.eye(len(names), dtype=jnp.float32))
+    return {name: norms[index] for index, name in enumerate(names)}, values
+
+
+def _norms_over_microbatches(
+    terms: MicrobatchedTerms, params: Any
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    counts = terms.counts(params)
+    names = sorted(counts)
+
+    def of_term(one_hot: jax.Array) -> tuple[jax.Array, jax.Array]:
+        scales = {
+            name: one_hot[index] / jnp.maximum(counts[name], 1.0)
+            for index, name in enumerate(names)
+        }
+        gradients, totals, _ = terms.gradient(params, scales)
+        value = sum((scales[name] * totals[name] for name in names), jnp.zeros(()))
+        return optax.tree.norm(gradients), value
+
+    norms, values = jax.lax.map(of_term, jnp.eye(len(names), dtype=jnp.float32))
+    return (
+        {name: norms[index] for index, name in enumerate(names)},
+        {name: values[index] for index, name in enumerate(names)},
+    )
+
+
+def stream_sizes(batch: Batch) -> Metrics:
+    """Counts what a batch holds of each stream.
+
+    Args:
+        batch: ``{stream: {feature: array}}``, with a ``<feature>_length`` `[batch]`, 0 in rows
+            without an example.
+
+    Returns:
+        ``<stream>/examples`` and, as far as a stream has them, ``<stream>/audio_seconds`` and
+        ``<stream>/tokens`` (of texts and translations): the amount, with a count of 1 per step.
+        Also ``<stream>/audio_padding`` and ``<stream>/token_padding``: the padded amount, with the
+        valid amount as the count; 1 means no padding at all.
     """
     one = jnp.ones((), jnp.float32)
     sizes: Metrics = {}
@@ -189,8 +313,8 @@ def stream_sizes(batch: Any) -> Metrics:
         }
         if not lengths:
             continue
-        there = sum(lengths.values()) > 0
-        sizes[f"{stream}/examples"] = (jnp.sum(there.astype(jnp.float32)), one)
+        present = jnp.asarray(sum(lengths.values())) > 0  # [batch]
+        sizes[f"{stream}/examples"] = (jnp.sum(present.astype(jnp.float32)), one)
         texts = [length for name, length in lengths.items() if name != "audio"]
         if "audio" in lengths:
             sizes[f"{stream}/audio_seconds"] = (jnp.sum(lengths["audio"]) / SAMPLE_RATE, one)
@@ -206,18 +330,18 @@ def stream_sizes(batch: Any) -> Metrics:
     return sizes
 
 
-def _only_finite(total: jax.Array, count: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _zero_if_not_finite(total: jax.Array, count: jax.Array) -> tuple[jax.Array, jax.Array]:
     total = jnp.asarray(total, jnp.float32)
     count = jnp.asarray(count, jnp.float32)
     finite = jnp.isfinite(total) & jnp.isfinite(count)
     return jnp.where(finite, total, 0.0), jnp.where(finite, count, 0.0)
 
 
-def batch_text(batch: Any) -> str:
-    """The shapes of a batch for a reader: `speech 8 x 240000; paired 4 x 160000, 64`.
+def describe_shapes(batch: Batch) -> str:
+    """Formats the shapes of a batch, as in ``speech 8 x 240000; paired 4 x 160000, 64``.
 
     Args:
-        batch: `{stream: {feature: array}}`.
+        batch: ``{stream: {feature: array}}``.
     """
     parts = []
     for stream, features in batch.items():

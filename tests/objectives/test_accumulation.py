@@ -13,11 +13,10 @@ import pytest
 from maestro_jax.objectives.speech_recognition import SpeechRecognition
 from maestro_jax.objectives.weighting import PARAMETERS, UncertaintyWeighting
 from maestro_jax.training import parameter_trees
-from maestro_jax.training.accumulation import Accumulation, accumulated_loss, micro_batches
+from maestro_jax.training.accumulation import MicrobatchedTerms, accumulated_loss, micro_batches
 from maestro_jax.training.partitioning import Partitioning
 from maestro_jax.training.state import create_state
-from maestro_jax.training.step import batch_in_parts, train_step
-from maestro_jax.training.term_gradients import term_gradient_norms
+from maestro_jax.training.step import microbatched_terms, term_gradient_norms, train_step
 
 PARTS = 4
 RECOGNITION = SpeechRecognition(augment=False)
@@ -114,7 +113,7 @@ def test_pretraining_is_the_sum_of_its_parts(tiny):
 
     @jax.jit
     def in_parts(state, batch):
-        parts = batch_in_parts(objective, model, state, batch, None, rng, 2)
+        parts = microbatched_terms(objective, model, state, batch, None, rng, 2)
         return accumulated_loss(objective, state.params, parts, step=state.step, controls=None)
 
     @jax.jit
@@ -168,8 +167,12 @@ def test_parts_have_randomness_of_their_own(tiny):
             "drawn": (jax.random.uniform(key), jnp.ones(()))
         }
 
-    parts = Accumulation(
-        terms=terms, averages=None, parts=micro_batches(batch, 2), count=2, rng=jax.random.key(0)
+    parts = MicrobatchedTerms(
+        terms=terms,
+        averages=None,
+        microbatches=micro_batches(batch, 2),
+        count=2,
+        rng=jax.random.key(0),
     )
     _, _, metrics = parts.gradient({"w": jnp.ones(())}, {"term": 1.0})
     each = [jax.random.uniform(jax.random.fold_in(jax.random.key(0), n)) for n in range(2)]
@@ -183,7 +186,7 @@ def test_counting_runs_no_network(tiny, sure):
     state = create_state(params, tiny.optimizer)
 
     def counts(params, batch):
-        parts = batch_in_parts(RECOGNITION, model, state, batch, None, jax.random.key(0), 2)
+        parts = microbatched_terms(RECOGNITION, model, state, batch, None, jax.random.key(0), 2)
         return parts.counts(params)
 
     program = jax.make_jaxpr(counts)(params, batch)

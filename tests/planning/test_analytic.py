@@ -13,7 +13,8 @@ from maestro_jax.planning.analytic import trace_step
 from maestro_jax.planning.chips import parse_topology
 from maestro_jax.planning.collectives import find_collectives
 from maestro_jax.planning.roofline import slow_bytes
-from maestro_jax.training.mesh_step import jitted_step, mesh_state
+from maestro_jax.training.state import sharded_state
+from maestro_jax.training.step import jit_train_step
 
 MESH = (2, 2, 2)
 
@@ -22,7 +23,7 @@ def test_the_state_takes_what_real_arrays_take(small) -> None:
     run = small.run(MESH)
     trace = trace_step(run, {"speech": 16})
     mesh = run.partitioning.mesh(jax.devices()[:8])
-    layout = mesh_state(run, mesh)
+    layout = sharded_state(run, mesh)
     arrays = jax.tree.map(
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding), layout.abstract
     )
@@ -76,9 +77,9 @@ def test_transfers(small, mesh: tuple[int, int, int]) -> None:
 def test_transfers_along_tensor_are_those_of_the_compiled_step(small) -> None:
     run = small.run(MESH)
     mesh = run.partitioning.mesh(jax.devices()[:8])
-    layout = mesh_state(run, mesh)
+    layout = sharded_state(run, mesh)
     with run.partitioning.activate(mesh):
-        lowered = jitted_step(run, mesh, layout.shardings).lower(
+        lowered = jit_train_step(run, mesh, layout.shardings).lower(
             layout.abstract, small.batch_of(run, run.partitioning.batch_sharding(mesh)), None
         )
     compiled: Counter[tuple[str, ...]] = Counter()
@@ -119,9 +120,9 @@ def test_transfers_are_those_that_the_tpu_compiler_wrote(small, monkeypatch) -> 
     shape = (2, 16, 1)
     run = small.run(shape, batch=32 * 512)
     mesh = run.partitioning.mesh(list(devices))
-    layout = mesh_state(run, mesh)
+    layout = sharded_state(run, mesh)
     with run.partitioning.activate(mesh):
-        lowered = jitted_step(run, mesh, layout.shardings).lower(
+        lowered = jit_train_step(run, mesh, layout.shardings).lower(
             layout.abstract, small.batch_of(run, run.partitioning.batch_sharding(mesh)), None
         )
     found = find_collectives(lowered.compile().as_text(), dict(mesh.shape), slices=2)

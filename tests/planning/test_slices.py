@@ -16,7 +16,8 @@ from jax.experimental import topologies
 from maestro_jax.batches import StreamConfig
 from maestro_jax.layers.partitioned import Dense, constrain
 from maestro_jax.planning.collectives import find_collectives
-from maestro_jax.training.mesh_step import jitted_step, mesh_state
+from maestro_jax.training.step import jit_train_step
+from maestro_jax.training.state import sharded_state
 from maestro_jax.training.optimizers import AdamConfig
 from maestro_jax.training.partitioning import Partitioning, replicated
 from maestro_jax.training.run import TrainRun
@@ -50,10 +51,10 @@ run = TrainRun(
     partitioning=Partitioning(mesh_shape={mesh}, slices={slices}),
 )
 mesh = run.partitioning.mesh(devices)
-state = mesh_state(run, mesh)
+state = sharded_state(run, mesh)
 controls = jax.eval_shape(lambda: Steering(run.objective, 1).controls(0))
 with run.partitioning.activate(mesh):
-    step = jitted_step(run, mesh, state.shardings)
+    step = jit_train_step(run, mesh, state.shardings)
     compiled = step.lower(state.abstract, run.batch_shapes(), controls).compile()
 found = find_collectives(compiled.as_text(), dict(mesh.shape), slices=2)
 held = sum(

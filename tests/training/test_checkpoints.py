@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,12 +13,13 @@ import pytest
 from maestro_jax.errors import UserError
 from maestro_jax.training import parameter_trees
 from maestro_jax.training.checkpoints import (
+    BestCheckpoint,
     Checkpoints,
     find_checkpoint,
+    mismatch_reason,
     partial_restore,
     restore_params,
 )
-from maestro_jax.training.partial_init import reason_to_skip
 from maestro_jax.training.partitioning import Partitioning
 from maestro_jax.training.state import create_state, initial_params
 
@@ -78,13 +82,32 @@ def test_another_model_is_refused(toy, saved):
 
 def test_keeps_the_last_and_the_best(toy, tmp_path):
     state = _state(toy.run())
-    checkpoints = Checkpoints(tmp_path, keep=2, best_metric="wer", best_mode="min")
-    for step, wer in ((1, 0.5), (2, 0.1), (3, 0.4), (4, 0.3), (5, 0.2)):
-        checkpoints.save(state, {"step": step}, metrics={"wer": wer})
-        checkpoints.wait()
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    best = BestCheckpoint(step=0, metric="wer", mode="min", value=1.0)
+    for step, wer in ((1, 0.5), (2, 0.1), (3, 0.4)):
+        if best.is_beaten_by(wer):
+            best = checkpoints.best = dataclasses.replace(best, step=step, value=wer)
+        checkpoints.save(state, {"step": step})
+    checkpoints.close()
+    # The next process has to be told, as training does from its record.
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.best = best
+    for step in (4, 5):
+        checkpoints.save(state, {"step": step})
+    checkpoints.wait()
     assert checkpoints.all_steps() == [2, 4, 5]
     checkpoints.save(state, {"step": 5})  # Saved already.
     checkpoints.close()
+    for name, step in (("best", 2), ("checkpoints/best", 2), ("latest", 5), ("", 5)):
+        assert find_checkpoint(tmp_path / name).name == str(step)
+    shutil.rmtree(tmp_path / "checkpoints" / "2")
+    with pytest.raises(UserError, match="names step 2, but .*checkpoints/2 does not exist"):
+        find_checkpoint(tmp_path / "best")
+
+
+def test_a_run_without_a_best_checkpoint_is_said_so(saved):
+    with pytest.raises(UserError, match=r"model has no best checkpoint: .*leave /best out"):
+        find_checkpoint(saved[0] / "best")
 
 
 def test_an_empty_directory_restores_nothing(toy, tmp_path):
@@ -193,7 +216,7 @@ def test_what_fits_may_be_left_out(toy, saved):
 def test_stacks_that_are_held_otherwise_are_said_so():
     def reason(name, *wanted):
         shapes = {key: jax.ShapeDtypeStruct((2, 3), "float32") for key in wanted}
-        return reason_to_skip(name, (2, 3), shapes, include=(".*",), exclude=())
+        return mismatch_reason(name, (2, 3), shapes, include=(".*",), exclude=())
 
     assert "set scan = True" in reason("stack/layers/up/kernel", "stack/layer_0/up/kernel")
     assert "set scan = False" in reason("stack/layer_1/up/kernel", "stack/layers/up/kernel")

@@ -11,11 +11,11 @@ import pytest
 from maestro_jax.batches import synthetic_batch
 from maestro_jax.training import parameter_trees
 from maestro_jax.training.loop import train
-from maestro_jax.training.mesh_step import jitted_step, mesh_state
 from maestro_jax.training.optimizers import AdafactorConfig, AdamConfig
 from maestro_jax.training.partitioning import Partitioning
-from maestro_jax.training.state import create_state, initial_params
+from maestro_jax.training.state import create_state, initial_params, sharded_state
 from maestro_jax.training.steering import Steering
+from maestro_jax.training.step import jit_train_step
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight (CPU) devices")
 
@@ -49,7 +49,7 @@ def test_parameters_are_born_where_they_belong(toy, mesh_shape):
     """The program that makes them holds no array whole: neither results nor anything on the way."""
     run = large(toy, mesh_shape)
     mesh = run.partitioning.mesh()
-    laid_out = mesh_state(run, mesh)
+    laid_out = sharded_state(run, mesh)
     with run.partitioning.activate(mesh):
         program = jax.jit(
             lambda: parameter_trees.unbox(
@@ -69,7 +69,7 @@ def test_parameters_are_born_where_they_belong(toy, mesh_shape):
 def test_the_rest_of_the_state_is_made_from_the_parameters_on_each_device(toy, optimizer):
     run = large(toy, (1, 8, 1), optimizer)
     mesh = run.partitioning.mesh()
-    laid_out = mesh_state(run, mesh)
+    laid_out = sharded_state(run, mesh)
     with run.partitioning.activate(mesh):
         program = jax.jit(
             lambda params: create_state(params, run.optimizer),
@@ -85,12 +85,12 @@ def test_the_rest_of_the_state_is_made_from_the_parameters_on_each_device(toy, o
 
 def compiled_step(run):
     mesh = run.partitioning.mesh()
-    laid_out = mesh_state(run, mesh)
+    laid_out = sharded_state(run, mesh)
     batch = synthetic_batch(run.streams, 0, run.model.vocab_size)
     controls = Steering(run.objective, run.log_every).controls(0)
     with run.partitioning.activate(mesh):
         batch = run.partitioning.shard_batch(mesh, batch)
-        step = jitted_step(run, mesh, laid_out.shardings)
+        step = jit_train_step(run, mesh, laid_out.shardings)
         return step.lower(laid_out.abstract, batch, controls).compile(), laid_out
 
 

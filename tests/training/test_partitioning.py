@@ -15,7 +15,7 @@ from maestro_jax.errors import UserError
 from maestro_jax.layers.partitioned import Dense
 from maestro_jax.modules.frontend import ConvSubsampling
 from maestro_jax.training import parameter_trees
-from maestro_jax.training.overview import parameter_overview
+from maestro_jax.training.parameter_trees import parameter_overview
 from maestro_jax.training.partitioning import DEFAULT_RULES, Partitioning
 
 

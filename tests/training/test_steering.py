@@ -18,7 +18,7 @@ from maestro_jax.training import parameter_trees
 from maestro_jax.training.loop import train
 from maestro_jax.training.state import create_state, initial_params
 from maestro_jax.training.steering import Steering
-from maestro_jax.training.term_gradients import term_gradient_norms
+from maestro_jax.training.step import term_gradient_norms
 
 ENTROPY = "paired/alignment_entropy"
 

@@ -9,8 +9,7 @@ from narrow_model import NARROW
 
 from maestro_jax.errors import UserError
 from maestro_jax.gin_utils import gin_config
-from maestro_jax.training.checkpoints import Checkpoints, restore_params
-from maestro_jax.training.earlier_checkpoints import as_begun, as_saved
+from maestro_jax.training.checkpoints import Checkpoints, as_begun, as_saved, restore_params
 from maestro_jax.training.parameter_trees import unbox
 from maestro_jax.training.state import create_state
 
