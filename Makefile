@@ -21,7 +21,7 @@ DEFAULT_MARKS := not slow and not tpu_backend and not peers and not gpu
 
 PEERS := build/peers
 
-.PHONY: help install demo low-resource self-supervised test test-slow peers test-peers bench-transducer bench-input bench-train lint format clean
+.PHONY: help install demo low-resource self-supervised test test-slow peers test-peers bench-transducer bench-input bench-train lint docs format clean
 .DEFAULT_GOAL := help
 
 help:  ## list these commands
@@ -65,6 +65,9 @@ bench-train: $(STAMP)  ## utilisation of a training step, and a Conformer layer 
 lint: $(STAMP)  ## ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
+docs: $(STAMP)  ## build the documentation into build/site; a broken link or an unknown name is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 format: $(STAMP)  ## let ruff mend what it can
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
@@ -82,7 +85,7 @@ $(STAMP):
 	  test -f $$constraints || \
 	    { echo "error: there are no tested versions for Python $$version in constraints/: use Python 3.11 or 3.12 (make clean, then make PYTHON=python3.12 $(MAKECMDGOALS))" >&2; exit 2; }; \
 	  echo "Installing into $(VENV) under $$constraints: some minutes the first time"; \
-	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $$constraints -e '.[minivox,dev]'
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $$constraints -e '.[minivox,dev,docs]'
 	@rm -f $(VENV)/.installed-*; touch $@
 
 $(PEERS)/.installed: setup.cfg constraints/peers.txt

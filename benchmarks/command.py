@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from rows import Table
 from timing import machine, progress
 
-DOCUMENT = pathlib.Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
+DOCUMENT = pathlib.Path(__file__).resolve().parent.parent / "docs" / "results" / "benchmarks.md"
 
 
 def sizes(text: str) -> tuple[tuple[int, ...], ...]:

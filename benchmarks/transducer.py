@@ -2,7 +2,7 @@
 
     python benchmarks/transducer.py                 # everything, some minutes
     python benchmarks/transducer.py --only logits   # one part
-    python benchmarks/transducer.py --update_docs   # and write the tables into docs/benchmarks.md
+    python benchmarks/transducer.py --update_docs   # writes docs/results/benchmarks.md
 
 joint: from the joint network's inputs to all gradients, in chunks and as a whole lattice.
 logits: the loss from ready logits, beside torchaudio and warprnnt-numba.

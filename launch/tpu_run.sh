@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs `maestro train` on Cloud TPU slices, from a machine with gcloud and this checkout: see docs/launching.md.
+# Runs `maestro train` on Cloud TPU slices, from a machine with gcloud and this checkout: see docs/how_to/launch.md.
 set -euo pipefail
 
 usage() {

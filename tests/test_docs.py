@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import pathlib
 import re
+import sys
 
 import pytest
 
+from maestro_jax.cli.main import COMMANDS, command_parser
+
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1] / "docs" / "hooks"))
+import generated_pages
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-DOCUMENTS = sorted((ROOT / "docs").glob("*.md")) + [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+DOCUMENTS = sorted((ROOT / "docs").rglob("*.md"))
+DOCUMENTS += [ROOT / name for name in ("README.md", "CONTRIBUTING.md")]
+# The pages that are generated when the site is built: links to them are not links to files.
+GENERATED = {ROOT / "docs" / path for path in generated_pages.generated_files()}
+
 NAMED = re.compile(r"`((?:maestro_jax|tasks|tests|benchmarks)/[\w/]+\.py): (\w+)`")
 PATHS = re.compile(r"`((?:maestro_jax|tasks|tests|benchmarks|gin|docs|launch)/[\w./-]+\.\w+)`")
 LINKS = re.compile(r"\]\(((?!https?:|#)[^)#]+)")
@@ -42,7 +53,7 @@ def fields() -> dict[str, set[str]]:
     return found
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_and_names_exist(document: pathlib.Path) -> None:
     text = document.read_text(encoding="utf-8")
     for path, name in NAMED.findall(text):
@@ -50,10 +61,11 @@ def test_files_and_names_exist(document: pathlib.Path) -> None:
     for path in PATHS.findall(text):
         assert (ROOT / path).is_file(), path
     for link in LINKS.findall(text):
-        assert (document.parent / link).exists(), link
+        target = (document.parent / link).resolve()
+        assert target.exists() or target in GENERATED, link
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_settings_exist(document: pathlib.Path) -> None:
     known = fields()
     for owner, member in SETTINGS.findall(document.read_text(encoding="utf-8")):
@@ -80,3 +92,62 @@ def test_the_map_of_the_paper_names_every_module() -> None:
     for path in (ROOT / "maestro_jax" / "modules").glob("*.py"):
         if path.stem not in helpers:
             assert f"modules/{path.name}" in text, path.name
+
+
+def test_every_metric_has_a_meaning() -> None:
+    assert generated_pages.undescribed_metrics() == [], "add them to docs/reference/metrics.toml"
+
+
+def test_every_metric_with_a_meaning_is_written() -> None:
+    """Names in the code, as far as no expression computes them."""
+    keys = {generated_pages.any_metric(name) for name in generated_pages.metric_names()}
+    constants = {
+        node.value
+        for package in generated_pages.METRIC_PACKAGES
+        for path in (ROOT / "maestro_jax" / package).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    for group in generated_pages.metric_meanings().values():
+        for name in group:
+            key = generated_pages.any_metric(name)
+            last = name.removeprefix("probe/")
+            parts = [part for part in re.split(r"<[^>]*>", last) if part]
+            assert key in keys or all(part in constants for part in parts), name
+
+
+def test_gin_macros_are_read_with_their_comments() -> None:
+    text = """# A model.
+
+# Of the run.
+STEPS = 10
+SEED = 0  # Of the draws.
+
+STREAMS = {
+    "text": @text/batches.StreamConfig(),
+}
+other.Thing.value = %STEPS
+"""
+    assert generated_pages.gin_macros(text) == [
+        ("STEPS", "10", "Of the run."),
+        ("SEED", "0", "Of the draws."),
+        ("STREAMS", '{ "text": @text/batches.StreamConfig(), }', ""),
+    ]
+
+
+def test_the_page_of_commands_has_every_option() -> None:
+    page = generated_pages.commands_page()
+    for command in COMMANDS:
+        section = page.split(f"## `maestro {command}`")[1].split("\n## ")[0]
+        for action in command_parser(command)._actions:
+            if action.help not in (argparse.SUPPRESS, "show this help message and exit"):
+                for option in action.option_strings or [str(action.metavar or action.dest)]:
+                    assert option in section, f"{command} {option}"
+
+
+def test_every_module_is_on_an_api_page() -> None:
+    pages = "\n".join(generated_pages.api_page(name) for name in generated_pages.api_packages())
+    for path in (ROOT / "maestro_jax").rglob("*.py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if parts[1] not in generated_pages.WITHOUT_API and not path.stem.startswith("_"):
+            assert f"::: {'.'.join(parts)}\n" in pages, path

@@ -15,7 +15,7 @@ from maestro_jax.planning.chips import parse_topology
 from maestro_jax.planning.estimate import rows_of_a_device
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("launch/*"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted(ROOT.glob("launch/*"))]
 # What stands before the arguments of a run, and on how many devices the line runs them.
 STARTS = {
     r"maestro train ": None,
@@ -28,7 +28,7 @@ PLACEHOLDERS = ("...", "ARGUMENTS", "DIR")
 
 def shown() -> list[tuple[str, str, int | None]]:
     """Where a command stands, its words behind `maestro`, and its devices."""
-    texts = {path.name: path.read_text(encoding="utf-8") for path in PAGES}
+    texts = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in PAGES}
     texts["--help"] = "\n".join(example for _, example in COMMANDS.values())
     found = []
     for name, text in texts.items():
@@ -45,8 +45,9 @@ def shown() -> list[tuple[str, str, int | None]]:
 
 def test_there_are_such_commands() -> None:
     pages = {page for page, _, _ in shown()}
-    assert {"README.md", "launching.md", "planning.md", "pretraining.md", "data.md"} <= pages
-    assert {"tpu_run.sh", "slurm_train.sbatch", "--help"} <= pages
+    guides = ("launch", "plan", "pretrain", "finetune", "data", "scale")
+    assert {f"docs/how_to/{name}.md" for name in guides} <= pages
+    assert {"launch/tpu_run.sh", "launch/slurm_train.sbatch", "--help"} <= pages
     assert {devices for _, _, devices in shown()} == {None, 64, 32}
 
 

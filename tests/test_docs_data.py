@@ -15,7 +15,7 @@ from maestro_jax.cli.main import main
 from maestro_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "how_to" / "data.md").read_text(encoding="utf-8")
 
 
 def blocks(kind: str, text: str = PAGE) -> list[str]:

@@ -78,7 +78,7 @@ def test_constraints_pin_every_dependency_and_name_no_host(version: str) -> None
     pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines}
     config = setup_cfg()
     needed = requirements(config["options"]["install_requires"])
-    for extra in ("minivox", "dev"):
+    for extra in ("minivox", "dev", "docs"):
         needed += requirements(config["options.extras_require"][extra])
     assert set(needed) <= pinned
 
@@ -107,7 +107,7 @@ def test_ci_runs_what_the_readme_says() -> None:
     script = (ROOT / ".ci" / "run").read_text()
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
     commands = re.findall(r"^(?:exec )?(make [\w-]+)$", script, re.MULTILINE)
-    assert commands == ["make lint", "make test"]
+    assert commands == ["make lint", "make docs", "make test"]
     assert "make test" in readme and "make demo" in readme
 
 

@@ -176,7 +176,7 @@ def test_fine_tuning_has_the_rates_of_mslam() -> None:
 
 def test_the_page_on_fine_tuning_names_what_depends_on_the_vocabulary() -> None:
     """Those parameters whose shape follows its size."""
-    page = (ROOT / "docs" / "finetuning.md").read_text()
+    page = (ROOT / "docs" / "how_to" / "finetune.md").read_text()
     line = next(line for line in page.splitlines() if "another vocabulary of the same" in line)
     pattern = re.search(r'INIT_EXCLUDE = \("(.*)",\)', line)[1].replace("\\|", "|")
 

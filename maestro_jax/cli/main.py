@@ -127,11 +127,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def command_parser(command: str) -> argparse.ArgumentParser:
+    """Builds the parser of one of `COMMANDS`, without importing the library."""
+    help_, example = COMMANDS[command]
+    parser = _Parser(
+        prog=f"maestro {command}",
+        description=f"{help_[0].upper()}{help_[1:]}.",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    importlib.import_module(f"maestro_jax.cli.commands.{command}").add_arguments(parser)
+    return parser
+
+
 def _parse(argv: list[str]) -> tuple[str, argparse.Namespace]:
     """The command's name and its arguments."""
     width = max(map(len, COMMANDS))
     listing = "\n".join(f"  {name:<{width}}  {help_}" for name, (help_, _) in COMMANDS.items())
-    parser = _Parser(
+    parser: argparse.ArgumentParser = _Parser(
         prog="maestro",
         usage="maestro COMMAND [options]",
         description="Speech and text pretraining with MAESTRO: train, evaluate, transcribe.",
@@ -151,15 +165,7 @@ def _parse(argv: list[str]) -> tuple[str, argparse.Namespace]:
     if command not in COMMANDS:
         remedy = near_misses(command, COMMANDS) or f" The commands are: {', '.join(COMMANDS)}."
         raise UserError(f"there is no command {command!r}.{remedy}")
-    help_, example = COMMANDS[command]
-    parser = _Parser(
-        prog=f"maestro {command}",
-        description=f"{help_[0].upper()}{help_[1:]}.",
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    importlib.import_module(f"maestro_jax.cli.commands.{command}").add_arguments(parser)
+    parser = command_parser(command)
     words, bindings = split_bindings(argv[1:])
     arguments = parser.parse_args(words)
     if bindings and not hasattr(arguments, "gin_file"):
