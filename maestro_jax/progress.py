@@ -47,6 +47,10 @@ class Progress:
             self._last = now
             self._write(self._line(now))
 
+    def update_to(self, done: int) -> None:
+        """Counts up to `done` units in all."""
+        self.update(done - self.done)
+
     def wipe(self) -> None:
         """Clears the line of a terminal, for other output; the next update writes it again."""
         if self._terminal and self._width:

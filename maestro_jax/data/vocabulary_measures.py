@@ -11,7 +11,7 @@ from typing import Any
 
 from sacrebleu.metrics import BLEU
 
-from maestro_jax.scoring.scores import bleu_tokenizer, recognition_errors
+from maestro_jax.scoring.metrics import bleu_tokenizer, get_metric
 from maestro_jax.text.composition import spelled
 from maestro_jax.text.writing_systems import error_rate_of, writes_spaces
 from maestro_jax.vocabularies.vocabulary import UNK_ID, Vocabulary
@@ -101,7 +101,9 @@ def measured(vocabulary: Vocabulary, texts: Iterable[str], language: str) -> dic
     error = bleu_loss = 0.0
     if changed:
         after = dict(changed)
-        errors = recognition_errors(list(after), list(after.values()), language)[:, 0].sum()
+        error_rate = get_metric(error_rate_of(language))
+        edits = error_rate.statistics(list(after), list(after.values()), language)
+        errors = edits[:, :3].sum()
         error = 100.0 * float(errors) / max(units, 1)
         # The effective order: a text of fewer than four words has a BLEU of 100 with itself.
         bleu = BLEU(tokenize=bleu_tokenizer(language), effective_order=True)

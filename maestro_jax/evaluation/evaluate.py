@@ -1,18 +1,17 @@
-"""From batches and a decoder to scores a language.
+"""Decodes the batches of a test set and scores the texts, language by language.
 
-The loop is ignorant of models and of hosts: `decode` turns the features of a batch into strings,
+The loop knows neither models nor hosts: `decode` turns the features of a batch into strings,
 however many devices it takes, and `gather` brings the predictions of all processes together.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import time
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from etils import epath
 
@@ -23,24 +22,20 @@ from maestro_jax.evaluation.predictions import (
     merge,
     write_predictions,
 )
-from maestro_jax.scoring.scores import (
-    TranslationScores,
-    WordScores,
-    translation_scores,
-    word_scores,
+from maestro_jax.scoring.metrics import (
+    KINDS,
+    Kind,
+    Metric,
+    Score,
+    compute_score,
+    get_metric,
+    metrics_of_kind,
+    primary_metric,
 )
 from maestro_jax.text.normalizers import base_language, normalize
-from maestro_jax.text.writing_systems import error_rate_of
 
-Kind = Literal["asr", "st", "mt"]
-
-# The averages of each kind, the first the one that a table leads with. The error rate is the WER,
-# or the CER of languages without spaces between words.
-METRICS: dict[str, tuple[str, ...]] = {
-    "asr": ("error_rate", "wer", "cer"),
-    "st": ("bleu", "chrf"),
-    "mt": ("bleu", "chrf"),
-}
+ERROR_RATE = "error_rate"
+"""Average of the primary metric of recognition: WER, or CER of languages without spaces."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,36 +43,45 @@ class Row:
     """The scores of one language, or of one direction of translation.
 
     Attributes:
-        direction: ``de``, or ``de-en``.
-        language: Of the speech, or of the text that is translated.
-        scores: Of its utterances.
-        expected: How many utterances the test set has; None when nobody said.
-        reachable: The leading score of a model that makes no mistake, where its vocabulary cannot
-            write some of the references; None where it can write all, or is not known.
+        direction: `de`, or `de-en`.
+        language: Language of the speech, or of the text that is translated.
+        primary_metric: Name of the metric that the row is reported by: `wer`, `cer` or `bleu`.
+        scores: Scores by the name of their metric.
+        utterances: Number of utterances scored, empty references among them.
+        empty_references: Number of utterances whose reference has no words. They are scored:
+            whatever the hypothesis has is an insertion, or costs precision.
+        empty_hypotheses: Number of utterances for which the model wrote nothing.
+        expected: Number of utterances of the test set; None where it is not known.
+        vocabulary_limit: Primary score of a model that makes no mistake, where its vocabulary
+            cannot write some of the references; None where it can write all, or is not known.
     """
 
     direction: str
     language: str
-    scores: WordScores | TranslationScores
+    primary_metric: str
+    scores: Mapping[str, Score]
+    utterances: int
+    empty_references: int = 0
+    empty_hypotheses: int = 0
     expected: int | None = None
-    reachable: float | None = None
+    vocabulary_limit: float | None = None
 
     @property
-    def leading(self) -> str:
-        """The score that the row is reported by: ``wer``, ``cer`` or ``bleu``."""
-        return error_rate_of(self.language) if isinstance(self.scores, WordScores) else "bleu"
+    def primary(self) -> Score:
+        """The score that the row is reported by."""
+        return self.scores[self.primary_metric]
 
     def value(self, metric: str) -> float:
-        """The score of one of the `METRICS`."""
-        return getattr(self.scores, self.leading if metric == "error_rate" else metric)
+        """Returns the score by a metric; `error_rate` is the primary one."""
+        return (self.primary if metric == ERROR_RATE else self.scores[metric]).value
 
     @property
     def complete(self) -> bool:
         """Whether as many utterances were scored as expected."""
-        return self.expected is None or self.expected == self.scores.utterances
+        return self.expected is None or self.expected == self.utterances
 
     def among(self, names: Collection[str]) -> bool:
-        """Whether the row's language, with or without its region, or its direction is named."""
+        """Returns whether `names` has the language, with or without region, or the direction."""
         return not {self.direction, self.language, base_language(self.language)}.isdisjoint(names)
 
 
@@ -86,12 +90,13 @@ class Evaluation:
     """The scores of one model on one test set.
 
     Attributes:
-        name: Of the test set; names the report's files.
-        kind: ``asr``, ``st`` or ``mt``.
-        rows: One a language or direction, in alphabetical order.
-        repeats: Utterances that came more than once and were scored once.
+        name: Name of the test set, and of the files of its scores.
+        kind: `asr`, `st` or `mt`.
+        rows: One per language or direction, in alphabetical order.
+        metrics: Metrics of which every row has a score, in the order of the columns.
+        repeats: Number of utterances that came more than once and were scored once.
         seconds: Time spent decoding, with reading the batches; 0 when scored from a file.
-        task_metrics: What the metric functions of tasks return, by metric, by task.
+        task_metrics: What the metric functions of seqio tasks return, by metric, by task.
         postprocessed: Tasks whose references and hypotheses are what their `postprocess_fn` makes
             of them.
     """
@@ -99,6 +104,7 @@ class Evaluation:
     name: str
     kind: Kind
     rows: tuple[Row, ...]
+    metrics: tuple[Metric, ...]
     repeats: int = 0
     seconds: float = 0.0
     task_metrics: Mapping[str, Mapping[str, float | str]] = dataclasses.field(default_factory=dict)
@@ -106,8 +112,8 @@ class Evaluation:
 
     @property
     def utterances(self) -> int:
-        """How many were scored, over all rows."""
-        return sum(row.scores.utterances for row in self.rows)
+        """Number of utterances scored, over all rows."""
+        return sum(row.utterances for row in self.rows)
 
     @property
     def complete(self) -> bool:
@@ -117,29 +123,32 @@ class Evaluation:
     def average(
         self, *, only: Collection[str] | None = None, without: Collection[str] = ()
     ) -> tuple[dict[str, float], tuple[Row, ...]]:
-        """Macro average: the mean over rows, each language counting the same.
+        """Averages over rows, each language counting the same (macro average).
 
         Args:
             only: Languages to average over; None for all.
             without: Languages to leave out.
 
         Returns:
-            A mean for each of the kind's `METRICS` (NaN over no rows), and the rows that it is
-            over. A row without a finite score is in no average. The mean of ``wer`` is NaN where
-            one of the rows is reported by another score.
+            The mean of each metric (NaN over no rows), and the rows that it is over. A row whose
+            primary score is not finite is in no average. Recognition also has `error_rate`, the
+            mean of the primary scores; its `wer` is NaN where a row is reported by another metric.
         """
         rows = tuple(
             row
             for row in self.rows
             if (only is None or row.among(only))
             and not row.among(without)
-            and all(math.isfinite(row.value(metric)) for metric in METRICS[self.kind])
+            and math.isfinite(row.primary.value)
         )
+        names = [metric.name for metric in self.metrics]
+        if self.kind == "asr":
+            names.insert(0, ERROR_RATE)
         means = {
-            metric: math.fsum(row.value(metric) for row in rows) / len(rows) if rows else math.nan
-            for metric in METRICS[self.kind]
+            name: math.fsum(row.value(name) for row in rows) / len(rows) if rows else math.nan
+            for name in names
         }
-        if any(row.leading == "cer" for row in rows):
+        if any(row.primary_metric == "cer" for row in rows):
             means["wer"] = math.nan
         return means, rows
 
@@ -155,7 +164,7 @@ def evaluate(
     target_language: str = "en",
     gather: Callable[[Sequence[Prediction]], Sequence[Prediction]] = gather_across_processes,
     progress: Callable[[int], None] | None = None,
-    written: Callable[[str], str] | None = None,
+    round_trip: Callable[[str], str] | None = None,
     postprocess: Callable[[Mapping[str, Any], str], tuple[str, str]] | None = None,
     bootstrap_samples: int = 1000,
     seed: int = 0,
@@ -167,25 +176,25 @@ def evaluate(
     no metadata.
 
     Args:
-        batches: Pairs of features, as `decode` takes them, and metadata: one mapping for every
-            row that is an utterance, with ``id``, ``language`` and ``text`` (asr) or
-            ``translation`` (st, mt). Rows beyond the metadata are padding.
-        decode: From the features of a batch to a string a row.
-        kind: ``asr``: word and character error rates of normalised text; ``st`` and ``mt``: BLEU
-            and chrF of translations, of speech and of text, as they are.
-        name: Of the test set.
-        output_dir: Where ``{name}.predictions.jsonl`` goes, every utterance a line; None for
-            nowhere. The first process writes.
-        expected: Utterances of each language or direction of the test set. A language that is
-            missing altogether is noticed only here.
-        target_language: Of translations whose metadata names no ``target_language``.
+        batches: Pairs of features, as `decode` takes them, and metadata: one mapping per row that
+            is an utterance, with `id`, `language` and `text` (asr) or `translation` (st, mt). Rows
+            beyond the metadata are padding.
+        decode: From the features of a batch to a string per row.
+        kind: `asr`, whose texts are normalised before they are compared, or `st` or `mt`, whose
+            translations are compared as they are.
+        name: Name of the test set.
+        output_dir: Directory of `{name}.predictions.jsonl`, which the first process writes, one
+            line per utterance; None for no file.
+        expected: Number of utterances of each language or direction of the test set. A language
+            that is missing altogether is noticed only here.
+        target_language: Target language of translations whose metadata names none.
         gather: Brings the predictions of all processes together.
         progress: Called after each batch with the number of utterances decoded so far.
-        written: From a reference to what the model's vocabulary makes of it.
+        round_trip: From a reference to what the model's vocabulary makes of it.
         postprocess: From the metadata of an utterance and its hypothesis to the reference and the
             hypothesis that are scored.
-        bootstrap_samples: Draws for the confidence intervals; 0 for none.
-        seed: Of the draws.
+        bootstrap_samples: Number of draws for the confidence intervals; 0 for none.
+        seed: Seed of the draws.
 
     Returns:
         The scores, the same on every process. Rows that lack utterances are marked, and
@@ -196,7 +205,7 @@ def evaluate(
             reference field, or two utterances share an id.
         ValueError: If `decode` returns fewer strings than a batch has utterances.
     """
-    if kind not in METRICS:
+    if kind not in KINDS:
         raise UserError(f"unknown kind of evaluation {kind!r}; take 'asr', 'st' or 'mt'")
     start = time.monotonic()
     predictions: list[Prediction] = []
@@ -222,7 +231,7 @@ def evaluate(
         kind=kind,
         name=name,
         expected=expected,
-        written=written,
+        round_trip=round_trip,
         bootstrap_samples=bootstrap_samples,
         seed=seed,
     )
@@ -236,26 +245,27 @@ def score(
     name: str,
     expected: Mapping[str, int] | None = None,
     normalizer: Callable[[str, str], str] = normalize,
-    written: Callable[[str], str] | None = None,
+    round_trip: Callable[[str], str] | None = None,
     bootstrap_samples: int = 1000,
     seed: int = 0,
 ) -> Evaluation:
     """Scores predictions, fresh or read from a file.
 
     Args:
-        predictions: Of any directions, in any order.
-        kind: ``asr``, ``st`` or ``mt``.
-        name: Of the test set.
-        expected: Utterances of each language or direction.
-        normalizer: From a text and its language to the text that error rates compare. Translations
-            are compared as they are, but for Unicode's form, NFC.
-        written: From a reference to what the model's vocabulary makes of it, if it is known.
-        bootstrap_samples: Draws for the confidence intervals; 0 for none.
-        seed: Of the draws.
+        predictions: Predictions of any directions, in any order.
+        kind: `asr`, `st` or `mt`.
+        name: Name of the test set.
+        expected: Number of utterances of each language or direction.
+        normalizer: From a text and its language to the text that metrics of recognition compare.
+            Translations are compared as they are, but for Unicode's form, NFC.
+        round_trip: From a reference to what the model's vocabulary makes of it, if it is known.
+        bootstrap_samples: Number of draws for the confidence intervals; 0 for none.
+        seed: Seed of the draws.
 
     Returns:
-        A row a direction, also for an expected direction without any prediction.
+        One row per direction, also for an expected direction without any prediction.
     """
+    metrics = metrics_of_kind(kind)
     merged, repeats = merge(predictions)
     by_direction: dict[str, list[Prediction]] = {}
     for prediction in merged:
@@ -270,47 +280,75 @@ def score(
     rows = []
     for direction in sorted({*by_direction, *counts}):
         members = by_direction.get(direction, [])
-        language, _, target = direction.partition("-")
         if members:
             language, target = members[0].language, members[0].target_language
+        elif kind == "asr":
+            language, target = direction, ""
+        else:
+            language, _, target = direction.partition("-")
+        written_in = target or language
 
-        def as_compared(texts: Sequence[str], language: str = language) -> list[str]:
-            if kind == "asr":
+        def comparable(
+            texts: Iterable[str], normalized: bool, language: str = written_in
+        ) -> list[str]:
+            if kind == "asr" and normalized:
                 return [normalizer(text, language) for text in texts]
             return [unicodedata.normalize("NFC", text) for text in texts]
 
-        scored: Callable[..., WordScores | TranslationScores] = (
-            functools.partial(word_scores, language=language)
-            if kind == "asr"
-            else functools.partial(translation_scores, target_language=target)
+        compared = {
+            normalized: (
+                comparable((member.reference for member in members), normalized),
+                comparable((member.hypothesis for member in members), normalized),
+            )
+            for normalized in {True, *(metric.normalized for metric in metrics)}
+        }
+        scores = {
+            metric.name: compute_score(
+                metric,
+                *compared[metric.normalized],
+                language=written_in,
+                bootstrap_samples=bootstrap_samples,
+                seed=seed,
+            )
+            for metric in metrics
+        }
+        references, hypotheses = compared[True]
+        primary = primary_metric(kind, written_in)
+        limit = None
+        if round_trip is not None:
+            written = comparable((round_trip(member.reference) for member in members), True)
+            if any(a.split() != b.split() for a, b in zip(references, written, strict=True)):
+                limit = compute_score(
+                    get_metric(primary),
+                    references,
+                    written,
+                    language=written_in,
+                    bootstrap_samples=0,
+                ).value
+        rows.append(
+            Row(
+                direction=direction,
+                language=language,
+                primary_metric=primary,
+                scores=scores,
+                utterances=len(members),
+                empty_references=sum(not text.strip() for text in references),
+                empty_hypotheses=sum(not text.strip() for text in hypotheses),
+                expected=counts.get(direction),
+                vocabulary_limit=limit,
+            )
         )
-        references = as_compared([member.reference for member in members])
-        hypotheses = as_compared([member.hypothesis for member in members])
-        row = Row(
-            direction=direction,
-            language=language,
-            scores=scored(references, hypotheses, bootstrap_samples=bootstrap_samples, seed=seed),
-            expected=counts.get(direction),
-        )
-        if written is not None:
-            spelled = as_compared([written(member.reference) for member in members])
-            if any(a.split() != b.split() for a, b in zip(references, spelled, strict=True)):
-                perfect = dataclasses.replace(
-                    row, scores=scored(references, spelled, bootstrap_samples=0)
-                )
-                row = dataclasses.replace(row, reachable=perfect.value(METRICS[kind][0]))
-        rows.append(row)
-    return Evaluation(name=name, kind=kind, rows=tuple(rows), repeats=repeats)
+    return Evaluation(name=name, kind=kind, rows=tuple(rows), metrics=metrics, repeats=repeats)
 
 
 def require_complete(evaluation: Evaluation) -> None:
     """Refuses scores that rest on other utterances than the test set's.
 
     Raises:
-        UserError: Naming each row with too few or too many.
+        UserError: A row has too few or too many; the message names each.
     """
     gaps = [
-        f"{row.direction} {row.scores.utterances} of {row.expected}"
+        f"{row.direction} {row.utterances} of {row.expected}"
         for row in evaluation.rows
         if not row.complete
     ]
@@ -352,7 +390,7 @@ def _prediction(
 
 
 def _text(value: Any) -> str:
-    """A string of what a reader of records may give for one: bytes, or another scalar."""
+    """Returns a value of a record, which may be bytes or another scalar, as a string."""
     return value.decode() if isinstance(value, bytes) else str(value)
 
 

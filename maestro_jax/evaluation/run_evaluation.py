@@ -1,4 +1,4 @@
-"""Score a trained model on the test sets of its tasks."""
+"""Scores a trained model on the test sets of its tasks."""
 
 from __future__ import annotations
 
@@ -12,12 +12,18 @@ from typing import Any
 import jax
 
 from maestro_jax.errors import UserError
-from maestro_jax.evaluation.evaluate import Evaluation, Kind, evaluate
-from maestro_jax.evaluation.report import format_markdown, format_text, report_json, write_report
+from maestro_jax.evaluation.evaluate import Evaluation, evaluate
+from maestro_jax.evaluation.score_table import (
+    format_markdown,
+    format_text,
+    scores_json,
+    write_scores,
+)
 from maestro_jax.inference.search_config import SearchConfig
 from maestro_jax.inference.transcriber import Transcriber
 from maestro_jax.progress import Progress
-from maestro_jax.scoring.published import Comparison, comparison
+from maestro_jax.scoring.metrics import Kind
+from maestro_jax.scoring.published import PublishedScores, published_scores
 from maestro_jax.training.run import TrainRun
 from maestro_jax.vocabularies.vocabulary import Vocabulary
 
@@ -27,42 +33,42 @@ _STREAM_OF_KIND: dict[Kind, str] = {"asr": "paired", "st": "st", "mt": "mt"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class RunScores:
     """The evaluations of a run.
 
     Attributes:
-        evaluations: One a test set.
+        evaluations: One per test set.
         low_resource: Languages left out of the average over languages with enough paired speech.
-        compared: For each test set, what was published about it.
+        published: What was published about each test set.
     """
 
     evaluations: tuple[Evaluation, ...]
     low_resource: tuple[str, ...] = ()
-    compared: tuple[Comparison, ...] = ()
+    published: tuple[PublishedScores, ...] = ()
 
     def as_dict(self) -> list[dict]:
-        """Plain JSON values."""
+        """Returns plain JSON values."""
         return [
-            report_json(e, low_resource=self.low_resource, groups=c.groups)
-            for e, c in self._pairs()
+            scores_json(evaluation, low_resource=self.low_resource, groups=known.groups)
+            for evaluation, known in self._pairs()
         ]
 
     def markdown(self) -> str:
-        """Markdown pages, one after the other."""
-        return "\n".join(format_markdown(e, **self._options(c)) for e, c in self._pairs())
+        """Returns one Markdown page per test set, joined."""
+        return "\n".join(format_markdown(e, **self._options(known)) for e, known in self._pairs())
 
     def text(self) -> str:
-        """Tables for a terminal."""
-        return "\n".join(format_text(e, **self._options(c)) for e, c in self._pairs())
+        """Returns one table per test set for a terminal."""
+        return "\n".join(format_text(e, **self._options(known)) for e, known in self._pairs())
 
-    def _pairs(self) -> Iterator[tuple[Evaluation, Comparison]]:
-        nothing = Comparison()
+    def _pairs(self) -> Iterator[tuple[Evaluation, PublishedScores]]:
+        nothing = PublishedScores()
         return zip(
-            self.evaluations, self.compared or (nothing,) * len(self.evaluations), strict=True
+            self.evaluations, self.published or (nothing,) * len(self.evaluations), strict=True
         )
 
-    def _options(self, comparison: Comparison) -> dict[str, Any]:
-        return {"low_resource": self.low_resource, **vars(comparison)}
+    def _options(self, known: PublishedScores) -> dict[str, Any]:
+        return {"low_resource": self.low_resource, **vars(known)}
 
 
 def evaluate_run(
@@ -78,27 +84,27 @@ def evaluate_run(
     transcriber: Transcriber | None = None,
     search: SearchConfig | None = None,
     output_dir: str | Path | None = None,
-) -> Report:
-    """Decode and score test sets; tables and predictions are kept.
+) -> RunScores:
+    """Decodes and scores test sets, and writes their score tables and predictions.
 
     A mixture in which several corpora have a language is scored corpus by corpus (see
     `maestro_jax.data.test_sets.separate_test_sets`).
 
     Args:
         run: The run that trained the model.
-        model_dir: Its directory.
-        data_dir: The root of the prepared data.
+        model_dir: Model directory of the run.
+        data_dir: Root of the prepared data.
         tasks: Tasks or mixtures; by default the paired and ST mixtures that the objective trains.
-        split: Which split.
-        step: Which checkpoint; the latest by default.
+        split: Split of the tasks.
+        step: Step of the checkpoint; the latest by default.
         batch_size: Utterances decoded at once, rounded up to a multiple of the data devices.
         low_resource: Languages left out of the second average.
-        transcriber: A loaded model, if there is one already; it knows how to search.
-        search: How the model that is loaded here searches; greedily if nothing is said.
-        output_dir: Where tables and predictions go; by default to `evaluation` in `model_dir`.
+        transcriber: A model that is already loaded; it knows how to search.
+        search: How a model that is loaded here searches; greedily by default.
+        output_dir: Directory of tables and predictions; by default `evaluation` in `model_dir`.
 
     Returns:
-        The report.
+        The scores of all test sets.
 
     Raises:
         UserError: There is nothing to evaluate, or no such checkpoint.
@@ -114,7 +120,7 @@ def evaluate_run(
     if transcriber is None:
         directory = Path(model_dir) if step is None else Path(model_dir) / "checkpoints" / str(step)
         transcriber = Transcriber.from_checkpoint(directory, run, search=search)
-    chosen: list[tuple[Kind, str]] = []
+    selected: list[tuple[Kind, str]] = []
     if tasks:
         for name in tasks:
             stream = stream_of(get_task_or_mixture(name))
@@ -126,12 +132,12 @@ def evaluate_run(
                     "translation, language, target_language) and 'mt' (text, translation, "
                     "language, target_language) can be scored."
                 )
-            chosen.append((kinds[0], name))
+            selected.append((kinds[0], name))
     else:
         for kind, stream in _STREAM_OF_KIND.items():
             if stream in run.used_streams and kind != "mt":
-                chosen.append((kind, run.streams[stream].mixture))
-    if not chosen:
+                selected.append((kind, run.streams[stream].mixture))
+    if not selected:
         raise UserError("the run has neither a paired nor an st stream: name one with --task.")
 
     output_dir = Path(output_dir or Path(model_dir) / "evaluation")
@@ -140,18 +146,18 @@ def evaluate_run(
     batch_size = -(-batch_size // shards) * shards
     sets = [
         (kind, name, test_set, members)
-        for kind, name in chosen
+        for kind, name in selected
         for test_set, members in separate_test_sets(
             name, [task for task in tasks_of(get_task_or_mixture(name)) if split in task.splits]
         ).items()
     ]
-    # All of them, before anything is decoded: some ask for what cannot be given.
-    asked = [
+    # All are checked before anything is decoded: some ask for what cannot be given.
+    own_metrics = [
         TaskMetrics(members, "text" if kind == "asr" else "translation")
         for kind, _, _, members in sets
     ]
-    evaluations, compared = [], []
-    for (kind, mixture, name, members), own in zip(sets, asked, strict=True):
+    evaluations, published = [], []
+    for (kind, mixture, name, members), own in zip(sets, own_metrics, strict=True):
         names = [task.name for task in members]
         with data_scope(data_dir):
             examples = sum(task.source.num_input_examples(split) or 0 for task in members)
@@ -174,38 +180,26 @@ def evaluate_run(
             name=f"{name}.{split}",
             output_dir=output_dir,
             expected=expected,
-            progress=_counter(progress),
+            progress=progress.update_to,
             # What postprocess_fn makes of a reference is not for the vocabulary to write.
-            written=None if vocabulary is None or own.postprocessed else vocabulary.round_trip,
+            round_trip=None if vocabulary is None or own.postprocessed else vocabulary.round_trip,
             postprocess=own.postprocess if own.asked else None,
         )
         evaluation = dataclasses.replace(
             evaluation, task_metrics=own.compute(), postprocessed=own.postprocessed
         )
         progress.close()
-        known = comparison(names, split)
+        known = published_scores(names, split)
         if jax.process_index() == 0:
-            markdown, _ = write_report(
+            markdown, _ = write_scores(
                 evaluation, output_dir, low_resource=low_resource, **vars(known)
             )
             log.info("wrote %s", markdown)
         evaluations.append(evaluation)
-        compared.append(known)
-    return Report(tuple(evaluations), tuple(low_resource), tuple(compared))
+        published.append(known)
+    return RunScores(tuple(evaluations), tuple(low_resource), tuple(published))
 
 
 def _texts(decode: Callable[..., Any], features: Mapping[str, Any]) -> Any:
-    """The hypotheses of a batch; every row asks for the language that its task translates into."""
+    """Decodes a batch, each row into the language that its task translates into."""
     return decode(features, features.get("target_language"))[0]
-
-
-def _counter(progress: Progress):
-    """Turn counts so far, as `evaluate` tells them, into the steps that a progress line takes."""
-    done = 0
-
-    def update(count: int) -> None:
-        nonlocal done
-        progress.update(count - done)
-        done = count
-
-    return update

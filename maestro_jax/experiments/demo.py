@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from maestro_jax.evaluation.run_evaluation import Report, evaluate_run
+from maestro_jax.evaluation.run_evaluation import RunScores, evaluate_run
 from maestro_jax.experiments.stages import Announcer, Recipe, Stage
 from maestro_jax.inference.transcriber import Transcriber
 from maestro_jax.reports.pictures import draw_curves, draw_probe
@@ -113,7 +113,7 @@ def run_demo(
     print(f"  maestro transcribe {recognizer} {file}")
 
 
-def _evaluate(run: TrainRun, model_dir: Path, data: Path, transcriber: Transcriber) -> Report:
+def _evaluate(run: TrainRun, model_dir: Path, data: Path, transcriber: Transcriber) -> RunScores:
     """Scores of one model on its test sets."""
     return evaluate_run(
         run,

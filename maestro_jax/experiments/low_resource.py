@@ -16,14 +16,13 @@ import json
 import time
 from pathlib import Path
 
-from maestro_jax.evaluation.comparison import Comparison, compare
+from maestro_jax.evaluation.comparison import PairedComparison, compare
 from maestro_jax.evaluation.evaluate import Evaluation
 from maestro_jax.evaluation.predictions import read_predictions
 from maestro_jax.evaluation.run_evaluation import evaluate_run
 from maestro_jax.experiments.stages import Announcer, Recipe, Stage, training_minutes
 from maestro_jax.inference.search_config import SearchConfig
 from maestro_jax.reports.pictures import draw_curves, draw_probe
-from maestro_jax.scoring.scores import WordScores
 from maestro_jax.tables import table
 
 RECIPE = Recipe(
@@ -90,7 +89,7 @@ def run_low_resource(
     announce("testing both on speakers and sentences that were not trained on")
     pictures = draw_probe(directories["pretrain"])
     rows: list[dict[str, object]] = []
-    comparisons: dict[str, Comparison] = {}
+    comparisons: dict[str, PairedComparison] = {}
     for how, search in SEARCHES.items():
         evaluations: dict[str, Evaluation] = {}
         predictions = []
@@ -142,13 +141,12 @@ def run_low_resource(
 def _row(model: str, search: str, evaluation: Evaluation) -> dict[str, object]:
     """A line of the table of word error rates."""
     scores = evaluation.rows[0].scores
-    assert isinstance(scores, WordScores)
     return {
         "model": model,
         "search": search,
-        "WER %": round(scores.wer, 1),
-        "95% interval": _interval(scores.wer_interval, digits=1).strip(" ()"),
-        "CER %": round(scores.cer, 1),
+        "WER %": round(scores["wer"].value, 1),
+        "95% interval": _interval(scores["wer"].interval, digits=1).strip(" ()"),
+        "CER %": round(scores["cer"].value, 1),
     }
 
 

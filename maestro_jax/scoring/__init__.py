@@ -1,1 +1,1 @@
-"""Scores of texts against references, their intervals, and published results."""
+"""Metrics of texts against references, their intervals, and published scores."""

@@ -1,4 +1,4 @@
-"""Published numbers that a report can set beside its own.
+"""Published scores that tables show beside our own.
 
 Source: MAESTRO (arXiv 2204.03409), VoxPopuli word error rates by language and CoVoST-2 averages;
 the split of CoVoST-2's X->English directions by resources is Wang et al. (2020).
@@ -46,36 +46,36 @@ COVOST_BLEU: Mapping[str, Mapping[str, float]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Comparison:
-    """What a report can set beside the scores of a test set.
+class PublishedScores:
+    """Scores of other systems on a test set, and the averages that they are reported in.
 
     Attributes:
-        groups: Further averages, a name and its languages each.
-        published: A system and its scores by language, by group and over all of them (``all``).
+        groups: Averages besides the one over all, and the languages of each.
+        published: Systems, and their scores by language, by group and over all of them (`all`).
     """
 
     groups: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     published: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
 
 
-def comparison(tasks: Collection[str], split: str) -> Comparison:
-    """What was published about a test set.
+def published_scores(tasks: Collection[str], split: str) -> PublishedScores:
+    """Returns what was published about a test set.
 
     Args:
         tasks: Names of its tasks, be they of a mixture of the paper or of one's own. Known are
             CoVoST-2's translation into English, of several languages, and VoxPopuli's recognition.
-        split: Numbers were published for `test` only; the groups hold for all splits.
+        split: Split of the tasks. Numbers were published for `test` only; groups hold for all.
     """
-    tested = split == "test"
+    is_test = split == "test"
 
-    def are(pattern: str) -> bool:
+    def all_match(pattern: str) -> bool:
         return bool(tasks) and all(re.fullmatch(pattern, task) for task in tasks)
 
-    if len(tasks) > 1 and are("covost2_st_[a-z]+_en"):
-        return Comparison(COVOST_GROUPS, COVOST_BLEU if tested else {})
-    if len(tasks) > 1 and are("covost2_mt_[a-z]+_en"):
+    if len(tasks) > 1 and all_match("covost2_st_[a-z]+_en"):
+        return PublishedScores(COVOST_GROUPS, COVOST_BLEU if is_test else {})
+    if len(tasks) > 1 and all_match("covost2_mt_[a-z]+_en"):
         # The published numbers are of speech.
-        return Comparison(COVOST_GROUPS)
-    if tested and are("voxpopuli_paired_[a-z]+"):
-        return Comparison(published=VOXPOPULI_WER)
-    return Comparison()
+        return PublishedScores(COVOST_GROUPS)
+    if is_test and all_match("voxpopuli_paired_[a-z]+"):
+        return PublishedScores(published=VOXPOPULI_WER)
+    return PublishedScores()

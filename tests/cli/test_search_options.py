@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from maestro_jax.cli import main as cli
-from maestro_jax.evaluation.run_evaluation import Report
+from maestro_jax.evaluation.run_evaluation import RunScores
 from maestro_jax.gin_utils import gin_config, run_record
 from maestro_jax.inference.search_config import SearchConfig
 from maestro_jax.training.checkpoints import Checkpoints
@@ -119,7 +119,7 @@ def test_evaluation_searches_as_told(
 
     def evaluate_run(run, **options):
         told.update(options)
-        return Report(())
+        return RunScores(())
 
     monkeypatch.setattr("maestro_jax.evaluation.run_evaluation.evaluate_run", evaluate_run)
     assert cli.main(["eval", "--model_dir", str(described), "--beam_size", "5"]) == 0

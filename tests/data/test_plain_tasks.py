@@ -84,8 +84,8 @@ def test_every_utterance_is_scored(tmp_path) -> None:
     report = evaluated(tmp_path, name)
     [evaluation] = report.evaluations
     [row] = evaluation.rows
-    assert (row.direction, row.scores.utterances, evaluation.repeats) == ("de", 64, 0)
-    assert row.scores.wer == pytest.approx(100 * len(WRONG) / (2 * UTTERANCES))
+    assert (row.direction, row.utterances, evaluation.repeats) == ("de", 64, 0)
+    assert row.scores["wer"].value == pytest.approx(100 * len(WRONG) / (2 * UTTERANCES))
     lines = (tmp_path / f"evaluation/{name}.test.predictions.jsonl").read_text().splitlines()
     assert {json.loads(line)["id"] for line in lines} == {f"{name}:{n}" for n in range(64)}
 
@@ -138,7 +138,7 @@ def test_metric_functions_get_what_seqio_gives_them(tmp_path) -> None:
     assert content["task_metrics"][name]["exact"] == 87.5
     assert content["postprocessed"] == [name]
     # Our own scores compare the same strings.
-    assert evaluation.rows[0].scores.wer == pytest.approx(100 * 8 / 128)
+    assert evaluation.rows[0].scores["wer"].value == pytest.approx(100 * 8 / 128)
     lines = (tmp_path / f"evaluation/{name}.test.predictions.jsonl").read_text().splitlines()
     assert json.loads(lines[0])["hypothesis"].isupper()
 
@@ -153,7 +153,7 @@ def test_labels_of_postprocess_are_for_metric_functions(tmp_path) -> None:
     name = register(metric_fns=[accuracy], postprocess_fn=label)
     [evaluation] = evaluated(tmp_path, name).evaluations
     assert evaluation.task_metrics[name] == {"accuracy": 1.0}
-    assert evaluation.rows[0].scores.wer == pytest.approx(100 * 8 / 128)
+    assert evaluation.rows[0].scores["wer"].value == pytest.approx(100 * 8 / 128)
     with pytest.raises(UserError, match="makes int of a text and the task has no metric_fns"):
         evaluated(tmp_path, register(postprocess_fn=label))
 
@@ -242,8 +242,8 @@ def test_a_vocabulary_knows_the_language_of_a_plain_task() -> None:
 
 def test_references_may_be_tokens_alone(tmp_path, caplog) -> None:
     [evaluation] = evaluated(tmp_path, register(keep_text=False)).evaluations
-    assert evaluation.rows[0].scores.wer == pytest.approx(100 * 8 / 128)
-    assert evaluation.rows[0].scores.words.reference_length == 128
+    assert evaluation.rows[0].scores["wer"].value == pytest.approx(100 * 8 / 128)
+    assert evaluation.rows[0].scores["wer"].counts["words"] == 128
     assert "keeps no text_pretokenized" in caplog.text
 
 

@@ -26,8 +26,8 @@ def predictions(hypotheses: tuple[str, ...]) -> list[Prediction]:
 def test_rates_and_ratio() -> None:
     result = compare(predictions(OURS), predictions(THEIRS)[::-1])
     assert result.utterances == 4
-    assert result.error_rate == pytest.approx(100 * sum(OUR_ERRORS) / sum(WORDS))
-    assert result.baseline_error_rate == pytest.approx(100 * sum(THEIR_ERRORS) / sum(WORDS))
+    assert result.score == pytest.approx(100 * sum(OUR_ERRORS) / sum(WORDS))
+    assert result.baseline_score == pytest.approx(100 * sum(THEIR_ERRORS) / sum(WORDS))
     assert result.ratio == pytest.approx(sum(OUR_ERRORS) / sum(THEIR_ERRORS))
 
 
@@ -68,6 +68,6 @@ def test_languages_without_spaces_are_compared_by_character() -> None:
         ]
 
     result = compare(said("今日も暑い"), said("明日も暑い"), bootstrap_samples=0)
-    assert (result.metric, result.error_rate, result.baseline_error_rate) == ("cer", 20.0, 40.0)
-    with pytest.raises(UserError, match="scored by character"):
+    assert (result.metric, result.score, result.baseline_score) == ("cer", 20.0, 40.0)
+    with pytest.raises(UserError, match="scored by cer and by wer"):
         compare([*said("x"), *said("x", "de")], [*said("x"), *said("x", "de")])

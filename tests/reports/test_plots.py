@@ -93,7 +93,7 @@ def test_suffix_picks_the_format(tmp_path):
 
 def test_importing_evaluation_draws_in_neither_matplotlib_nor_tensorflow():
     program = (
-        "import sys, maestro_jax.reports.plots, maestro_jax.evaluation.report;"
+        "import sys, maestro_jax.reports.plots, maestro_jax.evaluation.score_table;"
         "print([m for m in ('matplotlib', 'tensorflow', 'seqio', 'gin') if m in sys.modules])"
     )
     output = subprocess.run(

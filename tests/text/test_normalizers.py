@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maestro_jax.scoring.scores import translation_scores, word_scores
+from maestro_jax.scoring.metrics import compute_score, get_metric
 from maestro_jax.text.normalizers import base_language, normalize
 
 
@@ -96,11 +96,11 @@ def test_marks_of_direction_cost_no_errors(mark):
     plain = ["صباح الخير يا صديقي", "בוקר טוב", "این کتاب\u200cها را می\u200cخواهم"]
     marked = [f"{mark}{text}{mark}.".replace(" ", f"{mark} {mark}") for text in plain]
     normalized = [normalize(text, "ar") for text in marked]
-    assert word_scores(normalized, plain, bootstrap_samples=0).wer == 0
-    translated = translation_scores(
-        marked, [f"{text}." for text in plain], "ar", bootstrap_samples=0
+    assert compute_score(get_metric("wer"), normalized, plain, bootstrap_samples=0).value == 0
+    written = [f"{text}." for text in plain]
+    assert compute_score(get_metric("bleu"), marked, written, language="ar").value == pytest.approx(
+        100
     )
-    assert translated.bleu == pytest.approx(100)
 
 
 def test_base_language():

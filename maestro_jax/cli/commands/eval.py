@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> None:
     search = search_options.search_config(arguments)
     from maestro_jax.evaluation.run_evaluation import evaluate_run
 
-    report = evaluate_run(
+    scores = evaluate_run(
         train_run,
         model_dir=arguments.model_dir,
         data_dir=arguments.data_dir,
@@ -55,6 +55,6 @@ def run(arguments: argparse.Namespace) -> None:
         search=search,
     )
     if arguments.json:
-        print(json.dumps(report.as_dict(), indent=2, ensure_ascii=False))
+        print(json.dumps(scores.as_dict(), indent=2, ensure_ascii=False))
     else:
-        print(report.text())
+        print(scores.text())

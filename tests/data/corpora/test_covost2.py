@@ -198,10 +198,11 @@ def test_scores_ask_for_the_language_of_each_task(root: Path, tmp_path: Path) ->
     for evaluation in report.evaluations:
         rows = {row.direction: row.scores for row in evaluation.rows}
         assert set(rows) == {"en-de", "en-zh"}
-        assert all(scores.chrf == pytest.approx(100) for scores in rows.values())
+        assert all(scores["chrf"].value == pytest.approx(100) for scores in rows.values())
         # Three characters, where 13a sees words.
-        assert rows["en-zh"].reference_length == 3 and "tok:char" in rows["en-zh"].bleu_signature
-        assert "tok:13a" in rows["en-de"].bleu_signature
+        chinese, german = (rows[direction]["bleu"] for direction in ("en-zh", "en-de"))
+        assert chinese.counts["reference_tokens"] == 3 and "tok:char" in chinese.signature
+        assert "tok:13a" in german.signature
     assert not evaluation.complete
     assert "en-zh 1 of 15531" in report.text()
 

@@ -6,14 +6,19 @@ import pytest
 
 from maestro_jax.evaluation.evaluate import score
 from maestro_jax.evaluation.predictions import Prediction
-from maestro_jax.evaluation.report import format_markdown, format_text, report_json, write_report
+from maestro_jax.evaluation.score_table import (
+    format_markdown,
+    format_text,
+    scores_json,
+    write_scores,
+)
 from maestro_jax.scoring.published import (
     COVOST_BLEU,
     COVOST_GROUPS,
     VOXPOPULI_LANGUAGES,
     VOXPOPULI_WER,
-    Comparison,
-    comparison,
+    PublishedScores,
+    published_scores,
 )
 
 
@@ -104,11 +109,11 @@ def test_translation_table_shows_signatures(translation):
 
 
 def test_files(recognition, tmp_path):
-    markdown, values = write_report(recognition, tmp_path / "evaluation", low_resource={"sl"})
+    markdown, values = write_scores(recognition, tmp_path / "evaluation", low_resource={"sl"})
     assert (markdown.name, values.name) == ("toy.md", "toy.json")
     assert markdown.read_text() == format_markdown(recognition, low_resource={"sl"})
     content = json.loads(values.read_text())
-    assert content == json.loads(json.dumps(report_json(recognition, low_resource={"sl"})))
+    assert content == json.loads(json.dumps(scores_json(recognition, low_resource={"sl"})))
     assert [row["direction"] for row in content["rows"]] == ["de", "en", "sl"]
     assert [row["low_resource"] for row in content["rows"]] == [False, False, True]
     assert content["rows"][1]["wer"] == 100.0
@@ -121,7 +126,7 @@ def test_files(recognition, tmp_path):
 
 def test_undefined_scores_are_null_in_json_and_marked_in_the_table(tmp_path):
     evaluation = score(recognised("de", ("", "x")), kind="asr", name="toy", expected={"fr": 3})
-    _, values = write_report(evaluation, tmp_path)
+    _, values = write_scores(evaluation, tmp_path)
     assert [row["wer"] for row in json.loads(values.read_text())["rows"]] == [None, None]
     _, *rows = table(format_markdown(evaluation))
     assert [row[2] for row in rows] == ["inf", "-", "-"]
@@ -176,9 +181,9 @@ def test_languages_without_spaces_lead_with_the_character_error_rate():
         *recognised("cmn_hans_cn", ("这 是 一 本 书", "这是一本书")),
     ]
     evaluation = score(predictions, kind="asr", name="toy", bootstrap_samples=100)
-    content = report_json(evaluation)
+    content = scores_json(evaluation)
     rows = {row["direction"]: row for row in content["rows"]}
-    assert {name: row["leading"] for name, row in rows.items()} == {
+    assert {name: row["primary_metric"] for name, row in rows.items()} == {
         "ja": "cer",
         "cmn_hans_cn": "cer",
         "de": "wer",
@@ -191,9 +196,9 @@ def test_languages_without_spaces_lead_with_the_character_error_rate():
     header, *cells = table(format_markdown(evaluation))
     named = {row[0]: dict(zip(header, row, strict=True)) for row in cells}
     assert header[2] == "error %"
-    assert (named["ja"]["error %"], named["ja"]["of"]) == ("10.0", "characters")
-    assert (named["ja"]["units"], named["ja"]["sub"]) == ("10", "1")
-    assert (named["de"]["error %"], named["de"]["of"]) == ("25.0", "words")
+    assert (named["ja"]["error %"], named["ja"]["metric"]) == ("10.0", "CER")
+    assert (named["ja"]["characters"], named["ja"]["sub"]) == ("10", "1")
+    assert (named["de"]["error %"], named["de"]["metric"]) == ("25.0", "WER")
     assert named["average of 3"]["error %"] == "11.7"
     assert named["average of 3"]["WER %"] == "-"
     low, high = map(float, named["ja"]["95% interval"].split(" to "))
@@ -202,7 +207,7 @@ def test_languages_without_spaces_lead_with_the_character_error_rate():
     header, *cells = table(format_markdown(alone))
     assert header[2:6] == ["CER %", "95% interval", "WER %", "characters"]
     assert [row[2] for row in cells] == ["10.0", "10.0"]
-    assert "scored by character" in format_text(alone)
+    assert "Scored by character" in format_text(alone)
 
 
 def test_published_numbers_agree_with_their_averages():
@@ -218,13 +223,13 @@ def test_published_numbers_agree_with_their_averages():
 
 def test_what_was_published_about_a_test_set():
     speech, text = ([f"covost2_{s}_{code}_en" for code in ("de", "sl")] for s in ("st", "mt"))
-    whole = comparison(speech, "test")
+    whole = published_scores(speech, "test")
     assert (whole.groups, whole.published) == (COVOST_GROUPS, COVOST_BLEU)
-    assert comparison(speech, "validation") == Comparison(COVOST_GROUPS)
-    assert comparison(text, "test") == Comparison(COVOST_GROUPS)
+    assert published_scores(speech, "validation") == PublishedScores(COVOST_GROUPS)
+    assert published_scores(text, "test") == PublishedScores(COVOST_GROUPS)
     parliament = [f"voxpopuli_paired_{code}" for code in ("de", "sl")]
-    assert comparison(parliament, "test").published == VOXPOPULI_WER
-    assert comparison(parliament[:1], "test").published == VOXPOPULI_WER
+    assert published_scores(parliament, "test").published == VOXPOPULI_WER
+    assert published_scores(parliament[:1], "test").published == VOXPOPULI_WER
     for tasks in (
         [],
         speech[:1],
@@ -234,4 +239,4 @@ def test_what_was_published_about_a_test_set():
         ["voxpopuli_paired_en_accented"],
         ["minivox_small_st_de"],
     ):
-        assert comparison(tasks, "test") == Comparison()
+        assert published_scores(tasks, "test") == PublishedScores()

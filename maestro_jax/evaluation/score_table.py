@@ -1,0 +1,391 @@
+"""The scores of an evaluation as a table, in Markdown, plain text and JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from etils import epath
+from tabulate import SEPARATING_LINE, tabulate
+
+from maestro_jax.evaluation.evaluate import ERROR_RATE, Evaluation, Row
+from maestro_jax.scoring.metrics import finite_or_none
+from maestro_jax.text.normalizers import base_language
+
+_TITLES = {
+    "asr": "Speech recognition",
+    "st": "Speech translation",
+    "mt": "Text translation",
+}
+_ERROR_RATE_TITLE = "error %"
+_INTERVAL = "95% interval"
+_SHORT_COUNTS = {"substitutions": "sub", "deletions": "del", "insertions": "ins"}
+_ABSENT = "-"
+
+Groups = Mapping[str, Collection[str]]
+"""Further averages: their names and the languages of each, such as CoVoST-2's high, mid, low."""
+
+Published = Mapping[str, Mapping[str, float]]
+"""Primary scores of other systems, by language, under the names of groups, and under `all`."""
+
+
+def scores_json(
+    evaluation: Evaluation,
+    *,
+    low_resource: Collection[str] = (),
+    groups: Groups | None = None,
+) -> dict[str, Any]:
+    """Returns the whole evaluation as plain JSON values; undefined scores are null.
+
+    Args:
+        evaluation: What was scored.
+        low_resource: Languages with little paired speech, left out of the second average.
+        groups: Further averages.
+
+    Returns:
+        Scores in the units that `units` names. Of a row, `primary_metric` is the metric that it is
+        reported by, and `vocabulary_limit` the score of a model that makes no mistake, where its
+        vocabulary cannot write all references, else null. Of an average, `error_rate` is the mean
+        of the primary scores, and `wer` is null where one of them is not a WER.
+    """
+    metrics = evaluation.metrics
+    units = {ERROR_RATE: "percent"} if evaluation.kind == "asr" else {}
+    return {
+        "name": evaluation.name,
+        "kind": evaluation.kind,
+        "units": units | {metric.name: metric.unit for metric in metrics},
+        "titles": {metric.name: metric.title for metric in metrics},
+        "utterances": evaluation.utterances,
+        "complete": evaluation.complete,
+        "repeats": evaluation.repeats,
+        "seconds": evaluation.seconds,
+        "task_metrics": {task: dict(values) for task, values in evaluation.task_metrics.items()},
+        "postprocessed": list(evaluation.postprocessed),
+        "averages": [
+            {
+                "name": name,
+                "rows": [row.direction for row in rows],
+                **{metric: finite_or_none(value) for metric, value in means.items()},
+            }
+            for name, means, rows in _averages(evaluation, low_resource, groups)
+        ],
+        "rows": [
+            {
+                "direction": row.direction,
+                "language": row.language,
+                "low_resource": row.among(low_resource),
+                "primary_metric": row.primary_metric,
+                "vocabulary_limit": finite_or_none(row.vocabulary_limit),
+                "expected": row.expected,
+                "complete": row.complete,
+                "utterances": row.utterances,
+                "empty_references": row.empty_references,
+                "empty_hypotheses": row.empty_hypotheses,
+                **{
+                    key: value
+                    for metric in metrics
+                    for key, value in row.scores[metric.name].to_json(metric.name).items()
+                },
+            }
+            for row in evaluation.rows
+        ],
+    }
+
+
+def format_markdown(
+    evaluation: Evaluation,
+    *,
+    low_resource: Collection[str] = (),
+    groups: Groups | None = None,
+    published: Published | None = None,
+) -> str:
+    """Formats the evaluation as a Markdown page: title, table, and notes on what was compared.
+
+    Args:
+        evaluation: What was scored.
+        low_resource: Languages with little paired speech: marked, and left out of a second
+            average, over the languages with enough of it.
+        groups: Further averages.
+        published: Further columns, by the name of the system. Beside an average over a whole
+            group, or over all that was published, stands the one stated under the group's name or
+            `all`; any other is taken over the rows that ours is over.
+
+    Returns:
+        The page, with a final newline.
+    """
+    header, body, averages = _table(evaluation, low_resource, groups, published)
+    bold = [[f"**{cell}**" if cell else "" for cell in cells] for cells in averages]
+    lines = [
+        f"# {_TITLES[evaluation.kind]}: {evaluation.name}",
+        "",
+        _tabulated(header, [*body, *bold], "pipe"),
+        "",
+        *(f"- {note}" for note in _notes(evaluation, low_resource)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def format_text(
+    evaluation: Evaluation,
+    *,
+    low_resource: Collection[str] = (),
+    groups: Groups | None = None,
+    published: Published | None = None,
+) -> str:
+    """Formats the same table for a terminal; arguments as of `format_markdown`."""
+    header, body, averages = _table(evaluation, low_resource, groups, published)
+    lines = [
+        f"{_TITLES[evaluation.kind]}: {evaluation.name}",
+        "",
+        _tabulated(header, [*body, SEPARATING_LINE, *averages], "simple"),
+        "",
+        *_notes(evaluation, low_resource),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def write_scores(
+    evaluation: Evaluation,
+    output_dir: epath.PathLike,
+    *,
+    low_resource: Collection[str] = (),
+    groups: Groups | None = None,
+    published: Published | None = None,
+) -> tuple[epath.Path, epath.Path]:
+    """Writes `{name}.md` and `{name}.json`; arguments as of `format_markdown`.
+
+    Args:
+        evaluation: What was scored.
+        output_dir: The `evaluation` folder of a model directory; created if missing.
+        low_resource: Languages left out of the second average.
+        groups: Further averages.
+        published: Further columns of the Markdown page.
+
+    Returns:
+        The two paths, Markdown first.
+    """
+    output_dir = epath.Path(output_dir).expanduser()
+    output_dir.mkdir(parents=True, exist_ok=True)
+    markdown, values = (output_dir / f"{evaluation.name}.{suffix}" for suffix in ("md", "json"))
+    page = format_markdown(
+        evaluation, low_resource=low_resource, groups=groups, published=published
+    )
+    content = scores_json(evaluation, low_resource=low_resource, groups=groups)
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    markdown.write_bytes(page.encode())
+    values.write_bytes(text.encode())
+    return markdown, values
+
+
+def _tabulated(header: Sequence[str], rows: Sequence[Any], tablefmt: str) -> str:
+    alignment = ["left"] + ["right"] * (len(header) - 1)
+    text = tabulate(
+        rows, headers=header, tablefmt=tablefmt, colalign=alignment, disable_numparse=True
+    )
+    return "\n".join(line.rstrip() for line in text.splitlines())
+
+
+def _averages(
+    evaluation: Evaluation, low_resource: Collection[str], groups: Groups | None
+) -> list[tuple[str, dict[str, float], tuple[Row, ...]]]:
+    """Returns name, means and rows of every average of the table."""
+    averages = [("all", *evaluation.average())]
+    if any(row.among(low_resource) for row in evaluation.rows):
+        averages.append(("without low-resource", *evaluation.average(without=low_resource)))
+    for name, languages in (groups or {}).items():
+        means, rows = evaluation.average(only=languages)
+        if rows:
+            averages.append((name, means, rows))
+    return averages
+
+
+def _table(
+    evaluation: Evaluation,
+    low_resource: Collection[str],
+    groups: Groups | None,
+    published: Published | None,
+) -> tuple[list[str], list[list[str]], list[list[str]]]:
+    """Returns header, one line per language, and one line per average, of equal length."""
+    published = published or {}
+    columns = _columns(evaluation)
+    first = "language" if evaluation.kind == "asr" else "direction"
+    header = [first, "utterances", *columns, *published]
+    body = []
+    for row in evaluation.rows:
+        cells = _cells(evaluation, row)
+        body.append(
+            [
+                row.direction + (" (low-resource)" if row.among(low_resource) else ""),
+                _utterances(row),
+                *(cells.get(column, "") for column in columns),
+                *(_number(_published(numbers, row)) for numbers in published.values()),
+            ]
+        )
+    titles = {ERROR_RATE: _ERROR_RATE_TITLE}
+    titles |= {metric.name: metric.title for metric in evaluation.metrics}
+    averages = []
+    for name, means, rows in _averages(evaluation, low_resource, groups):
+        cells = {titles[metric]: _number(value) for metric, value in means.items()}
+        averages.append(
+            [
+                f"average of {len(rows)}" + ("" if name == "all" else f", {name}"),
+                "",
+                *(cells.get(column, "") for column in columns),
+                *(
+                    _number(_published_average(numbers, name, rows, groups))
+                    for numbers in published.values()
+                ),
+            ]
+        )
+    return header, body, averages
+
+
+def _columns(evaluation: Evaluation) -> list[str]:
+    """Returns the headings of our own numbers: primary score, other scores, counts."""
+    primaries = {row.primary_metric for row in evaluation.rows}
+    titles = {metric.name: metric.title for metric in evaluation.metrics}
+    if len(primaries) == 1:
+        [primary] = primaries
+        columns = [titles.pop(primary), _INTERVAL, *titles.values()]
+    else:
+        columns = [_ERROR_RATE_TITLE, _INTERVAL, "metric", *titles.values()]
+    counted = [counts for row in evaluation.rows if (counts := row.primary.counts)]
+    keys = dict.fromkeys(key for counts in counted for key in counts)
+    # Rows that are reported by different metrics count different units: those columns come first.
+    in_all = sorted(keys, key=lambda key: all(key in counts for counts in counted))
+    return columns + [_heading(key) for key in in_all]
+
+
+def _cells(evaluation: Evaluation, row: Row) -> dict[str, str]:
+    """Returns the numbers of a row by the headings of their columns."""
+    titles = {metric.name: metric.title for metric in evaluation.metrics}
+    return {
+        _ERROR_RATE_TITLE: _number(row.primary.value),
+        _INTERVAL: _interval(row.primary.interval),
+        "metric": row.primary_metric.upper(),
+        **{title: _number(row.value(name)) for name, title in titles.items()},
+        **{_heading(key): _count(value) for key, value in row.primary.counts.items()},
+    }
+
+
+def _heading(count: str) -> str:
+    return _SHORT_COUNTS.get(count, count.replace("_", " "))
+
+
+def _published_average(
+    numbers: Mapping[str, float],
+    name: str,
+    rows: Sequence[Row],
+    groups: Mapping[str, Collection[str]] | None,
+) -> float | None:
+    """Returns the published average over the rows that ours is over; None if one is missing.
+
+    An average that the publication states is taken as it stands: it was computed before rounding,
+    and that of the rounded scores may differ in the last digit.
+
+    Args:
+        numbers: Scores by language, by group and, under `all`, over all of them.
+        name: Name of our average.
+        rows: Rows that our average is over.
+        groups: Languages of the averages that may be stated.
+    """
+    languages = set((groups or {}).get(name, ()))
+    if name == "all":
+        everything = [language for group in (groups or {}).values() for language in group]
+        languages = set(everything or numbers) - {"all"}
+    if name in numbers and {base_language(row.language) for row in rows} == languages:
+        return numbers[name]
+    values = [value for row in rows if (value := _published(numbers, row)) is not None]
+    return math.fsum(values) / len(values) if rows and len(values) == len(rows) else None
+
+
+def _published(numbers: Mapping[str, float], row: Row) -> float | None:
+    for key in (row.direction, row.language, base_language(row.language)):
+        if key in numbers:
+            return numbers[key]
+    return None
+
+
+def _utterances(row: Row) -> str:
+    return str(row.utterances) if row.complete else f"{row.utterances} of {row.expected}"
+
+
+def _number(value: float | None) -> str:
+    if value is None or math.isnan(value):
+        return _ABSENT
+    return "inf" if math.isinf(value) else f"{value:.1f}"
+
+
+def _count(value: int | float) -> str:
+    if isinstance(value, int):
+        return str(value)
+    return f"{value:.2f}" if math.isfinite(value) else _ABSENT
+
+
+def _interval(interval: tuple[float, float] | None) -> str:
+    return _ABSENT if interval is None else f"{interval[0]:.1f} to {interval[1]:.1f}"
+
+
+def _notes(evaluation: Evaluation, low_resource: Collection[str]) -> list[str]:
+    """Returns the metrics of tasks, and what the numbers rest on, one sentence each."""
+    notes = []
+    for task, metrics in evaluation.task_metrics.items():
+        values = ", ".join(
+            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in metrics.items()
+        )
+        notes.append(f"Metric functions of {task}: {values}.")
+    notes.append(f"{evaluation.utterances} utterances scored; averages count each row once.")
+    if evaluation.postprocessed:
+        notes.append(
+            "References and hypotheses as postprocess_fn returns them: "
+            f"{', '.join(evaluation.postprocessed)}."
+        )
+    if any(row.primary.interval is not None for row in evaluation.rows):
+        notes.append("Intervals: bootstrap over utterances, 2.5th to 97.5th percentile.")
+    flagged = [row.direction for row in evaluation.rows if row.among(low_resource)]
+    if flagged:
+        notes.append(f"Low-resource: {', '.join(flagged)} (little paired speech).")
+    gaps = [row for row in evaluation.rows if not row.complete]
+    if gaps:
+        listed = ", ".join(f"{row.direction} {_utterances(row)}" for row in gaps)
+        notes.append(f"INCOMPLETE, not comparable with published scores: {listed} utterances.")
+    for what, field in (("reference", "empty_references"), ("hypothesis", "empty_hypotheses")):
+        counts = {row.direction: getattr(row, field) for row in evaluation.rows}
+        listed = ", ".join(f"{direction} {count}" for direction, count in counts.items() if count)
+        if listed:
+            notes.append(f"Utterances scored with an empty {what}: {listed}.")
+    limited = [row for row in evaluation.rows if row.vocabulary_limit is not None]
+    if limited:
+        listed = ", ".join(
+            f"{row.direction} {row.primary_metric.upper()} {_number(row.vocabulary_limit)}"
+            for row in limited
+        )
+        notes.append(
+            "The model's vocabulary CANNOT WRITE all references; a model without a mistake would "
+            f"score {listed}."
+        )
+    if evaluation.repeats:
+        notes.append(f"{evaluation.repeats} repeated utterances were scored once.")
+    if evaluation.kind == "asr":
+        notes.append(
+            "Text normalised as VoxPopuli does: lower case, no punctuation, apostrophes kept; "
+            "CER counts the spaces between words."
+        )
+        by_character = [row.direction for row in evaluation.rows if row.primary_metric == "cer"]
+        if by_character:
+            notes.append(
+                "Scored by character, without spaces, because the language puts none between "
+                f"words: {', '.join(by_character)}; averages are over the error rate of each row."
+            )
+    for metric in evaluation.metrics:
+        by_signature: dict[str, list[str]] = {}
+        for row in evaluation.rows:
+            by_signature.setdefault(row.scores[metric.name].signature, []).append(row.direction)
+        for signature, directions in by_signature.items():
+            where = "" if len(by_signature) == 1 else f" ({', '.join(directions)})"
+            if signature:
+                notes.append(f"{metric.title}{where}: `{signature}`")
+    return notes
