@@ -1,4 +1,4 @@
-"""The contrastive and diversity losses of w2v-BERT, computed in float32.
+"""Computes the contrastive and diversity losses of w2v-BERT, in float32.
 
 For a masked frame j with context c_j, its own code q_j and a set D_j of codes of other masked
 frames of the same utterance,
@@ -14,30 +14,32 @@ import jax
 import jax.numpy as jnp
 
 from maestro_jax.losses.reduction import Weighted, masked_sum
+from maestro_jax.losses.similarity import l2_normalize
 from maestro_jax.precision import EXACT
 
 
 def sample_distractors(rng: jax.Array, masked: jax.Array, count: int) -> jax.Array:
-    """For each frame, other masked frames of its utterance, uniformly with replacement.
+    """Draws other masked frames of the same utterance, uniformly with replacement.
 
     Args:
         rng: Random key.
         masked: `[batch, frames]` bool.
-        count: Distractors a frame.
+        count: Distractors per frame.
 
     Returns:
-        `[batch, frames, count]` int32 frame indices. A masked frame never gets itself where its
-        utterance has another masked frame; entries of other frames mean nothing.
+        int32 frame indices, `[batch, frames, count]`. A masked frame never draws itself unless it
+        is the only masked frame of its utterance; the entries of unmasked frames mean nothing.
     """
     batch, frames = masked.shape
-    # Masked frames first, in order: the k-th masked frame of a row stands at place k.
+    # [batch, frames]: `order` lists masked frames first, so that entry k is the k-th masked frame;
+    # `rank` is the inverse, the number of masked frames before a masked frame.
     order = jnp.argsort(~masked, axis=1, stable=True)
     rank = jnp.cumsum(masked, axis=1) - 1
     total = jnp.sum(masked, axis=1)[:, None, None]
     uniform = jax.random.uniform(rng, (batch, frames, count))
     others = jnp.maximum(total - 1, 1)
     draw = jnp.minimum(jnp.floor(uniform * others).astype(jnp.int32), others - 1)
-    # Skip one's own place by shifting what is not below it.
+    # Drawn among all but one: ranks from the frame's own on are shifted past it.
     draw = draw + (draw >= rank[:, :, None])
     draw = jnp.minimum(draw, jnp.maximum(total - 1, 0))
     return jnp.take_along_axis(order[:, :, None], draw.reshape(batch, -1, 1), axis=1).reshape(
@@ -55,54 +57,53 @@ def contrastive_loss(
     distractors: int = 100,
     temperature: float = 0.1,
 ) -> tuple[Weighted, Weighted]:
-    """L_w over the masked frames.
+    """Computes L_w over the masked frames.
 
-    Distractors equal to the positive code are left out, as in wav2vec 2.0: they cannot be told
-    from it. Equal are codes of one id: whether the vectors look equal depends on rounding.
+    Distractors equal to the positive code are left out, as in wav2vec 2.0. Codes are equal if their
+    ids are: whether vectors compare equal would depend on rounding.
 
     Args:
         rng: Random key for the distractors.
         context: `[batch, frames, code_features]`, the context network's output, projected.
         codes: `[batch, frames, code_features]`, quantized unmasked features.
-        ids: `[batch, frames]` int32, which entry of the codebook each of them is.
+        ids: `[batch, frames]` int32, codebook entry of each code.
         masked: `[batch, frames]` bool, the masked valid frames.
-        distractors: Negatives a frame.
+        distractors: Negatives per frame.
         temperature: kappa.
 
     Returns:
-        The loss in nats and the accuracy (share of frames whose own code is most similar), each as
-        a total and a count over masked frames that have at least one distractor.
+        The loss in nats and the accuracy (fraction of frames whose own code is the most similar),
+        each as a total and a count over masked frames that have at least one distractor.
     """
-    context = _unit(context.astype(jnp.float32))
-    codes = _unit(codes.astype(jnp.float32))
-    chosen = sample_distractors(rng, masked, distractors)
-    # All frame-to-frame similarities, then a gather: frames^2 numbers instead of
+    context = l2_normalize(context)
+    codes = l2_normalize(codes)
+    sampled = sample_distractors(rng, masked, distractors)
+    # All similarities of frames with frames, then a gather: frames^2 numbers in place of
     # frames x distractors x features.
     similarity = jnp.einsum("btd,bsd->bts", context, codes, precision=EXACT) / temperature
     positive = jnp.diagonal(similarity, axis1=1, axis2=2)
-    negatives = jnp.take_along_axis(similarity, chosen, axis=2)
-    drawn = jnp.take_along_axis(ids, chosen.reshape(len(ids), -1), axis=1).reshape(chosen.shape)
-    is_itself = drawn == ids[:, :, None]
-    negatives = jnp.where(is_itself, -1e9, negatives)
+    negatives = jnp.take_along_axis(similarity, sampled, axis=2)
+    sampled_ids = jnp.take_along_axis(ids, sampled.reshape(len(ids), -1), axis=1)
+    is_positive = sampled_ids.reshape(sampled.shape) == ids[:, :, None]
+    negatives = jnp.where(is_positive, -1e9, negatives)  # [batch, frames, distractors]
     logits = jnp.concatenate([positive[:, :, None], negatives], axis=2)
     loss = jax.nn.logsumexp(logits, axis=2) - positive
-    usable = masked & jnp.any(~is_itself, axis=2)
+    usable = masked & jnp.any(~is_positive, axis=2)
     correct = positive > jnp.max(negatives, axis=2)
     return masked_sum(loss, usable), masked_sum(correct, usable)
 
 
 def contrastive_chance(ids: jax.Array, masked: jax.Array, distractors: int) -> Weighted:
-    """The accuracy of a network to which all codes look alike.
+    """Computes the accuracy of a network to which all codes are equally similar.
 
     Args:
-        ids: `[batch, frames]` int32, which entry of the codebook each frame's code is.
+        ids: `[batch, frames]` int32, codebook entry of each frame's code.
         masked: `[batch, frames]` bool, the masked valid frames.
-        distractors: Negatives a frame.
+        distractors: Negatives per frame.
 
     Returns:
-        Total and count, over the masked frames that can have a distractor, of one over the number
-        of frames to choose from: its own, and the masked ones of its utterance with another code,
-        as far as so many are drawn.
+        Total and count, over the masked frames that can have a distractor, of 1 / (1 + n), where n
+        is the number of masked frames of the utterance with another code, at most `distractors`.
     """
     others = (ids[:, :, None] != ids[:, None, :]) & masked[:, None, :]
     count = jnp.minimum(jnp.sum(others, axis=2), distractors)
@@ -110,7 +111,7 @@ def contrastive_chance(ids: jax.Array, masked: jax.Array, distractors: int) -> W
 
 
 def diversity_loss(probabilities: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """One minus the normalised perplexity of the average code distribution (L_d).
+    """Computes one minus the normalised perplexity of the average code distribution (L_d).
 
     Args:
         probabilities: `[batch, frames, codes]`, softmax without noise.
@@ -127,8 +128,3 @@ def diversity_loss(probabilities: jax.Array, mask: jax.Array) -> tuple[jax.Array
     perplexity = jnp.exp(entropy)
     loss = jnp.where(count > 0, 1.0 - perplexity / codes, 0.0)
     return loss, perplexity
-
-
-def _unit(x: jax.Array) -> jax.Array:
-    """Vectors of length one; the small constant keeps the gradient of a zero vector finite."""
-    return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-8)

@@ -1,11 +1,11 @@
-"""Connectionist temporal classification: labels without an alignment, one symbol a frame.
+"""Computes the connectionist temporal classification (CTC) loss and its best path.
 
     loss = -log sum over paths of prod_t P(symbol_t | frame t)
 
-over all sequences of one symbol a frame that become the labels when repetitions are merged and
-blanks removed (Graves et al. 2006, equations 5-8). Frames are independent given the encoder, which
-is what sets it apart from the transducer; a label that is repeated needs a blank between, so that a
-text has paths only if ``labels + repetitions <= frames``.
+A path is a sequence of one symbol per frame that becomes the labels when repetitions are merged and
+blanks removed (Graves et al. 2006, equations 5-8). Unlike in a transducer, frames are independent
+given the encoder. Equal neighbouring labels need a blank between them, so that labels have a path
+only if ``labels + repetitions <= frames``.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import jax.numpy as jnp
 import optax
 
 from maestro_jax.losses.reduction import Weighted, masked_sum
-from maestro_jax.losses.transducer_alignment import Alignment
+from maestro_jax.losses.transducer_alignment import Alignment, durations_from_emissions
 from maestro_jax.losses.transducer_arcs import NEG, check_blank
 
 BLANK_ID = 0
 
 
 def has_path(labels: jax.Array, frame_lengths: jax.Array, label_lengths: jax.Array) -> jax.Array:
-    """Whether there are frames enough for the labels and a blank between equal neighbours.
+    """Tells whether the frames suffice for the labels and a blank between equal neighbours.
 
     Args:
         labels: `[batch, labels]` int32.
@@ -30,7 +30,7 @@ def has_path(labels: jax.Array, frame_lengths: jax.Array, label_lengths: jax.Arr
         label_lengths: `[batch]` valid labels.
 
     Returns:
-        `[batch]` bool; True for an empty text.
+        `[batch]` bool; True for zero labels.
     """
     inside = jnp.arange(1, labels.shape[1]) < label_lengths[:, None]
     repeated = jnp.sum((labels[:, 1:] == labels[:, :-1]) & inside, axis=1)
@@ -43,27 +43,28 @@ def ctc_loss(
     frame_lengths: jax.Array,
     label_lengths: jax.Array,
 ) -> tuple[Weighted, Weighted]:
-    """-log P(labels), in nats a label.
+    """Computes -log P(labels), in nats per label.
 
     Args:
         logits: `[batch, frames, vocab]` of any float type; the blank is 0.
-        labels: `[batch, labels]` int32; what lies after an example's length is ignored.
-        frame_lengths: `[batch]` valid frames, at most `frames`; 0 = the example is absent.
+        labels: `[batch, labels]` int32; ids after an example's length are ignored.
+        frame_lengths: `[batch]` valid frames, at most `frames`; 0 means an absent example.
         label_lengths: `[batch]` valid labels, at most `labels`.
 
     Returns:
-        The total in nats and the number of labels of the examples that have frames and a path; and
-        how many have frames and no path, which are left out, as a metric that is summed.
+        The total in nats and the number of labels, over examples that have frames and a path; and
+        the number of examples that have frames and no path, which are left out of the loss, with a
+        count of one, so that the metric is a sum.
 
     Raises:
         ValueError: If the shapes do not belong together.
     """
     _check(logits, labels, frame_lengths, label_lengths)
-    there = frame_lengths > 0
-    scored = there & has_path(labels, frame_lengths, label_lengths)
+    present = frame_lengths > 0
+    scored = present & has_path(labels, frame_lengths, label_lengths)
     frame_padding = jnp.arange(logits.shape[1]) >= frame_lengths[:, None]
     label_padding = jnp.arange(labels.shape[1]) >= label_lengths[:, None]
-    # The recursion multiplies padding by 0, and padding may hold anything.
+    # optax multiplies padding by 0, and padding may hold infinities.
     logits = jnp.where(frame_padding[:, :, None], 0.0, logits.astype(jnp.float32))
     nats = optax.ctc_loss(
         logits,
@@ -71,13 +72,13 @@ def ctc_loss(
         jnp.where(label_padding, BLANK_ID, labels),
         label_padding.astype(jnp.float32),
         blank_id=BLANK_ID,
-        # The default of -1e5 is a price that a long recording can reach.
+        # The default log(0) of -1e5 is a score that a long recording can reach.
         log_epsilon=NEG,
     )
     total, _ = masked_sum(nats, scored)
     count = jnp.sum(jnp.where(scored, label_lengths, 0).astype(jnp.float32))
-    lacking = jnp.sum((there & ~scored).astype(jnp.float32))
-    return (total, count), (lacking, jnp.ones(()))
+    infeasible = jnp.sum((present & ~scored).astype(jnp.float32))
+    return (total, count), (infeasible, jnp.ones(()))
 
 
 def ctc_alignment(
@@ -86,10 +87,10 @@ def ctc_alignment(
     frame_lengths: jax.Array,
     label_lengths: jax.Array,
 ) -> Alignment:
-    """The likeliest path that becomes the labels (the recursion of the loss, with `max`).
+    """Finds the likeliest path that becomes the labels, by the loss's recursion with `max`.
 
-    A label is emitted on the first frame that its path gives to it, and owns the frames from there
-    up to the next label's, as in `transducer_alignment`; so durations sum to the frames.
+    A label is emitted on the first frame of its state, and owns the frames from there up to the
+    emission of the next label, as in `transducer_alignment`; durations sum to the frames.
 
     Args:
         log_probs: `[batch, frames, vocab]`, natural log-probabilities; the blank is 0.
@@ -108,66 +109,71 @@ def ctc_alignment(
     log_probs = jax.lax.stop_gradient(log_probs).astype(dtype)
     batch, frames, _ = log_probs.shape
     size = labels.shape[1]
-    said = jnp.take_along_axis(log_probs, labels[:, None, :], axis=2)
-    # States 2n are the blank after n labels, states 2n + 1 the label n.
-    emissions = jnp.repeat(said, 2, axis=2).at[:, :, ::2].set(log_probs[:, :, :1])
-    emissions = jnp.concatenate([emissions, log_probs[:, :, :1]], axis=2)
+    # State 2n is the blank after n labels and state 2n + 1 is label n: blank, label 0, blank, ...
     states = 2 * size + 1
-    skips = jnp.pad(labels[:, 1:] != labels[:, :-1], ((0, 0), (1, 0)))[:, :size]
-    skips = jnp.stack([jnp.zeros_like(skips), skips], axis=2).reshape(batch, 2 * size)
-    skips = jnp.pad(skips, ((0, 0), (0, 1)))
+    label_log_probs = jnp.take_along_axis(log_probs, labels[:, None, :], axis=2)
+    emissions = jnp.repeat(label_log_probs, 2, axis=2).at[:, :, ::2].set(log_probs[:, :, :1])
+    emissions = jnp.concatenate([emissions, log_probs[:, :, :1]], axis=2)  # [batch, frames, states]
+    # A label may follow another one directly, over the blank between them, unless they are equal.
+    can_skip = jnp.pad(labels[:, 1:] != labels[:, :-1], ((0, 0), (1, 0)))[:, :size]
+    can_skip = jnp.stack([jnp.zeros_like(can_skip), can_skip], axis=2).reshape(batch, 2 * size)
+    can_skip = jnp.pad(can_skip, ((0, 0), (0, 1)))  # [batch, states]
 
-    def later(x: jax.Array, by: int) -> jax.Array:
-        return jnp.pad(x, ((0, 0), (by, 0)), constant_values=NEG)[:, :states]
+    def from_state(scores: jax.Array, back: int) -> jax.Array:
+        """Moves the score of state `s - back` to state `s`."""
+        return jnp.pad(scores, ((0, 0), (back, 0)), constant_values=NEG)[:, :states]
 
     def forward(
         score: jax.Array, emission: jax.Array
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        stay, step, skip = score, later(score, 1), jnp.where(skips, later(score, 2), NEG)
+        stay, step = score, from_state(score, 1)
+        skip = jnp.where(can_skip, from_state(score, 2), NEG)
         best = jnp.maximum(jnp.maximum(stay, step), skip)
-        # Of equals the one that is further: labels are emitted early.
-        came = jnp.where(stay == best, 0, jnp.where(step == best, 1, 2)).astype(jnp.int32)
+        # States moved by the best arc. A tie goes to the smallest move into this state, that is, to
+        # the predecessor that is further on: labels are emitted early.
+        move = jnp.where(stay == best, 0, jnp.where(step == best, 1, 2)).astype(jnp.int32)
         score = best + emission
-        return score, (came, score)
+        return score, (move, score)
 
     start = jnp.where(jnp.arange(states) == 0, 0.0, NEG).astype(dtype)
     start = jnp.broadcast_to(start, (batch, states))
-    _, (came, scores) = jax.lax.scan(forward, start, jnp.swapaxes(emissions, 0, 1))
+    _, (moves, scores) = jax.lax.scan(forward, start, jnp.swapaxes(emissions, 0, 1))
 
     def at(x: jax.Array, state: jax.Array) -> jax.Array:
-        # A masked sum, not a gather: the batch stays where it is.
+        """Picks `[batch]` from `[batch, states]`."""
+        # A masked sum in place of a gather leaves a sharded batch sharded.
         return jnp.sum(jnp.where(jnp.arange(states) == state[:, None], x, 0), axis=-1)
 
+    # A path ends on the last label or on the blank after it.
     on_last = (jnp.arange(frames)[:, None] == frame_lengths - 1)[:, :, None]
-    final = jnp.sum(jnp.where(on_last, scores, 0.0), axis=0)
-    label_end = jnp.maximum(2 * label_lengths - 1, 0)
-    by_label = at(final, label_end) >= at(final, 2 * label_lengths)
-    last = jnp.where(by_label & (label_lengths > 0), label_end, 2 * label_lengths)
+    final = jnp.sum(jnp.where(on_last, scores, 0.0), axis=0)  # [batch, states]
+    last_label = jnp.maximum(2 * label_lengths - 1, 0)
+    ends_on_label = at(final, last_label) >= at(final, 2 * label_lengths)
+    last = jnp.where(ends_on_label & (label_lengths > 0), last_label, 2 * label_lengths)
     last = last.astype(jnp.int32)
 
     def backward(
         state: jax.Array, inputs: tuple[jax.Array, jax.Array]
     ) -> tuple[jax.Array, jax.Array]:
-        frame, back = inputs
-        moved = jnp.where(frame < frame_lengths, at(back, state), 0)
+        frame, move = inputs
+        # Frames of the padding come first in this direction, and leave the state as it is.
+        moved = jnp.where(frame < frame_lengths, at(move, state), 0)
         return state - moved, state
 
-    _, path = jax.lax.scan(backward, last, (jnp.arange(frames), came), reverse=True)
+    _, path = jax.lax.scan(backward, last, (jnp.arange(frames), moves), reverse=True)
 
+    # The first frame of label n is the number of frames on states before 2n + 1.
     index = jnp.arange(size)
-    there = frame_lengths > 0
-    valid = (index < label_lengths[:, None]) & there[:, None]
-    first = jnp.sum(path[:, :, None] < 2 * index + 1, axis=0)
+    present = frame_lengths > 0
+    valid = (index < label_lengths[:, None]) & present[:, None]
+    first = jnp.sum(path[:, :, None] < 2 * index + 1, axis=0)  # [batch, labels]
     first = jnp.where(valid, jnp.minimum(first, frame_lengths[:, None] - 1), 0).astype(jnp.int32)
-    starts = jnp.where(index == 0, 0, first)
-    following = jnp.concatenate([starts[:, 1:], jnp.zeros_like(starts[:, :1])], axis=-1)
-    ends = jnp.where(index == label_lengths[:, None] - 1, frame_lengths[:, None], following)
-    on_path = (jnp.arange(frames)[:, None] == first[:, None, :]) & valid[:, None, :]
+    emitted = (jnp.arange(frames)[:, None] == first[:, None, :]) & valid[:, None, :]
     return Alignment(
         frames=first,
-        durations=jnp.where(valid, ends - starts, 0).astype(jnp.int32),
-        label_scores=jnp.sum(jnp.where(on_path, said, 0.0), axis=1),
-        scores=jnp.where(there, at(final, last), 0.0),
+        durations=durations_from_emissions(first, frame_lengths, label_lengths),
+        label_scores=jnp.sum(jnp.where(emitted, label_log_probs, 0.0), axis=1),
+        scores=jnp.where(present, at(final, last), 0.0),
     )
 
 

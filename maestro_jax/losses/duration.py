@@ -1,10 +1,10 @@
-"""The duration loss: the duration model against the durations of the RNN-T alignment.
+"""Computes the loss of predicted durations against the durations of the RNN-T alignment.
 
     L_D = BCE(1[d > 0], p) + |d - d̂| for tokens with d > 0
 
-Source: not spelled out in MAESTRO; this is Parallel Tacotron's form with the two heads that the
+Source: MAESTRO does not spell it out; this is Parallel Tacotron's form with the two heads that the
 JOIST patent describes for this model. `log_mse` compares logarithms instead. Targets are clipped to
-the longest duration that the model can predict: the last label's includes the silence at the end.
+the longest duration that the model can predict: that of the last label includes final silence.
 """
 
 from __future__ import annotations
@@ -30,36 +30,38 @@ def duration_loss(
     threshold: float = 0.5,
     max_frames: int | None = None,
 ) -> tuple[Weighted, Weighted]:
-    """Both parts of the loss and the error that people read.
+    """Computes both parts of the loss, and the error in frames.
 
     Args:
-        nonzero_logit: `[batch, tokens]`, log-odds of lasting at least a frame.
-        frames: `[batch, tokens]`, predicted duration in frames if it lasts.
+        nonzero_logit: `[batch, tokens]`, log-odds of a duration above zero.
+        frames: `[batch, tokens]`, predicted duration in frames, given that it is not zero.
         targets: `[batch, tokens]` int32, aligned durations in frames; no gradient.
         mask: `[batch, tokens]` bool, the tokens that count.
         form: `l1` (frames) or `log_mse` (squared difference of log(1 + frames)).
-        threshold: Probability above which a token is taken to last, for the error.
-        max_frames: Longest duration that the model gives; None for no limit.
+        threshold: Probability of a nonzero duration above which the error counts a token's
+            frames.
+        max_frames: Longest duration that the model predicts; None for no limit.
 
     Returns:
         The loss (total over tokens, count) and the absolute error of the rounded prediction in
-        frames (total, count). The error is that against targets that are not clipped.
+        frames (total, count). The error is against targets that are not clipped.
 
     Raises:
-        ValueError: The form is unknown.
+        ValueError: If the form is unknown.
     """
     aligned = jax.lax.stop_gradient(targets).astype(jnp.float32)
     longest = jnp.inf if max_frames is None else float(max_frames)
     targets = jnp.minimum(aligned, longest)
-    lasts = targets > 0
-    presence = optax.sigmoid_binary_cross_entropy(nonzero_logit, lasts.astype(jnp.float32))
+    is_nonzero = targets > 0
+    presence = optax.sigmoid_binary_cross_entropy(nonzero_logit, is_nonzero.astype(jnp.float32))
     if form == "l1":
         distance = jnp.abs(frames - targets)
     elif form == "log_mse":
         distance = jnp.square(jnp.log1p(frames) - jnp.log1p(targets))
     else:
         raise ValueError(f"Unknown duration form {form!r}; choose one of {FORMS}.")
-    loss = presence + jnp.where(lasts, distance, 0.0)
+    loss = presence + jnp.where(is_nonzero, distance, 0.0)
+    # The threshold in log-odds: a sigmoid in float32 saturates, the logit does not.
     log_odds = math.log(threshold) - math.log1p(-threshold)
     rounded = jnp.where(nonzero_logit > log_odds, jnp.round(jnp.clip(frames, 1.0, longest)), 0.0)
     return masked_sum(loss, mask), masked_sum(jnp.abs(rounded - aligned), mask)
@@ -68,7 +70,7 @@ def duration_loss(
 def gaussian_duration_loss(
     mean: jax.Array, deviation: jax.Array, targets: jax.Array, mask: jax.Array
 ) -> Weighted:
-    """Negative log-likelihood of durations under a Gaussian for each token.
+    """Computes the negative log-likelihood of durations under one Gaussian per token.
 
         log s + (d - m)^2 / (2 s^2) + log(2 pi) / 2 for tokens with d > 0
 
@@ -78,7 +80,7 @@ def gaussian_duration_loss(
         mean: `[batch, tokens]`, m in frames.
         deviation: `[batch, tokens]`, s in frames, positive.
         targets: `[batch, tokens]` int32, aligned durations in frames; no gradient.
-        mask: `[batch, tokens]` bool, the tokens that count, if they last at all.
+        mask: `[batch, tokens]` bool, the tokens that count, if their duration is not zero.
 
     Returns:
         Total in nats over tokens, and their count.

@@ -1,17 +1,18 @@
-"""The transducer (RNN-T) loss: the negative log-likelihood of labels, over every alignment.
+"""Computes the transducer (RNN-T) loss: -log P(labels), summed over all alignments.
 
-Three entrances, one loss: `transducer_loss` from logits, `transducer_loss_from_lattices` from the
-log-probabilities of the two arcs that leave each node, and `joint_transducer_loss` from what enters
-the joint network, which never holds the logits of the whole lattice. `transducer_arcs` makes arcs
-from logits, `transducer_joint` makes them chunk by chunk, `transducer_lattice` sums over the paths.
+Three functions compute the same loss from different inputs: `transducer_loss` from logits,
+`transducer_loss_from_lattices` from the log-probabilities of the two arcs that leave each node, and
+`joint_transducer_loss` from the inputs of the joint network, without ever holding the logits of the
+whole lattice. `transducer_arcs` computes the arcs from logits, `transducer_joint` computes them
+chunk by chunk, `transducer_lattice` sums over the paths.
 
-Conventions. Frames first: a lattice is `[batch, frames, labels + 1]`, its node `[t, u]` has read
-`t` frames and written `u` labels. The loss is in nats, one number an example, not divided by
-anything: reductions are the caller's. Options, the same at every entrance:
+Conventions. The frame axis comes first: a lattice is `[batch, frames, labels + 1]`, and at node
+`[t, u]` `t` frames have been consumed and `u` labels emitted. The loss is in nats, one number per
+example, and not normalised by length. All three functions take the same options:
 
 one_label_per_frame
-    A label consumes its frame as a blank does (RNA, monotonic RNN-T): labels never bunch on a
-    frame, and there must be as many frames as labels.
+    A label consumes its frame as a blank does (RNA, monotonic RNN-T): no frame has two labels, and
+    there must be at least as many frames as labels.
 fastemit
     The gradient of label arcs is multiplied by `1 + fastemit` and that of blank arcs is not (Yu et
     al. 2021, arXiv 2010.11148, section 3.2), which draws emissions forward. The value stays -log P:
@@ -19,15 +20,15 @@ fastemit
     `1 + fastemit`, as other implementations report it, is not its integral.
 delay_penalty
     `delay_penalty * ((frames - 1) / 2 - t)` is added to the label arcs of frame `t` (Kang et al.
-    2023, arXiv 2211.00490): an objective proper, which prefers early emission. The value is that
-    of the objective.
+    2023, arXiv 2211.00490), which prefers early emission. Unlike FastEmit this changes the
+    objective, and the value includes the penalty.
 hat
     Hybrid autoregressive factorisation of blank and labels; see `transducer_arcs`.
 
-Edges. Zero frames: the example counts as absent, loss 0 and gradient 0. Zero labels: blanks alone.
-More labels than frames: legal, unless one label is allowed a frame. Where no path is left the loss
-is finite, about 1e30, above `NO_PATH`, and its gradient is zero. Nodes in the padding get a
-gradient of exactly zero, whatever stands there.
+Edge cases. An example of zero frames is absent: its loss and its gradient are 0. Zero labels leave
+the path of blanks alone. More labels than frames are legal, except with one label per frame. An
+example without any path has a finite loss of about 1e30, above `NO_PATH`, and a gradient of zero.
+The gradient in the padding is exactly zero, whatever values stand there.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from maestro_jax.losses.transducer_joint import Constrain, joint_lattices, uncon
 from maestro_jax.losses.transducer_lattice import lattice_loss
 
 NO_PATH = -NEG / 2
-"""A loss above this means that the lattice has no path."""
+"""Losses above this mean that the lattice has no path."""
 
 
 def transducer_loss(
@@ -55,19 +56,19 @@ def transducer_loss(
     fastemit: float = 0.0,
     delay_penalty: float = 0.0,
 ) -> jax.Array:
-    """Negative log-likelihood of each example's labels, summed over alignments.
+    """Computes the loss from logits.
 
     Args:
-        logits: Unnormalised scores of any float type `[batch, frames, labels + 1, vocab]`; row `u`
-            follows the first `u` labels.
-        labels: Token ids, `[batch, labels]`; what lies after an example's length is ignored.
+        logits: Unnormalised scores of any float type, `[batch, frames, labels + 1, vocab]`; entry
+            `u` of the third axis is the distribution after the first `u` labels.
+        labels: Token ids, `[batch, labels]`; ids after an example's length are ignored.
         frame_lengths: Valid frames of each example, `[batch]`, at most `frames`.
         label_lengths: Valid labels of each example, `[batch]`, at most `labels`.
-        blank_id: The token id of the blank.
-        hat: Blank and labels factorised.
-        one_label_per_frame: A label consumes its frame.
+        blank_id: Token id of the blank.
+        hat: Whether blank and labels are factorised.
+        one_label_per_frame: Whether a label consumes its frame.
         fastemit: Weight of FastEmit.
-        delay_penalty: Nats a frame by which later labels cost more.
+        delay_penalty: Nats per frame by which later labels cost more.
 
     Returns:
         Nats, float32 (float64 for float64 logits), `[batch]`.
@@ -97,19 +98,19 @@ def transducer_loss_from_lattices(
     fastemit: float = 0.0,
     delay_penalty: float = 0.0,
 ) -> jax.Array:
-    """Negative log-likelihood over a lattice whose arcs are given.
+    """Computes the loss from the log-probabilities of the arcs.
 
-    Minus infinity (a forbidden arc) is legal: a mask keeps paths near a given alignment. The
-    gradient is analytic, from alpha and beta: reverse mode only, once.
+    An arc of minus infinity is forbidden, so that a mask can keep paths near a given alignment. The
+    gradient is analytic, from alpha and beta: reverse mode only, first order only.
 
     Args:
         log_blank: Log-probability of the blank at each node, `[batch, frames, labels + 1]`.
         log_label: Log-probability of the next label at each node, `[batch, frames, labels]`.
         frame_lengths: Valid frames of each example, `[batch]`, at most `frames`.
         label_lengths: Valid labels of each example, `[batch]`, at most `labels`.
-        one_label_per_frame: A label consumes its frame.
+        one_label_per_frame: Whether a label consumes its frame.
         fastemit: Weight of FastEmit.
-        delay_penalty: Nats a frame by which later labels cost more.
+        delay_penalty: Nats per frame by which later labels cost more.
 
     Returns:
         Nats, `[batch]`, as in `transducer_loss`.
@@ -148,7 +149,7 @@ def joint_transducer_loss(
     chunk_frames: int | None = None,
     constrain: Constrain = unconstrained,
 ) -> jax.Array:
-    """Joint network and loss in one, without an array of frames times labels times vocabulary.
+    """Computes joint network and loss, without an array of frames times labels times vocabulary.
 
     The joint network is ``tanh(frames[t] + predictions[u]) @ kernel + bias``.
 
@@ -160,12 +161,12 @@ def joint_transducer_loss(
         labels: Token ids, `[batch, labels]`.
         frame_lengths: Valid frames of each example, `[batch]`, at most `frames`.
         label_lengths: Valid labels of each example, `[batch]`, at most `labels`.
-        blank_id: The token id of the blank.
-        hat: Blank and labels factorised.
-        one_label_per_frame: A label consumes its frame.
+        blank_id: Token id of the blank.
+        hat: Whether blank and labels are factorised.
+        one_label_per_frame: Whether a label consumes its frame.
         fastemit: Weight of FastEmit.
-        delay_penalty: Nats a frame by which later labels cost more.
-        chunk_frames: Frames whose logits are held at once; None lets `chunk_rule` pick.
+        delay_penalty: Nats per frame by which later labels cost more.
+        chunk_frames: Frames whose logits are held at once; None takes `chunk_rule`.
         constrain: As in `joint_lattices`.
 
     Returns:

@@ -1,11 +1,19 @@
-"""The best path of a transducer lattice: when each label is emitted, and for how long it lasts.
+"""Computes when a transducer emits each label: on the best path, and over all paths.
 
-MAESTRO, section 2.2, resamples text with the durations of the RNN-T's best alignment. The
-recursion is that of `maestro_jax.losses.transducer_lattice` with `max` in place of `logaddexp`::
+MAESTRO, section 2.2, resamples text with the durations of the RNN-T's best alignment
+(`transducer_alignment`). The recursion is that of `maestro_jax.losses.transducer_lattice` with
+`max` in place of `logaddexp`::
 
     score[t, u] = max(score[t - 1, u] + b[t - 1, u], score[t, u - 1] + y[t, u - 1])
 
-(or its form for one label a frame) followed by a walk back from the last node.
+(or its form for one label per frame), followed by a walk back from the last node.
+
+The posterior that label u is emitted in frame t (`emission_posterior`) is the probability of all
+paths through its arc, which is the derivative of the log-likelihood with respect to the arc::
+
+    gamma[t, u] = d log P(labels) / d y[t, u],    sum over t of gamma[t, u] = 1
+
+Its entropy (`alignment_entropy`) tells how far the durations of the best path can be trusted.
 """
 
 from __future__ import annotations
@@ -15,25 +23,27 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from maestro_jax.losses.reduction import Weighted, masked_sum
+from maestro_jax.losses.transducer import NO_PATH, transducer_loss_from_lattices
 from maestro_jax.losses.transducer_lattice import (
     check_lattices,
-    initial_row,
-    lay_out,
+    initial_scores,
     shift_right,
+    to_wavefronts,
 )
 
 
 class Alignment(NamedTuple):
-    """Where the best path puts the labels.
+    """The emissions of the best path.
 
     Attributes:
-        frames: The frame on which each label is emitted, int32 `[batch, labels]`, not decreasing
+        frames: Frame that emits each label, int32 `[batch, labels]`, not decreasing
             along an example's labels; 0 in the padding.
-        durations: The frames that each label owns, int32 `[batch, labels]`; 0 in the padding.
-        label_scores: Log-probability of each label's arc on the path, nats, `[batch, labels]`; 0
+        durations: Frames that each label owns, int32 `[batch, labels]`; 0 in the padding.
+        label_scores: Log-probability of each label's arc on the path, in nats, `[batch, labels]`; 0
             in the padding.
-        scores: Log-probability of the whole path, blanks included, nats, `[batch]`; 0 without
-            frames, and about -1e30 where there is no path.
+        scores: Log-probability of the whole path, blanks included, in nats, `[batch]`; 0 for an
+            example without frames, and about -1e30 where there is no path.
     """
 
     frames: jax.Array
@@ -50,24 +60,24 @@ def transducer_alignment(
     *,
     one_label_per_frame: bool = False,
 ) -> Alignment:
-    """The likeliest alignment, as emission frames and durations.
+    """Finds the likeliest alignment, as emission frames and durations.
 
     A label owns the frames from its emission up to the emission of the next label. Frames before
     the first emission belong to the first label and the last label lasts to the end, so that the
-    durations of an example with labels sum to its frames. A duration may be zero: labels emitted
-    on one frame share it, and the last of them owns it (with one label a frame no duration is
-    zero). An example without labels has durations of zero, and so has one without frames.
+    durations of an example with labels sum to its frames. A duration may be zero: of labels emitted
+    on one frame, the last owns it (with one label per frame no duration is zero). An example
+    without labels has durations of zero, and so has one without frames.
 
-    Of equally likely paths, the one that emits every label earliest is taken: on a tie, a node
-    prefers to be entered by a blank. No gradient flows through the result.
+    Of equally likely paths the one that emits every label earliest is taken: on a tie, a node is
+    entered by a blank. No gradient flows through the result.
 
     Args:
         log_blank: Log-probability of the blank at each node, `[batch, frames, labels + 1]`.
         log_label: Log-probability of the next label at each node, `[batch, frames, labels]`.
         frame_lengths: Valid frames of each example, `[batch]`, at most `frames`.
         label_lengths: Valid labels of each example, `[batch]`, at most `labels`.
-        one_label_per_frame: A label consumes its frame. With more labels than frames there is no
-            path: durations then still sum to the frames, but mean nothing.
+        one_label_per_frame: Whether a label consumes its frame. With more labels than frames there
+            is then no path: durations still sum to the frames, but mean nothing.
 
     Returns:
         The alignment.
@@ -79,61 +89,154 @@ def transducer_alignment(
     dtype = jnp.promote_types(jnp.promote_types(log_blank.dtype, log_label.dtype), jnp.float32)
     log_blank = jax.lax.stop_gradient(log_blank).astype(dtype)
     log_label = jax.lax.stop_gradient(log_label).astype(dtype)
-    rows = lay_out(log_blank, log_label, frame_lengths, label_lengths, one_label_per_frame)
+    wavefronts = to_wavefronts(
+        log_blank, log_label, frame_lengths, label_lengths, one_label_per_frame
+    )
     labels = log_label.shape[-1]
 
     def forward(
         score: jax.Array, arcs: tuple[jax.Array, jax.Array]
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        by_blank = score + arcs[0]
+        by_blank = score + arcs[0]  # [batch, labels + 1]
         by_label = shift_right(score + arcs[1])
         score = jnp.maximum(by_blank, by_label)
         return score, (by_label > by_blank, score)
 
-    start = initial_row(rows.blank[0])
-    _, (entered_by_label, scores) = jax.lax.scan(forward, start, (rows.blank, rows.label))
+    start = initial_scores(wavefronts.blank[0])
+    _, (entered_by_label, scores) = jax.lax.scan(
+        forward, start, (wavefronts.blank, wavefronts.label)
+    )
 
-    # Walk back: positions[n - 1] is the number of labels emitted after n arcs. Beyond the end of an
-    # example the position stays at its last label. Where no label is out only blanks lead in; where
-    # as many labels are out as arcs were taken only labels do, even when a row is so unlikely that
-    # the scores no longer tell.
+    # Walk back. positions[n - 1], `[batch]`, is the number of labels emitted after n arcs; after
+    # the end of an example it stays at its number of labels. A node without emitted labels is
+    # entered by a blank and one with as many labels as arcs by a label: this must not depend on
+    # scores, which are all equal on a wavefront that is impossible.
     def backward(
         position: jax.Array, inputs: tuple[jax.Array, jax.Array]
     ) -> tuple[jax.Array, jax.Array]:
-        taken, by_label = inputs
-        chosen = jnp.take_along_axis(by_label, position[:, None], axis=-1)[:, 0]
-        chosen = (chosen | (position == taken)) & (position > 0) & (taken <= rows.steps)
-        return position - chosen.astype(position.dtype), position
+        arcs_taken, by_label = inputs
+        is_label = jnp.take_along_axis(by_label, position[:, None], axis=-1)[:, 0]
+        is_label = is_label | (position == arcs_taken)
+        is_label = is_label & (position > 0) & (arcs_taken <= wavefronts.steps)
+        return position - is_label.astype(position.dtype), position
 
-    taken = jnp.arange(1, entered_by_label.shape[0] + 1)
+    arcs_taken = jnp.arange(1, entered_by_label.shape[0] + 1)
     _, positions = jax.lax.scan(
-        backward, label_lengths.astype(jnp.int32), (taken, entered_by_label), reverse=True
+        backward, label_lengths.astype(jnp.int32), (arcs_taken, entered_by_label), reverse=True
     )
 
-    # Label u leaves the last row on which at most u labels are out. Row 0 is not in `positions`,
-    # and it always counts. That row is the frame, plus the labels out so far if they take no frame.
+    # Label u is emitted by the arc that leaves the last wavefront with at most u labels emitted.
+    # The start node is not in `positions` and has no labels, so the number of entries with at most
+    # u labels is the index of that wavefront: the frame, plus u where labels consume no frame.
     index = jnp.arange(labels)
-    row = jnp.sum(positions[:, :, None] <= index, axis=0, dtype=jnp.int32)
+    wavefront = jnp.sum(positions[:, :, None] <= index, axis=0, dtype=jnp.int32)  # [batch, labels]
     valid = (index < label_lengths[:, None]) & (frame_lengths > 0)[:, None]
-    latest = frame_lengths[:, None] - 1  # binds only where no path is possible
-    frames = row if one_label_per_frame else row - index
-    frames = jnp.where(valid, jnp.minimum(frames, latest), 0).astype(jnp.int32)
+    last_frame = frame_lengths[:, None] - 1  # Binds only where there is no path.
+    frames = wavefront if one_label_per_frame else wavefront - index
+    frames = jnp.where(valid, jnp.minimum(frames, last_frame), 0).astype(jnp.int32)
 
-    starts = jnp.where(index == 0, 0, frames)
-    following = jnp.concatenate([starts[:, 1:], jnp.zeros_like(starts[:, :1])], axis=-1)
-    ends = jnp.where(index == label_lengths[:, None] - 1, frame_lengths[:, None], following)
-    durations = jnp.where(valid, ends - starts, 0).astype(jnp.int32)
-
-    on_path = (jnp.arange(log_label.shape[1])[:, None] == frames[:, None, :]) & valid[:, None, :]
-    at_end = (jnp.arange(len(scores))[:, None] == rows.steps - 1)[:, :, None] & (
+    emitted = (jnp.arange(log_label.shape[1])[:, None] == frames[:, None, :]) & valid[:, None, :]
+    at_end = (jnp.arange(len(scores))[:, None] == wavefronts.steps - 1)[:, :, None] & (
         jnp.arange(labels + 1) == label_lengths[:, None]
     )
-    # Masked sums, not gathers: the batch stays where it is.
+    # Masked sums in place of gathers leave a sharded batch sharded.
     return Alignment(
         frames,
-        durations,
-        label_scores=jnp.sum(jnp.where(on_path, log_label, 0.0), axis=1),
+        durations_from_emissions(frames, frame_lengths, label_lengths),
+        label_scores=jnp.sum(jnp.where(emitted, log_label, 0.0), axis=1),
         scores=jnp.where(
             frame_lengths > 0, jnp.sum(jnp.where(at_end, scores, 0.0), axis=(0, 2)), 0.0
         ),
+    )
+
+
+def durations_from_emissions(
+    frames: jax.Array, frame_lengths: jax.Array, label_lengths: jax.Array
+) -> jax.Array:
+    """Computes how many frames each label owns: from its emission up to the next label's.
+
+    Frames before the first emission belong to the first label, and the last label lasts to the end.
+
+    Args:
+        frames: Frame that emits each label, int32 `[batch, labels]`.
+        frame_lengths: Valid frames, `[batch]`.
+        label_lengths: Valid labels, `[batch]`.
+
+    Returns:
+        int32 `[batch, labels]`; 0 in the padding and for examples without frames.
+    """
+    index = jnp.arange(frames.shape[1])
+    valid = (index < label_lengths[:, None]) & (frame_lengths > 0)[:, None]
+    starts = jnp.where(index == 0, 0, frames)
+    following = jnp.concatenate([starts[:, 1:], jnp.zeros_like(starts[:, :1])], axis=-1)
+    ends = jnp.where(index == label_lengths[:, None] - 1, frame_lengths[:, None], following)
+    return jnp.where(valid, ends - starts, 0).astype(jnp.int32)
+
+
+def emission_posterior(
+    log_blank: jax.Array,
+    log_label: jax.Array,
+    frame_lengths: jax.Array,
+    label_lengths: jax.Array,
+    *,
+    one_label_per_frame: bool = False,
+) -> jax.Array:
+    """Computes the probability that a label is emitted in a frame, given the labels.
+
+    Args:
+        log_blank: Log-probability of the blank at each node, `[batch, frames, labels + 1]`.
+        log_label: Log-probability of the next label at each node, `[batch, frames, labels]`.
+        frame_lengths: Valid frames of each example, `[batch]`.
+        label_lengths: Valid labels of each example, `[batch]`.
+        one_label_per_frame: Whether a label consumes its frame.
+
+    Returns:
+        float32 `[batch, frames, labels]`. The sum over frames is 1 for a valid label, and 0 in the
+        padding and where there is no path. No gradient flows through it.
+    """
+
+    def negative_log_likelihood(label: jax.Array) -> jax.Array:
+        losses = transducer_loss_from_lattices(
+            jax.lax.stop_gradient(log_blank),
+            label,
+            frame_lengths,
+            label_lengths,
+            one_label_per_frame=one_label_per_frame,
+        )
+        return jnp.sum(jnp.where(losses > NO_PATH, 0.0, losses))
+
+    return -jax.grad(negative_log_likelihood)(jax.lax.stop_gradient(log_label)).astype(jnp.float32)
+
+
+def posterior_entropy(posterior: jax.Array) -> Weighted:
+    """Computes the entropy of emission frames: 0 for a certain frame, log(frames) for any of them.
+
+    Args:
+        posterior: `[batch, frames, labels]`, from `emission_posterior`.
+
+    Returns:
+        Total entropy in nats, and the number of labels that have a posterior.
+    """
+    log_posterior = jnp.log(jnp.maximum(posterior, 1e-30))
+    entropy = -jnp.sum(jnp.where(posterior > 0, posterior * log_posterior, 0.0), axis=1)
+    return masked_sum(entropy, jnp.sum(posterior, axis=1) > 0.5)
+
+
+def alignment_entropy(
+    log_blank: jax.Array,
+    log_label: jax.Array,
+    frame_lengths: jax.Array,
+    label_lengths: jax.Array,
+    *,
+    one_label_per_frame: bool = False,
+) -> Weighted:
+    """Computes `posterior_entropy` of a lattice; arguments as for `emission_posterior`."""
+    return posterior_entropy(
+        emission_posterior(
+            log_blank,
+            log_label,
+            frame_lengths,
+            label_lengths,
+            one_label_per_frame=one_label_per_frame,
+        )
     )

@@ -1,7 +1,7 @@
-"""From logits to the two arcs that leave a node of the transducer lattice.
+"""Computes the log-probabilities of the two arcs that leave a transducer node, from logits.
 
-All that a transducer needs of the vocabulary axis is, at every node, the log-probability of the
-blank and that of the one label that comes next. Two factorisations of the output distribution:
+Of the vocabulary axis a transducer needs two numbers at every node: the log-probability of the
+blank and that of the one label that comes next. There are two factorisations of the distribution:
 
 softmax
     One softmax over blank and labels (Graves 2012).
@@ -10,9 +10,9 @@ hat
     2020, "Hybrid Autoregressive Transducer", equations 5-7): with ``z`` the logits,
     ``log P(blank) = log sigmoid(z_blank)`` and
     ``log P(label) = log sigmoid(-z_blank) + log_softmax(z without blank)``. The label softmax
-    alone is then a model of the language that can be subtracted in decoding.
+    alone is then an internal language model, which decoding can subtract.
 
-The logits may be those of a few frames only, so that a caller can make them chunk by chunk.
+The logits may be those of a few frames only, so that a caller can compute them chunk by chunk.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ import jax
 import jax.numpy as jnp
 
 NEG = -1e30
-"""The log-probability of what cannot happen: finite, because infinities make NaN gradients."""
+"""Log-probability of the impossible: finite, because infinities make gradients NaN."""
 
 
 def log_probabilities(logits: jax.Array, *, blank_id: int = 0, hat: bool = False) -> jax.Array:
-    """The whole output distribution, for decoding.
+    """Computes the whole output distribution, for decoding.
 
     Args:
         logits: Unnormalised scores, `[..., vocab]`.
-        blank_id: The token id of the blank.
-        hat: The hybrid autoregressive factorisation instead of one softmax.
+        blank_id: Token id of the blank.
+        hat: Whether to use the hybrid autoregressive factorisation instead of one softmax.
 
     Returns:
         Natural log-probabilities, `[..., vocab]`, float32 (float64 for float64 logits).
@@ -47,17 +47,17 @@ def log_probabilities(logits: jax.Array, *, blank_id: int = 0, hat: bool = False
 def lattices_from_logits(
     logits: jax.Array, labels: jax.Array, blank_id: int = 0, *, hat: bool = False
 ) -> tuple[jax.Array, jax.Array]:
-    """Log-probabilities of the blank and of the next label at every node.
+    """Computes the log-probabilities of the blank and of the next label at every node.
 
-    The softmax is computed in float32; the gradient is written in one pass, without a scatter, in
-    the logits' type.
+    The softmax is computed in float32; the gradient is computed in one pass over the vocabulary,
+    without a scatter, and has the logits' dtype.
 
     Args:
         logits: Unnormalised scores, `[batch, frames, labels + 1, vocab]`.
-        labels: Token ids, `[batch, labels]`. Those after an example's length must be in the
-            vocabulary, or their arcs, which no path takes, are NaN.
-        blank_id: The token id of the blank.
-        hat: The hybrid autoregressive factorisation instead of one softmax.
+        labels: Token ids, `[batch, labels]`. Ids after an example's length must be in the
+            vocabulary too; otherwise their arcs, which no path takes, are NaN.
+        blank_id: Token id of the blank.
+        hat: Whether to use the hybrid autoregressive factorisation instead of one softmax.
 
     Returns:
         `log_blank`, `[batch, frames, labels + 1]`, and `log_label`, `[batch, frames, labels]`,
@@ -79,28 +79,29 @@ def lattices_from_logits(
 
 
 def check_blank(blank_id: int, vocab: int) -> None:
-    """Raises a `ValueError` when the blank is not in the vocabulary."""
+    """Raises a `ValueError` if the blank is not in the vocabulary."""
     if not 0 <= blank_id < vocab:
         raise ValueError(f"blank_id {blank_id} is not in a vocabulary of {vocab}")
 
 
-def arcs(
+def blank_label_log_probs(
     logits: jax.Array, labels: jax.Array, blank_id: int, hat: bool
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The two arcs, and the normaliser that `arcs_gradient` wants back.
+    """Computes both arcs, and the normaliser that `blank_label_gradient` needs.
 
     Args:
         logits: `[batch, frames, labels + 1, vocab]`.
         labels: `[batch, labels]`.
-        blank_id: The token id of the blank.
-        hat: The factorisation.
+        blank_id: Token id of the blank.
+        hat: Whether blank and labels are factorised.
 
     Returns:
         `log_blank` `[batch, frames, labels + 1]`, `log_label` `[batch, frames, labels]`, and the
-        log-sum-exp of the logits, `[batch, frames, labels + 1]`, blank left out of it with `hat`.
+        log-sum-exp of the logits, `[batch, frames, labels + 1]`, of
+        the labels' logits alone with `hat`.
     """
     dtype = jnp.promote_types(logits.dtype, jnp.float32)
-    # Both factors of HAT see the blank through one column; the sum over labels must not.
+    # With HAT the softmax is over the labels alone.
     summed = jnp.where(jnp.arange(logits.shape[-1]) == blank_id, NEG, logits) if hat else logits
     normaliser = jax.nn.logsumexp(summed.astype(dtype), axis=-1)
     blank = logits[..., blank_id].astype(dtype)
@@ -112,7 +113,7 @@ def arcs(
     return blank - normaliser, log_label, normaliser
 
 
-def arcs_gradient(
+def blank_label_gradient(
     logits: jax.Array,
     labels: jax.Array,
     normaliser: jax.Array,
@@ -121,7 +122,7 @@ def arcs_gradient(
     blank_id: int,
     hat: bool,
 ) -> jax.Array:
-    """The gradient of two picks from a distribution: one pass over the vocabulary, no scatter.
+    """Computes the logits' gradient from those of both arcs, in one pass and without a scatter.
 
     With ``g_b`` and ``g_y`` the gradients of the two arcs, that of logit ``v`` is
     ``g_b [v = blank] + g_y [v = y] - (g_b + g_y) softmax_v``. For HAT the softmax is that of the
@@ -131,25 +132,25 @@ def arcs_gradient(
     Args:
         logits: `[batch, frames, labels + 1, vocab]`.
         labels: `[batch, labels]`.
-        normaliser: From `arcs`.
-        blank: Gradient of `log_blank`, `[batch, frames, labels + 1]`.
-        label: Gradient of `log_label`, `[batch, frames, labels]`.
-        blank_id: The token id of the blank.
-        hat: The factorisation.
+        normaliser: From `blank_label_log_probs`.
+        blank: Gradient with respect to `log_blank`, `[batch, frames, labels + 1]`.
+        label: Gradient with respect to `log_label`, `[batch, frames, labels]`.
+        blank_id: Token id of the blank.
+        hat: Whether blank and labels are factorised.
 
     Returns:
-        `[batch, frames, labels + 1, vocab]` in the logits' type.
+        `[batch, frames, labels + 1, vocab]`, in the logits' dtype.
     """
     vocabulary = jnp.arange(logits.shape[-1])
     is_blank = vocabulary == blank_id
-    label = jnp.pad(label, ((0, 0), (0, 0), (0, 1)))
+    label = jnp.pad(label, ((0, 0), (0, 0), (0, 1)))  # [batch, frames, labels + 1]
     labels = jnp.pad(labels, ((0, 0), (0, 1)))[:, None, :, None]
     softmax = jnp.exp(logits.astype(normaliser.dtype) - normaliser[..., None])
     total = blank + label
     if hat:
-        share = jax.nn.sigmoid(logits[..., blank_id].astype(normaliser.dtype))
-        # Not 0 * sigmoid, here and below: what stands in the padding may be infinite.
-        at_blank = jnp.where(total == 0, 0.0, blank - total * share)
+        blank_probability = jax.nn.sigmoid(logits[..., blank_id].astype(normaliser.dtype))
+        # A `where` in place of 0 * x, here and below: x may be infinite or NaN in the padding.
+        at_blank = jnp.where(total == 0, 0.0, blank - total * blank_probability)
         softmax, total = jnp.where(is_blank, 0.0, softmax), label
     else:
         at_blank = blank
@@ -164,7 +165,7 @@ def arcs_gradient(
 def _lattices_and_residuals(
     logits: jax.Array, labels: jax.Array, blank_id: int, hat: bool
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]:
-    log_blank, log_label, normaliser = arcs(logits, labels, blank_id, hat)
+    log_blank, log_label, normaliser = blank_label_log_probs(logits, labels, blank_id, hat)
     return (log_blank, log_label), (logits, labels, normaliser)
 
 
@@ -181,7 +182,7 @@ def _lattices_backward(
     cotangents: tuple[jax.Array, jax.Array],
 ) -> tuple[jax.Array, None]:
     logits, labels, normaliser = residuals
-    return arcs_gradient(logits, labels, normaliser, *cotangents, blank_id, hat), None
+    return blank_label_gradient(logits, labels, normaliser, *cotangents, blank_id, hat), None
 
 
 _lattices = jax.custom_vjp(_lattices_primal, nondiff_argnums=(2, 3))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from maestro_jax.errors import UserError
-from maestro_jax.losses.label_smoothing import CrossEntropy, smoothed_cross_entropy
+from maestro_jax.losses.cross_entropy import CrossEntropy, smoothed_cross_entropy
 from maestro_jax.objectives.base import Parts
 from maestro_jax.objectives.joining import groups_of_equal, join, split
 from maestro_jax.objectives.transducer_terms import Frames, Labels

@@ -29,8 +29,8 @@ from maestro_jax.errors import UserError
 from maestro_jax.layers.masking import length_mask, zero_padding
 from maestro_jax.losses.duration import FORMS as DURATION_FORMS
 from maestro_jax.losses.duration import duration_loss, gaussian_duration_loss
-from maestro_jax.losses.matching import cosine_similarity
 from maestro_jax.losses.reduction import Weighted, masked_sum, mean
+from maestro_jax.losses.similarity import cosine_similarity
 from maestro_jax.losses.transducer_alignment import Alignment
 from maestro_jax.modules.held_durations import duration_params, hold
 from maestro_jax.objectives import weighting as learned

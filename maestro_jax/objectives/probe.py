@@ -16,12 +16,14 @@ import jax
 import jax.numpy as jnp
 
 from maestro_jax.layers.masking import length_mask
-from maestro_jax.losses.matching import cosine_similarity
 from maestro_jax.losses.reduction import Weighted, masked_sum
-from maestro_jax.losses.retrieval import retrieval_accuracy
+from maestro_jax.losses.similarity import cosine_similarity, l2_normalize, retrieval_accuracy
 from maestro_jax.losses.transducer import NO_PATH, transducer_loss_from_lattices
-from maestro_jax.losses.transducer_alignment import transducer_alignment
-from maestro_jax.losses.transducer_posterior import emission_posterior, posterior_entropy
+from maestro_jax.losses.transducer_alignment import (
+    emission_posterior,
+    posterior_entropy,
+    transducer_alignment,
+)
 from maestro_jax.modules.held_durations import predicted_durations
 from maestro_jax.precision import EXACT
 
@@ -161,7 +163,8 @@ def _nearness(
     matched = masked_sum(cosine_similarity(speech, text), mask)
     # The sum over all pairs of an utterance is the product of the sums of unit vectors.
     sums = [
-        jnp.sum(jnp.where(mask[..., None], _unit(side), 0.0), axis=1) for side in (speech, text)
+        jnp.sum(jnp.where(mask[..., None], l2_normalize(side), 0.0), axis=1)
+        for side in (speech, text)
     ]
     frames = jnp.sum(mask.astype(jnp.float32), axis=1)
     pairs = jnp.sum(sums[0] * sums[1]) - matched[0]
@@ -180,12 +183,7 @@ def _nearness(
 
 def _similarities(speech: jax.Array, text: jax.Array) -> jax.Array:
     """Cosine of every frame with every frame, from `[frames, features]` twice."""
-    return jnp.matmul(_unit(speech), _unit(text).T, precision=EXACT)
-
-
-def _unit(x: jax.Array) -> jax.Array:
-    x = x.astype(jnp.float32)
-    return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-8)
+    return jnp.matmul(l2_normalize(speech), l2_normalize(text).T, precision=EXACT)
 
 
 def _counts(ids: jax.Array, mask: jax.Array, codes: int) -> jax.Array:

@@ -30,7 +30,7 @@ from maestro_jax.losses.contrastive import (
     contrastive_loss,
     diversity_loss,
 )
-from maestro_jax.losses.masked_prediction import masked_prediction_loss
+from maestro_jax.losses.cross_entropy import masked_prediction_loss
 from maestro_jax.losses.reduction import Weighted, masked_sum
 from maestro_jax.modules.quantizer import GumbelQuantizer
 from maestro_jax.modules.random_projection import RandomProjectionQuantizer

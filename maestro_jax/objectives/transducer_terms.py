@@ -10,8 +10,11 @@ import jax.numpy as jnp
 
 from maestro_jax.losses.reduction import Weighted
 from maestro_jax.losses.transducer import transducer_loss_from_lattices
-from maestro_jax.losses.transducer_alignment import Alignment, transducer_alignment
-from maestro_jax.losses.transducer_posterior import alignment_entropy
+from maestro_jax.losses.transducer_alignment import (
+    Alignment,
+    alignment_entropy,
+    transducer_alignment,
+)
 from maestro_jax.objectives.base import Metrics, Parts
 from maestro_jax.objectives.joining import groups_of_equal, join, split
 

@@ -18,7 +18,7 @@ from rounded_products import with_rounded_products
 
 from maestro_jax.losses.contrastive import contrastive_loss
 from maestro_jax.losses.matching import matching_loss
-from maestro_jax.losses.retrieval import retrieval_accuracy
+from maestro_jax.losses.similarity import retrieval_accuracy
 from maestro_jax.modules.duration import DurationModel
 from maestro_jax.modules.frontend import LogMelFrontend
 from maestro_jax.modules.gaussian_upsampling import GaussianUpsampling, gaussian_weights

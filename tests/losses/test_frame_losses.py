@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from maestro_jax.losses.contrastive import contrastive_loss, diversity_loss, sample_distractors
+from maestro_jax.losses.cross_entropy import masked_prediction_loss
 from maestro_jax.losses.duration import duration_loss
-from maestro_jax.losses.masked_prediction import masked_prediction_loss
 from maestro_jax.losses.matching import matching_loss
 from maestro_jax.losses.reduction import mean
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maestro_jax.losses.label_smoothing import smoothed_cross_entropy
+from maestro_jax.losses.cross_entropy import smoothed_cross_entropy
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.6])

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maestro_jax.losses.masked_prediction import masked_prediction_loss
+from maestro_jax.losses.cross_entropy import masked_prediction_loss
 from maestro_jax.losses.reduction import mean
 
 

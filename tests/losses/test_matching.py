@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from maestro_jax.losses import matching as losses
-from maestro_jax.losses.matching import FORMS, NEGATIVES, STOPPED, cosine_similarity
+from maestro_jax.losses.matching import FORMS, NEGATIVES, STOPPED
 from maestro_jax.losses.reduction import mean
+from maestro_jax.losses.similarity import cosine_similarity
 from maestro_jax.training.partitioning import Partitioning
 
 # A full row, one with a hole, an empty one, one frame alone. Labels repeat within and across rows.

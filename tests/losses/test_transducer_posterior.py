@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maestro_jax.losses.transducer_posterior import alignment_entropy, emission_posterior
+from maestro_jax.losses.transducer_alignment import alignment_entropy, emission_posterior
 
 FRAMES, LABELS = 5, 3
 

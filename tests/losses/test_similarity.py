@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maestro_jax.losses import retrieval
+from maestro_jax.losses import similarity
 
 BATCH, FRAMES, FEATURES = 3, 7, 5
 # One row is full, one has a hole and padding, one is absent.
 MASK = np.array([[1] * 7, [1, 1, 0, 1, 1, 0, 0], [0] * 7], bool)
 TOKEN = np.array([[0, 0, 1, 1, 1, 2, 3], [0, 1, 1, 1, 1, 0, 0], [0] * 7], np.int32)
 
-retrieval_accuracy = jax.jit(retrieval.retrieval_accuracy, static_argnames="scope")
+retrieval_accuracy = jax.jit(similarity.retrieval_accuracy, static_argnames="scope")
 
 
 def sides(noise):
