@@ -1,16 +1,16 @@
-r"""Reads and writes n-gram models in the ARPA format, plain or compressed with gzip.
+r"""Reads and writes n-gram models in the ARPA format, plain or compressed by gzip.
 
     \data\
     ngram 1=3
     ngram 2=2
 
     \1-grams:
-    -0.5 <s> -0.3         log10 P, the tokens, log10 of the back-off weight, 0 where there is none
+    -0.5 <s> -0.3         log10 P, the tokens, log10 of the back-off weight (0 if absent)
     ...
     \end\
 
-Written by KenLM, SRILM and others, which differ in tabs and blanks, in how they write a probability
-of zero, and in whether n-grams that are only contexts are listed.
+KenLM, SRILM and other writers differ in tabs and spaces, in how they write a probability of zero,
+and in whether they list n-grams that are only contexts.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ BEGIN, END = "<s>", "</s>"
 UNKNOWN = ("<unk>", "<UNK>")
 
 _ZERO = -99.0
-"""What writers put for the logarithm of zero."""
+"""The logarithm of zero, as writers have it."""
 _LN10 = math.log(10.0)
 _COUNT = re.compile(rb"ngram\s+(\d+)\s*=\s*(\d+)")
 _SECTION = re.compile(rb"\\(\d+)-grams:")
 _HEADER_LINES = 100
-"""Within so many lines the format must show itself: anything may stand before `\\data\\`."""
+"""Number of lines within which `\\data\\` must come: the format allows any text before it."""
 _KENLM = b"mmap lm http://kheafield.com/code"
 
 
 def open_text(path: str | Path) -> IO[bytes]:
-    """A file to read, decompressed where its first bytes are gzip's.
+    """Opens a file for reading, decompressed if its first bytes are those of gzip.
 
     Raises:
-        OSError: It cannot be opened.
+        OSError: If it cannot be opened.
     """
     with open(path, "rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
@@ -54,10 +54,10 @@ def open_text(path: str | Path) -> IO[bytes]:
 
 
 def is_arpa(path: str | Path) -> bool:
-    """Whether a file is a language model in the ARPA format, and no text.
+    """Tells whether a file is a language model in the ARPA format, as opposed to a text.
 
     Raises:
-        UserError: It cannot be read.
+        UserError: If it cannot be read.
     """
     try:
         with open_text(path) as file:
@@ -69,20 +69,20 @@ def is_arpa(path: str | Path) -> bool:
 
 
 class ArpaFile:
-    """The n-grams of a file, with its own words.
+    """The n-grams of a file.
 
     Attributes:
-        path: Where it came from.
-        words: The distinct words of its unigrams, in order.
-        sections: For each length: ids of words `[n-grams, length]` int32, and log10 of
-            probabilities and back-off weights, float32 `[n-grams]`.
+        path: The file.
+        words: The distinct words of its unigrams, in order; their indices are the ids of words.
+        sections: For each length: ids of words, int32 `[n-grams, length]`, and log10 of
+            probabilities and of back-off weights, float32 `[n-grams]` each.
     """
 
     def __init__(self, path: str | Path) -> None:
         """Reads a file.
 
         Raises:
-            UserError: It cannot be read, or is no whole ARPA file.
+            UserError: If it cannot be read, or is not a complete ARPA file.
         """
         self.path = str(path)
         self.words: list[str] = []
@@ -94,33 +94,33 @@ class ArpaFile:
             raise UserError(f"cannot read the language model {path}: {error}") from error
 
     def _read(self, file: IO[bytes]) -> None:
-        promised = self._header(file)
+        declared = self._header(file)
         lines = (line for line in file if not line.isspace())
         ids: dict[bytes, int] = {}
         header = next(lines, b"").strip()
-        for length, count in enumerate(promised, start=1):
-            found = _SECTION.fullmatch(header)
-            if not found or int(found[1]) != length:
-                raise self._error(f"has {_shown(header)} where \\{length}-grams: must stand")
+        for length, count in enumerate(declared, start=1):
+            match = _SECTION.fullmatch(header)
+            if not match or int(match[1]) != length:
+                raise self._error(f"has {_shown(header)} where \\{length}-grams: is expected")
             header = self._section(lines, length, count, ids)
         if header != rb"\end" + b"\\":
-            raise self._error(f"has {_shown(header)} where \\end\\ must stand; is it whole?")
+            raise self._error(f"has {_shown(header)} where \\end\\ is expected; is it complete?")
 
     def _header(self, file: IO[bytes]) -> list[int]:
-        """How many n-grams of each length there shall be."""
+        """Reads the declared number of n-grams of each length."""
         start = file.readline(1 << 16)
         if start.startswith(_KENLM):
-            raise self._error("is a binary of KenLM; give the ARPA file that it was made from")
+            raise self._error("is a binary file of KenLM; give the ARPA file that it was made from")
         if start.strip() == b"iARPA":
-            raise self._error("is IRSTLM's iARPA; turn it into ARPA: compile-lm --text=yes")
+            raise self._error("is IRSTLM's iARPA; convert it to ARPA: compile-lm --text=yes")
         for _ in range(_HEADER_LINES):
             if start.strip() == rb"\data" + b"\\":
                 break
             start = file.readline(1 << 16)
         else:
             raise self._error(
-                "has no line \\data\\, so it is no language model in the ARPA format; "
-                "a text goes with --lm_text"
+                "has no line \\data\\, so it is not a language model in the ARPA format; "
+                "give a text with --lm_text"
             )
         counts: list[int] = []
         for line in file:
@@ -128,18 +128,20 @@ class ArpaFile:
                 if counts:
                     break
                 continue
-            found = _COUNT.fullmatch(line.strip())
-            if not found or int(found[1]) != len(counts) + 1:
-                raise self._error(f"has {_shown(line)} where `ngram {len(counts) + 1}=` must stand")
-            counts.append(int(found[2]))
+            match = _COUNT.fullmatch(line.strip())
+            if not match or int(match[1]) != len(counts) + 1:
+                raise self._error(
+                    f"has {_shown(line)} where `ngram {len(counts) + 1}=` is expected"
+                )
+            counts.append(int(match[2]))
         if not counts or not counts[0]:
-            raise self._error("promises no n-gram")
+            raise self._error("declares no n-grams")
         return counts
 
     def _section(
         self, lines: Iterator[bytes], length: int, count: int, ids: dict[bytes, int]
     ) -> bytes:
-        """Reads the n-grams of one length; the header that comes after them."""
+        """Reads the n-grams of one length; returns the header of the next section."""
         words, log_probs, backoffs = array.array("i"), array.array("f"), array.array("f")
         narrow, wide = length + 1, length + 2
         header = b""
@@ -164,11 +166,11 @@ class ArpaFile:
                 raise self._error(f"has {_shown(line)} among the {length}-grams") from error
             except KeyError as error:
                 raise self._error(
-                    f"has {_shown(line)}, with a word that is no 1-gram of it"
+                    f"has {_shown(line)}, with a word that is not among its 1-grams"
                 ) from error
         if len(log_probs) != count:
             raise self._error(
-                f"promises {count} {length}-grams and has {len(log_probs)}; is it whole?"
+                f"declares {count} {length}-grams and has {len(log_probs)}; is it complete?"
             )
         if length == 1:
             try:
@@ -186,10 +188,10 @@ class ArpaFile:
         )
         return header
 
-    def _logarithms(self, read: array.array[float], length: int, what: str) -> np.ndarray:
-        numbers = np.maximum(np.frombuffer(read, np.float32), np.float32(_ZERO))
+    def _logarithms(self, values: array.array[float], length: int, what: str) -> np.ndarray:
+        numbers = np.maximum(np.frombuffer(values, np.float32), np.float32(_ZERO))
         if np.isnan(numbers).any() or (what == "probability" and numbers.max(initial=-1.0) > 1e-3):
-            raise self._error(f"has a {what} among the {length}-grams that is none")
+            raise self._error(f"has an invalid {what} among the {length}-grams")
         return numbers
 
     def _error(self, what: str) -> UserError:
@@ -198,32 +200,33 @@ class ArpaFile:
     def model(
         self, identities: Mapping[str, int], *, size: int, unknown: int, boundary: int
     ) -> BackoffModel:
-        """The model over other ids.
+        """Converts the n-grams to a model over the token ids of a vocabulary.
 
         Args:
-            identities: Id of each word of the file, but for the special ones.
-            size: Number of ids. One that no word of the file has is as likely as the unknown word;
-                as the least likely one, if the file has none.
+            identities: Token id of each word of the file, except for the special words.
+            size: Number of token ids. Ids of no word are as likely as the unknown word, or, if the
+                file has none, as its least likely word.
             unknown: Id of the unknown word.
-            boundary: Id of the beginning and the end of a text.
+            boundary: Id of the beginning and the end of text.
 
         Raises:
-            UserError: A word of the file has no id.
+            UserError: If a word of the file has no id.
         """
         names = dict(identities) | {BEGIN: boundary, END: boundary}
         names |= dict.fromkeys(UNKNOWN, unknown)
-        strange = [word for word in self.words if word not in names]
-        if strange:
-            raise self._error(f"has words without an id, such as {strange[0]!r}")
+        nameless = [word for word in self.words if word not in names]
+        if nameless:
+            raise self._error(f"has words without an id, such as {nameless[0]!r}")
         table = np.array([names[word] for word in self.words], np.int32)
         begin, end = (np.array([word == mark for word in self.words]) for mark in (BEGIN, END))
         words, log_probs, backoffs = self.sections[0]
         words = words[:, 0]
-        said = ~begin[words]
+        # The beginning of text is never predicted, its end is never a context.
+        predicted = ~begin[words]
         is_unknown = table[words] == unknown
-        lowest = log_probs[is_unknown if is_unknown.any() else said].min(initial=0.0)
+        lowest = log_probs[is_unknown if is_unknown.any() else predicted].min(initial=0.0)
         all_log_probs = np.full(size, lowest, np.float32)
-        all_log_probs[table[words[said]]] = log_probs[said]
+        all_log_probs[table[words[predicted]]] = log_probs[predicted]
         all_backoffs = np.zeros(size, np.float32)
         contexts = ~end[words]
         all_backoffs[table[words[contexts]]] = backoffs[contexts]
@@ -232,9 +235,9 @@ class ArpaFile:
         )
         longer = []
         for words, log_probs, backoffs in self.sections[1:]:
-            # No search meets a beginning that is not first, or an end that is not last.
-            met = ~begin[words[:, 1:]].any(axis=1) & ~end[words[:, :-1]].any(axis=1)
-            longer.append(Ngrams(table[words[met]], _nats(log_probs[met]), _nats(backoffs[met])))
+            # Searches never reach a beginning that is not first, or an end that is not last.
+            used = ~begin[words[:, 1:]].any(axis=1) & ~end[words[:, :-1]].any(axis=1)
+            longer.append(Ngrams(table[words[used]], _nats(log_probs[used]), _nats(backoffs[used])))
         return build(unigrams, longer, boundary=boundary, origin=self.path)
 
 
@@ -248,12 +251,12 @@ def _shown(line: bytes) -> str:
 
 
 def write_arpa(model: BackoffModel, path: str | Path, names: Sequence[str | None]) -> None:
-    """Writes a model, compressed if the name ends in `.gz`.
+    """Writes a model, compressed if the file name ends in `.gz`.
 
     Args:
         model: The model.
         path: The file to write.
-        names: What each token is called; None, or none where there are fewer, leaves it out.
+        names: Word of each token. Tokens with None, or beyond the end, are left out.
     """
     path = Path(path)
     part = path.with_name(f".{path.name}.part")

@@ -1,14 +1,14 @@
-"""N-gram models in back-off form, as sorted arrays on the host.
+"""Represents n-gram models in back-off form, as sorted arrays on the host.
 
-The model of an ARPA file: explicit log-probabilities of some n-grams, a weight for every context,
-and Katz's recursion (1987) for what is not listed,
+This is the model of an ARPA file: log-probabilities of listed n-grams, a weight for every context,
+and Katz's recursion (1987) for all other n-grams,
 
     log P(w | h) = log P of the n-gram h w             where it is listed,
                    backoff(h) + log P(w | h without its first token)  otherwise,
 
-with a weight of 0 for a context that is not listed. N-grams of one length are a `Level`, sorted by
-the index of their prefix in the level below and then by their last token: a trie by breadth, in
-which the continuations of a context are neighbours.
+with a weight of 0 (of log 1) for a context that is not listed. The n-grams of one length are a
+`Level`, sorted by the index of their prefix in the level below and then by their last token. The
+levels are a trie in breadth-first order, in which the continuations of a context are neighbours.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 from maestro_jax.errors import UserError
 
 LARGEST = (1 << 31) - 1
-"""N-grams of all lengths together, at most: indices are int32."""
+"""Largest number of n-grams of all lengths together: indices are int32."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +52,9 @@ class BackoffModel:
     """An n-gram model; the first level has every token, in order.
 
     Attributes:
-        levels: From unigrams to the longest n-grams. The prefix and the suffix of every n-gram are
-            in the level below.
-        boundary: The token that begins a text, as a context, and ends it, as what comes next.
+        levels: Unigrams to longest n-grams. The prefix and the suffix of every n-gram are in the
+            level below.
+        boundary: The token that begins a text, as a context, and ends it, as the next token.
     """
 
     levels: tuple[Level, ...]
@@ -82,22 +82,22 @@ class BackoffModel:
         )
 
     def extended(self, vocab_size: int, like: int) -> BackoffModel:
-        """The model with more tokens, each as likely as a given one, which no n-gram has.
+        """Adds tokens to the vocabulary, each as likely as a given one and in no longer n-gram.
 
         Args:
-            vocab_size: Tokens wanted, at least as many as there are.
+            vocab_size: Number of tokens of the result, at least that of the model.
             like: The given token.
         """
         more = vocab_size - self.vocab_size
-        tokens, nothing = np.arange(vocab_size, dtype=np.int32), np.zeros(vocab_size, np.int32)
+        tokens, zeros = np.arange(vocab_size, dtype=np.int32), np.zeros(vocab_size, np.int32)
         unigrams = self.levels[0]
         log_probs = np.append(unigrams.log_probs, np.repeat(unigrams.log_probs[like], more))
         backoffs = np.append(unigrams.backoffs, np.zeros(more, np.float32))
-        first = Level(nothing, tokens, nothing, log_probs, backoffs)
+        first = Level(zeros, tokens, zeros, log_probs, backoffs)
         return dataclasses.replace(self, levels=(first, *self.levels[1:]))
 
     def find(self, tokens: Sequence[int]) -> int:
-        """The index of an n-gram in its level, -1 if it is not listed; 0 of no token."""
+        """Returns the index of an n-gram in its level, -1 if it is not listed; 0 for no tokens."""
         index = 0
         for length, token in enumerate(tokens):
             keys = self._keys[length]
@@ -108,26 +108,26 @@ class BackoffModel:
         return index
 
     def log_prob(self, history: Sequence[int], token: int) -> float:
-        """Of a token after a history, natural logarithm.
+        """Computes the natural log-probability of a token after a history.
 
         Args:
-            history: The tokens before, the boundary first where the text begins.
-            token: What comes next; the boundary is the end of the text.
+            history: The tokens before, with the boundary first if they begin a text.
+            token: The next token; the boundary is the end of text.
         """
         history = tuple(history)[max(0, len(history) + 1 - self.order) :]
-        added = 0.0
+        backoff = 0.0
         while history:
-            found = self.find((*history, token))
-            if found >= 0:
-                return added + float(self.levels[len(history)].log_probs[found])
+            ngram = self.find((*history, token))
+            if ngram >= 0:
+                return backoff + float(self.levels[len(history)].log_probs[ngram])
             context = self.find(history)
             if context >= 0:
-                added += float(self.levels[len(history) - 1].backoffs[context])
+                backoff += float(self.levels[len(history) - 1].backoffs[context])
             history = history[1:]
-        return added + float(self.levels[0].log_probs[token])
+        return backoff + float(self.levels[0].log_probs[token])
 
     def text_log_prob(self, tokens: Sequence[int]) -> float:
-        """Of a text from its beginning to its end, natural logarithm."""
+        """Computes the natural log-probability of a text, its end included."""
         text = [self.boundary, *tokens, self.boundary]
         return sum(
             self.log_prob(text[max(0, at + 1 - self.order) : at], text[at])
@@ -136,16 +136,16 @@ class BackoffModel:
 
 
 def ngram_keys(prefixes: np.ndarray, tokens: np.ndarray, vocab_size: int) -> np.ndarray:
-    """Numbers that order n-grams by prefix and token, int64 in the shape of the arguments."""
+    """Computes numbers that order n-grams by prefix and token, int64 of the arguments' shape."""
     return prefixes.astype(np.int64) * vocab_size + tokens
 
 
-def lookup(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Indices of `wanted` in sorted `keys`, -1 where it is not; int64 `[len(wanted)]`."""
+def lookup(keys: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    """Returns the indices of `queries` in sorted `keys`, -1 if absent; int64 `[len(queries)]`."""
     if not len(keys):
-        return np.full(len(wanted), -1, np.int64)
-    index = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    return np.where(keys[index] == wanted, index, -1)
+        return np.full(len(queries), -1, np.int64)
+    index = np.minimum(np.searchsorted(keys, queries), len(keys) - 1)
+    return np.where(keys[index] == queries, index, -1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,8 +153,9 @@ class Ngrams:
     """N-grams of one length in any order, as a file lists them.
 
     Attributes:
-        tokens: Int32 `[n-grams, length]`.
-        log_probs: Natural log-probabilities, float32 `[n-grams]`; NaN for what backing off gives.
+        tokens: int32 `[n-grams, length]`.
+        log_probs: Natural log-probabilities, float32 `[n-grams]`; NaN stands for the value that
+            backing off gives.
         backoffs: Natural logarithms of weights, float32 `[n-grams]`.
     """
 
@@ -170,28 +171,28 @@ def build(
     boundary: int = 0,
     origin: str = "the language model",
 ) -> BackoffModel:
-    """Sorts n-grams into a model.
+    """Builds a model from unsorted n-grams.
 
-    A prefix or suffix that is not listed is added with the probability that backing off gives and
-    a weight of 0, which changes no probability. Pruned models lack such n-grams.
+    Pruned models lack prefixes or suffixes of n-grams that they list. Such n-grams are added with
+    the probability that backing off gives and a weight of 0, which changes no probability.
 
     Args:
         unigrams: Every token, in order.
-        longer: N-grams of two tokens, of three and so on.
+        longer: Bigrams, trigrams and so on.
         boundary: The token at both ends of a text.
-        origin: Where they came from, for messages.
+        origin: Name of the source, for error messages.
 
     Raises:
-        UserError: An n-gram is listed twice, or there are too many.
+        UserError: If an n-gram is listed twice, or there are too many.
     """
     vocab_size = len(unigrams.tokens)
     listed = [unigrams, *longer]
     if sum(len(one.tokens) for one in listed) > LARGEST:
         raise UserError(f"{origin} has more than {LARGEST} n-grams; prune it")
     while True:
-        found, missing = _levels(listed, vocab_size, origin)
+        levels, missing = _levels(listed, vocab_size, origin)
         if not missing:
-            return BackoffModel(found, boundary)
+            return BackoffModel(levels, boundary)
         for length, rows in missing.items():
             old, new = listed[length - 1], np.unique(np.concatenate(rows), axis=0)
             listed[length - 1] = Ngrams(
@@ -204,29 +205,30 @@ def build(
 def _levels(
     listed: Sequence[Ngrams], vocab_size: int, origin: str
 ) -> tuple[tuple[Level, ...], dict[int, list[np.ndarray]]]:
-    """The levels; or the n-grams that must be there and are not, by length."""
-    everything = np.arange(vocab_size, dtype=np.int32)
-    nothing = np.zeros(vocab_size, np.int32)
-    levels = [Level(nothing, everything, nothing, listed[0].log_probs, listed[0].backoffs)]
-    keys = [everything.astype(np.int64)]
+    """Builds the levels; or returns the prefixes and suffixes that are missing, by length."""
+    all_tokens = np.arange(vocab_size, dtype=np.int32)
+    zeros = np.zeros(vocab_size, np.int32)
+    levels = [Level(zeros, all_tokens, zeros, listed[0].log_probs, listed[0].backoffs)]
+    keys = [all_tokens.astype(np.int64)]
     missing: dict[int, list[np.ndarray]] = {}
     for length in range(2, len(listed) + 1):
         rows = listed[length - 1].tokens
-        parts = []
-        for part in (rows[:, :-1], rows[:, 1:]):
+        indices = []
+        for part in (rows[:, :-1], rows[:, 1:]):  # Prefixes and suffixes.
+            # The index of the first token, then of the first two and so on.
             index = part[:, 0].astype(np.int64)
             for at in range(1, length - 1):
-                there = np.flatnonzero(index >= 0)
-                wanted = ngram_keys(index[there], part[there, at], vocab_size)
-                index[there] = lookup(keys[at], wanted)
-                lost = there[index[there] < 0]
-                if len(lost):
-                    missing.setdefault(at + 1, []).append(part[lost, : at + 1])
-            parts.append(index)
+                present = np.flatnonzero(index >= 0)
+                queries = ngram_keys(index[present], part[present, at], vocab_size)
+                index[present] = lookup(keys[at], queries)
+                absent = present[index[present] < 0]
+                if len(absent):
+                    missing.setdefault(at + 1, []).append(part[absent, : at + 1])
+            indices.append(index)
         if missing:
-            # Levels above cannot be numbered until those below are whole.
+            # The levels above cannot be numbered until those below are complete.
             break
-        prefixes, suffixes = parts
+        prefixes, suffixes = indices
         unsorted = ngram_keys(prefixes, rows[:, -1], vocab_size)
         order = np.argsort(unsorted, kind="stable")
         key = unsorted[order]
@@ -235,7 +237,7 @@ def _levels(
             names = " ".join(str(token) for token in rows[order[twice[0]]])
             raise UserError(
                 f"{origin} lists {len(twice)} n-grams of {length} tokens twice, such as that of "
-                f"the ids {names}; write it anew"
+                f"the ids {names}; write the file again"
             )
         log_probs = listed[length - 1].log_probs[order]
         prefixes, suffixes = prefixes[order].astype(np.int32), suffixes[order].astype(np.int32)

@@ -1,74 +1,117 @@
-"""Beam search for transducers, a whole batch at once, which adds up the alignments of a hypothesis.
+"""Beam search for transducers, batched, which sums over the alignments of each hypothesis.
 
 The search is synchronous in the length of the alignment (Saon et al. 2020, "Alignment-length
-synchronous decoding for RNN transducer"): after n steps every hypothesis has taken n arcs, a blank
-or a label each. Two paths with the same labels then stand on the same frame, so that adding up
-their probabilities is the forward recursion of the loss, and not an approximation of it:
+synchronous decoding for RNN transducer"): after n steps every hypothesis has taken n arcs, each a
+blank or a label. Two paths with the same labels are then on the same frame, so that the sum of
+their probabilities is exactly the forward recursion of the loss:
 
     alpha(n + 1, y) = alpha(n, y) P(blank | y) + alpha(n, y without its last label) P(last | ...)
 
-Both terms come from hypotheses of the beam. They are added **before** the beam is pruned: a
-hypothesis lives by the probability of its labels and not by that of its best path, and never takes
-two places. A beam that holds every hypothesis gives exact log-likelihoods. Equality of labels is
-tested on the labels themselves. With one label a frame every arc consumes a frame, and the same
-recursion is synchronous in frames.
+Both terms come from hypotheses of the beam, and they are added **before** the beam is pruned: a
+hypothesis is ranked by the probability of its labels, not of its best path, and never takes two
+places. A beam that holds every hypothesis gives exact log-likelihoods. Labels are compared as they
+are, not by hashes. With one label per frame every arc consumes a frame, and the same recursion is
+synchronous in frames.
 
-All arrays have the batch in front and every operation stays within its row: a batch that is split
-over devices stays split, and the only communication is the question whether any row is unfinished.
+All arrays have a leading batch axis and every operation stays within its row: a batch that is split
+over devices stays split, and the only communication is the test whether any row is unfinished.
+
+A step extends the beam by one arc::
+
+    _score_arcs -> _join_parents -> _prune -> _advance -> _retire
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from maestro_jax.decoding.fusion import Fusion
 from maestro_jax.decoding.hypotheses import (
+    NEG_INF,
     Hypotheses,
     Joint,
     Predict,
     State,
+    add_beam_dim,
     check_arguments,
+    flatten_beam_dim,
+    gather_beams,
+    last_tokens,
+    no_hypotheses,
+    parents,
+    top_k,
+    unflatten_beam_dim,
     where_rows,
 )
-from maestro_jax.decoding.selection import NONE, parents, take, top
 from maestro_jax.losses.transducer_arcs import NEG, check_blank, log_probabilities
 
 
 class _Context(NamedTuple):
-    """What networks know of the labels so far; every array is `[batch, beam, ...]`."""
+    """The networks after the labels so far, `[batch, beam, ...]`."""
 
-    outputs: jax.Array  # of the prediction network
-    state: State
-    guide: jax.Array  # [batch, beam, vocab] of the language model; no vocab without one
+    outputs: jax.Array  # Outputs of the prediction network.
+    state: State  # State of the prediction network.
+    lm_scores: jax.Array  # [batch, beam, vocab], weighted; vocab is 0 without a language model.
     lm_state: State
 
 
 class _Beam(NamedTuple):
-    """What the loop carries of hypotheses that are not finished, `[batch, beam, ...]`."""
+    """The unfinished hypotheses that the loop carries, `[batch, beam, ...]`.
 
-    found: Hypotheses
-    extra: jax.Array  # what fusion has added so far
-    path: jax.Array  # log-probability of the likeliest alignment, whose frames `found` has
-    frame: jax.Array  # the next frame to read
-    symbols: jax.Array  # labels that the likeliest alignment has emitted on that frame
+    A hypothesis has a score over all of its alignments (`live.scores`), and it remembers the
+    likeliest one, whose emission frames are `live.frames`.
+    """
+
+    live: Hypotheses
+    fused: jax.Array  # Sum of the terms that fusion has added.
+    path: jax.Array  # Log-probability of the likeliest alignment.
+    frame: jax.Array  # The frame that the next arc reads.
+    symbols: jax.Array  # Labels that the likeliest alignment has emitted on that frame.
     context: _Context
+
+    @property
+    def alive(self) -> jax.Array:
+        """Bool `[batch, beam]`, False for empty places."""
+        return self.live.scores > NEG_INF
+
+
+class _Arcs(NamedTuple):
+    """The arcs that leave each hypothesis."""
+
+    blank: jax.Array  # Log-probability, [batch, beam].
+    label: jax.Array  # Log-probabilities, [batch, beam, vocab]; minus infinity at the blank.
+    fused: jax.Array  # What fusion adds to each label, [batch, beam, vocab].
+
+
+class _Joined(NamedTuple):
+    """Hypotheses after a step without a new label: by a blank, or by their last label.
+
+    A hypothesis gains its last label from its parent, if the beam has one: the hypothesis without
+    that label. All are `[batch, beam]`.
+    """
+
+    score: jax.Array  # Log-probability over both ways.
+    by_label: jax.Array  # Whether the likeliest alignment comes from the parent.
+    parent: jax.Array  # The parent's place.
+    arc: jax.Array  # Log-probability of the parent's label arc.
 
 
 class _Choice(NamedTuple):
-    """How each place of the next beam comes about, `[batch, beam]`."""
+    """The origin of each place of the next beam, `[batch, beam]`."""
 
-    source: jax.Array  # the hypothesis that has its labels, but for a new one
-    is_label: jax.Array  # whether there is a new one
-    token: jax.Array  # which
-    aligned: jax.Array  # the hypothesis whose best path it continues
-    appends: jax.Array  # whether that path continues by a label, and not by the blank
-    arc: jax.Array  # that arc's score
+    source: jax.Array  # The hypothesis with the same labels, apart from a new one.
+    is_new: jax.Array  # Whether there is a new label.
+    token: jax.Array  # The new label.
+    aligned: jax.Array  # The hypothesis whose likeliest alignment is continued.
+    emits: jax.Array  # Whether that alignment is continued by a label.
+    arc: jax.Array  # Log-probability of the arc that continues it.
     score: jax.Array
-    extra: jax.Array
     fused: jax.Array
+    fused_score: jax.Array
 
 
 def beam_decode(
@@ -86,29 +129,32 @@ def beam_decode(
     one_label_per_frame: bool = False,
     fusion: Fusion | None = None,
 ) -> Hypotheses:
-    """Finds the `beam_size` likeliest label sequences that a beam of this size meets.
+    """Searches for the `beam_size` likeliest label sequences.
 
     Ties go to the blank before a label, then to the hypothesis that ranked higher, then to the
-    lower token id; a likeliest path of two to the one that emitted earlier. A beam of 1 without
-    fusion takes the path of the greedy search. A batch gives what its examples give alone.
+    lower token id; of equally likely alignments of a hypothesis, to the one that emits earlier. A
+    beam of 1 without fusion takes the path of greedy search. The result of an example does not
+    depend on the rest of its batch.
 
-    `max_symbols_per_frame` counts along the likeliest path of a hypothesis, so where it binds,
-    scores lack the paths that would exceed it.
+    `max_symbols_per_frame` counts labels of the likeliest alignment of a hypothesis; where the
+    limit binds, scores lack the alignments that would exceed it.
 
     Args:
-        predict: The prediction network; sees rows of `batch * beam_size`.
-        joint: The joint network; sees as many.
+        predict: The prediction network; called with `batch * beam_size` rows.
+        joint: The joint network; called with as many rows.
         initial_state: State of the prediction network before the first call, for `batch` rows.
         encoded: Encoder output, `[batch, frames, features]`.
-        frame_lengths: Valid frames of each example, `[batch]`; zero gives one hypothesis, the
-            empty one with score 0.
-        beam_size: Hypotheses kept at a step, and returned.
-        max_labels: Room for tokens; who wants more gets blanks and is marked `truncated`.
-        blank_id: The token id of the blank.
-        max_symbols_per_frame: At most so many labels on one frame.
-        hat: The factorisation that the model was trained with (see `losses.transducer_arcs`).
-        one_label_per_frame: A label consumes its frame, as the blank does.
-        fusion: A language model and what else shall rank hypotheses.
+        frame_lengths: Valid frames of each example, `[batch]`. An example of zero frames has one
+            hypothesis, the empty one with score 0.
+        beam_size: Number of hypotheses kept at each step and returned.
+        max_labels: Room for tokens. A hypothesis that needs more takes blanks and is marked
+            `truncated`.
+        blank_id: Token id of the blank.
+        max_symbols_per_frame: Largest number of labels on one frame.
+        hat: Whether the model was trained with the hybrid autoregressive factorisation (see
+            `losses.transducer_arcs`).
+        one_label_per_frame: Whether a label consumes its frame, as the blank does.
+        fusion: Language model and further terms that rank hypotheses.
 
     Returns:
         The hypotheses, `[batch, beam_size, ...]`, in the order of their fused scores.
@@ -120,200 +166,249 @@ def beam_decode(
     if beam_size < 1:
         raise ValueError(f"beam_size must be at least 1, not {beam_size}")
     fusion = fusion or Fusion()
-    lm = fusion.lm if fusion.weight else None
     batch, frames, _ = encoded.shape
     frame_lengths = jnp.minimum(frame_lengths, frames)[:, None]
-    # What the internal language model has in the place of every frame.
-    no_speech = jnp.zeros_like(encoded[:, :1])
-    if fusion.internal_encoder == "mean":
-        heard = (jnp.arange(frames) < frame_lengths)[..., None]
-        total = jnp.sum(jnp.where(heard, encoded.astype(jnp.float32), 0.0), axis=1, keepdims=True)
-        no_speech = total / jnp.maximum(frame_lengths, 1)[..., None]
-    no_speech = jnp.repeat(no_speech.astype(encoded.dtype), beam_size, axis=1)
-    slots = jnp.arange(max_labels)
-
-    def rows(tree: Any) -> Any:
-        return jax.tree.map(lambda x: x.reshape(batch * beam_size, *x.shape[2:]), tree)
-
-    def beams(tree: Any) -> Any:
-        return jax.tree.map(lambda x: x.reshape(batch, beam_size, *x.shape[1:]), tree)
-
-    def read(labels: jax.Array, state: State, lm_state: State) -> _Context:
-        """What the networks say after a label, `[batch, beam]`, more."""
-        labels = rows(labels)
-        outputs, state = predict(rows(state), labels)
-        guide = jnp.zeros((batch * beam_size, 0), jnp.float32)
-        if lm is not None:
-            guide, lm_state = lm.score(rows(lm_state), labels)
-            guide, lm_state = fusion.weight * guide.astype(jnp.float32), beams(lm_state)
-        return _Context(beams(outputs), beams(state), beams(guide), lm_state)
-
-    def score_arcs(beam: _Beam) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Blank `[batch, beam]`; labels and what is added to them, `[batch, beam, vocab]`."""
-        index = jnp.minimum(beam.frame, frames - 1)
-        encoded_frames = rows(jnp.take_along_axis(encoded, index[..., None], axis=1))
-        logits = joint(encoded_frames, rows(beam.context.outputs))
-        check_blank(blank_id, logits.shape[-1])
-        is_blank = jnp.arange(logits.shape[-1]) == blank_id
-        scores = beams(log_probabilities(logits, blank_id=blank_id, hat=hat))
-        # An empty place may have read padding, and padding may be anything.
-        scores = jnp.where(_alive(beam)[..., None], scores, NONE)
-        added = beam.context.guide if lm is not None else jnp.zeros(())
-        added = added + fusion.length_bonus
-        if fusion.internal_weight:
-            silent = joint(rows(no_speech), rows(beam.context.outputs))
-            internal = jax.nn.log_softmax(jnp.where(is_blank, NEG, silent.astype(jnp.float32)))
-            added = added - fusion.internal_weight * beams(internal)
-        added = jnp.broadcast_to(added, scores.shape)
-        return scores[..., blank_id], jnp.where(is_blank, NONE, scores), added
-
-    def choose(beam: _Beam) -> tuple[_Choice, jax.Array]:
-        """Extends, adds up and only then prunes; and which hypotheses wanted room in vain."""
-        found = beam.found
-        blank, label, added = score_arcs(beam)
-        label = jnp.where((beam.symbols < max_symbols_per_frame)[..., None], label, NONE)
-        full = found.lengths >= max_labels
-        overflows = full & (jnp.max(label + added, axis=-1) > blank)
-        label = jnp.where(full[..., None], NONE, label)
-
-        parent = parents(found.tokens, found.lengths, _alive(beam))  # [batch, parent, child]
-        last = jnp.sum(jnp.where(slots == found.lengths[..., None] - 1, found.tokens, 0), axis=-1)
-        to_child = jnp.broadcast_to(last[:, None, :], parent.shape)
-        arcs = jnp.where(parent, jnp.take_along_axis(label, to_child, axis=2), NONE)
-        # A child has one parent at most, as no two hypotheses of a beam are equal.
-        parent_of = jnp.argmax(parent, axis=1)
-        arc = jnp.max(arcs, axis=1)
-        inflow = jnp.max(found.scores[..., None] + arcs, axis=1)
-        inflow_path = jnp.max(beam.path[..., None] + arcs, axis=1)
-        stay = jnp.logaddexp(found.scores + blank, inflow)
-        appends = inflow_path > beam.path + blank
-        vocabulary = jnp.arange(label.shape[-1])
-        joined = jnp.any(parent[..., None] & (vocabulary == to_child[..., None]), axis=2)
-        label = jnp.where(joined, NONE, label)
-
-        wide = min(beam_size, label.shape[-1])
-        grown = found.scores[..., None] + label
-        flat = (batch, beam_size * wide)
-        fused, token = top(grown + (beam.extra[..., None] + added), wide)
-        picked = jnp.take_along_axis(label, token, axis=2)
-        score = jnp.take_along_axis(grown, token, axis=2).reshape(flat)
-        extra = beam.extra[..., None] + jnp.take_along_axis(added, token, axis=2)
-        score = jnp.concatenate([stay, score], axis=1)
-        extra = jnp.concatenate([beam.extra, extra.reshape(flat)], axis=1)
-        fused = jnp.concatenate([stay + beam.extra, fused.reshape(flat)], axis=1)
-
-        fused, chosen = top(fused, beam_size)
-        is_label = chosen >= beam_size
-        place = jnp.maximum(chosen - beam_size, 0)
-        source = jnp.where(is_label, place // wide, jnp.minimum(chosen, beam_size - 1))
-        via_parent = take(appends, source) & ~is_label
-        label_arc = take(picked.reshape(flat), place)
-        choice = _Choice(
-            source=source,
-            is_label=is_label,
-            token=take(token.reshape(flat), place),
-            aligned=jnp.where(via_parent, take(parent_of, source), source),
-            appends=is_label | via_parent,
-            arc=jnp.where(is_label, label_arc, take(jnp.where(appends, arc, blank), source)),
-            # A label that the language model excludes takes a place from nobody.
-            score=jnp.where(fused > NONE, take(score, chosen), NONE),
-            extra=take(extra, chosen),
-            fused=fused,
-        )
-        return choice, overflows
-
-    def step(carry: tuple[_Beam, Hypotheses]) -> tuple[_Beam, Hypotheses]:
-        beam, finished = carry
-        choice, overflows = choose(beam)
-        found = beam.found
-        lengths = take(found.lengths, choice.source)
-        tokens = take(found.tokens, choice.source)
-        end = slots == lengths[..., None]
-        # A path that arrives by its last label emits it now: the hypothesis is no longer for it.
-        emitted = jnp.where(choice.is_label, lengths, lengths - 1)[..., None] == slots
-        emitted &= choice.appends[..., None]
-        on_frame = take(beam.frame, choice.aligned)
-        consumes = one_label_per_frame | ~choice.appends
-        found = Hypotheses(
-            tokens=jnp.where(end & choice.is_label[..., None], choice.token[..., None], tokens),
-            lengths=lengths + choice.is_label,
-            frames=jnp.where(emitted, on_frame[..., None], take(found.frames, choice.aligned)),
-            token_scores=jnp.where(
-                emitted, choice.arc[..., None], take(found.token_scores, choice.aligned)
-            ),
-            scores=choice.score,
-            fused_scores=choice.fused,
-            truncated=take(found.truncated | overflows, choice.source),
-        )
-        kept = jax.tree.map(lambda x: take(x, choice.source), beam.context)
-        context = read(choice.token, kept.state, kept.lm_state)
-        symbols = jnp.where(consumes, 0, take(beam.symbols, choice.aligned) + 1)
-        beam = _Beam(
-            found=found,
-            extra=choice.extra,
-            path=take(beam.path, choice.aligned) + choice.arc,
-            frame=on_frame + consumes,
-            symbols=symbols,
-            context=where_rows(choice.is_label, context, kept),
-        )
-        return park(beam, finished)
-
-    def park(beam: _Beam, finished: Hypotheses) -> tuple[_Beam, Hypotheses]:
-        """Moves hypotheses that have read every frame out of the way of the others."""
-        found = beam.found
-        done = _alive(beam) & (beam.frame >= frame_lengths)
-        ending = beam.context.guide[..., blank_id] if lm is not None else 0.0
-        final = jnp.where(done, found.fused_scores + ending, NONE)
-        both = jax.tree.map(
-            lambda x, y: jnp.concatenate([x, y], axis=1),
-            finished,
-            found._replace(fused_scores=final),
-        )
-        ranked, chosen = top(both.fused_scores, beam_size)
-        finished = jax.tree.map(lambda x: take(x, chosen), both)._replace(fused_scores=ranked)
-        left = jnp.where(done, NONE, found.scores)
-        if fusion.only_lowers:
-            # All that the unfinished can still become, together, is no more than they are now.
-            hope = jax.nn.logsumexp(jnp.where(done, NONE, found.fused_scores), axis=1)
-            left = jnp.where((hope <= ranked[:, -1])[:, None], NONE, left)
-        found = found._replace(
-            scores=left, fused_scores=jnp.where(left > NONE, found.fused_scores, NONE)
-        )
-        return beam._replace(found=found), finished
-
-    def spread(tree: State) -> State:
-        return jax.tree.map(
-            lambda x: jnp.broadcast_to(x[:, None], (batch, beam_size, *x.shape[1:])), tree
-        )
-
-    shape = (batch, beam_size)
-    empty = Hypotheses(
-        tokens=jnp.full((*shape, max_labels), blank_id, jnp.int32),
-        lengths=jnp.zeros(shape, jnp.int32),
-        frames=jnp.zeros((*shape, max_labels), jnp.int32),
-        token_scores=jnp.zeros((*shape, max_labels), jnp.float32),
-        scores=jnp.full(shape, NONE, jnp.float32),
-        fused_scores=jnp.full(shape, NONE, jnp.float32),
-        truncated=jnp.zeros(shape, bool),
+    search = _TransducerBeamSearch(
+        predict=predict,
+        joint=joint,
+        encoded=encoded,
+        frame_lengths=frame_lengths,
+        internal_encoded=_internal_encoded(fusion, encoded, frame_lengths, beam_size),
+        shape=(batch, beam_size),
+        max_labels=max_labels,
+        blank_id=blank_id,
+        max_symbols_per_frame=max_symbols_per_frame,
+        hat=hat,
+        one_label_per_frame=one_label_per_frame,
+        fusion=fusion,
     )
-    first = jnp.broadcast_to(jnp.where(jnp.arange(beam_size) == 0, 0.0, NONE), shape)
-    begin = jnp.full(shape, blank_id, jnp.int32)
-    start = _Beam(
-        found=empty._replace(scores=first, fused_scores=first),
-        extra=jnp.zeros(shape, jnp.float32),
-        path=jnp.zeros(shape, jnp.float32),
-        frame=jnp.zeros(shape, jnp.int32),
-        symbols=jnp.zeros(shape, jnp.int32),
-        context=read(
-            begin, spread(initial_state), () if lm is None else spread(lm.initial_state(batch))
-        ),
-    )
+    empty = no_hypotheses(search.shape, max_labels, blank_id)
     _, finished = jax.lax.while_loop(
-        lambda carry: jnp.any(_alive(carry[0])), step, park(start, empty)
+        lambda carry: jnp.any(carry[0].alive),
+        lambda carry: search.step(*carry),
+        search.start(initial_state, empty),
     )
-    missing = finished.fused_scores == NONE
-    return where_rows(missing, empty, finished)
+    return where_rows(finished.fused_scores == NEG_INF, empty, finished)
 
 
-def _alive(beam: _Beam) -> jax.Array:
-    return beam.found.scores > NONE
+def _internal_encoded(
+    fusion: Fusion, encoded: jax.Array, frame_lengths: jax.Array, beam_size: int
+) -> jax.Array:
+    """Computes what replaces a frame for the internal language model, `[batch, beam, features]`."""
+    replacement = jnp.zeros_like(encoded[:, :1])
+    if fusion.internal_encoder == "mean":
+        valid = (jnp.arange(encoded.shape[1]) < frame_lengths)[..., None]
+        total = jnp.sum(jnp.where(valid, encoded.astype(jnp.float32), 0.0), axis=1, keepdims=True)
+        replacement = total / jnp.maximum(frame_lengths, 1)[..., None]
+    return jnp.repeat(replacement.astype(encoded.dtype), beam_size, axis=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _TransducerBeamSearch:
+    """The steps of the search over one batch; see `beam_decode` for the attributes."""
+
+    predict: Predict
+    joint: Joint
+    encoded: jax.Array
+    frame_lengths: jax.Array  # [batch, 1]
+    internal_encoded: jax.Array  # [batch, beam, features]
+    shape: tuple[int, int]  # Batch and beam.
+    max_labels: int
+    blank_id: int
+    max_symbols_per_frame: int
+    hat: bool
+    one_label_per_frame: bool
+    fusion: Fusion
+
+    def start(self, initial_state: State, empty: Hypotheses) -> tuple[_Beam, Hypotheses]:
+        """Returns a beam of the empty hypothesis alone, and the finished hypotheses."""
+        batch, beam_size = self.shape
+        score = jnp.where(jnp.arange(beam_size) == 0, 0.0, NEG_INF)
+        score = jnp.broadcast_to(score, self.shape)
+        beam = _Beam(
+            live=empty._replace(scores=score, fused_scores=score),
+            fused=jnp.zeros(self.shape, jnp.float32),
+            path=jnp.zeros(self.shape, jnp.float32),
+            frame=jnp.zeros(self.shape, jnp.int32),
+            symbols=jnp.zeros(self.shape, jnp.int32),
+            # The blank stands for the beginning of text.
+            context=self._read(
+                jnp.full(self.shape, self.blank_id, jnp.int32),
+                add_beam_dim(initial_state, beam_size),
+                self.fusion.initial_lm_state(self.shape),
+            ),
+        )
+        # Examples without frames are finished at once.
+        return self._retire(beam, empty)
+
+    def step(self, beam: _Beam, finished: Hypotheses) -> tuple[_Beam, Hypotheses]:
+        """Extends every hypothesis by one arc."""
+        arcs = self._score_arcs(beam)
+        # A hypothesis at the limit of labels on its frame takes the blank.
+        is_capped = beam.symbols >= self.max_symbols_per_frame
+        arcs = arcs._replace(label=jnp.where(is_capped[..., None], NEG_INF, arcs.label))
+        # So does one without room for more labels, which is truncated if a label was likelier.
+        is_full = beam.live.lengths >= self.max_labels
+        overflows = is_full & (jnp.max(arcs.label + arcs.fused, axis=-1) > arcs.blank)
+        arcs = arcs._replace(label=jnp.where(is_full[..., None], NEG_INF, arcs.label))
+        joined, arcs = self._join_parents(beam, arcs)
+        choice = self._prune(beam, arcs, joined)
+        return self._retire(self._advance(beam, choice, overflows), finished)
+
+    def _read(self, labels: jax.Array, state: State, lm_state: State) -> _Context:
+        """Feeds one label per hypothesis, `[batch, beam]`, to the networks."""
+        outputs, state = self.predict(flatten_beam_dim(state), labels.reshape(-1))
+        outputs, state = unflatten_beam_dim((outputs, state), self.shape)
+        lm_scores, lm_state = self.fusion.score_next(lm_state, labels)
+        return _Context(outputs, state, lm_scores, lm_state)
+
+    def _score_arcs(self, beam: _Beam) -> _Arcs:
+        """Applies the joint network to the frame and the context of each hypothesis."""
+        index = jnp.minimum(beam.frame, self.encoded.shape[1] - 1)
+        encoded = jnp.take_along_axis(self.encoded, index[..., None], axis=1)
+        outputs = flatten_beam_dim(beam.context.outputs)
+        logits = self.joint(flatten_beam_dim(encoded), outputs)
+        check_blank(self.blank_id, logits.shape[-1])
+        is_blank = jnp.arange(logits.shape[-1]) == self.blank_id
+        scores = log_probabilities(logits, blank_id=self.blank_id, hat=self.hat)
+        scores = unflatten_beam_dim(scores, self.shape)
+        # An empty place may have read padding, which may hold anything.
+        scores = jnp.where(beam.alive[..., None], scores, NEG_INF)
+        fused = beam.context.lm_scores if self.fusion.active_lm is not None else jnp.zeros(())
+        fused = fused + self.fusion.length_bonus
+        if self.fusion.internal_weight:
+            internal = self.joint(flatten_beam_dim(self.internal_encoded), outputs)
+            internal = jnp.where(is_blank, NEG, internal.astype(jnp.float32))
+            internal = unflatten_beam_dim(jax.nn.log_softmax(internal), self.shape)
+            fused = fused - self.fusion.internal_weight * internal
+        return _Arcs(
+            blank=scores[..., self.blank_id],
+            label=jnp.where(is_blank, NEG_INF, scores),
+            fused=jnp.broadcast_to(fused, scores.shape),
+        )
+
+    def _join_parents(self, beam: _Beam, arcs: _Arcs) -> tuple[_Joined, _Arcs]:
+        """Adds up both ways to keep the labels of a hypothesis; takes those arcs off the parents.
+
+        The parent's arc to a hypothesis of the beam must not also make a new hypothesis, which
+        would have the same labels.
+        """
+        live, label = beam.live, arcs.label
+        is_parent = parents(live.tokens, live.lengths, beam.alive)  # [batch, parent, child]
+        last = last_tokens(live.tokens, live.lengths)
+        to_child = jnp.broadcast_to(last[:, None, :], is_parent.shape)
+        label_arcs = jnp.where(is_parent, jnp.take_along_axis(label, to_child, axis=2), NEG_INF)
+        # Maxima over parents: no two hypotheses of a beam are equal, so a child has at most one.
+        inflow = jnp.max(live.scores[..., None] + label_arcs, axis=1)
+        inflow_path = jnp.max(beam.path[..., None] + label_arcs, axis=1)
+        joined = _Joined(
+            score=jnp.logaddexp(live.scores + arcs.blank, inflow),
+            by_label=inflow_path > beam.path + arcs.blank,
+            parent=jnp.argmax(is_parent, axis=1),
+            arc=jnp.max(label_arcs, axis=1),
+        )
+        vocabulary = jnp.arange(label.shape[-1])
+        # [batch, parent, vocab]
+        is_used = jnp.any(is_parent[..., None] & (vocabulary == to_child[..., None]), axis=2)
+        return joined, arcs._replace(label=jnp.where(is_used, NEG_INF, label))
+
+    def _prune(self, beam: _Beam, arcs: _Arcs, joined: _Joined) -> _Choice:
+        """Ranks hypotheses with their old labels and with one more, and keeps the best."""
+        batch, beam_size = self.shape
+        # The best `width` labels of each hypothesis are enough for the beam.
+        width = min(beam_size, arcs.label.shape[-1])
+        candidates = (batch, beam_size * width)
+        grown = beam.live.scores[..., None] + arcs.label  # [batch, beam, vocab]
+        fused_score, token = top_k(grown + (beam.fused[..., None] + arcs.fused), width)
+        new_arc = jnp.take_along_axis(arcs.label, token, axis=2).reshape(candidates)
+        new_score = jnp.take_along_axis(grown, token, axis=2).reshape(candidates)
+        new_fused = beam.fused[..., None] + jnp.take_along_axis(arcs.fused, token, axis=2)
+
+        # [batch, beam + beam * width]: old labels first, so that they win ties.
+        score = jnp.concatenate([joined.score, new_score], axis=1)
+        fused = jnp.concatenate([beam.fused, new_fused.reshape(candidates)], axis=1)
+        fused_score = jnp.concatenate(
+            [joined.score + beam.fused, fused_score.reshape(candidates)], axis=1
+        )
+        fused_score, kept = top_k(fused_score, beam_size)
+
+        is_new = kept >= beam_size
+        place = jnp.maximum(kept - beam_size, 0)
+        source = jnp.where(is_new, place // width, jnp.minimum(kept, beam_size - 1))
+        from_parent = gather_beams(joined.by_label, source) & ~is_new
+        old_arc = gather_beams(jnp.where(joined.by_label, joined.arc, arcs.blank), source)
+        return _Choice(
+            source=source,
+            is_new=is_new,
+            token=gather_beams(token.reshape(candidates), place),
+            aligned=jnp.where(from_parent, gather_beams(joined.parent, source), source),
+            emits=is_new | from_parent,
+            arc=jnp.where(is_new, gather_beams(new_arc, place), old_arc),
+            # Not what the language model excludes: it would fill a place with no hypothesis.
+            score=jnp.where(fused_score > NEG_INF, gather_beams(score, kept), NEG_INF),
+            fused=gather_beams(fused, kept),
+            fused_score=fused_score,
+        )
+
+    def _advance(self, beam: _Beam, choice: _Choice, overflows: jax.Array) -> _Beam:
+        """Builds the chosen hypotheses, and feeds new labels to the networks."""
+        # Labels and contexts come from `source`, the likeliest alignment from `aligned`.
+        source: Hypotheses = gather_beams(
+            beam.live._replace(truncated=beam.live.truncated | overflows), choice.source
+        )
+        path, frame, symbols, frames, token_scores = gather_beams(
+            (beam.path, beam.frame, beam.symbols, beam.live.frames, beam.live.token_scores),
+            choice.aligned,
+        )
+        slots = jnp.arange(self.max_labels)
+        appended = (slots == source.lengths[..., None]) & choice.is_new[..., None]
+        # An alignment that joins from the parent emits the last label now; the hypothesis had it.
+        emitted = jnp.where(choice.is_new, source.lengths, source.lengths - 1)[..., None] == slots
+        emitted &= choice.emits[..., None]
+        consumes = self.one_label_per_frame | ~choice.emits
+        live = Hypotheses(
+            tokens=jnp.where(appended, choice.token[..., None], source.tokens),
+            lengths=source.lengths + choice.is_new,
+            frames=jnp.where(emitted, frame[..., None], frames),
+            token_scores=jnp.where(emitted, choice.arc[..., None], token_scores),
+            scores=choice.score,
+            fused_scores=choice.fused_score,
+            truncated=source.truncated,
+        )
+        old = gather_beams(beam.context, choice.source)
+        new = self._read(choice.token, old.state, old.lm_state)
+        return _Beam(
+            live=live,
+            fused=choice.fused,
+            path=path + choice.arc,
+            frame=frame + consumes,
+            symbols=jnp.where(consumes, 0, symbols + 1),
+            context=where_rows(choice.is_new, new, old),
+        )
+
+    def _retire(self, beam: _Beam, finished: Hypotheses) -> tuple[_Beam, Hypotheses]:
+        """Moves hypotheses that have consumed every frame from the beam to the finished ones."""
+        live = beam.live
+        is_done = beam.alive & (beam.frame >= self.frame_lengths)
+        # The language model's end of text.
+        ending = jnp.zeros(())
+        if self.fusion.active_lm is not None:
+            ending = beam.context.lm_scores[..., self.blank_id]
+        final = jnp.where(is_done, live.fused_scores + ending, NEG_INF)
+        candidates = jax.tree.map(
+            lambda old, new: jnp.concatenate([old, new], axis=1),
+            finished,
+            live._replace(fused_scores=final),
+        )
+        ranked, kept = top_k(candidates.fused_scores, self.shape[1])
+        finished = gather_beams(candidates, kept)._replace(fused_scores=ranked)
+        scores = jnp.where(is_done, NEG_INF, live.scores)
+        if self.fusion.only_lowers:
+            # Hypotheses can join, but all together cannot exceed the sum of the unfinished ones.
+            bound = jax.nn.logsumexp(jnp.where(is_done, NEG_INF, live.fused_scores), axis=1)
+            scores = jnp.where((bound <= ranked[:, -1])[:, None], NEG_INF, scores)
+        live = live._replace(
+            scores=scores,
+            fused_scores=jnp.where(scores > NEG_INF, live.fused_scores, NEG_INF),
+        )
+        return beam._replace(live=live), finished

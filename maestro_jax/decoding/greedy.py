@@ -1,11 +1,11 @@
-"""Greedy transducer decoding: the likeliest symbol at every step, for a whole batch at once.
+"""Greedy transducer decoding, batched: takes the likeliest symbol at every step.
 
-Every row of the batch walks through its own frames inside one `lax.while_loop` over static
-shapes. An iteration looks at the next few frames of a row with the same state of the prediction
-network, passes the blanks before the first label there, and emits that label. The blanks between
-two labels so cost a wider matrix product instead of iterations of their own, and the result is that
-of a walk frame by frame. It is the label-looping of Xu et al. 2024 (arXiv 2406.06220) with a
-bounded inner loop: rows do not wait for the row with the longest silence.
+Every row of the batch advances through its own frames in one `lax.while_loop` over static shapes.
+An iteration applies the joint network to the next few frames of a row with the current output of
+the prediction network, skips the blanks before the first label, and emits that label. The blanks
+between two labels thus cost a wider matrix product and no iterations of their own, and the result
+is that of going frame by frame. This is the label-looping of Xu et al. 2024 (arXiv 2406.06220) with
+a bounded inner loop: rows do not wait for the row with the longest silence.
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ from maestro_jax.decoding.hypotheses import (
     Predict,
     State,
     check_arguments,
+    no_hypotheses,
     where_rows,
 )
 from maestro_jax.losses.transducer_arcs import check_blank, log_probabilities
 
 
 class _Search(NamedTuple):
-    """What the loop carries; every array has a leading batch axis."""
+    """The state of the loop; every array has a leading batch axis."""
 
-    frame: jax.Array  # the next frame to read
-    symbols: jax.Array  # labels emitted on that frame
-    outputs: jax.Array  # of the prediction network after the last label
+    frame: jax.Array  # The next frame to read.
+    symbols: jax.Array  # Labels emitted on that frame.
+    outputs: jax.Array  # Outputs of the prediction network after the last label.
     state: State
     hypotheses: Hypotheses
 
@@ -53,23 +54,26 @@ def greedy_decode(
     """Takes the likeliest symbol at every step of the transducer.
 
     Of equally likely symbols the blank wins, then the lowest token id. After
-    `max_symbols_per_frame` labels on a frame the blank is taken, and scored, whatever else is
-    likelier: an untrained model cannot loop for ever. A batch gives what its examples give alone.
-    The prediction network sees `blank_id` first and then every emitted label.
+    `max_symbols_per_frame` labels on a frame the blank is taken and scored even if a label is
+    likelier, so that an untrained model cannot loop forever. The result of an example does not
+    depend on the rest of its batch. The prediction network reads `blank_id` first and then every
+    emitted label.
 
     Args:
         predict: The prediction network.
         joint: The joint network.
         initial_state: State of the prediction network before the first call, for `batch` rows.
         encoded: Encoder output, `[batch, frames, features]`.
-        frame_lengths: Valid frames of each example, `[batch]`; zero gives an empty hypothesis
-            with score 0.
-        max_labels: Room for tokens; who wants more gets blanks and is marked `truncated`.
-        blank_id: The token id of the blank.
-        max_symbols_per_frame: At most so many labels on one frame.
-        hat: The factorisation that the model was trained with (see `losses.transducer_arcs`).
-        one_label_per_frame: A label consumes its frame, as the blank does.
-        window: Frames that an iteration looks at: speed, not the result, depends on it.
+        frame_lengths: Valid frames of each example, `[batch]`; an example of zero frames has the
+            empty hypothesis with score 0.
+        max_labels: Room for tokens. A hypothesis that needs more takes blanks and is marked
+            `truncated`.
+        blank_id: Token id of the blank.
+        max_symbols_per_frame: Largest number of labels on one frame.
+        hat: Whether the model was trained with the hybrid autoregressive factorisation (see
+            `losses.transducer_arcs`).
+        one_label_per_frame: Whether a label consumes its frame, as the blank does.
+        window: Frames per iteration; it affects the speed, not the result.
 
     Returns:
         The hypotheses, `[batch, ...]`.
@@ -89,8 +93,8 @@ def greedy_decode(
         return search.frame < frame_lengths
 
     def step(search: _Search) -> _Search:
-        found = search.hypotheses
-        frame = search.frame[:, None] + ahead
+        hypotheses = search.hypotheses
+        frame = search.frame[:, None] + ahead  # [batch, window]
         index = jnp.minimum(frame, frames - 1)
         encoded_frames = jnp.take_along_axis(encoded, index[..., None], axis=1)
         outputs = jnp.broadcast_to(
@@ -108,46 +112,50 @@ def greedy_decode(
         labels = jnp.where(jnp.arange(vocab) == blank_id, -jnp.inf, scores)
         label, best = jnp.argmax(labels, axis=-1), jnp.max(labels, axis=-1)
 
-        capped = (search.symbols >= max_symbols_per_frame)[:, None] & (ahead == 0)
-        wants = (frame < frame_lengths[:, None]) & (best > blank) & ~capped
-        full = (found.lengths >= max_labels)[:, None]
-        emits = wants & ~full
-        emitting = jnp.any(emits, axis=1)
+        # The first frame of the window whose likeliest symbol is a label emits it; the labels that
+        # `symbols` counts are on the first frame of the window.
+        valid = frame < frame_lengths[:, None]
+        is_capped = (search.symbols >= max_symbols_per_frame)[:, None] & (ahead == 0)
+        is_label = valid & (best > blank) & ~is_capped
+        is_full = (hypotheses.lengths >= max_labels)[:, None]
+        emits = is_label & ~is_full
+        emitting = jnp.any(emits, axis=1)  # [batch]
         first = jnp.where(emitting, jnp.argmax(emits, axis=1), window)
-        passed = (ahead < first[:, None]) & (frame < frame_lengths[:, None])
-        chosen = (ahead == first[:, None]) & emitting[:, None]
-        symbol = jnp.sum(jnp.where(chosen, label, 0), axis=1).astype(jnp.int32)
-        gain = jnp.sum(jnp.where(chosen, best, 0.0), axis=1)
+        # Frames before it take their blank.
+        skipped = (ahead < first[:, None]) & valid
+        emitted = (ahead == first[:, None]) & emitting[:, None]
+        symbol = jnp.sum(jnp.where(emitted, label, 0), axis=1).astype(jnp.int32)
+        label_score = jnp.sum(jnp.where(emitted, best, 0.0), axis=1)
 
-        here = emitting[:, None] & (slots == found.lengths[:, None])
-        on_frame = search.frame + first.astype(jnp.int32)
-        total = found.scores + gain + jnp.sum(jnp.where(passed, blank, 0.0), axis=1)
-        found = Hypotheses(
-            tokens=jnp.where(here, symbol[:, None], found.tokens),
-            lengths=found.lengths + emitting,
-            frames=jnp.where(here, on_frame[:, None], found.frames),
-            token_scores=jnp.where(here, gain[:, None], found.token_scores),
-            scores=total,
-            fused_scores=total,
-            truncated=found.truncated | jnp.any(wants & full, axis=1),
+        appended = emitting[:, None] & (slots == hypotheses.lengths[:, None])
+        emission_frame = search.frame + first.astype(jnp.int32)
+        score = hypotheses.scores + label_score + jnp.sum(jnp.where(skipped, blank, 0.0), axis=1)
+        hypotheses = Hypotheses(
+            tokens=jnp.where(appended, symbol[:, None], hypotheses.tokens),
+            lengths=hypotheses.lengths + emitting,
+            frames=jnp.where(appended, emission_frame[:, None], hypotheses.frames),
+            token_scores=jnp.where(appended, label_score[:, None], hypotheses.token_scores),
+            scores=score,
+            fused_scores=score,
+            truncated=hypotheses.truncated | jnp.any(is_label & is_full, axis=1),
         )
 
         def feed() -> tuple[jax.Array, State]:
             new = predict(search.state, symbol)
             return where_rows(emitting, new, (search.outputs, search.state))
 
-        # In a silence of all rows the prediction network can rest.
+        # While no row emits a label, the prediction network need not run.
         outputs, state = jax.lax.cond(
             jnp.any(emitting), feed, lambda: (search.outputs, search.state)
         )
-        frame_taken = emitting & one_label_per_frame
+        consumes = emitting & one_label_per_frame
         symbols = jnp.where(first == 0, search.symbols + 1, 1)
         return _Search(
-            frame=search.frame + jnp.sum(passed, axis=1, dtype=jnp.int32) + frame_taken,
-            symbols=jnp.where(emitting & ~frame_taken, symbols, 0),
+            frame=search.frame + jnp.sum(skipped, axis=1, dtype=jnp.int32) + consumes,
+            symbols=jnp.where(emitting & ~consumes, symbols, 0),
             outputs=outputs,
             state=state,
-            hypotheses=found,
+            hypotheses=hypotheses,
         )
 
     zeros = jnp.zeros(batch, jnp.int32)
@@ -157,14 +165,8 @@ def greedy_decode(
         symbols=zeros,
         outputs=outputs,
         state=state,
-        hypotheses=Hypotheses(
-            tokens=jnp.full((batch, max_labels), blank_id, jnp.int32),
-            lengths=zeros,
-            frames=jnp.zeros((batch, max_labels), jnp.int32),
-            token_scores=jnp.zeros((batch, max_labels), jnp.float32),
-            scores=jnp.zeros(batch, jnp.float32),
-            fused_scores=jnp.zeros(batch, jnp.float32),
-            truncated=jnp.zeros(batch, bool),
+        hypotheses=no_hypotheses((batch,), max_labels, blank_id)._replace(
+            scores=jnp.zeros(batch, jnp.float32), fused_scores=jnp.zeros(batch, jnp.float32)
         ),
     )
     return jax.lax.while_loop(lambda s: jnp.any(unfinished(s)), step, start).hypotheses

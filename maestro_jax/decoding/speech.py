@@ -1,4 +1,4 @@
-"""From a batch of audio or text to token hypotheses: the encoders and a search in one program."""
+"""Decodes batches of audio or text to token hypotheses: encoders and search in one program."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from maestro_jax.decoding.beam import beam_decode
 from maestro_jax.decoding.ctc import ctc_beam_search, ctc_greedy
 from maestro_jax.decoding.fusion import Fusion
 from maestro_jax.decoding.greedy import greedy_decode
-from maestro_jax.decoding.hypotheses import Hypotheses
+from maestro_jax.decoding.hypotheses import Hypotheses, add_beam_dim
 from maestro_jax.layers.masking import length_mask
 from maestro_jax.modules.held_durations import predicted_durations
 from maestro_jax.modules.maestro import Maestro
@@ -38,20 +38,20 @@ def decode_speech(
     decoder: str = "transducer",
     length_alpha: float = 0.6,
 ) -> Hypotheses:
-    """Encode and decode; compiled once for a shape under `jax.jit`.
+    """Encodes and decodes a batch of audio.
 
     Args:
-        model: Its decoder says which factorisation and which lattice it was trained
+        model: The model. Its decoder knows which factorisation and which lattice it was trained
             with.
-        params: Its parameters.
+        params: The model's parameters.
         audio: `[batch, samples]` int16, 16 kHz.
-        audio_length: `[batch]` valid samples; 0 gives an empty hypothesis.
-        target_language: `[batch]` language to translate into; None transcribes.
-        language: `[batch]` language spoken, for a model that `needs_language`.
+        audio_length: `[batch]` valid samples; 0 gives the empty hypothesis.
+        target_language: `[batch]` ids of the language to translate into; None transcribes.
+        language: `[batch]` ids of the spoken language, for a model that `needs_language`.
         max_labels: Room for the tokens of a hypothesis.
         max_symbols_per_frame: Tokens that one frame of 40 ms may emit, with the transducer.
-        beam_size: Hypotheses in the beam; 1 without fusion is the greedy search.
-        fusion: A language model to rank hypotheses with.
+        beam_size: Number of hypotheses in the beam; 1 without fusion is greedy search.
+        fusion: Language model and further terms that rank hypotheses.
         decoder: `transducer`, `ctc` or `attention`; the model must have it.
         length_alpha: Exponent of the attention decoder's length normalisation.
 
@@ -60,8 +60,8 @@ def decode_speech(
         with the attention decoder.
 
     Raises:
-        ValueError: If `beam_size` or a cap is below 1, there is no such decoder, or no language
-            where one is needed.
+        ValueError: If `beam_size` or a limit is below 1, the decoder is unknown, or a language is
+            needed and not given.
     """
     call: Call = functools.partial(model.apply, {"params": params})
     features, mask = call(audio, audio_length, method="features")
@@ -98,20 +98,20 @@ def decode_text(
     decoder: str = "transducer",
     length_alpha: float = 0.6,
 ) -> Hypotheses:
-    """Translate text: resampled by predicted durations, it takes the place of speech.
+    """Translates a batch of text: resampled by predicted durations, it replaces speech.
 
     Args:
-        model: As for `decode_speech`, and so for the other arguments that have the same names.
-        params: Its parameters.
+        model: As for `decode_speech`, like all arguments of the same names.
+        params: The model's parameters.
         text: `[batch, tokens]` int32.
-        text_length: `[batch]`; 0 gives an empty hypothesis.
+        text_length: `[batch]` valid tokens; 0 gives the empty hypothesis.
         language: `[batch]` language ids of the text.
-        target_language: `[batch]` language to translate into; None spells the text again.
-        text_frames: Room for the resampled text; what is beyond is cut.
+        target_language: `[batch]` ids of the language to translate into; None reproduces the text.
+        text_frames: Room for the resampled text; further frames are cut off.
         max_labels: Room for the tokens of a hypothesis.
         max_symbols_per_frame: Tokens that one frame may emit, with the transducer.
-        beam_size: Hypotheses in the beam.
-        fusion: A language model to rank hypotheses with.
+        beam_size: Number of hypotheses in the beam.
+        fusion: Language model and further terms that rank hypotheses.
         decoder: `transducer`, `ctc` or `attention`.
         length_alpha: Exponent of the attention decoder's length normalisation.
 
@@ -119,7 +119,7 @@ def decode_text(
         The hypotheses, `[batch, beam_size, ...]`, best first.
 
     Raises:
-        ValueError: As for `decode_speech`.
+        ValueError: As `decode_speech`.
     """
     call: Call = functools.partial(model.apply, {"params": params})
     mask = length_mask(text_length, text.shape[1])
@@ -157,19 +157,19 @@ def decode_encoded(
     decoder: str = "transducer",
     length_alpha: float = 0.6,
 ) -> Hypotheses:
-    """Through the shared encoder and the search that belongs to the decoder.
+    """Applies the shared encoder, and the search that belongs to the decoder.
 
     Args:
-        model: As for `decode_speech`, and so for the other arguments that have the same names.
-        params: Its parameters.
+        model: As for `decode_speech`, like all arguments of the same names.
+        params: The model's parameters.
         encoded: `[batch, frames, features]`, e_s or ê_t.
         mask: `[batch, frames]` bool, True = valid.
-        target_language: `[batch]` language to translate into; None transcribes.
-        language: `[batch]` ids of the language spoken or written.
+        target_language: `[batch]` ids of the language to translate into; None transcribes.
+        language: `[batch]` ids of the spoken or written language.
         max_labels: Room for the tokens of a hypothesis.
         max_symbols_per_frame: Tokens that one frame may emit, with the transducer.
-        beam_size: Hypotheses in the beam.
-        fusion: A language model to rank hypotheses with.
+        beam_size: Number of hypotheses in the beam.
+        fusion: Language model and further terms that rank hypotheses.
         decoder: `transducer`, `ctc` or `attention`.
         length_alpha: Exponent of the attention decoder's length normalisation.
 
@@ -177,7 +177,7 @@ def decode_encoded(
         The hypotheses, `[batch, beam_size, ...]`, best first.
 
     Raises:
-        ValueError: As for `decode_speech`.
+        ValueError: As `decode_speech`.
     """
     call: Call = functools.partial(model.apply, {"params": params})
     context = call(encoded, mask, target_language, language, method="encode_shared")
@@ -192,9 +192,10 @@ def decode_encoded(
         )
 
         def step(tokens: jax.Array, position: jax.Array, past: Any) -> tuple[jax.Array, Any]:
-            now = cache._replace(past=past)
-            logits, now = call(tokens, position, now, method="step_translation")
-            return logits, now.past
+            logits, updated = call(
+                tokens, position, cache._replace(past=past), method="step_translation"
+            )
+            return logits, updated.past
 
         return attention_decode(
             step,
@@ -209,8 +210,8 @@ def decode_encoded(
     if decoder == "ctc":
         log_probs = jax.nn.log_softmax(call(context, method="ctc_logits"), axis=-1)
         if beam_size == 1 and fusion is None:
-            found = ctc_greedy(log_probs, frame_lengths, max_labels=max_labels)
-            return jax.tree.map(lambda x: x[:, None], found)
+            best = ctc_greedy(log_probs, frame_lengths, max_labels=max_labels)
+            return add_beam_dim(best, 1)
         return ctc_beam_search(
             log_probs, frame_lengths, beam_size=beam_size, max_labels=max_labels, fusion=fusion
         )
@@ -234,6 +235,5 @@ def decode_encoded(
         "one_label_per_frame": model.decoder.one_label_per_frame,
     }
     if beam_size == 1 and fusion is None:
-        found = greedy_decode(*arguments, **options)
-        return jax.tree.map(lambda x: x[:, None], found)
+        return add_beam_dim(greedy_decode(*arguments, **options), 1)
     return beam_decode(*arguments, beam_size=beam_size, fusion=fusion, **options)

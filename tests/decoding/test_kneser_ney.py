@@ -8,8 +8,8 @@ import itertools
 import numpy as np
 import pytest
 
-from maestro_jax.decoding import kneser_ney, ngram_counts
-from maestro_jax.decoding.ngram_counts import count_ngrams
+from maestro_jax.decoding import kneser_ney
+from maestro_jax.decoding.kneser_ney import count_ngrams
 from maestro_jax.errors import UserError
 
 VOCAB = 6
@@ -78,7 +78,7 @@ def test_against_the_formulas(order, prune):
 
 
 def test_counts_in_blocks_are_counts(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(ngram_counts, "BLOCK", 16)
+    monkeypatch.setattr(kneser_ney, "BLOCK", 16)
     shorter: list[tuple[int, ...]] = []
     for length, level in enumerate(count_ngrams(TEXTS, vocab_size=VOCAB, order=4), start=1):
         if length == 1:
