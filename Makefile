@@ -1,9 +1,9 @@
 # make demo and make test are all that a newcomer needs; the environment in .venv is made by itself.
-#   make PYTHON=python3.12 demo      with another interpreter
+#   make PYTHON=python3.13 demo      with another interpreter
 #   make test TESTS=tests/losses     some of the tests
 
 ifndef PYTHON
-PYTHON := $(firstword $(foreach name,python3.11 python3.12 python3,$(if $(shell $(name) --version 2>/dev/null),$(name))) python3)
+PYTHON := $(firstword $(foreach name,python3.12 python3.13 python3.11 python3,$(if $(shell $(name) --version 2>/dev/null),$(name))) python3)
 endif
 VENV ?= .venv
 TESTS ?= tests
@@ -39,7 +39,7 @@ self-supervised: $(STAMP)  ## what w2v-BERT and BEST-RQ learn from an hour of un
 	@$(BIN)/maestro demo --experiment self_supervised
 
 test: $(STAMP)  ## the default test suite
-	@$(call LLVM,$(LEVEL)) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "$(DEFAULT_MARKS)" $(TESTS)
+	@$(call LLVM,$(LEVEL)) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations 10 -m "$(DEFAULT_MARKS)" $(TESTS)
 
 test-slow: $(STAMP)  ## the tests that take longer than half a minute each
 	@$(call LLVM,3) $(BIN)/python -m pytest -m "slow and not peers and not gpu and not tpu_backend" $(TESTS)
@@ -77,13 +77,15 @@ clean:  ## remove what make made, .venv included
 # The stamp's name changes with what is to be installed, so a second run installs nothing.
 $(STAMP):
 	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
-	  { echo "error: '$(PYTHON)' is not Python 3.11 or later: install one, or name it: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
+	  { echo "error: '$(PYTHON)' is not Python 3.11 or later: install one, or name it: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 	  { rm -rf $(VENV); echo "error: '$(PYTHON) -m venv' failed: install its venv module (on Debian and Ubuntu the package python3-venv)" >&2; exit 2; }
 	@version=$$($(BIN)/python -c 'import sys; print("%d%d" % sys.version_info[:2])'); \
 	  constraints=constraints/py$$version.txt; \
 	  test -f $$constraints || \
-	    { echo "error: there are no tested versions for Python $$version in constraints/: use Python 3.11 or 3.12 (make clean, then make PYTHON=python3.12 $(MAKECMDGOALS))" >&2; exit 2; }; \
+	    { echo "error: there are no tested versions for Python $$version in constraints/: use Python 3.11, 3.12 or 3.13 (make clean, then make PYTHON=python3.12 $(MAKECMDGOALS))" >&2; exit 2; }; \
+	  test $$version != 313 || command -v c++ >/dev/null || \
+	    { echo "error: editdistance, which seqio needs, has no wheel for Python 3.13: install a C++ compiler and Python's headers (on Debian and Ubuntu the packages g++ and python3-dev), or use Python 3.12" >&2; exit 2; }; \
 	  echo "Installing into $(VENV) under $$constraints: some minutes the first time"; \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $$constraints -e '.[minivox,dev,docs]'
 	@rm -f $(VENV)/.installed-*; touch $@

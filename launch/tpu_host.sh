@@ -12,7 +12,7 @@ set -euo pipefail
 
 readonly base=$HOME/maestro
 readonly run=$base/run
-readonly python_version=3.11
+readonly python_version=3.12
 
 fail() {
   printf 'error: %s: %s\n' "$(hostname)" "$*" >&2

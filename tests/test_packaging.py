@@ -70,7 +70,7 @@ def test_every_directory_of_modules_is_a_package() -> None:
     assert listed == found | {"maestro_jax.tasks", "maestro_jax.configs"}
 
 
-@pytest.mark.parametrize("version", ["311", "312"])
+@pytest.mark.parametrize("version", ["311", "312", "313"])
 def test_constraints_pin_every_dependency_and_name_no_host(version: str) -> None:
     text = (ROOT / "constraints" / f"py{version}.txt").read_text()
     lines = [line for line in text.splitlines() if not line.startswith("#")]
@@ -85,12 +85,13 @@ def test_constraints_pin_every_dependency_and_name_no_host(version: str) -> None
 
 def test_the_pairs_of_jax_and_flax() -> None:
     pins = {}
-    for version in ("311", "312"):
+    for version in ("311", "312", "313"):
         text = (ROOT / "constraints" / f"py{version}.txt").read_text()
         pins[version] = dict(re.findall(r"^(jax|flax)==([\d.]+)$", text, re.MULTILINE))
     assert pins["311"] == {"jax": "0.10.2", "flax": "0.12.8"}
-    numbers = {name: tuple(map(int, text.split("."))) for name, text in pins["312"].items()}
-    assert numbers["jax"] >= (0, 11, 1) and numbers["flax"] >= (0, 12, 12)
+    for version in ("312", "313"):
+        numbers = {name: tuple(map(int, text.split("."))) for name, text in pins[version].items()}
+        assert numbers["jax"] >= (0, 11, 1) and numbers["flax"] >= (0, 12, 12)
 
 
 def test_marks_of_the_default_suite() -> None:

@@ -195,9 +195,9 @@ def test_hosts_get_the_commit_and_its_versions(cloud) -> None:
         assert (home / "maestro" / "label").read_text().strip() == commit(cloud.checkout)
     home = cloud.homes()[0]
     assert cloud.host_calls()[:3] == [
-        f"uv venv --quiet --python 3.11 {home}/maestro/venv",
+        f"uv venv --quiet --python 3.12 {home}/maestro/venv",
         f"uv pip install --quiet --python {home}/maestro/venv/bin/python --constraint "
-        f"{home}/maestro/code/constraints/py311.txt --editable {home}/maestro/code[tpu]",
+        f"{home}/maestro/code/constraints/py312.txt --editable {home}/maestro/code[tpu]",
         f"gcsfuse -o ro --implicit-dirs --only-dir a/b bucket {home}/maestro/data",
     ]
 
