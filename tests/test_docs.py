@@ -151,3 +151,16 @@ def test_every_module_is_on_an_api_page() -> None:
         parts = path.relative_to(ROOT).with_suffix("").parts
         if parts[1] not in generated_pages.WITHOUT_API and not path.stem.startswith("_"):
             assert f"::: {'.'.join(parts)}\n" in pages, path
+
+
+def test_decisions_are_numbered_and_listed() -> None:
+    """Records count from 1 in each section, and the table at the top has their numbers."""
+    page = (ROOT / "docs" / "decisions.md").read_text(encoding="utf-8")
+    head, *sections = re.split(r"^## ", page, flags=re.MULTILINE)
+    listed = re.findall(r"^\| \[(.*?)\]\(#.*?\) \| (\w+) to (\w+)", head, re.MULTILINE)
+    assert [name for name, _, _ in listed] == [text.split("\n")[0] for text in sections]
+    for (_, first, last), text in zip(listed, sections, strict=True):
+        numbers = re.findall(r"^### ([A-Z]\d+)\. [A-Z`\w]", text, re.MULTILINE)
+        assert numbers == [f"{first[0]}{n + 1}" for n in range(len(numbers))]
+        assert (first, last) == (numbers[0], numbers[-1])
+        assert len(numbers) == text.count("\n### ")
