@@ -1,4 +1,4 @@
-"""When each word of a known text is said: the best path of transducer or CTC over one recording."""
+"""Aligns a recording with its transcript: the best path of a transducer or CTC decoder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 from maestro_jax.audio.reading import to_int16
 from maestro_jax.batches import SAMPLE_RATE
 from maestro_jax.errors import UserError
-from maestro_jax.inference.alignment_formats import TimedText, Unit, Word
+from maestro_jax.inference.timed_words import AlignedToken, AlignedTranscript, aligned_words
 from maestro_jax.inference.transcriber import Transcriber, spoken_language
 from maestro_jax.losses.ctc import ctc_alignment
 from maestro_jax.losses.transducer_alignment import Alignment, transducer_alignment
@@ -27,22 +27,21 @@ from maestro_jax.vocabularies.vocabulary import UNK_ID, Vocabulary
 log = logging.getLogger(__name__)
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
-_WORD_BEGINS = "▁"  # SentencePiece's mark
-_LABELS_STEP = 16
-_NO_PATH = -1e29  # Finite lattices stand at -1e30 where there is no path.
+_LABEL_MULTIPLE = 16
+_NO_PATH = -1e29  # The score without a path is about -1e30.
 
 
 class Aligner:
-    """A trained model and its vocabulary, over recordings of any length.
+    """Aligns recordings with a trained model and its vocabulary.
 
-    A recording is heard whole, padded to full seconds: one program is compiled for each number of
-    seconds. Attention takes memory with the square of the length.
+    A recording is processed as a whole, padded to full seconds: one program is compiled per number
+    of seconds. The memory of attention grows with the square of the length.
 
     Args:
-        transcriber: The loaded model; the decoder that it writes with is the one that aligns.
+        transcriber: The loaded model; its decoder aligns.
 
     Raises:
-        UserError: That decoder has no alignment.
+        UserError: If the decoder has no alignment.
     """
 
     def __init__(self, transcriber: Transcriber) -> None:
@@ -65,28 +64,28 @@ class Aligner:
         *,
         language: str = "",
         target_language: str | None = None,
-    ) -> TimedText:
-        """Align one recording with what is said in it.
+    ) -> AlignedTranscript:
+        """Aligns one recording with its transcript.
 
         A token starts with the frame that emits it and lasts until the next one starts; the last
-        lasts to the end of the recording. Before the first token there may be silence.
+        one lasts to the end of the recording. There may be silence before the first token.
 
         Args:
             samples: Float samples at 16 kHz, `[samples]`.
-            text: The transcript; folded, as far as `tokens_of` says, if the vocabulary lacks its
-                characters.
-            language: ISO code of what is spoken. Matters for folding Turkish and Catalan, and to a
-                model that was built to be told the language.
-            target_language: Language of the text, if it is a translation; a model fine-tuned for
-                translation takes English if nothing is said.
+            text: The transcript; normalised as `encode_transcript` does if the vocabulary lacks
+                some of its characters.
+            language: ISO code of the spoken language. It matters for the lower case of Turkish and
+                Catalan, and to a model that needs the language.
+            target_language: Language of the text, if it is a translation; None is English for a
+                model fine-tuned for translation.
 
         Returns:
             Tokens and words with times.
 
         Raises:
-            UserError: The text is empty or has characters that the vocabulary lacks, the recording
-                is too short for it or too long for the device, a language is unknown or needed and
-                not given, or the model is broken.
+            UserError: If the text is empty or has characters that the vocabulary lacks, the
+                recording is too short for it or too long for the device, a language is unknown or
+                needed and not given, or the model is broken.
         """
         if target_language is None and self._transcriber.translates:
             target_language = "en"
@@ -95,12 +94,12 @@ class Aligner:
                 f"unknown target language {target_language!r}; write an ISO code such as 'en'."
             )
         if language:
-            language_id(language)  # raises where the code is misspelt
+            language_id(language)  # Raises for an unknown code.
         vocabulary = self._transcriber.vocabulary
-        tokens = tokens_of(vocabulary, text, target_language or language)
-        aligned = vocabulary.decode(tokens)
-        if aligned != " ".join(text.split()):
-            log.info("aligning the text as %r", aligned)
+        tokens = encode_transcript(vocabulary, text, target_language or language)
+        aligned_text = vocabulary.decode(tokens)
+        if aligned_text != " ".join(text.split()):
+            log.info("aligning the text as %r", aligned_text)
         audio = to_int16(samples)
         seconds = len(audio) / SAMPLE_RATE
         if len(audio) > self._transcriber.samples:
@@ -113,7 +112,8 @@ class Aligner:
         rows = self._transcriber.data_shards
         padded = np.zeros((rows, SAMPLE_RATE * max(1, math.ceil(seconds))), np.int16)
         padded[0, : len(audio)] = audio
-        labels = np.zeros((rows, _LABELS_STEP * math.ceil(len(tokens) / _LABELS_STEP)), np.int32)
+        room = _LABEL_MULTIPLE * math.ceil(len(tokens) / _LABEL_MULTIPLE)
+        labels = np.zeros((rows, room), np.int32)
         labels[0, : len(tokens)] = tokens
         first = np.arange(rows) == 0
         inputs: dict[str, np.ndarray] = {
@@ -135,8 +135,8 @@ class Aligner:
         if needed > frames:
             raise UserError(
                 f"the text has {len(tokens)} tokens, which need {needed} frames, and the recording "
-                f"has {frames}: this model writes one token a frame at most; give the text of this "
-                "recording alone."
+                f"has {frames}: this model emits at most one token per frame; give the text of "
+                "this recording alone."
             )
         score = float(path.scores[0])
         if not score > _NO_PATH:
@@ -146,9 +146,11 @@ class Aligner:
             )
         frame_seconds = self._run.model.frame_seconds
         starts = [int(frame) * frame_seconds for frame in path.frames[0, : len(tokens)]]
-        units = [
-            Unit(text=piece, start=start, end=end, confidence=math.exp(min(float(logp), 0.0)))
-            for piece, start, end, logp in zip(
+        aligned_tokens = [
+            AlignedToken(
+                text=piece, start=start, end=end, confidence=math.exp(min(float(score), 0.0))
+            )
+            for piece, start, end, score in zip(
                 vocabulary.pieces(tokens),
                 starts,
                 [*starts[1:], seconds],
@@ -156,17 +158,17 @@ class Aligner:
                 strict=True,
             )
         ]
-        return TimedText(
-            text=aligned,
+        return AlignedTranscript(
+            text=aligned_text,
             seconds=seconds,
             frame_seconds=frame_seconds,
             score=score,
-            tokens=tuple(units),
-            words=words_of(vocabulary, tokens, units),
+            tokens=tuple(aligned_tokens),
+            words=aligned_words(vocabulary, tokens, aligned_tokens),
         )
 
     def _frames_needed(self, tokens: Sequence[int]) -> int:
-        """How many frames the lattice needs at least."""
+        """Computes the least number of frames that have a path."""
         if self._transcriber.decoder == "ctc":
             return len(tokens) + sum(a == b for a, b in itertools.pairwise(tokens))
         return len(tokens) if self._run.model.decoder.one_label_per_frame else 0
@@ -174,7 +176,7 @@ class Aligner:
     def _run_model(
         self, inputs: dict[str, np.ndarray], seconds: float
     ) -> tuple[Alignment, np.ndarray]:
-        """`align_speech` on the devices, its result on the host."""
+        """Runs `align_speech` on the devices and copies its result to the host."""
         with self._run.partitioning.activate(self._mesh):
             placed = self._run.partitioning.shard_batch(self._mesh, inputs)
             try:
@@ -200,18 +202,18 @@ def align_speech(
     *,
     decoder: str = "transducer",
 ) -> tuple[Alignment, jax.Array]:
-    """Encode and align a batch.
+    """Encodes and aligns a batch.
 
     Args:
         model: A `Maestro`.
-        params: Its parameters.
+        params: The model's parameters.
         audio: `[batch, samples]` int16, 16 kHz.
         audio_length: `[batch]` valid samples.
         labels: `[batch, labels]` int32.
         label_lengths: `[batch]`.
         target_language: `[batch]` language ids of a translation; None for transcripts.
-        language: `[batch]` ids of the language spoken, for a model that `needs_language`.
-        decoder: `transducer` or `ctc`: whose lattice.
+        language: `[batch]` ids of the spoken language, for a model that `needs_language`.
+        decoder: The decoder whose lattice is used, `transducer` or `ctc`.
 
     Returns:
         The best path, in encoder frames, and the number of frames, `[batch]`.
@@ -235,29 +237,30 @@ def align_speech(
     return path, frame_lengths
 
 
-def tokens_of(vocabulary: Vocabulary, text: str, language: str = "") -> list[int]:
-    """Token ids of a text, folded no further than the vocabulary asks for.
+def encode_transcript(vocabulary: Vocabulary, text: str, language: str = "") -> list[int]:
+    """Encodes a transcript, normalised only if the vocabulary requires it.
 
     A vocabulary without capitals comes from transcripts like VoxPopuli's: a text that it cannot
-    write as given is folded as those are (`normalize`: lower case, no punctuation). One with
-    capitals takes a text as given or not at all, for folding would spell it as no transcript does.
+    encode is normalised as those are (`normalize`: lower case, no punctuation). With a vocabulary
+    that has capitals the text must be encodable as given, since normalisation would make it unlike
+    the transcripts of the training data.
 
     Args:
-        vocabulary: The model's.
-        text: What is said.
+        vocabulary: The model's vocabulary.
+        text: The transcript.
         language: ISO code, for the lower case.
 
     Returns:
-        Ids, at least one.
+        Token ids, at least one.
 
     Raises:
-        UserError: There is no text, or the vocabulary lacks characters (or words) of it.
+        UserError: If there is no text, or the vocabulary lacks characters (or words) of it.
     """
     text = " ".join(text.split())
     if not text:
         raise UserError("the text is empty; write what is said in the recording.")
     pieces = vocabulary.pieces(range(UNK_ID + 1, vocabulary.vocab_size))
-    # `<0xE9>` is a byte; its E is no letter that transcripts are written with.
+    # `<0xE9>` is a byte: its E does not show that transcripts have capitals.
     letters = set("".join(piece for piece in pieces if not _BYTE.fullmatch(piece)))
     forms = [text]
     if not any(letter.isupper() for letter in letters):
@@ -268,56 +271,10 @@ def tokens_of(vocabulary: Vocabulary, text: str, language: str = "") -> list[int
         tokens = vocabulary.encode(form)
         if tokens and UNK_ID not in tokens:
             return tokens
-    # A letter may be unknown by itself and part of longer pieces.
+    # A letter may be unknown by itself and yet be part of longer pieces.
     characters = sorted(c for c in {*form} - letters if UNK_ID in vocabulary.encode(c))
-    lacking = characters or [word for word in form.split() if UNK_ID in vocabulary.encode(word)]
+    missing = characters or [word for word in form.split() if UNK_ID in vocabulary.encode(word)]
     raise UserError(
-        f"the model's vocabulary has no {', '.join(map(repr, lacking))}; "
+        f"the model's vocabulary has no {', '.join(map(repr, missing))}; "
         "spell the text as the training transcripts are spelled."
     )
-
-
-def words_of(
-    vocabulary: Vocabulary, ids: Sequence[int], tokens: Sequence[Unit]
-) -> tuple[Word, ...]:
-    """Words out of pieces.
-
-    A word starts with its first token and lasts to the start of the next word. Where the mark of a
-    word's beginning stands alone, as in vocabularies of letters, it belongs to no word: it ends the
-    word before it, unless that was emitted in the same frame, and what follows it is a gap.
-
-    Args:
-        vocabulary: The model's.
-        ids: `[tokens]`.
-        tokens: The same tokens in time.
-
-    Returns:
-        The words in order.
-    """
-    groups: list[list[int]] = []
-    begins = True
-    for index, token in enumerate(tokens):
-        begins = begins or token.text.startswith(_WORD_BEGINS)
-        if token.text == _WORD_BEGINS:
-            continue
-        if begins:
-            groups.append([])
-        groups[-1].append(index)
-        begins = False
-    bounds = [*(token.start for token in tokens), tokens[-1].end]
-    words = []
-    for group, following in zip(groups, [*groups[1:], [len(tokens)]], strict=True):
-        start = bounds[group[0]]
-        # The bounds of marks that stand alone, if any, and of what follows.
-        later = (bound for bound in bounds[group[-1] + 1 : following[0] + 1] if bound > start)
-        confidence = math.prod(tokens[index].confidence for index in group)
-        words.append(
-            Word(
-                text=vocabulary.decode([ids[index] for index in group]).strip(),
-                start=start,
-                end=next(later, start),
-                confidence=confidence ** (1 / len(group)),
-                first_token=group[0],
-            )
-        )
-    return tuple(words)

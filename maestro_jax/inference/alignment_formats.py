@@ -1,4 +1,4 @@
-"""Time-aligned tokens and words as a table, as JSON and as a Praat TextGrid."""
+"""Writes alignments as a table, as JSON and as a Praat TextGrid."""
 
 from __future__ import annotations
 
@@ -7,120 +7,72 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Unit:
-    """A token or a word in time.
-
-    Attributes:
-        text: What is said; the piece of the vocabulary for a token.
-        start: Seconds.
-        end: Seconds; equal to `start` for what leaves its frame to what follows.
-        confidence: Probability of the token where it was emitted, given what came before, 0 to 1;
-            for a word the geometric mean over its tokens.
-    """
-
-    text: str
-    start: float
-    end: float
-    confidence: float
+from maestro_jax.inference.timed_words import AlignedToken, AlignedTranscript
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Word(Unit):
-    """A word in time.
-
-    Attributes:
-        first_token: Index of its first token, that of a mark which stands alone left out.
-    """
-
-    first_token: int
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TimedText:
-    """The alignment of one recording.
-
-    Attributes:
-        text: The text as it was aligned, which may be folded.
-        seconds: Duration of the recording.
-        frame_seconds: Duration of a frame: starts are multiples of it.
-        score: Log-probability of the path, blanks included, in nats.
-        tokens: In order; starts do not decrease.
-        words: In order; between them there may be gaps.
-    """
-
-    text: str
-    seconds: float
-    frame_seconds: float
-    score: float
-    tokens: tuple[Unit, ...]
-    words: tuple[Word, ...]
-
-
-def as_json(found: TimedText, *, file: str) -> str:
-    """One JSON object, with the fields of `TimedText` and two more.
+def as_json(alignment: AlignedTranscript, *, file: str) -> str:
+    """Formats an alignment as one JSON object: the fields of `AlignedTranscript` and two more.
 
     | key | value |
     |---|---|
-    | `file` | the recording, as it was named |
+    | `file` | name of the recording, as it was given |
     | `text` | string: the text as it was aligned |
     | `seconds`, `frame_seconds` | numbers: duration of the recording and of a frame |
-    | `score`, `score_per_token` | numbers: log-probability of the path in nats, and its share |
+    | `score`, `score_per_token` | numbers: log-probability of the path in nats, also per token |
     | `tokens` | list of `{"text", "start", "end", "confidence"}`, times in seconds |
     | `words` | list of the same with `"first_token"`, an index into `tokens` |
 
     Args:
-        found: The alignment.
+        alignment: The alignment.
         file: The name of the recording.
 
     Returns:
         Indented lines without a newline at the end.
     """
-    record: dict[str, Any] = {"file": file} | dataclasses.asdict(found)
-    record["score_per_token"] = found.score / max(len(found.tokens), 1)
+    record: dict[str, Any] = {"file": file} | dataclasses.asdict(alignment)
+    record["score_per_token"] = alignment.score / max(len(alignment.tokens), 1)
     for unit in (*record["tokens"], *record["words"]):
-        # Microseconds: multiples of a frame come without the noise of their last bits.
+        # To microseconds, without the rounding errors of multiples of a frame.
         unit |= {name: round(unit[name], 6) for name in ("start", "end", "confidence")}
     return json.dumps(record, indent=2, ensure_ascii=False)
 
 
-def as_rows(found: TimedText) -> list[dict[str, str]]:
-    """A row a token, for a table; a word stands beside its first token.
+def as_rows(alignment: AlignedTranscript) -> list[dict[str, str]]:
+    """Formats an alignment as a table, one row per token; a word is in the row of its first token.
 
     Args:
-        found: The alignment.
+        alignment: The alignment.
 
     Returns:
-        Records of strings; times in seconds, padded so that their points stand below each other.
+        Records of strings; times in seconds, padded to align their decimal points.
     """
-    width = len(f"{found.seconds:.3f}")
-    begins = {word.first_token: word.text for word in found.words}
+    width = len(f"{alignment.seconds:.3f}")
+    words = {word.first_token: word.text for word in alignment.words}
     return [
         {
             "token": token.text,
             "start": f"{token.start:{width}.3f}",
             "end": f"{token.end:{width}.3f}",
             "confidence": f"{token.confidence:.3f}",
-            "word": begins.get(index, ""),
+            "word": words.get(index, ""),
         }
-        for index, token in enumerate(found.tokens)
+        for index, token in enumerate(alignment.tokens)
     ]
 
 
-def as_textgrid(found: TimedText) -> str:
-    """Praat's long text format with the interval tiers `words` and `tokens`.
+def as_textgrid(alignment: AlignedTranscript) -> str:
+    """Formats an alignment in Praat's long text format, with interval tiers `words` and `tokens`.
 
-    The intervals of a tier cover the recording without gap or overlap, as Praat demands: gaps are
-    intervals without text, and what has no duration of its own takes the gap behind it or else
-    shares the interval of what follows it, their texts separated by a space. A tier without units
-    is one empty interval.
+    The intervals of a tier cover the recording without gap or overlap, as Praat requires: gaps are
+    intervals without text. A unit without duration takes the gap after it, or else shares the
+    interval of the next unit, their texts separated by a space. A tier without units is one empty
+    interval.
 
     Args:
-        found: The alignment.
+        alignment: The alignment.
 
     Returns:
-        The file's text, which is to be written as UTF-8.
+        The content of the file, to be written as UTF-8.
 
     Source: "TextGrid file formats" in Praat's manual.
     """
@@ -129,19 +81,20 @@ def as_textgrid(found: TimedText) -> str:
         'Object class = "TextGrid"',
         "",
         "xmin = 0",
-        f"xmax = {_number(found.seconds)}",
+        f"xmax = {_number(alignment.seconds)}",
         "tiers? <exists>",
         "size = 2",
         "item []:",
     ]
-    for index, (name, units) in enumerate((("words", found.words), ("tokens", found.tokens)), 1):
-        intervals = tile(units, found.seconds)
+    tiers = (("words", alignment.words), ("tokens", alignment.tokens))
+    for index, (name, units) in enumerate(tiers, 1):
+        intervals = tile(units, alignment.seconds)
         lines += [
             f"    item [{index}]:",
             '        class = "IntervalTier"',
             f'        name = "{name}"',
             "        xmin = 0",
-            f"        xmax = {_number(found.seconds)}",
+            f"        xmax = {_number(alignment.seconds)}",
             f"        intervals: size = {len(intervals)}",
         ]
         for number, (start, end, text) in enumerate(intervals, 1):
@@ -155,26 +108,26 @@ def as_textgrid(found: TimedText) -> str:
     return "\n".join(lines) + "\n"
 
 
-def tile(units: Sequence[Unit], seconds: float) -> list[tuple[float, float, str]]:
-    """Intervals that cover a recording: no gap, no overlap, none without duration.
+def tile(units: Sequence[AlignedToken], seconds: float) -> list[tuple[float, float, str]]:
+    """Converts units to intervals that cover a recording: no gap, no overlap, no empty interval.
 
     Args:
         units: In order, each starting no earlier than the one before it ends.
         seconds: Duration of the recording, above 0.
 
     Returns:
-        Start, end and text of each interval. Every unit's text is in one that begins with the
-        unit; at the very end of the recording, where none could, in the last.
+        Start, end and text of each interval. The text of a unit is in the interval that begins with
+        it, or, at the very end of the recording, in the last one.
     """
     intervals: list[tuple[float, float, str]] = []
     waiting: list[str] = []
-    here = 0.0
+    begin = 0.0
 
     def close(end: float) -> None:
-        nonlocal here
-        if end > here:
-            intervals.append((here, end, " ".join(waiting)))
-            here = end
+        nonlocal begin
+        if end > begin:
+            intervals.append((begin, end, " ".join(waiting)))
+            begin = end
             waiting.clear()
 
     for unit in units:

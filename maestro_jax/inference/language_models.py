@@ -1,25 +1,119 @@
-"""Language models of text files and ARPA files, over a vocabulary's pieces or over words."""
+"""Builds language models for decoding, over a vocabulary's pieces or over words.
+
+A model over pieces takes part in the search (`decoding.fusion`). Most models in the ARPA format,
+such as LibriSpeech's, are over words, which a search over pieces cannot score before a word is
+complete. They rank the hypotheses of a beam in a second pass:
+
+    fused score = score of the search + weight * log P_lm(words, end)
+
+The scores of an attention decoder are normalised by length, and so is the added term.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import io
 import logging
+import string
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+
+import jax
+import numpy as np
 
 from maestro_jax.decoding import kneser_ney
 from maestro_jax.decoding.arpa import BEGIN, END, UNKNOWN, ArpaFile, is_arpa, open_text, write_arpa
 from maestro_jax.decoding.backoff import BackoffModel
+from maestro_jax.decoding.hypotheses import Hypotheses
 from maestro_jax.decoding.ngram import NgramLm
 from maestro_jax.errors import UserError
-from maestro_jax.inference.rescoring import WordLm
+from maestro_jax.inference.timed_words import WORD_START
 from maestro_jax.vocabularies.vocabulary import EOS_ID, PAD_ID, UNK_ID, Vocabulary
 
 log = logging.getLogger(__name__)
 
 _SPECIAL = (BEGIN, END, *UNKNOWN)
-_MARK = "\u2581"  # What SentencePiece writes for a blank.
+_PUNCTUATION = string.punctuation + "¿¡…«»“”„‘’、。！？"
+
+
+@dataclasses.dataclass(frozen=True)
+class WordLm:
+    """An n-gram model over words.
+
+    If all words of the model are in one case, texts are converted to that case. A word that the
+    model lacks is looked up without the punctuation around it, and otherwise is the unknown word.
+
+    Attributes:
+        model: The n-grams over ids of words.
+        ids: Id of each word.
+        unknown: Id of the unknown word.
+    """
+
+    model: BackoffModel
+    ids: Mapping[str, int]
+    unknown: int
+
+    @functools.cached_property
+    def _in_case(self) -> Callable[[str], str]:
+        for change in (str.upper, str.lower):
+            if all(change(word) == word for word in self.ids):
+                return change
+        return str
+
+    def encode(self, text: str) -> list[int]:
+        """Converts a text to ids of words."""
+        ids = []
+        for word in self._in_case(text).split():
+            word_id = self.ids.get(word)
+            if word_id is None:
+                bare = word.strip(_PUNCTUATION)
+                if not bare:
+                    continue
+                word_id = self.ids.get(bare, self.unknown)
+            ids.append(word_id)
+        return ids
+
+    def log_prob(self, text: str) -> float:
+        """Computes the natural log-probability of a text, its end included."""
+        return self.model.text_log_prob(self.encode(text))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rescoring:
+    """Ranks the hypotheses of a beam with a language model over words.
+
+    Attributes:
+        lm: The language model.
+        weight: Weight of its log-probabilities.
+        length_alpha: Exponent of the length normalisation of an attention decoder; 0 for none.
+    """
+
+    lm: WordLm
+    weight: float
+    length_alpha: float = 0.0
+
+    def __call__(self, hypotheses: Hypotheses, texts: Sequence[Sequence[str]]) -> Hypotheses:
+        """Ranks hypotheses.
+
+        Args:
+            hypotheses: Numpy arrays of `[batch, beam, ...]`, empty places last.
+            texts: The text of each hypothesis, `[batch][beam]`.
+
+        Returns:
+            The hypotheses in the order of their new fused scores, equal ones in their old order.
+        """
+        added = np.array([[self.lm.log_prob(text) for text in row] for row in texts])
+        # As in `decoding.attention`, the end of sequence counts as a token.
+        added /= ((6.0 + hypotheses.lengths) / 6.0) ** self.length_alpha
+        fused = hypotheses.fused_scores + np.float32(self.weight) * added.astype(np.float32)
+        order = np.argsort(-fused, axis=1, kind="stable")
+
+        def reorder(x: np.ndarray) -> np.ndarray:
+            return np.take_along_axis(x, order.reshape(order.shape + (1,) * (x.ndim - 2)), axis=1)
+
+        return jax.tree.map(reorder, hypotheses._replace(fused_scores=fused))
 
 
 def text_model(
@@ -28,27 +122,27 @@ def text_model(
     """Estimates a model over pieces from text.
 
     Args:
-        path: UTF-8, one sentence a line, plain or compressed with gzip; empty lines do not count.
-        vocabulary: Text to tokens.
+        path: UTF-8, one sentence per line, plain or compressed by gzip; empty lines are skipped.
+        vocabulary: Encodes the text.
         order: Tokens of the longest n-gram.
         prune: Cut-offs of the counts, by length.
 
     Raises:
-        UserError: The file cannot be read, has no text, or is a model in the ARPA format; or a
-            number is out of its range.
+        UserError: If the file cannot be read, has no text, or is a model in the ARPA format, or if
+            a number is out of its range.
     """
     if is_arpa(path):
         raise UserError(f"{path} is a language model in the ARPA format: give it as --lm_arpa")
-    found = 0
+    sentences = 0
 
     def texts() -> Iterator[list[int]]:
-        nonlocal found
+        nonlocal sentences
         with io.TextIOWrapper(open_text(path), encoding="utf-8-sig") as lines:
             for line in lines:
                 if line.strip():
-                    found += 1
+                    sentences += 1
                     yield vocabulary.encode(line.strip())
-        if not found:
+        if not sentences:
             raise UserError(f"there is no text in {path}")
 
     try:
@@ -57,7 +151,7 @@ def text_model(
         )
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the text {path}: {error}") from error
-    log.info("a language model of %d sentences has n-grams: %s", found, _listed(model))
+    log.info("a language model of %d sentences has n-grams: %s", sentences, _listed(model))
     return model
 
 
@@ -65,39 +159,39 @@ def arpa_model(path: str | Path, vocabulary: Vocabulary) -> BackoffModel | WordL
     """Reads a model over a vocabulary's pieces, or over words.
 
     Args:
-        path: A file in the ARPA format, plain or compressed with gzip.
-        vocabulary: Its pieces are the tokens of a model that has no others.
+        path: A file in the ARPA format, plain or compressed by gzip.
+        vocabulary: The model's vocabulary.
 
     Returns:
-        A model over the vocabulary's ids; or over words, if its tokens are no pieces and none has
-        SentencePiece's mark.
+        A model over the vocabulary's ids if all tokens of the file are its pieces; a model over
+        words if some are not and none has SentencePiece's mark.
 
     Raises:
-        UserError: The file cannot be read, or its tokens are pieces of another vocabulary.
+        UserError: If the file cannot be read, or its tokens are pieces of another vocabulary.
     """
     file = ArpaFile(path)
     size = vocabulary.vocab_size
     ids = {piece: i for i, piece in enumerate(vocabulary.pieces(range(size)))}
     pieces = {piece: i for piece, i in ids.items() if i not in (PAD_ID, EOS_ID)}
-    strange = [word for word in file.words if word not in pieces and word not in _SPECIAL]
-    if not strange:
+    unknown_pieces = [word for word in file.words if word not in pieces and word not in _SPECIAL]
+    if not unknown_pieces:
         model = file.model(pieces, size=size, unknown=UNK_ID, boundary=PAD_ID)
         log.info("the language model %s has n-grams: %s", path, _listed(model))
         return model
-    if any(_MARK in word for word in file.words):
+    if any(WORD_START in word for word in file.words):
         raise UserError(
-            f"{path} is a language model over the pieces of another vocabulary: "
-            f"{len(strange)} of its {len(file.words)} tokens, such as {strange[0]!r}, are no "
-            "pieces of the model's; make it of text that is cut by the model's vocabulary, or "
-            "give the text with --lm_text"
+            f"{path} is a language model over the pieces of another vocabulary: of its "
+            f"{len(file.words)} tokens, {len(unknown_pieces)}, such as {unknown_pieces[0]!r}, are "
+            "not pieces of this one; estimate it from text that is encoded with the model's "
+            "vocabulary, or give the text with --lm_text"
         )
     words = {word: i for i, word in enumerate(file.words)}
     ordinary = {word: i for word, i in words.items() if word not in _SPECIAL}
     boundary, unknown = len(words), len(words) + 1
     model = file.model(words, size=len(words) + 2, unknown=unknown, boundary=boundary)
     log.warning(
-        "%s is a language model over %d words: it ranks the hypotheses that the search has found, "
-        "and has no part in the search",
+        "%s is a language model over %d words: it ranks the hypotheses after the search, and does "
+        "not take part in it",
         path,
         len(ordinary),
     )
@@ -105,21 +199,21 @@ def arpa_model(path: str | Path, vocabulary: Vocabulary) -> BackoffModel | WordL
 
 
 def device_model(model: BackoffModel, vocabulary: Vocabulary, vocab_size: int) -> NgramLm:
-    """Lays a model over pieces out for the search.
+    """Moves a model over pieces to the device, for the search.
 
     Args:
         model: The model.
-        vocabulary: Whose pieces they are.
-        vocab_size: Tokens that the decoder can write; those beyond the vocabulary are as likely as
+        vocabulary: The vocabulary of its pieces.
+        vocab_size: Number of tokens of the decoder; those beyond the vocabulary are as likely as
             the unknown piece.
 
     Raises:
-        UserError: The decoder can write fewer tokens than there are pieces.
+        UserError: If the decoder has fewer tokens than the vocabulary.
     """
     if vocab_size < vocabulary.vocab_size:
         raise UserError(
-            f"the vocabulary has {vocabulary.vocab_size} pieces and the decoder writes "
-            f"{vocab_size}: it is another model's vocabulary"
+            f"the vocabulary has {vocabulary.vocab_size} pieces and the decoder has "
+            f"{vocab_size} tokens: this is the vocabulary of another model"
         )
     lm = NgramLm.from_model(model.extended(vocab_size, UNK_ID))
     log.info("the language model takes %.1f MiB", lm.nbytes / 2**20)
@@ -132,10 +226,10 @@ def write_model(model: BackoffModel, path: str | Path, vocabulary: Vocabulary) -
     Args:
         model: The model.
         path: The file to write.
-        vocabulary: Names the tokens.
+        vocabulary: The vocabulary of its pieces.
 
     Raises:
-        UserError: It cannot be written.
+        UserError: If the file cannot be written.
     """
     names: list[str | None] = list(vocabulary.pieces(range(vocabulary.vocab_size)))
     names[PAD_ID] = names[EOS_ID] = None

@@ -1,4 +1,4 @@
-"""How to search for a transcript or a translation, and with which decoder."""
+"""Configures the search for a transcript or a translation, and chooses the decoder."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from maestro_jax.decoding.fusion import INTERNAL_ENCODERS, Fusion, LabelLm
 from maestro_jax.decoding.ngram import NgramLm
 from maestro_jax.decoding.speech import DECODERS
 from maestro_jax.errors import UserError, near_misses
-from maestro_jax.inference.language_models import arpa_model, device_model, text_model
-from maestro_jax.inference.rescoring import WordLm
+from maestro_jax.inference.language_models import WordLm, arpa_model, device_model, text_model
 from maestro_jax.training.run import TrainRun
 from maestro_jax.vocabularies.vocabulary import Vocabulary
 
@@ -21,21 +20,20 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SearchConfig:
-    """How to search for a transcript.
+    """The settings of a search.
 
     Attributes:
-        beam_size: Hypotheses kept; 1 without a language model is the greedy search.
-        lm_text: A file of text, one sentence a line, that a language model is estimated from.
-        lm_arpa: A language model in the ARPA format, in the text's place.
-        lm_weight: Of its log-probabilities.
+        beam_size: Number of hypotheses kept; 1 without a language model is greedy search.
+        lm_text: Text file, one sentence per line, from which a language model is estimated.
+        lm_arpa: Language model in the ARPA format, instead of a text.
+        lm_weight: Weight of its log-probabilities.
         lm_order: Tokens of the longest n-gram of a model of `lm_text`.
         lm_prune: Its cut-offs, by length of n-grams; see `kneser_ney.estimate`.
-        length_bonus: Added for each token, in nats.
-        ilm_weight: Of the transducer's internal language model, which is subtracted.
-        ilm_encoder: What stands in the encoder's place in it: `zero` or `mean`; see
+        length_bonus: Nats added per token.
+        ilm_weight: Weight of the transducer's internal language model, which is subtracted.
+        ilm_encoder: Replacement of the encoder's output in it: `zero` or `mean`; see
             `decoding.fusion`.
-        decoder: `transducer`, `ctc` or `attention`; None for the one that the model was trained
-            with.
+        decoder: `transducer`, `ctc` or `attention`; None for the one that the run trained.
         length_alpha: Exponent of the attention decoder's length normalisation; 0 for none.
     """
 
@@ -52,43 +50,46 @@ class SearchConfig:
     length_alpha: float = 0.6
 
     def language_model(self, vocabulary: Vocabulary, vocab_size: int) -> NgramLm | WordLm | None:
-        """The language model that helps the search, or afterwards ranks what it has found.
+        """Builds the language model that takes part in the search or ranks its hypotheses.
 
         Args:
-            vocabulary: Text to tokens.
-            vocab_size: Tokens that the decoder can write, which may be more.
+            vocabulary: The model's vocabulary.
+            vocab_size: Number of tokens of the decoder, at least that of the vocabulary.
+
+        Returns:
+            A model over pieces, for the search; one over words, for its hypotheses; or None.
 
         Raises:
-            UserError: The text or the model cannot be read, or belongs to another vocabulary; or a
-                model over words shall rank a single hypothesis.
+            UserError: If the text or the model cannot be read or belongs to another vocabulary, or
+                a model over words is given without a beam.
         """
         if self.lm_text is not None and self.lm_arpa is not None:
             raise UserError("--lm_text and --lm_arpa are two language models; give one")
         if self.lm_text is not None:
             model = text_model(self.lm_text, vocabulary, order=self.lm_order, prune=self.lm_prune)
         elif self.lm_arpa is not None:
-            found = arpa_model(self.lm_arpa, vocabulary)
-            if isinstance(found, WordLm):
+            arpa = arpa_model(self.lm_arpa, vocabulary)
+            if isinstance(arpa, WordLm):
                 if self.beam_size == 1:
                     raise UserError(
                         f"{self.lm_arpa} is a language model over words, which ranks the "
                         "hypotheses of a beam: give --beam_size 8"
                     )
-                return found
-            model = found
+                return arpa
+            model = arpa
         else:
             return None
         return device_model(model, vocabulary, vocab_size)
 
     def fusion(self, lm: LabelLm | WordLm | None, decoder: str = "transducer") -> Fusion | None:
-        """What the search adds to the scores; None if that is nothing.
+        """Returns the terms that the search adds to scores; None if there are none.
 
         Args:
-            lm: The language model. One over words has no part in the search.
-            decoder: What is searched; only the transducer has an internal language model.
+            lm: The language model. One over words does not take part in the search.
+            decoder: The decoder; only a transducer has an internal language model.
 
         Raises:
-            UserError: A number is out of its range, or a choice unknown or impossible.
+            UserError: If a number is out of its range, or a choice is unknown or impossible.
         """
         if self.beam_size < 1:
             raise UserError(f"the beam size must be at least 1, not {self.beam_size}")
@@ -120,34 +121,34 @@ class SearchConfig:
         )
 
 
-def choose_decoder(run: TrainRun, asked: str | None) -> str:
-    """The decoder to search with.
+def choose_decoder(run: TrainRun, name: str | None) -> str:
+    """Chooses the decoder to search with.
 
     Args:
         run: The run that trained the model.
-        asked: `transducer`, `ctc` or `attention`; None for what the run's objective trains (the
-            transducer, if it trains that as well).
+        name: `transducer`, `ctc` or `attention`; None for the decoder that the run trained, the
+            transducer if that is one of several.
 
     Returns:
-        Its name.
+        The name of the decoder.
 
     Raises:
-        UserError: The name is unknown, or the model has no such decoder.
+        UserError: If the name is unknown, or the model has no such decoder.
     """
     trained = getattr(run.objective, "decoders", ("transducer",))
-    if asked is None:
+    if name is None:
         return trained[0]
-    if asked not in DECODERS:
+    if name not in DECODERS:
         raise UserError(
-            f"unknown decoder {asked!r}; choose one of {', '.join(DECODERS)}."
-            f"{near_misses(asked, DECODERS)}"
+            f"unknown decoder {name!r}; choose one of {', '.join(DECODERS)}."
+            f"{near_misses(name, DECODERS)}"
         )
-    there = tuple(run.model.vocab_sizes)
-    if asked not in there:
+    available = tuple(run.model.vocab_sizes)
+    if name not in available:
         raise UserError(
-            f"the model has no {asked} decoder; it has {' and '.join(there)}: leave --decoder out, "
-            "or fine-tune a model that has one."
+            f"the model has no {name} decoder; it has {' and '.join(available)}: leave --decoder "
+            "out, or fine-tune a model that has one."
         )
-    if asked not in trained:
-        log.warning("the run trained %s and not the %s decoder", " and ".join(trained), asked)
-    return asked
+    if name not in trained:
+        log.warning("the run trained %s and not the %s decoder", " and ".join(trained), name)
+    return name

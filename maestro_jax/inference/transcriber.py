@@ -1,4 +1,4 @@
-"""A trained model that turns audio into text."""
+"""Transcribes and translates audio, and translates text, with a trained model."""
 
 from __future__ import annotations
 
@@ -17,11 +17,15 @@ from maestro_jax.decoding.fusion import Fusion
 from maestro_jax.decoding.hypotheses import Hypotheses
 from maestro_jax.decoding.ngram import NgramLm
 from maestro_jax.errors import UserError
-from maestro_jax.inference.rescoring import Rescoring, WordLm
+from maestro_jax.inference.language_models import Rescoring, WordLm
 from maestro_jax.inference.search_config import SearchConfig, choose_decoder
-from maestro_jax.inference.segment_joining import HeardSegment, transcript_of
-from maestro_jax.inference.segmentation import Segment, segments
-from maestro_jax.inference.transcripts import Alternative, Timed, Transcript
+from maestro_jax.inference.segmentation import (
+    DecodedSegment,
+    Segment,
+    cut_segments,
+    join_segments,
+)
+from maestro_jax.inference.timed_words import NBestEntry, TimedToken, Transcript
 from maestro_jax.modules.maestro import Maestro
 from maestro_jax.text.languages import LANGUAGES, language_id
 from maestro_jax.training.checkpoints import Which, as_saved, find_checkpoint, restore_params
@@ -34,8 +38,8 @@ from maestro_jax.vocabularies.vocabulary import UNK_ID, Vocabulary
 
 log = logging.getLogger(__name__)
 
-ROWS = 8
-"""Segments that a device decodes at once, where a recording has more than one for each device."""
+ROWS_PER_DEVICE = 8
+"""Number of segments that a device decodes at once, if there are enough."""
 
 
 @dataclasses.dataclass
@@ -43,35 +47,35 @@ class _Recording:
     """A recording of which not all segments are decoded yet.
 
     Attributes:
-        samples: How many have been read.
-        read: Whether that is all.
-        pending: How many segments wait for their batch.
-        heard: What was heard in the others, in order.
-        error: Why it cannot be read to its end.
+        samples: Number of samples that have been read.
+        read: Whether these are all.
+        pending: Number of segments that wait for their batch.
+        decoded: The other segments, in order.
+        error: The error that ended reading, if any.
     """
 
     samples: int = 0
     read: bool = False
     pending: int = 0
-    heard: list[HeardSegment] = dataclasses.field(default_factory=list)
+    decoded: list[DecodedSegment] = dataclasses.field(default_factory=list)
     error: UserError | None = None
 
 
 class Transcriber:
-    """Encoder, search and vocabulary, over batches of a fixed shape.
+    """Runs encoder and search of a trained model over batches of a fixed shape.
 
     Args:
         run: The run that trained the model: its module, shapes and devices.
-        params: The model's parameters, already placed.
-        vocabulary: Tokens to text.
-        beam_size: Hypotheses that the search keeps; 1 without fusion is the greedy search.
-        fusion: A language model over the vocabulary's tokens that helps to rank.
+        params: The model's parameters, already on the devices.
+        vocabulary: Converts tokens to text.
+        beam_size: Number of hypotheses that the search keeps; 1 without fusion is greedy search.
+        fusion: Language model over tokens and further terms that rank hypotheses.
         decoder: See `choose_decoder`.
         length_alpha: Exponent of the attention decoder's length normalisation.
-        rescoring: A language model over words that ranks what the search has found.
+        rescoring: Language model over words that ranks the hypotheses of the search.
 
     Raises:
-        UserError: The run's model hears nothing, or has no such decoder.
+        UserError: If the run's model has no speech encoder, or no such decoder.
     """
 
     def __init__(
@@ -115,17 +119,17 @@ class Transcriber:
         which: Which = "ema",
         search: SearchConfig | None = None,
     ) -> Transcriber:
-        """Load a model directory, or one checkpoint in it.
+        """Loads a model directory, or one checkpoint in it.
 
         Args:
             directory: A directory that `maestro train` wrote.
             run: The run that its `config.gin` describes.
             which: `ema` for the averaged weights, `params` for the last.
-            search: How to search; greedily if nothing is said.
+            search: Settings of the search; None is greedy search.
 
         Raises:
-            UserError: There is no checkpoint, no vocabulary or that of another model, or the
-                language model is none.
+            UserError: If there is no checkpoint, no vocabulary or that of another model, or the
+                language model cannot be used.
         """
         search = search or SearchConfig()
         step_directory = find_checkpoint(directory)
@@ -155,7 +159,7 @@ class Transcriber:
 
     @property
     def data_shards(self) -> int:
-        """Rows of a batch are a multiple of this."""
+        """The number of which the rows of a batch must be a multiple."""
         return self._mesh.shape["data"] * self._mesh.shape["fsdp"]
 
     @property
@@ -169,28 +173,28 @@ class Transcriber:
         target_language: str | np.ndarray | None = None,
         language: str | None = None,
     ) -> tuple[list[str], np.ndarray]:
-        """Decode one batch.
+        """Decodes one batch to text.
 
         Args:
             features: `audio` int16 `[batch, samples]` and `audio_length` `[batch]`; `language`
-                `[batch]` as well, if the model needs it and rows differ.
-            target_language: ISO code to translate into, or language ids `[batch]` if rows differ;
-                None transcribes.
-            language: ISO code of what is spoken in all rows.
+                `[batch]` as well, if the model needs it and rows have different languages.
+            target_language: ISO code to translate into, or language ids `[batch]`; None
+                transcribes.
+            language: ISO code of the spoken language of all rows.
 
         Returns:
-            The best string a row, and its log-probability under the decoder `[batch]` in nats.
+            The best text per row, and its log-probability under the decoder `[batch]` in nats.
         """
         return self._best(self.search(features, target_language, language))
 
     def translate(
         self, features: Mapping[str, np.ndarray], target_language: str | np.ndarray = "en"
     ) -> tuple[list[str], np.ndarray]:
-        """Translate one batch of texts.
+        """Translates one batch of texts.
 
         Args:
             features: `text` int32 `[batch, tokens]`, `text_length` and `language` `[batch]`.
-            target_language: ISO code, or language ids `[batch]` if rows differ.
+            target_language: ISO code, or language ids `[batch]`.
 
         Returns:
             As `decode`.
@@ -198,12 +202,12 @@ class Transcriber:
         inputs = {name: features[name] for name in ("text", "text_length", "language")}
         return self._best(self._run(self._decode_text, inputs, target_language))
 
-    def _best(self, found: Hypotheses) -> tuple[list[str], np.ndarray]:
+    def _best(self, hypotheses: Hypotheses) -> tuple[list[str], np.ndarray]:
         texts = [
             self.vocabulary.decode(row[:length].tolist())
-            for row, length in zip(found.tokens[:, 0], found.lengths[:, 0], strict=True)
+            for row, length in zip(hypotheses.tokens[:, 0], hypotheses.lengths[:, 0], strict=True)
         ]
-        return texts, np.asarray(found.scores[:, 0])
+        return texts, np.asarray(hypotheses.scores[:, 0])
 
     def search(
         self,
@@ -211,18 +215,18 @@ class Transcriber:
         target_language: str | np.ndarray | None = None,
         language: str | None = None,
     ) -> Hypotheses:
-        """Decode one batch to tokens.
+        """Decodes one batch to tokens.
 
         Args:
             features: As for `decode`.
             target_language: As for `decode`.
-            language: ISO code of what is spoken in all rows.
+            language: ISO code of the spoken language of all rows.
 
         Returns:
             The hypotheses as numpy arrays, `[batch, beam_size, ...]`, best first.
 
         Raises:
-            UserError: The model needs the language and is not told.
+            UserError: If the model needs the language and it is not given.
         """
         inputs = {name: features[name] for name in ("audio", "audio_length")}
         if language is None and self.run.model.needs_language and "language" in features:
@@ -243,56 +247,54 @@ class Transcriber:
         if target_language is not None:
             inputs["target_language"] = target_language
         with self.run.partitioning.activate(self._mesh):
-            hypotheses = function(
-                self.params, **self.run.partitioning.shard_batch(self._mesh, inputs)
-            )
-        found = jax.device_get(hypotheses)
+            placed = self.run.partitioning.shard_batch(self._mesh, inputs)
+            hypotheses = jax.device_get(function(self.params, **placed))
         if self.rescoring is not None:
-            found = self.rescoring(found, self._texts(found))
-        cut = int(found.truncated[:, 0].sum())
+            hypotheses = self.rescoring(hypotheses, self._texts(hypotheses))
+        cut = int(hypotheses.truncated[:, 0].sum())
         if cut:
             log.warning("%d of %d hypotheses ran out of room and were cut", cut, batch)
-        return found
+        return hypotheses
 
-    def _texts(self, found: Hypotheses) -> list[list[str]]:
-        """What each hypothesis says, `[batch][beam]`."""
+    def _texts(self, hypotheses: Hypotheses) -> list[list[str]]:
+        """Decodes the text of each hypothesis, `[batch][beam]`."""
         return [
             [
                 self.vocabulary.decode(tokens[:length].tolist())
                 for tokens, length in zip(row, lengths, strict=True)
             ]
-            for row, lengths in zip(found.tokens, found.lengths, strict=True)
+            for row, lengths in zip(hypotheses.tokens, hypotheses.lengths, strict=True)
         ]
 
-    def _heard(self, found: Hypotheses, row: int, segment: Segment) -> HeardSegment:
-        """The hypotheses of a row, without empty places."""
+    def _segment(self, hypotheses: Hypotheses, row: int, segment: Segment) -> DecodedSegment:
+        """Returns the hypotheses of a row, without empty places."""
         best: list[int] = []
-        alternatives: list[Alternative] = []
-        for place in np.flatnonzero(np.isfinite(found.scores[row])):
-            one = jax.tree.map(lambda x, place=place: x[row, place], found)
+        alternatives: list[NBestEntry] = []
+        for place in np.flatnonzero(np.isfinite(hypotheses.scores[row])):
+            one = jax.tree.map(lambda x, place=place: x[row, place], hypotheses)
             ids = one.tokens[: one.lengths].tolist()
             if not alternatives:
                 best = ids
-            # A decoder may have more tokens than the vocabulary has pieces.
+            # A decoder may have more tokens than the vocabulary.
             known = [i if i < self.vocabulary.vocab_size else UNK_ID for i in ids]
             seconds = one.frames[: one.lengths] * self.run.model.frame_seconds
             starts: list[float | None] = [round(float(start), 3) for start in seconds]
             if self.decoder == "attention":
                 starts = [None] * len(starts)
             alternatives.append(
-                Alternative(
+                NBestEntry(
                     text=self.vocabulary.decode(ids),
                     score=float(one.scores),
                     fused_score=float(one.fused_scores),
                     tokens=tuple(
-                        Timed(text=piece, start=start, score=float(score))
+                        TimedToken(text=piece, start=start, score=float(score))
                         for piece, start, score in zip(
                             self.vocabulary.pieces(known), starts, one.token_scores, strict=False
                         )
                     ),
                 )
             )
-        return HeardSegment(
+        return DecodedSegment(
             start=segment.start,
             end=segment.end,
             overlap=segment.overlap,
@@ -307,7 +309,7 @@ class Transcriber:
         target_language: str | None = None,
         language: str | None = None,
     ) -> list[Transcript]:
-        """Transcribe, or translate, recordings of any length that are in memory.
+        """Transcribes, or translates, recordings of any length that are in memory.
 
         Args:
             recordings: Float samples at 16 kHz, each `[samples]`.
@@ -315,10 +317,10 @@ class Transcriber:
             language: As for `transcribe_chunks`.
 
         Returns:
-            A transcript a recording.
+            One transcript per recording.
 
         Raises:
-            UserError: A language is unknown, or that which is spoken is needed and not given.
+            UserError: If a language is unknown, or the spoken one is needed and not given.
         """
         transcripts = []
         for transcript in self.transcribe_chunks(
@@ -339,26 +341,26 @@ class Transcriber:
         language: str | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Iterator[Transcript | UserError]:
-        """Transcribe, or translate, recordings while they are read.
+        """Transcribes, or translates, recordings while they are being read.
 
-        Where somebody speaks, and where a recording is cut, is told in
-        `maestro_jax.inference.segmentation`. Segments of all recordings are decoded in batches
-        over all devices. No more audio is held than a batch has, and what the next cut needs.
+        Recordings are cut by `maestro_jax.inference.segmentation`. Segments of all recordings are
+        decoded in batches over all devices. Memory holds the audio of one batch, and that which the
+        next cut needs.
 
         Args:
             recordings: Each is read once, in order: chunks of float samples at 16 kHz, `[samples]`.
-            target_language: ISO code to translate into. A model fine-tuned for translation
-                translates into English if nothing is said.
-            language: ISO code of what is spoken, for a model that was built to be told.
-            progress: Called with the number of samples that have been read, and decoded but for
-                what waits for a batch, since the last call.
+            target_language: ISO code to translate into; None is English for a model fine-tuned for
+                translation.
+            language: ISO code of the spoken language, for a model that needs it.
+            progress: Called with the number of samples read since the last call. They are decoded,
+                except for segments that wait for a batch.
 
         Yields:
-            A transcript a recording, in order; the error instead of it, if reading a recording
-            raises a `UserError`.
+            One transcript per recording, in order; or the `UserError` that reading the recording
+            raised.
 
         Raises:
-            UserError: A language is unknown, or that which is spoken is needed and not given.
+            UserError: If a language is unknown, or the spoken one is needed and not given.
         """
         if target_language is None and self.translates:
             target_language = "en"
@@ -366,16 +368,16 @@ class Transcriber:
             raise UserError(
                 f"unknown target language {target_language!r}; write an ISO code such as 'en'."
             )
-        spoken_language(self.run.model, 1, language)
-        rows = self.data_shards * ROWS
-        # As int16, which also lets go of the chunks that a segment is a part of.
+        spoken_language(self.run.model, 1, language)  # Raises if it is missing.
+        rows = self.data_shards * ROWS_PER_DEVICE
+        # Segments are copied to int16, so that the chunks they are views of can be freed.
         batch: list[tuple[_Recording, Segment]] = []
         waiting: deque[_Recording] = deque()
-        full = False  # Whether the program for a whole batch is there.
+        full = False  # Whether the program for a full batch has been compiled.
         for chunks in recordings:
             recording = _Recording()
             waiting.append(recording)
-            pieces = segments(_counted(chunks, recording, progress), self.samples)
+            pieces = cut_segments(_count_samples(chunks, recording, progress), self.samples)
             while (segment := _next_or_error(pieces, recording)) is not None:
                 recording.pending += 1
                 audio = to_int16(segment.samples)
@@ -387,7 +389,7 @@ class Transcriber:
             while waiting and waiting[0].read and not waiting[0].pending:
                 yield self._result(waiting.popleft(), target_language)
         if batch:
-            # A few segments are not worth a larger program.
+            # A few segments do not justify compiling the program for a full batch.
             small = not full and len(batch) <= self.data_shards
             size = self.data_shards if small else rows
             self._transcribe_batch(batch, size, target_language, language)
@@ -401,30 +403,32 @@ class Transcriber:
         target_language: str | None,
         language: str | None,
     ) -> None:
-        """Decodes segments, and hands what was heard to their recordings."""
+        """Decodes segments, and adds their hypotheses to their recordings."""
         audio = np.zeros((rows, self.samples), np.int16)
         lengths = np.zeros(rows, np.int32)
         for row, (_, segment) in enumerate(batch):
             audio[row, : len(segment.samples)] = segment.samples
             lengths[row] = len(segment.samples)
-        found = self.search({"audio": audio, "audio_length": lengths}, target_language, language)
+        hypotheses = self.search(
+            {"audio": audio, "audio_length": lengths}, target_language, language
+        )
         for row, (recording, segment) in enumerate(batch):
-            recording.heard.append(self._heard(found, row, segment))
+            recording.decoded.append(self._segment(hypotheses, row, segment))
             recording.pending -= 1
 
     def _result(self, recording: _Recording, target_language: str | None) -> Transcript | UserError:
-        return recording.error or transcript_of(
-            recording.heard,
+        return recording.error or join_segments(
+            recording.decoded,
             samples=recording.samples,
             decode=self.vocabulary.decode,
             target_language=target_language,
         )
 
 
-def _counted(
+def _count_samples(
     chunks: Iterable[np.ndarray], recording: _Recording, progress: Callable[[int], None] | None
 ) -> Iterator[np.ndarray]:
-    """The chunks; their samples are counted as read when the next one is asked for."""
+    """Yields the chunks, and counts their samples once the next one is requested."""
     for chunk in chunks:
         yield chunk
         recording.samples += len(chunk)
@@ -433,7 +437,7 @@ def _counted(
 
 
 def _next_or_error(pieces: Iterator[Segment], recording: _Recording) -> Segment | None:
-    """The next segment of a recording; None after the last one, or if reading it fails."""
+    """Returns the next segment of a recording; None after the last, or if reading fails."""
     try:
         return next(pieces, None)
     except UserError as error:
@@ -442,22 +446,22 @@ def _next_or_error(pieces: Iterator[Segment], recording: _Recording) -> Segment 
 
 
 def spoken_language(model: Maestro, rows: int, language: str | None) -> dict[str, np.ndarray]:
-    """The feature `language` of a batch in one language; empty if the model need not be told.
+    """Returns the feature `language` of a batch in one language; empty if the model needs none.
 
     Args:
         model: The model.
-        rows: Of the batch.
-        language: ISO code of what is spoken in them.
+        rows: Number of rows of the batch.
+        language: ISO code of the spoken language.
 
     Raises:
-        UserError: It is needed and not given, or unknown.
+        UserError: If it is needed and not given, or unknown.
     """
     identity = None if language is None else language_id(language)
     if not model.needs_language:
         return {}
     if identity is None:
         raise UserError(
-            "this model was built to be told the language that is spoken: give --language, "
+            "this model needs to know the language that is spoken: give --language, "
             "an ISO code such as 'de'."
         )
     return {"language": np.full(rows, identity, np.int32)}

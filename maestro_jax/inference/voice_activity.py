@@ -1,17 +1,17 @@
-"""Where somebody speaks: a decision for each 20 ms of a recording, by its level alone.
+"""Detects speech in frames of 20 ms, by their level alone.
 
 The level of a frame is a mean over eight bands of the voice, in decibels, so that one loud band (a
-hum, a beep) moves it little. A frame is speech if its level
+hum, a beep) changes it little. A frame is speech if its level
 
-- stands out of the noise floor, a low percentile of the levels of the 20 seconds around it.
-  Digital silence does not count there, and what it parts was recorded apart: each piece of a second
-  and more has a floor of its own, and
-- is not part of a second of constant level, nor of half a second that is quieter than voices
-  there. Voices never keep a level for so long; fans, hiss and hum do, also where they begin
-  suddenly and the floor is still that of before.
+- exceeds the noise floor, a low percentile of the levels of the 20 seconds around it. Digital
+  silence does not count, and recordings on both sides of it are taken to be different ones: each
+  piece of at least a second has its own floor, and
+- is not part of a second of constant level, nor of half a second of constant level well below the
+  voices around it. Voices never keep a level for that long; fans, hiss and hum do, even when they
+  begin suddenly and the floor has not risen yet.
 
-No level is absolute but that of digital silence, so a quiet recording has the same speech as a
-loud one. Every decision depends on at most `CONTEXT` frames to either side.
+No level is absolute, apart from that of digital silence, so that the decisions do not depend on the
+recording's gain. Every decision depends on at most `CONTEXT` frames to either side.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from scipy import ndimage
 from maestro_jax.batches import SAMPLE_RATE
 
 FRAME = SAMPLE_RATE // 50
-"""Samples of a frame."""
+"""Samples per frame."""
 
 SECOND = SAMPLE_RATE // FRAME
-"""Frames of a second."""
+"""Frames per second."""
 
 CONTEXT = 10 * SECOND + SECOND
-"""Frames to either side that may bear on a decision."""
+"""Number of frames to either side on which a decision may depend."""
 
-_BLOCK = 5 * SECOND  # frames that are decided upon together
+_BLOCK = 5 * SECOND  # Frames that are decided together.
 
 LAG = CONTEXT + _BLOCK + SECOND
-"""Frames that a detector waits for at most."""
+"""Largest number of frames by which decisions lag."""
 
 _BANDS = 8
 _LOWEST, _HIGHEST = 200.0, 4000.0  # Hz
-_SILENCE = -100.0  # dB of full scale: the level of a frame of zeros
-_DIGITAL = -92.0  # what lies below is digital silence: zeros, or dither of the last of 16 bits
-_PARTING = SECOND // 5  # frames of digital silence between two pieces
+_SILENCE = -100.0  # dB of full scale: the level of a frame of zeros.
+_DIGITAL = -92.0  # Below is digital silence: zeros, or dither of the last of 16 bits.
+_SEPARATOR = SECOND // 5  # Frames of digital silence that separate two pieces.
 _FLOOR_PERCENTILE = 5.0
 _FLOOR_WINDOW = 10 * SECOND
 # White and brown noise stays within 4 dB of its 5th percentile, within 5 dB in a second, and within
@@ -50,21 +50,21 @@ _MARGIN = 4.0
 _STEADY_SECOND = 5.0
 _STEADY_HALF = 3.5
 _LOUD_PERCENTILE = 95.0
-_QUIETER = 10.0  # dB below the loudest: no vowel that is drawn out
-# Frames of the median: clicks of one or two frames are no speech.
+_QUIETER = 10.0  # dB below the loudest: quieter than any drawn-out vowel.
+# Frames of a median filter: clicks of one or two frames are not speech.
 _SMOOTHING = 5
 
 
 def frame_levels(samples: np.ndarray) -> np.ndarray:
-    """The level of each frame in the bands of the voice.
+    """Computes the level of each frame in the bands of the voice.
 
     Args:
-        samples: Float samples within -1 to 1 at 16 kHz, `[samples]`. A last frame that is not
-            whole is filled up with zeros.
+        samples: Float samples within -1 to 1 at 16 kHz, `[samples]`. An incomplete last frame is
+            padded with zeros.
 
     Returns:
-        Decibels of full scale, float32 `[ceil(samples / FRAME)]`, -100 at least: the mean over
-        bands of what the whole spectrum would have if it were like the band.
+        Decibels of full scale, float32 `[ceil(samples / FRAME)]`, at least -100: the mean over
+        bands of the level of white noise that has the band's power.
     """
     count = -(-len(samples) // FRAME)
     frames = np.zeros((count, FRAME), np.float32)
@@ -76,7 +76,7 @@ def frame_levels(samples: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _filters() -> tuple[np.ndarray, np.ndarray]:
-    """A Hann window `[FRAME]` and the bands `[FRAME // 2 + 1, _BANDS]`, for white noise of 0 dB."""
+    """Returns a Hann window `[FRAME]` and bands `[FRAME // 2 + 1, _BANDS]`."""
     window = np.hanning(FRAME).astype(np.float32)
     frequencies = np.fft.rfftfreq(FRAME, 1 / SAMPLE_RATE)
     edges = np.geomspace(_LOWEST, _HIGHEST, _BANDS + 1)
@@ -89,16 +89,16 @@ def speech_frames(levels: np.ndarray) -> np.ndarray:
     """Decides for each frame of a recording whether it is speech.
 
     Args:
-        levels: What `frame_levels` gives for the recording, `[frames]`.
+        levels: Levels of the recording, from `frame_levels`, `[frames]`.
 
     Returns:
-        bool `[frames]`.
+        Bool `[frames]`.
     """
     return _decide(levels, 0, len(levels))
 
 
 def _decide(levels: np.ndarray, begin: int, end: int) -> np.ndarray:
-    """The decisions for some frames, of which the first begins a second."""
+    """Decides for the frames from `begin`, a multiple of a second, to `end`."""
     first = max(0, begin - CONTEXT)
     levels = levels[first : end + CONTEXT]
     smooth = ndimage.median_filter(levels, _SMOOTHING, mode="nearest")
@@ -123,48 +123,47 @@ def _decide(levels: np.ndarray, begin: int, end: int) -> np.ndarray:
 
 
 def _pieces(levels: np.ndarray) -> np.ndarray:
-    """Numbers the pieces between digital silences, from 1 on; 0 for digital silence itself."""
+    """Numbers the pieces between digital silences from 1 on; digital silence is 0."""
     silent = levels <= _DIGITAL
-    # Shorter ones part nothing: a clean voice has them between words.
-    parting = ndimage.binary_opening(silent, np.ones(_PARTING))
-    return np.where(silent, 0, ndimage.label(~parting)[0])
+    # Shorter silences separate nothing: clean voices have them between words.
+    separators = ndimage.binary_opening(silent, np.ones(_SEPARATOR))
+    return np.where(silent, 0, ndimage.label(~separators)[0])
 
 
 def _steady(levels: np.ndarray, frames: int, decibels: float) -> np.ndarray:
-    """Whether a frame belongs to so many frames in which the level moves by less than that."""
+    """Tells which frames are in a window in which the level varies by less than some decibels."""
     highest = ndimage.maximum_filter1d(levels, frames, mode="nearest")
     lowest = ndimage.minimum_filter1d(levels, frames, mode="nearest")
     steady = highest - lowest < decibels
-    # Mirrored: each frame asks all windows that it is in. An even window has its middle late.
+    # A frame is in all windows around it; the origin mirrors the off-centre middle of even windows.
     origin = 0 if frames % 2 else -1
     return ndimage.maximum_filter1d(steady.astype(np.uint8), frames, origin=origin) > 0
 
 
 class VoiceActivityDetector:
-    """Decides as `speech_frames` does, while the recording is still being read.
+    """Decides as `speech_frames` does, while the recording is being read, in constant memory.
 
-    Decisions lag up to `LAG` frames behind, and levels are kept as long as they bear on one: memory
-    does not grow with the recording.
+    Decisions lag by up to `LAG` frames.
     """
 
     def __init__(self) -> None:
         self._levels = np.zeros(0, np.float32)
-        self._decided = 0  # Frames of `_levels` that have been decided upon.
+        self._decided = 0  # Number of frames of `_levels` that have been decided.
 
     def push(self, levels: np.ndarray, *, final: bool = False) -> np.ndarray:
-        """Takes the levels of the next frames.
+        """Adds the levels of the next frames.
 
         Args:
             levels: `[frames]`.
             final: Whether the recording ends with them.
 
         Returns:
-            The decisions that are now possible, bool `[decided]`, in the order of the frames.
+            The decisions that have become possible, bool `[decided]`, in the order of frames.
         """
         self._levels = np.concatenate([self._levels, levels])
         end = len(self._levels)
         if not final:
-            # Whole seconds, so that floors are taken where `speech_frames` takes them.
+            # Whole seconds, so that floors are computed where `speech_frames` computes them.
             end = max(self._decided, (end - CONTEXT) // SECOND * SECOND)
             if end < self._decided + _BLOCK:
                 return np.zeros(0, bool)

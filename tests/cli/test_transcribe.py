@@ -13,7 +13,7 @@ import soundfile
 
 from maestro_jax.cli.main import main
 from maestro_jax.errors import UserError
-from maestro_jax.inference.transcripts import Timed, Transcript
+from maestro_jax.inference.timed_words import TimedToken, Transcript
 
 
 class Lengths:
@@ -30,7 +30,7 @@ class Lengths:
                 continue
             progress(samples)
             seconds = samples / 16_000
-            word = Timed(text=f"{seconds:g}", start=0.5, score=-1.0)
+            word = TimedToken(text=f"{seconds:g}", start=0.5, score=-1.0)
             yield Transcript(
                 text=word.text,
                 seconds=seconds,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from maestro_jax.inference.aligner import tokens_of
+from maestro_jax.inference.aligner import encode_transcript
 from maestro_jax.vocabularies.byte_vocabulary import CONTENT, ByteVocabulary
 from maestro_jax.vocabularies.loading import load_vocabulary
 from maestro_jax.vocabularies.sentencepiece_vocabulary import train_sentencepiece
@@ -52,7 +52,7 @@ def test_saved_into_a_model_directory(tmp_path):
 
 
 def test_every_text_can_be_aligned():
-    assert tokens_of(BYTES, "Été, 20!", "fr") == BYTES.encode("Été, 20!")
+    assert encode_transcript(BYTES, "Été, 20!", "fr") == BYTES.encode("Été, 20!")
 
 
 def test_tasks_read_bytes(corpus, tmp_path):

@@ -17,8 +17,8 @@ import pytest
 from maestro_jax.audio.reading import to_int16
 from maestro_jax.errors import UserError
 from maestro_jax.gin_utils import gin_config
-from maestro_jax.inference.aligner import Aligner, tokens_of, words_of
-from maestro_jax.inference.alignment_formats import Unit
+from maestro_jax.inference.aligner import Aligner, encode_transcript
+from maestro_jax.inference.timed_words import AlignedToken, aligned_words
 from maestro_jax.losses.transducer_arcs import log_probabilities
 from maestro_jax.training.partitioning import Partitioning
 from maestro_jax.vocabularies.sentencepiece_vocabulary import train_sentencepiece
@@ -197,34 +197,34 @@ def test_broken_weights_are_no_alignment(transcriber, aligner, samples, monkeypa
 
 
 def test_text_is_taken_as_it_is_or_else_folded(vocabulary, tmp_path):
-    assert tokens_of(vocabulary, "d'a") == vocabulary.encode("d'a")
-    assert tokens_of(vocabulary, "Cab, BA!") == vocabulary.encode("cab ba")
+    assert encode_transcript(vocabulary, "d'a") == vocabulary.encode("d'a")
+    assert encode_transcript(vocabulary, "Cab, BA!") == vocabulary.encode("cab ba")
     with pytest.raises(UserError, match="nothing is left"):
-        tokens_of(vocabulary, "?!")
+        encode_transcript(vocabulary, "?!")
     # A vocabulary with capitals is no reason to fold them.
     cased = train_sentencepiece(["Ab, ba. Cab", "abc D'a"], tmp_path / "v.model", 24, "char")
-    assert tokens_of(cased, "Ab,  ba.") == cased.encode("Ab, ba.")
+    assert encode_transcript(cased, "Ab,  ba.") == cased.encode("Ab, ba.")
     with pytest.raises(UserError, match="vocabulary has no '§';"):
-        tokens_of(cased, "Ab § Cab")
+        encode_transcript(cased, "Ab § Cab")
     # Of words, those are named that it lacks: their letters are known.
     words = train_sentencepiece(["ab ba cab"] * 3, tmp_path / "w.model", 16, "word")
-    assert tokens_of(words, "cab ab") == words.encode("cab ab")
+    assert encode_transcript(words, "cab ab") == words.encode("cab ab")
     with pytest.raises(UserError, match="vocabulary has no 'bab';"):
-        tokens_of(words, "cab bab")
+        encode_transcript(words, "cab bab")
 
 
 def test_turkish_is_folded_as_turkish(tmp_path):
     turkish = train_sentencepiece(["ılık ılıca", "klc ılk"], tmp_path / "v.model", 16, "char")
-    assert tokens_of(turkish, "ILIK", "tr") == turkish.encode("ılık")
+    assert encode_transcript(turkish, "ILIK", "tr") == turkish.encode("ılık")
     with pytest.raises(UserError, match="vocabulary has no 'i';"):
-        tokens_of(turkish, "ILIK")
+        encode_transcript(turkish, "ILIK")
 
 
 def timed(vocabulary, text, starts, end):
-    """What `words_of` takes: tokens of a text with given starts."""
+    """What `aligned_words` takes: tokens of a text with given starts."""
     ids = vocabulary.encode(text)
     tokens = [
-        Unit(text=piece, start=float(start), end=float(stop), confidence=0.25)
+        AlignedToken(text=piece, start=float(start), end=float(stop), confidence=0.25)
         for piece, start, stop in zip(
             vocabulary.pieces(ids), starts, [*starts[1:], end], strict=True
         )
@@ -236,27 +236,27 @@ def spans(words):
     return [(word.text, word.start, word.end, word.first_token) for word in words]
 
 
-def test_words_of_letters(vocabulary):
+def test_aligned_words_of_letters(vocabulary):
     # The mark between words stands alone: it ends a word, and silence follows it.
-    words = words_of(*timed(vocabulary, "ab c", [0, 1, 2, 3, 4], 5))
+    words = aligned_words(*timed(vocabulary, "ab c", [0, 1, 2, 3, 4], 5))
     assert spans(words) == [("ab", 1, 3, 1), ("c", 4, 5, 4)]
     assert words[0].confidence == pytest.approx(0.25)
     # Unless it shares the word's only frame: the word then lasts.
-    words = words_of(*timed(vocabulary, "a c", [1, 2, 2, 7], 9))
+    words = aligned_words(*timed(vocabulary, "a c", [1, 2, 2, 7], 9))
     assert spans(words) == [("a", 2, 7, 1), ("c", 7, 9, 3)]
     # Words that share a frame leave it to the last of them.
-    words = words_of(*timed(vocabulary, "a c", [2, 2, 2, 2], 9))
+    words = aligned_words(*timed(vocabulary, "a c", [2, 2, 2, 2], 9))
     assert spans(words) == [("a", 2, 2, 1), ("c", 2, 9, 3)]
 
 
-def test_words_of_pieces(tmp_path):
+def test_aligned_words_of_pieces(tmp_path):
     pieces = train_sentencepiece(["hello you hello young"] * 9, tmp_path / "v.model", 18, "bpe")
     ids = pieces.encode("hello you young")
     texts = pieces.pieces(ids)
     assert texts[0].startswith("▁") and len(texts) < len("hello you young")
     starts = list(range(3, 3 + len(ids)))
     begins = [index for index, text in enumerate(texts) if text.startswith("▁")]
-    words = words_of(*timed(pieces, "hello you young", starts, 99))
+    words = aligned_words(*timed(pieces, "hello you young", starts, 99))
     assert spans(words) == [
         ("hello", 3, starts[begins[1]], 0),
         ("you", starts[begins[1]], starts[begins[2]], begins[1]),

@@ -12,27 +12,25 @@ from hypothesis import strategies as st
 from praatio import textgrid
 
 from maestro_jax.inference.alignment_formats import (
-    TimedText,
-    Unit,
-    Word,
     as_json,
     as_rows,
     as_textgrid,
     tile,
 )
+from maestro_jax.inference.timed_words import AlignedToken, AlignedTranscript, AlignedWord
 from maestro_jax.tables import table
 
 
 def unit(text, start, end, confidence=0.5):
-    return Unit(text=text, start=start, end=end, confidence=confidence)
+    return AlignedToken(text=text, start=start, end=end, confidence=confidence)
 
 
 def word(text, start, end, first_token):
-    return Word(text=text, start=start, end=end, confidence=0.5, first_token=first_token)
+    return AlignedWord(text=text, start=start, end=end, confidence=0.5, first_token=first_token)
 
 
 # "ab" and '"c"' with two letters on one frame and silence in front.
-FOUND = TimedText(
+FOUND = AlignedTranscript(
     text='ab "c"',
     frame_seconds=0.04,
     seconds=1.0,
@@ -95,7 +93,7 @@ def test_units_without_duration_at_the_end_join_what_came_before():
 
 def test_json():
     record = json.loads(as_json(FOUND, file="speech.wav"))
-    documented = set(re.findall(r"`(\w+)`(?=[^|]*\|)", as_json.__doc__)) - {"TimedText"}
+    documented = set(re.findall(r"`(\w+)`(?=[^|]*\|)", as_json.__doc__)) - {"AlignedTranscript"}
     assert set(record) == documented
     assert (record["file"], record["text"]) == ("speech.wav", 'ab "c"')
     assert record["score_per_token"] == pytest.approx(-1.2)

@@ -11,8 +11,13 @@ import pytest
 from maestro_jax.decoding.hypotheses import Hypotheses
 from maestro_jax.decoding.ngram import NgramLm
 from maestro_jax.errors import UserError
-from maestro_jax.inference.language_models import arpa_model, text_model, write_model
-from maestro_jax.inference.rescoring import Rescoring, WordLm
+from maestro_jax.inference.language_models import (
+    Rescoring,
+    WordLm,
+    arpa_model,
+    text_model,
+    write_model,
+)
 from maestro_jax.inference.search_config import SearchConfig
 from maestro_jax.vocabularies.sentencepiece_vocabulary import train_sentencepiece
 from maestro_jax.vocabularies.vocabulary import Vocabulary
@@ -106,7 +111,7 @@ def test_bad_options_are_one_clear_line(options, message, vocabulary, text, tmp_
 
 
 def test_a_decoder_with_fewer_outputs_is_another_vocabularys(vocabulary, text):
-    with pytest.raises(UserError, match="another model's vocabulary"):
+    with pytest.raises(UserError, match="the vocabulary of another model"):
         SearchConfig(lm_text=text).language_model(vocabulary, 8)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from maestro_jax.decoding.hypotheses import Hypotheses
 from maestro_jax.errors import UserError
-from maestro_jax.inference.transcriber import ROWS, Transcriber
+from maestro_jax.inference.transcriber import ROWS_PER_DEVICE, Transcriber
 
 RATE = 16_000
 DEVICES = 2
@@ -83,7 +83,7 @@ def test_segments_of_several_recordings_share_batches():
             assert word.start == pytest.approx(begin + 0.2)
             assert 3 * number + 1.85 <= begin <= 3 * number + 2.1
     # 38 segments: all batches are of one shape, and full but for the last.
-    assert [len(lengths) for lengths in fake.batches] == [ROWS * DEVICES] * 3
+    assert [len(lengths) for lengths in fake.batches] == [ROWS_PER_DEVICE * DEVICES] * 3
     assert [int((lengths > 0).sum()) for lengths in fake.batches] == [16, 16, 6]
 
 
@@ -157,7 +157,7 @@ def test_results_come_while_later_recordings_are_unread():
 
     results = Fake().transcribe_chunks(recordings())
     next(results)
-    assert len(read) == ROWS * DEVICES
+    assert len(read) == ROWS_PER_DEVICE * DEVICES
 
 
 def test_languages_are_looked_at_before_anything_is_read():

@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maestro_jax.inference.segment_joining import HeardSegment, join_overlap, transcript_of
-from maestro_jax.inference.transcripts import Alternative, Timed
+from maestro_jax.inference.segmentation import DecodedSegment, join_overlap, join_segments
+from maestro_jax.inference.timed_words import NBestEntry, TimedToken
 
 MARK = "\u2581"
 RATE = 16_000
 
 
 def timed(pairs):
-    return [Timed(text=text, start=start, score=-1.0) for text, start in pairs]
+    return [TimedToken(text=text, start=start, score=-1.0) for text, start in pairs]
 
 
 def letters(text: str, start: float, step: float = 0.1):
@@ -93,12 +93,12 @@ def test_without_times_a_run_must_be_long():
     assert join_overlap([], [], 0, 1) == (0, 0)
 
 
-def heard(text: str, start: float, end: float, overlap: float = 0.0) -> HeardSegment:
+def decoded(text: str, start: float, end: float, overlap: float = 0.0) -> DecodedSegment:
     """A segment with a token each 0.1 s, from its beginning on."""
-    alternative = Alternative(
+    alternative = NBestEntry(
         text=text, score=-2.0, fused_score=-2.0, tokens=tuple(letters(text, 0.0))
     )
-    return HeardSegment(
+    return DecodedSegment(
         start=round(start * RATE),
         end=round(end * RATE),
         overlap=round(overlap * RATE),
@@ -107,8 +107,8 @@ def heard(text: str, start: float, end: float, overlap: float = 0.0) -> HeardSeg
     )
 
 
-def joined(*parts: HeardSegment, seconds: float = 9.0):
-    return transcript_of(
+def joined(*parts: DecodedSegment, seconds: float = 9.0):
+    return join_segments(
         parts,
         samples=round(seconds * RATE),
         decode=lambda ids: "".join(map(chr, ids)).replace(MARK, " "),
@@ -117,7 +117,9 @@ def joined(*parts: HeardSegment, seconds: float = 9.0):
 
 
 def test_segments_become_one_transcript_with_one_space_between_them():
-    found = joined(heard(f"{MARK}a{MARK}b{MARK}", 1.0, 2.0), heard("", 3, 4), heard(" c", 5.0, 6.0))
+    found = joined(
+        decoded(f"{MARK}a{MARK}b{MARK}", 1.0, 2.0), decoded("", 3, 4), decoded(" c", 5.0, 6.0)
+    )
     assert found.text == "a b c"
     assert [(word.text, word.start) for word in found.words][:2] == [("a", 1.1), ("b", 1.3)]
     assert found.tokens[-1].start == pytest.approx(5.1)
@@ -126,9 +128,9 @@ def test_segments_become_one_transcript_with_one_space_between_them():
 
 
 def test_what_overlaps_is_said_once_and_words_reach_over_the_cut():
-    first = heard("abcdefghij", 0.0, 1.0)
-    second = heard("ghijklmnop", 0.6, 1.6, overlap=0.4)
-    third = heard("mnopqr", 1.2, 1.8, overlap=0.4)
+    first = decoded("abcdefghij", 0.0, 1.0)
+    second = decoded("ghijklmnop", 0.6, 1.6, overlap=0.4)
+    third = decoded("mnopqr", 1.2, 1.8, overlap=0.4)
     found = joined(first, second, third)
     assert found.text == "abcdefghijklmnopqr"
     assert [word.text for word in found.words] == [found.text]

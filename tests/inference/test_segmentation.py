@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maestro_jax.inference.segmentation import PADDING, Segment, segments
+from maestro_jax.inference.segmentation import PADDING, Segment, cut_segments
 from maestro_jax.inference.voice_activity import FRAME, LAG, frame_levels, speech_frames
 
 RATE = 16_000
@@ -62,10 +62,10 @@ def check(found: list[Segment], sound: np.ndarray, longest: int) -> None:
 def test_all_speech_is_in_segments_that_fit(parts, floor, seconds, size, seed):
     sound = recording(parts, floor, np.random.default_rng(seed))
     longest = round(seconds * RATE)
-    found = list(segments(chunked(sound, size), longest))
+    found = list(cut_segments(chunked(sound, size), longest))
     check(found, sound, longest)
     # How the recording comes does not matter.
-    whole = list(segments([sound], longest))
+    whole = list(cut_segments([sound], longest))
     assert [(s.start, s.end) for s in found] == [(s.start, s.end) for s in whole]
 
 
@@ -74,7 +74,7 @@ def test_all_speech_is_in_segments_that_fit(parts, floor, seconds, size, seed):
 def test_cuts_lie_in_pauses_and_speech_is_padded(floor, pause):
     parts = [1.8, pause] * 8
     sound = recording(parts, floor, np.random.default_rng(3))
-    found = list(segments([sound], 3 * RATE))
+    found = list(cut_segments([sound], 3 * RATE))
     check(found, sound, 3 * RATE)
     period = round((1.8 + pause) * RATE)
     assert len(found) == 8
@@ -89,7 +89,7 @@ def test_the_longest_pause_is_cut_in():
     """Of digital silence as well, where all 20 ms are equally quiet."""
     rng = np.random.default_rng(4)
     parts = [1.0, 0.3, 1.0, 0.6, 1.0, 0.3, 1.0, 0.3, 1.0]
-    found = list(segments([recording(parts, None, rng)], 5 * RATE))
+    found = list(cut_segments([recording(parts, None, rng)], 5 * RATE))
     assert len(found) == 2 and found[0].overlap == found[1].overlap == 0
     assert 2.3 <= found[0].end / RATE <= 2.9 and 2.3 <= found[1].start / RATE <= 2.9
 
@@ -100,14 +100,14 @@ def test_pauses_above_the_floor_of_a_quiet_neighbourhood():
     quiet = recording([4.0, 1.5] * 4, -75, rng)
     noisy = recording([1.5, 0.3] * 4, -42, rng)
     sound = np.concatenate([quiet, noisy, quiet])
-    found = list(segments([sound], 5 * RATE))
+    found = list(cut_segments([sound], 5 * RATE))
     check(found, sound, 5 * RATE)
     assert not any(segment.overlap for segment in found)
 
 
 def test_segments_overlap_where_nobody_pauses():
     sound = recording([20.0], None, np.random.default_rng(6))
-    found = list(segments([sound], 6 * RATE))
+    found = list(cut_segments([sound], 6 * RATE))
     check(found, sound, 6 * RATE)
     overlap = RATE * 3 // 2 // FRAME // 2 * 2 * FRAME
     assert [segment.overlap for segment in found] == [0] + [overlap] * (len(found) - 1)
@@ -118,7 +118,7 @@ def test_overlaps_lie_around_the_quietest_place():
     sound = recording([20.0], None, np.random.default_rng(6))
     # Too short for a pause: 160 ms, 20 dB down.
     sound[4 * RATE : 4 * RATE + 2560] *= 0.1
-    first, second = list(segments([sound], 6 * RATE))[:2]
+    first, second = list(cut_segments([sound], 6 * RATE))[:2]
     assert (second.start + first.end) / 2 == pytest.approx(4.08 * RATE, abs=2 * FRAME)
 
 
@@ -126,7 +126,7 @@ def test_overlaps_lie_around_the_quietest_place():
 @pytest.mark.parametrize("floor", [None, -60, -30])
 def test_silence_has_no_segments(seconds, floor):
     sound = recording([0.0, seconds], floor, np.random.default_rng(7))
-    assert list(segments(chunked(sound, RATE), 3 * RATE)) == []
+    assert list(cut_segments(chunked(sound, RATE), 3 * RATE)) == []
 
 
 def test_what_is_held_does_not_grow_with_the_recording():
@@ -144,7 +144,7 @@ def test_what_is_held_does_not_grow_with_the_recording():
 
     for count in (1, 10):
         read, taken = [0], [0]
-        for segment in segments(chunks(count), 5 * RATE):
+        for segment in cut_segments(chunks(count), 5 * RATE):
             taken[0] = segment.end
     # The longest silence, the longest segment, and what a decision waits for.
     assert max(held) <= (13 + 5 + 2) * RATE + LAG * FRAME
@@ -152,4 +152,4 @@ def test_what_is_held_does_not_grow_with_the_recording():
 
 def test_a_limit_too_small_to_cut_in():
     with pytest.raises(ValueError, match="6400 samples at least"):
-        segments([], 6_399)
+        cut_segments([], 6_399)

@@ -11,8 +11,8 @@ import pytest
 
 from maestro_jax.errors import UserError
 from maestro_jax.inference.search_config import SearchConfig
+from maestro_jax.inference.timed_words import TimedToken, transcript_words
 from maestro_jax.inference.transcriber import Transcriber
-from maestro_jax.inference.transcripts import Timed, words_of
 from maestro_jax.text.languages import language_id
 from maestro_jax.vocabularies.byte_vocabulary import ByteVocabulary
 from maestro_jax.vocabularies.sentencepiece_vocabulary import train_sentencepiece
@@ -22,29 +22,29 @@ MARK = "\u2581"
 
 
 def timed(*pieces):
-    return [Timed(text=p, start=0.5 * i, score=-1.0 - i) for i, p in enumerate(pieces)]
+    return [TimedToken(text=p, start=0.5 * i, score=-1.0 - i) for i, p in enumerate(pieces)]
 
 
 def test_letters_and_lone_marks_make_words():
-    words = words_of(timed(MARK, "o", "n", "e", MARK, "t", "o"))
+    words = transcript_words(timed(MARK, "o", "n", "e", MARK, "t", "o"))
     assert [(w.text, w.start) for w in words] == [("one", 0.5), ("to", 2.5)]
     assert [w.score for w in words] == [-1 - 2 - 3 - 4, -5 - 6 - 7]
 
 
 def test_pieces_with_marks_make_words():
-    words = words_of(timed(MARK + "twen", "ty", MARK + "one", MARK))
+    words = transcript_words(timed(MARK + "twen", "ty", MARK + "one", MARK))
     assert [(w.text, w.start, w.score) for w in words] == [
         ("twenty", 0.0, -3.0),
         ("one", 1.0, -3.0),
     ]
-    assert words_of([]) == [] and words_of(timed(MARK)) == []
+    assert transcript_words([]) == [] and transcript_words(timed(MARK)) == []
     # A translation may begin within a word.
-    assert [w.text for w in words_of(timed("ty", MARK + "one"))] == ["ty", "one"]
+    assert [w.text for w in transcript_words(timed("ty", MARK + "one"))] == ["ty", "one"]
 
 
 def test_bytes_make_letters_of_words():
     pieces = ByteVocabulary().pieces(ByteVocabulary().encode("été 日本"))
-    words = words_of(timed(*pieces))
+    words = transcript_words(timed(*pieces))
     assert [(w.text, w.start) for w in words] == [("été", 0.0), ("日本", 3.0)]
 
 

@@ -69,13 +69,13 @@ def run(arguments: argparse.Namespace) -> None:
             raise UserError(f"--output {arguments.output}: make the directory {output.parent}.")
     checkpoint = find_checkpoint(arguments.checkpoint)
     model_dir = checkpoint.parent.parent
-    from maestro_jax.inference.aligner import Aligner, tokens_of
+    from maestro_jax.inference.aligner import Aligner, encode_transcript
     from maestro_jax.training.model_vocabulary import load_model_vocabulary
 
     language = arguments.target_language or arguments.language
     train_run = gin_config.load_run(model_dir)
     vocabulary = load_model_vocabulary(checkpoint, train_run.model.vocab_size)
-    tokens_of(vocabulary, arguments.text, language)
+    encode_transcript(vocabulary, arguments.text, language)
     environment.enable_compilation_cache()
     from maestro_jax.inference.alignment_formats import as_json, as_rows, as_textgrid
     from maestro_jax.inference.transcriber import Transcriber

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from maestro_jax.cli.audio_inputs import AudioInput
-    from maestro_jax.inference.transcripts import Transcript
+    from maestro_jax.inference.timed_words import Transcript
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
