@@ -154,11 +154,11 @@ def _hours(plan: Plan) -> str:
             "s a step": round(each.step_seconds, 3),
             "hours": round(each.hours, 1),
             "chip-hours": round(each.hours * time.chips),
-            "audio hours a second": round(each.audio_hours_a_second, 2),
+            "audio hours a second": round(each.audio_hours_per_second, 2),
         }
         for each in time.phases
     ]
     return table(rows) + (
         f"\nin all {time.hours:.1f} hours, {time.chip_hours:,.0f} chip-hours, "
-        f"{time.audio_hours:,.0f} hours of audio ({time.audio_hours_a_second:.2f} a second)"
+        f"{time.audio_hours:,.0f} hours of audio ({time.audio_hours_per_second:.2f} a second)"
     )

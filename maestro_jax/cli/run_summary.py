@@ -9,7 +9,7 @@ import jax
 
 from maestro_jax.batches import SAMPLE_RATE, StreamConfig, batch_shapes
 from maestro_jax.objectives.curriculum import Schedule, Weight
-from maestro_jax.planning.curriculum import run_phases
+from maestro_jax.planning.run_time import run_phases
 from maestro_jax.tables import table
 from maestro_jax.training.parameter_trees import parameters_by_module, unbox
 from maestro_jax.training.step import train_step

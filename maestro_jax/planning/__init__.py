@@ -1,13 +1,14 @@
-"""Plans of runs on machines that are not there: memory, FLOPs, network, time and cost.
+"""Plans runs on target topologies: memory, FLOPs, network, time and cost.
 
-- `chips`: topologies (``v5e:16x16``, ``gpu:H100x8``) and, in `chip_table`, what accelerators can do
+- `chips`: topologies (``v5e:16x16``, ``gpu:H100x8``); `chip_table`: properties of accelerators
 - `flops`: the FLOPs of a step, counted from its jaxpr, by part of the model
-- `collectives`: the bytes that a compiled program sends, by kind and by mesh axis; `hlo` reads it
+- `compiled`: ahead-of-time compilation for TPUs: memory, largest buffers, cycles
+- `collectives`: the bytes that a compiled program sends, by kind and by mesh axis; `hlo` parses it
 - `analytic`: memory and transfers of one device, without a compiler
-- `roofline`: from FLOPs and bytes to seconds
-- `curriculum`: from seconds a step to the hours of a run
-- `estimate`: a whole plan by roofline alone
-- `scaling`: the same rows a chip on more and more chips
+- `roofline`: seconds from FLOPs and bytes
+- `run_time`: hours of a run from seconds per step
+- `estimate`: a whole plan by roofline alone; `plan`: one with the compiler
+- `search`: the fastest mesh and batch; `scaling`: the same rows per chip on more and more chips
 
-Planning stands above training in the order of imports and knows neither gin nor TensorFlow.
+Planning imports training, but neither gin nor TensorFlow.
 """

@@ -1,23 +1,24 @@
-"""What a step needs of one device, without a compiler: work, memory, and what it sends.
+"""Estimates the FLOPs, the memory and the transfers of a step, without a compiler.
 
     trace = trace_step(run, {"speech": 4, "text": 4, "paired": 1})   # Rows of one device.
-    memory = trace.memory((1, 256, 1))          # Bytes a device by part, on this mesh.
+    memory = trace.memory((1, 256, 1))          # Bytes per device by part, on this mesh.
     transfers = trace.transfers((1, 256, 1))    # What one device sends, by kind and axis.
 
 The real step is traced with the rows that one device gets of each stream; everything follows from
 that trace and from the logical axes of the parameters:
 
-- *State*: parameters, moments, average and gradients, each divided by the devices that its axes are
-  split over.
-- *Activations*: what the pass forward keeps for the gradient, after checkpointing has dropped what
-  it computes again; split over rows alone, so too many where a tensor axis splits features.
-- *Workspace*: the products of one checkpointed layer, or the joint network's logits of a chunk,
-  twice: the values and their gradients.
+- *State*: parameters, moments, average and gradients, each divided by the number of devices over
+  which its axes are split.
+- *Activations*: residuals that the forward pass keeps for the gradient, without those that
+  checkpointing recomputes. They are split over rows only, an overestimate if a tensor axis splits
+  features.
+- *Workspace*: the products of one checkpointed layer, or the joint network's logits of one chunk,
+  twice: values and gradients.
 - *Transfers*: a parameter that is split over `fsdp` is gathered for each pass that uses it and once
   more for each gradient, which is scattered; over `data` gradients are reduced. A product whose
-  inner axis is split over `tensor` is reduced. Operands travel in the type that they are multiplied
-  in; norms and biases travel too, as float32. Outside of scanned layers XLA keeps what it gathered
-  and reduces gradients without scattering them, which comes to the same number of bytes.
+  inner axis is split over `tensor` is reduced. Operands are sent in the dtype in which they are
+  multiplied; norms and biases are sent too, in float32. Outside of scanned layers XLA keeps what it
+  gathered and reduces gradients without scattering them, which is the same number of bytes.
 """
 
 from __future__ import annotations
@@ -45,10 +46,10 @@ MeshShape = tuple[int, int, int]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Transfer:
-    """What one device sends for one purpose in one step.
+    """What one device sends by one kind of collective along one axis in one step.
 
     Attributes:
-        kind: As in `maestro_jax.planning.collectives.KINDS`.
+        kind: One of `maestro_jax.planning.collectives.KINDS`.
         axis: The axis of the mesh.
         group: Devices along it.
         sent: Bytes that one device sends.
@@ -61,8 +62,8 @@ class Transfer:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Memory:
-    """Bytes of one device, by what asks for them."""
+class EstimatedMemory:
+    """Estimated bytes of one device, by purpose."""
 
     parameters: float
     optimizer: float
@@ -74,27 +75,27 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """All of them."""
+        """Sum of all parts."""
         return sum(dataclasses.asdict(self).values())
 
     def by_part(self) -> dict[str, float]:
-        """Bytes by part, largest first."""
+        """Returns bytes by part, largest first."""
         parts = dataclasses.asdict(self)
         return dict(sorted(parts.items(), key=lambda item: -item[1]))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepTrace:
-    """A step with the rows of one device.
+    """A traced step with the rows of one device.
 
     Attributes:
         rows: Rows of each stream.
-        flops: What is computed.
+        flops: FLOPs of the step.
         state: The abstract state, in boxes with logical axes.
-        batch_bytes: Of the rows.
-        saved_bytes: What the pass forward keeps for the gradient.
-        accumulate: Parts in which the rows are taken.
-        partitioning: The rules of the run.
+        batch_bytes: Bytes of the rows.
+        saved_bytes: Bytes of the residuals that the forward pass keeps for the gradient.
+        accumulate: Number of microbatches into which the rows are split.
+        partitioning: The partitioning rules of the run.
     """
 
     rows: Mapping[str, int]
@@ -107,23 +108,23 @@ class StepTrace:
 
     @property
     def parameters(self) -> int:
-        """Numbers that are trained, and those that are frozen."""
+        """Number of parameters, trained and frozen."""
         return sum(
             math.prod(leaf.shape)
             for leaf in jax.tree.leaves(parameter_trees.unbox(self.state.params))
         )
 
-    def memory(self, mesh: MeshShape) -> Memory:
-        """Bytes of one device on a mesh."""
+    def memory(self, mesh: MeshShape) -> EstimatedMemory:
+        """Estimates the bytes of one device on a mesh."""
         whole = self._sharded_bytes(self.state.params, mesh)
         products = _largest_by_part(self.flops)
         layers = sum(out for part, out in products.items() if not part.startswith("decoder"))
         joint = sum(out for part, out in products.items() if part.startswith("decoder"))
-        return Memory(
+        return EstimatedMemory(
             parameters=whole,
             optimizer=self._sharded_bytes(self.state.opt_state, mesh),
             average=self._sharded_bytes(self.state.ema_params, mesh),
-            # Their sum over the parts of the batch lies beside those of one part.
+            # With microbatches, their sum and the gradients of one microbatch.
             gradients=whole * (2 if self.accumulate > 1 else 1),
             batch=self.batch_bytes,
             activations=self.saved_bytes,
@@ -131,7 +132,7 @@ class StepTrace:
         )
 
     def transfers(self, mesh: MeshShape) -> tuple[Transfer, ...]:
-        """What one device sends on a mesh."""
+        """Estimates what one device sends on a mesh, largest first."""
         data, fsdp, tensor = mesh
         sums: dict[tuple[str, str], float] = defaultdict(float)
         reduced: dict[tuple[str, str], float] = defaultdict(float)
@@ -145,10 +146,10 @@ class StepTrace:
             module = parameter.rpartition("/")[0]
             stacked = names[:1] == ("layers",)
             one = math.prod(leaf.shape[1:] if stacked else leaf.shape)
-            # Biases and norms are in no product.
+            # Biases and norms are not part of any product.
             use = _Use.of(products[module] if leaf.ndim - stacked > 1 else {}, one)
-            # One device's share of an array that is gathered over fsdp, and of its gradient, once
-            # for each part of the batch.
+            # Bytes of an array that is gathered over fsdp, and of its gradient, once per
+            # microbatch; the tensor axis leaves a device its share.
             payload = math.prod(leaf.shape) * use.width / (tensor if "tensor" in axes else 1)
             payload *= self.accumulate
             if fsdp > 1 and "fsdp" in axes:
@@ -163,12 +164,12 @@ class StepTrace:
                 sums["all-reduce", "data"] += use.backward * sent_bytes("all-reduce", payload, data)
             if tensor > 1 and "tensor" in axes and leaf.ndim - stacked > 1:
                 if axes.index("tensor") - stacked == 0:
-                    # The inner axis is split: results are sums, forward and once more in a layer
-                    # that is checkpointed.
+                    # The inner axis is split: results are partial sums, in the forward pass and
+                    # once more in a checkpointed layer.
                     reduced["out", module] = use.results
                 else:
-                    # The outer one is: the gradient of the input is. What reads the same input
-                    # (query, key and value) is added up before.
+                    # The outer axis is split: the gradient of the input is a partial sum. Those
+                    # of products with the same input (query, key, value) are added up before.
                     parent = "in", module.rpartition("/")[0]
                     reduced[parent] = max(reduced[parent], use.inputs)
         sums["all-reduce", "tensor"] = sent_bytes("all-reduce", sum(reduced.values()), tensor)
@@ -180,7 +181,7 @@ class StepTrace:
         )
 
     def update_bytes(self, mesh: MeshShape) -> float:
-        """What the optimizer reads and writes: the state twice, the gradients once."""
+        """Estimates what the optimizer reads and writes: the state twice, the gradients once."""
         state = sum(
             self._sharded_bytes(tree, mesh)
             for tree in (self.state.params, self.state.opt_state, self.state.ema_params)
@@ -203,14 +204,14 @@ class StepTrace:
 
 
 def trace_step(run: Any, rows: Mapping[str, int]) -> StepTrace:
-    """Traces a run's step with the rows that one device gets.
+    """Traces a run's step with the rows of one device.
 
     Args:
         run: The `TrainRun`.
-        rows: Rows of each stream that has begun; streams of no rows are left out.
+        rows: Rows of each stream that has begun; streams without rows are left out.
 
     Raises:
-        UserError: The parts in which a batch is taken do not divide the rows.
+        UserError: If the number of microbatches does not divide the rows.
     """
     for name, count in rows.items():
         if count % run.accumulate:
@@ -236,8 +237,8 @@ def trace_step(run: Any, rows: Mapping[str, int]) -> StepTrace:
         accumulate=run.accumulate,
         by_stream=False,
     ).count
-    # The gradient of one part of the batch is taken at a time.
-    part = batch_shapes(
+    # The gradient is computed one microbatch at a time.
+    microbatch = batch_shapes(
         {
             name: dataclasses.replace(each, batch_size=each.batch_size // run.accumulate)
             for name, each in streams.items()
@@ -250,14 +251,14 @@ def trace_step(run: Any, rows: Mapping[str, int]) -> StepTrace:
         batch_bytes=float(
             sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
         ),
-        saved_bytes=_saved_bytes(run, parameter_trees.unbox(state), part),
+        saved_bytes=_saved_bytes(run, parameter_trees.unbox(state), microbatch),
         accumulate=run.accumulate,
         partitioning=run.partitioning,
     )
 
 
 def _saved_bytes(run: Any, state: TrainState, shapes: Any) -> float:
-    """Bytes that the pass forward of the loss keeps for the gradient; parameters are none."""
+    """Counts the bytes that the forward pass keeps for the gradient, without the parameters."""
 
     def forward(params: Any, ema_params: Any, batch: Any) -> Any:
         def loss(params: Any) -> tuple[jax.Array, Any]:
@@ -292,14 +293,14 @@ def _saved_bytes(run: Any, state: TrainState, shapes: Any) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class _Use:
-    """How a parameter is used.
+    """The uses of a parameter in a step.
 
     Attributes:
-        forward: Passes that read it: one for each shape of its module's products.
-        backward: Those of them with a gradient.
-        width: Bytes of a number as it is multiplied.
-        results: Bytes that the passes forward put out, those that are run again twice.
-        inputs: Bytes of the gradients of what the passes read.
+        forward: Passes that read it: one per shape of its module's products.
+        backward: Passes that have a gradient.
+        width: Bytes per number in the products.
+        results: Bytes of the results of forward passes, twice those of recomputed ones.
+        inputs: Bytes of the gradients of the passes' inputs.
     """
 
     forward: int = 1
@@ -310,17 +311,17 @@ class _Use:
 
     @classmethod
     def of(cls, phases: Mapping[str, list[Product]], numbers: int) -> _Use:
-        """From the products of its module, by phase.
+        """Derives the uses from the products of the parameter's module.
 
         Args:
-            phases: The products.
-            numbers: Of the parameter, in one layer of a stack.
+            phases: The products, by phase.
+            numbers: Size of the parameter, in one layer of a stack.
         """
         forward, backward = phases.get("forward", []), phases.get("backward", [])
         if not forward:
             return cls()
-        # A pass has two products backward, of equal FLOPs and bytes: the gradient of the parameter,
-        # which has its size, and that of the rows, unless these are data.
+        # A pass has two products in its gradient, of equal FLOPs and bytes: that of the parameter,
+        # which has the size of the parameter, and that of the input, unless the input is data.
         passes: dict[tuple[float, float], list[Product]] = defaultdict(list)
         for product in backward:
             passes[product.flops, product.bytes].append(product)
@@ -340,14 +341,14 @@ class _Use:
 
 
 def _products_by_part(flops: FlopCount) -> dict[str, dict[str, list[Product]]]:
-    found: dict[str, dict[str, list[Product]]] = defaultdict(lambda: defaultdict(list))
+    products: dict[str, dict[str, list[Product]]] = defaultdict(lambda: defaultdict(list))
     for product in flops.products:
-        found[product.part][product.phase].append(product)
-    return found
+        products[product.part][product.phase].append(product)
+    return products
 
 
 def _largest_by_part(flops: FlopCount) -> dict[str, float]:
-    """The largest result of each part's products that are computed a second time."""
+    """Finds the largest result among the recomputed products of each part."""
     largest: dict[str, float] = {}
     for product in flops.products:
         if product.phase == "recomputed":
@@ -356,7 +357,7 @@ def _largest_by_part(flops: FlopCount) -> dict[str, float]:
 
 
 def _boxed_leaves(tree: Any) -> list[tuple[str, Any]]:
-    """Names and boxes, or bare leaves, of a tree."""
+    """Returns names and boxes, or bare leaves, of a tree."""
     leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=parameter_trees.is_box)[0]
     return [("/".join(parameter_trees.path_keys(path)), leaf) for path, leaf in leaves]
 
@@ -364,7 +365,7 @@ def _boxed_leaves(tree: Any) -> list[tuple[str, Any]]:
 def _axes_of(
     partitioning: Partitioning, mesh: Any, names: tuple[str | None, ...], shape: tuple[int, ...]
 ) -> tuple[str, ...]:
-    """The mesh axes over which an array is split, one a dimension; empty where it is whole."""
+    """Returns the mesh axis that splits each dimension of an array; empty if none does."""
     spec = partitioning.spec(mesh, names, shape, level=0)
     flat: list[str] = []
     for axes in spec:

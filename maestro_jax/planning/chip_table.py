@@ -1,15 +1,15 @@
-"""The table of chips: what each accelerator can do, and where that is written.
+"""Lists the properties of accelerators, with their sources.
 
-Figures are a chip's, in bytes, bytes a second and FLOPs a second. Bandwidths are of one direction:
-where a vendor prints both directions together, half of it stands here. Each chip's `sources` name
-the pages; the three that several share:
+Figures are per chip, in bytes, bytes per second and FLOPs per second. Bandwidths are those of one
+direction: half of the figure if a vendor states both directions together. `sources` of each chip
+names the pages; sources of several chips are:
 
 - `Cloud TPU <https://docs.cloud.google.com/tpu/docs/tpu7x>`_: the page of each generation, tables
-  "Key specifications" (peak, HBM, ICI of both directions a chip, DCN a chip, valid slices).
+  "Key specifications" (peak, HBM, ICI per chip in both directions, DCN per chip, valid slices).
 - `How to Scale Your Model <https://jax-ml.github.io/scaling-book/tpus>`_: ICI of one link in one
-  direction, which axes wrap around, and about 25 GB/s of DCN a host.
-- Usable memory of TPUs: what libtpu 0.0.42 calls "available HBM" where it refuses a program that
-  is too large; `tests/planning/test_chips.py` asks it again.
+  direction, which axes wrap around, and about 25 GB/s of DCN per host.
+- Usable memory of TPUs: what libtpu 0.0.42 calls "available HBM" when it refuses a program that is
+  too large; `tests/planning/test_chips.py` verifies it.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ class Chip:
     """One accelerator.
 
     Attributes:
-        name: As users write it.
+        name: Name that users write.
         kind: ``tpu`` or ``gpu``.
-        peak_flops: Dense bfloat16 FLOPs a second.
-        hbm_bytes: Memory as it is sold.
+        peak_flops: Dense bfloat16 FLOPs per second.
+        hbm_bytes: Nominal memory.
         usable_hbm_bytes: Memory that a program may use.
-        hbm_bandwidth: Bytes a second.
-        link_bandwidth: Bytes a second in one direction: of one link to one neighbour of the torus
+        hbm_bandwidth: Bytes per second.
+        link_bandwidth: Bytes per second in one direction: of one link to one neighbour of the torus
             (TPU), or from a GPU into the switch that joins those of its machine.
-        dcn_bandwidth: Bytes a second in one direction between slices or machines, a chip's share.
+        dcn_bandwidth: Bytes per second in one direction between slices or machines, per chip.
         torus: Dimensions of the torus; 0 for GPUs behind a switch.
-        chips_per_host: Chips of a machine in slices of several machines.
+        chips_per_host: Chips per machine in slices of several machines.
         max_slice: Chips of the largest slice.
-        devices_per_chip: JAX's devices.
+        devices_per_chip: JAX devices per chip.
         achievable: Share of the peak that large public models reach with matrices of the same kind;
             the roofline's ceiling.
         libtpu: Name that the TPU compiler knows it by; empty for GPUs.

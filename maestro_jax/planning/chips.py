@@ -1,4 +1,4 @@
-"""Topologies of accelerators: how they are written and what follows from them.
+"""Parses topologies of accelerators, and derives chips, hosts and links.
 
     topology = parse_topology("v5e:16x16", slices=2)
     topology.chips, topology.chip.peak_flops, topology.chip.usable_hbm_bytes
@@ -7,7 +7,7 @@
     )
     parse_topology("gpu:H100x8x4")  # Four machines of eight GPUs.
 
-What the chips can do stands in `maestro_jax.planning.chip_table`.
+The properties of chips are in `maestro_jax.planning.chip_table`.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _SMALL_SHAPES = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Topology:
-    """Chips and how they are joined.
+    """A number of chips and their network.
 
     Attributes:
-        chip: Which.
+        chip: The kind of chip.
         shape: Chips of one slice along each axis of the torus; for GPUs, those of one machine.
-        slices: Slices (TPU) or machines (GPU) that the data centre's network joins.
+        slices: Number of slices (TPU) or machines (GPU), joined by the data centre's network.
     """
 
     chip: Chip
@@ -45,7 +45,7 @@ class Topology:
 
     @property
     def name(self) -> str:
-        """As `parse_topology` reads it, slices of TPUs left out."""
+        """The name that `parse_topology` reads, without the slices of TPUs."""
         if self.chip.kind == "gpu":
             nodes = f"x{self.slices}" if self.slices > 1 else ""
             return f"gpu:{self.chip.name}x{self.shape[0]}{nodes}"
@@ -57,32 +57,37 @@ class Topology:
 
     @property
     def chips_per_slice(self) -> int:
-        """Chips that ICI or NVLink joins."""
+        """Number of chips joined by ICI or NVLink."""
         return math.prod(self.shape)
 
     @property
     def chips(self) -> int:
-        """All of them."""
+        """Number of all chips."""
         return self.chips_per_slice * self.slices
 
     @property
     def devices_per_slice(self) -> int:
-        """JAX's devices in a slice."""
+        """Number of JAX devices per slice."""
         return self.chips_per_slice * self.chip.devices_per_chip
 
     @property
     def devices(self) -> int:
-        """JAX's devices: what a mesh is made of."""
+        """Number of JAX devices."""
         return self.chips * self.chip.devices_per_chip
 
     @property
+    def usable_bytes(self) -> float:
+        """Bytes of one device that a program may use."""
+        return self.chip.usable_hbm_bytes / self.chip.devices_per_chip
+
+    @property
     def chips_per_host(self) -> int:
-        """Chips that one process has."""
+        """Number of chips per process."""
         return min(self.chip.chips_per_host, self.chips_per_slice)
 
     @property
     def hosts(self) -> int:
-        """Processes of a run."""
+        """Number of processes."""
         return self.chips // self.chips_per_host
 
     @property
@@ -102,7 +107,7 @@ class Topology:
         """Name for `jax.experimental.topologies.get_topology_desc`.
 
         Raises:
-            UserError: These are GPUs, for which no compiler stands ready where there are none.
+            UserError: If these are GPUs, for which ahead-of-time compilation takes a GPU.
         """
         if not self.chip.libtpu:
             raise UserError(f"{self.name} has no compiler to ask: GPUs are planned by roofline.")
@@ -132,7 +137,7 @@ def parse_topology(text: str, slices: int = 1) -> Topology:
         The topology.
 
     Raises:
-        UserError: No such chip, or no such shape; names near misses and valid shapes.
+        UserError: If chip or shape are unknown, with near misses and valid shapes.
     """
     text = text.strip()
     if slices < 1:
@@ -165,7 +170,7 @@ def parse_topology(text: str, slices: int = 1) -> Topology:
     if not _is_valid(chip, shape):
         rising = tuple(sorted(shape))
         if _is_valid(chip, rising):
-            # In another order.
+            # The same sizes in another order.
             nearest = f" Did you mean {_written(rising)!r}?"
         else:
             nearest = near_misses(shape_text, map(_written, slice_shapes(chip)))
@@ -176,7 +181,7 @@ def parse_topology(text: str, slices: int = 1) -> Topology:
 
 
 def slice_shapes(chip: Chip) -> Iterator[tuple[int, ...]]:
-    """The shapes of a TPU's slices (for GPUs: of a machine), fewest chips first."""
+    """Yields the shapes of a TPU's slices (of GPUs, of a machine), fewest chips first."""
     if chip.kind == "gpu":
         yield from ((1,), (2,), (4,), (8,))
     elif chip.torus == 2:

@@ -1,22 +1,22 @@
-"""The bytes that a compiled program sends from chip to chip, by kind and by axis of the mesh.
+"""Counts the bytes that a compiled program sends between chips, by kind and by axis of the mesh.
 
-    found = find_collectives(compiled.as_text(), {"data": 2, "fsdp": 16, "tensor": 8}, slices=2)
-    by_kind_and_axes(found)   # {("all-gather", ("fsdp",)): bytes sent by one chip in one step}
+    sends = find_collectives(compiled.as_text(), {"data": 2, "fsdp": 16, "tensor": 8}, slices=2)
+    by_kind_and_axes(sends)   # {("all-gather", ("fsdp",)): bytes sent by one chip in one step}
 
-`sent` are the bytes that one device sends, with the algorithms of rings: an all-gather or a
-reduce-scatter among n sends (n - 1) / n of the whole array, an all-reduce twice that, an all-to-all
-(n - 1) / n of the device's part, a permutation all of it. Loops multiply, see
-`maestro_jax.planning.hlo`; what one device holds is what the text of a partitioned module shows.
+`sent` are the bytes that one device sends with ring algorithms: in a group of n, (n - 1) / n of the
+whole array for an all-gather or a reduce-scatter, twice that for an all-reduce, (n - 1) / n of the
+device's shard for an all-to-all, and the whole shard for a permutation. Loops multiply, see
+`maestro_jax.planning.hlo`. The text of a partitioned module has the shapes of one device.
 
-How TPUs write it:
+In programs for TPUs:
 
-- A fused asynchronous collective stands in three computations, of its start, its overlapping and
-  its end, with one channel and one ``chain_id``: it is counted once.
-- A reduce-scatter is an all-reduce with ``from-cross-replica-sharding``, in a fusion with the slice
-  that keeps a part of it.
-- Between slices there are no collectives but ``send`` and ``recv`` of the runtime of several slices
-  (``xla_megascale``), whose attribute says what they are; all other groups are of one slice's
-  devices, numbered from 0.
+- A fused asynchronous collective appears in three computations, for its start, the overlapped
+  computation and its end, with one channel and one ``chain_id``: it is counted once.
+- A reduce-scatter is an all-reduce with ``from-cross-replica-sharding``, fused with the slice that
+  keeps a shard of it.
+- Collectives between slices are ``send`` and ``recv`` of the multislice runtime (``xla_megascale``)
+  with an attribute for their kind. All other groups consist of one slice's devices, numbered from
+  0.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from maestro_jax.planning.hlo import Instruction, Program, arrays, parse_hlo, parts_of_tuple
+from maestro_jax.planning.hlo import HloInstruction, HloModule, arrays, parse_hlo, parts_of_tuple
 
 KINDS = (
     "all-gather",
@@ -50,12 +50,12 @@ class Collective:
     Attributes:
         name: The instruction.
         kind: One of `KINDS`.
-        axes: The axes of the mesh along which a group's devices differ.
-        group: Devices of a group; for a permutation, of the ring or chain that it is made of.
-        payload: Bytes of the whole array: gathered, before it is scattered, reduced, or sent on.
+        axes: The axes of the mesh along which the devices of a group differ.
+        group: Devices per group; for a permutation, per ring or chain.
+        payload: Bytes of the whole array: after gathering, before scattering, reduced, or sent.
         times: How often it runs in one run of the program.
-        crosses_slices: Whether its bytes travel between slices.
-        source: The operation that it comes from, as JAX names it.
+        crosses_slices: Whether it sends between slices.
+        source: JAX's name of the operation from which it comes.
     """
 
     name: str
@@ -69,28 +69,28 @@ class Collective:
 
     @property
     def sent(self) -> float:
-        """Bytes that one device sends in all its runs."""
+        """Bytes that one device sends in all runs of the instruction."""
         return self.times * sent_bytes(self.kind, self.payload, self.group)
 
 
 def sent_bytes(kind: str, payload: float, group: int) -> float:
-    """Bytes that one of a group's devices sends.
+    """Computes the bytes that one device of a group sends.
 
     Args:
         kind: One of `KINDS`.
         payload: Bytes of the whole array.
-        group: Devices.
+        group: Number of devices.
     """
     if kind in ("collective-permute", "collective-broadcast"):
         return payload
-    share = (group - 1) / group if group else 0.0
-    return payload * share * (2 if kind == "all-reduce" else 1)
+    fraction = (group - 1) / group if group else 0.0
+    return payload * fraction * (2 if kind == "all-reduce" else 1)
 
 
 def by_kind_and_axes(
     collectives: Iterable[Collective],
 ) -> dict[tuple[str, tuple[str, ...]], float]:
-    """Bytes that one device sends, by kind and axes, largest first."""
+    """Sums the bytes that one device sends, by kind and axes, largest first."""
     sums: dict[tuple[str, tuple[str, ...]], float] = defaultdict(float)
     for each in collectives:
         sums[each.kind, each.axes] += each.sent
@@ -98,30 +98,30 @@ def by_kind_and_axes(
 
 
 def between_slices(collectives: Iterable[Collective]) -> float:
-    """Bytes that one device sends to other slices."""
+    """Sums the bytes that one device sends to other slices."""
     return sum(each.sent for each in collectives if each.crosses_slices)
 
 
 def find_collectives(
-    module: str | Program, mesh: Mapping[str, int], *, slices: int = 1
+    module: str | HloModule, mesh: Mapping[str, int], *, slices: int = 1
 ) -> tuple[Collective, ...]:
-    """All collectives of a compiled module.
+    """Finds the collectives of a compiled module.
 
     Args:
-        module: The optimized module's text, or what `parse_hlo` made of it.
-        mesh: Devices along each axis, in the order of the mesh, as `jax.sharding.Mesh.shape` has
-            it. Slices split the first axis that has more than one device.
-        slices: Slices of the topology.
+        module: The optimized module, as text or parsed.
+        mesh: Devices along each axis, in the order of the mesh, as in `jax.sharding.Mesh.shape`.
+            Slices split the first axis that has more than one device.
+        slices: Number of slices of the topology.
 
     Returns:
-        One entry an instruction, in the order of the text.
+        One entry per instruction, in the order of the text.
 
     Raises:
-        ValueError: The text has no entry, or more devices than the mesh.
+        ValueError: If the text has no entry, or more devices than the mesh.
     """
     program = parse_hlo(module) if isinstance(module, str) else module
     layout = _Layout(mesh, slices)
-    found = []
+    collectives = []
     fused: set[tuple[str, ...]] = set()
     for computation, instruction, times in program.executed():
         kind = _kind(instruction, computation, program.computations[computation])
@@ -133,12 +133,12 @@ def find_collectives(
             if key in fused:
                 continue
             fused.add(key)
-        found.append(_collective(instruction, kind, times, layout))
-    return tuple(each for each in found if each.group > 1)
+        collectives.append(_collective(instruction, kind, times, layout))
+    return tuple(each for each in collectives if each.group > 1)
 
 
 def _kind(
-    instruction: Instruction, computation: str, others: Mapping[str, Instruction]
+    instruction: HloInstruction, computation: str, others: Mapping[str, HloInstruction]
 ) -> str | None:
     opcode = instruction.opcode
     if opcode == "send":
@@ -156,7 +156,9 @@ def _kind(
     return kind
 
 
-def _collective(instruction: Instruction, kind: str, times: float, layout: _Layout) -> Collective:
+def _collective(
+    instruction: HloInstruction, kind: str, times: float, layout: _Layout
+) -> Collective:
     source = re.search(r'op_name="([^"]*)"', instruction.attributes)
     common: dict[str, Any] = {
         "name": instruction.name,
@@ -180,23 +182,23 @@ def _collective(instruction: Instruction, kind: str, times: float, layout: _Layo
     )
     size = max(map(len, groups), default=1)
     payload = _result_bytes(instruction, kind)
-    # The result of a reduce-scatter is a part; TPUs keep the whole in the all-reduce.
+    # The result of a reduce-scatter is a shard; the all-reduce of TPUs has the whole.
     if instruction.opcode.startswith("reduce-scatter"):
         payload *= size
     axes, crosses = layout.axes(groups)
     return Collective(**common, axes=axes, group=size, payload=payload, crosses_slices=crosses)
 
 
-def _result_bytes(instruction: Instruction, kind: str) -> float:
+def _result_bytes(instruction: HloInstruction, kind: str) -> float:
     result = instruction.type
     if instruction.opcode in ("all-gather-start", "collective-permute-start"):
-        # Operands, results, and the marks of the transfer.
+        # A tuple of operands, results, and transfer contexts.
         result = parts_of_tuple(result)[1]
     return sum(size for _, _, size in arrays(result))
 
 
 class _Layout:
-    """Which axes of the mesh a group of devices runs along."""
+    """Maps groups of devices to axes of the mesh."""
 
     def __init__(self, mesh: Mapping[str, int], slices: int) -> None:
         self.mesh = dict(mesh)
@@ -204,7 +206,7 @@ class _Layout:
         self.devices = math.prod(self.mesh.values())
         first = next((name for name, size in self.mesh.items() if size > 1), None)
         self.split_axes = (first,) if first is not None and slices > 1 else ()
-        # Groups of a program of several slices number the devices of one.
+        # In a program for several slices, groups number the devices of one slice.
         self.within = dict(self.mesh)
         if self.split_axes:
             if self.mesh[self.split_axes[0]] % slices:
@@ -212,7 +214,7 @@ class _Layout:
             self.within[self.split_axes[0]] //= slices
 
     def axes(self, groups: Sequence[Sequence[int]]) -> tuple[tuple[str, ...], bool]:
-        """The axes along which members of a group differ, and whether they are of two slices."""
+        """Returns the axes along which a group's members differ, and whether it spans slices."""
         if not groups:
             return (), False
         highest = max(max(group) for group in groups)
@@ -224,16 +226,18 @@ class _Layout:
         differ: set[str] = set()
         crosses = False
         for group in groups:
-            places = np.unravel_index(np.asarray(group), tuple(shape.values()))
+            coordinates = np.unravel_index(np.asarray(group), tuple(shape.values()))
             differ |= {
-                name for name, each in zip(shape, places, strict=True) if np.any(each != each[0])
+                name
+                for name, each in zip(shape, coordinates, strict=True)
+                if np.any(each != each[0])
             }
             crosses |= len({member // per_slice for member in group}) > 1
         return tuple(name for name in self.mesh if name in differ), crosses
 
 
 def _groups(text: str, devices: int) -> list[list[int]]:
-    """Replica groups: ``{{0,1},{2,3}}``, ``[2,4]<=[8]``, ``[4,2]<=[2,4]T(1,0)``, ``{}``."""
+    """Parses replica groups: ``{{0,1},{2,3}}``, ``[2,4]<=[8]``, ``[4,2]<=[2,4]T(1,0)``, ``{}``."""
     text = text.strip()
     iota = re.fullmatch(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
     if iota:
@@ -254,7 +258,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def _rings(pairs: Sequence[Sequence[int]]) -> list[list[int]]:
-    """The rings and chains that a permutation's pairs make."""
+    """Joins the pairs of a permutation to rings and chains."""
     group: dict[int, set[int]] = {}
     for source, target in pairs:
         joined = group.get(source, {source}) | group.get(target, {target})
@@ -264,8 +268,8 @@ def _rings(pairs: Sequence[Sequence[int]]) -> list[list[int]]:
 
 
 def _distinct(sets: Iterable[set[int]]) -> Iterator[set[int]]:
-    seen: set[int] = set()
+    known: set[int] = set()
     for each in sets:
-        if id(each) not in seen:
-            seen.add(id(each))
+        if id(each) not in known:
+            known.add(id(each))
             yield each

@@ -1,12 +1,12 @@
-"""Programs compiled by the real TPU compiler, for chips that are not there.
+"""Compiles programs ahead of time for a target topology, with the TPU compiler.
 
     devices = compiler_devices(parse_topology("v5e:16x16"))
     ...lower a jitted function on a mesh of them...
     compiled = compile_program(lowered, topology.chip)
     compiled.memory.temporaries, compiled.text
 
-libtpu refuses a program that does not fit with one number. What its buffers are stands in what it
-dumps, which is therefore read of every program.
+No TPU is needed. libtpu refuses a program that does not fit with a single number; its buffers are
+listed in the files that it dumps, which are therefore read for every program.
 """
 
 from __future__ import annotations
@@ -25,15 +25,26 @@ import jax
 
 from maestro_jax.errors import UserError
 from maestro_jax.planning.chips import GIB, Chip, Topology
+from maestro_jax.planning.hlo import HloModule, parse_hlo
 
 _QUICK_TILES_KIB = 8192
-# The quantizer's noise and maximum over 16 rows of 30 s ask for 10.3 MiB there.
+# The quantizer's noise and maximum over 16 rows of 30 s need 10.3 MiB there.
 _QUICK_TILES_KIB_OF = {"v5p": 12288}
 
 _LARGEST = 12
 
-# Else libtpu asks a metadata server, which only a cloud machine has, admits one process at a time,
-# and warns of what it did not find.
+# Cycles per second. v4: Jouppi et al. 2023 (arXiv 2304.01433), table 4. The others: the peak FLOPs
+# divided by two operations per cell of the chip's matrix units, 4 of 128 x 128 (v5e), 8 (v5p), and
+# 4 of 256 x 256 (v6e) (https://jax-ml.github.io/scaling-book/tpus).
+CLOCKS = {"v4": 1.05e9, "v5e": 1.50e9, "v5p": 1.75e9, "v6e": 1.75e9}
+
+# The compiler for v5p writes this for transfers that it cannot estimate.
+_UNKNOWN = 2**63 - 1
+
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+
+# Without these, libtpu queries a metadata server, which only cloud machines have, admits only one
+# process at a time, and warns of missing hardware.
 _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -47,12 +58,13 @@ _ENVIRONMENT = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Buffer:
-    """A buffer that is held at the moment of the most memory.
+    """A buffer that is live at the time of peak memory.
 
     Attributes:
         bytes: Its size on one chip.
-        name: The operation that made it, or the argument's path, as in ``state.params['decoder']``.
-        part: ``shared_encoder/stack/layers``, ``state.params``, ``batch`` ...
+        name: The operation that produced it, or the path of an argument, as in
+            ``state.params['decoder']``.
+        part: Part of the model: ``shared_encoder/stack/layers``, ``state.params``, ``batch`` ...
     """
 
     bytes: int
@@ -61,15 +73,15 @@ class Buffer:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Memory:
+class CompiledMemory:
     """The memory of one chip, in bytes.
 
     Attributes:
-        arguments: The state and the batch (of decoding: the parameters).
-        results: What comes out beside the arguments that are written over.
-        temporaries: The largest sum of what is held on the way.
+        arguments: State and batch (of decoding: the parameters).
+        results: Results that do not reuse the memory of arguments.
+        temporaries: Peak of intermediate buffers.
         code: The program.
-        capacity: What a program may use.
+        capacity: Memory that a program may use.
     """
 
     arguments: int
@@ -80,30 +92,30 @@ class Memory:
 
     @property
     def used(self) -> int:
-        """All parts."""
+        """Sum of all parts."""
         return self.arguments + self.results + self.temporaries + self.code
 
     @property
     def free_share(self) -> float:
-        """What is left of the capacity; negative if the program does not fit."""
+        """Free fraction of the capacity; negative if the program does not fit."""
         return 1.0 - self.used / self.capacity
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompiledProgram:
-    """What the compiler says of a program; every figure is of one chip.
+    """A compiled program; all figures are of one chip.
 
     Attributes:
-        memory: Bytes by what they are for.
-        largest: The largest buffers at the moment of the most memory.
+        memory: Bytes by purpose.
+        largest: The largest buffers at the time of peak memory.
         text: The optimized module, with the compiler's cycles.
-        flops: As the compiler counts them; the body of a loop counts once.
-        bytes_accessed: Likewise.
-        optimal_seconds: The compiler's own estimate, None where it gives none.
-        compile_seconds: How long it took.
+        flops: FLOPs as the compiler counts them; the body of a loop counts once.
+        bytes_accessed: Bytes accessed, counted likewise.
+        optimal_seconds: The compiler's own estimate; None if it gives none.
+        compile_seconds: Time of the compilation.
     """
 
-    memory: Memory
+    memory: CompiledMemory
     largest: tuple[Buffer, ...]
     text: str
     flops: float
@@ -113,12 +125,12 @@ class CompiledProgram:
 
 
 class DoesNotFit(UserError):
-    """A program asks for more memory than a chip has.
+    """A program needs more memory than a chip has.
 
     Attributes:
-        needed: Bytes that it asks for.
-        capacity: Bytes that there are.
-        largest: The largest buffers at the moment of the most memory; may be empty.
+        needed: Bytes that it needs.
+        capacity: Bytes that a program may use.
+        largest: The largest buffers at the time of peak memory; may be empty.
     """
 
     def __init__(self, message: str, needed: int, capacity: int, largest: tuple[Buffer, ...]):
@@ -129,25 +141,25 @@ class DoesNotFit(UserError):
 
 
 class TileTooLarge(UserError):
-    """The fast memory beside a core (VMEM) does not hold one tile of an operation."""
+    """One tile of an operation does not fit into the fast memory of a core (VMEM)."""
 
 
 def quick_options(chip: Chip) -> dict[str, str]:
-    """Options with which the TPU compiler is done sooner.
+    """Returns options that shorten the compilation for TPUs.
 
-    Its time goes into writing out the work of one tile of each fusion. Tiles of a fraction of the
-    usual size change the code and its cycles, and next to nothing of the buffers and the
-    collectives. A program may have an operation that cannot be cut so small: `TileTooLarge`.
+    The compiler spends its time on the code of one tile of each fusion. Tiles of a fraction of the
+    usual size change the code and its cycles, and hardly change buffers and collectives. Some
+    operations cannot be cut into such small tiles: `TileTooLarge`.
     """
     tiles = _QUICK_TILES_KIB_OF.get(chip.name, _QUICK_TILES_KIB)
     return {"xla_tpu_scoped_vmem_limit_kib": str(tiles)}
 
 
 def compiler_devices(topology: Topology) -> list[Any]:
-    """The devices of a topology as the compiler knows them, for a mesh to compile for.
+    """Returns the compiler's devices of a topology, of which to build a mesh.
 
     Raises:
-        UserError: libtpu is missing, too old for the chip, or the chips are GPUs.
+        UserError: If libtpu is missing or too old for the chip, or the chips are GPUs.
     """
     name = topology.libtpu_name
     if importlib.util.find_spec("libtpu") is None:
@@ -157,14 +169,14 @@ def compiler_devices(topology: Topology) -> list[Any]:
     from jax.experimental import topologies
 
     try:
-        found = topologies.get_topology_desc(name, platform="tpu", **topology.libtpu_options)
+        description = topologies.get_topology_desc(name, platform="tpu", **topology.libtpu_options)
     except (jax.errors.JaxRuntimeError, NotImplementedError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"the TPU compiler does not know {topology} ({reason}); try a newer one: "
             "pip install --upgrade libtpu"
         ) from error
-    return list(found.devices)
+    return list(description.devices)
 
 
 def compile_program(
@@ -173,17 +185,17 @@ def compile_program(
     what: str = "the program",
     options: Mapping[str, str] | None = None,
 ) -> CompiledProgram:
-    """Compiles for chips of a kind.
+    """Compiles a program.
 
     Args:
-        lowered: What ``jax.jit(...).lower(...)`` gives on a mesh of `compiler_devices`.
+        lowered: The result of ``jax.jit(...).lower(...)`` on a mesh of `compiler_devices`.
         chip: The kind of chip.
-        what: What the program does, for messages.
-        options: Options of the compiler, as `quick_options` gives; None for its defaults.
+        what: Name of the program, for messages.
+        options: Options of the compiler, as from `quick_options`; None for its defaults.
 
     Raises:
-        DoesNotFit: It asks for more memory than a chip has.
-        TileTooLarge: One operation's tile does not fit next to a core, whatever the memory.
+        DoesNotFit: If it needs more memory than a chip has.
+        TileTooLarge: If a tile of one operation does not fit into VMEM.
     """
     capacity = int(chip.usable_hbm_bytes)
     with tempfile.TemporaryDirectory(prefix="maestro_plan_") as directory:
@@ -201,12 +213,12 @@ def compile_program(
         seconds = time.monotonic() - began
         largest = _largest_buffers(Path(directory))
         text = _written_text(Path(directory)) or compiled.as_text()
-    found = compiled.memory_analysis()
-    memory = Memory(
-        arguments=found.argument_size_in_bytes,
-        results=max(0, found.output_size_in_bytes - found.alias_size_in_bytes),
-        temporaries=found.temp_size_in_bytes,
-        code=found.generated_code_size_in_bytes,
+    analysis = compiled.memory_analysis()
+    memory = CompiledMemory(
+        arguments=analysis.argument_size_in_bytes,
+        results=max(0, analysis.output_size_in_bytes - analysis.alias_size_in_bytes),
+        temporaries=analysis.temp_size_in_bytes,
+        code=analysis.generated_code_size_in_bytes,
         capacity=capacity,
     )
     cost = compiled.cost_analysis() or {}
@@ -223,20 +235,20 @@ def compile_program(
 
 
 def _written_text(directory: Path) -> str:
-    """The module as the compiler wrote it down at last; empty if it did not.
+    """Reads the final module that the compiler dumped; empty if it did not.
 
-    JAX's own text of it goes through a reader in jaxlib, which does not know every instruction of a
+    JAX's text of it goes through a parser in jaxlib, which does not know all instructions of a
     newer libtpu (jaxlib 0.10.2 and libtpu 0.0.52: asynchronous updates in programs for v5p).
     """
-    found = sorted(directory.glob("*.after_codegen.txt"))
-    return found[-1].read_text(errors="replace") if found else ""
+    paths = sorted(directory.glob("*.after_codegen.txt"))
+    return paths[-1].read_text(errors="replace") if paths else ""
 
 
 _OPERATION = re.compile(r'op_name="([^"]*)"')
 
 
 def _tile_too_large(message: str, chip: Chip, what: str) -> TileTooLarge:
-    """The compiler's complaint in one line, with the operation."""
+    """Shortens the compiler's error to one line with the operation."""
     name = match[1] if (match := _OPERATION.search(message)) else "the compiler does not say which"
     return TileTooLarge(
         f"{what} has an operation of which one tile is too large for the VMEM of a {chip.name} "
@@ -249,7 +261,7 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 
 
 def _does_not_fit(message: str, directory: Path, chip: Chip, what: str) -> DoesNotFit:
-    """The compiler's refusal in one line, with what asked for the most."""
+    """Shortens the compiler's error to one line with the largest parts."""
     sizes = [round(float(number) * _UNITS[unit]) for number, unit in _SIZE.findall(message)]
     largest = _largest_buffers(directory)
     capacity = sizes[1] if len(sizes) > 1 else int(chip.usable_hbm_bytes)
@@ -278,20 +290,20 @@ _INDENT = 4
 
 
 def _largest_buffers(directory: Path) -> tuple[Buffer, ...]:
-    """What is held at the peak, from the live ranges that the compiler dumped."""
-    found: tuple[Buffer, ...] = ()
+    """Reads the buffers at the peak from the live ranges that the compiler dumped."""
+    largest: tuple[Buffer, ...] = ()
     for path in directory.glob("*live-range.txt"):
         buffers = parse_live_ranges(path.read_text(errors="replace"))
-        if sum(buffer.bytes for buffer in buffers) > sum(buffer.bytes for buffer in found):
-            found = buffers
-    return found[:_LARGEST]
+        if sum(buffer.bytes for buffer in buffers) > sum(buffer.bytes for buffer in largest):
+            largest = buffers
+    return largest[:_LARGEST]
 
 
 def parse_live_ranges(text: str) -> tuple[Buffer, ...]:
-    """The buffers that are held at the peak, largest first.
+    """Parses the buffers at the peak, largest first.
 
     Args:
-        text: The compiler's dump, which ends in a tree of names with sizes.
+        text: The compiler's dump, which ends with a tree of names and sizes.
     """
     buffers: list[Buffer] = []
     names: list[str] = []
@@ -316,14 +328,13 @@ _DEPTH = 3
 
 
 def part_of(name: str) -> str:
-    """The part of the model that an operation belongs to.
+    """Finds the part of the model to which an operation belongs.
 
     Args:
         name: ``jit(train_step)/transpose(jvp(Maestro.lattices))/decoder/output/while/body/add``.
 
     Returns:
-        ``decoder/output``; for arguments ``state.params``, ``batch`` ...; ``other`` if nothing is
-        known.
+        ``decoder/output``; for arguments ``state.params``, ``batch`` ...; ``other`` if unknown.
     """
     if match := re.match(r"^(state[./](?:params|opt_state|ema_params)|batch|params)\b", name):
         return match[1].replace("/", ".")
@@ -347,3 +358,35 @@ _CONTROL = {
     "while", "body", "cond", "scan", "checkpoint", "rematted_computation", "closed_call",
     "shard_map", "remat", "custom_vjp_call", "recomputed",
 }  # fmt: skip
+
+
+def compiler_seconds(module: str | HloModule, chip: Chip) -> float | None:
+    """Sums the cycles that XLA for TPU estimates for every operation that it schedules.
+
+    Args:
+        module: The optimized module, as text or parsed. A loop whose trip count is unknown before
+            it runs counts once.
+        chip: The kind of chip for which it was compiled.
+
+    Returns:
+        Seconds that one chip computes in one run, without waiting for other chips; None for a chip
+        of unknown clock.
+    """
+    if chip.name not in CLOCKS:
+        return None
+    program = parse_hlo(module) if isinstance(module, str) else module
+    # The estimate of a fusion includes the operations that are fused.
+    fused = {
+        callee
+        for instructions in program.computations.values()
+        for instruction in instructions.values()
+        if instruction.opcode == "fusion"
+        for callee in instruction.called("calls")
+    }
+    cycles = sum(
+        times * int(match[1])
+        for computation, instruction, times in program.executed()
+        if computation not in fused and (match := _CYCLES.search(instruction.attributes))
+        if int(match[1]) != _UNKNOWN
+    )
+    return cycles / CLOCKS[chip.name]

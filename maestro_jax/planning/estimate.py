@@ -1,11 +1,11 @@
-"""A plan by roofline alone, for machines without a compiler at hand: GPUs, or any TPU in seconds.
+"""Plans a run by roofline alone, without a compiler: for GPUs, or for any TPU within seconds.
 
     plan = estimate(run, parse_topology("gpu:H100x8x4"))
     plan.memory.by_part(), plan.fits, plan.step.seconds, plan.step.utilisation, plan.bound
     plan.time.hours, plan.time.chip_hours
 
-Memory is computed (see `maestro_jax.planning.analytic`), not measured: what a compiler needs beside
-it, fragments and copies, is a fifth and more. `fits` therefore asks for a fifth to be left.
+Memory is computed (see `maestro_jax.planning.analytic`), not measured: fragments and copies, which
+a compiler adds, take a fifth and more. `fits` therefore requires that a fifth is left.
 """
 
 from __future__ import annotations
@@ -15,35 +15,41 @@ from collections.abc import Mapping
 from typing import Any
 
 from maestro_jax.errors import UserError
-from maestro_jax.planning.analytic import Memory, MeshShape, StepTrace, Transfer, trace_step
+from maestro_jax.planning.analytic import (
+    EstimatedMemory,
+    MeshShape,
+    StepTrace,
+    Transfer,
+    trace_step,
+)
 from maestro_jax.planning.chips import GIB, Topology
-from maestro_jax.planning.curriculum import RunTime, Streams, run_phases, run_time
 from maestro_jax.planning.roofline import Assumptions, StepTime, roofline, slow_bytes
+from maestro_jax.planning.run_time import RunTime, Streams, run_phases, run_time
 
 ROOM = 0.8
-"""Share of the usable memory that a computed plan may fill."""
+"""Fraction of the usable memory that a computed plan may fill."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A run on a topology, by roofline.
+    """The plan of a run on a topology, by roofline.
 
     Attributes:
-        topology: Where.
+        topology: The topology.
         mesh: Devices along data, fsdp and tensor.
         rows: Rows of each stream on one device, in the last phase.
-        parameters: Numbers of the model.
-        memory: Bytes of one device in the last phase, in which all streams take part.
+        parameters: Number of parameters of the model.
+        memory: Bytes of one device in the last phase, which has all streams.
         step: A step of the last phase.
-        transfers: What one device sends in such a step.
-        time: The whole curriculum.
+        transfers: What one device sends in that step.
+        time: Time of the whole run.
     """
 
     topology: Topology
     mesh: MeshShape
     rows: Mapping[str, int]
     parameters: int
-    memory: Memory
+    memory: EstimatedMemory
     step: StepTime
     transfers: tuple[Transfer, ...]
     time: RunTime
@@ -51,16 +57,16 @@ class Estimate:
     @property
     def capacity(self) -> float:
         """Bytes of one device that a program may use."""
-        return self.topology.chip.usable_hbm_bytes / self.topology.chip.devices_per_chip
+        return self.topology.usable_bytes
 
     @property
     def fits(self) -> bool:
-        """Whether the memory is enough, with room for what was not computed."""
+        """Whether the memory suffices, with room for what is not computed."""
         return self.memory.total <= ROOM * self.capacity
 
     @property
     def refusal(self) -> str | None:
-        """One line with the part that asks for the most, if the run does not fit."""
+        """One line with the largest part, if the run does not fit."""
         if self.fits:
             return None
         part, size = next(iter(self.memory.by_part().items()))
@@ -77,10 +83,10 @@ class Estimate:
 
 
 def rows_of_a_device(run: Any, mesh: MeshShape) -> dict[str, int]:
-    """Rows of each stream that one device gets.
+    """Computes the rows of each stream on one device.
 
     Raises:
-        UserError: A batch does not divide by the devices along data and fsdp.
+        UserError: If the devices along data and fsdp do not divide a batch.
     """
     parts = mesh[0] * mesh[1]
     rows = {}
@@ -108,14 +114,14 @@ def estimate(
 
     Args:
         run: A `TrainRun`.
-        topology: The machine.
-        mesh: Devices along data, fsdp and tensor; None: the run's own.
-        assumptions: What is assumed of the machine; None: the defaults.
-        traces: Traces of steps with the streams of each phase and the rows of one device; what is
-            missing is traced, which takes seconds.
+        topology: The topology.
+        mesh: Devices along data, fsdp and tensor; None for the run's own.
+        assumptions: Assumptions on the hardware; None for the defaults.
+        traces: Traces of steps with the streams of each phase and the rows of one device; missing
+            ones are traced, which takes seconds.
 
     Raises:
-        UserError: The batches or the mesh do not fit the topology.
+        UserError: If the batches or the mesh do not fit the topology.
     """
     mesh = run.partitioning.shape(topology.devices) if mesh is None else mesh
     rows = rows_of_a_device(run, mesh)

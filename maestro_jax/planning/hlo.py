@@ -1,12 +1,12 @@
-"""Reading the text of a compiled program: its instructions, and how often each of them runs.
+"""Parses the text of a compiled program: its instructions, and how often each of them runs.
 
     program = parse_hlo(compiled.as_text())
     for instruction, times in program.executed():
         ...
 
-The text is that of XLA's optimized modules, as CPUs, GPUs and TPUs print it: operands without
-types, layouts with tiles (``bf16[8,128]{1,0:T(8,128)(2,1)S(1)}``), loops with or without
-``known_trip_count`` (TPUs print none; then the loop's counter is read).
+The text is that of XLA's optimized modules for CPUs, GPUs and TPUs: operands without types, layouts
+with tiles (``bf16[8,128]{1,0:T(8,128)(2,1)S(1)}``), loops with or without ``known_trip_count``
+(modules for TPUs have none; the trip count then follows from the loop's counter).
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ _ARRAY = re.compile(r"(\w+)\[([0-9,<= ]*)\]")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Instruction:
-    """One line.
+class HloInstruction:
+    """An instruction, which is one line.
 
     Attributes:
-        name: Without its percent sign.
+        name: Name, without the percent sign.
         opcode: ``all-gather``, ``fusion`` ...
-        type: The type of its result, as it is written.
-        operands: What stands in its parentheses, as it is written.
-        attributes: What follows them.
-        root: Whether its computation returns it.
+        type: Type of the result, as text.
+        operands: Content of the parentheses, as text.
+        attributes: The text after them.
+        root: Whether it is the result of its computation.
     """
 
     name: str
@@ -52,29 +52,29 @@ class Instruction:
         return re.findall(r"%([\w.-]+)", self.operands)
 
     def attribute(self, name: str) -> str | None:
-        """What follows ``name=``, up to the next comma that stands in no bracket."""
+        """Returns the text after ``name=``, up to the next comma outside of brackets."""
         match = re.search(rf"(?:^|[\s,{{]){re.escape(name)}=", self.attributes)
         return _up_to_comma(self.attributes[match.end() :]) if match else None
 
     def called(self, name: str) -> list[str]:
-        """The computations in an attribute, one or a list in braces."""
+        """Returns the computations in an attribute, one or a list in braces."""
         return re.findall(r"%([\w.-]+)", self.attribute(name) or "")
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
+class HloModule:
     """A module.
 
     Attributes:
-        computations: Instructions by name, by the name of their computation.
-        entry: The computation that runs.
+        computations: Instructions by name, of each computation by name.
+        entry: Name of the entry computation.
     """
 
-    computations: Mapping[str, Mapping[str, Instruction]]
+    computations: Mapping[str, Mapping[str, HloInstruction]]
     entry: str
 
-    def executed(self) -> Iterator[tuple[str, Instruction, float]]:
-        """Every instruction with its computation, and how often it runs."""
+    def executed(self) -> Iterator[tuple[str, HloInstruction, float]]:
+        """Yields every instruction with its computation, and how often it runs."""
         times = self.times
         for name, instructions in self.computations.items():
             if times[name]:
@@ -83,7 +83,7 @@ class Program:
 
     @functools.cached_property
     def times(self) -> Mapping[str, float]:
-        """How often each computation runs: loops multiply, branches each count once."""
+        """How often each computation runs: loops multiply, every branch counts once."""
         calls: dict[str, list[tuple[str, float]]] = defaultdict(list)
         for name, instructions in self.computations.items():
             for instruction in instructions.values():
@@ -99,13 +99,15 @@ class Program:
 
         return {name: times(name) for name in self.computations}
 
-    def _callees(self, computation: str, instruction: Instruction) -> Iterator[tuple[str, float]]:
+    def _callees(
+        self, computation: str, instruction: HloInstruction
+    ) -> Iterator[tuple[str, float]]:
         if instruction.opcode == "while":
             trips = self.trips(computation, instruction)
             for callee in instruction.called("body"):
                 yield callee, float(1 if trips is None else trips)
             return
-        # What an asynchronous call does is told where it starts.
+        # An asynchronous call counts where it starts.
         if instruction.opcode in ("async-update", "async-done"):
             return
         for attribute in (
@@ -115,8 +117,8 @@ class Program:
             for callee in instruction.called(attribute):
                 yield callee, 1.0
 
-    def trips(self, computation: str, loop: Instruction) -> int | None:
-        """Turns of a ``while``; None if they are not known before it runs."""
+    def trips(self, computation: str, loop: HloInstruction) -> int | None:
+        """Finds the trip count of a ``while``; None if it is unknown before the loop runs."""
         known = re.search(r'known_trip_count[^}]*?"?n"?\s*[:=]\s*"?(\d+)', loop.attributes)
         if known:
             return int(known[1])
@@ -140,8 +142,8 @@ class Program:
         distance = limit - start + (math.copysign(1, step) if direction in ("LE", "GE") else 0)
         return max(0, math.ceil(distance / step))
 
-    def _first(self, computation: str, loop: Instruction, place: int) -> int | None:
-        """Value of a number of the loop's state before the first turn."""
+    def _first(self, computation: str, loop: HloInstruction, place: int) -> int | None:
+        """Finds the initial value of an element of the loop's state."""
         instructions = self.computations[computation]
         state = instructions.get(loop.operand_names[0]) if loop.operand_names else None
         if state is None or state.opcode != "tuple":
@@ -149,7 +151,7 @@ class Program:
         return _constant(instructions, state.operand_names[place])
 
     def _step(self, body: str, place: int) -> int | None:
-        """What a turn adds to a number of the loop's state."""
+        """Finds the increment of an element of the loop's state per turn."""
         instructions = self.computations[body]
         root = next((i for i in instructions.values() if i.root), None)
         if root is None or root.opcode != "tuple":
@@ -169,27 +171,27 @@ class Program:
 _TRANSPARENT = ("copy", "bitcast", "convert")
 
 
-def _constant(instructions: Mapping[str, Instruction], name: str) -> int | None:
-    found = instructions.get(name)
-    while found is not None and found.opcode in _TRANSPARENT:
-        found = instructions.get(found.operand_names[0])
-    if found is None or found.opcode != "constant":
+def _constant(instructions: Mapping[str, HloInstruction], name: str) -> int | None:
+    source = instructions.get(name)
+    while source is not None and source.opcode in _TRANSPARENT:
+        source = instructions.get(source.operand_names[0])
+    if source is None or source.opcode != "constant":
         return None
-    return int(found.operands) if re.fullmatch(r"-?\d+", found.operands) else None
+    return int(source.operands) if re.fullmatch(r"-?\d+", source.operands) else None
 
 
-def parse_hlo(text: str) -> Program:
-    """Reads the text of a compiled module.
+def parse_hlo(text: str) -> HloModule:
+    """Parses the text of a compiled module.
 
     Args:
         text: From `jax.stages.Compiled.as_text`.
 
     Raises:
-        ValueError: It has no entry.
+        ValueError: If it has no entry.
     """
-    computations: dict[str, dict[str, Instruction]] = {}
+    computations: dict[str, dict[str, HloInstruction]] = {}
     entry = None
-    current: dict[str, Instruction] = {}
+    current: dict[str, HloInstruction] = {}
     for line in text.splitlines():
         head = re.match(r"(ENTRY )?%?([\w.-]+) \(.*\) -> .*\{$", line)
         if head:
@@ -201,23 +203,23 @@ def parse_hlo(text: str) -> Program:
             current[instruction.name] = instruction
     if entry is None:
         raise ValueError("the text is not that of a compiled module: it has no ENTRY")
-    return Program(computations, entry)
+    return HloModule(computations, entry)
 
 
 def arrays(type_text: str) -> list[tuple[str, tuple[int, ...], float]]:
-    """Element type, shape and bytes of each array of a type, in order."""
-    found = []
+    """Returns element type, shape and bytes of each array of a type, in order."""
+    parsed = []
     for dtype, sizes in _ARRAY.findall(type_text):
         if dtype not in _BYTES and not dtype.startswith("f8") and not dtype.startswith("f4"):
             continue
         shape = tuple(int(size.lstrip("<= ")) for size in sizes.split(",") if size)
         width = _BYTES.get(dtype, 0.5 if dtype.startswith("f4") else 1)
-        found.append((dtype, shape, math.prod(shape) * width))
-    return found
+        parsed.append((dtype, shape, math.prod(shape) * width))
+    return parsed
 
 
 def parts_of_tuple(type_text: str) -> list[str]:
-    """The types of a tuple's elements; the type itself if it is none."""
+    """Returns the types of a tuple's elements; the type itself if it is not a tuple."""
     if not type_text.startswith("("):
         return [type_text]
     inside, parts = type_text[1:-1], []
@@ -231,7 +233,7 @@ def parts_of_tuple(type_text: str) -> list[str]:
 _LINE = re.compile(r"\s+(ROOT )?%?([\w.-]+) = ")
 
 
-def _instruction(line: str) -> Instruction | None:
+def _instruction(line: str) -> HloInstruction | None:
     match = _LINE.match(line)
     if not match:
         return None
@@ -245,7 +247,7 @@ def _instruction(line: str) -> Instruction | None:
     if not parenthesis:
         return None
     end = _closing(rest, len(opcode))
-    return Instruction(
+    return HloInstruction(
         name=match[2],
         opcode=opcode.strip(),
         type=result,
@@ -256,7 +258,7 @@ def _instruction(line: str) -> Instruction | None:
 
 
 def _closing(text: str, start: int) -> int:
-    """Where the bracket at a place is closed."""
+    """Finds the bracket that closes the one at a position."""
     depth, quoted = 0, False
     for place in range(start, len(text)):
         letter = text[place]

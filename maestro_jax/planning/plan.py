@@ -1,11 +1,11 @@
-"""The plan of a run on a topology: what the compiler says, and what follows from it.
+"""Plans a run on a topology: memory by ahead-of-time compilation, time by roofline.
 
     plan = plan_run(run, parse_topology("v5e:16x16"))
     plan.training.memory.free_share, plan.estimate.step.utilisation, plan.as_dict()
 
-The training step and the decoding are those of `training` and `evaluation`, compiled by the real
-compiler. Time, utilisation and hours are a roofline's (`estimate`), beside the compiler's own count
-of cycles. For GPUs there is no compiler: the roofline alone.
+The training step and the decoding are the programs of `training`, compiled ahead of time for the
+target topology by the TPU compiler. Time, utilisation and hours come from a roofline (`estimate`),
+along with the compiler's own count of cycles. GPUs are planned by roofline alone.
 """
 
 from __future__ import annotations
@@ -13,51 +13,55 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jax.sharding import Mesh
 
 from maestro_jax.batches import SAMPLE_RATE
 from maestro_jax.planning.chips import Topology
-from maestro_jax.planning.collectives import by_kind_and_axes, find_collectives
+from maestro_jax.planning.collectives import between_slices, by_kind_and_axes, find_collectives
 from maestro_jax.planning.compiled import (
     Buffer,
+    CompiledMemory,
     CompiledProgram,
     DoesNotFit,
-    Memory,
     TileTooLarge,
     compile_program,
     compiler_devices,
+    compiler_seconds,
     quick_options,
 )
-from maestro_jax.planning.cycles import compiler_seconds
 from maestro_jax.planning.estimate import Estimate, estimate, rows_of_a_device
 from maestro_jax.planning.hlo import parse_hlo
-from maestro_jax.planning.programs import lower_decoding, lower_training, parameter_shardings
+from maestro_jax.training.mesh_decoding import jitted_decoding, longest_audio
 from maestro_jax.training.parameter_trees import parameters_by_module, unbox
 from maestro_jax.training.run import TrainRun
 from maestro_jax.training.state import ShardedState, sharded_state
+from maestro_jax.training.steering import Steering
+from maestro_jax.training.step import jit_train_step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProgramPlan:
-    """A compiled program; bytes and seconds of one chip.
+    """The plan of a compiled program; bytes and seconds of one chip.
 
     Attributes:
-        memory: Bytes by what they are for; None if the program does not fit or cannot be compiled.
-        largest: The largest buffers at the moment of the most memory.
-        refusal: One line that says what does not fit or cannot be compiled; else None.
-        needed: Bytes that a program that does not fit asks for; else None.
+        memory: Bytes by purpose; None if the program does not fit or cannot be compiled.
+        largest: The largest buffers at the time of peak memory.
+        refusal: Why the program does not fit or cannot be compiled, in one line; else None.
+        needed: Bytes that a program needs that does not fit; else None.
         compiler_seconds: Time of one run by the compiler's cycles, without waiting for other chips.
         collectives: Bytes sent by kind and mesh axes, ``{"all-gather over fsdp": bytes}``.
-        between_slices: Of those, bytes sent to other slices.
-        compile_seconds: How long the compiler took, with a first time that it gave up.
-        compiler_options: What the compiler was told to be done sooner; empty for the program that
-            a run compiles.
+        between_slices: Those of them that are sent to other slices.
+        compile_seconds: Time of the compilation, failed attempts included.
+        compiler_options: Options that shorten the compilation; empty for the program that a run
+            compiles.
     """
 
-    memory: Memory | None
+    memory: CompiledMemory | None
     largest: tuple[Buffer, ...] = ()
     refusal: str | None = None
     needed: int | None = None
@@ -69,19 +73,19 @@ class ProgramPlan:
 
     @property
     def fits(self) -> bool:
-        """Whether the compiler accepted it."""
+        """Whether it was compiled."""
         return self.memory is not None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StreamPlan:
-    """A stream's share of a batch.
+    """The part of a batch that comes from one stream.
 
     Attributes:
-        batch: Examples a step.
-        per_chip: Examples of one chip.
-        audio_seconds: Seconds that audio is padded to; 0 without audio.
-        tokens: Tokens that text is padded to; 0 without text.
+        batch: Examples per step.
+        per_chip: Examples per chip.
+        audio_seconds: Seconds to which audio is padded; 0 without audio.
+        tokens: Tokens to which text is padded; 0 without text.
     """
 
     batch: int
@@ -92,17 +96,17 @@ class StreamPlan:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A run on a topology.
+    """The plan of a run on a topology.
 
     Attributes:
-        topology: Where.
+        topology: The topology.
         mesh: Devices along data, fsdp and tensor.
-        parameters: Their number by module.
+        parameters: Number of parameters by module.
         streams: Batches of the streams that the objective uses.
-        shardings: The mesh axes of every parameter.
+        shardings: Mesh axes of every parameter.
         estimate: The roofline: FLOPs, time, utilisation, hours.
         training: The training step with all streams; None without a compiler.
-        decoding: The search over one batch; None without a compiler, or if it was left out.
+        decoding: The search over one batch; None without a compiler, or if not requested.
     """
 
     topology: Topology
@@ -116,13 +120,13 @@ class Plan:
 
     @property
     def refusals(self) -> tuple[str, ...]:
-        """A line for every program that does not fit."""
+        """One line per program that does not fit."""
         compiled = [p.refusal for p in (self.training, self.decoding) if p is not None]
         lines = compiled or [self.estimate.refusal]
         return tuple(line for line in lines if line)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Returns the plan as plain JSON values."""
         step, time = self.estimate.step, self.estimate.time
         return {
             "topology": str(self.topology),
@@ -151,7 +155,7 @@ class Plan:
                 "hours": time.hours,
                 "chip_hours": time.chip_hours,
                 "audio_hours": time.audio_hours,
-                "audio_hours_a_second": time.audio_hours_a_second,
+                "audio_hours_per_second": time.audio_hours_per_second,
                 "phases": [
                     {
                         "begins": each.phase.begins,
@@ -159,7 +163,7 @@ class Plan:
                         "streams": list(each.phase.streams),
                         "step_seconds": each.step_seconds,
                         "hours": each.hours,
-                        "audio_hours_a_second": each.audio_hours_a_second,
+                        "audio_hours_per_second": each.audio_hours_per_second,
                     }
                     for each in time.phases
                 ],
@@ -183,16 +187,16 @@ def plan_run(
 
     Args:
         run: The run.
-        topology: Where.
-        compile_it: Whether to ask the compiler; GPUs have none to ask.
-        exact: Compile as a run does, without `quick_options`.
+        topology: The topology.
+        compile_it: Whether to compile, if there is a compiler: not for GPUs.
+        exact: Whether to compile as a run does, without `quick_options`.
         decoding: Whether to compile the decoding as well.
-        decoding_rows: Utterances that each device decodes at once.
-        beam_size: Of the decoding.
-        say: Told what is being done.
+        decoding_rows: Number of utterances that each device decodes at once.
+        beam_size: Beam size of the decoding.
+        say: Called with messages on the progress.
 
     Raises:
-        UserError: The mesh, the batches or the topology do not go together, or libtpu is missing.
+        UserError: If mesh, batches and topology do not match, or libtpu is missing.
     """
     compiling = compile_it and topology.chip.kind == "tpu"
     shape = run.partitioning.shape(topology.devices)
@@ -209,10 +213,10 @@ def plan_run(
         shardings = parameter_shardings(placed)
         say(f"tracing the step for {topology}, mesh {_mesh_text(shape)}")
         lowered = lower_training(run, mesh, placed=placed)
-        # Much of a compilation runs on one core; the rest of the plan is made beside it.
-        with concurrent.futures.ThreadPoolExecutor(max_workers=1) as beside:
+        # Much of a compilation runs on one core: the rest of the plan is made at the same time.
+        with concurrent.futures.ThreadPoolExecutor(max_workers=1) as executor:
             say("compiling the training step (minutes for a large model)")
-            compiled = beside.submit(
+            compiled = executor.submit(
                 _program, lowered, topology, mesh, "the training step", options, say
             )
             decoded = None
@@ -257,7 +261,7 @@ def training_program(
     exact: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> ProgramPlan:
-    """The training step with all streams, compiled as `plan_run` does."""
+    """Compiles the training step with all streams, as `plan_run` does."""
     lowered = lower_training(run, mesh, placed=placed)
     options = {} if exact else quick_options(topology.chip)
     return _program(lowered, topology, mesh, "the training step", options, say)
@@ -280,8 +284,8 @@ def _program(
             return ProgramPlan(memory=None, refusal=str(error), compile_seconds=seconds)
         say(f"{what} cannot be compiled with smaller tiles; compiling it as training does")
         refused = time.perf_counter() - start
-        found = _program(lowered, topology, mesh, what, {}, say)
-        return dataclasses.replace(found, compile_seconds=refused + found.compile_seconds)
+        program = _program(lowered, topology, mesh, what, {}, say)
+        return dataclasses.replace(program, compile_seconds=refused + program.compile_seconds)
     except DoesNotFit as error:
         return ProgramPlan(
             memory=None,
@@ -292,16 +296,16 @@ def _program(
             compiler_options=options,
         )
     module = parse_hlo(compiled.text)
-    moved = find_collectives(module, dict(mesh.shape), slices=topology.slices)
+    sends = find_collectives(module, dict(mesh.shape), slices=topology.slices)
     return ProgramPlan(
         memory=compiled.memory,
         largest=compiled.largest,
         compiler_seconds=compiler_seconds(module, topology.chip),
         collectives={
             f"{kind} over {'+'.join(axes)}": sent
-            for (kind, axes), sent in by_kind_and_axes(moved).items()
+            for (kind, axes), sent in by_kind_and_axes(sends).items()
         },
-        between_slices=sum(each.sent for each in moved if each.crosses_slices),
+        between_slices=between_slices(sends),
         compile_seconds=compiled.compile_seconds,
         compiler_options=options,
     )
@@ -322,3 +326,94 @@ def _program_dict(program: ProgramPlan | None) -> dict[str, Any] | None:
 
 def _mesh_text(shape: tuple[int, int, int]) -> str:
     return " x ".join(map(str, shape))
+
+
+def lower_training(
+    run: TrainRun,
+    mesh: Mesh,
+    streams: Sequence[str] | None = None,
+    placed: ShardedState | None = None,
+) -> Any:
+    """Lowers the training step.
+
+    Args:
+        run: The run.
+        mesh: The device mesh.
+        streams: The streams that have begun; None for all that the objective uses.
+        placed: The state on the mesh; computed if None.
+
+    Returns:
+        The result of ``jax.jit(...).lower(...)``.
+
+    Raises:
+        UserError: If the mesh cannot split a batch evenly.
+    """
+    run.partitioning.check_batch_sizes(mesh, run.batch_sizes)
+    placed = placed or sharded_state(run, mesh)
+    names = run.used_streams if streams is None else tuple(streams)
+    rows = run.partitioning.batch_sharding(mesh)
+    batch = {
+        name: {feature: _placed(leaf, rows) for feature, leaf in features.items()}
+        for name, features in run.batch_shapes().items()
+        if name in names
+    }
+    controls = Steering(run.objective, run.log_every).controls(0)
+    with run.partitioning.activate(mesh):
+        return jit_train_step(run, mesh, placed.shardings).lower(placed.abstract, batch, controls)
+
+
+def lower_decoding(
+    run: TrainRun,
+    mesh: Mesh,
+    *,
+    rows_per_device: int = 1,
+    beam_size: int = 1,
+    placed: ShardedState | None = None,
+) -> Any:
+    """Lowers encoders and search over one batch of the run's longest audio.
+
+    Args:
+        run: The run.
+        mesh: The device mesh.
+        rows_per_device: Utterances per device along data and fsdp.
+        beam_size: Number of hypotheses in the beam; 1 is greedy search.
+        placed: The state on the mesh; computed if None.
+
+    Returns:
+        The result of ``jax.jit(...).lower(...)``.
+
+    Raises:
+        UserError: If the run has no audio.
+    """
+    placed = placed or sharded_state(run, mesh)
+    trained = getattr(run.objective, "decoders", ("transducer",))
+    batch = rows_per_device * mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = run.partitioning.batch_sharding(mesh)
+
+    def array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
+
+    inputs = {
+        "audio": array((batch, longest_audio(run)), np.int16),
+        "audio_length": array((batch,), np.int32),
+    }
+    if run.model.needs_language:
+        inputs["language"] = array((batch,), np.int32)
+    if "st" in run.objective.streams and "paired" not in run.objective.streams:
+        inputs["target_language"] = array((batch,), np.int32)
+    decoding = jitted_decoding(run, beam_size=beam_size, decoder=trained[0])
+    with run.partitioning.activate(mesh):
+        return decoding.lower(placed.abstract.params, **inputs)
+
+
+def parameter_shardings(placed: ShardedState) -> dict[str, str]:
+    """Returns the mesh axes of parameters, ``{"decoder/embed/embedding": "(None, 'fsdp')"}``."""
+    leaves = jax.tree_util.tree_leaves_with_path(placed.shardings.params)
+    return {
+        "/".join(str(getattr(key, "key", key)) for key in path): str(tuple(sharding.spec))
+        for path, sharding in leaves
+    }
+
+
+def _placed(leaf: jax.ShapeDtypeStruct, sharding: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

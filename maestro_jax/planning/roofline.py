@@ -1,23 +1,23 @@
-"""From work and bytes to seconds: the roofline of a step.
+"""Computes the time of a step from FLOPs and bytes, by a roofline model.
 
-    step = roofline(topology, trace, mesh)          # Or with what a compiled program sends.
+    step = roofline(topology, trace, mesh)          # Or with the transfers of a compiled program.
     step.seconds, step.utilisation, step.bound      # "compute", "memory", "network", "loops"
-    step.phases                                     # Seconds of each resource in each phase
+    step.phases                                     # Seconds of each resource in each part
 
-A phase takes as long as the busiest of its resources if they overlap, which XLA's asynchronous
-collectives aim at, or all of them one after the other if they do not (`Assumptions.overlap`).
+A part of the step takes the time of its busiest resource if resources overlap, the aim of XLA's
+asynchronous collectives, or the sum of all if they do not (`Assumptions.overlap`).
 
-- *compute*: FLOPs that are done, what is computed twice included, at `Chip.achievable` of the peak;
-  a product that its operands keep waiting takes the time of its bytes.
-- *memory*: what is done element by element, `fused` operations for one pass over the memory; in the
-  update, the state.
+- *compute*: FLOPs, recomputation included, at `Chip.achievable` of the peak; a product that is
+  bound by the memory of its operands takes the time of its bytes.
+- *memory*: elementwise operations, `fused` of them per pass over the memory; in the update, the
+  state.
 - *network*: bytes sent over the links that a group's axis has in the torus, or between slices.
-- *loops*: turns of the prediction network and of the lattices, one after the other, at
-  `turn_seconds` each; nothing overlaps with them.
+- *loops*: sequential turns of the prediction network and of the lattices, at `turn_seconds` each;
+  nothing overlaps with them.
 
-The update follows the gradients and overlaps with nothing. This is a model of a machine, not a
-measurement: what it leaves out (the compiler's copies, waiting for the slowest chip) is in
-`Chip.achievable`, which others measured with larger products.
+The update follows the gradients and overlaps with nothing. This is a model, not a measurement. What
+it leaves out (the compiler's copies, waiting for the slowest chip) is in `Chip.achievable`, which
+others measured with larger products.
 """
 
 from __future__ import annotations
@@ -35,25 +35,26 @@ RESOURCES = ("compute", "memory", "network", "loops")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Assumptions:
-    """What is assumed of the machine.
+    """Assumptions on the hardware.
 
     Attributes:
-        memory: Share of the memory's bandwidth that programs reach. Copies on an H100 were measured
-            at 0.867 of it (https://github.com/aigatech/vpbenchmarking).
-        network: Share of the links'. Copies over NVLink were measured at 380 of 450 GB/s, 0.84
-            (https://github.com/NVIDIA/nccl/issues/1264); collectives reach somewhat less.
-        fused: Operations of one element at a time that read and write memory once together. XLA
-            fuses chains of them, and into the products next to them. Assumed, between the 2 to 3
-            that the TPU compiler's cycles make of the joint network's loops and the whole layers
-            that it fuses elsewhere.
-        turn_seconds: The least that a turn of a loop takes, whatever it computes. The TPU compiler
-            reckons 5 to 13 microseconds on a v5e for the loops of the tiny model's LSTM and
-            lattices, of 4 to 10 operations a turn.
-        slice_doubling: What is left of the speed when the slices of a TPU double, for whatever
-            reason. MaxText's models of 22B on v4 and of 16B on v5e keep 0.979 and 0.978, from one
-            to 8 and to 32 slices (`chip_table`). Machines of GPUs need none: what they achieve was
-            measured on thousands.
-        overlap: Whether a phase's resources work at the same time.
+        memory: Fraction of the memory's bandwidth that programs reach. Copies on an H100 were
+            measured at 0.867 (https://github.com/aigatech/vpbenchmarking).
+        network: Fraction of the links' bandwidth. Copies over NVLink were measured at 380 of 450
+            GB/s, 0.84 (https://github.com/NVIDIA/nccl/issues/1264); collectives reach somewhat
+            less.
+        fused: Number of elementwise operations per pass over the memory. XLA fuses chains of them,
+            also into the products next to them. The value lies between 2 to 3, which follow from
+            the TPU compiler's cycles for the joint network's loops, and the whole layers that it
+            fuses elsewhere.
+        turn_seconds: Least time of a turn of a loop. The TPU compiler estimates 5 to 13
+            microseconds on a v5e for the loops of the tiny model's LSTM and lattices, of 4 to 10
+            operations per turn.
+        slice_doubling: Fraction of the speed that remains when the number of TPU slices doubles.
+            MaxText's models of 22B on v4 and of 16B on v5e keep 0.979 and 0.978, from one to 8 and
+            to 32 slices (`chip_table`). GPUs need none: their `achievable` was measured on
+            thousands.
+        overlap: Whether the resources of a part overlap.
     """
 
     memory: float = 0.85
@@ -65,16 +66,16 @@ class Assumptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PhaseTime:
+class StepPart:
     """Seconds of each resource in a part of the step.
 
     Attributes:
         name: ``gradient`` or ``update``.
         compute: Seconds of products.
-        memory: Seconds of what is done element by element.
+        memory: Seconds of elementwise operations.
         network: Seconds of transfers.
-        loops: Seconds of turns.
-        overlap: Whether the first three work at the same time.
+        loops: Seconds of sequential turns.
+        overlap: Whether transfers overlap with computation.
     """
 
     name: str
@@ -86,7 +87,7 @@ class PhaseTime:
 
     @property
     def seconds(self) -> float:
-        """How long it takes."""
+        """Time of the part."""
         own = self.compute + self.memory
         together = max(own, self.network) if self.overlap else own + self.network
         return together + self.loops
@@ -99,46 +100,46 @@ class PhaseTime:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepTime:
-    """A step by roofline.
+    """The time of a step by roofline.
 
     Attributes:
-        phases: Its parts, one after the other.
+        phases: Its parts, in order.
         model_flops: FLOPs of the algorithm, on all chips together.
-        chips: How many.
-        peak_flops: Of one of them.
+        chips: Number of chips.
+        peak_flops: FLOPs per second of one chip.
     """
 
-    phases: tuple[PhaseTime, ...]
+    phases: tuple[StepPart, ...]
     model_flops: float
     chips: int
     peak_flops: float
 
     @property
     def seconds(self) -> float:
-        """How long a step takes."""
+        """Time of the step."""
         return sum(phase.seconds for phase in self.phases)
 
     @property
     def utilisation(self) -> float:
-        """Model-FLOPs utilisation: the algorithm's share of the peak."""
+        """Model-FLOPs utilisation: fraction of the peak."""
         return model_flops_utilisation(self.model_flops, self.seconds, self.chips, self.peak_flops)
 
     @property
     def bound(self) -> str:
-        """The resource that takes the longest in the longest phase."""
+        """The resource that takes the longest in the longest part."""
         return max(self.phases, key=lambda phase: phase.seconds).bound
 
 
 def model_flops_utilisation(
     model_flops: float, seconds: float, chips: int, peak_flops: float
 ) -> float:
-    """The share of the peak that goes into the algorithm.
+    """Computes the fraction of the peak FLOPs that the algorithm uses.
 
     Args:
-        model_flops: Of a step, on all chips together, nothing counted twice.
-        seconds: Of a step, by whatever clock.
-        chips: How many.
-        peak_flops: FLOPs a second of one.
+        model_flops: FLOPs per step on all chips together, without recomputation.
+        seconds: Seconds per step.
+        chips: Number of chips.
+        peak_flops: FLOPs per second of one chip.
     """
     return model_flops / (seconds * chips * peak_flops) if seconds else 0.0
 
@@ -152,31 +153,31 @@ def roofline(
     between_slices: float | None = None,
     assumptions: Assumptions | None = None,
 ) -> StepTime:
-    """The time of a step.
+    """Computes the time of a step.
 
     Args:
-        topology: The machine.
+        topology: The topology.
         trace: The step with the rows of one device.
         mesh: Devices along data, fsdp and tensor.
-        transfers: What one device sends; None: what follows from mesh and parameters.
-        between_slices: Bytes that one device sends to other slices or machines, of those; None:
-            what follows from the mesh, see `slow_bytes`.
-        assumptions: What is assumed of the machine; None: the defaults.
+        transfers: What one device sends; None for the estimate from mesh and parameters.
+        between_slices: Bytes of them that one device sends to other slices or machines; None for
+            the estimate of `slow_bytes`.
+        assumptions: Assumptions on the hardware; None for the defaults.
     """
     assumed = assumptions or Assumptions()
     chip = topology.chip
     share = 1 / chip.devices_per_chip
     doublings = math.log2(topology.slices) if chip.kind == "tpu" else 0.0
-    kept = assumed.slice_doubling**doublings
+    scaling = assumed.slice_doubling**doublings
     sends = tuple(trace.transfers(mesh) if transfers is None else transfers)
     slow = sum(slow_bytes(topology, mesh, each) for each in sends)
     if between_slices is not None:
         slow = between_slices
     fast = sum(each.sent / axis_bandwidth(topology, mesh, each.axis) for each in sends)
     network = max(fast, slow / (chip.dcn_bandwidth * share)) / assumed.network
-    gradient = PhaseTime(
+    gradient = StepPart(
         name="gradient",
-        compute=product_seconds(chip, trace.flops, mesh[2], assumed) / kept,
+        compute=product_seconds(chip, trace.flops, mesh[2], assumed) / scaling,
         memory=2
         * trace.flops.elementwise
         / (mesh[2] * assumed.fused * chip.hbm_bandwidth * share * assumed.memory),
@@ -184,7 +185,7 @@ def roofline(
         loops=trace.flops.turns * assumed.turn_seconds,
         overlap=assumed.overlap,
     )
-    update = PhaseTime(
+    update = StepPart(
         name="update",
         compute=0.0,
         memory=trace.update_bytes(mesh) / (chip.hbm_bandwidth * share * assumed.memory),
@@ -204,13 +205,13 @@ def roofline(
 def product_seconds(
     chip: Chip, flops: FlopCount, tensor: int = 1, assumptions: Assumptions | None = None
 ) -> float:
-    """Seconds of one device for all products: FLOPs or bytes of each, whichever takes longer.
+    """Computes the seconds of one device for all products, each by its FLOPs or its bytes.
 
     Args:
         chip: The chip.
         flops: The products of one device's rows.
         tensor: Devices that share each product.
-        assumptions: What is assumed of the machine; None: the defaults.
+        assumptions: Assumptions on the hardware; None for the defaults.
     """
     assumed = assumptions or Assumptions()
     share = 1 / chip.devices_per_chip
@@ -223,11 +224,11 @@ def product_seconds(
 
 
 def axis_bandwidth(topology: Topology, mesh: MeshShape, axis: str) -> float:
-    """Bytes a second that one device sends along an axis of the mesh within a slice.
+    """Computes the bytes per second that one device sends along an axis of the mesh in a slice.
 
-    The last axes of the mesh take neighbours first, as `mesh_utils.create_device_mesh` lays them
-    out where it can: a group takes the shortest axes of the torus that hold it, each with a link
-    in either direction, one of which is missing where the axis is no ring.
+    The last axes of the mesh are assigned to neighbours first, as `mesh_utils.create_device_mesh`
+    does if it can: a group takes the shortest axes of the torus that hold it, each with a link in
+    either direction, or in one direction if the axis is not a ring.
     """
     chip = topology.chip
     share = 1 / chip.devices_per_chip
@@ -240,22 +241,22 @@ def axis_bandwidth(topology: Topology, mesh: MeshShape, axis: str) -> float:
     best = 0.0
     axes = list(zip(topology.shape, topology.wraps, strict=True))
     for mask in range(1, 2 ** len(axes)):
-        chosen = [each for place, each in enumerate(axes) if mask >> place & 1]
-        # Axes that are needed to hold the group, and no more.
-        held = math.prod(length for length, _ in chosen)
-        if held < size or any(held // length >= size for length, _ in chosen if len(chosen) > 1):
+        subset = [each for place, each in enumerate(axes) if mask >> place & 1]
+        # Subsets of axes that hold the group, but not without any of them.
+        held = math.prod(length for length, _ in subset)
+        if held < size or any(held // length >= size for length, _ in subset if len(subset) > 1):
             continue
-        links = sum(2 if ring else 1 for length, ring in chosen if length > 1)
+        links = sum(2 if ring else 1 for length, ring in subset if length > 1)
         best = max(best, (links or 1) * chip.link_bandwidth)
     return (best or chip.link_bandwidth) * share
 
 
 def slow_bytes(topology: Topology, mesh: MeshShape, transfer: Transfer) -> float:
-    """Bytes that one device sends to other slices or machines for a transfer.
+    """Computes the bytes that one device sends to other slices or machines for a transfer.
 
-    Slices are joined along `data`, so what runs along `data` crosses: within a slice first, then
-    each device its part with the other slices. Machines of GPUs hold neighbours; a group larger
-    than a machine crosses with all cards of the machine at once.
+    Slices are joined along `data`, so that transfers along `data` cross them: first within a slice,
+    then each device exchanges its shard with the other slices. A machine of GPUs holds neighbours;
+    a group larger than a machine uses the network cards of all its GPUs at once.
     """
     if topology.slices == 1 or transfer.group < 2:
         return 0.0
@@ -267,5 +268,5 @@ def slow_bytes(topology: Topology, mesh: MeshShape, transfer: Transfer) -> float
     within = max(1, per_slice // stride)
     groups = math.ceil(transfer.group / within)
     payload = transfer.sent * transfer.group / (transfer.group - 1)
-    # What one slice hands on, shared by its devices in the group.
+    # What one slice sends, divided among its devices in the group.
     return payload / within * (groups - 1) / groups

@@ -1,15 +1,15 @@
-"""Weak scaling: the same rows on each chip, on more and more chips.
+"""Computes weak scaling: the same rows per chip, on more and more chips.
 
     table = scale_run(run, parse_topology("v5e:16x16"), [16, 64, 256, 1024, 4096])
     for row in table:
         row.topology, row.mesh, row.step.seconds, row.efficiency
     scaling_cells(table, audio_hours), plot_scaling(table, "scaling.png")
 
-The step is traced once, with the rows of one device: more chips mean a larger batch, and nothing
-but the network and the parts of the state changes. Each size gets the mesh of `data` and `fsdp`
-that is fastest of those that fit; parameters are split within a slice, and slices are joined along
-`data`. Efficiency is examples a second and chip beside the smallest size; `serial` is the same if
-no transfer overlaps with work, the worst case of the same network.
+The step is traced once, with the rows of one device: more chips mean a larger batch, and only the
+network and the shards of the state change. Each size gets the fastest mesh of `data` and `fsdp`
+that fits; parameters are split within a slice, and slices are joined along `data`. Efficiency is
+examples per second and chip, relative to the smallest size; `serial` is the same if no transfer
+overlaps with computation, the worst case.
 """
 
 from __future__ import annotations
@@ -24,39 +24,46 @@ import numpy as np
 
 from maestro_jax.batches import SAMPLE_RATE
 from maestro_jax.errors import UserError
-from maestro_jax.planning.analytic import Memory, MeshShape, StepTrace, Transfer, trace_step
+from maestro_jax.planning.analytic import (
+    EstimatedMemory,
+    MeshShape,
+    StepTrace,
+    Transfer,
+    trace_step,
+)
 from maestro_jax.planning.chips import Chip, Topology, slice_shapes
 from maestro_jax.planning.estimate import ROOM, rows_of_a_device
 from maestro_jax.planning.roofline import Assumptions, StepTime, roofline, slow_bytes
 
 SIZES = (16, 64, 256, 1024, 4096)
 
-# Okabe and Ito's colours, told apart by readers of any colour vision.
+# Okabe and Ito's colours, which readers of any colour vision can distinguish.
 _BLUE, _VERMILION = "#0072B2", "#D55E00"
 _COLOURS = {"compute": _BLUE, "memory": "#56B4E9", "loops": "#E69F00", "network": _VERMILION}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScalingRow:
-    """One size of the machine.
+    """The plan for one number of chips.
 
     Attributes:
-        topology: The machine.
+        topology: The topology.
         mesh: Devices along data, fsdp and tensor.
         memory: Bytes of one device.
-        fits: Whether they are enough.
-        step: A step, transfers overlapping with work.
+        fits: Whether the memory suffices.
+        step: A step whose transfers overlap with computation.
         serial: The same step if nothing overlaps.
         transfers: What one device sends.
-        slow_bytes: Bytes of those that go to other slices or machines.
-        efficiency: Examples a second and chip beside the smallest size.
-        serial_efficiency: The same if nothing overlaps here, but all does there.
-        audio_hours_a_second: Hours of audio that are read in a second.
+        slow_bytes: Bytes of them that go to other slices or machines.
+        efficiency: Examples per second and chip, relative to the smallest size.
+        serial_efficiency: The same if nothing overlaps at this size, relative to the smallest size
+            with overlap.
+        audio_hours_per_second: Hours of audio per second.
     """
 
     topology: Topology
     mesh: MeshShape
-    memory: Memory
+    memory: EstimatedMemory
     fits: bool
     step: StepTime
     serial: StepTime
@@ -64,7 +71,7 @@ class ScalingRow:
     slow_bytes: float
     efficiency: float
     serial_efficiency: float
-    audio_hours_a_second: float
+    audio_hours_per_second: float
 
     @property
     def sent(self) -> float:
@@ -72,15 +79,15 @@ class ScalingRow:
         return sum(each.sent for each in self.transfers)
 
     def hours(self, audio_hours: float) -> float:
-        """Hours until so much audio is read: with larger batches, in fewer steps."""
-        return audio_hours / (self.audio_hours_a_second * 3600)
+        """Computes the hours in which an amount of audio is read."""
+        return audio_hours / (self.audio_hours_per_second * 3600)
 
 
 def topology_of(chip: Chip, chips: int) -> Topology:
-    """The topology that has so many chips: one slice if there is one, the most even shape of it.
+    """Finds the topology of a number of chips: one slice if possible, of the most even shape.
 
     Raises:
-        UserError: No number of slices has so many chips.
+        UserError: If no number of slices has that many chips.
     """
     shapes = list(slice_shapes(chip))
     exact = [shape for shape in shapes if math.prod(shape) == chips]
@@ -97,7 +104,7 @@ def topology_of(chip: Chip, chips: int) -> Topology:
 
 
 def _largest_part(chip: Chip, shapes: Sequence[tuple[int, ...]], chips: int) -> tuple[int, ...]:
-    """The largest even slice of which several make up a number of chips."""
+    """Finds the largest, most even slice whose multiple is a number of chips."""
     parts = [shape for shape in shapes if chips % math.prod(shape) == 0]
     return max(parts, key=lambda shape: (math.prod(shape), -max(shape)))
 
@@ -110,17 +117,17 @@ def scale_run(
     trace: StepTrace | None = None,
     assumptions: Assumptions | None = None,
 ) -> tuple[ScalingRow, ...]:
-    """The table of a run: each chip keeps the rows that it has on one topology.
+    """Computes the table of a run: each chip keeps the rows that it has on one topology.
 
     Args:
-        run: A `TrainRun`; its mesh says how many devices share a product along `tensor`.
-        topology: Where the run's own batches are to be trained on.
+        run: A `TrainRun`; its mesh gives the number of devices along `tensor`.
+        topology: The topology for the run's own batches.
         sizes: Numbers of chips, in ascending order.
-        trace: A step with the rows of one device and all streams; None: it is traced.
-        assumptions: What is assumed of the machine; None: the defaults.
+        trace: A step with the rows of one device and all streams; traced if None.
+        assumptions: Assumptions on the hardware; None for the defaults.
 
     Raises:
-        UserError: The run's batches do not fit the topology, or no slices make up a size.
+        UserError: If the run's batches do not fit the topology, or no slices have a size.
     """
     mesh = run.partitioning.shape(topology.devices)
     rows = rows_of_a_device(run, mesh)
@@ -144,18 +151,18 @@ def weak_scaling(
     tensor: int = 1,
     assumptions: Assumptions | None = None,
 ) -> tuple[ScalingRow, ...]:
-    """The table.
+    """Computes the table of a traced step.
 
     Args:
         trace: A step with the rows of one device.
         chip: The chip.
         sizes: Numbers of chips, in ascending order.
-        audio_seconds: Seconds of audio that the rows of one device have room for.
+        audio_seconds: Seconds of audio in the rows of one device, padding included.
         tensor: Devices along `tensor`, the same for every size.
-        assumptions: What is assumed of the machine; None: the defaults.
+        assumptions: Assumptions on the hardware; None for the defaults.
 
     Raises:
-        UserError: A size that no slices make up, or that the tensor axis does not divide.
+        UserError: If no slices have a size, or the tensor axis does not divide one.
     """
     assumed = assumptions or Assumptions()
     rows: list[ScalingRow] = []
@@ -174,40 +181,36 @@ def weak_scaling(
                 topology=topology,
                 mesh=mesh,
                 memory=memory,
-                fits=memory.total <= _room(topology),
+                fits=memory.total <= ROOM * topology.usable_bytes,
                 step=step,
                 serial=serial,
                 transfers=transfers,
                 slow_bytes=sum(slow_bytes(topology, mesh, each) for each in transfers),
                 efficiency=first.step.seconds / step.seconds if first else 1.0,
                 serial_efficiency=(first.step if first else step).seconds / serial.seconds,
-                audio_hours_a_second=audio_seconds * shards / 3600 / step.seconds,
+                audio_hours_per_second=audio_seconds * shards / 3600 / step.seconds,
             )
         )
     return tuple(rows)
 
 
-def _room(topology: Topology) -> float:
-    return ROOM * topology.chip.usable_hbm_bytes / topology.chip.devices_per_chip
-
-
 def _fastest(
     trace: StepTrace, topology: Topology, tensor: int, assumptions: Assumptions
 ) -> tuple[MeshShape, StepTime]:
-    """The fastest mesh that fits; of none that fits, the one that needs the least memory."""
+    """Finds the fastest mesh that fits; if none fits, the one that needs the least memory."""
     per_slice = topology.devices_per_slice
     if per_slice % tensor:
         raise UserError(
             f"{topology.name} has {per_slice} devices, which {tensor} along tensor do not divide."
         )
-    found: list[tuple[bool, float, MeshShape, StepTime]] = []
+    candidates: list[tuple[bool, float, MeshShape, StepTime]] = []
     for fsdp in _divisors(per_slice // tensor):
         mesh = (topology.devices // (fsdp * tensor), fsdp, tensor)
         step = roofline(topology, trace, mesh, assumptions=assumptions)
         total = trace.memory(mesh).total
-        too_large = total > _room(topology)
-        found.append((too_large, total if too_large else step.seconds, mesh, step))
-    _, _, mesh, step = min(found, key=lambda each: each[:2])
+        too_large = total > ROOM * topology.usable_bytes
+        candidates.append((too_large, total if too_large else step.seconds, mesh, step))
+    _, _, mesh, step = min(candidates, key=lambda each: each[:2])
     return mesh, step
 
 
@@ -222,7 +225,7 @@ HEAD = (
 
 
 def scaling_cells(rows: Sequence[ScalingRow], audio_hours: float = 0.0) -> list[list[str]]:
-    """The table as text, `HEAD` first; with `hours` for so much audio if it is given."""
+    """Formats the table, `HEAD` first; with the hours for an amount of audio if it is given."""
     cells = [[*HEAD, *(("hours", "chip hours") if audio_hours else ())]]
     for row in rows:
         line = [
@@ -237,7 +240,7 @@ def scaling_cells(rows: Sequence[ScalingRow], audio_hours: float = 0.0) -> list[
             f"{row.serial_efficiency:.1%}",
             f"{row.sent / 2**30:.2f}",
             f"{row.slow_bytes / 2**30:.3f}",
-            f"{row.audio_hours_a_second:,.1f}",
+            f"{row.audio_hours_per_second:,.1f}",
         ]
         if audio_hours:
             hours = row.hours(audio_hours)
@@ -247,16 +250,16 @@ def scaling_cells(rows: Sequence[ScalingRow], audio_hours: float = 0.0) -> list[
 
 
 def plot_scaling(rows: Sequence[ScalingRow], path: str | os.PathLike[str]) -> None:
-    """Throughput against chips beside the ideal, and what a step's seconds are made of.
+    """Plots throughput against chips, and the seconds of each resource in a step.
 
     Args:
         rows: From `weak_scaling`.
-        path: Of the picture; the suffix picks the format.
+        path: File of the figure; its suffix determines the format.
     """
     from matplotlib.figure import Figure
 
     chips = [row.topology.chips for row in rows]
-    # Throughput of model FLOPs, which has a unit without audio, too.
+    # Throughput in model FLOPs, which is defined without audio, too.
     flops = [row.step.model_flops / row.step.seconds / 1e15 for row in rows]
     serial = [row.serial.model_flops / row.serial.seconds / 1e15 for row in rows]
     ideal = [flops[0] * count / chips[0] for count in chips]

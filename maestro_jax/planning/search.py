@@ -1,10 +1,10 @@
-"""The mesh and the batch that fit a topology and are fastest.
+"""Searches for the fastest mesh and batch that fit a topology.
 
-    found = search(run, parse_topology("v5e:16x16"), compiled=2)
-    found[0].mesh, found[0].streams, found[0].program.memory.free_share
+    candidates = search(run, parse_topology("v5e:16x16"), compiled=2)
+    candidates[0].mesh, candidates[0].rows, candidates[0].program.memory.free_share
 
-Every mesh is tried with the run's batches and multiples of them, by roofline; the compiler is asked
-about the fastest of those that the estimate lets in, until enough of them fit.
+Every mesh is tried with the run's batches and multiples of them, by roofline. The fastest that fit
+by estimate are then compiled, until enough of them fit by the compiler.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ class Candidate:
 
     Attributes:
         mesh: Devices along data, fsdp and tensor.
-        times: The run's batches times this.
+        times: Factor of the run's batches.
         rows: Examples of each stream on one device along data and fsdp.
         estimated_bytes: Memory of a device by estimate.
         fits: Whether that leaves a fifth of the memory.
         step: A step by roofline.
-        audio_hours_a_second: Hours of audio read in one second.
-        program: What the compiler says; None: it was not asked.
+        audio_hours_per_second: Hours of audio per second.
+        program: The compiled step; None if it was not compiled.
     """
 
     mesh: MeshShape
@@ -50,16 +50,16 @@ class Candidate:
     estimated_bytes: float
     fits: bool
     step: StepTime
-    audio_hours_a_second: float
+    audio_hours_per_second: float
     program: ProgramPlan | None = None
 
     @property
     def speed(self) -> float:
-        """Batches of the run's own size a second."""
+        """Batches of the run's own size per second."""
         return self.times / self.step.seconds
 
     def as_dict(self) -> dict[str, Any]:
-        """A row of a table, or of JSON."""
+        """Returns a row of a table, or of JSON."""
         memory = None if self.program is None else self.program.memory
         compiled = None if memory is None else round(memory.used / GIB, 2)
         return {
@@ -70,7 +70,7 @@ class Candidate:
             "fits": self.fits if self.program is None else self.program.fits,
             "s a step": round(self.step.seconds, 4),
             "utilisation": round(self.step.utilisation, 3),
-            "audio hours a second": round(self.audio_hours_a_second, 2),
+            "audio hours a second": round(self.audio_hours_per_second, 2),
             "GiB, compiled": compiled,
         }
 
@@ -89,20 +89,19 @@ def search(
 
     Args:
         run: The run.
-        topology: Where.
-        compiled: Candidates that the compiler must have accepted before the search ends; 0: it is
-            not asked, as for GPUs.
-        times: Multiples of the run's batches.
-        tensor: Devices along the tensor axis.
-        exact: Compile as training does, not with the smaller tiles that are sooner compiled.
-        say: Told if a program cannot be compiled with the smaller tiles.
+        topology: The topology.
+        compiled: Number of candidates that must fit by the compiler before the search ends; 0
+            compiles none, as for GPUs.
+        times: Factors of the run's batches.
+        tensor: Numbers of devices along the tensor axis.
+        exact: Whether to compile as training does, without `quick_options`.
+        say: Called with a message if a program cannot be compiled with smaller tiles.
 
     Returns:
-        What fits, the fastest first, those that were compiled before those that were not; then what
-        does not fit.
+        Candidates that fit, compiled ones first, the fastest first; then those that do not fit.
 
     Raises:
-        UserError: No mesh divides the batches.
+        UserError: If no mesh divides the batches.
     """
     pairs = list(_pairs(run, topology, times, tensor))
     if not pairs:
@@ -111,21 +110,21 @@ def search(
             f"multiples of {topology.devices}."
         )
     traces: dict[tuple[tuple[str, int], ...], StepTrace] = {}
-    found: list[Candidate] = []
+    candidates: list[Candidate] = []
     with Progress(len(pairs), "estimating") as progress:
         for mesh, factor, rows in pairs:
             key = tuple(rows.items())
             if key not in traces:
                 traces[key] = trace_step(run, rows)
-            found.append(_candidate(run, topology, mesh, factor, rows, traces[key]))
+            candidates.append(_candidate(run, topology, mesh, factor, rows, traces[key]))
             progress.update()
-    found.sort(key=lambda each: (not each.fits, -each.speed))
+    candidates.sort(key=lambda each: (not each.fits, -each.speed))
     if not compiled or topology.chip.kind != "tpu":
-        return tuple(found)
+        return tuple(candidates)
     devices = compiler_devices(topology)
     accepted = 0
     with Progress(compiled, "compiling") as progress:
-        for place, each in enumerate(found):
+        for place, each in enumerate(candidates):
             if accepted == compiled or not each.fits:
                 break
             partitioning = dataclasses.replace(run.partitioning, mesh_shape=each.mesh)
@@ -134,12 +133,12 @@ def search(
             program = training_program(
                 changed, topology, partitioning.mesh(devices), exact=exact, say=say
             )
-            found[place] = dataclasses.replace(each, program=program)
+            candidates[place] = dataclasses.replace(each, program=program)
             if program.fits:
                 accepted += 1
                 progress.update()
-    found.sort(key=_order)
-    return tuple(found)
+    candidates.sort(key=_order)
+    return tuple(candidates)
 
 
 def _order(each: Candidate) -> tuple[bool, bool, float]:
@@ -150,7 +149,7 @@ def _order(each: Candidate) -> tuple[bool, bool, float]:
 def _pairs(
     run: TrainRun, topology: Topology, times: Sequence[float], tensor: Sequence[int]
 ) -> Iterator[tuple[MeshShape, float, dict[str, int]]]:
-    """Meshes and multiples that divide evenly, with the rows of a device."""
+    """Yields meshes and factors that divide evenly, with the rows of a device."""
     for parts, factor in itertools.product(tensor, times):
         shards, rest = divmod(topology.devices, parts)
         if rest:
@@ -166,7 +165,7 @@ def _pairs(
 
 
 def _useful(shards: int) -> set[int]:
-    """Devices along fsdp: none, all of a slice, and powers of 4 between."""
+    """Returns the numbers of devices along fsdp to try: 1, a whole slice, powers of 4 between."""
     powers = {4**n for n in range(1, 8) if shards % 4**n == 0}
     return {1, shards, *powers}
 
@@ -189,7 +188,6 @@ def _candidate(
 ) -> Candidate:
     step = roofline(topology, trace, mesh)
     memory = trace.memory(mesh)
-    capacity = topology.chip.usable_hbm_bytes / topology.chip.devices_per_chip
     audio = sum(
         count * mesh[0] * mesh[1] * run.streams[name].audio_samples for name, count in rows.items()
     )
@@ -198,7 +196,7 @@ def _candidate(
         times=factor,
         rows=rows,
         estimated_bytes=memory.total,
-        fits=memory.total <= ROOM * capacity,
+        fits=memory.total <= ROOM * topology.usable_bytes,
         step=step,
-        audio_hours_a_second=audio / SAMPLE_RATE / 3600 / step.seconds,
+        audio_hours_per_second=audio / SAMPLE_RATE / 3600 / step.seconds,
     )

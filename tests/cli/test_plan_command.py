@@ -13,7 +13,7 @@ from maestro_jax.errors import UserError
 from maestro_jax.gin_utils.gin_config import parse_and_build
 from maestro_jax.planning import plan as planning
 from maestro_jax.planning.chips import parse_topology
-from maestro_jax.planning.compiled import Memory, quick_options
+from maestro_jax.planning.compiled import CompiledMemory, quick_options
 
 FILES = [
     *("--gin_file", "runs/pretrain.gin", "--gin_file", "models/xl.gin"),
@@ -100,7 +100,7 @@ def test_what_a_quick_compilation_is_worth_is_said() -> None:
     files = [*FILES[1::2]]
     run = parse_and_build(files, {"STEPS": "9", "AUDIO_SAMPLES": "64000"})
     found = planning.plan_run(run, parse_topology("v6e:16x16"), compile_it=False)
-    memory = Memory(arguments=1, results=1, temporaries=1, code=1, capacity=10)
+    memory = CompiledMemory(arguments=1, results=1, temporaries=1, code=1, capacity=10)
     compiled = dataclasses.replace(
         found, training=planning.ProgramPlan(memory=memory, compiler_seconds=1.0)
     )

@@ -9,8 +9,13 @@ import pytest
 from maestro_jax.errors import UserError
 from maestro_jax.planning import compiled as planning_compiled
 from maestro_jax.planning.chips import CHIPS, GIB, parse_topology
-from maestro_jax.planning.compiled import compiler_devices, parse_live_ranges, part_of
-from maestro_jax.planning.cycles import CLOCKS, compiler_seconds
+from maestro_jax.planning.compiled import (
+    CLOCKS,
+    compiler_devices,
+    compiler_seconds,
+    parse_live_ranges,
+    part_of,
+)
 
 LIVE_RANGES = """
   Live ranges at 55 (peak):
@@ -110,7 +115,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from maestro_jax.planning.chips import parse_topology
 from maestro_jax.planning.compiled import DoesNotFit, TileTooLarge, quick_options
 from maestro_jax.planning.compiled import compile_program, compiler_devices
-from maestro_jax.planning.cycles import compiler_seconds
+from maestro_jax.planning.compiled import compiler_seconds
 
 topology = parse_topology("{topology}")
 mesh = Mesh(np.array(compiler_devices(topology)), ("data",))

@@ -58,7 +58,7 @@ def test_rows_of_the_table(trace) -> None:
         assert row.serial.seconds >= row.step.seconds
         assert row.efficiency == pytest.approx(table[0].step.seconds / row.step.seconds)
         rate = row.topology.chips * 60 / 3600 / row.step.seconds
-        assert row.audio_hours_a_second == pytest.approx(rate)
+        assert row.audio_hours_per_second == pytest.approx(rate)
         assert row.hours(3600 * rate) == pytest.approx(1.0)
         assert (row.slow_bytes > 0) == (row.topology.slices > 1)
     # A gradient that crosses between ever more slices approaches its whole size, twice.
@@ -97,4 +97,4 @@ def test_a_run_keeps_its_rows_a_chip(small) -> None:
     assert large.step.model_flops == 16 * 512 * one
     assert small_one.mesh[2] == large.mesh[2] == 4
     audio = 512 * small.INPUTS / 16000 / 3600
-    assert small_one.audio_hours_a_second == pytest.approx(audio / small_one.step.seconds)
+    assert small_one.audio_hours_per_second == pytest.approx(audio / small_one.step.seconds)

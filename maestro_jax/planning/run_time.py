@@ -1,12 +1,12 @@
-"""From seconds a step to the hours of a run: its phases, in which more and more streams take part.
+"""Computes the hours of a run from seconds per step, phase by phase of its curriculum.
 
     for phase in run_phases(run):
         phase.streams, phase.steps
     time = run_time(run, seconds_of={("speech",): 0.4, ("speech", "paired"): 0.6}, chips=256)
-    time.hours, time.chip_hours, time.audio_hours_a_second
+    time.hours, time.chip_hours, time.audio_hours_per_second
 
-Gates may hold a phase back; the hours are those of a run that none of them holds. Batches count as
-they are padded: what a stream's rows have room for.
+A phase is a number of steps with the same streams. Gates may delay a phase; the hours are those
+without any delay. Audio counts as it is padded.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class RunPhase:
 
     Attributes:
         begins: The first step, counted from 0.
-        steps: How many.
-        streams: Those that take part, in the order of a batch.
+        steps: Number of steps.
+        streams: The active streams, in the order of a batch.
     """
 
     begins: int
@@ -36,13 +36,13 @@ class RunPhase:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PhaseHours:
-    """A phase with its time.
+class RunPhaseTime:
+    """The time of a phase.
 
     Attributes:
-        phase: Which.
-        step_seconds: Of one step.
-        audio_seconds: Seconds of audio that one step has room for.
+        phase: The phase.
+        step_seconds: Seconds per step.
+        audio_seconds: Seconds of audio per step, padding included.
     """
 
     phase: RunPhase
@@ -51,12 +51,12 @@ class PhaseHours:
 
     @property
     def hours(self) -> float:
-        """Of the phase."""
+        """Hours of the phase."""
         return self.phase.steps * self.step_seconds / 3600
 
     @property
-    def audio_hours_a_second(self) -> float:
-        """Hours of audio read in one second."""
+    def audio_hours_per_second(self) -> float:
+        """Hours of audio per second."""
         return self.audio_seconds / 3600 / self.step_seconds if self.step_seconds else 0.0
 
 
@@ -65,39 +65,39 @@ class RunTime:
     """The time of a whole run.
 
     Attributes:
-        phases: One after the other.
-        chips: How many work on it.
+        phases: The phases, in order.
+        chips: Number of chips.
     """
 
-    phases: tuple[PhaseHours, ...]
+    phases: tuple[RunPhaseTime, ...]
     chips: int
 
     @property
     def hours(self) -> float:
-        """From the first step to the last, without starts, checkpoints and evaluation."""
+        """Hours from the first step to the last, without starts, checkpoints and evaluation."""
         return sum(phase.hours for phase in self.phases)
 
     @property
     def chip_hours(self) -> float:
-        """Hours of all chips together."""
+        """Hours times chips."""
         return self.hours * self.chips
 
     @property
     def audio_hours(self) -> float:
-        """Hours of audio that the run reads, repetitions counted."""
+        """Hours of audio that the run reads, repetitions included."""
         return sum(p.audio_seconds * p.phase.steps for p in self.phases) / 3600
 
     @property
-    def audio_hours_a_second(self) -> float:
-        """Hours of audio read in one second, on average over the run."""
+    def audio_hours_per_second(self) -> float:
+        """Hours of audio per second, on average over the run."""
         return self.audio_hours / (self.hours * 3600) if self.hours else 0.0
 
 
 def run_phases(run: Any) -> tuple[RunPhase, ...]:
-    """The phases of a run, from its objective and its number of steps.
+    """Finds the phases of a run.
 
     Args:
-        run: A `TrainRun`. Its objective's streams begin and do not end.
+        run: A `TrainRun`, whose objective's streams begin and do not end.
     """
 
     def streams(step: int) -> Streams:
@@ -105,7 +105,7 @@ def run_phases(run: Any) -> tuple[RunPhase, ...]:
         return tuple(name for name in run.used_streams if name in active)
 
     def changes(first: int, last: int) -> Iterator[int]:
-        """The steps of (first, last] at which a stream begins."""
+        """Yields the steps of (first, last] at which a stream begins, by bisection."""
         if streams(first) == streams(last):
             return
         if last - first == 1:
@@ -125,24 +125,24 @@ def run_phases(run: Any) -> tuple[RunPhase, ...]:
 
 
 def audio_seconds(streams: Mapping[str, StreamConfig]) -> float:
-    """Seconds of audio that one step of these streams has room for."""
+    """Computes the seconds of audio per step of these streams, padding included."""
     return sum(each.batch_size * each.audio_samples for each in streams.values()) / SAMPLE_RATE
 
 
 def run_time(run: Any, seconds_of: Mapping[Streams, float], chips: int) -> RunTime:
-    """The hours of a run.
+    """Computes the time of a run.
 
     Args:
         run: A `TrainRun`.
-        seconds_of: Seconds of a step for the streams of each phase, see `run_phases`.
-        chips: How many chips work on it.
+        seconds_of: Seconds per step for the streams of each phase, see `run_phases`.
+        chips: Number of chips.
 
     Raises:
-        KeyError: A phase's streams have no time.
+        KeyError: If the streams of a phase have no time.
     """
     return RunTime(
         phases=tuple(
-            PhaseHours(
+            RunPhaseTime(
                 phase=phase,
                 step_seconds=seconds_of[phase.streams],
                 audio_seconds=audio_seconds({name: run.streams[name] for name in phase.streams}),

@@ -9,8 +9,8 @@ import pytest
 from maestro_jax.errors import UserError
 from maestro_jax.gin_utils import gin_config
 from maestro_jax.planning.chips import parse_topology
-from maestro_jax.planning.curriculum import RunPhase, run_phases, run_time
 from maestro_jax.planning.estimate import estimate
+from maestro_jax.planning.run_time import RunPhase, run_phases, run_time
 
 
 def test_the_papers_curriculum() -> None:
@@ -30,8 +30,8 @@ def test_the_papers_curriculum() -> None:
     # 30 seconds a row: 1024 of speech all the time, 256 pairs from 500k on.
     audio = 30 * (1024 * 800_000 + 256 * 300_000) / 3600
     assert time.audio_hours == pytest.approx(audio)
-    assert time.audio_hours_a_second == pytest.approx(audio / seconds)
-    assert time.phases[0].audio_hours_a_second == pytest.approx(1024 * 30 / 3600 / 0.5)
+    assert time.audio_hours_per_second == pytest.approx(audio / seconds)
+    assert time.phases[0].audio_hours_per_second == pytest.approx(1024 * 30 / 3600 / 0.5)
 
 
 @pytest.mark.parametrize("steps", [1, 99, 100, 101, 400])
