@@ -102,7 +102,7 @@ def _write_container(
 
 def _prepare(directory: pathlib.Path) -> None:
     from maestro_jax.data.corpora.manifest import Manifest
-    from maestro_jax.data.corpora.preparing import prepare
+    from maestro_jax.data.corpora.prepare import prepare
     from maestro_jax.data.processes import Processes
 
     corpus = Manifest("benchmark", "speech of MiniVox")

@@ -1,4 +1,4 @@
-"""Tasks of a prepared corpus, `{corpus}_{stream}_{config}` as `voxpopuli_paired_de`; mixtures."""
+"""Registers tasks of prepared corpora, such as `voxpopuli_paired_de`, and mixtures of them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from maestro_jax.data.task_features import PreparedVocabulary, StreamTask
 VOCABULARY = PreparedVocabulary(
     "vocabularies/multilingual.model", "maestro vocabulary multilingual --kind char"
 )
-"""What all corpora share, since all streams of a run share it: letters, as in the paper's runs.
-Without naming tasks, the command trains it on all prepared ones that read it."""
+"""The vocabulary of all corpora, since all streams of a run share one: letters, as in the paper's
+runs. The command trains it on all prepared tasks that use it, unless it is told which."""
 
 SPLITS = ("train", "validation", "test")
 
@@ -31,33 +31,34 @@ def add_corpus_task(
     splits: Sequence[str] | Mapping[str, str] = SPLITS,
     vocabulary: seqio.Vocabulary = VOCABULARY,
     name: str | None = None,
-    wanted: str | None = None,
+    requested: str | None = None,
     layout: str = "manifest",
     phonemes: bool = False,
 ) -> StreamTask:
-    """Registers a task that reads what `maestro prepare` made of a corpus.
+    """Registers a task that reads a prepared corpus; nothing is read before it is used.
 
     Args:
-        corpus: The name under which it was prepared.
-        config: Its config, usually a language.
+        corpus: Name under which the corpus is prepared.
+        config: Config of the corpus, usually a language.
         stream: One of `maestro_jax.batches.STREAM_FEATURES`.
-        language: ISO 639-1 code of what is spoken or written.
-        target_language: Of the translations.
-        splits: Those of the data set; or the task's names for them, `{"train": "train_clean"}`.
-        vocabulary: Of texts and translations.
-        name: Of the task; by default `{corpus}_{stream}_{config}`.
-        wanted: What `maestro prepare --languages` takes to make the config; by default `language`.
-        layout: What `maestro prepare` takes for a corpus that it knows no reader of, and that was
-            given its name: `manifest`, `text_files` or `parallel_text`.
-        phonemes: Whether texts are read as they are pronounced, which takes a vocabulary of
-            phonemes; see `maestro_jax.data.preprocessors.pronounced`.
+        language: ISO 639-1 code of the spoken or written language.
+        target_language: Language of the translations.
+        splits: Splits of the data set, or a mapping to them from the names that the task gives
+            them, such as `{"train": "train_clean_100+train_clean_360"}`.
+        vocabulary: Vocabulary of texts and translations.
+        name: Name of the task; by default `{corpus}_{stream}_{config}`.
+        requested: What `maestro prepare --languages` takes for the config; by default `language`.
+        layout: What `maestro prepare` takes to read a corpus without a reader of its own:
+            `manifest`, `text_files` or `parallel_text`.
+        phonemes: Whether texts are converted to phonemes, which needs a vocabulary of phonemes; see
+            `maestro_jax.data.preprocessors.pronounced`.
 
     Returns:
-        The task. Nothing is read before it is used.
+        The task.
     """
     names = dict(splits) if isinstance(splits, Mapping) else {split: split for split in splits}
-    read = corpus if corpus in corpus_names() else f"{layout} --name {corpus}"
-    remedy = f"maestro prepare {read} --source_dir DIR --languages {wanted or language}"
+    reader = corpus if corpus in corpus_names() else f"{layout} --name {corpus}"
+    remedy = f"maestro prepare {reader} --source_dir DIR --languages {requested or language}"
     return add_stream_task(
         name or f"{corpus}_{stream}_{config}",
         stream=stream,
@@ -74,14 +75,14 @@ def add_corpus_task(
 def add_corpus_mixtures(
     name: str, tasks: Sequence[str], *, temperatures: Mapping[str, float] | None = None
 ) -> None:
-    """Registers a mixture in proportion to the sizes, and others that draw small tasks more often.
+    """Registers a mixture in proportion to the sizes, and others that upsample small tasks.
 
     Args:
-        name: Of the mixture.
-        tasks: Its tasks, of one stream.
-        temperatures: By the ending of the mixture's name; by default `upsampled` with 3, as mSLAM
-            and USM use for text.
+        name: Name of the mixture.
+        tasks: Names of its tasks, all of one stream.
+        temperatures: Sampling temperature of each further mixture, by the suffix of its name. The
+            default is `upsampled` with 3, the temperature of mSLAM and USM for text.
     """
     add_language_mixture(name, tasks)
-    for ending, temperature in (temperatures or {"upsampled": 3.0}).items():
-        add_language_mixture(f"{name}_{ending}", tasks, temperature=temperature)
+    for suffix, temperature in (temperatures or {"upsampled": 3.0}).items():
+        add_language_mixture(f"{name}_{suffix}", tasks, temperature=temperature)

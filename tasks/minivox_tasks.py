@@ -1,9 +1,9 @@
-"""MiniVox as seqio tasks: `minivox_{config}_{stream}_{language}`, as `minivox_small_paired_de`.
+"""The seqio tasks of MiniVox: `minivox_{config}_{stream}_{language}`, as `minivox_small_paired_de`.
 
-Registering needs no data; `maestro prepare minivox --config small` makes them. Speech translation
-reads the transcribed splits, as CoVoST-2 reads Common Voice. Mixtures `minivox_{config}_{stream}`
-draw languages in proportion to their sizes; `..._upsampled` draws low-resource languages more
-often, with the temperature 3 that mSLAM and USM use for text; `..._equal` draws all equally often.
+`maestro prepare minivox --config small` makes their data. Speech translation reads the transcribed
+splits, as CoVoST-2 reads Common Voice. The mixtures `minivox_{config}_{stream}` draw languages in
+proportion to their sizes, `..._upsampled` draws small ones more often, and `..._equal` draws all
+equally often.
 """
 
 from __future__ import annotations
@@ -12,16 +12,15 @@ import math
 
 from maestro_jax.batches import STREAM_FEATURES
 from maestro_jax.data.indexed_source import IndexedTfdsSource
-from maestro_jax.data.registration import add_language_mixture, add_stream_task
+from maestro_jax.data.registration import add_stream_task
 from maestro_jax.data.task_features import PreparedVocabulary
 from maestro_jax.minivox.config import CorpusConfig
 from maestro_jax.minivox.dataset import Minivox
-
-UPSAMPLING_TEMPERATURE = 3.0
+from maestro_jax.tasks.corpus_tasks import add_corpus_mixtures
 
 
 def stream_languages(corpus: CorpusConfig, stream: str) -> tuple[str, ...]:
-    """The languages in which a corpus has training examples of a stream."""
+    """Returns the languages in which a corpus has training examples of a stream."""
     recorded = "paired" if stream == "st" else stream
     splits = corpus.splits()
     return tuple(
@@ -33,11 +32,11 @@ def stream_languages(corpus: CorpusConfig, stream: str) -> tuple[str, ...]:
 
 
 def add_minivox(config: str, corpus: CorpusConfig) -> None:
-    """Registers the tasks and mixtures of a config; one's own configs can be added like this.
+    """Registers the tasks and mixtures of a config of MiniVox, shipped or of one's own.
 
     Args:
-        config: Its name.
-        corpus: What it consists of.
+        config: Name of the config.
+        corpus: Sizes of its splits.
     """
     remedy = f"maestro prepare minivox --config {config}"
     vocabulary = PreparedVocabulary(f"vocabularies/minivox_{config}.model", remedy)
@@ -60,10 +59,11 @@ def add_minivox(config: str, corpus: CorpusConfig) -> None:
                 vocabulary=vocabulary,
             )
         if names:
-            mixture = f"minivox_{config}_{stream}"
-            add_language_mixture(mixture, names)
-            add_language_mixture(f"{mixture}_upsampled", names, temperature=UPSAMPLING_TEMPERATURE)
-            add_language_mixture(f"{mixture}_equal", names, temperature=math.inf)
+            add_corpus_mixtures(
+                f"minivox_{config}_{stream}",
+                names,
+                temperatures={"upsampled": 3.0, "equal": math.inf},
+            )
 
 
 for _config in Minivox.BUILDER_CONFIGS:

@@ -10,37 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from maestro_jax.data.corpora.mls import LANGUAGES as MLS
-from maestro_jax.data.corpora.voxpopuli import PAPERS
-from maestro_jax.data.corpora.voxpopuli_unlabelled import LANGUAGES as UNLABELLED
-from maestro_jax.tasks import (
-    babel_tasks,
-    common_voice_tasks,
-    covost2_tasks,
-    fleurs_tasks,
-    libri_light_tasks,
-    librispeech_tasks,
-    minivox_tasks,
-    mls_tasks,
-    speechstew_tasks,
-    text_tasks,
-    voxpopuli_tasks,
-)
+from maestro_jax.data.corpora.voxpopuli import AVERAGED_LANGUAGES, UNLABELLED_LANGUAGES
+from maestro_jax.tasks import minivox_tasks, speech_tasks, text_tasks
 from maestro_jax.tasks.corpus_tasks import add_corpus_mixtures
 from maestro_jax.text.languages import LANGUAGES
 
-__all__ = [
-    "babel_tasks",
-    "common_voice_tasks",
-    "covost2_tasks",
-    "fleurs_tasks",
-    "libri_light_tasks",
-    "librispeech_tasks",
-    "minivox_tasks",
-    "mls_tasks",
-    "speechstew_tasks",
-    "text_tasks",
-    "voxpopuli_tasks",
-]
+__all__ = ["minivox_tasks", "speech_tasks", "text_tasks"]
 
 # The 17 languages of Babel that XLSR-53 and those after it pretrain on.
 BABEL = (
@@ -63,7 +38,7 @@ def add_paper_mixtures() -> None:
     free = ["librispeech_paired_en", *_tasks("common_voice_paired", ("en",))]
     free += _tasks("tedlium_paired", ("en",))
     stew = free + [
-        f"{corpus}_paired_en" for corpus in speechstew_tasks.SPEECHSTEW if corpus != "tedlium"
+        f"{corpus}_paired_en" for corpus in speech_tasks.SPEECHSTEW if corpus != "tedlium"
     ]
     sizes = _tasks("libri_light_speech", ("small", "medium", "large"))
     add_corpus_mixtures("maestro_speechstew_speech", sizes)
@@ -74,14 +49,14 @@ def add_paper_mixtures() -> None:
     # Many languages: 429 thousand hours of speech, 1.3 or 2.4 thousand of pairs, VP-T and mC4.
     mls = tuple(MLS.values())
     speech = [
-        *_tasks("voxpopuli_unlabelled_speech_400k", UNLABELLED),
-        *_tasks("common_voice_speech", common_voice_tasks.MIXED),
+        *_tasks("voxpopuli_unlabelled_speech_400k", UNLABELLED_LANGUAGES),
+        *_tasks("common_voice_speech", speech_tasks.COMMON_VOICE_MIXED),
         *_tasks("mls_speech", mls),
         *_tasks("babel_speech", BABEL),
     ]
-    pairs = _tasks("voxpopuli_paired", PAPERS)
+    pairs = _tasks("voxpopuli_paired", AVERAGED_LANGUAGES)
     more_pairs = [*pairs, *_tasks("mls_paired", mls, "_10h"), *_tasks("babel_paired", BABEL)]
-    vp_t = _tasks("voxpopuli_text", PAPERS)
+    vp_t = _tasks("voxpopuli_text", AVERAGED_LANGUAGES)
     mc4 = _tasks("text_files_text", MC4)
     add_corpus_mixtures("maestro_voxpopuli_speech", speech)
     add_corpus_mixtures("maestro_voxpopuli_paired", pairs)
@@ -90,7 +65,7 @@ def add_paper_mixtures() -> None:
     add_corpus_mixtures("maestro_voxpopuli_mc4_text", [*vp_t, *mc4])
 
     # Translation into English: CoVoST-2, and the texts of WMT and TED.
-    into = covost2_tasks.INTO
+    into = speech_tasks.COVOST2_INTO_ENGLISH
     parallel = [f"{language}_en" for language in text_tasks.TRANSLATED]
     add_corpus_mixtures("maestro_covost2_speech", speech)
     add_corpus_mixtures("maestro_covost2_paired", [*more_pairs, *_tasks("covost2_paired", into)])

@@ -1,7 +1,7 @@
-"""Texts without speech as seqio tasks: `text_files_text_{language}`, `parallel_text_mt_de_en`.
+"""The seqio tasks of text without speech: `text_files_text_de`, `parallel_text_mt_de_en`.
 
-Texts that were prepared under another name (`maestro prepare text_files --name vpt`) get their
-tasks by a call: `add_texts("vpt", ("de", "en"))`, `add_translations("ted", ("de_en",))`.
+`add_texts("vpt", ("de", "en"))` and `add_translations("ted", ("de_en",))` register tasks of texts
+that were prepared under another name (`maestro prepare text_files --name vpt`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def add_texts(corpus: str, languages: Sequence[str]) -> list[str]:
     """Registers the task `{corpus}_text_{language}` of each language.
 
     Args:
-        corpus: The name under which the texts were prepared.
+        corpus: Name under which the texts were prepared.
         languages: ISO 639-1 codes.
 
     Returns:
@@ -42,8 +42,8 @@ def add_translations(corpus: str, pairs: Sequence[str]) -> list[str]:
     """Registers the task `{corpus}_mt_{pair}` of each pair of languages.
 
     Args:
-        corpus: The name under which the texts were prepared.
-        pairs: Such as `de_en`, from German.
+        corpus: Name under which the texts were prepared.
+        pairs: Pairs of languages; `de_en` translates from German.
 
     Returns:
         The names of the tasks.
@@ -57,7 +57,7 @@ def add_translations(corpus: str, pairs: Sequence[str]) -> list[str]:
             stream="mt",
             language=language,
             target_language=target,
-            wanted=pair,
+            requested=pair,
             layout="parallel_text",
         )
         names.append(task.name)

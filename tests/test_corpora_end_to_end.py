@@ -209,10 +209,10 @@ def test_whatever_is_wrong_is_counted_and_told(trained: Trained) -> None:
     for name, summary in trained.summaries().items():
         corpus, config = name.split("/")
         assert f"{corpus}/{config} " in trained.printed[corpus]
-        counts = {split["split"]: split["problems"] for split in summary["splits"]}
+        counts = {split["split"]: split["issues"] for split in summary["splits"]}
         counts[""] = summary["lines"]
         found |= {(name, split): problems for split, problems in counts.items() if problems}
-        path = trained.root / name / "1.0.0" / "problems.tsv"
+        path = trained.root / name / "1.0.0" / "issues.tsv"
         with path.open(encoding="utf-8", newline="") as file:
             lines = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
         written = collections.Counter((line["split"], line["kind"]) for line in lines)

@@ -135,7 +135,7 @@ def test_every_mixture_over_several_corpora_is_on_the_page() -> None:
 
 
 def test_every_kind_of_problem_is_on_the_page() -> None:
-    from maestro_jax.data.corpora.problems import KINDS
+    from maestro_jax.data.corpora.issues import ISSUE_KINDS
 
-    for kind in KINDS:
+    for kind in ISSUE_KINDS:
         assert f"`{kind}`" in PAGE, kind

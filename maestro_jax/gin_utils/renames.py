@@ -38,6 +38,13 @@ MOVED_MODULES: dict[str, str] = {
         f"maestro_jax.evaluation.{name}": f"maestro_jax.inference.{name}"
         for name in ("aligner", "language_models", "search_config", "segmentation", "transcriber")
     },
+    **{
+        f"maestro_jax.tasks.{corpus}_tasks": "maestro_jax.tasks.speech_tasks"
+        for corpus in (
+            *("babel", "common_voice", "covost2", "fleurs", "libri_light", "librispeech"),
+            *("mls", "speechstew", "voxpopuli"),
+        )
+    },
 }
 """Modules whose classes gin files may name, from the earlier to the present name."""
 

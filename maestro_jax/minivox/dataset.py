@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING
 import tensorflow_datasets as tfds
 from etils import epath
 
-from maestro_jax.data.corpora.parts import record_features
+from maestro_jax.data.corpora.shards import record_features
 from maestro_jax.data.data_dir import data_root
 from maestro_jax.errors import UserError, near_misses
 from maestro_jax.minivox import config as corpus_config

@@ -9,7 +9,7 @@ class Finding(NamedTuple):
     """Something about a recording that its user should know.
 
     Attributes:
-        kind: A key of `maestro_jax.data.corpora.problems.KINDS`.
+        kind: A key of `maestro_jax.data.corpora.issues.ISSUE_KINDS`.
         detail: What was found, without the name of the file.
     """
 

@@ -7,12 +7,11 @@ from pathlib import Path
 
 from maestro_jax.cli import environment, options
 from maestro_jax.data.corpora.corpus import corpus_names, find_corpus
-from maestro_jax.data.corpora.preparing import (
-    PROBLEMS,
-    NothingUsableError,
-    Prepared,
-    forget,
+from maestro_jax.data.corpora.prepare import (
+    NoUsableUtterancesError,
+    PreparedConfig,
     prepare,
+    remove_prepared,
 )
 from maestro_jax.errors import UserError, near_misses
 from maestro_jax.tables import table
@@ -94,9 +93,9 @@ def _read(arguments: argparse.Namespace) -> None:
             raise UserError(f"--name {arguments.name!r} is no name; use letters, digits and _.")
         corpus.name = arguments.name
     if arguments.text_rules:
-        if not corpus.rules:
+        if not corpus.text_rules:
             raise UserError(f"{arguments.corpus} has rules of its own; leave --text_rules out.")
-        corpus.rules = arguments.text_rules
+        corpus.text_rules = arguments.text_rules
     source = Path(arguments.source_dir).expanduser()
     if not source.is_dir():
         raise UserError(f"there is no directory {source}; say where {corpus.title} lies.")
@@ -111,12 +110,12 @@ def _read(arguments: argparse.Namespace) -> None:
     with Processes(arguments.workers) as processes:
         for config in configs:
             if arguments.overwrite:
-                forget(corpus, config, root)
+                remove_prepared(corpus, config, root)
             try:
                 made = prepare(
                     corpus, source, config, root, processes=processes, strict=arguments.strict
                 )
-            except NothingUsableError as error:
+            except NoUsableUtterancesError as error:
                 # One empty language must not keep the others from being prepared.
                 if len(configs) == 1:
                     raise
@@ -132,7 +131,7 @@ def _read(arguments: argparse.Namespace) -> None:
         )
 
 
-def _closing_table(name: str, done: list[Prepared]) -> str:
+def _closing_table(name: str, done: list[PreparedConfig]) -> str:
     """What was written, beside what was published, and why it differs."""
     rows = [
         {
@@ -154,5 +153,5 @@ def _closing_table(name: str, done: list[Prepared]) -> str:
             lines.append(f"{name}/{prepared.config}, lines of no split: {what}")
         if not prepared.fresh:
             lines.append(f"{prepared.directory} was there already (--overwrite makes it again).")
-    lines += [f"Every problem: {prepared.directory / PROBLEMS}" for prepared in done]
+    lines += [f"All issues: {prepared.issues_path}" for prepared in done]
     return "\n".join(lines)

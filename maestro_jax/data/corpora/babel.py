@@ -3,8 +3,8 @@
     BABEL_OP2_304/conversational/{training,sub-train,dev,eval}/audio/*.sph
     BABEL_OP2_304/conversational/{training,sub-train,dev,eval}/transcription/*.txt
 
-A recording is one side of a call, at 8 kHz; some packs have wav files besides. In its transcript, a
-line with a time in brackets stands between any two segments:
+A recording is one side of a call, at 8 kHz; some packs also have wav files. In its transcript, a
+line with a time in brackets separates any two segments:
 
     [0.0]
     <no-speech>
@@ -21,9 +21,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from maestro_jax.data.corpora import tables
-from maestro_jax.data.corpora.corpus import Corpus, choose_languages
-from maestro_jax.data.corpora.problems import Problems
-from maestro_jax.data.corpora.utterance import Utterance
+from maestro_jax.data.corpora.corpus import Corpus, Utterance, select_languages
+from maestro_jax.data.corpora.issues import IssueLog
 from maestro_jax.errors import UserError
 from maestro_jax.text.normalizers import normalize
 
@@ -33,9 +32,9 @@ LANGUAGE_CODES = {
     301: "ceb", 302: "kk", 303: "te", 304: "lt", 305: "gn", 306: "ig", 307: "am",
     401: "mn", 402: "jv", 403: "luo", 404: "ka",
 }  # fmt: skip
-"""By the number of the pack, which the names of releases and of files hold."""
+"""Language of each pack, by the number in the names of releases and files."""
 
-# `sub-train` are the ten hours of the limited language pack, which `training` holds too.
+# `sub-train` is the ten hours of the limited language pack, which `training` contains.
 DIRECTORIES = {
     "train": "training",
     "sub_train": "sub-train",
@@ -45,9 +44,9 @@ DIRECTORIES = {
 _PACK = re.compile(r"BABEL_[A-Z0-9]+_(\d{3})")
 _TIME = re.compile(r"\[\s*(\d+(?:\.\d*)?)\s*\]")
 _TAG = re.compile(r"<[^<>]*>")
-# Said, but by marks without words: not understood, in another language, two at once, a machine.
-_UNWRITTEN = re.compile(r"\(\(\s*\)\)|<(?:foreign|overlap|prompt)>")
-# A word in another language that was written down.
+# Speech that is not transcribed: not understood, in another language, overlapping, or a machine's.
+_UNTRANSCRIBED = re.compile(r"\(\(\s*\)\)|<(?:foreign|overlap|prompt)>")
+# A transcribed word in another language.
 _FOREIGN = re.compile(r"<foreign[^<>]*>([^<>]*)<[/\\]foreign>")
 
 
@@ -59,29 +58,29 @@ class Babel(Corpus):
     splits = tuple(DIRECTORIES)
 
     def configs(self, source: Path, languages: Sequence[str] = ()) -> list[str]:
-        """The languages of the releases; see `Corpus`."""
-        there = dict.fromkeys(language for language, _ in _releases(source))
-        return choose_languages(list(there), languages, source)
+        """Lists the languages of the releases; see `Corpus`."""
+        available = dict.fromkeys(language for language, _ in _releases(source))
+        return select_languages(list(available), languages, source)
 
-    def utterances(self, source: Path, config: str, problems: Problems) -> Iterator[Utterance]:
-        """The segments of the recordings of a language; see `Corpus`."""
+    def utterances(self, source: Path, config: str, issues: IssueLog) -> Iterator[Utterance]:
+        """Yields the segments of the recordings of a language; see `Corpus`."""
         for language, release in _releases(source):
             if language != config:
                 continue
             for split, name in DIRECTORIES.items():
                 directory = release / "conversational" / name
                 if directory.is_dir():
-                    yield from _recordings(directory, split, language, problems)
+                    yield from _read_recordings(directory, split, language, issues)
 
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """What stands between two times of a transcript.
+    """A segment of a recording.
 
     Attributes:
-        begin: In seconds.
-        end: In seconds.
-        transcript: With its marks.
+        begin: Begin in seconds.
+        end: End in seconds.
+        transcript: Transcript with the marks of the transcribers.
     """
 
     begin: float
@@ -90,9 +89,9 @@ class Segment:
 
 
 def _releases(source: Path) -> list[tuple[str, Path]]:
-    """The language of every release, and its directory: the source itself, or one below it."""
-    found = []
-    # LDC's directories hold one a level lower, as LDC2017S05/IARPA-babel304b/BABEL_OP2_304.
+    """Returns language and directory of every release: `source` itself, or directories below it."""
+    releases = []
+    # LDC's releases are nested, as LDC2017S05/IARPA-babel304b/BABEL_OP2_304.
     for path in (source, *(p for depth in range(3) for p in source.glob("*/" * depth + "BABEL_*"))):
         match = _PACK.fullmatch(path.name)
         if match and (path / "conversational").is_dir():
@@ -102,36 +101,36 @@ def _releases(source: Path) -> list[tuple[str, Path]]:
                     f"{path} is a Babel pack of an unknown language, {number}; known: "
                     + ", ".join(f"{number} {code}" for number, code in LANGUAGE_CODES.items())
                 )
-            found.append((LANGUAGE_CODES[number], path))
-    return sorted(found)
+            releases.append((LANGUAGE_CODES[number], path))
+    return sorted(releases)
 
 
-def _recordings(
-    directory: Path, split: str, language: str, problems: Problems
+def _read_recordings(
+    directory: Path, split: str, language: str, issues: IssueLog
 ) -> Iterator[Utterance]:
-    """The segments of all recordings of a part of a release."""
-    # Some releases keep the transcripts of `eval` back.
+    """Yields the segments of all recordings of a split."""
+    # Some releases come without the transcripts of `eval`.
     transcripts = {path.stem: path for path in (directory / "transcription").glob("*.txt")}
     recordings = {
         path.stem: path
-        for ending in (".wav", ".sph")
-        for path in (directory / "audio").glob(f"*{ending}")
+        for suffix in (".wav", ".sph")
+        for path in (directory / "audio").glob(f"*{suffix}")
     }
     for stem in sorted(transcripts.keys() | recordings.keys()):
         if stem not in transcripts:
-            problems.add("no counterpart", split=split, item=stem, detail="no transcript")
+            issues.add("no counterpart", split=split, item=stem, detail="no transcript")
             continue
         audio = recordings.get(stem, directory / "audio" / f"{stem}.sph")
-        for segment in _segments(transcripts[stem], split, problems):
+        for segment in _read_segments(transcripts[stem], split, issues):
             identity = f"{stem}-{round(segment.begin * 1000):07d}"
             text, complete = words(segment.transcript)
             if not text:
                 detail = segment.transcript or "nothing"
-                problems.add("set aside", split=split, item=identity, detail=detail)
+                issues.add("set aside", split=split, item=identity, detail=detail)
                 continue
             if not complete:
                 detail = segment.transcript
-                problems.add("partly transcribed", split=split, item=identity, detail=detail)
+                issues.add("partly transcribed", split=split, item=identity, detail=detail)
             yield Utterance(
                 id=identity,
                 split=split,
@@ -141,14 +140,14 @@ def _recordings(
                 text=normalize(text, language),
                 raw_text=segment.transcript,
                 speaker=_speaker(stem),
-                needs=("text",),
+                required=("text",),
             )
 
 
-def _segments(path: Path, split: str, problems: Problems) -> Iterator[Segment]:
-    """The segments of a transcript, those that say nothing too."""
+def _read_segments(path: Path, split: str, issues: IssueLog) -> Iterator[Segment]:
+    """Yields the segments of a transcript, including those without words."""
     begin: float | None = None
-    written: list[str] = []
+    transcript: list[str] = []
     number = 0
     for number, line in tables.lines(path):
         line = line.strip()
@@ -156,44 +155,44 @@ def _segments(path: Path, split: str, problems: Problems) -> Iterator[Segment]:
         if match is None:
             if line.startswith("[") or (line and begin is None):
                 detail = f"no time: {line}" if begin is not None else f"before any time: {line}"
-                problems.add("bad row", split=split, item=f"{path.name}:{number}", detail=detail)
+                issues.add("bad row", split=split, item=f"{path.name}:{number}", detail=detail)
             elif line:
-                written.append(line)
+                transcript.append(line)
             continue
         end = float(match[1])
         if begin is not None:
             if end > begin:
-                yield Segment(begin, end, " ".join(written))
+                yield Segment(begin, end, " ".join(transcript))
             else:
                 detail = f"from {begin} to {end}"
-                problems.add("bad value", split=split, item=f"{path.name}:{number}", detail=detail)
-        begin, written = end, []
-    if written:
-        detail = f"no time after: {' '.join(written)}"
-        problems.add("bad row", split=split, item=f"{path.name}:{number}", detail=detail)
+                issues.add("bad value", split=split, item=f"{path.name}:{number}", detail=detail)
+        begin, transcript = end, []
+    if transcript:
+        detail = f"no time after: {' '.join(transcript)}"
+        issues.add("bad row", split=split, item=f"{path.name}:{number}", detail=detail)
 
 
 def words(transcript: str) -> tuple[str, bool]:
-    """What was said, without the marks of the transcribers.
+    """Removes the marks of the transcribers.
 
     Args:
-        transcript: Of a segment. Noises, silence and changes of the speaker are in angle brackets;
-            `*word*` is mispronounced, `wo-` is broken off, `~` cut off by the segment; letters that
-            are spelt, and syllables of a word in some languages, are joined by `_`.
+        transcript: Transcript of a segment. Noises, silence and changes of the speaker are in angle
+            brackets; `*word*` is mispronounced, `wo-` broken off, `~` cut off by the segment.
+            Spelled letters, and syllables of a word in some languages, are joined by `_`.
 
     Returns:
-        The words, with what was said of those that are broken off; and whether everything that was
-        said is among them.
+        The words, including the spoken part of those that are broken off, and whether they are all
+        that is said in the segment.
     """
     text = _FOREIGN.sub(r" \1 ", transcript)
-    complete = _UNWRITTEN.search(text) is None
-    text = _TAG.sub(" ", _UNWRITTEN.sub(" ", text))
+    complete = _UNTRANSCRIBED.search(text) is None
+    text = _TAG.sub(" ", _UNTRANSCRIBED.sub(" ", text))
     kept = (word.strip("*~") for word in text.replace("_", " ").split())
-    # What is left of a mark alone, as the dash of a word of which nothing was said, is no word.
+    # The rest of a mark, such as the dash of a word of which nothing was said, is no word.
     return " ".join(word for word in kept if any(map(str.isalnum, word))), complete
 
 
 def _speaker(stem: str) -> str:
-    """Who speaks in a recording: its phone's owner, or whoever is at the other end of the line."""
+    """Returns the speaker of a recording: the number of the phone, and the side of the line."""
     match = re.search(r"BABEL_[A-Z0-9]+_\d{3}_(\w+?)_.*_(\w+)$", stem)
     return f"{match[1]}-{match[2]}" if match else stem

@@ -1,32 +1,67 @@
-"""What it takes to read a corpus in its official layout, and where the corpora are."""
+"""The interface of a corpus reader, the utterances that it yields, and the list of all corpora."""
 
 from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import importlib
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from maestro_jax.data.corpora.problems import Problems
-from maestro_jax.data.corpora.utterance import Utterance
+from maestro_jax.data.corpora.issues import IssueLog
 from maestro_jax.errors import UserError, near_misses
 from maestro_jax.text.languages import LANGUAGES, language_id
 
 _log = logging.getLogger(__name__)
 
-WHOLE = "all splits"
-"""In the place of a split's name, where only the size of all of them is published."""
+Span = tuple[float, float]
+"""Begin and end of a piece of an audio file, in seconds."""
+
+ALL_SPLITS = "all splits"
+"""Stands for a split's name where only the total size of all splits is published."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Utterance:
+    """An utterance as the tables of a corpus describe it; fields that a corpus lacks are empty.
+
+    Attributes:
+        id: Identifier, unique within the split.
+        split: `train`, `validation`, `test`, or another split of the corpus.
+        language: ISO 639-1 code of the spoken or written language.
+        audio: Path of the audio file, in any container that `maestro_jax.audio.reading` reads;
+            empty for text.
+        spans: The pieces of the file that make up the utterance, in order; None for the whole file.
+        text: Normalised text, as models read and write it.
+        raw_text: Text as the corpus prints it.
+        translation: Translation into the language that the config of the corpus names, with case
+            and punctuation.
+        speaker: The corpus' name for the speaker.
+        required: Names of the fields, `text` or `translation`, that must not be empty.
+    """
+
+    id: str
+    split: str
+    language: str
+    audio: str = ""
+    spans: tuple[Span, ...] | None = None
+    text: str = ""
+    raw_text: str = ""
+    translation: str = ""
+    speaker: str = ""
+    required: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
-class Published:
-    """What the corpus' paper or page says of a split.
+class PublishedSize:
+    """Size of a split according to the paper or the page of its corpus.
 
     Attributes:
-        utterances: How many; None if it does not say.
-        hours: How long; None if it does not say.
+        utterances: Number of utterances; None if it is not published.
+        hours: Hours of audio; None if they are not published.
     """
 
     utterances: int | None = None
@@ -34,152 +69,175 @@ class Published:
 
 
 class Corpus(abc.ABC):
-    """A corpus as it lies on disk once it is downloaded.
+    """Reads a corpus in the layout in which its publisher distributes it.
 
-    A corpus is prepared one *config* at a time, usually a language (`de`) or a pair of them
+    A corpus is prepared one *config* at a time, usually a language (`de`) or a pair of languages
     (`de_en`).
 
     Attributes:
-        name: By which `maestro prepare` and its tasks know it.
-        title: One line that says what it is and which layout is read.
-        splits: The splits that it may have.
-        part_utterances: How many utterances one process takes at once, and a shard holds: some
-            100 MB of audio, which is also what an interruption costs each process. Text takes more.
-        numbered: Whether ids are numbers of lines: there are no duplicates to look for then, and no
-            gigabytes of ids to remember.
-        rules: By which its texts are normalised, where that can be chosen: a name of
-            `maestro_jax.text.spoken_forms.RULES`.
+        name: Name in `maestro prepare` and in the names of tasks.
+        title: One line with the name of the corpus and the layout that is read.
+        splits: Names of the splits that the corpus may have.
+        utterances_per_shard: Utterances that one process converts at once and writes to one shard:
+            about 100 MB of audio, which is also what each process loses when it is interrupted.
+        ids_are_line_numbers: Whether ids are numbers of lines. They are unique then, and are not
+            kept in memory to look for duplicates.
+        text_rules: Name of the normalisation of texts, of `maestro_jax.text.spoken_forms.RULES`;
+            empty where it cannot be chosen.
     """
 
     name: str
     title: str
     splits: tuple[str, ...] = ("train", "validation", "test")
-    part_utterances: int = 256
-    numbered: bool = False
-    rules: str = ""
+    utterances_per_shard: int = 256
+    ids_are_line_numbers: bool = False
+    text_rules: str = ""
 
     @abc.abstractmethod
     def configs(self, source: Path, languages: Sequence[str] = ()) -> list[str]:
-        """What can be prepared.
+        """Lists the configs that can be prepared.
 
         Args:
-            source: The directory of the corpus.
-            languages: ISO 639-1 codes that are wanted; all that are there if none is named.
+            source: Directory of the corpus.
+            languages: ISO 639-1 codes of the requested languages; all available ones by default.
 
         Raises:
-            UserError: A language is not there, or nothing is.
+            UserError: A requested language is not available, or nothing is.
         """
 
     @abc.abstractmethod
-    def utterances(self, source: Path, config: str, problems: Problems) -> Iterator[Utterance]:
-        """All utterances of a config, in an order that never changes; audio is not opened.
+    def utterances(self, source: Path, config: str, issues: IssueLog) -> Iterator[Utterance]:
+        """Yields all utterances of a config in a fixed order, without opening audio files.
 
         Args:
-            source: The directory of the corpus.
+            source: Directory of the corpus.
             config: One of `configs`.
-            problems: Takes what is wrong with the tables. Empty texts, duplicate ids and whatever
-                concerns audio are found by the caller.
+            issues: Takes what is wrong with the tables. The caller checks for empty texts and
+                duplicate ids, and checks the audio.
 
         Raises:
-            UserError: A table is missing or is not one.
+            UserError: A table is missing or cannot be read.
         """
 
-    def published(self, source: Path, config: str) -> Mapping[str, Published]:
-        """The published sizes of the splits of a config, or of `WHOLE`, as far as known.
+    def published(self, source: Path, config: str) -> Mapping[str, PublishedSize]:
+        """Returns the published size of each split of a config, or of `ALL_SPLITS`.
 
         Args:
-            source: The directory of the corpus, which may say which release it is.
+            source: Directory of the corpus, whose name may tell the release.
             config: One of `configs`.
         """
-        del source, config
-        return {}
+        del source
+        return published_sizes(self.name, config)
 
 
-# By name: the module of `maestro_jax.data.corpora`, and what makes the corpus there.
+@functools.cache
+def _published_tables() -> dict[str, dict[str, dict[str, tuple[int | None, float | None]]]]:
+    path = Path(__file__).with_name("published_sizes.json")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def published_sizes(corpus: str, config: str) -> dict[str, PublishedSize]:
+    """Returns the published size of each split, from `published_sizes.json`.
+
+    Args:
+        corpus: Name of a corpus, or of a release of it, such as `common_voice/17.0`.
+        config: Name of the config in that file.
+
+    Returns:
+        Sizes by split; empty if none are known.
+    """
+    sizes = _published_tables().get(corpus, {}).get(config, {})
+    return {split: PublishedSize(*size) for split, size in sizes.items()}
+
+
+# Name of each corpus, its module in `maestro_jax.data.corpora`, and the class or function there.
 _CORPORA: dict[str, tuple[str, str]] = {
     "manifest": ("manifest", "Manifest"),
     "librispeech": ("librispeech", "LibriSpeech"),
-    "librispeech_text": ("librispeech_text", "LibriSpeechText"),
+    "librispeech_text": ("librispeech", "LibriSpeechText"),
     "libri_light": ("libri_light", "LibriLight"),
     "mls": ("mls", "Mls"),
-    "mls_text": ("mls_text", "MlsText"),
+    "mls_text": ("mls", "MlsText"),
     "common_voice": ("common_voice", "CommonVoice"),
     "covost2": ("covost2", "Covost2"),
     "voxpopuli": ("voxpopuli", "VoxPopuli"),
-    "voxpopuli_unlabelled": ("voxpopuli_unlabelled", "VoxPopuliUnlabelled"),
-    "voxpopuli_text": ("voxpopuli_text", "VoxPopuliText"),
+    "voxpopuli_unlabelled": ("voxpopuli", "VoxPopuliUnlabelled"),
+    "voxpopuli_text": ("voxpopuli", "VoxPopuliText"),
     "fleurs": ("fleurs", "Fleurs"),
     "babel": ("babel", "Babel"),
     "tedlium": ("tedlium", "Tedlium"),
-    "ami": ("speechstew", "ami"),
-    "broadcast_news": ("speechstew", "broadcast_news"),
-    "switchboard_fisher": ("speechstew", "switchboard_fisher"),
-    "wsj": ("speechstew", "wsj"),
+    "ami": ("manifest", "ami"),
+    "broadcast_news": ("manifest", "broadcast_news"),
+    "switchboard_fisher": ("manifest", "switchboard_fisher"),
+    "wsj": ("manifest", "wsj"),
     "text_files": ("text_files", "TextFiles"),
-    "parallel_text": ("parallel_text", "ParallelText"),
+    "parallel_text": ("text_files", "ParallelText"),
 }
 
 
 def corpus_names() -> tuple[str, ...]:
-    """The names of all corpora that can be read."""
+    """Returns the names of all corpora that can be read."""
     return tuple(_CORPORA)
 
 
 def find_corpus(name: str) -> Corpus:
-    """The corpus of a name.
+    """Returns the corpus of a name.
 
     Raises:
-        UserError: There is none; the message offers the nearest ones.
+        UserError: There is no such corpus; the message suggests similar names.
     """
     if name not in _CORPORA:
         remedy = near_misses(name, _CORPORA) or f" There are: {', '.join(_CORPORA)}."
         raise UserError(f"there is no corpus {name!r} to prepare.{remedy}")
-    module, kind = _CORPORA[name]
-    return getattr(importlib.import_module(f"maestro_jax.data.corpora.{module}"), kind)()
+    module, factory = _CORPORA[name]
+    return getattr(importlib.import_module(f"maestro_jax.data.corpora.{module}"), factory)()
 
 
-def choose(there: Sequence[str], wanted: Sequence[str], source: Path, what: str) -> list[str]:
-    """The wanted ones among those that are there.
+def select(
+    available: Sequence[str], requested: Sequence[str], source: Path, kind: str
+) -> list[str]:
+    """Selects the requested names among the available ones.
 
     Args:
-        there: What was found, in its order.
-        wanted: What was asked for; everything if it is empty.
-        source: Where it was looked for, for messages.
-        what: What they are, such as `languages`.
+        available: Names that the corpus has, in its order.
+        requested: Names that the user asked for; all available ones if it is empty.
+        source: Directory of the corpus, for messages.
+        kind: What the names stand for, such as `languages`, for messages.
 
     Raises:
-        UserError: Something wanted is not there, or nothing is there.
+        UserError: A requested name is not available, or nothing is available.
     """
-    if not there:
-        raise UserError(f"there are no {what} in {source}; name the directory of the corpus.")
-    for name in wanted:
-        if name not in there:
+    if not available:
+        raise UserError(f"there are no {kind} in {source}; name the directory of the corpus.")
+    for name in requested:
+        if name not in available:
             raise UserError(
-                f"{name!r} is not among the {what} in {source}: {', '.join(there)}."
-                f"{near_misses(name, there)}"
+                f"{name!r} is not among the {kind} in {source}: {', '.join(available)}."
+                f"{near_misses(name, available)}"
             )
-    return list(wanted or there)
+    return list(requested or available)
 
 
-def choose_languages(there: Sequence[str], wanted: Sequence[str], source: Path) -> list[str]:
-    """The wanted languages among those that are there; by default all that models can be told.
+def select_languages(available: Sequence[str], requested: Sequence[str], source: Path) -> list[str]:
+    """Selects the requested languages, by default the available ones that are in `LANGUAGES`.
 
     Args:
-        there: ISO 639-1 codes of what was found, in its order.
-        wanted: What was asked for; everything of `LANGUAGES` if it is empty. What is left out then
-            is logged.
-        source: Where it was looked for, for messages.
+        available: ISO 639-1 codes of the languages of the corpus, in its order.
+        requested: Codes that the user asked for. If it is empty, languages that are not in
+            `LANGUAGES` are left out, and a warning names them.
+        source: Directory of the corpus, for messages.
 
     Raises:
-        UserError: Something wanted is not there or not of `LANGUAGES`, or nothing is there.
+        UserError: A requested language is not available or not in `LANGUAGES`, or nothing is
+            available.
     """
-    chosen = choose(there, wanted, source, "languages")
-    if wanted:
-        for language in chosen:
+    selected = select(available, requested, source, "languages")
+    if requested:
+        for language in selected:
             language_id(language)
-        return chosen
-    known = [language for language in chosen if language in LANGUAGES]
-    if unknown := [language for language in chosen if language not in LANGUAGES]:
+        return selected
+    known = [language for language in selected if language in LANGUAGES]
+    if unknown := [language for language in selected if language not in LANGUAGES]:
         _log.warning(
             "%s: left out, for they are not in maestro_jax.text.languages: %s",
             source,

@@ -1,17 +1,17 @@
 """CoVoST-2: translations of Common Voice 4, from 21 languages into English and from it into 15.
 
-The translations come as a table a direction, the speech as the release `4` of Common Voice:
+The translations are published as one table per direction; the speech is release 4 of Common Voice:
 
     covost_v2.de_en.tsv             path, translation, split
     de/validated.tsv de/clips/      path, sentence, client_id; clips
 
-The tables may lie in the directory of the corpus, in that of the language, or in one called
-`covost...`; the languages as `CommonVoice` reads them. They are joined on `path` here, as
-`get_covost_splits.py` does. What that script writes, `covost_v2.de_en.{train,dev,test}.tsv`, is
-read where the table or `validated.tsv` is not there.
+The tables may be in the directory of the corpus, in that of the language, or in one called
+`covost...`; directories of languages are found as by `CommonVoice`. The two tables are joined on
+`path`, as `get_covost_splits.py` does. If one of them is missing, the tables that this script
+writes, `covost_v2.de_en.{train,dev,test}.tsv`, are read instead.
 
 Translators marked sentences that they could not translate with `REMOVE`, or left them empty. They
-are not trained on, but stay in the other splits: scores are published over all of those.
+are left out of training, but stay in the other splits, since published scores include them.
 
 Source: Wang, Wu and Pino (2020), arXiv 2007.10310; github.com/facebookresearch/covost.
 """
@@ -28,17 +28,32 @@ from maestro_jax.data.corpora.common_voice import (
     is_language,
     locale_directories,
 )
-from maestro_jax.data.corpora.corpus import Corpus, Published, choose
-from maestro_jax.data.corpora.covost2_sizes import FROM_ENGLISH, SIZES
-from maestro_jax.data.corpora.problems import Problems
-from maestro_jax.data.corpora.utterance import Utterance
+from maestro_jax.data.corpora.corpus import (
+    Corpus,
+    PublishedSize,
+    Utterance,
+    published_sizes,
+    select,
+)
+from maestro_jax.data.corpora.issues import IssueLog
 from maestro_jax.errors import UserError
 from maestro_jax.text.languages import LANGUAGES
 from maestro_jax.text.normalizers import base_language, normalize
 
+INTO_ENGLISH = (
+    *("fr", "de", "es", "ca", "it", "ru", "zh", "pt", "fa", "et", "mn"),
+    *("nl", "tr", "ar", "sv", "lv", "sl", "ta", "ja", "id", "cy"),
+)
+"""The languages that are translated into English."""
+
+FROM_ENGLISH = (
+    *("de", "tr", "fa", "sv", "mn", "zh", "cy", "ca", "sl", "et", "id", "ar", "ta", "lv", "ja"),
+)
+"""The languages that English is translated into."""
+
 SPLITS = {
     "train": "train",
-    # Validated clips that Common Voice keeps out of its own splits.
+    # Validated clips that are in none of Common Voice's own splits.
     "train_covost": "train",
     "dev": "validation",
     "test": "test",
@@ -52,7 +67,7 @@ _UNTRANSLATED = re.compile(r"\bREMOVE\b")
 
 
 class Covost2(Corpus):
-    """The directions that have a table.
+    """Reads the directions that have a table.
 
     A config is a direction, `de_en` or `en_zh`, without the regions of `zh-CN` and `sv-SE`.
     """
@@ -61,33 +76,35 @@ class Covost2(Corpus):
     title = "CoVoST-2: covost_v2.SOURCE_TARGET.tsv beside SOURCE/validated.tsv and SOURCE/clips"
 
     def configs(self, source: Path, languages: Sequence[str] = ()) -> list[str]:
-        """The directions; a language stands for all directions from it. See `Corpus`."""
-        there = sorted({*_tables(source), *_joined(source)})
-        wanted: dict[str, None] = {}
+        """Lists the directions; a language requests all directions from it. See `Corpus`."""
+        available = sorted({*_tables(source), *_joined_tables(source)})
+        requested: dict[str, None] = {}
         for name in languages:
-            # Both `de_en` and, as reports have it, `de-en`; with regions or without.
+            # Both `de_en` and, as tables of scores have it, `de-en`; with or without regions.
             spoken, _, written = name.partition("_" if "_" in name else "-")
-            if written and (config := _config(spoken, written)) in there:
-                wanted[config] = None
+            if written and (config := _config(spoken, written)) in available:
+                requested[config] = None
                 continue
             # `sv-SE` is a language, `sv-en` would be a direction.
             language = base_language(name) if not written or written.isupper() else name
-            from_it = [config for config in there if config.startswith(f"{language}_")]
-            wanted |= dict.fromkeys(from_it or [name])
-        return choose(there, list(wanted), source, "directions (covost_v2.SOURCE_TARGET.tsv)")
+            from_it = [config for config in available if config.startswith(f"{language}_")]
+            requested |= dict.fromkeys(from_it or [name])
+        return select(
+            available, list(requested), source, "directions (covost_v2.SOURCE_TARGET.tsv)"
+        )
 
-    def utterances(self, source: Path, config: str, problems: Problems) -> Iterator[Utterance]:
-        """The clips of a direction in the order of Common Voice's table; see `Corpus`."""
+    def utterances(self, source: Path, config: str, issues: IssueLog) -> Iterator[Utterance]:
+        """Yields the clips of a direction in the order of Common Voice's table; see `Corpus`."""
         language, _ = config.split("_")
-        directory = _clips_of(source, config)
+        directory = _language_directory(source, config)
         table, validated = _tables(source).get(config), directory / "validated.tsv"
         if table is not None and validated.is_file():
-            rows = _join(table, validated, problems)
-        elif joined := _joined(source).get(config):
-            rows = _read_joined(joined, problems)
+            rows = _join(table, validated, issues)
+        elif joined := _joined_tables(source).get(config):
+            rows = _read_joined(joined, issues)
         else:
             raise UserError(
-                f"there is no {validated} to join {table} with; take that of Common Voice 4."
+                f"there is no {validated} to join {table} with; put that of Common Voice 4 there."
             )
         for place, split, row in rows:
             clip, sentence = row["path"].strip(), row["sentence"].strip()
@@ -95,11 +112,11 @@ class Covost2(Corpus):
             usable = bool(translation) and not _UNTRANSLATED.search(translation)
             if not usable and split == "train":
                 detail = translation or "no translation"
-                problems.add("set aside", split=split, item=place, detail=detail)
+                issues.add("set aside", split=split, item=place, detail=detail)
                 continue
             if not (text and usable):
                 detail = sentence if not text else translation
-                problems.add("incomplete", split=split, item=place, detail=detail)
+                issues.add("incomplete", split=split, item=place, detail=detail)
             yield Utterance(
                 id=Path(clip).stem,
                 split=split,
@@ -111,70 +128,69 @@ class Covost2(Corpus):
                 speaker=row.get("client_id", "").strip(),
             )
 
-    def published(self, source: Path, config: str) -> Mapping[str, Published]:
-        """The sizes of the splits as they are joined with Common Voice 4."""
+    def published(self, source: Path, config: str) -> Mapping[str, PublishedSize]:
+        """Returns the sizes of the joined splits, which all directions from English share."""
         del source
         language, target = config.split("_")
-        same = language == "en" and target in FROM_ENGLISH
-        sizes = SIZES.get("en_x" if same else config)
-        if sizes is None:
-            return {}
-        return dict(zip(("train", "validation", "test"), map(Published, sizes), strict=True))
+        from_english = language == "en" and target in FROM_ENGLISH
+        return published_sizes(self.name, "en_x" if from_english else config)
 
 
 def _config(spoken: str, written: str) -> str:
     return f"{base_language(spoken)}_{base_language(written)}"
 
 
-def _places(source: Path) -> list[Path]:
-    """Directories in which tables may lie."""
-    beside = [path for path in sorted(source.glob("[cC]o[vV]o[sS][tT]*")) if path.is_dir()]
+def _table_directories(source: Path) -> list[Path]:
+    """Returns the directories in which tables may be."""
+    covost = [path for path in sorted(source.glob("[cC]o[vV]o[sS][tT]*")) if path.is_dir()]
     languages = () if is_language(source) else locale_directories(source).values()
-    return list(dict.fromkeys([source, *beside, *languages]))
+    return list(dict.fromkeys([source, *covost, *languages]))
 
 
-def _found(source: Path, pattern: re.Pattern[str]) -> Iterator[tuple[str, re.Match[str], Path]]:
-    """Directions with languages that are known, their names and their files."""
-    for place in _places(source):
-        for path in sorted(place.iterdir()):
+def _matching_files(
+    source: Path, pattern: re.Pattern[str]
+) -> Iterator[tuple[str, re.Match[str], Path]]:
+    """Yields config, match and path of each file whose name matches and has known languages."""
+    for directory in _table_directories(source):
+        for path in sorted(directory.iterdir()):
             match = pattern.fullmatch(path.name)
             if match and {base_language(match[1]), base_language(match[2])} <= set(LANGUAGES):
                 yield _config(match[1], match[2]), match, path
 
 
 def _tables(source: Path) -> dict[str, Path]:
-    """By config, the table of translations; the first one found."""
-    found: dict[str, Path] = {}
-    for config, _, path in _found(source, _TABLE):
-        found.setdefault(config, path)
-    return found
+    """Returns the table of translations of each config."""
+    paths: dict[str, Path] = {}
+    for config, _, path in _matching_files(source, _TABLE):
+        paths.setdefault(config, path)
+    return paths
 
 
-def _joined(source: Path) -> dict[str, dict[str, Path]]:
-    """By config, the joined tables by split; the first ones found."""
-    found: dict[str, dict[str, Path]] = {}
-    for config, match, path in _found(source, _JOINED):
-        found.setdefault(config, {}).setdefault(SPLITS[match[3]], path)
-    return found
+def _joined_tables(source: Path) -> dict[str, dict[str, Path]]:
+    """Returns the joined tables of each config, by split."""
+    paths: dict[str, dict[str, Path]] = {}
+    for config, match, path in _matching_files(source, _JOINED):
+        paths.setdefault(config, {}).setdefault(SPLITS[match[3]], path)
+    return paths
 
 
-def _clips_of(source: Path, config: str) -> Path:
-    """The directory of the language that is spoken.
+def _language_directory(source: Path, config: str) -> Path:
+    """Returns the directory of the spoken language.
 
     Raises:
-        UserError: It is not there.
+        UserError: There is none.
     """
     if is_language(source):
         return source
     language, _ = config.split("_")
-    found = {
+    directories = {
         locale: directory
         for locale, directory in locale_directories(source).items()
         if base_language(locale) == language
     }
-    for locale in (language, "zh-CN", "sv-SE", *found):
-        if locale in found:
-            return found[locale]
+    for locale in (language, "zh-CN", "sv-SE", *directories):
+        if locale in directories:
+            return directories[locale]
     raise UserError(
         f"there is no Common Voice 4 of {language!r} in {source}, which {config} translates; put "
         f"its validated.tsv and clips into {source / language}."
@@ -182,41 +198,41 @@ def _clips_of(source: Path, config: str) -> Path:
 
 
 def _join(
-    table: Path, validated: Path, problems: Problems
+    table: Path, validated: Path, issues: IssueLog
 ) -> Iterator[tuple[str, str, dict[str, str]]]:
-    """Place, split and joined row of every clip that is in both tables."""
-    # The translations of the largest direction are 320 thousand lines, the clips millions.
+    """Yields `file:line`, split and joined row of every clip that is in both tables."""
+    # Only the translations, at most 320 thousand lines, are kept in memory: clips are millions.
     translations: dict[str, tuple[str, str, str]] = {}
     matched: set[str] = set()
-    for place, row in clip_rows(table, problems, "", ("path", "translation", "split")):
+    for place, row in clip_rows(table, issues, "", ("path", "translation", "split")):
         split = SPLITS.get(row["split"].strip())
         if split is None:
-            problems.add("unknown split", item=place, detail=row["split"])
+            issues.add("unknown split", item=place, detail=row["split"])
         elif row["path"] in translations:
-            problems.add("duplicate id", split=split, item=place, detail=row["path"])
+            issues.add("duplicate id", split=split, item=place, detail=row["path"])
         else:
             translations[row["path"]] = (place, split, row["translation"])
-    for _, row in clip_rows(validated, problems, ""):
-        if found := translations.get(row["path"]):
-            place, split, translation = found
+    for _, row in clip_rows(validated, issues, ""):
+        if row["path"] in translations:
+            place, split, translation = translations[row["path"]]
             matched.add(row["path"])
             yield place, split, {**row, "translation": translation}
     if translations and not matched:
         raise UserError(
-            f"no clip of {table} is in {validated}; CoVoST-2 belongs to Common Voice 4, whose "
-            "validated.tsv is needed."
+            f"no clip of {table} is in {validated}; CoVoST-2 needs the validated.tsv of Common "
+            "Voice 4."
         )
     for path, (place, split, _) in translations.items():
         if path not in matched:
-            problems.add("no counterpart", split=split, item=place, detail=path)
+            issues.add("no counterpart", split=split, item=place, detail=path)
 
 
 def _read_joined(
-    joined: Mapping[str, Path], problems: Problems
+    joined: Mapping[str, Path], issues: IssueLog
 ) -> Iterator[tuple[str, str, dict[str, str]]]:
-    """Place, split and row of tables that `get_covost_splits.py` wrote."""
+    """Yields `file:line`, split and row of tables that `get_covost_splits.py` wrote."""
     for split in ("train", "validation", "test"):
         if split in joined:
             required = ("path", "sentence", "translation")
-            for place, row in clip_rows(joined[split], problems, split, required):
+            for place, row in clip_rows(joined[split], issues, split, required):
                 yield place, split, row

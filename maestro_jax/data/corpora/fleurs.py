@@ -1,24 +1,20 @@
-"""FLEURS (Conneau et al., 2022): sentences of FLoRes, read aloud in 102 languages.
+"""FLEURS (Conneau et al., 2022): sentences of FLoRes read aloud in 102 languages.
 
     de_de/{train,dev,test}.tsv
     de_de/audio/{train,dev,test}/*.wav
 
-The tables have no header. Their columns are the number of the sentence, the file, the transcript,
-the same without case and punctuation, its characters, how many samples the file has, and gender.
-
-Several people read a sentence, all of them under its number.
+The tables have no header; `COLUMNS` names their columns. Several people read each sentence, and all
+of their recordings have its number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from maestro_jax.data.corpora import tables
-from maestro_jax.data.corpora.corpus import Corpus, Published, choose_languages
-from maestro_jax.data.corpora.fleurs_sizes import SIZES
-from maestro_jax.data.corpora.problems import Problems
-from maestro_jax.data.corpora.utterance import Utterance
+from maestro_jax.data.corpora.corpus import Corpus, Utterance, select_languages
+from maestro_jax.data.corpora.issues import IssueLog
 from maestro_jax.errors import UserError
 from maestro_jax.text.normalizers import base_language
 
@@ -26,14 +22,14 @@ COLUMNS = (
     "number",
     "file",
     "raw_transcription",
-    "transcription",
+    "transcription",  # Without case and punctuation.
     "characters",
     "num_samples",
     "gender",
 )
 FILES = {"train": "train", "validation": "dev", "test": "test"}
-# Mandarin is what ISO 639-1 calls Chinese, and Filipino is Tagalog as it is standardised.
-_OTHER_CODES = {"cmn": "zh", "fil": "tl"}
+# ISO 639-1 has no codes of their own for Mandarin and for Filipino, the standardised Tagalog.
+_ISO_CODES = {"cmn": "zh", "fil": "tl"}
 
 
 class Fleurs(Corpus):
@@ -43,57 +39,51 @@ class Fleurs(Corpus):
     title = "FLEURS: directories like de_de with train.tsv, dev.tsv, test.tsv and audio/train/*.wav"
 
     def configs(self, source: Path, languages: Sequence[str] = ()) -> list[str]:
-        """The languages of the directories; see `Corpus`."""
-        wanted = [_language(name) for name in languages]
-        return choose_languages(list(_directories(source)), wanted, source)
+        """Lists the languages of the directories; see `Corpus`."""
+        requested = [_language(name) for name in languages]
+        return select_languages(list(_directories(source)), requested, source)
 
-    def utterances(self, source: Path, config: str, problems: Problems) -> Iterator[Utterance]:
-        """The recordings of a language, table by table; see `Corpus`."""
+    def utterances(self, source: Path, config: str, issues: IssueLog) -> Iterator[Utterance]:
+        """Yields the recordings of a language, table by table; see `Corpus`."""
         directory = _directories(source)[config]
         for split, name in FILES.items():
             table = directory / f"{name}.tsv"
             if not table.is_file():
-                raise UserError(f"{table} is not there; unpack all of {directory.name}.")
+                raise UserError(f"there is no table {table}; unpack all of {directory.name}.")
             recordings = directory / "audio" / name
             if not recordings.is_dir():
                 raise UserError(f"there is no directory {recordings}; unpack {name}.tar.gz there.")
-            for place, row in tables.rows(table, problems, columns=COLUMNS, split=split):
+            for place, row in tables.rows(table, issues, columns=COLUMNS, split=split):
                 file = PurePosixPath(row["file"].strip()).name
                 if not file:
-                    problems.add("bad value", split=split, item=place, detail="no file")
+                    issues.add("bad value", split=split, item=place, detail="no file")
                     continue
                 yield Utterance(
-                    # The number says which sentence it is, in every language; the file, which
-                    # recording of it.
+                    # The number identifies the sentence, in all languages, and the file the
+                    # recording.
                     id=f"{row['number']}-{PurePosixPath(file).stem}",
                     split=split,
                     language=config,
                     audio=str(recordings / file),
-                    # Normalised by the corpus, whose error rates are those of this column.
+                    # The corpus' own normalisation, on which published error rates are computed.
                     text=" ".join(row["transcription"].split()),
                     raw_text=row["raw_transcription"].strip(),
-                    needs=("text",),
+                    required=("text",),
                 )
-
-    def published(self, source: Path, config: str) -> Mapping[str, Published]:
-        """Rows of the tables; hours are about 10 for training everywhere."""
-        del source
-        return dict(zip(FILES, map(Published, SIZES.get(config, ())), strict=False))
 
 
 def _language(name: str) -> str:
-    """The language of a directory such as `cmn_hans_cn`."""
+    """Returns the language of a directory such as `cmn_hans_cn`."""
     code = base_language(name)
-    return _OTHER_CODES.get(code, code)
+    return _ISO_CODES.get(code, code)
 
 
 def _directories(source: Path) -> dict[str, Path]:
-    """The directory of each language, below the corpus or below its `data`."""
-    found: dict[str, Path] = {}
+    """Returns the directory of each language, below `source`, `source/data`, or `source` itself."""
+    directories: dict[str, Path] = {}
     for root in (source, source / "data"):
         for table in sorted(root.glob("*/train.tsv")):
-            found.setdefault(_language(table.parent.name), table.parent)
-    # A directory of one language may be named by itself.
-    if not found and (source / "train.tsv").is_file():
-        found[_language(source.name)] = source
-    return found
+            directories.setdefault(_language(table.parent.name), table.parent)
+    if not directories and (source / "train.tsv").is_file():
+        directories[_language(source.name)] = source
+    return directories

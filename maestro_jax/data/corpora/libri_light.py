@@ -1,8 +1,8 @@
 """Libri-Light (Kahn et al., 2020): books read in English, without transcripts, and ten hours with.
 
 `small`, `medium` and `large` hold `<speaker>/<book>/<chapter>.flac`, up to hours long, and beside
-each file a `.json` whose `voice_activity` lists the beginnings and ends of what is spoken, in
-seconds. They do not overlap; the 60 thousand hours of papers are all three. `limited` is
+each file a `.json` whose `voice_activity` lists begin and end of each stretch of speech, in
+seconds. The three do not overlap; the 60 thousand hours of papers are all of them. `limited` is
 `librispeech_finetuning`: `1h/<fold>` and `9h`, each with `clean` and `other` as in LibriSpeech.
 """
 
@@ -13,69 +13,82 @@ import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from maestro_jax.data.corpora import limited
-from maestro_jax.data.corpora.chapters import read_chapters
-from maestro_jax.data.corpora.corpus import Corpus, choose
-from maestro_jax.data.corpora.problems import Problems
-from maestro_jax.data.corpora.utterance import Span, Utterance
+from maestro_jax.data.corpora.corpus import Corpus, Span, Utterance, select
+from maestro_jax.data.corpora.issues import IssueLog
+from maestro_jax.data.corpora.librispeech import read_chapters
 from maestro_jax.errors import UserError
 
 SIZES = ("small", "medium", "large")
 LIMITED = "limited"
 LIMITED_DIRECTORY = "librispeech_finetuning"
-LONGEST_SECONDS = 30.0
-"""No utterance is longer; Libri-Light's own script cuts at 30 or 60 seconds."""
+MAX_SECONDS = 30.0
+"""Longest utterance. Libri-Light's own script cuts at 30 or 60 seconds."""
+
+# The ten transcribed hours, which Libri-Light and MLS divide alike: six folds of ten minutes, which
+# make up an hour, and nine more hours.
+FOLDS = tuple(f"train_10min_{fold}" for fold in range(6))
+NINE_HOURS = "train_9h"
+LIMITED_SPLITS = (*FOLDS, NINE_HOURS)
+LIMITED_SUBSETS = {
+    "10min": FOLDS[0],
+    "1h": "+".join(FOLDS),
+    "9h": NINE_HOURS,
+    "10h": "+".join(LIMITED_SPLITS),
+}
+"""Splits of each subset that papers report on. For ten minutes they take the first fold."""
 
 
 class LibriLight(Corpus):
-    """Three sizes of untranscribed speech, and `limited`, each a config.
+    """Three sizes of untranscribed speech, and `limited`, each of them a config.
 
-    The published hours are not shown beside the prepared ones: they count the silence.
+    No published hours are compared, for those of Libri-Light include silence.
     """
 
     name = "libri_light"
     title = f"Libri-Light: a directory with small, medium, large or {LIMITED_DIRECTORY}"
-    splits = ("train", *limited.SPLITS)
+    splits = ("train", *LIMITED_SPLITS)
 
     def configs(self, source: Path, languages: Sequence[str] = ()) -> list[str]:
-        """The parts that are there; a wanted one is named itself, `en` is all; see `Corpus`."""
-        there = [size for size in SIZES if (source / size).is_dir()]
+        """Lists the available configs; `en` requests all of them; see `Corpus`."""
+        available = [size for size in SIZES if (source / size).is_dir()]
         if (source / LIMITED_DIRECTORY).is_dir():
-            there.append(LIMITED)
-        wanted = [] if "en" in languages else languages
-        return choose(there, wanted, source, "parts of Libri-Light")
+            available.append(LIMITED)
+        requested = [] if "en" in languages else languages
+        return select(available, requested, source, "parts of Libri-Light")
 
-    def utterances(self, source: Path, config: str, problems: Problems) -> Iterator[Utterance]:
-        """Pieces of the books, or the transcribed utterances; see `Corpus`."""
+    def utterances(self, source: Path, config: str, issues: IssueLog) -> Iterator[Utterance]:
+        """Yields the stretches of speech in the books, or the transcribed utterances."""
         if config != LIMITED:
-            yield from _books(source / config, problems)
+            yield from _read_books(source / config, issues)
             return
         directories = [source / LIMITED_DIRECTORY / "1h" / str(fold) for fold in range(6)]
         directories.append(source / LIMITED_DIRECTORY / "9h")
-        for directory, split in zip(directories, limited.SPLITS, strict=True):
+        for directory, split in zip(directories, LIMITED_SPLITS, strict=True):
             for quality in ("clean", "other"):
-                yield from read_chapters(directory / quality, split, problems)
+                yield from read_chapters(directory / quality, split, issues)
 
 
-def cut(pieces: Sequence[Span], longest: float) -> list[tuple[Span, ...]]:
-    """Joins what is spoken to utterances of a bounded length, and cuts what is longer.
+def group_speech(pieces: Sequence[Span], max_seconds: float) -> list[tuple[Span, ...]]:
+    """Groups stretches of speech into utterances of limited length.
 
     Args:
-        pieces: Begin and end of each, in seconds, in their order.
-        longest: Seconds of speech that an utterance may have; the silence between its pieces is
-            left out, as Libri-Light's own script does.
+        pieces: Begin and end of each stretch, in seconds, in order.
+        max_seconds: Maximum duration of the speech of an utterance. The silence between its pieces
+            is left out, as in Libri-Light's own script.
 
     Returns:
-        The pieces of every utterance: as many as fit, and equal shares of a piece that does not.
+        The pieces of each utterance: as many as fit. A stretch that is too long by itself is
+        divided into equal pieces.
     """
     utterances: list[tuple[Span, ...]] = []
     collected: list[Span] = []
     length = 0.0
     for begin, end in pieces:
-        shares = max(1, math.ceil((end - begin) / longest - 1e-9))
+        # The tolerances keep rounding errors from making another piece or another utterance.
+        shares = max(1, math.ceil((end - begin) / max_seconds - 1e-9))
         share = (end - begin) / shares
         for number in range(shares):
-            if collected and length + share > longest + 1e-6:
+            if collected and length + share > max_seconds + 1e-6:
                 utterances.append(tuple(collected))
                 collected, length = [], 0.0
             last = end if number == shares - 1 else begin + (number + 1) * share
@@ -86,22 +99,22 @@ def cut(pieces: Sequence[Span], longest: float) -> list[tuple[Span, ...]]:
     return utterances
 
 
-def _books(directory: Path, problems: Problems) -> Iterator[Utterance]:
-    """The utterances of all books, speaker by speaker."""
+def _read_books(directory: Path, issues: IssueLog) -> Iterator[Utterance]:
+    """Yields the utterances of all books, speaker by speaker."""
     for book in sorted(path for path in directory.glob("*/*") if path.is_dir()):
-        described = sorted(book.glob("*.json"))
-        names = {path.stem for path in described}
+        descriptions = sorted(book.glob("*.json"))
+        names = {path.stem for path in descriptions}
         for audio in sorted(book.glob("*.flac")):
             if audio.stem not in names:
                 detail = f"there is no .json beside {audio}"
                 item = f"{book.parent.name}/{book.name}/{audio.stem}"
-                problems.add("no counterpart", split="train", item=item, detail=detail)
-        for path in described:
-            yield from _chapter(path, problems)
+                issues.add("no counterpart", split="train", item=item, detail=detail)
+        for path in descriptions:
+            yield from _read_chapter(path, issues)
 
 
-def _chapter(path: Path, problems: Problems) -> Iterator[Utterance]:
-    """The utterances of one audio file."""
+def _read_chapter(path: Path, issues: IssueLog) -> Iterator[Utterance]:
+    """Yields the utterances of one audio file."""
     speaker, book = path.parent.parent.name, path.parent.name
     name = f"{speaker}/{book}/{path.stem}"
     try:
@@ -109,16 +122,16 @@ def _chapter(path: Path, problems: Problems) -> Iterator[Utterance]:
     except OSError as error:
         raise UserError(f"{path} cannot be opened: {error.strerror or error}.") from error
     except ValueError as error:
-        problems.add("bad row", split="train", item=name, detail=f"no JSON: {error}")
+        issues.add("bad row", split="train", item=name, detail=f"no JSON: {error}")
         return
     pieces = record.get("voice_activity") if isinstance(record, dict) else None
     if not isinstance(pieces, list):
-        problems.add("bad value", split="train", item=name, detail="no list voice_activity")
+        issues.add("bad value", split="train", item=name, detail="no list voice_activity")
         return
     if not pieces:
-        problems.add("empty audio", split="train", item=name, detail="no voice activity")
-    spoken = _spoken(pieces, name, problems)
-    for number, spans in enumerate(cut(spoken, LONGEST_SECONDS)):
+        issues.add("empty audio", split="train", item=name, detail="no voice activity")
+    speech = _valid_spans(pieces, name, issues)
+    for number, spans in enumerate(group_speech(speech, MAX_SECONDS)):
         yield Utterance(
             id=f"{name}/{number:04d}",
             split="train",
@@ -129,19 +142,19 @@ def _chapter(path: Path, problems: Problems) -> Iterator[Utterance]:
         )
 
 
-def _spoken(pieces: list[object], name: str, problems: Problems) -> list[Span]:
-    """The pieces that mean something."""
-    spoken: list[Span] = []
+def _valid_spans(pieces: list[object], name: str, issues: IssueLog) -> list[Span]:
+    """Returns the spans that are pairs of numbers and do not overlap the previous one."""
+    spans: list[Span] = []
     for number, piece in enumerate(pieces):
-        after = spoken[-1][1] if spoken else 0.0
+        after = spans[-1][1] if spans else 0.0
         try:
             begin, end = (float(at) for at in piece)  # type: ignore[attr-defined]
         except (TypeError, ValueError):
             begin = end = math.nan
         # Comparisons with NaN are false.
         if after <= begin < end < math.inf:
-            spoken.append((begin, end))
+            spans.append((begin, end))
         else:
             detail = f"voice_activity {piece} after {after:.2f} seconds"
-            problems.add("bad value", split="train", item=f"{name}#{number}", detail=detail)
-    return spoken
+            issues.add("bad value", split="train", item=f"{name}#{number}", detail=detail)
+    return spans

@@ -13,7 +13,7 @@ import soundfile
 from maestro_jax.audio.reading import resample
 from maestro_jax.batches import SAMPLE_RATE
 from maestro_jax.data.corpora.corpus import Corpus
-from maestro_jax.data.corpora.preparing import Prepared, prepare
+from maestro_jax.data.corpora.prepare import PreparedConfig, prepare
 from maestro_jax.data.processes import Processes
 
 
@@ -58,15 +58,15 @@ class Here(Processes):
 
 def prepared(
     corpus: Corpus, source: Path, config: str, root: Path, *, strict: bool = False, workers: int = 0
-) -> Prepared:
+) -> PreparedConfig:
     """Prepares a config with small parts, by default in this process."""
     with Processes(workers) if workers else Here(1) as processes:
         return prepare(
-            corpus, source, config, root, processes=processes, strict=strict, part_utterances=3
+            corpus, source, config, root, processes=processes, strict=strict, utterances_per_shard=3
         )
 
 
-def records(result: Prepared, split: str) -> list[dict[str, object]]:
+def records(result: PreparedConfig, split: str) -> list[dict[str, object]]:
     """What was written: texts as str, audio as arrays."""
     import tensorflow_datasets as tfds
 
@@ -80,7 +80,7 @@ def records(result: Prepared, split: str) -> list[dict[str, object]]:
     ]
 
 
-def problems(result: Prepared) -> list[tuple[str, str, str]]:
+def problems(result: PreparedConfig) -> list[tuple[str, str, str]]:
     """What was wrong: kind, split and item of each problem."""
-    lines = (result.directory / "problems.tsv").read_text(encoding="utf-8").splitlines()[1:]
+    lines = (result.directory / "issues.tsv").read_text(encoding="utf-8").splitlines()[1:]
     return [tuple(line.split("\t")[:3]) for line in lines]  # type: ignore[misc]

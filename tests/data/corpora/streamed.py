@@ -1,4 +1,4 @@
-"""Prepared corpora, as a training run reads them."""
+"""PreparedConfig corpora, as a training run reads them."""
 
 from __future__ import annotations
 

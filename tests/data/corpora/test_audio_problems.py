@@ -1,4 +1,4 @@
-"""What is wrong with audio, from the file to `problems.tsv` and the lines of the command."""
+"""What is wrong with audio, from the file to `issues.tsv` and the lines of the command."""
 
 from __future__ import annotations
 
@@ -68,10 +68,10 @@ def test_where_nothing_can_be_used_the_causes_are_told(
     command = ["prepare", "manifest", "--source_dir", str(source), "--data_dir", str(tmp_path)]
     assert main([*command, "--workers", "1"]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("error: nothing of manifest/en could be used: ")
+    assert error.startswith("error: no utterance of manifest/en could be used: ")
     assert "2 unreadable audio, 1 empty audio; the first unreadable audio is a.wav: " in error
     assert "it is text: 'no audio" in error and ".json" not in error
-    table = Path(error.rpartition(" is in ")[2].rstrip("."))
+    table = Path(error.rpartition(" are in ")[2].rstrip("."))
     assert table.read_text().count("unreadable audio") == 2
     # Once it is mended, the same command reads it.
     lay_out(source, dict.fromkeys(("a.wav", "b.wav", "c.wav"), wav(SPEECH)))
@@ -85,4 +85,4 @@ def test_what_was_mended_passes_strictly(tmp_path: Path) -> None:
         prepared(Manifest(), source, "en", tmp_path, strict=True)
     lay_out(source, {"a.wav": wav(SPEECH)})
     [train] = prepared(Manifest(), source, "en", tmp_path, strict=True).splits
-    assert (train.utterances, train.problems) == (1, {})
+    assert (train.utterances, train.issues) == (1, {})

@@ -65,7 +65,7 @@ def test_segments(source: Path, tmp_path: Path) -> None:
         "validation": 3,
     }
     train = splits["train"]
-    assert train.problems == {
+    assert train.issues == {
         "set aside": 4,
         "partly transcribed": 4,
         "bad row": 3,
@@ -80,7 +80,7 @@ def test_segments(source: Path, tmp_path: Path) -> None:
     assert ("no counterpart", "train", "BABEL_OP2_304_60001_20131025_190000_inLine") in problems(
         result
     )
-    table = (result.directory / "problems.tsv").read_text()
+    table = (result.directory / "issues.tsv").read_text()
     [line] = [line for line in table.splitlines() if line.startswith("unreadable audio")]
     assert SHORTENED in line and "compressed by shorten" in line and "sph2pipe -p -f sph" in line
 
@@ -106,7 +106,7 @@ def test_what_is_marked_on_purpose_is_not_strictly_wrong(source: Path, tmp_path:
     (release / "dev").symlink_to(source / RELEASE / "conversational" / "dev")
     result = prepared(find_corpus("babel"), tmp_path, "lt", tmp_path / "data", strict=True)
     [validation] = result.splits
-    assert validation.problems == {"set aside": 2, "partly transcribed": 2}
+    assert validation.issues == {"set aside": 2, "partly transcribed": 2}
 
 
 def test_shorten_is_named(source: Path) -> None:

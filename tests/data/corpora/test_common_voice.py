@@ -12,12 +12,10 @@ from spoken import prepared, problems, records
 
 from maestro_jax.data.corpora import tables
 from maestro_jax.data.corpora.common_voice import CommonVoice
-from maestro_jax.data.corpora.common_voice_sizes import SIZES
-from maestro_jax.data.corpora.covost2_sizes import INTO_ENGLISH
-from maestro_jax.data.corpora.covost2_sizes import SIZES as COVOST_SIZES
-from maestro_jax.data.corpora.problems import Problems
+from maestro_jax.data.corpora.corpus import published_sizes
+from maestro_jax.data.corpora.covost2 import INTO_ENGLISH
+from maestro_jax.data.corpora.issues import IssueLog
 from maestro_jax.errors import UserError
-from maestro_jax.text.normalizers import base_language
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +42,7 @@ def test_all_is_written_or_accounted_for(release: Path, tmp_path: Path) -> None:
     result = prepared(CommonVoice(), release, "de", tmp_path)
     train, validation, test = result.splits
     assert (train.listed, train.utterances) == (8, 3)
-    assert train.problems == {
+    assert train.issues == {
         "bad value": 1,
         "bad row": 1,
         "duplicate id": 1,
@@ -53,7 +51,7 @@ def test_all_is_written_or_accounted_for(release: Path, tmp_path: Path) -> None:
         "unreadable audio": 1,
         "empty audio": 1,
     }
-    assert train.utterances + sum(train.problems.values()) - 2 == train.listed
+    assert train.utterances + sum(train.issues.values()) - 2 == train.listed
     assert ("missing audio", "train", "common_voice_de_4") in problems(result)
     # The release is read off the name of its directory.
     assert (train.published, validation.published, test.published) == (589_100, 16_183, 16_183)
@@ -75,11 +73,12 @@ def test_all_is_written_or_accounted_for(release: Path, tmp_path: Path) -> None:
 
 def test_published_sizes(release: Path, tmp_path: Path) -> None:
     # CoVoST-2 took the development and test sets of the fourth release as they are.
-    fourth = {base_language(locale): sizes for locale, sizes in SIZES["4"].items()}
-    fourth["zh"] = SIZES["4"]["zh-CN"]
-    for language in INTO_ENGLISH:
-        assert fourth[language][1:] == COVOST_SIZES[f"{language}_en"][1:]
-    assert fourth["en"][1:] == COVOST_SIZES["en_x"][1:]
+    locales = {"zh": "zh-CN", "sv": "sv-SE"}
+    for language in (*INTO_ENGLISH, "en"):
+        fourth = published_sizes("common_voice/4", locales.get(language, language))
+        translated = published_sizes("covost2", f"{language}_en" if language != "en" else "en_x")
+        for split in ("validation", "test"):
+            assert fourth[split] == translated[split]
     corpus = CommonVoice()
     assert corpus.published(release, "sv")["test"].utterances == 5259
     assert corpus.published(release.parent, "zh_tw")["test"].utterances == 4982
@@ -167,7 +166,7 @@ def test_what_is_no_common_voice_is_one_line(release: Path, tmp_path: Path) -> N
         corpus.configs(tmp_path)
     for name in ("cv-corpus-4", "cv-corpus-5"):
         write_table(tmp_path / name / "de" / "train.tsv", NEW, [])
-    with pytest.raises(UserError, match="de is there twice.*name one release"):
+    with pytest.raises(UserError, match="de is both in .*name one release"):
         corpus.configs(tmp_path)
     only = tmp_path / "only" / "de"
     write_table(only / "train.tsv", ["client_id", "path"], [])
@@ -179,7 +178,7 @@ def test_what_is_no_common_voice_is_one_line(release: Path, tmp_path: Path) -> N
         prepared(corpus, only.parent, "de", tmp_path / "data")
     unpacked = tmp_path / "Downloads"
     write_table(unpacked / "train.tsv", NEW, [])
-    with pytest.raises(UserError, match="does not say its language"):
+    with pytest.raises(UserError, match="the language of .* is not known"):
         corpus.configs(unpacked)
     # A clip does.
     write_table(unpacked / "train.tsv", NEW, [clip_row("common_voice_sv-SE_1.mp3", "ett")])
@@ -201,16 +200,16 @@ def test_escapes_are_read_as_they_are_written(tmp_path: Path, cells: list[str]) 
     write_table(
         tmp_path / "x.tsv", columns, [dict(zip(columns, cells, strict=True)), {"one": "last"}]
     )
-    wrong = Problems()
+    wrong = IssueLog()
     found = list(tables.rows(tmp_path / "x.tsv", wrong, escape="\\"))
     assert [list(row.values()) for _, row in found] == [cells, ["last", ""]]
-    assert not wrong.found
+    assert not wrong.issues
     with (tmp_path / "x.tsv").open(newline="") as file:
         peer = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE, escapechar="\\"))
     assert peer[1] == cells
     (tmp_path / "x.tsv").write_text("one\ttwo\na\tb\\\n")
     assert list(tables.rows(tmp_path / "x.tsv", wrong, escape="\\")) == []
-    assert [problem.item for problem in wrong.found] == ["x.tsv:2"]
+    assert [problem.item for problem in wrong.issues] == ["x.tsv:2"]
 
 
 def test_clips_are_variable_mp3_at_48_kilohertz(tmp_path: Path) -> None:

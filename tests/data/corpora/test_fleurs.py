@@ -14,7 +14,6 @@ from streamed import epoch, make_vocabulary
 
 from maestro_jax.cli.main import main
 from maestro_jax.data.corpora.corpus import find_corpus
-from maestro_jax.data.corpora.fleurs_sizes import SIZES
 from maestro_jax.errors import UserError
 from maestro_jax.text.languages import LANGUAGES
 
@@ -43,7 +42,7 @@ def test_recordings(source: Path, tmp_path: Path) -> None:
     result = prepared(find_corpus("fleurs"), source, "de", tmp_path)
     train, validation, test = result.splits
     assert (train.listed, train.utterances, train.published) == (8, 4, 2987)
-    assert train.problems == {
+    assert train.issues == {
         "missing audio": 1,
         "unreadable audio": 1,
         "duplicate id": 1,
@@ -76,7 +75,7 @@ def test_archives_are_to_be_unpacked(source: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no directory .*audio/train; unpack train\.tar\.gz there"):
         prepared(corpus, tmp_path, "de", tmp_path / "data")
     (language / "audio" / "train").mkdir()
-    with pytest.raises(UserError, match=r"dev\.tsv is not there; unpack all of de_de"):
+    with pytest.raises(UserError, match=r"no table .*dev\.tsv; unpack all of de_de"):
         prepared(corpus, tmp_path, "de", tmp_path / "data")
 
 
@@ -91,12 +90,16 @@ ROWS = {
 }  # fmt: skip
 
 
+# FLEURS does not have these languages of ours; of Kurdish it has Sorani alone.
+MISSING = {"ht", "gn", "tpi", "ku"}
+
+
 def test_published_sizes() -> None:
     published = find_corpus("fleurs").published
     for language, thousands in ROWS.items():
         sizes = [size.utterances for size in published(Path(), language).values()]
         assert len(sizes) == 3 and abs(sum(sizes) - 1000 * thousands) <= 5, language
-    assert set(SIZES) <= set(LANGUAGES)
+    assert all(published(Path(), language) for language in set(LANGUAGES) - MISSING)
     assert not published(Path(), "xx")
 
 

@@ -14,7 +14,7 @@ from spoken import prepared, problems, records, say
 
 from maestro_jax.cli import main as cli
 from maestro_jax.data.corpora.corpus import find_corpus
-from maestro_jax.data.corpora.libri_light import cut
+from maestro_jax.data.corpora.libri_light import group_speech
 from maestro_jax.errors import UserError
 
 SHELF = "100/sea_fairies_0812_librivox_64kb_mp3"
@@ -43,8 +43,10 @@ def samples(spans: list[list[float]], seconds: float) -> np.ndarray:
         ([(0, 1), (2, 32), (33, 34)], [((0, 1),), ((2, 32),), ((33, 34),)]),
     ],
 )
-def test_cut(pieces: list[tuple[float, float]], expected: list[tuple[object, ...]]) -> None:
-    assert cut(pieces, 30.0) == expected
+def test_group_speech(
+    pieces: list[tuple[float, float]], expected: list[tuple[object, ...]]
+) -> None:
+    assert group_speech(pieces, 30.0) == expected
 
 
 @hypothesis.given(
@@ -55,7 +57,7 @@ def test_cutting_loses_nothing(gaps: list[tuple[float, float]], longest: float) 
     for silence, length in gaps:
         pieces.append((at + silence, at + silence + length))
         at = pieces[-1][1]
-    utterances = cut(pieces, longest)
+    utterances = group_speech(pieces, longest)
     lengths = [sum(end - begin for begin, end in spans) for spans in utterances]
     assert all(length <= longest + 1e-3 for length in lengths)
     assert sum(lengths) == pytest.approx(sum(length for _, length in gaps), abs=1e-6)
@@ -96,7 +98,7 @@ def test_books(source: Path, tmp_path: Path) -> None:
         np.testing.assert_allclose(found[name]["audio"] / 32768.0, audio, atol=2 / 32768)
         assert found[name]["speaker"] == "100" and found[name]["text"] == ""
     assert train.hours == pytest.approx(sum(map(len, expected.values())) / RATE / 3600)
-    assert train.problems == {
+    assert train.issues == {
         "bad value": 4,
         "no counterpart": 1,
         "empty audio": 1,

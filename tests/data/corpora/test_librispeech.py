@@ -12,7 +12,7 @@ from spoken import prepared, problems, records, say
 
 from maestro_jax.cli import main as cli
 from maestro_jax.data.corpora.corpus import find_corpus
-from maestro_jax.data.corpora.preparing import Prepared
+from maestro_jax.data.corpora.prepare import PreparedConfig
 from maestro_jax.errors import UserError
 
 WORDS = {
@@ -29,17 +29,17 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def result(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+def result(source: Path, tmp_path_factory: pytest.TempPathFactory) -> PreparedConfig:
     corpus = find_corpus("librispeech")
     assert corpus.configs(source) == corpus.configs(source, ["en"]) == ["en"]
     return prepared(corpus, source, "en", tmp_path_factory.mktemp("data"))
 
 
-def root_of(result: Prepared) -> Path:
+def root_of(result: PreparedConfig) -> Path:
     return result.directory.parents[2]
 
 
-def test_every_utterance_is_written_or_accounted_for(result: Prepared) -> None:
+def test_every_utterance_is_written_or_accounted_for(result: PreparedConfig) -> None:
     splits = {split.split: split for split in result.splits}
     assert list(splits) == [folder.replace("-", "_") for folder in SPOKEN]
     for folder, utterances in SPOKEN.items():
@@ -58,7 +58,7 @@ def test_every_utterance_is_written_or_accounted_for(result: Prepared) -> None:
 
     clean = splits["train_clean_100"]
     assert (clean.listed, clean.utterances) == (8, 4)
-    assert clean.problems == {
+    assert clean.issues == {
         "no counterpart": 3,
         "empty text": 1,
         "missing audio": 1,
@@ -66,7 +66,7 @@ def test_every_utterance_is_written_or_accounted_for(result: Prepared) -> None:
         "unreadable audio": 1,
     }
     assert clean.listed - 4 == clean.utterances
-    assert not any(split.problems for name, split in splits.items() if name != clean.split)
+    assert not any(split.issues for name, split in splits.items() if name != clean.split)
     lines = problems(result)
     for item in ("103-1240-0005", "103-1242-0000", "SPEAKERS.TXT:6"):
         assert ("no counterpart", "train_clean_100", item) in lines
@@ -75,7 +75,7 @@ def test_every_utterance_is_written_or_accounted_for(result: Prepared) -> None:
     assert ("bad row", "", "SPEAKERS.TXT:11") in lines
 
 
-def test_published_sizes_stand_beside_it(result: Prepared) -> None:
+def test_published_sizes_stand_beside_it(result: PreparedConfig) -> None:
     published = {split.split: split.published for split in result.splits}
     # The 281,241 utterances and 960 hours that every paper names.
     train = [split for split in result.splits if split.split.startswith("train")]
@@ -86,7 +86,7 @@ def test_published_sizes_stand_beside_it(result: Prepared) -> None:
     assert clean.explanation().startswith("28531 fewer in the tables than published, ")
 
 
-def test_tasks(result: Prepared) -> None:
+def test_tasks(result: PreparedConfig) -> None:
     root = root_of(result)
     assert sizes(root, "librispeech_paired_en") == {"train": 7, "validation": 1, "test": 1}
     assert sizes(root, "librispeech_paired_en_clean100")["train"] == 4
@@ -100,7 +100,7 @@ def test_tasks(result: Prepared) -> None:
     assert speech["language"] == "en" and len(speech["audio"])
 
 
-def test_the_sum_of_splits(result: Prepared) -> None:
+def test_the_sum_of_splits(result: PreparedConfig) -> None:
     from maestro_jax.data.data_scope import data_scope
     from maestro_jax.data.indexed_source import IndexedTfdsSource
     from maestro_jax.data.task_listing import get_task_or_mixture
@@ -143,7 +143,7 @@ def test_lines_of_text_are_numbered(source: Path, tmp_path: Path) -> None:
     assert [entry["raw_text"] for entry in found] == [LINES[0], LINES[2]]
     assert [entry["id"] for entry in found] == ["1", "3"]
     [train] = result.splits
-    assert (train.listed, train.utterances, train.problems) == (3, 2, {"empty text": 1})
+    assert (train.listed, train.utterances, train.issues) == (3, 2, {"empty text": 1})
     assert problems(result) == [("empty text", "train", "2")]
     drawn = examples(tmp_path, "text", "librispeech_text_en", 2)
     assert sorted(example["text"] for example in drawn) == ["a first line", "the widow's two"]

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from spoken import prepared, problems, records
 
 from maestro_jax.data.corpora import tables
+from maestro_jax.data.corpora.issues import IssueLog
 from maestro_jax.data.corpora.manifest import Manifest
-from maestro_jax.data.corpora.problems import Problems
-from maestro_jax.data.corpora.quoting import has_quoted_cells, quoted_rows
+from maestro_jax.data.corpora.tables import has_quoted_cells, quoted_rows
 from maestro_jax.errors import UserError
 
 HEADER = ["id", "text", "language", "translation"]
@@ -28,7 +28,7 @@ def write_lines(path: Path, lines: list[str]) -> Path:
 
 def read(path: Path) -> list[list[str]]:
     """The rows below the header, without problems."""
-    found = Problems(strict=True)
+    found = IssueLog(strict=True)
     return [list(row.values()) for _, row in tables.rows(path, found, quoted=True)]
 
 
@@ -163,7 +163,7 @@ def test_half_a_character_is_left_out_and_told(tmp_path: Path) -> None:
         "speaker": "",
         "id": "a",
     }
-    table = (result.directory / "problems.tsv").read_text(encoding="utf-8")
+    table = (result.directory / "issues.tsv").read_text(encoding="utf-8")
     assert table.count("broken character") == 4 and r"'Halb \ud83d da.'" in table
     with pytest.raises(UserError, match="broken character"):
         prepared(Manifest(), tmp_path / "in", "de", tmp_path / "strict", strict=True)

@@ -13,7 +13,7 @@ from spoken import prepared, problems, records, say
 from maestro_jax.cli import main as cli
 from maestro_jax.data.corpora.corpus import find_corpus
 from maestro_jax.data.corpora.mls import LANGUAGES
-from maestro_jax.data.corpora.preparing import Prepared
+from maestro_jax.data.corpora.prepare import PreparedConfig
 from maestro_jax.errors import UserError
 
 
@@ -25,11 +25,11 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def german(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+def german(source: Path, tmp_path_factory: pytest.TempPathFactory) -> PreparedConfig:
     return prepared(find_corpus("mls"), source, "de", tmp_path_factory.mktemp("data"))
 
 
-def test_every_utterance_is_written_or_accounted_for(german: Prepared) -> None:
+def test_every_utterance_is_written_or_accounted_for(german: PreparedConfig) -> None:
     splits = {split.split: split for split in german.splits}
     for folder, split in (("train", "train"), ("dev", "validation"), ("test", "test")):
         found = records(german, split)
@@ -43,7 +43,7 @@ def test_every_utterance_is_written_or_accounted_for(german: Prepared) -> None:
             np.testing.assert_allclose(entry["audio"] / 32768.0, said, atol=2 / 32768)
     train = splits["train"]
     assert (train.listed, train.utterances) == (8, 4)
-    assert train.problems == {
+    assert train.issues == {
         "bad row": 1,
         "bad value": 1,
         "empty text": 1,
@@ -56,14 +56,14 @@ def test_every_utterance_is_written_or_accounted_for(german: Prepared) -> None:
     assert ("bad row", "train", "transcripts.txt:6") in lines
     assert ("bad value", "train", "transcripts.txt:7") in lines
     assert ("no counterpart", "train", "transcripts.txt") in lines
-    table = (german.directory / "problems.tsv").read_text(encoding="utf-8")
+    table = (german.directory / "issues.tsv").read_text(encoding="utf-8")
     assert "\t10 lines for 11 of " in table
     assert ("no counterpart", "train_9h", "9009_90_000000") in lines
     assert train.published == 469_942 and train.published_hours == 1966.51
     assert "469934 fewer in the tables than published" in train.explanation()
 
 
-def test_ten_hours(german: Prepared) -> None:
+def test_ten_hours(german: PreparedConfig) -> None:
     root = german.directory.parents[2]
     assert [entry["text"] for entry in records(german, "train_10min_0")] == ["drei"]
     assert [entry["text"] for entry in records(german, "train_9h")] == ["vier fünf"]

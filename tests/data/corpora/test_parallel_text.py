@@ -12,7 +12,7 @@ from streamed import epoch, make_vocabulary
 
 from maestro_jax.cli.main import main
 from maestro_jax.data.corpora.corpus import find_corpus
-from maestro_jax.data.corpora.problems import Problems
+from maestro_jax.data.corpora.issues import IssueLog
 from maestro_jax.errors import UserError
 
 GERMAN = ["guten morgen", "es ist acht uhr", "die sonne scheint"]
@@ -32,7 +32,7 @@ def test_lines(source: Path, tmp_path: Path) -> None:
     result = prepared(corpus, source, "de_en", tmp_path)
     train, test = result.splits
     assert (train.listed, train.utterances) == (6, 3)
-    assert train.problems == {"empty text": 2, "empty translation": 1}
+    assert train.issues == {"empty text": 2, "empty translation": 1}
     assert (test.split, test.utterances) == ("test", 2)
     assert ("empty translation", "train", "train.de-en:4") in problems(result)
     found = records(result, "train")
@@ -40,7 +40,7 @@ def test_lines(source: Path, tmp_path: Path) -> None:
     assert [entry["text"] for entry in found] == GERMAN
     assert {entry["language"] for entry in found} == {"de"}
 
-    first = next(corpus.utterances(source, "en_de", Problems()))
+    first = next(corpus.utterances(source, "en_de", IssueLog()))
     assert (first.text, first.translation) == ("good morning", "Guten Morgen!")
     assert (first.id, first.language) == ("newstest2014.de-en:1", "en")
 
@@ -50,7 +50,7 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no pairs of languages"):
         corpus.configs(tmp_path)
     (tmp_path / "train.de-en.de").write_text("Eins.\nZwei.\n")
-    with pytest.raises(UserError, match=r"train\.de-en\.en is not there"):
+    with pytest.raises(UserError, match=r"there is no file .*train\.de-en\.en"):
         corpus.configs(tmp_path)
     (tmp_path / "train.de-en.en").write_text("One.\nTwo.\nThree.\n")
     with pytest.raises(UserError, match=r"de-en\.de has 2 lines and train\.de-en\.en has 3"):

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from spoken import prepared, problems, record, records, say, speak_to
 
-from maestro_jax.data.corpora import preparing
+from maestro_jax.data.corpora import prepare
 from maestro_jax.data.corpora.manifest import Manifest
-from maestro_jax.data.corpora.preparing import forget
+from maestro_jax.data.corpora.prepare import remove_prepared
 from maestro_jax.data.data_scope import data_scope
 from maestro_jax.data.indexed_source import IndexedTfdsSource
 from maestro_jax.errors import UserError
@@ -61,7 +61,7 @@ def test_all_is_written_or_accounted_for(source: Path, tmp_path: Path) -> None:
     assert result.directory == tmp_path / "manifest" / "en" / "1.0.0"
     train, validation = result.splits
     assert (train.split, train.listed, train.utterances) == ("train", 12, 6)
-    assert train.problems == {
+    assert train.issues == {
         "bad value": 1,
         "bad row": 1,
         "missing audio": 1,
@@ -73,9 +73,9 @@ def test_all_is_written_or_accounted_for(source: Path, tmp_path: Path) -> None:
         "outside of audio": 1,
     }
     # Whatever was listed is there or has one reason not to be.
-    left_out = sum(train.problems.values()) - train.problems["cut short"] - 2  # Two bad lines.
+    left_out = sum(train.issues.values()) - train.issues["cut short"] - 2  # Two bad lines.
     assert train.utterances + left_out == train.listed
-    assert validation.problems == {"bad row": 1} and validation.utterances == 1
+    assert validation.issues == {"bad row": 1} and validation.utterances == 1
     assert "1 cut short (kept)" in train.explanation()
     assert ("missing audio", "train", "train.jsonl:7") in problems(result)
 
@@ -145,7 +145,7 @@ def test_an_interrupted_preparation_goes_on(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(preparing, "_finish", stop)
+    monkeypatch.setattr(prepare, "_finish", stop)
     with pytest.raises(KeyboardInterrupt):
         prepared(corpus, source, "en", tmp_path / "stopped")
     monkeypatch.undo()
@@ -160,7 +160,7 @@ def test_an_interrupted_preparation_goes_on(
     account.write_text(json.dumps(changed))
 
     written = []
-    original = preparing.write_part
+    original = prepare.write_shard
 
     def spy(function: object, requests: object, **options: object) -> object:
         for path, utterances in requests:
@@ -180,12 +180,27 @@ def test_an_interrupted_preparation_goes_on(
 
     there = prepared(corpus, source, "en", tmp_path / "stopped")
     assert not there.fresh and there.splits == whole.splits
-    forget(corpus, "en", tmp_path / "stopped")
+    remove_prepared(corpus, "en", tmp_path / "stopped")
     assert not there.directory.exists()
 
 
+def test_what_an_earlier_version_prepared_is_read(source: Path, tmp_path: Path) -> None:
+    made = prepared(Manifest(), source, "en", tmp_path)
+    assert made.issues_path == made.directory / "issues.tsv"
+    # Issues were called problems, in the summary and in the name of their table.
+    summary = made.directory / "summary.json"
+    record = json.loads(summary.read_text())
+    for split in record["splits"]:
+        split["problems"] = split.pop("issues")
+    summary.write_text(json.dumps(record))
+    former = made.issues_path.rename(made.directory / "problems.tsv")
+    read = prepared(Manifest(), source, "en", tmp_path)
+    assert not read.fresh and read.splits == made.splits
+    assert read.issues_path == former
+
+
 def test_strict_names_the_first_thing_that_is_wrong(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"train\.jsonl:10: empty text \(\?!\); mend it"):
+    with pytest.raises(UserError, match=r"train\.jsonl:10: empty text \(\?!\); correct it"):
         prepared(Manifest(), source, "en", tmp_path, strict=True)
     only = tmp_path / "only"
     record(only / "fine.wav", say("one"))
@@ -202,11 +217,13 @@ def test_what_cannot_be_a_corpus_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "train.tsv").write_text("audio\ttext\nx.wav\tx\n")
     with pytest.raises(UserError, match=r'train.tsv:2 has no field "language".* --languages en'):
         Manifest().configs(tmp_path)
-    with pytest.raises(UserError, match="can say only one of all lines"):
+    with pytest.raises(UserError, match="name one language for all lines, not several"):
         Manifest().configs(tmp_path, ["en", "de"])
     (tmp_path / "train.tsv").write_text("audio\ttext\tlanguage\nx.wav\tx\ten\n")
     with pytest.raises(UserError, match="'fr' is not among the languages"):
         Manifest().configs(tmp_path, ["fr"])
     causes = r"could be used: 1 missing audio; the first missing audio is train.tsv:2: .*x.wav"
-    with pytest.raises(UserError, match=rf"nothing of manifest/en {causes}\. Every problem is"):
+    with pytest.raises(
+        UserError, match=rf"no utterance of manifest/en {causes}\. All issues are in"
+    ):
         prepared(Manifest(), tmp_path, "en", tmp_path / "data")

@@ -8,7 +8,7 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from maestro_jax.data.corpora.sentences import sentences
+from maestro_jax.data.corpora.text_files import sentences
 
 
 @pytest.mark.parametrize(
@@ -32,13 +32,13 @@ def test_sentences(text: str, expected: list[str]) -> None:
 
 def test_long_sentences_are_cut_between_words_and_the_rest_is_kept() -> None:
     text = " ".join(f"word{number}" for number in range(100))
-    pieces = list(sentences(text, longest=50))
+    pieces = list(sentences(text, max_characters=50))
     assert " ".join(pieces) == text
     assert all(len(piece) <= 50 for piece in pieces)
     # No piece could have taken the next word.
     for piece, following in zip(pieces, pieces[1:], strict=False):
         assert len(piece) + 1 + len(following.split()[0]) > 50
-    assert list(sentences("字" * 120, longest=50)) == ["字" * 50, "字" * 50, "字" * 20]
+    assert list(sentences("字" * 120, max_characters=50)) == ["字" * 50, "字" * 50, "字" * 20]
 
 
 @hypothesis.given(st.text(alphabet="ab.!? \n\"'。)字-"), st.integers(1, 12))

@@ -31,7 +31,7 @@ def test_names_splits_and_recipes(
     assert main(command) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "there is no manifest in" in error
-    assert "write a line of each" in error
+    assert "write a line for each" in error
 
 
 def test_a_second_test_set(tmp_path: Path) -> None:

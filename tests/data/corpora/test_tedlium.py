@@ -34,7 +34,7 @@ def test_segments(source: tuple[Path, dict[str, list[np.ndarray]]], tmp_path: Pa
     result = prepared(find_corpus("tedlium"), root, "en", tmp_path)
     train, validation, test = result.splits
     assert (train.listed, train.utterances) == (7, 4)
-    assert train.problems == {
+    assert train.issues == {
         "set aside": 2,
         "bad value": 2,
         "bad row": 1,
@@ -45,7 +45,7 @@ def test_segments(source: tuple[Path, dict[str, list[np.ndarray]]], tmp_path: Pa
     }
     for split, published in ((validation, 507), (test, 1155)):
         assert (split.listed, split.utterances, split.published) == (4, 4, published)
-        assert split.problems == {"set aside": 2, "partly transcribed": 1}
+        assert split.issues == {"set aside": 2, "partly transcribed": 1}
         assert f"{published - 4} fewer in the tables than published" in split.explanation()
     assert train.published_hours == 452
     assert ("set aside", "train", "AlGore_2009-00000000-00001000") in problems(result)

@@ -13,8 +13,8 @@ from streamed import epoch, make_vocabulary
 
 from maestro_jax.cli.main import main
 from maestro_jax.data.corpora.corpus import find_corpus
-from maestro_jax.data.corpora.problems import Problems
-from maestro_jax.data.corpora.text_splits import split_of
+from maestro_jax.data.corpora.issues import IssueLog
+from maestro_jax.data.corpora.text_files import split_of
 from maestro_jax.errors import UserError
 
 MC4 = [
@@ -53,7 +53,7 @@ def test_mc4(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     result = prepared(corpus, source, "de", tmp_path)
     train, validation = result.splits
     assert (train.listed, train.utterances, train.hours) == (8, 7, 0.0)
-    assert train.problems == {"empty text": 2, "bad row": 1, "bad value": 1}
+    assert train.issues == {"empty text": 2, "bad row": 1, "bad value": 1}
     place = "multilingual/c4-de.tfrecord-00000-of-00002.json.gz"
     assert ("empty text", "train", f"{place}:5:1") in problems(result)
     found = records(result, "train")
@@ -73,7 +73,7 @@ def test_files_are_read_line_by_line(tmp_path: Path) -> None:
     # Cut off in the middle: what is before it can be read, if nothing waits for the whole.
     path.write_bytes(path.read_bytes()[:-8])
     corpus = find_corpus("text_files")
-    utterances = corpus.utterances(tmp_path, "de", Problems())
+    utterances = corpus.utterances(tmp_path, "de", IssueLog())
     assert [next(utterances).text for _ in range(3)] == ["eins", "zwei", "eins"]
     with pytest.raises(UserError, match=r"a\.txt\.gz cannot be read to its end"):
         list(utterances)

@@ -11,14 +11,19 @@ import pytest
 from spoken import problems, records, say
 
 from maestro_jax.data.corpora.corpus import Corpus, find_corpus
-from maestro_jax.data.corpora.preparing import Prepared, prepare
-from maestro_jax.data.corpora.voxpopuli import HOURS, LANGUAGES, PAPERS, VoxPopuli
-from maestro_jax.data.corpora.voxpopuli_text import VoxPopuliText
-from maestro_jax.data.corpora.voxpopuli_unlabelled import VoxPopuliUnlabelled, is_in
+from maestro_jax.data.corpora.prepare import PreparedConfig, prepare
+from maestro_jax.data.corpora.voxpopuli import (
+    AVERAGED_LANGUAGES,
+    LANGUAGES,
+    VoxPopuli,
+    VoxPopuliText,
+    VoxPopuliUnlabelled,
+    is_in_subset,
+)
 from maestro_jax.data.processes import Processes
 from maestro_jax.errors import UserError
 
-Prepare = Callable[[Corpus, Path, str, Path], Prepared]
+Prepare = Callable[[Corpus, Path, str, Path], PreparedConfig]
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +38,10 @@ def prepared() -> Iterator[Prepare]:
     """Prepares a config with small parts; the process that does it takes seconds to start."""
     with Processes(1) as processes:
 
-        def run(corpus: Corpus, source: Path, config: str, root: Path) -> Prepared:
-            return prepare(corpus, source, config, root, processes=processes, part_utterances=3)
+        def run(corpus: Corpus, source: Path, config: str, root: Path) -> PreparedConfig:
+            return prepare(
+                corpus, source, config, root, processes=processes, utterances_per_shard=3
+            )
 
         yield run
 
@@ -115,9 +122,9 @@ def test_whatever_is_wrong_with_cut_speech_is_counted(prepared: Prepare, tmp_pat
     train, validation, test, _ = result.splits
     assert (train.listed, train.utterances) == (9, 4)
     expected = ["missing audio", "unreadable audio", "empty audio", "empty text", "duplicate id"]
-    assert train.problems == dict.fromkeys([*expected, "bad value", "bad row"], 1)
+    assert train.issues == dict.fromkeys([*expected, "bad value", "bad row"], 1)
     assert validation.explanation() == "1 missing table"
-    assert (test.utterances, test.problems) == (1, {})
+    assert (test.utterances, test.issues) == (1, {})
     assert ("empty text", "train", f"{layouts.SESSION}-de_silent") in problems(result)
     assert [entry["id"] for entry in records(result, "train")] == list(good)
 
@@ -150,7 +157,7 @@ def test_raw_speech_is_cut_out_of_its_sessions(prepared: Prepare, tmp_path: Path
     assert found[0]["raw_text"] == "" and found[1]["raw_text"] == '"Štiri.'
     train = result.splits[0]
     assert (train.listed, train.utterances) == (3, 2)
-    assert train.problems == {"bad value": 3, "outside of audio": 1}
+    assert train.issues == {"bad value": 3, "outside of audio": 1}
     assert result.lines == {"set aside": 2, "unknown split": 1, "bad row": 1}
 
 
@@ -197,7 +204,7 @@ def test_raw_unlabelled_speech_is_cut_as_its_tables_say(prepared: Prepare, tmp_p
     assert [entry["id"] for entry in found] == [f"{event}_0", f"{event}_1"]
     for entry, text in zip(found, words, strict=True):
         assert_says(entry["audio"], text, "sl")
-    assert result.splits[0].problems == {"bad value": 3, "missing audio": 1}
+    assert result.splits[0].issues == {"bad value": 3, "missing audio": 1}
 
     [turn] = records(prepared(corpus, source, "10k_sd_sl", tmp_path / "data"), "train")
     samples, spans = layouts.session(words, "sl")
@@ -206,11 +213,13 @@ def test_raw_unlabelled_speech_is_cut_as_its_tables_say(prepared: Prepare, tmp_p
 
 
 def test_subsets_end_where_the_corpus_says() -> None:
-    assert is_in("10k", "20200731-0900-PLENARY_fr") and is_in("10k", "20190101-0900-PLENARY_fr")
+    assert is_in_subset("20200731-0900-PLENARY_fr", "10k") and is_in_subset(
+        "20190101-0900-PLENARY_fr", "10k"
+    )
     for event in ("20200801-0900-PLENARY_fr", "20181231-0900-PLENARY_fr"):
-        assert not is_in("10k", event) and is_in("100k", event)
-    assert not is_in("100k", "20190301-0900-COMMITTEE_fr")
-    assert is_in("400k", "20190301-0900-COMMITTEE_fr")
+        assert not is_in_subset(event, "10k") and is_in_subset(event, "100k")
+    assert not is_in_subset("20190301-0900-COMMITTEE_fr", "100k")
+    assert is_in_subset("20190301-0900-COMMITTEE_fr", "400k")
 
 
 def test_text(prepared: Prepare, source: Path, tmp_path: Path) -> None:
@@ -222,7 +231,7 @@ def test_text(prepared: Prepare, source: Path, tmp_path: Path) -> None:
         (str(number), text) for number, text in enumerate(layouts.SENTENCES, start=1) if text
     ]
     assert all(len(entry["audio"]) == 0 for entry in found)
-    assert result.splits[0].problems == {"empty text": 1}
+    assert result.splits[0].issues == {"empty text": 1}
 
 
 def test_what_is_not_there_is_one_line(prepared: Prepare, source: Path, tmp_path: Path) -> None:
@@ -242,8 +251,10 @@ def test_what_is_not_there_is_one_line(prepared: Prepare, source: Path, tmp_path
 
 
 def test_the_published_hours_are_those_of_the_repository() -> None:
-    assert len(LANGUAGES) == 16 and sum(HOURS.values()) == 1791
-    assert len(PAPERS) == 14 and sum(HOURS[language] for language in PAPERS) == 1786
+    sizes = {code: VoxPopuli().published(Path(), code)["all splits"] for code in LANGUAGES}
+    assert len(LANGUAGES) == 16 and sum(size.hours for size in sizes.values()) == 1791
+    assert len(AVERAGED_LANGUAGES) == 14
+    assert sum(sizes[code].hours for code in AVERAGED_LANGUAGES) == 1786
 
 
 def test_from_the_command_to_batches(
@@ -299,7 +310,7 @@ def test_from_the_command_to_batches(
     rows = {row.name: row for row in list_tasks(str(root))}
     assert rows["voxpopuli_paired_de"].examples == {"train": 4, "validation": 1, "test": 1}
     assert set(rows["voxpopuli_paired"].languages) == set(LANGUAGES)
-    assert set(rows["voxpopuli_paired_14_upsampled"].languages) == set(PAPERS)
+    assert set(rows["voxpopuli_paired_14_upsampled"].languages) == set(AVERAGED_LANGUAGES)
     assert len(rows["voxpopuli_unlabelled_speech_400k"].languages) == 23
     for name in ("voxpopuli", "voxpopuli_unlabelled", "voxpopuli_text"):
         assert find_corpus(name).name == name
