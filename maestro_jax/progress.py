@@ -1,106 +1,87 @@
-"""Progress of long work, for people who watch and for log files."""
+"""Progress of long work: a bar on terminals, a line now and then in log files."""
 
 from __future__ import annotations
 
 import sys
-import time
-from types import TracebackType
 from typing import TextIO
 
+from tqdm import tqdm
 
-class Progress:
-    """One line that says how much is done and how long the rest will take.
+_SECONDS_BETWEEN_LINES = 10.0
 
-    On a terminal the line is rewritten in place. Elsewhere (a log file, a pipe) a whole line is
-    written about every 10 seconds and at the end, so that logs stay readable. Quick work that is
-    not on a terminal writes its last line only.
+
+class Progress(tqdm):
+    """A tqdm bar that stays readable in files.
+
+    On a terminal it is tqdm's own bar. Elsewhere (a log file, a pipe) a whole line is written about
+    every 10 seconds and at the end; quick work writes its last line only.
 
     Example:
-        >>> with Progress(total=1000, label="speaking") as progress:
+        >>> with Progress(total=1000, label="synthesising", unit="utterance") as progress:
         ...     for _ in range(1000):
         ...         progress.update(1)
     """
 
-    def __init__(self, total: int, label: str, *, stream: TextIO | None = None) -> None:
+    # Every update looks at the clock, so no thread has to watch for slow ones.
+    monitor_interval = 0
+
+    def __init__(
+        self, total: int, label: str, *, unit: str = "it", stream: TextIO | None = None
+    ) -> None:
         """Starts the clock.
 
         Args:
-            total: How many units the work has; 0 if nobody knows.
-            label: What is being done, e.g. "speaking".
+            total: Units of work; 0 if not known.
+            label: What is being done, e.g. `reading`.
+            unit: What is counted, in the singular.
             stream: Where to write; standard error by default.
         """
-        self.total = total
-        self.label = label
-        self.done = 0
-        self._stream = sys.stderr if stream is None else stream
-        self._terminal = self._stream.isatty()
-        self._period = 0.1 if self._terminal else 10.0
-        self._start = self._last = time.monotonic()
-        self._width = 0
-        self._closed = False
+        stream = sys.stderr if stream is None else stream
+        self._terminal = stream.isatty()
+        super().__init__(
+            total=total or None,
+            desc=label,
+            unit=f" {unit}",
+            file=stream,
+            mininterval=0.1 if self._terminal else _SECONDS_BETWEEN_LINES,
+            miniters=1,
+            dynamic_ncols=True,
+        )
 
-    def update(self, count: int = 1) -> None:
-        """Counts `count` more units as done."""
-        self.done += count
-        now = time.monotonic()
-        if now - self._last >= self._period:
-            self._last = now
-            self._write(self._line(now))
+    def update_to(self, count: int) -> None:
+        """Counts up to `count` units in all."""
+        self.update(count - self.n)
 
-    def update_to(self, done: int) -> None:
-        """Counts up to `done` units in all."""
-        self.update(done - self.done)
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        """Writes the bar, or a line of a file; nothing to a file before any work is done."""
+        if self._terminal:
+            return super().display(msg, pos)
+        if self.n:
+            self.fp.write(self._line() + "\n")
+            self.fp.flush()
+        return True
 
-    def wipe(self) -> None:
-        """Clears the line of a terminal, for other output; the next update writes it again."""
-        if self._terminal and self._width:
-            self._stream.write("\r" + " " * self._width + "\r")
-            self._stream.flush()
+    def clear(self, nolock: bool = False) -> None:
+        """Clears the bar of a terminal, for other output; the next update writes it again."""
+        if self._terminal:
+            super().clear(nolock)
 
     def close(self) -> None:
-        """Writes the last line. Further calls do nothing."""
-        if self._closed:
+        """Writes the last state. Further calls do nothing."""
+        if self._terminal or self.disable:
+            super().close()
             return
-        self._closed = True
-        self._write(self._line(time.monotonic()), last=True)
+        self.disable = True
+        self._decr_instances(self)
+        self.display()
 
-    def __enter__(self) -> Progress:
-        """Returns the progress itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Writes the last line."""
-        self.close()
-
-    def _line(self, now: float) -> str:
-        seconds = now - self._start
-        if self.done > self.total:  # The total was not known.
-            return f"{self.label}: {self.done} in {_duration(seconds)}"
-        share = f"{100 * self.done // self.total:d}%" if self.total else "100%"
-        line = f"{self.label}: {share} {self.done}/{self.total} in {_duration(seconds)}"
-        if 0 < self.done < self.total:
-            rest = seconds * (self.total - self.done) / self.done
-            line += f", {_duration(rest)} left"
+    def _line(self) -> str:
+        seconds = self.format_dict["elapsed"]
+        elapsed = self.format_interval(seconds)
+        if not self.total or self.n > self.total:
+            return f"{self.desc}: {self.n} in {elapsed}"
+        line = f"{self.desc}: {100 * self.n // self.total}% {self.n}/{self.total} in {elapsed}"
+        if self.n < self.total:
+            remaining = seconds * (self.total - self.n) / self.n
+            line += f", {self.format_interval(remaining)} left"
         return line
-
-    def _write(self, line: str, last: bool = False) -> None:
-        if self._terminal:
-            # Blanks wipe what a longer line before has left.
-            self._stream.write("\r" + line.ljust(self._width) + ("\n" if last else ""))
-            self._width = len(line)
-        else:
-            self._stream.write(line + "\n")
-        self._stream.flush()
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}h{minutes:02d}m"
-    return f"{minutes}m{seconds:02d}s" if minutes else f"{seconds}s"

@@ -1,8 +1,9 @@
-"""Progress lines on terminals and in log files."""
+"""Progress on terminals and in log files."""
 
 import io
 
-from maestro_jax import progress
+import pytest
+
 from maestro_jax.progress import Progress
 
 
@@ -15,47 +16,78 @@ class _Stream(io.StringIO):
         return self._is_terminal
 
 
-def _clock(monkeypatch, seconds):
-    times = iter(seconds)
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(times))
+@pytest.fixture
+def clock(monkeypatch):
+    """The time that tqdm sees, in seconds."""
+    now = [1000.0]
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    return now
 
 
-def test_terminal_rewrites_one_line(monkeypatch):
+def test_a_terminal_rewrites_one_line(clock):
     stream = _Stream(terminal=True)
-    _clock(monkeypatch, [0.0, 10.0, 20.0, 20.0])
-    with Progress(40, "speaking", stream=stream) as line:
-        line.update(10)
-        line.update(30)
+    with Progress(40, "reading", stream=stream) as progress:
+        clock[0] += 10
+        progress.update(10)
+        clock[0] += 10
+        progress.update_to(40)
+        clock[0] += 1
     written = stream.getvalue()
     assert written.count("\n") == 1 and written.endswith("\n")
-    first, second, last = written.strip("\n").split("\r")[1:]
-    assert first == "speaking: 25% 10/40 in 10s, 30s left"
-    assert second.rstrip() == last.rstrip() == "speaking: 100% 40/40 in 20s"
-    # Nothing of the longer line before shows through.
-    assert len(second) == len(first)
+    states = [state for state in written.split("\r") if "reading" in state]
+    assert "25%" in states[1] and "10/40" in states[1] and "00:10<00:30" in states[1]
+    assert "100%" in states[-1] and "40/40" in states[-1]
 
 
-def test_log_file_gets_few_whole_lines(monkeypatch):
+def test_a_log_file_gets_a_line_every_ten_seconds(clock):
     stream = _Stream(terminal=False)
-    _clock(monkeypatch, [0.0, 1.0, 9.0, 3700.0, 3700.0])
-    with Progress(4, "speaking", stream=stream) as line:
-        for _ in range(3):
-            line.update()
+    with Progress(4, "reading", stream=stream) as progress:
+        for seconds in (1, 8, 3600):
+            clock[0] += seconds
+            progress.update()
+        progress.clear()
+    progress.close()
     assert stream.getvalue().splitlines() == [
-        "speaking: 75% 3/4 in 1h01m, 20m33s left",
-        "speaking: 75% 3/4 in 1h01m, 20m33s left",
+        "reading: 75% 3/4 in 1:00:09, 20:03 left",
+        "reading: 75% 3/4 in 1:00:09, 20:03 left",
     ]
+    assert "\r" not in stream.getvalue()
 
 
-def test_no_work_at_all():
+def test_quick_work_writes_its_last_line_only(clock):
+    stream = _Stream(terminal=False)
+    with Progress(2, "reading", stream=stream) as progress:
+        progress.update()
+        progress.update()
+    assert stream.getvalue() == "reading: 100% 2/2 in 00:00\n"
+
+
+def test_no_work_at_all_writes_nothing_to_a_file():
     stream = _Stream(terminal=False)
     Progress(0, "nothing", stream=stream).close()
-    assert stream.getvalue() == "nothing: 100% 0/0 in 0s\n"
+    assert stream.getvalue() == ""
 
 
-def test_work_of_unknown_size(monkeypatch):
+def test_work_of_unknown_size(clock):
     stream = _Stream(terminal=False)
-    _clock(monkeypatch, [0.0, 1.0, 7.0])
-    with Progress(0, "reading", stream=stream) as line:
-        line.update(64)
-    assert stream.getvalue() == "reading: 64 in 7s\n"
+    with Progress(0, "reading", stream=stream) as progress:
+        clock[0] += 7
+        progress.update(64)
+    assert stream.getvalue() == "reading: 64 in 00:07\n"
+
+
+def test_a_total_that_grows(clock):
+    stream = _Stream(terminal=False)
+    with Progress(2, "reading", stream=stream) as progress:
+        progress.total = 3
+        clock[0] += 20
+        progress.update(3)
+    assert stream.getvalue().splitlines()[-1] == "reading: 100% 3/3 in 00:20"
+
+
+def test_more_work_than_was_announced(clock):
+    stream = _Stream(terminal=False)
+    with Progress(2, "reading", stream=stream) as progress:
+        clock[0] += 20
+        progress.update(3)
+    assert stream.getvalue().splitlines()[-1] == "reading: 3 in 00:20"

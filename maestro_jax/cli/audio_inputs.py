@@ -128,7 +128,7 @@ class ReadingProgress:
 
         seconds = sum(stated_seconds(name) for name in names if name != STDIN)
         shown = seconds >= _WORTH_A_LINE
-        self._progress = Progress(round(seconds), "transcribing, seconds") if shown else None
+        self._progress = Progress(round(seconds), "transcribing", unit="s of audio") if shown else None
         self._samples = 0
 
     def update(self, samples: int) -> None:
@@ -138,12 +138,12 @@ class ReadingProgress:
             done = self._samples // SAMPLE_RATE
             # A header may state less than there is.
             self._progress.total = max(self._progress.total, done)
-            self._progress.update(done - self._progress.done)
+            self._progress.update_to(done)
 
     def wipe(self) -> None:
         """Makes room on the terminal for a line of the results."""
         if self._progress is not None:
-            self._progress.wipe()
+            self._progress.clear()
 
     def __enter__(self) -> ReadingProgress:
         """Returns the progress itself."""
@@ -154,7 +154,7 @@ class ReadingProgress:
         if self._progress is not None:
             if kind is None:
                 # A header, or a size, may have promised more.
-                self._progress.total = self._progress.done
+                self._progress.total = self._progress.n
             self._progress.close()
 
 
