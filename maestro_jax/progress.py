@@ -24,6 +24,7 @@ class Progress(tqdm):
 
     # Every update looks at the clock, so no thread has to watch for slow ones.
     monitor_interval = 0
+    disable: bool
 
     def __init__(
         self, total: int, label: str, *, unit: str = "it", stream: TextIO | None = None

@@ -1,4 +1,4 @@
-"""Records as a table of plain text."""
+"""Tables of plain text and Markdown."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Formats records as aligned columns under a line of headings.
 
     Args:
-        rows: Records with the same keys in the same order; at least one. Numbers stand to the
-            right, sequences and mappings are joined by commas, truth values are `yes` and `no`,
+        rows: At least one record; all have the same keys in the same order. Numbers are aligned to
+            the right, sequences and mappings are joined by commas, truth values are `yes` and `no`,
             None is empty.
 
     Returns:
@@ -26,12 +26,26 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     alignment = [
         "right" if all(_is_number(row[name]) for row in rows) else "left" for name in names
     ]
+    cells = [[_cell(row[name]) for name in names] for row in rows]
+    return align_columns(names, cells, alignment)
+
+
+def align_columns(
+    header: Sequence[str], rows: Sequence[Any], alignment: Sequence[str], style: str = "simple"
+) -> str:
+    """Formats cells as a table.
+
+    Args:
+        header: Headings of the columns.
+        rows: Cells of each row; `tabulate.SEPARATING_LINE` for a rule.
+        alignment: `left` or `right` for each column.
+        style: `simple` for terminals, `pipe` for Markdown.
+
+    Returns:
+        Lines without a newline at the end.
+    """
     text = tabulate.tabulate(
-        [[_cell(row[name]) for name in names] for row in rows],
-        headers=names,
-        tablefmt="simple",
-        colalign=alignment,
-        disable_numparse=True,
+        rows, headers=header, tablefmt=style, colalign=alignment, disable_numparse=True
     )
     return "\n".join(line.rstrip() for line in text.splitlines())
 

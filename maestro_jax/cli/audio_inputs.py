@@ -128,7 +128,9 @@ class ReadingProgress:
 
         seconds = sum(stated_seconds(name) for name in names if name != STDIN)
         shown = seconds >= _WORTH_A_LINE
-        self._progress = Progress(round(seconds), "transcribing", unit="s of audio") if shown else None
+        self._progress = (
+            Progress(round(seconds), "transcribing", unit="s of audio") if shown else None
+        )
         self._samples = 0
 
     def update(self, samples: int) -> None:

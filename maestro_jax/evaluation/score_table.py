@@ -8,10 +8,11 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from etils import epath
-from tabulate import SEPARATING_LINE, tabulate
+from tabulate import SEPARATING_LINE
 
 from maestro_jax.evaluation.evaluate import ERROR_RATE, Evaluation, Row
 from maestro_jax.scoring.metrics import finite_or_none
+from maestro_jax.tables import align_columns
 from maestro_jax.text.normalizers import base_language
 
 _TITLES = {
@@ -179,12 +180,8 @@ def write_scores(
     return markdown, values
 
 
-def _tabulated(header: Sequence[str], rows: Sequence[Any], tablefmt: str) -> str:
-    alignment = ["left"] + ["right"] * (len(header) - 1)
-    text = tabulate(
-        rows, headers=header, tablefmt=tablefmt, colalign=alignment, disable_numparse=True
-    )
-    return "\n".join(line.rstrip() for line in text.splitlines())
+def _tabulated(header: Sequence[str], rows: Sequence[Any], style: str) -> str:
+    return align_columns(header, rows, ["left"] + ["right"] * (len(header) - 1), style)
 
 
 def _averages(

@@ -15,7 +15,7 @@ import numpy as np
 from maestro_jax.evaluation.run_evaluation import RunScores, evaluate_run
 from maestro_jax.experiments.stages import Announcer, Recipe, Stage
 from maestro_jax.inference.transcriber import Transcriber
-from maestro_jax.reports.pictures import draw_curves, draw_probe
+from maestro_jax.reports.html_report import draw_curves, draw_probe
 from maestro_jax.training.run import TrainRun
 
 log = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from maestro_jax.evaluation.predictions import read_predictions
 from maestro_jax.evaluation.run_evaluation import evaluate_run
 from maestro_jax.experiments.stages import Announcer, Recipe, Stage, training_minutes
 from maestro_jax.inference.search_config import SearchConfig
-from maestro_jax.reports.pictures import draw_curves, draw_probe
+from maestro_jax.reports.html_report import draw_curves, draw_probe
 from maestro_jax.tables import table
 
 RECIPE = Recipe(

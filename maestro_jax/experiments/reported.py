@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 from etils import epath
 
-from maestro_jax.reports.training_report import REPORT_FILE, reporter
+from maestro_jax.reports.html_report import REPORT_FILE, report_writer
 from maestro_jax.training.loop import train
 from maestro_jax.training.run import TrainRun
 
@@ -25,7 +25,7 @@ def train_with_report(
         model_dir: The model directory.
         data_dir: The root of the prepared data.
     """
-    write = reporter(model_dir)
+    write = report_writer(model_dir)
     train(run, model_dir=model_dir, data_dir=data_dir, on_look=write)
     path = epath.Path(model_dir).expanduser() / REPORT_FILE
     if jax.process_index() == 0:

@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
-    from maestro_jax.reports.training_report import write_report
+    from maestro_jax.reports.html_report import write_report
 
     path, _ = write_report(arguments.model_dir)
     print(path)

@@ -1,4 +1,4 @@
-"""Pictures are drawn for plain and for awkward data, and are not blank."""
+"""Figures are drawn for plain and for awkward data, and are not blank."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from maestro_jax.reports.plots import plot_alignment, plot_durations, plot_losses, plot_similarity
+from maestro_jax.reports.figures import plot_alignment, plot_durations, plot_losses, plot_similarity
 
 
 def assert_drawn(path):
@@ -93,7 +93,7 @@ def test_suffix_picks_the_format(tmp_path):
 
 def test_importing_evaluation_draws_in_neither_matplotlib_nor_tensorflow():
     program = (
-        "import sys, maestro_jax.reports.plots, maestro_jax.evaluation.score_table;"
+        "import sys, maestro_jax.reports.figures, maestro_jax.evaluation.score_table;"
         "print([m for m in ('matplotlib', 'tensorflow', 'seqio', 'gin') if m in sys.modules])"
     )
     output = subprocess.run(

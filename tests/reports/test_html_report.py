@@ -1,4 +1,4 @@
-"""The report of a run: what stands on its page, and what it says of healthy and of sick runs."""
+"""The report of a run: its page, and the health checks of healthy and of failing runs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,16 @@ import pytest
 
 from maestro_jax.cli.main import main
 from maestro_jax.errors import UserError
-from maestro_jax.reports.pictures import draw_probe
-from maestro_jax.reports.training_report import reporter, tensorboard_pictures, write_report
-from maestro_jax.reports.verdicts import BAD, GOOD, WATCH, verdicts
+from maestro_jax.evaluation.evaluate import score
+from maestro_jax.evaluation.predictions import Prediction
+from maestro_jax.evaluation.score_table import write_scores
+from maestro_jax.reports.health_checks import FAIL, OK, WARN, check_health
+from maestro_jax.reports.html_report import (
+    draw_probe,
+    report_writer,
+    tensorboard_images,
+    write_report,
+)
 
 NAME = "run <b>&amp; co"  # a directory may be called anything
 STEPS = np.arange(0, 601, 20)
@@ -184,7 +191,7 @@ def test_every_section_stands_with_its_pictures(written):
         "throughput": 1,
     }
     said = " ".join(page.words)
-    for expected in ("1,234,567", "600 of 600", "5 min 00 s", "MaestroPretraining", "split valid"):
+    for expected in ("1,234,567", "600 of 600", "0:05:00", "MaestroPretraining", "split valid"):
         assert expected in said, expected
 
 
@@ -199,7 +206,7 @@ def test_the_page_fetches_nothing_and_trusts_no_name(written):
 
 def test_pictures_for_tensorboard(written):
     _, _, pictures = written
-    shown = tensorboard_pictures(pictures)
+    shown = tensorboard_images(pictures)
     names = ("durations", "alignment", "similarity", "codes")
     assert tuple(shown) == tuple(f"report/{name}" for name in names)
     for image in shown.values():
@@ -220,10 +227,10 @@ def test_a_run_without_diagnostics_has_a_page(tmp_path):
     write_run(tmp_path, curves, probes=False, described=False)
     page = Page(write_report(tmp_path)[0].read_text())
     assert tuple(page.sections) == SECTIONS and set(page.images) == {"losses", "learning_rates"}
-    assert "Nothing here yet" in " ".join(page.words)
+    assert "Nothing to show yet" in " ".join(page.words)
 
 
-def test_without_matplotlib_the_verdicts_remain(tmp_path, monkeypatch, caplog):
+def test_without_matplotlib_the_health_checks_remain(tmp_path, monkeypatch, caplog):
     write_run(tmp_path, healthy())
     find_spec, import_ = importlib.util.find_spec, builtins.__import__
 
@@ -238,14 +245,14 @@ def test_without_matplotlib_the_verdicts_remain(tmp_path, monkeypatch, caplog):
         "find_spec",
         lambda name, *rest: None if name == "matplotlib" else find_spec(name, *rest),
     )
-    assert reporter(tmp_path)(600) == {}
-    assert "no pictures: matplotlib is not installed" in caplog.text
+    assert report_writer(tmp_path)(600) == {}
+    assert "no figures: matplotlib is not installed" in caplog.text
     page = Page((tmp_path / "report.html").read_text())
     assert not page.images and "by chance in 2%" in " ".join(page.words)
 
 
 def test_a_report_that_fails_does_not_end_training(tmp_path, caplog):
-    assert reporter(tmp_path / "absent")(3) == {}
+    assert report_writer(tmp_path / "absent")(3) == {}
     assert "report.html could not be written at step 3" in caplog.text
     with pytest.raises(UserError, match="cannot read the metrics"):
         write_report(tmp_path / "absent")
@@ -254,43 +261,43 @@ def test_a_report_that_fails_does_not_end_training(tmp_path, caplog):
 def judged(changes, codes=64):
     curves = healthy() | {name: np.full(len(STEPS), value) for name, value in changes.items()}
     described = {"frame_seconds": 0.04}
-    found = verdicts({name: (STEPS, v) for name, v in curves.items()}, described, codes)
-    return {(each.subject, each.state): each.text for each in found}
+    found = check_health({name: (STEPS, v) for name, v in curves.items()}, described, codes)
+    return {(each.subject, each.status): each.text for each in found}
 
 
 def test_a_healthy_run_is_called_healthy():
     found = judged({})
-    assert {state for _, state in found} == {GOOD}
-    assert "0.84 frames (34 ms)" in found["Durations", GOOD]
-    assert "42% of cases, by chance in 2%" in found["Retrieval", GOOD]
+    assert {state for _, state in found} == {OK}
+    assert "0.84 frames (34 ms)" in found["Durations", OK]
+    assert "42% of cases, by chance in 2%" in found["Retrieval", OK]
 
 
 @pytest.mark.parametrize(
     ("subject", "state", "changes", "told"),
     [
-        ("Updates", BAD, {"skipped_steps": 30.0}, "30 of 600"),
-        ("Durations", WATCH, {"probe/duration_error": 1.7}, "within 1.70 frames"),
-        ("Durations", BAD, {"probe/duration_error": 2.5}, "within 2.50 frames"),
-        ("Alignment", WATCH, {"probe/alignment_entropy": 2.0}, "7.4 frames"),
-        ("Alignment", BAD, {"paired/last_label_share": 0.9}, "collapsed?"),
-        ("Retrieval", BAD, {"probe/retrieval/speech_to_text": 0.03}, "3% of cases"),
-        ("Retrieval", WATCH, {"probe/retrieval/top_speech_to_text": 0.3}, "it began at 30%"),
-        ("Cosine", BAD, {"probe/cosine": 0.1}, "0.10 between matched"),
-        ("Codes", WATCH, {"speech/code_perplexity": 12.0}, "12.0 of 64 codes"),
-        ("Codes", BAD, {"speech/code_perplexity": 2.0}, "collapse?"),
-        ("Codes", WATCH, {"speech/code_information": 0.2}, "frames are unsure of their codes"),
+        ("Updates", FAIL, {"skipped_steps": 30.0}, "30 of 600"),
+        ("Durations", WARN, {"probe/duration_error": 1.7}, "within 1.70 frames"),
+        ("Durations", FAIL, {"probe/duration_error": 2.5}, "within 2.50 frames"),
+        ("Alignment", WARN, {"probe/alignment_entropy": 2.0}, "7.4 frames"),
+        ("Alignment", FAIL, {"paired/last_label_share": 0.9}, "has the alignment collapsed?"),
+        ("Retrieval", FAIL, {"probe/retrieval/speech_to_text": 0.03}, "3% of cases"),
+        ("Retrieval", WARN, {"probe/retrieval/top_speech_to_text": 0.3}, "it was 30% at the start"),
+        ("Cosine", FAIL, {"probe/cosine": 0.1}, "0.10 between matched"),
+        ("Codes", WARN, {"speech/code_perplexity": 12.0}, "12.0 of 64 codes"),
+        ("Codes", FAIL, {"speech/code_perplexity": 2.0}, "has the codebook collapsed?"),
+        ("Codes", WARN, {"speech/code_information": 0.2}, "noise picks the codes"),
         # Those of a run of 600 steps with four utterances each, in which nothing was learned.
-        ("Contrastive", BAD, {"speech/contrastive_accuracy": 0.067}, "6.7% of cases"),
-        ("Contrastive", WATCH, {"speech/contrastive_accuracy": 0.1}, "by knowing nothing in 3.0%"),
-        ("Masked prediction", BAD, {"speech/masked_accuracy": 0.024}, "nothing has been learned"),
+        ("Contrastive", FAIL, {"speech/contrastive_accuracy": 0.067}, "6.7% of cases"),
+        ("Contrastive", WARN, {"speech/contrastive_accuracy": 0.1}, "by chance in 3.0%"),
+        ("Masked prediction", FAIL, {"speech/masked_accuracy": 0.024}, "nothing has been learned"),
         # Who always names the most frequent code is right as often.
-        ("Masked prediction", BAD, {"speech/masked_chance": 0.3}, "in 30.0%"),
-        ("Losses", WATCH, {"loss/contrastive": 4.6}, "within 5% of their beginning: contrastive"),
-        ("Encoders", BAD, {"paired/frame_variation": 0.01}, "no longer hears"),
-        ("Gradients", WATCH, {"grad_norm/transducer": 1e4}, "drowning"),
-        ("Resampling", WATCH, {"text/over_long_share": 0.08}, "8.0% of text"),
-        ("Curriculum", WATCH, {"curriculum_step": 400.0}, "held it back for 200 steps"),
-        ("Speed", WATCH, {"data_wait_fraction": 0.4}, "40%"),
+        ("Masked prediction", FAIL, {"speech/masked_chance": 0.3}, "in 30.0%"),
+        ("Losses", WARN, {"loss/contrastive": 4.6}, "within 5% of the start: contrastive"),
+        ("Encoders", FAIL, {"paired/frame_variation": 0.01}, "ignores its input"),
+        ("Gradients", WARN, {"grad_norm/transducer": 1e4}, "dominating"),
+        ("Resampling", WARN, {"text/over_long_share": 0.08}, "8.0% of text"),
+        ("Curriculum", WARN, {"curriculum_step": 400.0}, "held it back for 200 steps"),
+        ("Speed", WARN, {"data_wait_fraction": 0.4}, "40%"),
     ],
 )
 def test_what_is_wrong_is_told(subject, state, changes, told):
@@ -300,7 +307,7 @@ def test_what_is_wrong_is_told(subject, state, changes, told):
 def test_a_loss_that_rises_is_told():
     curves = healthy()
     curves["loss/transducer"] = curves["loss/transducer"][::-1]
-    found = verdicts({name: (STEPS, values) for name, values in curves.items()}, {}, 64)
+    found = check_health({name: (STEPS, values) for name, values in curves.items()}, {}, 64)
     assert [each.text for each in found if each.subject == "Losses"][0].startswith("higher")
 
 
@@ -311,3 +318,31 @@ def test_the_last_probe_as_pictures(written, tmp_path):
     assert all(path.stat().st_size > 5_000 for path in paths)
     write_run(tmp_path, healthy(), probes=False)
     assert draw_probe(tmp_path) == []
+
+
+def test_scores_are_on_the_page_also_those_of_earlier_versions(tmp_path):
+    write_run(tmp_path, healthy(), probes=False, described=False)
+    folder = tmp_path / "evaluation"
+    predictions = [Prediction(id="1", language="de", reference="eins zwei", hypothesis="eins")]
+    write_scores(score(predictions, kind="asr", name="new.test"), folder)
+    earlier = {
+        "name": "old.test",
+        "units": {"error_rate": "percent", "wer": "percent"},
+        "averages": [{"name": "all", "rows": ["fr"], "error_rate": 12.5, "wer": 12.5}],
+        "rows": [{"direction": "fr", "utterances": 7, "leading": "wer", "wer": 12.5}],
+    }
+    (folder / "old.test.json").write_text(json.dumps(earlier))
+    (folder / "other.json").write_text("[]")
+    assert main(["report", str(tmp_path)]) == 0
+    page = Page((tmp_path / "report.html").read_text())
+    assert page.sections[2] == "scores"
+    words = [word for word in page.words if word.strip()]
+    start = words.index("new.test")
+    assert words[start : start + 11] == [
+        *("new.test", "utterances", "WER %", "CER %", "de", "1", "50.0 (50.0 to 50.0)"),
+        *("55.6 (55.6 to 55.6)", "average of 1", "50.0", "55.6"),
+    ]
+    start = words.index("old.test")
+    assert words[start : start + 7] == "old.test utterances WER fr 7 12.5".split() + [
+        "average of 1"
+    ]

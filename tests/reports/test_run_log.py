@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from maestro_jax.errors import UserError
-from maestro_jax.reports.curves import read_curves
+from maestro_jax.reports.run_log import read_curves
 
 
 def write(path, *records, tail=""):

@@ -1,11 +1,12 @@
-"""Pictures of a run: loss curves, alignments, durations, and speech beside text.
+"""Figures of a run: curves, alignments, durations, similarity of speech and text, code usage.
 
-Every function draws one figure into a file whose suffix picks the format (png, pdf, svg), or into a
-buffer. Figures are made without pyplot: no global state, no window, no display needed.
+Every function draws one figure into a file, whose suffix picks the format (png, pdf, svg), or into
+a buffer. None uses pyplot, so there is no global state and no display is needed.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Target = str | os.PathLike[str] | io.BytesIO
-"""Where a picture goes: a file whose suffix picks the format, or a buffer, which gets a png."""
+"""File of a figure, whose suffix picks the format, or a buffer, which gets a png."""
 
 _DPI = 130
 
@@ -30,73 +31,128 @@ BLUE, ORANGE, VERMILION = "#0072B2", "#E69F00", "#D55E00"
 _MAP, _SPECTROGRAM_MAP = "viridis", "magma"
 
 
-def plot_losses(
-    curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
-    path: Target,
-    *,
-    title: str = "Training",
-    smoothing: float = 0.9,
-) -> None:
-    """Small multiples: a panel a metric, raw values faint, smoothed ones strong.
+_COLORS = (BLUE, VERMILION, "#009E73", ORANGE, "#CC79A7", "#56B4E9", "#000000")
+_STYLES = ("-", "--", ":")
+_WIDTH = 10.0
 
-    A panel is logarithmic where its values are positive and span more than a factor of ten.
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """Curves in one panel.
+
+    Attributes:
+        title: Title above the panel.
+        unit: Label of the vertical axis.
+        series: Steps [points] and values [points] by label; a curve labelled "" has no legend.
+        references: Labels of the curves to draw thin and grey, such as chance.
+        log: Whether to draw logarithmically where all values are positive and span a factor of ten.
+        from_zero: Whether the axis begins at 0, unless it is logarithmic.
+        smooth: Whether to draw long curves smoothed, over the values themselves in faint.
+    """
+
+    title: str
+    unit: str
+    series: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    references: Sequence[str] = ()
+    log: bool = False
+    from_zero: bool = False
+    smooth: bool = False
+
+
+def plot_panels(
+    panels: Sequence[Panel], path: Target, *, columns: int = 2, title: str = ""
+) -> None:
+    """Draws panels beside and below each other.
+
+    Values that are not finite are marked at the foot of their panel.
 
     Args:
-        curves: For each metric its steps [points] and values [points]; values that are not finite
-            are marked at the panel's foot.
-        path: Of the picture.
-        title: Above all panels.
-        smoothing: Weight of the past in the moving average, from 0 (none) to below 1; less in short
-            curves.
+        panels: At least one panel.
+        path: Path of the figure.
+        columns: Panels beside each other.
+        title: Title above all panels.
 
     Raises:
-        ValueError: Without curves.
+        ValueError: There are no panels.
     """
-    if not curves:
-        raise ValueError("no curves to plot")
-    columns = min(3, len(curves))
-    rows = -(-len(curves) // columns)
-    figure = new_figure(4.2 * columns, 2.7 * rows + 0.7, title)
+    if not panels:
+        raise ValueError("there are no curves to plot")
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    width = _WIDTH if columns < 3 else 4.2 * columns
+    figure = new_figure(width, 3.1 * rows + (0.5 if title else 0.0), title)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis in axes[len(curves) :]:
+    for axis in axes[len(panels) :]:
         axis.remove()
-    for index, (axis, (name, (steps, values))) in enumerate(
-        zip(axes, curves.items(), strict=False)
-    ):
-        steps, values = np.asarray(steps), np.asarray(values, np.float64)
-        finite = np.isfinite(values)
-        shown, at = values[finite], steps[finite]
-        few = len(at) < 20
-        axis.plot(at, shown, color=BLUE, alpha=1.0 if few else 0.3, linewidth=1.0, label="logged")
-        if few:
-            axis.plot(at, shown, ".", color=BLUE)
-        elif smoothing:
-            # A short curve is smoothed less: the average must follow it, not flatten it.
-            weight = min(smoothing, max(0.0, 1.0 - 25.0 / len(shown)))
-            axis.plot(at, smoothed(shown, weight), color=BLUE, linewidth=1.8, label="smoothed")
-        if not finite.all():
-            lost = steps[~finite]
-            axis.plot(
-                lost,
-                np.zeros(len(lost)),
-                "x",
-                color=VERMILION,
-                transform=axis.get_xaxis_transform(),
-                clip_on=False,
-                label="not finite",
-            )
-        if len(shown) and shown.min() > 0 and shown.max() > 10 * shown.min():
+    # The same steps in all panels, whatever has been measured when.
+    measured = [steps for panel in panels for steps, _ in panel.series.values() if len(steps)]
+    earliest = min((float(steps[0]) for steps in measured), default=0.0)
+    latest = max((float(steps[-1]) for steps in measured), default=0.0)
+    margin = max(0.02 * (latest - earliest), 0.5)
+    for axis, panel in zip(axes, panels, strict=False):
+        lowest, highest, drawn, grey = np.inf, -np.inf, 0, 0
+        for label, (steps, values) in panel.series.items():
+            steps, values = np.asarray(steps), np.asarray(values, np.float64)
+            finite = np.isfinite(values)
+            if not finite.all():
+                foot = {"transform": axis.get_xaxis_transform(), "clip_on": False}
+                lost = steps[~finite]
+                axis.plot(
+                    lost, np.zeros(len(lost)), "x", color="#000000", label="not finite", **foot
+                )
+            steps, values = steps[finite], values[finite]
+            if not len(values):
+                continue
+            lowest, highest = min(lowest, values.min()), max(highest, values.max())
+            if label in panel.references:
+                style = ("--", ":")[grey % 2]
+                axis.plot(steps, values, style, color="#777777", linewidth=1.4, label=label)
+                grey += 1
+                continue
+            color = _COLORS[drawn % len(_COLORS)]
+            style = _STYLES[drawn // len(_COLORS) % len(_STYLES)]
+            drawn += 1
+            if panel.smooth and len(values) > 40:
+                axis.plot(steps, values, style, color=color, alpha=0.25, linewidth=0.8)
+                values = smoothed(values, min(0.9, 1.0 - 25.0 / len(values)))
+            marker = "o" if len(values) < 30 else None
+            line = {"color": color, "linewidth": 1.6, "marker": marker, "markersize": 3.5}
+            axis.plot(steps, values, style, label=label, **line)
+        if panel.log and 0 < lowest and highest > 10 * lowest:
             logarithmic(axis)
-        axis.set_title(name, parse_math=False)
-        axis.set_ylabel(_unit(name))
-        if index >= len(curves) - columns:
-            axis.set_xlabel("training step")
+        elif panel.from_zero and highest > 0:
+            axis.set_ylim(0, 1.15 * highest)
+        axis.set_xlim(earliest - margin, latest + margin)
+        axis.set_title(panel.title, parse_math=False, fontsize=11)
+        axis.set_ylabel(panel.unit)
+        axis.set_xlabel("training step")
         axis.xaxis.set_major_formatter(thousands)
-        axis.xaxis.get_major_locator().set_params(nbins=5, integer=True)
+        axis.xaxis.get_major_locator().set_params(nbins=6, integer=True)
         axis.grid(alpha=0.25)
-        if index == 0 or not finite.all():
-            axis.legend(frameon=False)
+        labels = axis.get_legend_handles_labels()[1]
+        if labels:
+            axis.legend(frameon=False, fontsize=8, ncols=2 if len(labels) > 4 else 1)
     save_figure(figure, path)
+
+
+def plot_losses(
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]], path: Target, *, title: str = "Training"
+) -> None:
+    """Draws one panel per metric.
+
+    Args:
+        curves: Steps [points] and values [points] by metric.
+        path: Path of the figure.
+        title: Title above all panels.
+
+    Raises:
+        ValueError: There are no curves.
+    """
+    panels = [
+        Panel(name, _unit(name), {"": curve}, log=True, smooth=True)
+        for name, curve in curves.items()
+    ]
+    plot_panels(panels, path, columns=3, title=title)
 
 
 def plot_alignment(
@@ -111,20 +167,20 @@ def plot_alignment(
     emissions: np.ndarray | None = None,
     title: str = "Transducer alignment",
 ) -> None:
-    """Where the transducer emits each label, under the spectrogram if there is one.
+    """Draws where the transducer emits each label, under the spectrogram if there is one.
 
     Args:
         alignment: Either the frame that emits each label, integers [labels], or an occupancy
             [frames, labels]: probabilities, or their logarithms (no value above 0).
         tokens: [labels], as written on the vertical axis, first label at the foot.
-        frame_seconds: Duration of an encoder frame.
-        path: Of the picture.
+        frame_seconds: Duration of an encoder frame in seconds.
+        path: Path of the figure.
         mel: Log-mel energies, [mel frames, mel bins]; None for no spectrogram.
-        mel_frame_seconds: Step between mel frames.
+        mel_frame_seconds: Step between mel frames in seconds.
         frame_count: Encoder frames of the utterance, where `alignment` does not tell.
         emissions: Beside an occupancy, the frame on which the best path emits each label [labels];
             by default where a label is most likely.
-        title: Above the picture; the utterance's text or id serves best.
+        title: Title of the figure; the text or id of the utterance serves best.
 
     Raises:
         ValueError: If tokens and alignment differ in labels.
@@ -216,14 +272,14 @@ def plot_durations(
     frame_seconds: float = 0.04,
     title: str = "Durations of labels",
 ) -> None:
-    """Durations that the alignment found against those that the duration model predicts.
+    """Draws durations of the alignment against those that the duration model predicts.
 
     Args:
         aligned: Frames of each label by the transducer's best path, [labels].
         predicted: Frames of the same labels by the duration model, [labels]; need not be whole.
-        path: Of the picture.
+        path: Path of the figure.
         frame_seconds: Duration of an encoder frame; the second axis shows milliseconds.
-        title: Above the picture.
+        title: Title of the figure.
 
     Raises:
         ValueError: If the two differ in length, or are empty.
@@ -233,7 +289,7 @@ def plot_durations(
     if aligned.shape != predicted.shape or not aligned.size:
         raise ValueError(f"{aligned.size} aligned and {predicted.size} predicted durations")
     milliseconds = 1000 * frame_seconds
-    # A long silence must not squeeze the picture; what lies beyond is drawn at the edge and told.
+    # A long silence must not squeeze the figure: what lies beyond is drawn at its edge and counted.
     both = np.concatenate([aligned, predicted])
     limit = max(2.0, float(np.ceil(np.percentile(both, 99.5))))
     beyond = int((aligned > limit).sum()), int((predicted > limit).sum())
@@ -271,10 +327,10 @@ def plot_durations(
     )
     right.plot([0, limit], [0, limit], "--", color=VERMILION, linewidth=1.2, label="equal")
     error = np.abs(aligned - predicted).mean()
-    told = f"mean absolute error {error:.2f} frames ({error * milliseconds:.0f} ms)"
+    summary = f"mean absolute error {error:.2f} frames ({error * milliseconds:.0f} ms)"
     if aligned.std() > 0 and predicted.std() > 0:
-        told += f", correlation {np.corrcoef(aligned, predicted)[0, 1]:.2f}"
-    right.set_title(told, fontsize=9)
+        summary += f", correlation {np.corrcoef(aligned, predicted)[0, 1]:.2f}"
+    right.set_title(summary, fontsize=9)
     right.set_xlabel("aligned (encoder frames)")
     right.set_ylabel("predicted (encoder frames)")
     right.set_xlim(-0.5, limit + 0.5)
@@ -291,16 +347,16 @@ def plot_similarity(
     frame_seconds: float = 0.04,
     title: str = "Speech and text in the shared space",
 ) -> None:
-    """Cosine similarity of every speech frame with every frame of the resampled text.
+    """Draws the cosine similarity of each speech frame with each frame of the resampled text.
 
     Where the modalities match, the diagonal stands out: frame t of the speech resembles frame t of
     the text that was resampled by the alignment (MAESTRO, section 2.2).
 
     Args:
         matrix: Cosine similarities from -1 to 1, [speech frames, text frames].
-        path: Of the picture.
-        frame_seconds: Duration of a frame.
-        title: Above the picture.
+        path: Path of the figure.
+        frame_seconds: Duration of a frame in seconds.
+        title: Title of the figure.
 
     Raises:
         ValueError: If there is no frame on one side.
@@ -328,18 +384,108 @@ def plot_similarity(
     )
     end = shorter * frame_seconds
     axis.plot([0, end], [0, end], "--", color=VERMILION, linewidth=0.9)
-    told = f"mean on the diagonal {diagonal.mean():.2f}"
+    summary = f"mean on the diagonal {diagonal.mean():.2f}"
     if rest.size:
-        told += f", elsewhere {rest.mean():.2f}"
-    axis.set_title(told, fontsize=9)
+        summary += f", elsewhere {rest.mean():.2f}"
+    axis.set_title(summary, fontsize=9)
     axis.set_xlabel("text, resampled to speech (s)")
     axis.set_ylabel("speech (s)")
     figure.colorbar(image, ax=axis, label="cosine similarity")
     save_figure(figure, path)
 
 
+def plot_code_usage(usage: Mapping[str, np.ndarray], path: Target) -> None:
+    """Draws how often each code is chosen, from the most to the least frequent.
+
+    Args:
+        usage: Counts of each code [codes] by label.
+        path: Path of the figure.
+    """
+    figure = new_figure(_WIDTH, 3.1)
+    axis = figure.subplots()
+    codes = 1
+    for (label, counts), color in zip(usage.items(), ("#999999", BLUE), strict=False):
+        counts = np.sort(np.asarray(counts, np.float64))[::-1]
+        shares = counts / max(counts.sum(), 1)
+        codes = max(codes, len(counts))
+        legend = f"{label}: {int((counts > 0).sum())} of {len(counts)} occur"
+        axis.step(np.arange(1, len(counts) + 1), shares, where="mid", color=color, label=legend)
+        axis.fill_between(
+            np.arange(1, len(counts) + 1), shares, step="mid", color=color, alpha=0.25
+        )
+    axis.axhline(1 / codes, color="#777777", linestyle="--", linewidth=1.2, label="all alike")
+    axis.set_xlim(0.5, codes + 0.5)
+    axis.set_ylim(bottom=0)
+    axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
+    axis.set_xlabel("code, the most frequent first")
+    axis.set_ylabel("share of the frames")
+    axis.legend(frameon=False)
+    axis.grid(alpha=0.25)
+    save_figure(figure, path)
+
+
+def plot_similarities(
+    matrices: Mapping[str, np.ndarray], path: Target, *, frame_seconds: float = 0.04
+) -> None:
+    """Draws cosines of speech frames with text frames of one utterance, at several places.
+
+    Args:
+        matrices: Cosines [speech frames, text frames] by title.
+        path: Path of the figure.
+        frame_seconds: Duration of a frame in seconds.
+    """
+    figure = new_figure(_WIDTH, 2.9 * -(-len(matrices) // 4))
+    figure.set_layout_engine("compressed")
+    axes = figure.subplots(-(-len(matrices) // 4), min(4, len(matrices)), squeeze=False).ravel()
+    for axis in axes[len(matrices) :]:
+        axis.remove()
+    for index, (axis, (title, matrix)) in enumerate(zip(axes, matrices.items(), strict=False)):
+        speech, text = (count * frame_seconds for count in matrix.shape)
+        image = axis.imshow(
+            np.asarray(matrix, np.float64),
+            origin="lower",
+            cmap="viridis",
+            vmin=-0.5,
+            vmax=1,
+            interpolation="nearest",
+            extent=(0, text, 0, speech),
+        )
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("text (s)")
+        if index % 4 == 0:
+            axis.set_ylabel("speech (s)")
+    figure.colorbar(image, ax=figure.axes, label="cosine", shrink=0.8)
+    save_figure(figure, path)
+
+
+def plot_bars(bars: Mapping[str, Mapping[str, float]], path: Target, *, unit: str) -> None:
+    """Draws groups of positive numbers as bars on a logarithmic axis.
+
+    Args:
+        bars: Numbers by label, by group; the group with the largest number stands on top.
+        path: Path of the figure.
+        unit: Unit of the numbers.
+    """
+    labels = list(dict.fromkeys(label for numbers in bars.values() for label in numbers))
+    names = sorted(bars, key=lambda name: max(bars[name].values()))
+    figure = new_figure(_WIDTH, 0.32 * len(names) + 1.2)
+    axis = figure.subplots()
+    height = 0.8 / len(labels)
+    for index, (label, color) in enumerate(zip(labels, _COLORS, strict=False)):
+        places = np.arange(len(names)) + (len(labels) / 2 - index - 0.5) * height
+        values = [bars[name].get(label, np.nan) for name in names]
+        axis.barh(places, values, height, color=color, label=label)
+    axis.set_xscale("log")
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.set_yticks(range(len(names)), names)
+    axis.set_xlabel(unit)
+    axis.grid(axis="x", alpha=0.25)
+    axis.legend(frameon=False, loc="lower right")
+    save_figure(figure, path)
+
+
 def new_figure(width: float, height: float, title: str = "") -> Figure:
-    """An empty figure, in inches, that fits its parts by itself."""
+    """Creates an empty figure, sized in inches, that fits its parts by itself."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -350,7 +496,7 @@ def new_figure(width: float, height: float, title: str = "") -> Figure:
 
 
 def save_figure(figure: Figure, path: Target) -> None:
-    """Draw a figure into a file, or as png into a buffer."""
+    """Writes a figure to a file, or as png to a buffer."""
     for axis in figure.axes:
         _quiet_frame(axis)
     if isinstance(path, io.BytesIO):
@@ -358,14 +504,14 @@ def save_figure(figure: Figure, path: Target) -> None:
         return
     file = epath.Path(path).expanduser()
     # Drawn in memory first: the model directory may be in an object store.
-    picture = io.BytesIO()
-    figure.savefig(picture, format=file.suffix[1:] or "png", dpi=_DPI)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=file.suffix[1:] or "png", dpi=_DPI)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(picture.getvalue())
+    file.write_bytes(buffer.getvalue())
 
 
 def logarithmic(axis: Axes) -> None:
-    """A logarithmic vertical axis with numbers as people write them."""
+    """Makes the vertical axis logarithmic, with plain numbers."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     axis.set_yscale("log")
@@ -380,7 +526,7 @@ def _quiet_frame(axis: Axes) -> None:
 
 
 def smoothed(values: np.ndarray, weight: float) -> np.ndarray:
-    """Exponential moving average in both directions, so that a trend is not delayed, [points]."""
+    """Smooths by an exponential moving average in both directions, without delay, [points]."""
 
     def one_way(series: np.ndarray) -> np.ndarray:
         averages = np.empty_like(series)
@@ -395,12 +541,12 @@ def smoothed(values: np.ndarray, weight: float) -> np.ndarray:
 
 
 def thousands(step: float, position: Any = None) -> str:
-    """A step as people say it: 2500 is 2.5k."""
+    """Formats a step: 2500 is 2.5k."""
     return f"{step / 1000:g}k" if abs(step) >= 1000 else f"{step:g}"
 
 
 def _unit(name: str) -> str:
-    """The unit of a metric, where its name tells."""
+    """Returns the unit of a metric, as far as its name tells it."""
     last = name.rsplit("/", maxsplit=1)[-1]
     for ending, unit in (
         ("duration_mae", "encoder frames"),

@@ -1,4 +1,4 @@
-"""Verdicts in words on the health of a pretraining run, from its metrics."""
+"""Checks of the health of a training run from its metrics, each with a sentence of explanation."""
 
 from __future__ import annotations
 
@@ -8,39 +8,41 @@ from typing import Any
 
 import numpy as np
 
-GOOD, WATCH, BAD = "good", "watch", "bad"
+OK, WARN, FAIL = "ok", "warn", "fail"
 Curves = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Verdict:
-    """One thing that was judged.
+class HealthCheck:
+    """The outcome of one check.
 
     Attributes:
-        state: `good`, `watch` or `bad`.
-        subject: What was judged, in a word or two.
+        status: `ok`, `warn` or `fail`.
+        subject: What was checked, in a word or two.
         text: The numbers, and what they mean.
     """
 
-    state: str
+    status: str
     subject: str
     text: str
 
 
-def verdicts(curves: Curves, description: Mapping[str, Any], codes: int | None) -> list[Verdict]:
-    """Judge what a run has logged so far.
+def check_health(
+    curves: Curves, description: Mapping[str, Any], codes: int | None
+) -> list[HealthCheck]:
+    """Checks what a run has logged so far.
 
-    The thresholds are rules of thumb; each stands with its number in the text.
+    The thresholds are rules of thumb; the text of each check has the number that was compared.
 
     Args:
-        curves: Steps and values by metric, as of `curves.read_curves`.
-        description: The run's `diagnostics/run.json`; may be empty.
-        codes: Entries of the codebook; None where it is not known.
+        curves: Steps and values by metric, as `read_curves` returns them.
+        description: Content of the run's `diagnostics/run.json`; may be empty.
+        codes: Number of entries of the codebook; None where it is not known.
 
     Returns:
-        Of everything there are metrics for.
+        The checks whose metrics the run has logged.
     """
-    found = [
+    checks = [
         _updates(curves),
         _losses(curves),
         _durations(curves, description.get("frame_seconds")),
@@ -57,16 +59,16 @@ def verdicts(curves: Curves, description: Mapping[str, Any], codes: int | None) 
         _curriculum(curves),
         _waiting(curves),
     ]
-    return [verdict for verdict in found if verdict is not None]
+    return [check for check in checks if check is not None]
 
 
 def last(curves: Curves, name: str) -> float | None:
-    """The last finite value of a metric, or None."""
+    """Returns the last finite value of a metric, or None."""
     return _end(curves, name, -1)
 
 
 def first(curves: Curves, name: str) -> float | None:
-    """The first finite value of a metric, or None."""
+    """Returns the first finite value of a metric, or None."""
     return _end(curves, name, 0)
 
 
@@ -78,20 +80,20 @@ def _end(curves: Curves, name: str, index: int) -> float | None:
     return float(values[index]) if len(values) else None
 
 
-def _updates(curves: Curves) -> Verdict | None:
+def _updates(curves: Curves) -> HealthCheck | None:
     skipped = last(curves, "skipped_steps")
     if skipped is None or "loss" not in curves:
         return None
     done = int(curves["loss"][0][-1])
     share = skipped / max(done, 1)
-    state = GOOD if not skipped else WATCH if share < 0.01 else BAD
+    status = OK if not skipped else WARN if share < 0.01 else FAIL
     text = f"{skipped:.0f} of {done} updates were skipped because a loss was not finite"
     if not skipped:
         text = f"all {done} updates were finite"
-    return Verdict(state, "Updates", text)
+    return HealthCheck(status, "Updates", text)
 
 
-def _losses(curves: Curves) -> Verdict | None:
+def _losses(curves: Curves) -> HealthCheck | None:
     rising, level, falling = [], [], 0
     for name, (_, values) in curves.items():
         values = values[np.isfinite(values)]
@@ -108,109 +110,113 @@ def _losses(curves: Curves) -> Verdict | None:
         else:
             falling += 1
     if rising:
-        return Verdict(WATCH, "Losses", f"higher than at their beginning: {', '.join(rising)}")
+        return HealthCheck(
+            WARN, "Losses", f"higher than at their first values: {', '.join(rising)}"
+        )
     if level:
-        return Verdict(WATCH, "Losses", f"within 5% of their beginning: {', '.join(level)}")
+        return HealthCheck(WARN, "Losses", f"within 5% of the start: {', '.join(level)}")
     if not falling:
         return None
-    return Verdict(GOOD, "Losses", f"all {falling} are lower than when they began")
+    return HealthCheck(OK, "Losses", f"all {falling} are lower than at the start")
 
 
-def _durations(curves: Curves, frame_seconds: float | None) -> Verdict | None:
+def _durations(curves: Curves, frame_seconds: float | None) -> HealthCheck | None:
     error = last(curves, "probe/duration_error")
     constant = last(curves, "probe/duration_error_constant")
     if error is None or constant is None:
         return None
     time = f" ({1000 * error * frame_seconds:.0f} ms)" if frame_seconds else ""
     text = (
-        f"learned durations are within {error:.2f} frames{time} of the alignment on average; the "
-        f"same for every label of an utterance would be {constant:.2f} off"
+        f"predicted durations are within {error:.2f} frames{time} of the alignment on average; one "
+        f"duration for all labels of an utterance would be {constant:.2f} off"
     )
     ratio = last(curves, "probe/duration_ratio")
     if ratio is not None:
-        text += f"; texts come out {ratio:.2f} times as long as they are spoken"
+        text += f"; upsampled texts are {ratio:.2f} times as long as the speech"
     if error > constant:
-        return Verdict(BAD, "Durations", text)
-    return Verdict(GOOD if error <= 1.5 else WATCH, "Durations", text)
+        return HealthCheck(FAIL, "Durations", text)
+    return HealthCheck(OK if error <= 1.5 else WARN, "Durations", text)
 
 
-def _alignments(curves: Curves) -> Verdict | None:
+def _alignments(curves: Curves) -> HealthCheck | None:
     entropy = last(curves, "probe/alignment_entropy")
     if entropy is None:
         return None
     text = (
-        f"a label's place is spread over about {np.exp(entropy):.1f} frames "
+        f"the position of a label is spread over about {np.exp(entropy):.1f} frames "
         f"({entropy:.2f} nats of entropy)"
     )
     ends = [last(curves, f"paired/{name}_label_share") for name in ("first", "last")]
     together = sum(share for share in ends if share is not None)
     if together > 0.6:
-        text += f"; first and last label own {together:.0%} of the frames: collapsed?"
-        return Verdict(BAD, "Alignment", text)
-    return Verdict(GOOD if entropy < 1.5 else WATCH, "Alignment", text)
+        text += (
+            f"; first and last label own {together:.0%} of the frames: has the alignment collapsed?"
+        )
+        return HealthCheck(FAIL, "Alignment", text)
+    return HealthCheck(OK if entropy < 1.5 else WARN, "Alignment", text)
 
 
-def _retrieval(curves: Curves, prefix: str, where: str) -> Verdict | None:
+def _retrieval(curves: Curves, prefix: str, where: str) -> HealthCheck | None:
     names = [f"probe/retrieval/{prefix}{name}" for name in ("speech_to_text", "chance")]
-    found, chance = (last(curves, name) for name in names)
-    if found is None or not chance:
+    accuracy, chance = (last(curves, name) for name in names)
+    if accuracy is None or not chance:
         return None
     before = first(curves, names[0])
-    text = f"{where}, a speech frame finds its text frame in {found:.0%} of cases, by chance in "
+    text = f"{where}, a speech frame finds its text frame in {accuracy:.0%} of cases, by chance in "
     text += f"{chance:.0%}"
     if before is not None:
-        text += f"; it began at {before:.0%}"
+        text += f"; it was {before:.0%} at the start"
     # Above layers with absolute positions, an untrained model finds some frames by their place.
-    learned = before is None or found >= 1.5 * before
-    state = GOOD if found >= 5 * chance and learned else WATCH if found >= 2 * chance else BAD
-    return Verdict(state, "Retrieval", text)
+    learned = before is None or accuracy >= 1.5 * before
+    status = OK if accuracy >= 5 * chance and learned else WARN if accuracy >= 2 * chance else FAIL
+    return HealthCheck(status, "Retrieval", text)
 
 
-def _cosine(curves: Curves) -> Verdict | None:
+def _cosine(curves: Curves) -> HealthCheck | None:
     matched, other = last(curves, "probe/cosine"), last(curves, "probe/cosine_elsewhere")
     if matched is None or other is None:
         return None
     text = f"{matched:.2f} between matched frames, {other:.2f} between frames of other places"
     gap = matched - other
-    return Verdict(GOOD if gap >= 0.2 else WATCH if gap >= 0.05 else BAD, "Cosine", text)
+    return HealthCheck(OK if gap >= 0.2 else WARN if gap >= 0.05 else FAIL, "Cosine", text)
 
 
-def _learned(curves: Curves, name: str, subject: str, done: str) -> Verdict | None:
-    """How far an accuracy has come from that of knowing nothing towards that of knowing all."""
+def _learned(curves: Curves, name: str, subject: str, done: str) -> HealthCheck | None:
+    """Checks how far an accuracy has come from chance towards 1."""
     accuracy, chance = (last(curves, f"speech/{name}_{kind}") for kind in ("accuracy", "chance"))
     if accuracy is None or chance is None or chance >= 1.0:
         return None
-    text = f"{done} in {accuracy:.1%} of cases, by knowing nothing in {chance:.1%}"
+    text = f"{done} in {accuracy:.1%} of cases, by chance in {chance:.1%}"
     learned = (accuracy - chance) / (1.0 - chance)
     if learned < 0.05:
-        return Verdict(BAD, subject, f"{text}: nothing has been learned yet")
-    return Verdict(GOOD if learned >= 0.1 else WATCH, subject, text)
+        return HealthCheck(FAIL, subject, f"{text}: nothing has been learned yet")
+    return HealthCheck(OK if learned >= 0.1 else WARN, subject, text)
 
 
-def _codes(curves: Curves, codes: int | None) -> Verdict | None:
+def _codes(curves: Curves, codes: int | None) -> HealthCheck | None:
     perplexity = last(curves, "speech/code_perplexity")
     if perplexity is None:
         perplexity = last(curves, "probe/code_perplexity")
     if perplexity is None or not codes:
         return None
     share = perplexity / codes
-    text = f"as many as {perplexity:.1f} of {codes} codes are in use (perplexity)"
+    text = f"{perplexity:.1f} of {codes} codes are in use (perplexity)"
     used = last(curves, "probe/codes_used")
     if used is not None:
         text += f", {used:.0f} occur in the held-out pairs"
-    state = GOOD if share >= 0.3 else WATCH if share >= 0.1 else BAD
+    status = OK if share >= 0.3 else WARN if share >= 0.1 else FAIL
     if share < 0.3:
-        text += ": collapse?"
-    told = last(curves, "speech/code_information")
-    if told is not None:
-        text += f"; a code tells {told:.0%} of what it could of its frame"
-        if told < 0.3:
-            text += ": frames are unsure of their codes, and chance picks them"
-            state = BAD if told < 0.1 or state == BAD else WATCH
-    return Verdict(state, "Codes", text)
+        text += ": has the codebook collapsed?"
+    information = last(curves, "speech/code_information")
+    if information is not None:
+        text += f"; a code carries {information:.0%} of the information that it could on its frame"
+        if information < 0.3:
+            text += ": the distributions over codes are flat, so noise picks the codes"
+            status = FAIL if information < 0.1 or status == FAIL else WARN
+    return HealthCheck(status, "Codes", text)
 
 
-def _variation(curves: Curves) -> Verdict | None:
+def _variation(curves: Curves) -> HealthCheck | None:
     shares = {
         name: share
         for name in curves
@@ -221,13 +227,13 @@ def _variation(curves: Curves) -> Verdict | None:
         return None
     name = min(shares, key=lambda each: shares[each])
     least = shares[name]
-    text = f"frames of an utterance differ by {least:.0%} of their size where least ({name})"
+    text = f"frames of an utterance differ by {least:.0%} of their norm or more (least: {name})"
     if least < 0.05:
-        text += ": an encoder that no longer hears gives every frame the same vector"
-    return Verdict(GOOD if least >= 0.15 else WATCH if least >= 0.05 else BAD, "Encoders", text)
+        text += ": an encoder that ignores its input gives every frame the same vector"
+    return HealthCheck(OK if least >= 0.15 else WARN if least >= 0.05 else FAIL, "Encoders", text)
 
 
-def _gradients(curves: Curves) -> Verdict | None:
+def _gradients(curves: Curves) -> HealthCheck | None:
     norms = {
         name.removeprefix("grad_norm/"): norm
         for name in curves
@@ -237,13 +243,13 @@ def _gradients(curves: Curves) -> Verdict | None:
         return None
     most, least = (choose(norms, key=lambda name: norms[name]) for choose in (max, min))
     ratio = norms[most] / norms[least]
-    text = f"before weights, that of {most} is {ratio:.3g} times that of {least}"
+    text = f"before weighting, the norm of {most} is {ratio:.3g} times that of {least}"
     if ratio > 100:
-        text += ": see that weights keep the former from drowning the latter"
-    return Verdict(GOOD if ratio <= 100 else WATCH, "Gradients", text)
+        text += ": choose weights that keep the former from dominating"
+    return HealthCheck(OK if ratio <= 100 else WARN, "Gradients", text)
 
 
-def _overflow(curves: Curves) -> Verdict | None:
+def _overflow(curves: Curves) -> HealthCheck | None:
     shares = {
         name.split("/")[0]: share
         for name in curves
@@ -253,27 +259,28 @@ def _overflow(curves: Curves) -> Verdict | None:
         return None
     lost = {name: share for name, share in shares.items() if share > 0}
     if not lost:
-        return Verdict(GOOD, "Resampling", "every resampled text fits its frames")
-    told = ", ".join(f"{share:.1%} of {name}" for name, share in lost.items())
-    verdict = WATCH if max(lost.values()) > 0.02 else GOOD
-    return Verdict(
-        verdict, "Resampling", f"too long, and left out: {told}; text_frames is their room"
+        return HealthCheck(OK, "Resampling", "every resampled text fits into text_frames")
+    listed = ", ".join(f"{share:.1%} of {name}" for name, share in lost.items())
+    return HealthCheck(
+        WARN if max(lost.values()) > 0.02 else OK,
+        "Resampling",
+        f"texts longer than text_frames are left out: {listed}",
     )
 
 
-def _curriculum(curves: Curves) -> Verdict | None:
+def _curriculum(curves: Curves) -> HealthCheck | None:
     if "curriculum_step" not in curves:
         return None
     steps, clock = curves["curriculum_step"]
     held = int(steps[-1] - clock[-1])
     if not held:
         return None
-    return Verdict(WATCH, "Curriculum", f"gates have held it back for {held} steps")
+    return HealthCheck(WARN, "Curriculum", f"gates have held it back for {held} steps")
 
 
-def _waiting(curves: Curves) -> Verdict | None:
+def _waiting(curves: Curves) -> HealthCheck | None:
     share = last(curves, "data_wait_fraction")
     if share is None:
         return None
-    text = f"{share:.0%} of the time goes by waiting for data"
-    return Verdict(GOOD if share < 0.1 else WATCH, "Speed", text)
+    text = f"{share:.0%} of the time is spent waiting for data"
+    return HealthCheck(OK if share < 0.1 else WARN, "Speed", text)
