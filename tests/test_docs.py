@@ -13,7 +13,9 @@ import pytest
 from maestro_jax.cli.main import COMMANDS, command_parser
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1] / "docs" / "hooks"))
+import diagrams
 import generated_pages
+import results_figure
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted((ROOT / "docs").rglob("*.md"))
@@ -164,3 +166,28 @@ def test_decisions_are_numbered_and_listed() -> None:
         assert numbers == [f"{first[0]}{n + 1}" for n in range(len(numbers))]
         assert (first, last) == (numbers[0], numbers[-1])
         assert len(numbers) == text.count("\n### ")
+
+
+@pytest.mark.parametrize("name", ["figure1", "data_flow"])
+def test_diagrams_are_those_that_the_script_draws_and_link_to_code(name: str) -> None:
+    drawn = {"figure1": diagrams.figure_1, "data_flow": diagrams.data_flow}[name]()
+    stored = (ROOT / "docs" / "design" / f"{name}.svg").read_text(encoding="utf-8")
+    assert stored == drawn, "run python docs/hooks/diagrams.py"
+    links = re.findall(r'href="\.\./reference/api/(\w+)/#([\w.]+)"', drawn)
+    assert links and len(links) == drawn.count("<a ")
+    for page, target in links:
+        assert target.split(".")[1] == page
+        path = ROOT / (target.replace(".", "/") + ".py")
+        owner, _, member = target.rpartition(".")
+        module = ROOT / (owner.replace(".", "/") + ".py")
+        assert path.is_file() or member in definitions(module), target
+
+
+def test_the_picture_of_results_shows_the_table() -> None:
+    page = (ROOT / "docs" / "results" / "low_resource.md").read_text(encoding="utf-8")
+    rows = results_figure.results(page)
+    assert len(rows) == 4
+    picture = (ROOT / "docs" / "results" / "low_resource.svg").read_text(encoding="utf-8")
+    for row in rows:
+        assert row.low < row.wer < row.high
+        assert f">{row.wer:.1f}<" in picture, "run python docs/hooks/results_figure.py"

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
     from mkdocs.structure.files import Files
+    from mkdocs.structure.pages import Page
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "maestro_jax"
@@ -41,6 +42,17 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path, content in generated_files().items():
         files.append(File.generated(config, path, content=content))
     return files
+
+
+def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Puts diagrams into the page itself, where their links work."""
+    folder = pathlib.Path(str(page.file.abs_src_path)).parent
+
+    def inline(picture: re.Match[str]) -> str:
+        svg = (folder / picture[1]).read_text(encoding="utf-8")
+        return f"<div>\n{svg}</div>" if 'class="diagram"' in svg else picture[0]
+
+    return re.sub(r"^!\[[^\]]*\]\((\w+\.svg)\)$", inline, markdown, flags=re.MULTILINE)
 
 
 def generated_files() -> dict[str, str | bytes]:
