@@ -168,19 +168,22 @@ def test_decisions_are_numbered_and_listed() -> None:
         assert len(numbers) == text.count("\n### ")
 
 
-@pytest.mark.parametrize("name", ["figure1", "data_flow"])
+@pytest.mark.parametrize("name", diagrams.DIAGRAMS)
 def test_diagrams_are_those_that_the_script_draws_and_link_to_code(name: str) -> None:
-    drawn = {"figure1": diagrams.figure_1, "data_flow": diagrams.data_flow}[name]()
+    draw = diagrams.DIAGRAMS[name]
     stored = (ROOT / "docs" / "design" / f"{name}.svg").read_text(encoding="utf-8")
-    assert stored == drawn, "run python docs/hooks/diagrams.py"
-    links = re.findall(r'href="\.\./reference/api/(\w+)/#([\w.]+)"', drawn)
-    assert links and len(links) == drawn.count("<a ")
-    for page, target in links:
-        assert target.split(".")[1] == page
-        path = ROOT / (target.replace(".", "/") + ".py")
-        owner, _, member = target.rpartition(".")
-        module = ROOT / (owner.replace(".", "/") + ".py")
-        assert path.is_file() or member in definitions(module), target
+    assert stored == draw(linked=False), "run python docs/hooks/diagrams.py"
+    linked = draw(linked=True)
+    links = re.findall(r'href="\.\./reference/api/(\w+)/#maestro_jax\.(\w+)\.[\w.]+"', linked)
+    assert len(links) == linked.count("<a ") >= 6
+    assert all(page == package for page, package in links)
+    # Without links nothing else differs.
+    assert re.sub(r"<a [^>]*>|</a>", "", linked) == stored
+
+
+def test_a_diagram_that_links_to_nothing_says_so() -> None:
+    with pytest.raises(LookupError, match="maestro_jax.losses defines no lost_loss"):
+        diagrams.api_address("losses.lost_loss")
 
 
 def test_the_picture_of_results_shows_the_table() -> None:

@@ -24,6 +24,8 @@ STARTS = {
     r"maestro plan ": None,
 }
 PLACEHOLDERS = ("...", "ARGUMENTS", "DIR")
+# A gin file that a page gives a name and shows.
+SHOWN_FILE = re.compile(r"`(\w+\.gin)`[^`]*?:\n```gin\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
 def shown() -> list[tuple[str, str, int | None]]:
@@ -54,8 +56,18 @@ def test_there_are_such_commands() -> None:
 @pytest.mark.parametrize(
     ("page", "command", "devices"), [pytest.param(*each, id=each[0]) for each in shown()]
 )
-def test_a_command_is_a_whole_run(page: str, command: str, devices: int | None) -> None:
+def test_a_command_is_a_whole_run(
+    page: str,
+    command: str,
+    devices: int | None,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Nothing is left to be set, and the batches divide by the devices."""
+    if page.endswith(".md"):
+        for file, text in SHOWN_FILE.findall((ROOT / page).read_text(encoding="utf-8")):
+            (tmp_path / file).write_text(text, encoding="utf-8")
+        monkeypatch.chdir(tmp_path)
     name, arguments = _parse(shlex.split(command))
     if name == "plan":
         run = _planned_run(arguments)

@@ -2,26 +2,43 @@
 
     python docs/hooks/diagrams.py
 
-writes `docs/design/figure1.svg` and `docs/design/data_flow.svg`. Each box links to the API page of
-the code that implements it; `generated_pages.py` puts the SVG into the page, where links work.
+writes `docs/design/figure1.svg` and `docs/design/data_flow.svg`. When the site is built, the page
+has the same pictures with a link from each box to the API page of its code (`generated_pages.py`).
 """
 
 from __future__ import annotations
 
+import ast
 import html
 import pathlib
 
-DESIGN = pathlib.Path(__file__).resolve().parents[1] / "design"
-API = "../reference/api/"
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+DESIGN = ROOT / "docs" / "design"
 
 SPEECH, TEXT, SHARED, LOSS, PLAIN = "#d6e4f7", "#fbe3c8", "#dcefd6", "#f6d5d9", "#eceff1"
+
+
+def api_address(name: str) -> str:
+    """Returns the address of `package.definition` on the API pages, whichever module defines it.
+
+    Raises:
+        LookupError: No module of the package defines it.
+    """
+    package, _, definition = name.partition(".")
+    for path in sorted((ROOT / "maestro_jax" / package).rglob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == definition:
+                module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+                return f"../reference/api/{package}/#{module}.{definition}"
+    raise LookupError(f"maestro_jax.{package} defines no {definition}: mend docs/hooks/diagrams.py")
 
 
 class Diagram:
     """An SVG under construction. Coordinates are pixels from the upper left corner."""
 
-    def __init__(self, width: int, height: int, title: str) -> None:
+    def __init__(self, width: int, height: int, title: str, *, linked: bool) -> None:
         """Begins an empty picture on a white ground, which is legible in dark mode too."""
+        self._linked = linked
         self._size = f"{width} {height}"
         self._title = title
         self._parts: list[str] = []
@@ -48,9 +65,8 @@ class Diagram:
         for number, line in enumerate(rest, start=1):
             text += f'<text x="{x}" y="{offset + 16 * number}">{html.escape(line)}</text>'
         body = shape + text
-        if link:
-            page, _, name = link.partition("#")
-            body = f'<a href="{API}{page}/#{name}">{body}</a>'
+        if link and self._linked:
+            body = f'<a href="{api_address(link)}">{body}</a>'
         self._parts.append(body)
 
     def arrow(self, *points: tuple[int, int], dashed: bool = False) -> None:
@@ -92,10 +108,11 @@ class Diagram:
         )
 
 
-def figure_1() -> str:
+def figure_1(*, linked: bool) -> str:
     """Draws the model: speech on the left, text on the right, both into the shared encoder."""
-    d = Diagram(1080, 800, "Figure 1 of the paper: the boxes of MAESTRO and its losses")
-    modules = "modules#maestro_jax.modules."
+    d = Diagram(
+        1080, 800, "Figure 1 of the paper: the boxes of MAESTRO and its losses", linked=linked
+    )
     # Speech, from below.
     d.label(330, 785, "speech", anchor="middle")
     d.arrow((330, 768), (330, 744))
@@ -104,7 +121,7 @@ def figure_1() -> str:
         720,
         "Log-mel, SpecAugment\nLogMelFrontend",
         fill=SPEECH,
-        link=modules + "frontend.LogMelFrontend",
+        link="modules.LogMelFrontend",
     )
     d.arrow((330, 696), (330, 664))
     d.box(
@@ -112,7 +129,7 @@ def figure_1() -> str:
         640,
         "Subsampling\nConvSubsampling",
         fill=SPEECH,
-        link=modules + "frontend.ConvSubsampling",
+        link="modules.ConvSubsampling",
     )
     d.arrow((330, 616), (330, 544))
     d.label(340, 586, "masked")
@@ -122,7 +139,7 @@ def figure_1() -> str:
         "Speech encoder θ_s\nConformer layers\nSpeechEncoder",
         fill=SPEECH,
         height=68,
-        link=modules + "speech_encoder.SpeechEncoder",
+        link="modules.SpeechEncoder",
     )
     d.arrow((234, 640), (110, 640), (110, 539))
     d.label(150, 630, "unmasked")
@@ -131,7 +148,7 @@ def figure_1() -> str:
         512,
         "Quantizer\nGumbelQuantizer",
         fill=SPEECH,
-        link=modules + "quantizer.GumbelQuantizer",
+        link="modules.GumbelQuantizer",
         width=170,
     )
     d.arrow((110, 488), (110, 454))
@@ -142,7 +159,7 @@ def figure_1() -> str:
         "Contrastive, diversity\nL_w, L_d",
         fill=LOSS,
         width=170,
-        link="losses#maestro_jax.losses.contrastive",
+        link="losses.contrastive_loss",
     )
     d.arrow((300, 470), (300, 428), (197, 428), dashed=True)
     # Text, from below.
@@ -153,7 +170,7 @@ def figure_1() -> str:
         720,
         "Text embeddings θ_t\nTextEncoder",
         fill=TEXT,
-        link=modules + "text_encoder.TextEncoder",
+        link="modules.TextEncoder",
     )
     d.arrow((790, 696), (790, 584))
     d.label(764, 650, "e_t")
@@ -163,18 +180,16 @@ def figure_1() -> str:
         634,
         "Duration model θ_D\nDurationModel",
         fill=TEXT,
-        link=modules + "duration.DurationModel",
+        link="modules.DurationModel",
         width=150,
     )
     d.arrow((905, 610), (905, 560), (888, 560))
     d.label(912, 596, "unspoken")
     d.arrow((981, 634), (1020, 634), (1020, 584))
-    d.box(
-        1020, 558, "Durations\nL_D", fill=LOSS, link="losses#maestro_jax.losses.duration", width=100
-    )
-    d.box(790, 560, "Resampler\nResampler", fill=TEXT, link=modules + "resampler.Resampler")
+    d.box(1020, 558, "Durations\nL_D", fill=LOSS, link="losses.duration_loss", width=100)
+    d.box(790, 560, "Resampler\nResampler", fill=TEXT, link="modules.Resampler")
     d.arrow((790, 536), (790, 504))
-    d.box(790, 480, "Refiner θ_R\nRefiner", fill=TEXT, link=modules + "refiner.Refiner")
+    d.box(790, 480, "Refiner θ_R\nRefiner", fill=TEXT, link="modules.Refiner")
     # Between them.
     d.box(
         555,
@@ -182,7 +197,7 @@ def figure_1() -> str:
         "Alignment (paired)\nAlign_RNNT(e_s, t)",
         fill=SHARED,
         width=170,
-        link="losses#maestro_jax.losses.transducer_alignment",
+        link="losses.transducer_alignment",
     )
     d.arrow((426, 520), (500, 520), (500, 596), dashed=True)
     d.arrow((641, 620), (665, 620), (665, 560), (693, 560))
@@ -193,7 +208,7 @@ def figure_1() -> str:
         "Matching L_MM\ne_s and ê_t",
         fill=LOSS,
         width=150,
-        link="losses#maestro_jax.losses.matching",
+        link="losses.matching_loss",
     )
     d.arrow((426, 490), (520, 490), (520, 453), dashed=True)
     d.label(436, 482, "e_s")
@@ -211,7 +226,7 @@ def figure_1() -> str:
         fill=SHARED,
         width=210,
         height=70,
-        link=modules + "shared_encoder.SharedEncoder",
+        link="modules.SharedEncoder",
     )
     d.arrow((450, 305), (110, 305), (110, 250))
     d.box(
@@ -220,7 +235,7 @@ def figure_1() -> str:
         "Masked prediction\nL_m",
         fill=LOSS,
         width=170,
-        link="losses#maestro_jax.losses.masked_prediction",
+        link="losses.masked_prediction_loss",
     )
     d.arrow((24, 512), (12, 512), (12, 224), (23, 224), dashed=True)
     d.label(18, 340, "codes")
@@ -231,21 +246,21 @@ def figure_1() -> str:
         "RNN-T decoder\nTransducerDecoder",
         fill=SHARED,
         width=210,
-        link=modules + "transducer.TransducerDecoder",
+        link="modules.TransducerDecoder",
     )
     d.arrow((500, 170), (370, 116))
     d.arrow((555, 170), (555, 116))
     d.arrow((610, 170), (745, 116))
-    joint = "losses#maestro_jax.losses.transducer"
+    joint = "losses.joint_transducer_loss"
     d.box(340, 90, "Transducer\npaired: L_RNNT(t | e_s)", fill=LOSS, width=200, link=joint)
     d.box(555, 90, "Aligned masked LM\ntext: L_A-MLM", fill=LOSS, width=190, link=joint)
     d.box(775, 90, "Translation\nMT, ST", fill=LOSS, width=190, link=joint)
     return d.svg()
 
 
-def data_flow() -> str:
+def data_flow(*, linked: bool) -> str:
     """Draws the path from files to scores."""
-    d = Diagram(980, 350, "From files of a corpus to scores")
+    d = Diagram(980, 350, "From files of a corpus to scores", linked=linked)
     top, bottom = 90, 290
     xs = (100, 300, 490, 690, 880)
     d.label(xs[0], top - 50, "once per corpus", anchor="middle")
@@ -257,7 +272,7 @@ def data_flow() -> str:
         "maestro prepare\nCorpus",
         fill=TEXT,
         width=170,
-        link="data#maestro_jax.data.corpora.corpus",
+        link="data.Corpus",
     )
     d.arrow((386, top), (409, top))
     d.box(xs[2], top, "Records\n16 kHz, array_record", fill=PLAIN, width=160)
@@ -270,7 +285,7 @@ def data_flow() -> str:
         "Stream loader\nStreamLoader",
         fill=TEXT,
         width=160,
-        link="data#maestro_jax.data.loader.StreamLoader",
+        link="data.StreamLoader",
     )
     d.arrow((880, top + 24), (880, bottom - 26))
     d.label(870, 180, "{stream: {feature: array}}, a function of (seed, step)", anchor="end")
@@ -280,7 +295,7 @@ def data_flow() -> str:
         "Objective\nloss terms",
         fill=SHARED,
         width=160,
-        link="objectives#maestro_jax.objectives.base",
+        link="objectives.Objective",
     )
     d.label(xs[4], bottom + 44, "calls the model", anchor="middle")
     d.arrow((799, bottom), (781, bottom))
@@ -290,7 +305,7 @@ def data_flow() -> str:
         "Training step\ngradient, optimizer, EMA",
         fill=SHARED,
         width=180,
-        link="training#maestro_jax.training.step",
+        link="training.train_step",
     )
     d.arrow((599, bottom), (576, bottom))
     d.box(
@@ -308,7 +323,7 @@ def data_flow() -> str:
         "Decoding\ngreedy, beam, align",
         fill=SHARED,
         width=180,
-        link="decoding#maestro_jax.decoding.speech",
+        link="decoding.decode_speech",
     )
     d.arrow((209, bottom), (181, bottom))
     d.box(
@@ -317,17 +332,20 @@ def data_flow() -> str:
         "Scores\nWER, CER, BLEU, chrF",
         fill=LOSS,
         width=160,
-        link="scoring#maestro_jax.scoring.scores",
+        link="scoring.Metric",
     )
     d.label(xs[1], bottom + 44, "maestro eval, transcribe, align", anchor="middle")
     d.label(xs[3], bottom + 44, "maestro train", anchor="middle")
     return d.svg()
 
 
+DIAGRAMS = {"figure1": figure_1, "data_flow": data_flow}
+
+
 def main() -> None:
-    """Writes both pictures."""
-    (DESIGN / "figure1.svg").write_text(figure_1(), encoding="utf-8")
-    (DESIGN / "data_flow.svg").write_text(data_flow(), encoding="utf-8")
+    """Writes the pictures without their links, which only work on the site."""
+    for name, draw in DIAGRAMS.items():
+        (DESIGN / f"{name}.svg").write_text(draw(linked=False), encoding="utf-8")
 
 
 if __name__ == "__main__":

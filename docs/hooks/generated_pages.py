@@ -14,6 +14,8 @@ import tomllib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+import diagrams
+
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
     from mkdocs.structure.files import Files
@@ -45,14 +47,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Puts diagrams into the page itself, where their links work."""
-    folder = pathlib.Path(str(page.file.abs_src_path)).parent
+    """Draws diagrams into the page itself, where each box links to its code."""
 
     def inline(picture: re.Match[str]) -> str:
-        svg = (folder / picture[1]).read_text(encoding="utf-8")
-        return f"<div>\n{svg}</div>" if 'class="diagram"' in svg else picture[0]
+        draw = diagrams.DIAGRAMS.get(picture[1])
+        return f"<div>\n{draw(linked=True)}</div>" if draw else picture[0]
 
-    return re.sub(r"^!\[[^\]]*\]\((\w+\.svg)\)$", inline, markdown, flags=re.MULTILINE)
+    return re.sub(r"^!\[[^\]]*\]\((\w+)\.svg\)$", inline, markdown, flags=re.MULTILINE)
 
 
 def generated_files() -> dict[str, str | bytes]:
