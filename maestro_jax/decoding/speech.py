@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Required, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,26 @@ DECODERS = ("transducer", "ctc", "attention")
 Call = Callable[..., Any]
 
 
+class SearchOptions(TypedDict, total=False):
+    """The options of a search.
+
+    Attributes:
+        max_labels: Room for the tokens of a hypothesis.
+        max_symbols_per_frame: Largest number of tokens per frame of 40 ms, of a transducer; 4.
+        beam_size: Number of hypotheses in the beam; 1, which without fusion is greedy search.
+        fusion: Language model and further terms that rank hypotheses; None.
+        decoder: `transducer`, `ctc` or `attention`, which the model must have; `transducer`.
+        length_alpha: Exponent of the attention decoder's length normalisation; 0.6.
+    """
+
+    max_labels: Required[int]
+    max_symbols_per_frame: int
+    beam_size: int
+    fusion: Fusion | None
+    decoder: str
+    length_alpha: float
+
+
 def decode_speech(
     model: Maestro,
     params: Any,
@@ -30,13 +50,7 @@ def decode_speech(
     audio_length: jax.Array,
     target_language: jax.Array | None = None,
     language: jax.Array | None = None,
-    *,
-    max_labels: int,
-    max_symbols_per_frame: int = 4,
-    beam_size: int = 1,
-    fusion: Fusion | None = None,
-    decoder: str = "transducer",
-    length_alpha: float = 0.6,
+    **options: Unpack[SearchOptions],
 ) -> Hypotheses:
     """Encodes and decodes a batch of audio.
 
@@ -48,12 +62,7 @@ def decode_speech(
         audio_length: `[batch]` valid samples; 0 gives the empty hypothesis.
         target_language: `[batch]` ids of the language to translate into; None transcribes.
         language: `[batch]` ids of the spoken language, for a model that `needs_language`.
-        max_labels: Room for the tokens of a hypothesis.
-        max_symbols_per_frame: Tokens that one frame of 40 ms may emit, with the transducer.
-        beam_size: Number of hypotheses in the beam; 1 without fusion is greedy search.
-        fusion: Language model and further terms that rank hypotheses.
-        decoder: `transducer`, `ctc` or `attention`; the model must have it.
-        length_alpha: Exponent of the attention decoder's length normalisation.
+        **options: Options of the search.
 
     Returns:
         The hypotheses, `[batch, beam_size, ...]`, best first; times are in encoder frames, and 0
@@ -73,12 +82,7 @@ def decode_speech(
         mask,
         target_language,
         language,
-        max_labels=max_labels,
-        max_symbols_per_frame=max_symbols_per_frame,
-        beam_size=beam_size,
-        fusion=fusion,
-        decoder=decoder,
-        length_alpha=length_alpha,
+        **options,
     )
 
 
@@ -91,12 +95,7 @@ def decode_text(
     target_language: jax.Array | None = None,
     *,
     text_frames: int,
-    max_labels: int,
-    max_symbols_per_frame: int = 4,
-    beam_size: int = 1,
-    fusion: Fusion | None = None,
-    decoder: str = "transducer",
-    length_alpha: float = 0.6,
+    **options: Unpack[SearchOptions],
 ) -> Hypotheses:
     """Translates a batch of text: resampled by predicted durations, it replaces speech.
 
@@ -108,12 +107,7 @@ def decode_text(
         language: `[batch]` language ids of the text.
         target_language: `[batch]` ids of the language to translate into; None reproduces the text.
         text_frames: Room for the resampled text; further frames are cut off.
-        max_labels: Room for the tokens of a hypothesis.
-        max_symbols_per_frame: Tokens that one frame may emit, with the transducer.
-        beam_size: Number of hypotheses in the beam.
-        fusion: Language model and further terms that rank hypotheses.
-        decoder: `transducer`, `ctc` or `attention`.
-        length_alpha: Exponent of the attention decoder's length normalisation.
+        **options: Options of the search.
 
     Returns:
         The hypotheses, `[batch, beam_size, ...]`, best first.
@@ -133,12 +127,7 @@ def decode_text(
         index.mask,
         target_language,
         language,
-        max_labels=max_labels,
-        max_symbols_per_frame=max_symbols_per_frame,
-        beam_size=beam_size,
-        fusion=fusion,
-        decoder=decoder,
-        length_alpha=length_alpha,
+        **options,
     )
 
 
