@@ -1,4 +1,4 @@
-"""Rooms, noise and recording level.
+"""Simulates rooms, noise and recording levels.
 
 All signals are float64 `[samples]` at 16 kHz, full scale 1.
 """
@@ -19,14 +19,14 @@ def trim(audio: np.ndarray, threshold: float = 0.01) -> np.ndarray:
 
 
 def loud_part(audio: np.ndarray, threshold: float = 0.01) -> slice:
-    """What silence at both ends leaves: from the first to the last of what is not silent.
+    """Finds what remains without silence at both ends.
 
     Args:
         audio: `[samples]`.
-        threshold: Below this share of the peak is silence.
+        threshold: Fraction of the peak below which samples are silent.
 
     Returns:
-        The samples between; none of a silent signal.
+        The slice from the first to the last sample that is not silent; empty for silence.
     """
     loud = np.flatnonzero(np.abs(audio) > threshold * np.abs(audio).max(initial=0.0))
     return slice(int(loud[0]), int(loud[-1]) + 1) if loud.size else slice(0, 0)
@@ -35,9 +35,9 @@ def loud_part(audio: np.ndarray, threshold: float = 0.01) -> slice:
 def reverberate(
     audio: np.ndarray, rng: np.random.Generator, *, decay_seconds: float, direct_ratio: float
 ) -> np.ndarray:
-    """Puts a voice into a room.
+    """Adds reverberation.
 
-    The impulse response is a direct path and white noise that decays exponentially after it.
+    The impulse response is a direct path, followed by white noise that decays exponentially.
 
     Args:
         audio: `[samples]`.
@@ -46,7 +46,7 @@ def reverberate(
         direct_ratio: Energy of the direct path over that of the tail, in dB.
 
     Returns:
-        `[samples]`, of the same energy; what rings on after the end is cut off.
+        `[samples]`, of the same energy; reverberation after the end is cut off.
     """
     length = int(decay_seconds * SAMPLE_RATE)
     tail = rng.standard_normal(length) * 10 ** (-3 * np.arange(length) / length)
@@ -58,13 +58,13 @@ def reverberate(
 
 
 def noise(length: int, rng: np.random.Generator, kind: str) -> np.ndarray:
-    """Background noise of unit power.
+    """Generates background noise of unit power.
 
     Args:
         length: Samples.
         rng: Draws the noise.
         kind: `white`, `pink` (equal power in every octave) or `babble` (four bands of noise with
-            the average spectrum of speech, each rising and falling as syllables do).
+            the average spectrum of speech, each modulated at the rate of syllables).
     """
     if kind == "white":
         drawn = rng.standard_normal(length)
@@ -81,17 +81,17 @@ def noise(length: int, rng: np.random.Generator, kind: str) -> np.ndarray:
 
 
 def add_noise(audio: np.ndarray, rng: np.random.Generator, *, kind: str, snr: float) -> np.ndarray:
-    """Adds background noise, `snr` dB below the voice's mean power."""
+    """Adds background noise, `snr` dB below the mean power of the audio."""
     return audio + noise(len(audio), rng, kind) * (_rms(audio) * 10 ** (-snr / 20))
 
 
 def record(audio: np.ndarray, *, level: float, peak: float = 0.9) -> np.ndarray:
-    """Brings a signal to a recording level.
+    """Scales a signal to a recording level.
 
     Args:
         audio: `[samples]`.
         level: Mean power in dB below full scale, e.g. -25.
-        peak: No sample exceeds it; a signal whose peaks would is made quieter.
+        peak: Largest sample; signals whose peaks would exceed it are scaled down further.
 
     Returns:
         int16 `[samples]`.
@@ -112,7 +112,7 @@ def _coloured(
 
 
 def _speech_spectrum(hertz: np.ndarray) -> np.ndarray:
-    """Flat from 100 to 500 Hz, then 9 dB an octave down."""
+    """Returns amplitudes: flat from 100 to 500 Hz, then falling by 9 dB per octave."""
     return np.where(hertz < 100, 0.0, np.minimum(1.0, (500 / np.maximum(hertz, 1.0)) ** 1.5))
 
 

@@ -1,7 +1,7 @@
-"""Augmentation of audio: other speeds, other speakers, rooms and noise.
+"""Augments audio: changes speeds, mixes speakers, adds rooms and noise.
 
-What happens to an example is a function of the seed and of its position in its stream: the same for
-any number of processes, and after a restart. SpecAugment is the model's business, not done here.
+The augmentation of an example is a function of the seed and of its position in its stream: it does
+not depend on the number of processes or on restarts. SpecAugment is part of the model.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from maestro_jax.augmentation_config import AudioAugmentation
 
 
 class Augmented(NamedTuple):
-    """An example after augmentation, sample by sample of the same moments.
+    """An example after augmentation, with its clean source, sample by sample.
 
     Attributes:
-        audio: int16 `[samples]`, what is heard.
-        clean: int16 `[samples]`, the voice alone at the same speed: no room, nobody else, no noise.
+        audio: int16 `[samples]`, the augmented audio.
+        clean: int16 `[samples]`, the voice alone at the same speed, without room, others or noise.
     """
 
     audio: np.ndarray
@@ -36,18 +36,18 @@ def augment(
     longest: int,
     other: np.ndarray | None = None,
 ) -> Augmented:
-    """Does to one example what was drawn for it.
+    """Applies randomly drawn augmentations to one example.
 
     Args:
         audio: int16 `[samples]`, 16 kHz.
-        config: What may be done.
-        rng: Draws; one of the example's own.
-        longest: No example that is shorter is made longer than this, in samples.
-        other: int16 `[samples]`: what is mixed into it; None: nothing is.
+        config: The possible augmentations.
+        rng: Random generator of this example.
+        longest: Samples beyond which no change of speed may lengthen a shorter example.
+        other: int16 `[samples]`, another utterance to mix in; None for none.
 
     Returns:
-        What is heard and what it was made of, each with as many samples as before unless the speed
-        has changed, and made quieter where its peaks would be clipped.
+        The augmented audio and its clean source. Both have as many samples as before unless the
+        speed changes, and are scaled down if their peaks would clip.
     """
     # All choices come first, so that one does not depend on how many numbers another has used.
     speed = config.speeds[int(rng.integers(len(config.speeds)))]
@@ -80,7 +80,7 @@ def _as_samples(wave: np.ndarray) -> np.ndarray:
 
 
 def _rates(speed: float) -> tuple[int, int]:
-    """The rate that audio is taken to have, and the one it is converted to, without common factors.
+    """Returns the assumed rate of audio and the rate to convert it to, without common factors.
 
     To a hundredth: the finer the ratio, the longer the filter.
     """
@@ -101,7 +101,7 @@ def _at_speed(wave: np.ndarray, speed: float) -> np.ndarray:
 def _mix(
     wave: np.ndarray, other: np.ndarray, config: AudioAugmentation, rng: np.random.Generator
 ) -> np.ndarray:
-    """Adds a piece of another utterance somewhere."""
+    """Adds a piece of another utterance at a random position."""
     longest = min(int(len(wave) * config.mix_longest), len(other))
     length = int(rng.integers(1, longest + 1)) if longest else 0
     begin, other_begin = (int(rng.integers(n - length + 1)) for n in (len(wave), len(other)))

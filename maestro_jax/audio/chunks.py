@@ -1,8 +1,8 @@
-"""Audio files of any length, a chunk at a time.
+"""Reads audio files of any length, one chunk at a time.
 
-What `maestro_jax.audio.reading.read_recording` gives for a file, in memory that does not grow with
-it: long files are decoded by libsndfile in blocks. A file that is short, or in which that decoder
-does not find all there is, is read as a whole.
+The samples are those of `maestro_jax.audio.reading.read_recording`, in constant memory: libsndfile
+decodes long files in blocks. Files that are short, or of which libsndfile does not read everything,
+are read as a whole.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from maestro_jax.audio.reading import Recording, not_finite, read_recording
 from maestro_jax.batches import SAMPLE_RATE
 
 LONG = 300.0
-"""Seconds from which on a file is decoded in blocks."""
+"""Least duration, in seconds, of a file that is decoded in blocks."""
 
 _CHUNK = 30  # seconds
-# Seconds by which libsndfile's count may differ from what it decodes: encoders have a delay.
+# Seconds by which libsndfile's count may differ from the decoded length: encoders have a delay.
 _GRACE = 0.1
 _MOST_PER_BYTE = 100
 _SMALL = 300_000
-"""Bytes of five minutes at 8 kbit/s, less than any codec of speech takes."""
+"""Bytes of five minutes at 8 kbit/s, a rate below that of any speech codec."""
 _BYTES_PER_SECOND = 32_000
 
 
 class _Sequential(soundfile.SoundFile):
-    """A file that is read on and on.
+    """A file that is read sequentially.
 
-    soundfile seeks after each read to where the decoder is anyway. In MP3, where a frame needs the
-    bits of those before it, that is heard.
+    soundfile seeks after each read, to the decoder's current position. In MP3, where a frame needs
+    bits of the frames before it, such a seek is audible.
     """
 
     def seekable(self) -> bool:
-        """Returns False: what is read is not sought afterwards."""
+        """Returns False, so that soundfile does not seek after reads."""
         return False
 
 
@@ -60,7 +60,7 @@ def audio_chunks(path: str | Path) -> Iterator[Recording]:
     """
     path = Path(path).expanduser()
     done = 0
-    told: set[str] = set()
+    reported: set[str] = set()
     if _decodes_in_blocks(path):
         blocks = _blocks(path)
         while True:
@@ -73,28 +73,28 @@ def audio_chunks(path: str | Path) -> Iterator[Recording]:
             if not np.isfinite(recording.samples).all():
                 raise not_finite(path)
             done += len(recording.samples)
-            yield _once(recording, told)
+            yield _once(recording, reported)
     samples, findings = read_recording(path)
     step = _CHUNK * SAMPLE_RATE
     for at in range(done, max(len(samples), done + 1), step):
-        yield _once(Recording(samples[at : at + step], findings), told)
+        yield _once(Recording(samples[at : at + step], findings), reported)
 
 
-def _once(recording: Recording, told: set[str]) -> Recording:
-    """Without findings of kinds that have been told."""
-    fresh = tuple(one for one in recording.findings if one.kind not in told)
-    told.update(one.kind for one in fresh)
+def _once(recording: Recording, reported: set[str]) -> Recording:
+    """Removes findings of kinds that have been reported."""
+    fresh = tuple(one for one in recording.findings if one.kind not in reported)
+    reported.update(one.kind for one in fresh)
     return recording._replace(findings=fresh)
 
 
 def stated_seconds(path: str | Path) -> float:
-    """How long a file is by its header; by its size, where that is too small to look into it.
+    """Estimates the duration of a file from its header, or from its size if the file is small.
 
     Args:
         path: A file of any kind, or what is none.
 
     Returns:
-        Seconds; 0 where nothing says.
+        Seconds; 0 if unknown.
     """
     path = Path(path).expanduser()
     try:
@@ -107,7 +107,7 @@ def stated_seconds(path: str | Path) -> float:
 
 
 def _decodes_in_blocks(path: Path) -> bool:
-    """Whether a file is long, and libsndfile reads it from end to end by itself."""
+    """Tells whether a file is long and libsndfile alone reads all of it."""
     try:
         status = path.stat()
         small = not path.is_file() or status.st_size < _SMALL
@@ -118,12 +118,12 @@ def _decodes_in_blocks(path: Path) -> bool:
 
 @functools.lru_cache(maxsize=1024)
 def _looked_at(path: Path, size: int, changed: int) -> tuple[float, bool]:
-    """Seconds by the header, and whether it is decoded in blocks, until size or time change."""
+    """Returns the seconds by the header, and whether to decode in blocks."""
     del changed
     with path.open("rb") as file:
         layout = examine(file)
     if not layout.format:
-        # libsndfile tries whether it is MP3, and libmpg123 writes to the terminal then.
+        # libsndfile would try MP3, and libmpg123 would write to the terminal.
         return 0.0, False
     try:
         stated = soundfile.info(path)
@@ -133,13 +133,13 @@ def _looked_at(path: Path, size: int, changed: int) -> tuple[float, bool]:
         return 0.0, False
     as_stated = layout.is_seekable and not layout.findings
     as_stated = as_stated and layout.pieces[0].stated == layout.pieces[0].present
-    # The level of floats is that of the whole file.
+    # The level of floats depends on the whole file.
     floats = levels.is_of_whole_file(stated.subtype)
     return stated.duration, as_stated and not floats and stated.duration >= LONG
 
 
 def _blocks(path: Path) -> Generator[Recording, None, bool]:
-    """The file in chunks; at the end, whether they are all there is."""
+    """Yields the file in chunks; returns whether they are all that there is."""
     silent: list[tuple[Finding, ...]] = []
     with _Sequential(path) as file:
         rate, frames = file.samplerate, 0
@@ -154,13 +154,13 @@ def _blocks(path: Path) -> Generator[Recording, None, bool]:
             if not len(block):
                 break
             if frames == len(block) and levels.may_be_shifted(block, file.subtype):
-                # Whether the rest is as quiet takes the whole file.
+                # Whether to scale depends on the rest of the file.
                 return False
-            # What is quiet in a file that is not is left as it is.
+            # Quiet blocks of other files are not scaled.
             samples, of_level = levels.fit_level(block, "")
             samples, of_mix = levels.mix(samples)
             is_silent = levels.silence(samples)
-            # Which of them are all alike is known at the end; of others, one is enough.
+            # The file is silent only if all blocks are; one block that is not decides it.
             silent = [*silent[:1], is_silent] if all(silent) else silent
             if rate != SAMPLE_RATE:
                 samples = resampler.resample_chunk(np.ascontiguousarray(samples))

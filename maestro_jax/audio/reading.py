@@ -1,4 +1,4 @@
-"""Audio files to the 16 kHz mono waveform that the models read, and what is wrong with them.
+"""Reads audio files as 16 kHz mono waveforms, and reports problems of the files.
 
 Headers are compared with what is there (`maestro_jax.audio.containers`): all that a file holds is
 decoded, and a difference is told.
@@ -36,22 +36,22 @@ EXTENSIONS = (
     *(".flac", ".ogg", ".oga", ".opus", ".mp3"),
     *(".m4a", ".mp4", ".aac", ".webm", ".mka", ".mkv", ".mov", ".wma", ".amr", ".3gp", ".avi"),
 )
-"""Of files that are looked for in directories; the last of them take the extra `media`."""
+"""Suffixes of audio files in directories; those of the last line take the extra `media`."""
 _OF_THE_FILE = ("cut short", "header mismatch")
-"""What says nothing of a part of a file that is where it is looked for."""
+"""Findings on a whole file, which do not concern parts of it."""
 
 
 class EmptyAudioError(UserError):
-    """There is a file, and it can be decoded, but there are no samples to read."""
+    """A file that can be decoded but holds no samples."""
 
 
 class Recording(NamedTuple):
-    """What was read of a file.
+    """The samples of a file, and what is notable about them.
 
     Attributes:
         samples: float32 `[samples]` at 16 kHz, within about -1 to 1.
-        findings: What its user should know: parts that are missing or damaged, a header that
-            states another length, an absurd level, channels that cancel each other out, silence.
+        findings: Notes for the user: missing or damaged parts, a header that states another length,
+            an implausible level, channels that cancel each other out, silence.
     """
 
     samples: np.ndarray
@@ -119,20 +119,20 @@ def read_recording(
     if not len(recording.samples):
         nothing = "no samples" if spans is None else "no samples where they were looked for"
         raise EmptyAudioError(f"{path} holds {nothing}: its audio has zero length.")
-    # What is not finite before the filter is not finite after it, where there is less to look at.
+    # The resampling filter keeps what is not finite, and leaves fewer samples to check.
     if not np.isfinite(recording.samples).all():
         raise not_finite(path)
     return recording
 
 
 def not_finite(path: Path) -> UserError:
-    """What is wrong with a file of which not all samples are finite."""
+    """Returns the error for a file with samples that are not finite."""
     return UserError(f"{path} holds samples that are not finite numbers; write it as 16-bit audio.")
 
 
 @contextlib.contextmanager
 def _seekable(path: Path) -> Iterator[Path]:
-    """The file itself, or what came out of a pipe in a file of its own."""
+    """Yields the file itself, or a temporary copy of what comes out of a pipe."""
     if path.is_file():
         yield path
         return
@@ -150,9 +150,9 @@ def _read(path: Path, spans: Sequence[tuple[float, float]] | None) -> Recording:
     key = (status.st_size, status.st_mtime_ns)
     if _is_seekable(path, *key):
         with contextlib.suppress(soundfile.LibsndfileError, RuntimeError):
-            found = _read_spans(path, spans)
-            if not levels.may_be_shifted(found.samples, found.subtype):
-                return _finished([found])
+            decoded = _read_spans(path, spans)
+            if not levels.may_be_shifted(decoded.samples, decoded.subtype):
+                return _finished([decoded])
     samples, findings = _last_read(path, *key)
     pieces = [
         samples[round(begin * SAMPLE_RATE) : round(min(end * SAMPLE_RATE, len(samples)))]
@@ -165,13 +165,13 @@ def _read(path: Path, spans: Sequence[tuple[float, float]] | None) -> Recording:
 
 @functools.lru_cache(maxsize=1024)
 def _is_seekable(path: Path, size: int, changed: int) -> bool:
-    """Whether libsndfile finds times in a file, and a part of it has the level that it has there.
+    """Tells whether libsndfile can seek in a file, and parts of it need no scaling by the whole.
 
     `size` and `changed` tell the file from others of its name.
     """
     del size, changed
     layout = _examined(path)
-    # A decoder that was found by its failure would be found anew for each span.
+    # Without a known format each span would try all decoders again.
     if not layout.is_seekable or not layout.format:
         return False
     try:
@@ -182,7 +182,7 @@ def _is_seekable(path: Path, size: int, changed: int) -> bool:
 
 @functools.lru_cache(maxsize=1)
 def _last_read(path: Path, size: int, changed: int) -> Recording:
-    """A whole file; the last one is kept, for utterances of one file come one after the other."""
+    """Reads a whole file and caches the last one: utterances of one file are read in a row."""
     del size, changed
     return _read_whole(path)
 
@@ -204,14 +204,14 @@ def _read_whole(path: Path) -> Recording:
     if reason is not None:
         if not decoded:
             raise reason
-        said = f"a part of it cannot be decoded ({str(reason).rstrip('.')})"
-        findings = (*findings, Finding("damaged audio", said))
+        detail = f"a part of it cannot be decoded ({str(reason).rstrip('.')})"
+        findings = (*findings, Finding("damaged audio", detail))
     recording = _finished(decoded)
     return recording._replace(findings=(*findings, *recording.findings))
 
 
 def _finished(pieces: list[Decoded]) -> Recording:
-    """Pieces as one waveform at 16 kHz."""
+    """Joins pieces to one waveform at 16 kHz."""
     waves: list[np.ndarray] = []
     findings: list[Finding] = []
     is_silent: list[tuple[Finding, ...]] = []
@@ -219,7 +219,7 @@ def _finished(pieces: list[Decoded]) -> Recording:
         findings += piece.findings
         if not len(piece.samples):
             continue
-        # Samples that are no numbers are refused in the end.
+        # Samples that are not finite are refused at the end.
         with np.errstate(all="ignore"):
             samples, of_level = levels.fit_level(piece.samples, piece.subtype)
             samples, of_mix = levels.mix(samples)
@@ -230,7 +230,7 @@ def _finished(pieces: list[Decoded]) -> Recording:
         findings += is_silent[0]
     if not waves:
         return Recording(np.zeros(0, np.float32), tuple(findings))
-    # Several pieces of a file may say the same.
+    # Pieces of a file may have the same finding.
     once = tuple(dict.fromkeys(findings))
     return Recording(waves[0] if len(waves) == 1 else np.concatenate(waves), once)
 
@@ -238,10 +238,10 @@ def _finished(pieces: list[Decoded]) -> Recording:
 def _read_spans(path: Path, spans: Sequence[tuple[float, float]]) -> Decoded:
     pieces, rate, subtype = [], SAMPLE_RATE, ""
     for begin, end in spans:
-        # Opened for each piece: in Ogg Vorbis, libsndfile's second seek misses by 100s of samples.
+        # Opened per piece: in Ogg Vorbis, libsndfile's second seek is off by hundreds of samples.
         with soundfile.SoundFile(path) as opened:
             rate, subtype = opened.samplerate, opened.subtype
-            # An end of infinity is that of the file.
+            # An infinite end is the end of the file.
             first, last = (round(min(at * rate, opened.frames)) for at in (begin, end))
             if last > first:
                 opened.seek(first)
@@ -251,12 +251,12 @@ def _read_spans(path: Path, spans: Sequence[tuple[float, float]]) -> Decoded:
 
 
 def _unreadable(path: Path, file: Path, reason: str) -> str:
-    """One line on a file that cannot be decoded, with a remedy that fits what it is.
+    """Explains in one line why a file cannot be decoded, and what to do.
 
     Args:
         path: As the user named it.
-        file: Where it can be read.
-        reason: What a decoder said.
+        file: The file that can be read.
+        reason: The message of a decoder.
     """
     with file.open("rb") as opened:
         beginning = opened.read(1024)
@@ -297,8 +297,8 @@ def resample(samples: np.ndarray, rate: int, target_rate: int = SAMPLE_RATE) -> 
 
     Args:
         samples: float `[samples]` at ``rate``.
-        rate: Samples a second of the input.
-        target_rate: Samples a second of the output.
+        rate: Samples per second of the input.
+        target_rate: Samples per second of the output.
 
     Returns:
         float32 `[ceil(samples * target_rate / rate)]`.
@@ -315,7 +315,7 @@ def resample(samples: np.ndarray, rate: int, target_rate: int = SAMPLE_RATE) -> 
 def to_int16(samples: np.ndarray) -> np.ndarray:
     """Scales a float waveform `[samples]` within -1 to 1 to int16, as batches carry audio."""
     samples = np.asarray(samples)
-    # A power of two and 16 bits: float32 loses nothing by it, and takes half the time.
+    # Scaling by a power of two is exact in float32, which takes half the time of float64.
     scaled = (
         samples * samples.dtype.type(32768)
         if samples.dtype == np.float32

@@ -41,7 +41,7 @@ class Chip:
             the roofline's ceiling.
         libtpu: Name that the TPU compiler knows it by; empty for GPUs.
         aliases: Other names that are understood.
-        sources: Where the figures are from.
+        sources: Addresses of the sources.
     """
 
     name: str

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from maestro_jax.audio import vorbis
+from maestro_jax.audio.containers.decoding import decode_vorbis
 from maestro_jax.audio.reading import read_audio, resample, to_int16
 from maestro_jax.errors import UserError
 
@@ -115,7 +115,7 @@ def test_both_vorbis_decoders_agree(tmp_path, rate, channels):
     path = tmp_path / "noise.ogg"
     noise = np.random.default_rng(0).normal(size=(rate * 2 + 17, channels)) / 10
     soundfile.write(path, noise, rate, format="OGG", subtype="VORBIS")
-    samples, found_rate = vorbis.decode(path)
+    samples, found_rate = decode_vorbis(path)
     expected, _ = soundfile.read(path, dtype="float32", always_2d=True)
     assert found_rate == rate
     np.testing.assert_allclose(samples, expected, atol=1e-6)
@@ -124,7 +124,7 @@ def test_both_vorbis_decoders_agree(tmp_path, rate, channels):
 def test_only_vorbis_goes_to_the_vorbis_decoder(tmp_path):
     for name, settings in {"a.wav": {}, "a.ogg": {"format": "OGG", "subtype": "OPUS"}}.items():
         soundfile.write(tmp_path / name, sine(16_000), 16_000, **settings)
-        assert vorbis.decode(tmp_path / name) is None
+        assert decode_vorbis(tmp_path / name) is None
 
 
 @pytest.mark.parametrize("rate", [22050, 44100, 48000])

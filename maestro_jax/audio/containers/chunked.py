@@ -1,6 +1,6 @@
-"""Containers whose header states the size of the samples: AIFF, CAF, W64, AU and NIST sphere.
+"""Reads containers whose header states the size of the samples: AIFF, CAF, W64, AU, NIST sphere.
 
-libsndfile reads them, and what is there of a file that was cut, without a word.
+libsndfile reads them, and silently what remains of a file that was cut off.
 """
 
 from __future__ import annotations
@@ -10,25 +10,25 @@ import struct
 from typing import IO, NamedTuple
 
 from maestro_jax.audio.containers import headers
-from maestro_jax.audio.containers.layout import Layout, Piece
+from maestro_jax.audio.containers.layout import Layout, Piece, read_range
 
-# What a size of each width is where it was not known.
+# Sizes of each width that mean "unknown".
 _NOT_KNOWN = {"I": (0, 0xFFFFFFFF), "Q": (0, 2**63 - 1, 2**64 - 1)}
-# Bytes of samples that are not counted, as a share of those that are: fewer are none.
+# Least fraction and number of bytes after the counted samples that are taken for samples.
 _FEW = 0.02
 _LEAST = 400
 
 
 class _Chunks(NamedTuple):
-    """How the chunks of a format are laid out.
+    """The layout of the chunks of a format.
 
     Attributes:
-        at: Where the first of them begins.
-        head: Name and size of a chunk, as `struct` reads them.
-        wanted: The name of the chunk with the samples.
+        at: Position of the first chunk.
+        head: Format of name and size of a chunk, for `struct`.
+        wanted: Name of the chunk with the samples.
         overhead: Bytes of that chunk before the samples.
         counts_head: Whether a size counts the head of its chunk.
-        align: Chunks begin at multiples of it.
+        align: Alignment of chunks.
     """
 
     at: int
@@ -51,15 +51,15 @@ _CHUNKS = {
 
 
 class _Samples(NamedTuple):
-    """Where the samples of a file are.
+    """The position of the samples in a file.
 
     Attributes:
-        first: Where they begin.
-        stated: Their bytes according to the header; None if that says that it was not known.
-        field: Where the size is stated; 0 if not in binary.
-        order: Of the bytes of the size, and their number, as `struct` has it.
-        more: What the size counts besides.
-        is_endless: Whether the size says that samples go on to the end.
+        first: Position of the samples.
+        stated: Their size by the header; None if it states that it is unknown.
+        field: Position of the size in the header; 0 if it is not binary.
+        order: Format of the size, for `struct`.
+        more: Bytes that the size includes in addition to the samples.
+        is_endless: Whether the size states that samples extend to the end of the file.
     """
 
     first: int
@@ -75,10 +75,10 @@ def examine(file: IO[bytes], begin: int = 0) -> Layout:
 
     Args:
         file: Open at any place.
-        begin: Where the file begins.
+        begin: Position of the file.
 
     Returns:
-        The layout; of no format, if it is none of these.
+        The layout, without a format if it is none of these.
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(begin)
@@ -87,52 +87,52 @@ def examine(file: IO[bytes], begin: int = 0) -> Layout:
     if not name:
         return Layout("")
     if name in _CHUNKS:
-        found = _chunk(file, begin, size, _CHUNKS[name])
+        where = _chunk(file, begin, size, _CHUNKS[name])
     else:
-        found = _au(file, begin) if name == "au" else _nist(file, begin)
-    if found is None or found.first <= begin or (found.stated or 0) < 0:
+        where = _au(file, begin) if name == "au" else _nist(file, begin)
+    if where is None or where.first <= begin or (where.stated or 0) < 0:
         return Layout(name)
-    first, stated, *_ = found
+    first, stated, *_ = where
     if stated is not None and first + stated >= size:
         return Layout(name, (Piece(None, stated, size - first),))
     known = stated or 0
     second, is_samples = 0, True
-    if not found.is_endless:
+    if not where.is_endless:
         second, is_samples = _behind(file, first + known, size, _CHUNKS.get(name), begin)
     end = size
-    if is_samples and (at := headers.find(_slice(file, first + known, size))):
+    if is_samples and (at := headers.find(read_range(file, first + known, size))):
         end = second = first + known + at
     if not is_samples or (stated and end - first - known <= max(_FEW * known, _LEAST)):
-        # libsndfile takes what follows for samples.
+        # libsndfile would take what follows for samples.
         is_cut = name in ("w64", "sphere")
-        piece = Piece(_slice(file, begin, first + known) if is_cut else None)
+        piece = Piece(read_range(file, begin, first + known) if is_cut else None)
         return Layout(name, (piece,), end=second)
-    content = bytearray(_slice(file, begin, end))
-    if found.field:
-        stated = min(end - first + found.more, _NOT_KNOWN[found.order[1]][-1])
-        struct.pack_into(found.order, content, found.field - begin, stated)
+    content = bytearray(read_range(file, begin, end))
+    if where.field:
+        stated = min(end - first + where.more, _NOT_KNOWN[where.order[1]][-1])
+        struct.pack_into(where.order, content, where.field - begin, stated)
     return Layout(name, (Piece(bytes(content), known, end - first),), end=second)
 
 
 def _behind(
     file: IO[bytes], at: int, size: int, chunks: _Chunks | None, begin: int
 ) -> tuple[int, bool]:
-    """What follows the samples that are counted: other chunks, another file, or more samples.
+    """Finds what follows the counted samples: other chunks, another file, or more samples.
 
     Args:
         file: The file.
-        at: Where they end.
-        size: That of the file.
-        chunks: How chunks are laid out; None where there are none.
-        begin: Where the file begins.
+        at: Position after the samples.
+        size: Size of the file.
+        chunks: Layout of chunks; None for formats without chunks.
+        begin: Position of the file.
 
     Returns:
-        Where another file begins, or 0, and whether there are more samples.
+        The position of another file, or 0, and whether there are more samples.
     """
     if headers.begins(file, at):
         return at, False
     if chunks is None:
-        return 0, bool(_slice(file, at, size).strip(b"\0"))
+        return 0, bool(read_range(file, at, size).strip(b"\0"))
     at += (begin - at) % chunks.align
     head = struct.Struct(chunks.head)
     while at + head.size <= size:
@@ -143,15 +143,10 @@ def _behind(
         length -= head.size if chunks.counts_head else 0
         is_name = all(32 <= letter < 127 for letter in name[:4])
         if not is_name or not 0 <= length <= size + 1 - at - head.size:
-            return 0, bool(_slice(file, at, size).strip(b"\0"))
+            return 0, bool(read_range(file, at, size).strip(b"\0"))
         at += head.size + length
         at += (begin - at) % chunks.align
     return 0, False
-
-
-def _slice(file: IO[bytes], begin: int, end: int) -> bytes:
-    file.seek(begin)
-    return file.read(end - begin)
 
 
 def _chunk(file: IO[bytes], begin: int, size: int, chunks: _Chunks) -> _Samples | None:
@@ -197,13 +192,13 @@ def _nist(file: IO[bytes], begin: int) -> _Samples | None:
         block = int(fields.get("channel_count", 1)) * int(fields["sample_n_bytes"])
     except (IndexError, KeyError, ValueError):
         return None
-    # Compressed by shorten, samples are fewer bytes than the header counts.
+    # Samples compressed by shorten have fewer bytes than the header counts.
     if "embedded" in fields.get("sample_coding", ""):
         return None
     return _Samples(first, samples * block)
 
 
-# By their first bytes.
+# Formats by their first bytes.
 _MAGICS = {
     b"FORM": "aiff",
     b"caff": "caf",

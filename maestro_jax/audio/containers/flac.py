@@ -1,4 +1,4 @@
-"""FLAC: how many samples its first block counts, and streams that lie behind one another.
+"""Reads FLAC: the number of samples by the first block, and concatenated streams.
 
 Format: RFC 9639.
 """
@@ -10,14 +10,14 @@ import re
 from maestro_jax.audio.containers.layout import Layout, Piece
 
 MAGIC = b"fLaC"
-# Behind it comes the block that describes the stream: type 0, 34 bytes; the last one, or not.
+# Followed by the block that describes the stream: type 0, 34 bytes, the last one or not.
 _BEGIN = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")
 _TOTAL_AT, _TOTAL_BITS = 18, 36
 _LONGEST_BLOCK_AT = 10
-# Bytes at the end of a file in which the last frame is looked for.
+# Bytes at the end of a file in which to search for the last frame.
 _TAIL = 1 << 18
 _SYNC = re.compile(rb"\xff[\xf8\xf9]", re.DOTALL)
-# The polynomial of a header's checksum.
+# Polynomial of the checksum of frame headers.
 _POLYNOMIAL = 0x07
 
 
@@ -25,11 +25,10 @@ def examine(content: bytes) -> Layout:
     """Finds the streams of a file.
 
     Args:
-        content: All of it; begins with `MAGIC`.
+        content: The whole file, which begins with `MAGIC`.
 
     Returns:
-        Its layout. A piece has the samples that its header states, 0 if that does not say: a
-        decoder has to count.
+        Its layout. A piece has the number of samples in its header, 0 if it states none.
     """
     begins = [match.start() for match in _BEGIN.finditer(content)]
     if not begins or begins[0]:
@@ -47,7 +46,7 @@ def examine(content: bytes) -> Layout:
 
 
 def after_blocks(content: bytes) -> int:
-    """Where the first frame begins: tags, pictures and the headers of other files lie before it."""
+    """Finds the first frame; tags, pictures and headers of other files come before it."""
     at, is_last = len(MAGIC), False
     while not is_last and at + 4 <= len(content):
         is_last = bool(content[at] & 0x80)
@@ -61,13 +60,13 @@ def _total(content: bytes, begin: int) -> int:
 
 
 def _counted(content: bytes) -> int:
-    """The samples up to the end of the last frame, by that frame's header; 0 if none is found."""
+    """Counts the samples up to the end of the last frame by its header; 0 if there is none."""
     tail = content[-_TAIL:]
     longest = int.from_bytes(content[_LONGEST_BLOCK_AT : _LONGEST_BLOCK_AT + 2], "big")
     for match in reversed(list(_SYNC.finditer(tail))):
         header = tail[match.start() : match.start() + 16].ljust(16, b"\0")
         is_variable, size_code, rate_code = header[1] & 1, header[2] >> 4, header[2] & 15
-        # The number is written as UTF-8 writes letters.
+        # The number is coded as UTF-8 codes characters.
         length = max(8 - (header[4] ^ 0xFF).bit_length(), 1)
         if not size_code or rate_code == 15 or length == 8:
             continue

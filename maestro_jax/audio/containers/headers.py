@@ -1,7 +1,7 @@
-"""How files of audio begin, to find one that lies behind another.
+"""Finds the beginnings of audio files, also of one that follows another in the same file.
 
-A header is looked for by its letters first: several searches for bytes are faster than one regular
-expression of all headers.
+Headers are searched by a few characteristic bytes first: several searches for bytes are faster than
+one regular expression of all headers.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import IO
 
 from maestro_jax.audio.containers import media, mpeg
 
-# Bytes in which a header is told; MPEG audio takes a few frames.
+# Bytes that suffice to recognise a header; MPEG audio takes a few frames.
 _LONGEST = 8192
 
-# Of each container: its name, letters, the bytes before them, and the whole header.
+# Name of the container, characteristic bytes, number of bytes before them, the whole header.
 _HEADERS: tuple[tuple[str, bytes, int, re.Pattern[bytes]], ...] = tuple(
     (name, letters, before, re.compile(pattern, re.DOTALL))
     for name, letters, before, pattern in (
@@ -35,24 +35,24 @@ _HEADERS: tuple[tuple[str, bytes, int, re.Pattern[bytes]], ...] = tuple(
         ("mp3", b"Info\x00\x00\x00", -1, rb""),
     )
 )
-# How frames begin, of MPEG audio (layer III) and of AAC.
+# Beginnings of frames of MPEG audio (layer III) and of AAC.
 _SYNCS = {
     "mp3": (b"\xff\xfb", b"\xff\xfa", b"\xff\xf3", b"\xff\xf2", b"\xff\xe3", b"\xff\xe2"),
     "aac": (b"\xff\xf1", b"\xff\xf9", b"\xff\xf0", b"\xff\xf8"),
 }
-# Bytes of an index frame before its letters: a header of 4, with or without a checksum of 2, and
-# the side information.
+# Bytes of an index frame before its characteristic bytes: a header of 4, with or without a checksum
+# of 2, and the side information.
 _BEFORE_INDEX = (36, 21, 13, 38, 23, 15)
-# FLAC within Ogg has a header of its own in the first packet.
+# The first packet of FLAC in Ogg.
 _WITHIN_OGG = b"\x7fFLAC"
 
 
 def begins(file: IO[bytes], at: int) -> bool:
-    """Whether another file of audio begins there."""
+    """Tells whether an audio file begins at `at`."""
     file.seek(at)
     content = file.read(_LONGEST)
     if content.startswith(b"ID3"):
-        # Pictures may lie before the first frame.
+        # Tags before the first frame may contain pictures.
         content += file.read()
         return _is_frames(content, mpeg.after_tags(content))
     return any(pattern.match(content) for *_, before, pattern in _HEADERS if before >= 0) or (
@@ -61,17 +61,17 @@ def begins(file: IO[bytes], at: int) -> bool:
 
 
 def find(content: bytes, at: int = 0, but: str = "") -> int:
-    """Finds the first file of audio that begins within other bytes.
+    """Finds the first audio file that begins within other bytes.
 
     Args:
         content: The bytes.
-        at: Where to look from.
-        but: The name of a container whose files are not looked for, which is what the bytes are.
-            Empty for samples: among these, frames without a tag or an index are not looked for, as
-            a tone may look like them.
+        at: Position from which to search.
+        but: Name of the container of the bytes, whose files are not searched. Empty for samples,
+            among which frames without a tag or an index are not searched either: a tone may look
+            like them.
 
     Returns:
-        Where it begins; 0 if there is none.
+        Its position; 0 if there is none.
     """
     places = [
         place
@@ -83,10 +83,10 @@ def find(content: bytes, at: int = 0, but: str = "") -> int:
     for name, syncs in _SYNCS.items() if but else ():
         is_stream = media.is_adts if name == "aac" else mpeg.is_stream
         for sync in syncs if name != but else ():
-            found = content.find(sync, at, end)
-            while found >= 0 and not is_stream(content, found):
-                found = content.find(sync, found + 1, end)
-            end = found if found >= 0 else end
+            place = content.find(sync, at, end)
+            while place >= 0 and not is_stream(content, place):
+                place = content.find(sync, place + 1, end)
+            end = place if place >= 0 else end
     return end if end < len(content) else 0
 
 
@@ -97,12 +97,12 @@ def _is_frames(content: bytes, at: int) -> bool:
 def _first(
     content: bytes, at: int, letters: bytes, before: int, pattern: re.Pattern[bytes]
 ) -> Iterator[int]:
-    """The first place of one header, if there is one."""
+    """Yields the first place of one header, if there is one."""
     found = content.find(letters, at)
     while found >= 0:
         if before < 0:
             places = [found - back for back in _BEFORE_INDEX if found - back >= at]
-            yes = [one for one in places if mpeg.is_stream(content, one)]
+            headers = [one for one in places if mpeg.is_stream(content, one)]
         else:
             place = found - before
             is_header = place >= at and pattern.match(content, place) is not None
@@ -110,8 +110,8 @@ def _first(
                 is_header = _is_frames(content, mpeg.after_tags(content, place))
             if is_header and letters == b"fLaC":
                 is_header = content[max(place - 9, 0) : place - 4] != _WITHIN_OGG
-            yes = [place] if is_header else []
-        if yes:
-            yield yes[0]
+            headers = [place] if is_header else []
+        if headers:
+            yield headers[0]
             return
         found = content.find(letters, found + 1)

@@ -1,8 +1,8 @@
-"""How a file of audio is built: what has to be decoded, and what its headers state."""
+"""Describes the layout of audio files: what to decode, and what their headers state."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 
 class Finding(NamedTuple):
@@ -10,7 +10,7 @@ class Finding(NamedTuple):
 
     Attributes:
         kind: A key of `maestro_jax.data.corpora.issues.ISSUE_KINDS`.
-        detail: What was found, without the name of the file.
+        detail: Details, without the name of the file.
     """
 
     kind: str
@@ -18,16 +18,14 @@ class Finding(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A stream that is decoded at one go.
+    """A stream that is decoded in one go.
 
     Attributes:
-        content: A file of its own, in memory; None where the file is decoded as it lies there.
-        stated: How long it is according to its header, in the unit of `present`; 0 if the header
-            does not say.
-        present: How much of that was found.
-        frames: Samples of a channel that decoding should give; None for what the decoder counts
-            itself, -1 where nothing can be expected.
-        format: As that of the layout, where files of several formats follow one another.
+        content: The stream as a file in memory; None if the file is decoded as it is.
+        stated: Length according to the header, in the unit of `present`; 0 if it states none.
+        present: Length that is present.
+        frames: Expected samples per channel; None for the decoder's own count, -1 if unknown.
+        format: Format of this piece if files of several formats are concatenated.
     """
 
     content: bytes | None = None
@@ -38,14 +36,14 @@ class Piece(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """What a look through a file finds before anything is decoded.
+    """What is known of a file before anything is decoded.
 
     Attributes:
-        format: What it is, as messages call it: `wav`, `ogg`, `mp3`; empty for what is not known.
-        pieces: What has to be decoded, one after the other.
-        findings: What is wrong with it.
-        is_indexed: Whether a decoder finds a time in it.
-        end: Where another file begins behind it; 0 if there is none.
+        format: Name of the format for messages, such as `wav`, `ogg`, `mp3`; empty if unknown.
+        pieces: The streams to decode, in order.
+        findings: Problems of the file.
+        is_indexed: Whether a decoder can seek in it.
+        end: Position of another file after it; 0 if there is none.
     """
 
     format: str
@@ -56,5 +54,11 @@ class Layout(NamedTuple):
 
     @property
     def is_seekable(self) -> bool:
-        """Whether a decoder finds a time by itself: one piece, with a header that is right."""
+        """Whether a decoder can seek in it: one piece, whose header is right."""
         return self.is_indexed and len(self.pieces) == 1 and self.pieces[0].content is None
+
+
+def read_range(file: IO[bytes], begin: int, end: int | None = None) -> bytes:
+    """Reads the bytes of a file from `begin` up to `end`, or to the end of the file."""
+    file.seek(begin)
+    return file.read() if end is None else file.read(end - begin)

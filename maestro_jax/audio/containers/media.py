@@ -1,6 +1,6 @@
-"""What libsndfile does not read: mp4, m4a, webm, aac and whatever else FFmpeg knows, by PyAV.
+"""Decodes what libsndfile does not read, by PyAV: mp4, m4a, webm, aac and all that FFmpeg reads.
 
-PyAV is the extra `media`; its wheels bring FFmpeg along.
+PyAV is the extra `media`; its wheels include FFmpeg.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from maestro_jax.audio.containers.layout import Finding
 
-# Where they begin, the bytes, and what they are the beginning of.
+# Position, bytes, and the name of the format.
 _MAGICS = (
     (4, b"ftyp", "mp4"),
     (4, b"moov", "mp4"),
@@ -28,32 +28,32 @@ _MAGICS = (
     (0, b"\x0b\x77", "AC-3"),
     (8, b"AVI ", "avi"),
 )
-# Seconds that a header may count more than there is: it rounds, and counts what is no audio.
+# Seconds by which a header may exceed the audio: it is rounded, and includes other tracks.
 _TOLERANCE = 0.3
-# So many in a row are no chance.
+# Number of frames in a row that cannot be chance.
 _LEAST_FRAMES = 4
 # Rates and channels are those of the first frame.
 _Decoded = tuple[np.ndarray, int, tuple[Finding, ...]]
 
 
 def format_of(beginning: bytes) -> str:
-    """The container that PyAV alone reads, by the first bytes of a file; empty for another."""
+    """Returns the container that only PyAV reads, by a file's first bytes; empty for others."""
     for at, magic, name in _MAGICS:
         if beginning.startswith(magic, at):
             return name
-    # AAC in frames of its own (ADTS): as MPEG audio, with a layer of 0.
+    # AAC in ADTS frames: as MPEG audio, with layer 0.
     if len(beginning) > 1 and beginning[0] == 0xFF and beginning[1] & 0xF6 == 0xF0:
         return "aac"
     return ""
 
 
 def is_adts(content: bytes, at: int) -> bool:
-    """Whether several frames of AAC (ADTS) follow one another from there on."""
+    """Tells whether several frames of AAC (ADTS) follow one another from `at` on."""
     for _ in range(_LEAST_FRAMES):
         head = content[at : at + 6]
         if len(head) < 6 or head[0] != 0xFF or head[1] & 0xF6 != 0xF0:
             return False
-        # 13 bits, which count the head.
+        # 13 bits; the length includes the header.
         length = int.from_bytes(head[3:6], "big") >> 5 & 0x1FFF
         if length < 7 or head[2] >> 2 & 15 > 12:
             return False
@@ -62,11 +62,11 @@ def is_adts(content: bytes, at: int) -> bool:
 
 
 def end_of_mp4(file: IO[bytes], begin: int = 0) -> int:
-    """Where the boxes of an mp4 file end and something else begins; 0 if nothing else does.
+    """Finds where the boxes of an mp4 file end and something else begins; 0 if nothing does.
 
     Args:
         file: Open at any place.
-        begin: Where the file begins in it. Another `ftyp` is the beginning of another file.
+        begin: Position of the file in it. Another `ftyp` is the beginning of another file.
     """
     size, at = file.seek(0, io.SEEK_END), begin
     while at + 8 <= size:
@@ -77,24 +77,24 @@ def end_of_mp4(file: IO[bytes], begin: int = 0) -> int:
         if length == 1:
             length = int.from_bytes(file.read(8), "big")
         if length < 8:
-            # A length of 0 is up to the end.
+            # A length of 0 extends to the end of the file.
             return at if length else 0
         at += length
     return 0
 
 
 def end_of_matroska(file: IO[bytes], begin: int = 0) -> int:
-    """Where the elements of a webm or Matroska file end and something else begins; 0 if unknown.
+    """Finds where the elements of a webm or Matroska file end; 0 if unknown or at the end.
 
     Args:
         file: Open at any place.
-        begin: Where the file begins in it.
+        begin: Position of the file in it.
     """
     size, at = file.seek(0, io.SEEK_END), begin
     for name in (b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"):
         file.seek(at)
         head = file.read(12)
-        # The zeros before the first bit that is set tell how many bytes the size has.
+        # The number of leading zeros gives the number of bytes of the size.
         width = 9 - head[4].bit_length() if len(head) == 12 else 9
         if width > 8 or not head.startswith(name):
             return 0
@@ -106,7 +106,7 @@ def end_of_matroska(file: IO[bytes], begin: int = 0) -> int:
 
 
 def is_installed() -> bool:
-    """Whether PyAV is there."""
+    """Tells whether PyAV is installed."""
     try:
         import av  # noqa: F401
     except ImportError:
@@ -121,10 +121,10 @@ def decode(source: str | IO[bytes] | bytes) -> _Decoded:
         source: Path, open file or content.
 
     Returns:
-        float32 `[samples, channels]`, samples a second, and what is wrong with it.
+        float32 `[samples, channels]`, samples per second, and findings.
 
     Raises:
-        ValueError: There is no audio, none of it can be decoded, or PyAV is not installed.
+        ValueError: If there is no audio, none of it can be decoded, or PyAV is not installed.
     """
     try:
         import av
@@ -134,7 +134,7 @@ def decode(source: str | IO[bytes] | bytes) -> _Decoded:
     av.logging.set_level(av.logging.PANIC)
     opened: Any = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
-        # Of what a playlist names, nothing is opened.
+        # Files that a playlist names are not opened.
         with av.open(opened, metadata_errors="replace", options=_ONLY_FILES) as container:
             return _decode(container)
     except (av.FFmpegError, OSError) as error:
@@ -153,8 +153,8 @@ def _decode(container: Any) -> _Decoded:
     track = tracks[0]
     findings = []
     if len(tracks) > 1:
-        said = f"{len(tracks)} tracks of audio, of which the first is read"
-        findings.append(Finding("several tracks", said))
+        detail = f"{len(tracks)} tracks of audio, of which the first is read"
+        findings.append(Finding("several tracks", detail))
     pieces: list[np.ndarray] = []
     resampler, rate, channels, broken = None, 0, 1, 0
     for packet in container.demux(track):
@@ -167,7 +167,7 @@ def _decode(container: Any) -> _Decoded:
             if resampler is None:
                 rate = frame.sample_rate
                 channels = frame.layout.nb_channels
-                # Interleaved: PyAV reads beyond the planes of more than eight channels.
+                # Interleaved, since PyAV reads beyond the planes of more than eight channels.
                 resampler = av.AudioResampler("flt", frame.layout, rate)
             pieces += [one.to_ndarray() for one in resampler.resample(frame)]
     if resampler is not None:
@@ -180,13 +180,13 @@ def _decode(container: Any) -> _Decoded:
     stated = _stated_seconds(container, track)
     missing = stated - len(samples) / rate
     if missing > _TOLERANCE:
-        said = f"{missing:.2f} of {stated:.2f} seconds missing"
-        findings.append(Finding("cut short", said))
+        detail = f"{missing:.2f} of {stated:.2f} seconds missing"
+        findings.append(Finding("cut short", detail))
     return samples, rate, tuple(findings)
 
 
 def _stated_seconds(container: Any, track: Any) -> float:
-    """How long the track is according to the header; 0 if that does not say."""
+    """Returns the duration of the track by the header; 0 if it states none."""
     if track.duration and track.time_base:
         return float(track.duration * track.time_base)
     has_more = len(container.streams) > 1

@@ -1,4 +1,4 @@
-"""MPEG audio: the frames of an mp3 file, its index frame, and the tags around and between them.
+"""Reads MPEG audio: the frames of an mp3 file, its index frame, and tags around and between them.
 
 A stream has no header of its own. An index frame (Xing, Info, VBRI) in the place of the first one
 counts the others; without it decoders guess from the first bit rates, and stop where they guessed.
@@ -27,22 +27,22 @@ _RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 
 _SYNC = 0xFF
 _MONO = 3
 _INDICES = (b"Xing", b"Info", b"VBRI")
-# Of an index: which fields it has, then frames and bytes.
+# Flags of an index: the fields that it has.
 _HAS_FRAMES, _HAS_BYTES = 1, 2
 _VBRI_AT = 36
-# Where LAME's part of an index has the samples before and after the audio, 12 bits each.
+# Position in LAME's part of an index of the samples before and after the audio, 12 bits each.
 _GAPS_AT = 141
-# Of bytes that look like anything, chance makes a few frames.
+# Least fractions of frames among the bytes: random bytes look like a few frames.
 _LEAST_SHARE = 0.25
 _LEAST_AROUND = 0.005
-# So many in a row are no chance.
+# Number of frames in a row that cannot be chance.
 _LEAST_FRAMES = 4
-# Bytes that hold an index of ours.
+# Bytes of an index that is written here.
 _ROOM = 200
 
 
 class _Kind(NamedTuple):
-    """What is the same in all frames of a stream."""
+    """The properties that all frames of a stream share."""
 
     version: int
     layer: int
@@ -60,11 +60,11 @@ class _Stream:
     """Frames that are decoded together.
 
     Attributes:
-        kind: Of its frames.
+        kind: Kind of its frames.
         mono: Whether they have one channel.
         index: Bytes of the index frame, if it has one.
-        stated: How many frames the index counts; 0 if it does not.
-        frames: Begin and end of the others.
+        stated: Number of frames by the index; 0 if it states none.
+        frames: Begin and end of the other frames.
     """
 
     kind: _Kind
@@ -78,17 +78,17 @@ def examine(content: bytes) -> Layout:
     """Counts the frames of a file.
 
     Args:
-        content: All of it, with or without tags.
+        content: The whole file, with or without tags.
 
     Returns:
-        Its layout: as it lies there if an index frame counts all frames there are; of no format if
-        there are none.
+        Its layout: the file as it is if its index frame counts all frames, else with new index
+        frames; without a format if there are no frames.
     """
     streams, junk, partial = _walk(content)
-    # One frame alone among other bytes is no frame.
+    # A single frame among other bytes is taken for chance.
     streams = [stream for stream in streams if len(stream.frames) > 1] or streams[:1]
-    found = sum(end - begin for stream in streams for begin, end in stream.frames)
-    if found < _LEAST_SHARE * (found + junk):
+    frame_bytes = sum(end - begin for stream in streams for begin, end in stream.frames)
+    if frame_bytes < _LEAST_SHARE * (frame_bytes + junk):
         return Layout("")
     if not streams or streams[0].kind.layer != 3:
         return Layout("mp3" if streams else "")
@@ -98,9 +98,11 @@ def examine(content: bytes) -> Layout:
     if partial and not any(_is_short(stream) for stream in streams):
         findings.append(Finding("cut short", "it ends in the middle of a frame"))
     is_right = len(streams) == 1 and abs(len(streams[0].frames) - streams[0].stated) <= 1
-    around = len(content) - after_tags(content) - found - sum(len(one.index) for one in streams)
-    # libmpg123 complains of an index that counts other bytes than there are.
-    if is_right and not junk and around < _LEAST_AROUND * found:
+    around = (
+        len(content) - after_tags(content) - frame_bytes - sum(len(one.index) for one in streams)
+    )
+    # libmpg123 prints warnings if the index counts other bytes than there are.
+    if is_right and not junk and around < _LEAST_AROUND * frame_bytes:
         return Layout("mp3", findings=tuple(findings))
     pieces = tuple(
         Piece(_indexed(content, stream), stream.stated, len(stream.frames)) for stream in streams
@@ -113,12 +115,12 @@ def _is_short(stream: _Stream) -> bool:
 
 
 def begins(content: bytes) -> bool:
-    """Whether content, behind its tags, begins with a frame or with what may lie before one."""
+    """Tells whether content begins with a frame, or with what may precede one, after its tags."""
     return _frame(*content[:3]) is not None if len(content) > 2 and content[0] else True
 
 
 def after_tags(content: bytes, at: int = 0) -> int:
-    """Where what follows ID3v2 tags begins; at most the length of the content."""
+    """Returns where ID3v2 tags end; at most the length of the content."""
     while content[at : at + 3] == b"ID3" and at + 10 <= len(content):
         size = 0
         for seven_bits in content[at + 6 : at + 10]:
@@ -129,7 +131,7 @@ def after_tags(content: bytes, at: int = 0) -> int:
 
 
 def is_stream(content: bytes, at: int) -> bool:
-    """Whether several frames of one kind follow one another from there on."""
+    """Tells whether several frames of one kind follow one another from `at` on."""
     kind = None
     for _ in range(_LEAST_FRAMES):
         frame = _frame(*content[at : at + 3]) if at + 3 <= len(content) else None
@@ -141,7 +143,7 @@ def is_stream(content: bytes, at: int) -> bool:
 
 
 def _walk(content: bytes) -> tuple[list[_Stream], int, bool]:
-    """The streams of a file, the bytes between frames, and whether the last frame is cut."""
+    """Finds the streams of a file; counts other bytes; tells whether the last frame is cut off."""
     indices = {at for name in _INDICES for at in _places(content, name)}
     streams: list[_Stream] = []
     at, end, junk, skipped = 0, len(content), 0, 0
@@ -186,7 +188,7 @@ def _walk(content: bytes) -> tuple[list[_Stream], int, bool]:
 
 
 def _places(content: bytes, name: bytes) -> Iterator[int]:
-    """Where some bytes are; five times as fast as a regular expression of all names."""
+    """Yields where some bytes occur; five times as fast as a regular expression."""
     at = content.find(name)
     while at >= 0:
         yield at
@@ -195,7 +197,7 @@ def _places(content: bytes, name: bytes) -> Iterator[int]:
 
 @functools.cache
 def _frame(first: int, second: int, third: int) -> _Frame | None:
-    """What three bytes say as the beginning of a frame; None if they are none."""
+    """Parses three bytes as the beginning of a frame; None if they are not one."""
     version, layer = second >> 3 & 3, 4 - (second >> 1 & 3)
     bitrate, rate = third >> 4, third >> 2 & 3
     if first != _SYNC or second & 0xE0 != 0xE0:
@@ -210,12 +212,12 @@ def _frame(first: int, second: int, third: int) -> _Frame | None:
     return _Frame(kind, length + (third >> 1 & 1) * unit, samples)
 
 
-# One object for each, so that `is` compares them.
+# One object per kind, so that `is` compares them.
 _kind = functools.cache(_Kind)
 
 
 def _confirmed(content: bytes, at: int, kind: _Kind) -> bool:
-    """Whether another frame of the same kind, a tag or nothing begins there."""
+    """Tells whether another frame of the same kind, a tag or the end follows."""
     if at + 4 > len(content) or _after_tag(content, at) is not None:
         return True
     following = _frame(content[at], content[at + 1], content[at + 2])
@@ -223,7 +225,7 @@ def _confirmed(content: bytes, at: int, kind: _Kind) -> bool:
 
 
 def _after_tag(content: bytes, at: int) -> int | None:
-    """Where a tag of any kind that begins there ends; None if there is none."""
+    """Returns where a tag of any kind ends; None if there is no tag."""
     beginning = content[at : at + 12]
     if beginning.startswith(b"ID3"):
         return max(after_tags(content, at), at + 10)
@@ -241,7 +243,7 @@ def _after_tag(content: bytes, at: int) -> int | None:
 
 
 def _stated(frame: bytes, at: int) -> int:
-    """How many frames an index frame counts."""
+    """Reads the number of frames that an index frame states."""
     if frame[_VBRI_AT : _VBRI_AT + 4] == b"VBRI":
         return int.from_bytes(frame[_VBRI_AT + 14 : _VBRI_AT + 18], "big")
     flags, frames = struct.unpack(">II", frame[at + 4 : at + 12].ljust(8, b"\0"))
@@ -249,7 +251,7 @@ def _stated(frame: bytes, at: int) -> int:
 
 
 def _indexed(content: bytes, stream: _Stream) -> bytes:
-    """The frames of a stream behind an index that counts them."""
+    """Writes the frames of a stream after an index frame that counts them."""
     frames = b"".join(content[begin:end] for begin, end in stream.frames)
     count = len(stream.frames)
     first = content[stream.frames[0][0] :][:4] if stream.frames else stream.index[:4]
@@ -262,7 +264,7 @@ def _indexed(content: bytes, stream: _Stream) -> bytes:
         struct.pack_into(">II", index, place + 8, count, len(frames) + len(index))
         gaps = place + _GAPS_AT
         if abs(count - stream.stated) > 1 and gaps + 3 <= len(index):
-            # What comes after the audio came at an end that this is not.
+            # The samples to drop at the end are not at the end of a stream that was cut.
             index[gaps + 1] &= 0xF0
             index[gaps + 2] = 0
         return bytes(index) + frames

@@ -1,4 +1,4 @@
-"""Ogg: the pages of a file, the streams that follow one another, and what of them is missing.
+"""Reads Ogg: the pages of a file, concatenated streams, and what is missing of them.
 
 Ogg has no length in front: a file that was cut lacks the page that is marked as the last one. The
 time stamps of pages ("granule positions") are what libsndfile takes for the length; where a
@@ -13,7 +13,6 @@ import zlib
 from typing import NamedTuple
 
 from maestro_jax.audio.containers.layout import Finding, Layout, Piece
-from maestro_jax.audio.containers.vorbis_packets import find_blocks
 
 MAGIC = b"OggS"
 # Magic, version, flags, time stamp, serial number, page number, checksum, segments.
@@ -26,18 +25,18 @@ _CODECS = {
     b"Speex   ": "speex",
 }
 _CHECKSUM_AT = 22
-# Opus counts at 48 kHz, whatever the rate of the input was.
+# Opus counts samples at 48 kHz, whatever the rate of the input.
 OPUS_RATE = 48_000
-# Samples of a frame of an Opus packet, by the upper five bits of its first byte.
+# Samples per frame of an Opus packet, by the upper five bits of its first byte.
 _OPUS_FRAMES = (
     *(480, 960, 1920, 2880) * 3,
     *(480, 960) * 2,
     *(120, 240, 480, 960) * 4,
 )
 _LONGEST_PACKET = 5760
-# Opus packets of a page of ours: of a second, if they have 20 ms each.
+# Opus packets per page that is written here: a second of packets of 20 ms.
 _PACKETS = 50
-# In the place of tags that may hold pictures of many pages.
+# Replaces tags, which may hold pictures of many pages.
 _TAGS = b"OpusTags" + struct.pack("<I7sI", 7, b"maestro", 0)
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
@@ -54,7 +53,7 @@ class _Page(NamedTuple):
 
 @dataclasses.dataclass
 class _Stream:
-    """The pages of one stream, and how many of its pages are missing."""
+    """The pages of one stream, and the number of its missing pages."""
 
     codec: str
     pages: list[_Page]
@@ -69,7 +68,7 @@ def examine(content: bytes) -> Layout:
     """Finds the pages of a file and the streams of audio among them.
 
     Args:
-        content: All of it.
+        content: The whole file.
 
     Returns:
         Its layout: as it lies there if it is one stream that is whole; of no format if there is
@@ -86,8 +85,8 @@ def examine(content: bytes) -> Layout:
         return Layout("")
     findings = []
     if side_by_side:
-        said = f"{side_by_side + 1} streams side by side, of which the first is read"
-        findings.append(Finding("several tracks", said))
+        detail = f"{side_by_side + 1} streams side by side, of which the first is read"
+        findings.append(Finding("several tracks", detail))
     missing = sum(stream.missing for stream in chains)
     if missing or strays:
         what = f"pages that are missing: {missing}" if missing else f"pages of no stream: {strays}"
@@ -112,7 +111,7 @@ def examine(content: bytes) -> Layout:
 
 
 def _pages(content: bytes) -> tuple[list[_Page], bool]:
-    """The pages with a right checksum, and whether there is nothing else."""
+    """Parses the pages with a correct checksum; tells whether there is anything else."""
     pages, at, end, is_clean = [], 0, len(content), True
     while 0 <= at <= end - _PAGE.size:
         magic, _, flags, granule, serial, number, checksum, segments = _PAGE.unpack_from(
@@ -131,7 +130,7 @@ def _pages(content: bytes) -> tuple[list[_Page], bool]:
 
 
 def _end_without_cut_packet(content: bytes) -> bytes:
-    """A page of the packets that are whole in a page that was cut; empty if there is none."""
+    """Builds a page of the complete packets of a page that is cut off; empty if there are none."""
     at = content.find(MAGIC)
     if at < 0 or at + _PAGE.size > len(content):
         return b""
@@ -156,13 +155,13 @@ def _end_without_cut_packet(content: bytes) -> bytes:
 
 
 def _checked(page: bytes) -> bytes:
-    """A page with its checksum."""
+    """Returns a page with its checksum."""
     checksum = _checksum(page).to_bytes(4, "little")
     return page[:_CHECKSUM_AT] + checksum + page[_CHECKSUM_AT + 4 :]
 
 
 def _checksum(page: bytes) -> int:
-    """That of a page, with the place of the checksum taken as zeros.
+    """Computes the checksum of a page, whose own field counts as zeros.
 
     It is zlib's with the bits of everything in reverse and nothing inverted.
     """
@@ -172,7 +171,7 @@ def _checksum(page: bytes) -> int:
 
 
 def _streams(content: bytes, pages: list[_Page]) -> tuple[list[_Stream], int, int]:
-    """Streams of audio one after the other, how many lie beside them, and pages of no stream."""
+    """Returns consecutive audio streams, the number of parallel ones, and pages of no stream."""
     streams: list[_Stream] = []
     current: dict[int, _Stream | None] = {}
     side_by_side = strays = 0
@@ -184,7 +183,7 @@ def _streams(content: bytes, pages: list[_Page]) -> tuple[list[_Stream], int, in
             if not codec:
                 continue
             if streams and len(streams[-1].pages) == 1:
-                # The other began, and has nothing yet: they take turns.
+                # The other stream has begun and has no data yet: they are interleaved.
                 side_by_side += 1
                 continue
             streams.append(_Stream(codec, [page]))
@@ -198,11 +197,11 @@ def _streams(content: bytes, pages: list[_Page]) -> tuple[list[_Stream], int, in
 
 
 def _vorbis_piece(content: bytes, stream: _Stream, *, alone: bool) -> Piece:
-    """The stream as it lies there if its time stamps fit its packets, else under others.
+    """Keeps a stream whose time stamps fit its packets; else corrects the time stamps.
 
     Args:
-        content: Of the file.
-        stream: Of it.
+        content: The whole file.
+        stream: A stream of it.
         alone: Whether nothing else is in the file.
     """
     totals = _vorbis_totals(content, stream)
@@ -211,7 +210,7 @@ def _vorbis_piece(content: bytes, stream: _Stream, *, alone: bool) -> Piece:
         for number, total in enumerate(totals):
             head = list(_PAGE.unpack_from(pages[number]))
             if head[3] > 0:
-                # What is dropped behind the last packet is not known any more.
+                # The number of samples to drop after the last packet is lost.
                 head[2], head[3] = head[2] & ~_LAST, total
                 pages[number] = _checked(_PAGE.pack(*head) + pages[number][_PAGE.size :])
     elif alone:
@@ -220,7 +219,7 @@ def _vorbis_piece(content: bytes, stream: _Stream, *, alone: bool) -> Piece:
 
 
 def _fit(stream: _Stream, totals: list[int]) -> bool:
-    """Whether time stamps count the samples; at the end, and before the first, some are dropped."""
+    """Tells whether time stamps count the samples, except for those dropped at both ends."""
     stamped = [
         (page.granule, total)
         for page, total in zip(stream.pages, totals, strict=True)
@@ -239,7 +238,7 @@ def _fit(stream: _Stream, totals: list[int]) -> bool:
 
 
 def _vorbis_totals(content: bytes, stream: _Stream) -> list[int]:
-    """Samples up to the end of the last packet that ends in each page; empty if not known."""
+    """Counts the samples up to the last packet that ends in each page; empty if unknown."""
     headers: list[bytes] = []
     totals: list[int] = []
     blocks, held, total, previous = None, b"", 0, 0
@@ -269,7 +268,7 @@ def _vorbis_totals(content: bytes, stream: _Stream) -> list[int]:
                 previous = length
             held = b""
         if len(headers) == 3 and blocks is None:
-            blocks = find_blocks(headers[0], headers[2])
+            blocks = _vorbis_blocks(headers[0], headers[2])
             if blocks is None:
                 return []
         totals.append(total)
@@ -277,18 +276,18 @@ def _vorbis_totals(content: bytes, stream: _Stream) -> list[int]:
 
 
 def _opus_piece(content: bytes, stream: _Stream, *, whole: bool) -> Piece:
-    """The stream as it lies there if its time stamps are right, else on new pages.
+    """Keeps a stream whose time stamps are correct; else puts its packets on new pages.
 
     Args:
-        content: Of the file.
-        stream: Of it.
+        content: The whole file.
+        stream: A stream of it.
         whole: Whether nothing else is in the file, and nothing is missing.
     """
     head = content[stream.pages[0].body : stream.pages[0].end]
     packets, trim, is_regular = _opus_packets(content, stream)
     samples = sum(length for _, length in packets) - trim
     skipped, rate = struct.unpack_from("<HI", head.ljust(16, b"\0"), 10)
-    # libsndfile gives Opus at the rate that its header names, if that is one of Opus.
+    # libsndfile decodes Opus at the rate in its header, if that is a rate of Opus.
     rate = rate if rate in (8000, 12000, 16000, 24000) else OPUS_RATE
     frames = max(samples - skipped, 0) * rate // OPUS_RATE
     if whole and is_regular:
@@ -317,7 +316,7 @@ def _opus_packets(content: bytes, stream: _Stream) -> tuple[list[tuple[bytes, in
         if page.number != previous + 1 or not page.flags & _CONTINUED:
             held = b""
         previous = page.number
-        # Of a packet whose beginning is not there, the rest is dropped.
+        # The rest of a packet whose beginning is missing is dropped.
         is_orphan = bool(page.flags & _CONTINUED) and not held
         at, here = page.body, 0
         for size in content[page.begin + _PAGE.size : page.body]:
@@ -347,7 +346,7 @@ def _opus_packets(content: bytes, stream: _Stream) -> tuple[list[tuple[bytes, in
 
 
 def _opus_length(packet: bytes) -> int:
-    """Samples of a packet at 48 kHz; 0 if it is none."""
+    """Counts the samples of a packet at 48 kHz; 0 if it is malformed."""
     if not packet:
         return 0
     frame, code = _OPUS_FRAMES[packet[0] >> 3], packet[0] & 3
@@ -362,7 +361,7 @@ def _opus_length(packet: bytes) -> int:
 def _split(
     serial: int, number: int, packets: list[tuple[bytes, int]], granule: int, *, is_last: bool
 ) -> list[bytes]:
-    """Pages of some packets, of which one takes at most 255 segments."""
+    """Yields pages of packets, with at most 255 segments each."""
     segments = sum(len(packet) // 255 + 1 for packet, _ in packets)
     if segments > 255 and len(packets) > 1:
         half = len(packets) // 2
@@ -380,9 +379,73 @@ def _split(
 
 
 def _page(serial: int, number: int, flags: int, granule: int, packets: list[bytes]) -> bytes:
-    """A page of whole packets."""
+    """Builds a page of complete packets."""
     lacing = b"".join(
         b"\xff" * (len(packet) // 255) + bytes([len(packet) % 255]) for packet in packets
     )
     head = _PAGE.pack(MAGIC, 0, flags, granule, serial, number, 0, len(lacing))
     return _checked(head + lacing + b"".join(packets))
+
+
+# The samples of Vorbis packets are counted without decoding them. A packet is a block of one of two
+# lengths, by its mode; two overlapping blocks give a quarter of the sum of their lengths. The modes
+# are at the end of the third header. Format: Vorbis I specification, sections 4.2 and 4.3.
+
+# Position in the first header of the block lengths: powers of two; upper bits: the longer.
+_BLOCKS_AT = 28
+_IDENTIFICATION, _SETUP = b"\x01vorbis", b"\x05vorbis"
+# Bits of a mode: one for the block, 16 each for window and transform, which are 0, and the mapping.
+_MODE_BITS = 41
+_COUNT_BITS = 6
+_ZEROS = (1 << 32) - 1 << 1
+_MOST_MODES = 64
+
+
+class _VorbisBlocks(NamedTuple):
+    """The numbers of samples that the packets of a Vorbis stream can have.
+
+    Attributes:
+        lengths: Samples of the block of each mode.
+        mask: Mask of the bits of a packet's first byte that give its mode.
+    """
+
+    lengths: tuple[int, ...]
+    mask: int
+
+    def length(self, first: int) -> int:
+        """Returns the samples of a packet's block by its first byte; 0 if it is not audio."""
+        mode = first >> 1 & self.mask
+        return 0 if first & 1 or mode >= len(self.lengths) else self.lengths[mode]
+
+
+def _vorbis_blocks(identification: bytes, setup: bytes) -> _VorbisBlocks | None:
+    """Reads the block sizes of a Vorbis stream; None if its headers are malformed.
+
+    Args:
+        identification: The first packet.
+        setup: The third packet.
+    """
+    if not identification.startswith(_IDENTIFICATION) or not setup.startswith(_SETUP):
+        return None
+    if len(identification) <= _BLOCKS_AT:
+        return None
+    sizes = 1 << (identification[_BLOCKS_AT] & 15), 1 << (identification[_BLOCKS_AT] >> 4)
+    # Bits are filled from the lowest on; the highest set bit ends the header.
+    tail = int.from_bytes(setup[-(_MOST_MODES * _MODE_BITS // 8 + 4) :], "little")
+    end = tail.bit_length() - 1
+    mode_flags: list[int] = []
+    flags: list[int] = []
+    # The number of modes precedes the first: the largest number that fits is the right one.
+    while len(flags) < _MOST_MODES and end >= _MODE_BITS + _COUNT_BITS:
+        end -= _MODE_BITS
+        mode = tail >> end & (1 << _MODE_BITS) - 1
+        if mode & _ZEROS or mode >> 33 >= _MOST_MODES:
+            break
+        flags.insert(0, mode & 1)
+        if tail >> end - _COUNT_BITS & (1 << _COUNT_BITS) - 1 == len(flags) - 1:
+            mode_flags = flags.copy()
+    if not mode_flags:
+        return None
+    return _VorbisBlocks(
+        tuple(sizes[flag] for flag in mode_flags), (1 << (len(mode_flags) - 1).bit_length()) - 1
+    )
