@@ -33,7 +33,10 @@ WITHOUT_API = {"cli", "experiments"}
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Adds an API page per package to the navigation."""
     [api] = [section for section in config.nav or [] if "API" in section]
-    api["API"] += [{f"{name}": f"reference/api/{name}.md"} for name in api_packages()]
+    api["API"] += [
+        {"maestro_jax" if name == "top" else name: f"reference/api/{name}.md"}
+        for name in api_packages()
+    ]
     return config
 
 
