@@ -1,4 +1,4 @@
-"""The recordings that a command line names: files, directories and standard input."""
+"""Recordings named on a command line: files, directories and standard input."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ _WORTH_A_LINE = 60.0  # seconds
 
 @dataclasses.dataclass
 class AudioInput:
-    """One recording, or why there is none.
+    """A recording, or the reason why there is none.
 
     Attributes:
-        name: As the command line has it, or below a directory that it names.
-        error: What is wrong with it, as far as it is known before it is read.
-        findings: What its user should know of it, as far as it has been read: `kind` and `detail`.
+        name: Path as on the command line, or below a directory that it names; `-` for standard
+            input.
+        error: Why it cannot be read, as far as this is known before reading.
+        findings: Problems found while reading, each with `kind` and `detail`.
     """
 
     name: str
@@ -39,7 +40,7 @@ class AudioInput:
     findings: list[dict[str, str]] = dataclasses.field(default_factory=list)
 
     def chunks(self) -> Iterator[np.ndarray]:
-        """Reads it from its beginning.
+        """Reads the recording from its beginning.
 
         Yields:
             Float samples at 16 kHz, `[samples]`.
@@ -72,20 +73,19 @@ class AudioInput:
 
     @property
     def shown(self) -> str:
-        """What messages call it."""
+        """The name in messages."""
         return _STDIN_NAME if self.name == STDIN else self.name
 
 
 def audio_inputs(names: Sequence[str]) -> list[AudioInput]:
-    """Looks at what is named, without reading it.
+    """Lists recordings without reading them.
 
     Args:
         names: Files, directories (all audio files below them, in the order of their names) and
             `-` for standard input.
 
     Returns:
-        The recordings in the order of the names, those that are missing included. One that is
-        named twice is there once.
+        The recordings in the order of the names, missing ones included, each once.
     """
     found: dict[object, AudioInput] = {}
     repeated = 0
@@ -95,18 +95,18 @@ def audio_inputs(names: Sequence[str]) -> list[AudioInput]:
             repeated += key in found
             found.setdefault(key, one)
     if repeated:
-        log.warning("%d recordings are named more than once, and read once", repeated)
+        log.warning("%d recordings are named more than once and read once", repeated)
     return list(found.values())
 
 
 def audio_input(name: str) -> AudioInput:
-    """One recording.
+    """Returns one recording.
 
     Args:
         name: A file, or `-` for standard input.
 
     Returns:
-        The recording, with an error if it is no file.
+        The recording, with an error if there is no such file.
     """
     path = Path(name).expanduser()
     if name != STDIN and path.is_dir():
@@ -115,9 +115,9 @@ def audio_input(name: str) -> AudioInput:
 
 
 class ReadingProgress:
-    """How much of some recordings has been read, and how long the rest will take.
+    """Shows how much of some recordings has been read, and the time left.
 
-    Nothing is written if they have less than a minute, as far as their headers say.
+    Nothing is shown for less than a minute of audio, according to the headers.
 
     Args:
         names: Files, or `-`.
@@ -134,16 +134,16 @@ class ReadingProgress:
         self._samples = 0
 
     def update(self, samples: int) -> None:
-        """Counts so many samples as read."""
+        """Counts `samples` more samples as read."""
         self._samples += samples
         if self._progress is not None:
             done = self._samples // SAMPLE_RATE
-            # A header may state less than there is.
+            # A header may state a shorter length.
             self._progress.total = max(self._progress.total, done)
             self._progress.update_to(done)
 
     def wipe(self) -> None:
-        """Makes room on the terminal for a line of the results."""
+        """Clears the bar of a terminal, for a line of the results."""
         if self._progress is not None:
             self._progress.clear()
 
@@ -155,7 +155,7 @@ class ReadingProgress:
         """Writes the last line."""
         if self._progress is not None:
             if kind is None:
-                # A header, or a size, may have promised more.
+                # A header, or a size, may have stated a greater length.
                 self._progress.total = self._progress.n
             self._progress.close()
 
@@ -165,8 +165,8 @@ def _expanded(name: str) -> Iterator[AudioInput]:
 
     if name == STDIN:
         terminal = sys.stdin is None or sys.stdin.isatty()
-        said = "- reads a recording from standard input: send one there, as in `cat a.wav | ...`."
-        yield AudioInput(STDIN, UserError(said) if terminal else None)
+        message = "- reads a recording from standard input: pipe one in, as in `cat a.wav | ...`."
+        yield AudioInput(STDIN, UserError(message) if terminal else None)
         return
     path = Path(name).expanduser()
     if not path.is_dir():
@@ -191,21 +191,22 @@ def _expanded(name: str) -> Iterator[AudioInput]:
             else:
                 others += 1
     for error in unreadable:
-        said = f"the directory {error.filename} cannot be read: {error.strerror}."
-        yield AudioInput(str(error.filename), UserError(said))
+        message = f"the directory {error.filename} cannot be read: {error.strerror}."
+        yield AudioInput(str(error.filename), UserError(message))
     if others and audio:
-        log.info("%s: %d recordings; %d other files are left out", name, audio, others)
+        log.info("%s: %d recordings; %d other files are ignored", name, audio, others)
     if not audio and not unreadable:
-        said = f"there is no recording in the directory {name}: no file *{', *'.join(EXTENSIONS)}."
-        yield AudioInput(name, UserError(said))
+        extensions = ", *".join(EXTENSIONS)
+        message = f"there is no recording in the directory {name}: no file *{extensions}."
+        yield AudioInput(name, UserError(message))
 
 
 def _missing(path: Path) -> UserError | None:
-    """What can be wrong with a file before it is opened; None if nothing is."""
+    """Returns the error of a file that cannot be opened; None if it can."""
     if not path.exists():
         return UserError(f"{path} does not exist; name an audio file, a directory of them, or -.")
     if not os.access(path, os.R_OK):
-        return UserError(f"{path} cannot be opened: you may not read it; change its permissions.")
+        return UserError(f"{path} cannot be opened: permission denied; change its permissions.")
     return None
 
 

@@ -1,4 +1,4 @@
-"""What a command settles about its process before heavy libraries are imported."""
+"""Sets up the process of a command before heavy libraries are imported."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pathlib
 
 
 def prepare_process() -> None:
-    """Shows the progress of maestro_jax on stderr, and keeps other libraries' chatter off it.
+    """Logs maestro_jax at level INFO to stderr, and other libraries from WARNING on.
 
     Call before TensorFlow and JAX are imported. A variable that is already set wins.
     """
@@ -32,10 +32,10 @@ def prepare_process() -> None:
 
 
 def enable_compilation_cache() -> None:
-    """Keeps compiled programs between runs, so that a second start does not compile again.
+    """Turns on JAX's persistent compilation cache, so that a second start does not compile again.
 
-    They go to `$JAX_COMPILATION_CACHE_DIR`, else to `maestro_jax/xla` below `$XDG_CACHE_HOME` or
-    `~/.cache`. A directory that cannot be made is no error: programs are then compiled each time.
+    The directory is `$JAX_COMPILATION_CACHE_DIR`, else `maestro_jax/xla` below `$XDG_CACHE_HOME`
+    or `~/.cache`. If it cannot be created, programs are compiled each time.
     """
     import jax
 

@@ -1,4 +1,4 @@
-"""The `maestro` command: reads the command line, calls the library, turns errors into one line.
+"""The `maestro` command: parses the command line, calls the library, prints errors as one line.
 
 Each command is a module of `commands` with `add_arguments(parser)` and `run(arguments) -> None`;
 it imports the library inside `run`, so that help costs no more than argparse.
@@ -17,14 +17,14 @@ from maestro_jax import __version__
 from maestro_jax.cli.options import split_bindings
 from maestro_jax.errors import UserError, near_misses
 
-# Name: (one line of help, an example). Each is the module maestro_jax.cli.commands.NAME.
+# Help in one line, and an example, by the name of the command: the module commands.NAME.
 COMMANDS = {
     "demo": (
-        "from nothing to a trained model, its transcripts and a report, on a CPU",
+        "run a whole experiment on a small synthetic corpus, on a CPU",
         "maestro demo --output_dir demo_output",
     ),
     "prepare": (
-        "make or convert a corpus, so that its tasks can be used",
+        "convert a downloaded corpus, or synthesise MiniVox, for use by its tasks",
         "maestro prepare minivox --config small",
     ),
     "vocabulary": (
@@ -32,7 +32,7 @@ COMMANDS = {
         "maestro vocabulary mine --task minivox_small_text --task minivox_small_mt --size 1000",
     ),
     "language_model": (
-        "make an n-gram model over a vocabulary's pieces from text, as an ARPA file for --lm_arpa",
+        "estimate an n-gram language model over the pieces of a vocabulary, as an ARPA file",
         "maestro language_model /data/run1 sentences.txt --output lm.arpa.gz --prune 0,0,1",
     ),
     "tasks": (
@@ -40,23 +40,23 @@ COMMANDS = {
         "maestro tasks --json",
     ),
     "buckets": (
-        "find the lengths of batches that leave the least padding",
+        "find the batch lengths with the least padding",
         "maestro buckets minivox_small_paired --count 4 --seconds 15 --tokens 96",
     ),
     "train": (
-        "train the run that gin files describe; the same command continues it",
+        "train the run that gin files describe, or continue it",
         "maestro train --gin_file runs/demo_pretrain.gin --model_dir /data/run1 --gin.STEPS=1000",
     ),
     "plan": (
-        "compile a run for chips that are not there: memory, time, cost",
+        "compile a run ahead of time for a TPU or GPU topology: memory, time, cost",
         "maestro plan --gin_file runs/paper_voxpopuli.gin --topology v5e:16x16",
     ),
     "report": (
-        "write the report of a run again: losses, diagnostics, and whether it is healthy",
+        "write the HTML report of a run: health checks, scores, losses, diagnostics",
         "maestro report /data/run1",
     ),
     "eval": (
-        "score a trained model on its tasks: word error rate and BLEU",
+        "score a trained model on its tasks: WER, CER, BLEU, chrF and metrics of your own",
         "maestro eval --model_dir /data/run1 --task minivox_small_paired_de",
     ),
     "transcribe": (
@@ -64,18 +64,18 @@ COMMANDS = {
         "maestro transcribe /data/run1 speech.wav --target_language en",
     ),
     "align": (
-        "find out when each word of a known text is said in a recording",
+        "align a transcript with a recording: the time of each word",
         'maestro align /data/run1 speech.wav "what is said" --format textgrid --output a.TextGrid',
     ),
 }
-# These continue where they stopped when they are started again.
+# Commands that continue where they stopped when they are started again.
 _RESUMABLE = ("demo", "prepare", "train")
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
 
 
 class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, with the near misses."""
+    """Raises errors as one line, with the near misses of a misspelt option."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
@@ -100,8 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments after the program's name; those of the process by default.
 
     Returns:
-        The exit status: 0, 2 after an error of the user's, 130 after an interrupt, 141 when the
-        reader of the output went away. Any other exception is a bug and propagates.
+        The exit status: 0, 2 after a user error, 130 after an interrupt, 141 when the reader of the
+        output has closed it. Any other exception is a bug and propagates.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     command = ""
@@ -142,7 +142,7 @@ def command_parser(command: str) -> argparse.ArgumentParser:
 
 
 def _parse(argv: list[str]) -> tuple[str, argparse.Namespace]:
-    """The command's name and its arguments."""
+    """Returns the name of the command and its arguments."""
     width = max(map(len, COMMANDS))
     listing = "\n".join(f"  {name:<{width}}  {help_}" for name, (help_, _) in COMMANDS.items())
     parser: argparse.ArgumentParser = _Parser(
@@ -170,7 +170,7 @@ def _parse(argv: list[str]) -> tuple[str, argparse.Namespace]:
     arguments = parser.parse_args(words)
     if bindings and not hasattr(arguments, "gin_file"):
         name = next(iter(bindings))
-        raise UserError(f"maestro {command} reads no gin files: --gin.{name} has no use")
+        raise UserError(f"maestro {command} reads no gin files, so it takes no --gin.{name}")
     arguments.bindings = bindings
     return command, arguments
 

@@ -1,11 +1,17 @@
-"""Options that several commands share."""
+"""Command-line options that several commands share."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import dataclasses
+import math
+import pathlib
+from typing import TYPE_CHECKING, Any
 
-from maestro_jax.errors import UserError
+from maestro_jax.errors import UserError, near_misses
+
+if TYPE_CHECKING:
+    from maestro_jax.inference.search_config import SearchConfig
 
 
 def split_bindings(argv: list[str]) -> tuple[list[str], dict[str, str]]:
@@ -40,7 +46,7 @@ def add_gin(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="FILE",
         help="a gin file, or the name of a shipped one (runs/pretrain.gin); repeatable, and the "
-        "last binding wins",
+        "last binding of a name wins",
     )
     parser.add_argument_group(
         "gin bindings",
@@ -49,7 +55,7 @@ def add_gin(parser: argparse.ArgumentParser) -> None:
 
 
 class _NoOption(argparse.Action):
-    """Refuses an option that other commands have, and says how it is written here."""
+    """Refuses an option that other commands have, and tells how it is written here."""
 
     def __call__(
         self,
@@ -81,7 +87,7 @@ def add_data_dir(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data_dir",
         metavar="DIR",
-        help="where corpora lie; by default $MAESTRO_DATA_DIR, else ~/maestro_data",
+        help="root of the prepared corpora; default: $MAESTRO_DATA_DIR, else ~/maestro_data",
     )
 
 
@@ -91,7 +97,7 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def positive(text: str) -> int:
-    """An argument that is a whole number above 0."""
+    """Parses a whole number above 0."""
     value = int(text) if text.isdecimal() else 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
@@ -99,20 +105,141 @@ def positive(text: str) -> int:
 
 
 def not_negative(text: str) -> int:
-    """An argument that is a whole number, 0 included."""
+    """Parses a whole number, 0 included."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 0 or above")
     return int(text)
 
 
 def names(text: str) -> list[str]:
-    """An argument that is one name or several between commas; for the action `extend`."""
+    """Parses names separated by commas; for the action `extend`."""
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def cut_offs(text: str) -> tuple[int, ...]:
-    """An argument that is whole numbers with commas between them."""
+    """Parses whole numbers separated by commas."""
     numbers = text.split(",")
     if not all(number.isdecimal() for number in numbers):
         raise argparse.ArgumentTypeError(f"{text!r} is not whole numbers such as 0,0,1")
     return tuple(int(number) for number in numbers)
+
+
+def add_search(parser: argparse.ArgumentParser) -> None:
+    """Adds `--decoder`, `--beam_size` and the options of a language model."""
+    parser.add_argument(
+        "--decoder",
+        metavar="NAME",
+        help="transducer, ctc or attention; default: the one that the model was trained with",
+    )
+    parser.add_argument(
+        "--beam_size",
+        type=positive,
+        metavar="N",
+        help="beam size; default: 1, which is greedy search",
+    )
+    parser.add_argument(
+        "--lm_text",
+        metavar="FILE",
+        help="text file with one sentence per line, from which an n-gram language model is "
+        "estimated for shallow fusion",
+    )
+    parser.add_argument(
+        "--lm_arpa",
+        metavar="FILE",
+        help="n-gram language model in the ARPA format (.gz too): over pieces of the vocabulary "
+        "for shallow fusion, over words for rescoring the hypotheses of a beam",
+    )
+    parser.add_argument(
+        "--lm_order",
+        type=positive,
+        metavar="N",
+        help="order of the n-gram model of --lm_text; default: 4",
+    )
+    parser.add_argument(
+        "--lm_prune",
+        type=cut_offs,
+        metavar="N,N,...",
+        help="leave out n-grams of --lm_text with this count or less, one number per length from "
+        "1, the last for all longer ones: 0,0,1 keeps bigrams and drops longer n-grams that occur "
+        "once; default: 0",
+    )
+    parser.add_argument(
+        "--lm_weight",
+        type=float,
+        metavar="W",
+        help="weight of the language model; default: 0.3",
+    )
+    parser.add_argument(
+        "--length_bonus",
+        type=float,
+        metavar="NATS",
+        help="bonus per token, against the bias of a language model to short hypotheses",
+    )
+    parser.add_argument(
+        "--ilm_weight",
+        type=float,
+        metavar="W",
+        help="weight of the internal language model of a transducer, which is subtracted; "
+        "default: 0",
+    )
+    parser.add_argument(
+        "--ilm_encoder",
+        metavar="NAME",
+        help="encoder output of the internal language model: zero, the default, or the mean of the "
+        "utterance",
+    )
+    parser.add_argument(
+        "--length_alpha",
+        type=float,
+        metavar="A",
+        help="length normalisation of an attention decoder: scores are divided by "
+        "((5 + tokens) / 6) ** A; default: 0.6",
+    )
+
+
+def search_config(arguments: argparse.Namespace) -> SearchConfig:
+    """Returns the configuration of the search: the options, over the values of gin files.
+
+    Gin files must have been parsed: `SearchConfig.ilm_weight = 0.2` in one of them, or in the
+    `config.gin` of the model, is a default of these options.
+
+    Raises:
+        UserError: An option needs another one that is absent, or a value is out of its range.
+    """
+    from maestro_jax.decoding.fusion import INTERNAL_ENCODERS
+    from maestro_jax.decoding.speech import DECODERS
+    from maestro_jax.gin_utils import gin_config
+    from maestro_jax.inference.search_config import SearchConfig
+
+    given = {
+        field.name: value
+        for field in dataclasses.fields(SearchConfig)
+        if (value := getattr(arguments, field.name)) is not None
+    }
+    if len({"lm_text", "lm_arpa"} & given.keys()) > 1:
+        raise UserError("--lm_text and --lm_arpa are two language models: give only one of them")
+    config = gin_config.configured(SearchConfig)(**given)
+    files = {"--lm_text": config.lm_text, "--lm_arpa": config.lm_arpa}
+    language_models = {option: file for option, file in files.items() if file is not None}
+    if "lm_weight" in given and not language_models:
+        raise UserError("--lm_weight needs a language model: give --lm_text FILE or --lm_arpa FILE")
+    estimated = {"lm_order", "lm_prune"} & given.keys()
+    if estimated and config.lm_text is None:
+        raise UserError(f"--{min(estimated)} needs --lm_text FILE, from which a model is estimated")
+    for name in ("lm_weight", "length_alpha", "ilm_weight"):
+        value = getattr(config, name)
+        if not 0 <= value < math.inf:
+            raise UserError(f"--{name} must not be negative, and is {value}")
+    if not math.isfinite(config.length_bonus):
+        raise UserError(f"--length_bonus must be a number, and is {config.length_bonus}")
+    for option, file in language_models.items():
+        if not pathlib.Path(file).is_file():
+            raise UserError(f"there is no file {file} for {option}")
+    for name, choices in (("decoder", DECODERS), ("ilm_encoder", INTERNAL_ENCODERS)):
+        value = getattr(config, name)
+        if value is not None and value not in choices:
+            raise UserError(
+                f"unknown --{name} {value!r}; choose one of {', '.join(choices)}."
+                f"{near_misses(value, choices)}"
+            )
+    return config

@@ -1,4 +1,4 @@
-"""A run in numbers, from its shapes alone: what `maestro train --dry_run` prints."""
+"""Summarises a run from its shapes alone, as `maestro train --dry_run` prints it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def summary(run: TrainRun) -> str:
-    """Traces a whole training step without computing it, and counts.
+    """Traces a whole training step without computing it, and formats the sizes of the run.
 
     Args:
         run: The run.
@@ -66,27 +66,27 @@ def summary(run: TrainRun) -> str:
             table(parameters),
             "metrics: " + ", ".join(sorted(metrics)),
             phases_text(run),
-            f"{run.steps} steps; every shape fits; nothing was written.",
+            f"{run.steps} steps; all shapes fit; nothing was written.",
         ]
     )
 
 
 def _frames(run: TrainRun, shape: StreamConfig) -> int | None:
-    """The frames for which the shared encoder has room: of the audio, or of a resampled text."""
+    """Returns the length of the shared encoder's input in frames, of audio or resampled text."""
     if shape.audio_samples:
         return int(run.model.frame_count(shape.audio_samples))
     return getattr(run.objective, "text_frames", None)
 
 
 def phases_text(run: TrainRun) -> str:
-    """The phases of a run: from which step each stream takes part, and the losses it adds.
+    """Formats the phases of a run: the first step of each stream, and the losses it adds.
 
     Args:
         run: The run.
 
     Returns:
-        A table with a line for each stream of each phase; below it, a line for each gate, and one
-        for weights that are learned.
+        A table with one line per stream and phase; below it, one line per gate, and one about
+        weights that are learned.
     """
     rows = [
         {
@@ -110,12 +110,12 @@ def phases_text(run: TrainRun) -> str:
             gates = ", ".join(map(str, phase.gates))
             lines.append(f"{' and '.join(used)} wait{'s' * (len(used) == 1)} for: {gates}")
     if (weighting := getattr(run.objective, "weighting", None)) is not None:
-        lines.append(f"times factors that are learned: {type(weighting).__name__}")
+        lines.append(f"multiplied by learned factors: {type(weighting).__name__}")
     return "\n".join(lines)
 
 
 def _weight(weight: Weight) -> str:
-    """A number, or the points of a schedule as `0@515000..1@517000`."""
+    """Formats a number, or the points of a schedule as `0@515000..1@517000`."""
     if isinstance(weight, Schedule):
         return "..".join(f"{value:g}@{step}" for step, value in weight.points)
     return f"{weight:g}"

@@ -116,7 +116,7 @@ def test_every_format_says_the_same(
     assert [row[0] for row in cells] == list("▁ab▁cab")
     assert [float(row[1]) for row in cells] == [token["start"] for token in record["tokens"]]
     assert [row[4] for row in cells if len(row) > 4] == ["ab", "cab"]
-    assert lines[-1].startswith("0.600 s; -") and "nats a token" in lines[-1]
+    assert lines[-1].startswith("0.600 s; -") and "nats per token" in lines[-1]
 
 
 def test_bad_input_is_one_line(

@@ -41,7 +41,7 @@ def test_directories_give_their_recordings_in_order(tmp_path, monkeypatch, caplo
         found = audio_inputs(["z.wav", "d"])
     assert [one.name for one in found] == ["z.wav", "d/a.FLAC", "d/b.wav", "d/e/c.ogg"]
     assert all(len(read(one)) == 8000 for one in found)
-    assert "d: 3 recordings; 1 other files are left out" in caplog.text
+    assert "d: 3 recordings; 1 other files are ignored" in caplog.text
 
 
 def test_linked_directories_are_walked_once(tmp_path):
@@ -74,7 +74,7 @@ def test_standard_input_is_a_recording_of_any_format(tmp_path, monkeypatch):
         read(audio_input("-"))
     assert str(tmp_path.root) + "tmp" not in str(error.value)
     monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(isatty=lambda: True))
-    with pytest.raises(UserError, match="send one there"):
+    with pytest.raises(UserError, match="pipe one in"):
         read(audio_input("-"))
 
 
@@ -92,7 +92,7 @@ def test_what_may_not_be_read(tmp_path, monkeypatch):
     write(tmp_path / "a.wav")
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     [one] = audio_inputs([str(tmp_path / "a.wav")])
-    with pytest.raises(UserError, match="may not read it"):
+    with pytest.raises(UserError, match="permission denied"):
         read(one)
 
 

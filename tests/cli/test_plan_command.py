@@ -7,8 +7,8 @@ import json
 
 import pytest
 
+from maestro_jax.cli.commands.plan import plan_text
 from maestro_jax.cli.main import main
-from maestro_jax.cli.plan_text import plan_text
 from maestro_jax.errors import UserError
 from maestro_jax.gin_utils.gin_config import parse_and_build
 from maestro_jax.planning import plan as planning
@@ -77,7 +77,7 @@ def test_what_does_not_fit_ends_with_one_line(capsys) -> None:
     arguments = [*FILES, "--topology", "v5e:2x2", "--mesh=1,-1,1", "--steps", "10", "--roofline"]
     status, output, error = plan(capsys, *arguments)
     assert status == 2
-    assert "memory a chip, estimated, of 15.75 GiB" in output
+    assert "memory per chip, estimated, of 15.75 GiB" in output
     assert "activations" in error
     assert "is too small" in error
 
@@ -109,6 +109,6 @@ def test_what_a_quick_compilation_is_worth_is_said() -> None:
     training = dataclasses.replace(compiled.training, compiler_options=options)
     text = plan_text(dataclasses.replace(compiled, training=training, decoding=compiled.training))
     (line,) = (line for line in text.splitlines() if "--exact" in line)
-    assert "1 (no waiting, small tiles)" in text
-    assert line.startswith("the training step is compiled with ")
+    assert "1 (without waiting, small tiles)" in text
+    assert line.startswith("the training step was compiled with ")
     assert "xla_tpu_scoped_vmem_limit_kib=8192" in line

@@ -1,4 +1,4 @@
-"""`maestro align`: when each token and word of a known text is said in a recording."""
+"""`maestro align`: aligns a transcript with a recording, token by token and word by word."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     options.add_checkpoint(parser)
     parser.add_argument(
-        "file", metavar="FILE", help="a recording at any sampling rate, or - for standard input"
+        "file", metavar="FILE", help="recording of any sampling rate, or - for standard input"
     )
-    parser.add_argument("text", metavar="TEXT", help="what is said in it, in quotes")
+    parser.add_argument("text", metavar="TEXT", help="transcript of the recording, in quotes")
     parser.add_argument(
         "--format",
         choices=_FORMATS,
-        help="a table of tokens, a Praat TextGrid, or JSON; by default what the suffix of --output "
-        "says (.TextGrid, .json), else a table",
+        help="a table of tokens, a Praat TextGrid, or JSON; default: by the suffix of --output "
+        "(.TextGrid, .json), else a table",
     )
     parser.add_argument(
         "--json",
@@ -32,19 +32,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="format",
         help="the same as --format json",
     )
-    parser.add_argument("--output", metavar="FILE", help="write there, not to the terminal")
+    parser.add_argument("--output", metavar="FILE", help="file to write; default: standard output")
     parser.add_argument(
         "--language",
         metavar="CODE",
         default="",
-        help="language that is spoken; matters for folding Turkish and Catalan, and to models that "
-        "were built to be told it",
+        help="language of the speech; decides how Turkish and Catalan are lower-cased, and is an "
+        "input of some models",
     )
     parser.add_argument(
         "--target_language",
         metavar="CODE",
-        help="the text is a translation into it, by a model trained for that; "
-        "such a model's default is en",
+        help="language of TEXT if it is a translation, for models trained for translation; "
+        "default: en",
     )
 
 
@@ -96,8 +96,8 @@ def run(arguments: argparse.Namespace) -> None:
     else:
         page = (
             table(as_rows(found))
-            + f"\n{found.seconds:.3f} s; {found.score / len(found.tokens):.2f} nats a token "
-            "for the best path\n"
+            + f"\n{found.seconds:.3f} s; {found.score / len(found.tokens):.2f} nats per token "
+            "on the best path\n"
         )
     if not arguments.output:
         print(page, end="", flush=True)

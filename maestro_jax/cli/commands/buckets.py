@@ -1,4 +1,4 @@
-"""`maestro buckets`: the buckets that leave the least padding to a mixture, as lines of gin."""
+"""`maestro buckets`: finds the buckets with the least padding for a mixture, as gin bindings."""
 
 from __future__ import annotations
 
@@ -20,44 +20,48 @@ _SAMPLE_RATE = 16_000
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
-    parser.add_argument("mixture", metavar="MIXTURE", help="a task or mixture of one stream")
+    parser.add_argument("mixture", metavar="MIXTURE", help="task or mixture of one stream")
     parser.add_argument(
-        "--count", type=options.positive, default=4, metavar="N", help="shapes in all; 4"
+        "--count",
+        type=options.positive,
+        default=4,
+        metavar="N",
+        help="number of shapes; default: 4",
     )
     parser.add_argument(
         "--batch_size",
         type=options.positive,
         default=64,
         metavar="N",
-        help="examples a step of the longest shape, the stream's own; 64",
+        help="examples per step in the longest shape, that of the stream itself; default: 64",
     )
     parser.add_argument(
         "--batch_multiple",
         type=options.positive,
         default=8,
         metavar="N",
-        help="batch sizes are multiples of it: the chips that share a batch; 8",
+        help="all batch sizes are multiples of N, the devices that share a batch; default: 8",
     )
     parser.add_argument(
         "--seconds",
         type=options.positive,
         default=32,
         metavar="S",
-        help="of audio in the stream's own shape; 32",
+        help="length of audio in the shape of the stream; default: 32",
     )
     parser.add_argument(
         "--tokens",
         type=options.positive,
         default=256,
         metavar="N",
-        help="of a text, and of a translation, in the stream's own shape; 256",
+        help="length of texts and translations in the shape of the stream; default: 256",
     )
     parser.add_argument(
         "--characters_per_token",
         type=_positive_number,
         default=1.0,
         metavar="X",
-        help="what a token is taken to be long; 1",
+        help="characters per token to assume; default: 1",
     )
     options.add_data_dir(parser)
     options.add_json(parser)
@@ -85,7 +89,9 @@ def run(arguments: argparse.Namespace) -> None:
     with data_scope(data_root(arguments.data_dir)):
         stream = stream_of(get_task_or_mixture(arguments.mixture))
         if stream is None:
-            raise UserError(f"{arguments.mixture!r} is made for no stream; name one that is.")
+            raise UserError(
+                f"{arguments.mixture!r} has the features of no stream; name one that has."
+            )
         distribution = mixture_lengths(arguments.mixture)
     features = STREAM_FEATURES[stream]
     by = "audio" if "audio" in features else "text"
@@ -114,7 +120,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(table([_row(bucket, by) for bucket in found]), end="\n\n")
     print(
         f"# {arguments.mixture}: {paddings['with_buckets']:.2f} times the length of the examples, "
-        f"against {paddings['one_shape']:.2f} with one shape. The last shape is the stream's own."
+        f"against {paddings['one_shape']:.2f} with one shape. The last shape is that of the stream."
     )
     print(_gin(stream, found[:-1], by, arguments.characters_per_token))
 
@@ -136,7 +142,7 @@ def _row(bucket: FoundBucket, by: str) -> dict[str, Any]:
 
 
 def _gin(stream: str, buckets: Sequence[FoundBucket], by: str, characters: float) -> str:
-    """What a file of gin/data/buckets/ says."""
+    """Returns the bindings as a gin file, like those of gin/data/buckets."""
     if not buckets:
         return "# One shape is enough."
     columns = {
@@ -149,10 +155,10 @@ def _gin(stream: str, buckets: Sequence[FoundBucket], by: str, characters: float
     lines = [
         "from __gin__ import dynamic_registration",
         "",
-        "from maestro_jax.data import streams",
+        "from maestro_jax import batches",
         "",
-        f"{stream}/streams.StreamConfig.buckets = @{stream}/streams.Buckets()",
-        f"{stream}/streams.Buckets:",
+        f"{stream}/batches.StreamConfig.buckets = @{stream}/batches.Buckets()",
+        f"{stream}/batches.Buckets:",
         *(f"  {name} = {tuple(values)}" for name, values in columns.items()),
     ]
     if characters != 1:

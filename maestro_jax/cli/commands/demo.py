@@ -1,4 +1,4 @@
-"""`maestro demo`: whole experiments on a small spoken corpus that the command makes itself."""
+"""`maestro demo`: runs whole experiments on a small synthetic corpus."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--experiment",
         choices=EXPERIMENTS,
         default=EXPERIMENTS[0],
-        help="whole_loop: pretraining, recognition, translation; low_resource: what pretraining is "
-        "worth to a language with 24 transcribed utterances; self_supervised: what w2v-BERT and "
-        "BEST-RQ learn from untranscribed speech (default: %(default)s)",
+        help="whole_loop: pretraining, recognition, translation; low_resource: the gain from "
+        "pretraining for a language with 24 transcribed utterances; self_supervised: w2v-BERT and "
+        "BEST-RQ on untranscribed speech (default: %(default)s)",
     )
     parser.add_argument(
         "--output_dir",
         metavar="DIR",
-        help="default: demo_output, or EXPERIMENT_output for the others",
+        help="directory of models and results; default: demo_output, or EXPERIMENT_output",
     )
     parser.add_argument(
         "--data_dir",
         metavar="DIR",
-        help="where the corpus is made; by default `data` in the output directory",
+        help="root of the prepared data; default: `data` in the output directory",
     )
 
 

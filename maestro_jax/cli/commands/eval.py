@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 
-from maestro_jax.cli import environment, options, search_options
+from maestro_jax.cli import environment, options
 from maestro_jax.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
-    parser.add_argument("--model_dir", metavar="DIR", help="a directory that `maestro train` wrote")
+    parser.add_argument("--model_dir", metavar="DIR", help="model directory of a run")
     options.add_gin(parser)
     parser.add_argument(
         "--task",
@@ -19,13 +19,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=options.names,
         default=[],
         metavar="NAME,NAME",
-        help="a task or mixture of `maestro tasks`; repeatable; by default those of the run",
+        help="tasks or mixtures (see `maestro tasks`); repeatable; default: those of the run",
     )
     parser.add_argument("--split", default="test", help="default: %(default)s")
     parser.add_argument(
         "--step", type=options.not_negative, help="which checkpoint; the latest by default"
     )
-    search_options.add_search(parser)
+    options.add_search(parser)
     options.add_data_dir(parser)
     options.add_json(parser)
 
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
     if not arguments.model_dir:
-        raise UserError("eval needs --model_dir DIR, a directory that `maestro train` wrote")
+        raise UserError("eval needs --model_dir DIR, the model directory of a run")
     environment.prepare_process()
     from maestro_jax.gin_utils import gin_config
 
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     import_tensorflow()
     environment.enable_compilation_cache()
-    search = search_options.search_config(arguments)
+    search = options.search_config(arguments)
     from maestro_jax.evaluation.run_evaluation import evaluate_run
 
     scores = evaluate_run(

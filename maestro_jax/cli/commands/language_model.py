@@ -12,25 +12,29 @@ from maestro_jax.errors import UserError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     parser.add_argument(
-        "vocabulary", metavar="MODEL_DIR", help="a model directory, or a vocabulary's .model file"
+        "vocabulary", metavar="MODEL_DIR", help="model directory, or .model file of a vocabulary"
     )
-    parser.add_argument("text", metavar="FILE", help="text, one sentence a line (.gz too)")
+    parser.add_argument("text", metavar="FILE", help="text with one sentence per line (.gz too)")
     parser.add_argument(
         "--output",
         required=True,
         metavar="FILE",
-        help="the ARPA file to write, compressed if its name ends in .gz",
+        help="ARPA file to write, compressed if its name ends in .gz",
     )
     parser.add_argument(
-        "--order", type=options.positive, default=4, metavar="N", help="of the longest n-gram; 4"
+        "--order",
+        type=options.positive,
+        default=4,
+        metavar="N",
+        help="order of the model; default: 4",
     )
     parser.add_argument(
         "--prune",
         type=options.cut_offs,
         default=(),
         metavar="N,N,...",
-        help="n-grams that the text has so often or less are left out, for each length from 1, the "
-        "last number for all longer ones: 0,0,1 keeps pairs and drops what is longer and seen once",
+        help="leave out n-grams with this count or less, one number per length from 1, the last "
+        "for all longer ones: 0,0,1 keeps bigrams and drops longer n-grams that occur once",
     )
 
 

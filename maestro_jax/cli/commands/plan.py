@@ -1,4 +1,4 @@
-"""`maestro plan`: what a run would need on chips that are not there."""
+"""`maestro plan`: the memory, time and cost of a run on a topology, compiled ahead of time."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ import argparse
 import json
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from maestro_jax.cli import environment, options
 from maestro_jax.errors import UserError
+from maestro_jax.planning.chip_table import GIB
+from maestro_jax.tables import table
 
 if TYPE_CHECKING:
     from maestro_jax.planning.chips import Topology
+    from maestro_jax.planning.plan import Plan, ProgramPlan
     from maestro_jax.training.run import TrainRun
+
+_SHOWN_BUFFERS = 5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,62 +27,70 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--topology",
         metavar="CHIP:SHAPE",
-        help="v5e:16x16, v4:4x4x8, v5p:4x4x4, v6e:16x16; GPUs, by roofline alone: gpu:H100x8",
+        help="target topology: v5e:16x16, v4:4x4x8, v5p:4x4x4, v6e:16x16; GPUs, by roofline alone: "
+        "gpu:H100x8",
     )
     parser.add_argument(
-        "--slices", type=options.positive, default=1, help="TPU slices that a network joins"
+        "--slices", type=options.positive, default=1, help="number of TPU slices; default: 1"
     )
     parser.add_argument(
         "--mesh",
         metavar="DATA,FSDP,TENSOR",
-        help="devices along each axis instead of the files' MESH, as in --mesh=-1,16,1; one may "
-        "be -1: what is left",
+        help="devices along each axis instead of MESH of the gin files, as in --mesh=-1,16,1; -1 "
+        "stands for the remaining devices",
     )
     parser.add_argument(
-        "--steps", type=options.positive, help="steps of the run instead of the files' STEPS"
+        "--steps",
+        type=options.positive,
+        help="number of training steps; default: STEPS of the gin files",
     )
     parser.add_argument(
         "--roofline",
         action="store_true",
-        help="leave the compiler out: seconds instead of minutes, and memory by estimate",
+        help="estimate without the compiler, in seconds instead of minutes",
     )
     parser.add_argument(
         "--exact",
         action="store_true",
-        help="compile as training does; without, smaller tiles are sooner "
-        "compiled: the same buffers and nearly the same collectives, but less code and more cycles",
+        help="compile with the options of training; by default smaller tiles make the compilation "
+        "faster, with the same buffers and nearly the same collectives, but less code and more "
+        "cycles",
     )
     parser.add_argument(
         "--decoding",
         default="greedy",
         metavar="BEAM",
-        help="also compile the decoding: greedy (the default), the size of a beam, or none",
+        help="decoding to compile: greedy (the default), a beam size, or none",
     )
     parser.add_argument(
         "--decoding_rows",
         type=options.positive,
         default=8,
         metavar="N",
-        help="utterances that each device decodes at once; default: %(default)s",
+        help="utterances per device in a decoding batch; default: %(default)s",
     )
     parser.add_argument(
         "--search",
         action="store_true",
-        help="try meshes and batches, and compile the fastest that fits (with --roofline: none)",
+        help="search meshes and batch sizes, and compile the fastest that fits (not with "
+        "--roofline)",
     )
     parser.add_argument(
         "--scale",
         metavar="N,N,...",
-        help="the weak-scaling table by roofline: the same rows a chip on so many chips",
+        help="print a weak-scaling table by roofline, for these numbers of chips and the same "
+        "batch per chip",
     )
-    parser.add_argument("--plot", metavar="FILE", help="with --scale: draw it, as png, svg or pdf")
+    parser.add_argument(
+        "--plot", metavar="FILE", help="draw the table of --scale as png, svg or pdf"
+    )
     options.add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
     if not arguments.gin_file:
-        raise UserError("plan needs a run: --gin_file runs/paper_voxpopuli.gin, or another")
+        raise UserError("plan needs a run: give --gin_file runs/paper_voxpopuli.gin, or another")
     if not arguments.topology:
         raise UserError("plan needs --topology: v5e:16x16, v5p:4x4x4, gpu:H100x8 ...")
     from maestro_jax.planning.chips import parse_topology
@@ -88,7 +101,7 @@ def run(arguments: argparse.Namespace) -> None:
     environment.prepare_process()
     beam_size = _beam_size(arguments.decoding)
     if arguments.plot and not arguments.scale:
-        raise UserError("--plot draws the table of --scale: say --scale 16,64,256")
+        raise UserError("--plot draws the table of --scale: give --scale 16,64,256")
     sizes = _sizes(arguments.scale) if arguments.scale else []
     train_run = _planned_run(arguments)
     if sizes:
@@ -97,7 +110,6 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.search:
         _search(arguments, train_run, topology)
         return
-    from maestro_jax.cli.plan_text import plan_text
     from maestro_jax.planning.plan import plan_run
 
     plan = plan_run(
@@ -120,7 +132,6 @@ def _scale(
 ) -> None:
     """Prints the weak-scaling table."""
     from maestro_jax.planning.scaling import plot_scaling, scale_run, scaling_cells
-    from maestro_jax.tables import table
 
     rows = scale_run(train_run, topology, sizes)
     head, *cells = scaling_cells(rows)
@@ -132,9 +143,8 @@ def _scale(
 
 
 def _search(arguments: argparse.Namespace, train_run: TrainRun, topology: Topology) -> None:
-    """Prints what the search found."""
+    """Prints the candidates of the search."""
     from maestro_jax.planning.search import search
-    from maestro_jax.tables import table
 
     found = search(
         train_run,
@@ -147,7 +157,7 @@ def _search(arguments: argparse.Namespace, train_run: TrainRun, topology: Topolo
     print(json.dumps(records, indent=2) if arguments.json else table(records), flush=True)
     if not records[0]["fits"]:
         raise UserError(
-            f"nothing fits {topology}: the least that a device needs is "
+            f"no mesh or batch fits {topology}: a device needs at least "
             f"{min(record['GiB, estimated'] for record in records)} GiB; take more chips or a "
             "smaller batch."
         )
@@ -161,7 +171,7 @@ def _sizes(text: str) -> list[int]:
 
 
 def _beam_size(text: str) -> int:
-    """0 for none."""
+    """Returns the beam size; 0 for no decoding."""
     sizes = {"none": 0, "greedy": 1}
     if text in sizes:
         return sizes[text]
@@ -171,7 +181,7 @@ def _beam_size(text: str) -> int:
 
 
 def _planned_run(arguments: argparse.Namespace) -> TrainRun:
-    """The run of the files, with what the options change."""
+    """Returns the run of the gin files with the changes of the options."""
     from maestro_jax.gin_utils import gin_config
 
     macros = gin_config.macros(arguments.gin_file)
@@ -187,3 +197,156 @@ def _planned_run(arguments: argparse.Namespace) -> TrainRun:
         name = "MESH" if "MESH" in macros else "Partitioning.mesh_shape"
         bindings[name] = f"({', '.join(sizes)})"
     return gin_config.parse_and_build(arguments.gin_file, bindings)
+
+
+def plan_text(plan: Plan) -> str:
+    """Returns batch, memory, time, communication and hours of a plan as text."""
+    topology, chip = plan.topology, plan.topology.chip
+    data, fsdp, tensor = plan.mesh
+    head = (
+        f"{topology}: {topology.chips} chips on {topology.hosts} hosts; mesh data {data}, "
+        f"fsdp {fsdp}, tensor {tensor}; {sum(plan.parameters.values()):,} parameters"
+    )
+    sections = [head, table(_streams(plan))]
+    compiled = [
+        (name, program)
+        for name, program in (("training step", plan.training), ("decoding", plan.decoding))
+        if program is not None
+    ]
+    if compiled:
+        sections.append(
+            f"memory per chip in GiB, as compiled, of {chip.usable_hbm_bytes / GIB:.2f}:\n"
+            + table([_memory(name, program) for name, program in compiled])
+        )
+        sections.append(
+            "largest buffers at the peak of the training step:\n"
+            + table(
+                [
+                    {"GiB": round(each.bytes / GIB, 3), "part": each.part, "operation": each.name}
+                    for each in compiled[0][1].largest[:_SHOWN_BUFFERS]
+                ]
+            )
+            if compiled[0][1].largest
+            else "the compiler listed no buffers"
+        )
+        sections += [
+            _quick(name, program) for name, program in compiled if program.compiler_options
+        ]
+    else:
+        estimated = plan.estimate.memory
+        rows = [
+            {"part": name, "GiB": round(size / GIB, 3)}
+            for name, size in {**estimated.by_part(), "all": estimated.total}.items()
+        ]
+        sections.append(
+            f"memory per chip, estimated, of {plan.estimate.capacity / GIB:.2f} GiB:\n"
+            + table(rows)
+        )
+    sections.append(table(_time(plan)))
+    sections.append(table(_sent(plan)))
+    sections.append(_hours(plan))
+    return "\n\n".join(sections)
+
+
+def _quick(name: str, program: ProgramPlan) -> str:
+    options = ", ".join(f"{key}={value}" for key, value in program.compiler_options.items())
+    caveat = "cycles are overestimated, code size underestimated; " if program.fits else ""
+    return (
+        f"the {name} was compiled with {options}, smaller tiles that compile faster: {caveat}"
+        "--exact compiles with the options of training"
+    )
+
+
+def _streams(plan: Plan) -> list[dict[str, Any]]:
+    return [
+        {
+            "stream": name,
+            "batch": each.batch,
+            "per chip": each.per_chip,
+            "audio (s)": each.audio_seconds or None,
+            "tokens": each.tokens or None,
+        }
+        for name, each in plan.streams.items()
+    ]
+
+
+def _memory(name: str, program: ProgramPlan) -> dict[str, Any]:
+    memory = program.memory
+    if memory is None:
+        asked = None if program.needed is None else round(program.needed / GIB, 2)
+        why = "not compiled" if asked is None else "does not fit"
+        nothing = dict.fromkeys(("arguments", "results", "temporaries", "code"))
+        return {"program": name, **nothing, "all": asked, "free": why}
+    return {
+        "program": name,
+        "arguments": round(memory.arguments / GIB, 3),
+        "results": round(memory.results / GIB, 3),
+        "temporaries": round(memory.temporaries / GIB, 3),
+        "code": round(memory.code / GIB, 3),
+        "all": round(memory.used / GIB, 2),
+        "free": f"{memory.free_share:.0%}",
+    }
+
+
+def _time(plan: Plan) -> list[dict[str, Any]]:
+    step = plan.estimate.step
+    rows: list[tuple[str, str]] = [
+        ("model FLOPs per step", f"{step.model_flops:.4g}"),
+        ("seconds per step, roofline", f"{step.seconds:.3g} (bound by {step.bound})"),
+    ]
+    if plan.training is not None and plan.training.compiler_seconds is not None:
+        seconds = plan.training.compiler_seconds
+        tiles = ", small tiles" if plan.training.compiler_options else ""
+        rows.append(
+            ("seconds per step, cycles of the compiler", f"{seconds:.3g} (without waiting{tiles})")
+        )
+    rows.append(("model-FLOPs utilisation, roofline", f"{step.utilisation:.1%}"))
+    if plan.decoding is not None and plan.decoding.compiler_seconds is not None:
+        seconds = plan.decoding.compiler_seconds
+        rows.append(
+            (
+                "seconds per decoded batch, cycles of the compiler",
+                f"{seconds:.3g} (each loop counted once)",
+            )
+        )
+    return [{"time": name, "value": value} for name, value in rows]
+
+
+def _sent(plan: Plan) -> list[dict[str, Any]]:
+    if plan.training is not None and plan.training.fits:
+        found, source = plan.training.collectives, "compiled"
+    else:
+        source = "estimated"
+        found = {f"{each.kind} over {each.axis}": each.sent for each in plan.estimate.transfers}
+    rows = [
+        {f"sent per chip and step, {source}": name, "MiB": round(size / 2**20, 1)}
+        for name, size in found.items()
+    ]
+    if plan.topology.slices > 1 and plan.training is not None and plan.training.fits:
+        rows.append(
+            {
+                f"sent per chip and step, {source}": "of these to other slices",
+                "MiB": round(plan.training.between_slices / 2**20, 1),
+            }
+        )
+    return rows or [{f"sent per chip and step, {source}": "nothing", "MiB": 0.0}]
+
+
+def _hours(plan: Plan) -> str:
+    time = plan.estimate.time
+    rows = [
+        {
+            "from step": each.phase.begins,
+            "steps": each.phase.steps,
+            "streams": each.phase.streams,
+            "s per step": round(each.step_seconds, 3),
+            "hours": round(each.hours, 1),
+            "chip-hours": round(each.hours * time.chips),
+            "audio hours per second": round(each.audio_hours_per_second, 2),
+        }
+        for each in time.phases
+    ]
+    return table(rows) + (
+        f"\ntotal {time.hours:.1f} hours, {time.chip_hours:,.0f} chip-hours, "
+        f"{time.audio_hours:,.0f} hours of audio ({time.audio_hours_per_second:.2f} per second)"
+    )

@@ -1,4 +1,4 @@
-"""`maestro prepare`: makes a corpus, or reads one in its official layout, for its tasks to use."""
+"""`maestro prepare`: converts a corpus from its official layout, or synthesises MiniVox."""
 
 from __future__ import annotations
 
@@ -28,26 +28,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     names = [*MADE, *corpus_names()]
     parser.add_argument("corpus", metavar="CORPUS", help="one of: " + ", ".join(names))
     configs = "; ".join(f"{corpus}: {', '.join(names)}" for corpus, names in MADE.items())
-    parser.add_argument("--config", help=f"which size of it ({configs}); the first by default")
     parser.add_argument(
-        "--source_dir", metavar="DIR", help="the corpus as it was downloaded and unpacked"
+        "--config", help=f"configuration of a synthesised corpus ({configs}); default: the first"
     )
     parser.add_argument(
-        "--languages", metavar="L,L", help="which of it, as de,fr or de_en; all that is there"
+        "--source_dir", metavar="DIR", help="directory of the corpus as downloaded and unpacked"
     )
-    parser.add_argument("--name", help=f"with {', '.join(NAMED)}: what the corpus is called")
+    parser.add_argument(
+        "--languages",
+        metavar="L,L",
+        help="languages or pairs to prepare, as de,fr or de_en; default: all in the directory",
+    )
+    parser.add_argument("--name", help=f"name of the corpus, with {', '.join(NAMED)}")
     parser.add_argument(
         "--text_rules",
         choices=tuple(RULES),
-        help="with corpora of one's own and plain text: as transcripts are scored (the default), "
-        "or as texts are spoken, with numbers in words and without what is in parentheses",
+        help="normalisation of your own corpora and of plain text: that of scoring (the default), "
+        "or spoken form, with numbers in words and without parentheses",
     )
+    parser.add_argument("--strict", action="store_true", help="stop at the first issue")
+    parser.add_argument("--overwrite", action="store_true", help="replace what was prepared before")
     parser.add_argument(
-        "--strict", action="store_true", help="let the first thing that is wrong be an error"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="make again what is there")
-    parser.add_argument(
-        "--workers", type=options.positive, metavar="N", help="processes; one a core by default"
+        "--workers",
+        type=options.positive,
+        metavar="N",
+        help="number of processes; default: one per core",
     )
     options.add_data_dir(parser)
 
@@ -61,7 +66,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _make(arguments: argparse.Namespace) -> None:
-    """Makes a corpus that needs no source."""
+    """Synthesises a corpus."""
     corpus = arguments.corpus
     config = arguments.config or MADE[corpus][0]
     if config not in MADE[corpus]:
@@ -78,14 +83,16 @@ def _make(arguments: argparse.Namespace) -> None:
 
 
 def _read(arguments: argparse.Namespace) -> None:
-    """Reads a corpus in its official layout."""
+    """Converts a corpus from its official layout."""
     names = [*MADE, *corpus_names()]
     if arguments.corpus not in names:
         remedy = near_misses(arguments.corpus, names) or f" The corpora are: {', '.join(names)}."
         raise UserError(f"there is no corpus {arguments.corpus!r} to prepare.{remedy}")
     corpus = find_corpus(arguments.corpus)
     if arguments.source_dir is None:
-        raise UserError(f"say where {corpus.title} lies: --source_dir DIR.")
+        raise UserError(
+            f"{corpus.title} needs --source_dir DIR, the directory of the downloaded corpus."
+        )
     if arguments.name:
         if arguments.corpus not in NAMED:
             raise UserError(f"--name is for {', '.join(NAMED)}; the other corpora have names.")
@@ -132,7 +139,7 @@ def _read(arguments: argparse.Namespace) -> None:
 
 
 def _closing_table(name: str, done: list[PreparedConfig]) -> str:
-    """What was written, beside what was published, and why it differs."""
+    """Formats what was written, beside the published sizes, and the reasons for differences."""
     rows = [
         {
             "corpus": f"{name}/{prepared.config}",

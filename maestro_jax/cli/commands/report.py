@@ -1,4 +1,4 @@
-"""`maestro report`: writes the report of a training run again."""
+"""`maestro report`: writes the HTML report of a run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import argparse
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
-    parser.add_argument("model_dir", metavar="MODEL_DIR", help="of a run, finished or under way")
+    parser.add_argument("model_dir", metavar="MODEL_DIR", help="model directory of a run")
 
 
 def run(arguments: argparse.Namespace) -> None:

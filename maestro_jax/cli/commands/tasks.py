@@ -1,4 +1,4 @@
-"""`maestro tasks`: the tasks and mixtures that runs can name."""
+"""`maestro tasks`: lists the tasks and mixtures that runs can name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from maestro_jax.tables import table
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     parser.add_argument(
-        "filter", nargs="?", default="", metavar="TEXT", help="only names that contain this text"
+        "filter", nargs="?", default="", metavar="TEXT", help="list only names that contain TEXT"
     )
     options.add_data_dir(parser)
     options.add_json(parser)

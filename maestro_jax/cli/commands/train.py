@@ -17,24 +17,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     options.add_gin(parser)
     parser.add_argument(
-        "--model_dir", metavar="DIR", help="checkpoints, metrics and the configuration go here"
+        "--model_dir",
+        metavar="DIR",
+        help="directory for checkpoints, metrics and the configuration",
     )
     options.add_data_dir(parser)
     parser.add_argument(
-        "--steps", type=options.positive, help="train up to this step instead of the files' STEPS"
+        "--steps",
+        type=options.positive,
+        help="step at which training ends; default: STEPS of the gin files",
     )
-    parser.add_argument("--seed", type=options.not_negative, help="instead of the files' seed")
+    parser.add_argument(
+        "--seed", type=options.not_negative, help="random seed; default: SEED of the gin files"
+    )
     parser.add_argument(
         "--dry_run",
         action="store_true",
-        help="check the files and every shape, print the run's configuration and sizes, and stop",
+        help="check the gin files and all shapes, print the configuration and the sizes of the "
+        "run, and exit",
     )
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
     if not arguments.gin_file:
-        raise UserError("train needs a run: --gin_file runs/pretrain.gin, or a file of your own")
+        raise UserError(
+            "train needs a run: give --gin_file runs/pretrain.gin, or a gin file of your own"
+        )
     if not arguments.model_dir and not arguments.dry_run:
         raise UserError("train needs --model_dir DIR, or --dry_run")
     environment.prepare_process()
@@ -72,7 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _check_tasks(run: TrainRun) -> None:
-    """Refuses an unknown task, where TensorFlow is installed, before any device is touched."""
+    """Refuses unknown tasks before any device is touched, if TensorFlow is installed."""
     if importlib.util.find_spec("tensorflow") is None:
         return
     from maestro_jax.data.tensorflow_import import import_tensorflow

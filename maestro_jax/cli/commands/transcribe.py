@@ -1,4 +1,4 @@
-"""`maestro transcribe`: recordings to text, in their own language or translated."""
+"""`maestro transcribe`: transcribes or translates recordings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from maestro_jax.cli import environment, options, search_options
+from maestro_jax.cli import environment, options
 from maestro_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,31 +27,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "files",
         nargs="+",
         metavar="FILE",
-        help="a recording of any length and sampling rate, a directory of them, or - for standard "
-        "input",
+        help="recording of any length and sampling rate, directory of recordings, or - for "
+        "standard input",
     )
     parser.add_argument(
         "--language",
         metavar="CODE",
-        help="language that is spoken, for models that were built to be told it",
+        help="language of the speech, for models with a language input",
     )
     parser.add_argument(
         "--target_language",
         metavar="CODE",
-        help="translate into it, with a model trained for that; such a model's default is en",
+        help="language to translate into, for models trained for translation; default: en",
     )
-    search_options.add_search(parser)
+    options.add_search(parser)
     parser.add_argument(
         "--nbest",
         type=options.positive,
         default=1,
         metavar="N",
-        help="print so many hypotheses of a beam with their scores in nats; JSON has them all",
+        help="print the best N hypotheses of the beam with their scores in nats; JSON has all",
     )
     parser.add_argument(
         "--timestamps",
         action="store_true",
-        help="print when each word was heard, in seconds, and its score in nats; JSON has them",
+        help="print the time of each word in seconds and its score in nats; JSON always has them",
     )
     options.add_json(parser)
 
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
     if arguments.nbest > (arguments.beam_size or 1):
         raise UserError(
-            f"--nbest {arguments.nbest} needs a beam of as many: --beam_size {arguments.nbest}"
+            f"--nbest {arguments.nbest} needs a beam of that size: --beam_size {arguments.nbest}"
         )
     environment.prepare_process()
     from maestro_jax.cli.audio_inputs import ReadingProgress, audio_inputs
@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> None:
     model_dir = find_checkpoint(arguments.checkpoint).parent.parent
     train_run = gin_config.load_run(model_dir)
     environment.enable_compilation_cache()
-    search = search_options.search_config(arguments)
+    search = options.search_config(arguments)
     from maestro_jax.inference.transcriber import Transcriber
 
     transcriber = Transcriber.from_checkpoint(arguments.checkpoint, train_run, search=search)
@@ -112,9 +112,11 @@ def run(arguments: argparse.Namespace) -> None:
 def _opened(
     inputs: Sequence[AudioInput],
 ) -> tuple[Iterator[Iterable[np.ndarray]] | None, list[UserError]]:
-    """The recordings, of which the first that can be read is begun already.
+    """Opens the first recording that can be read.
 
-    None if there is none; and what is wrong with those before it.
+    Returns:
+        The chunks of all recordings, or None if none can be read; and the errors of those before
+        the first that can.
     """
     errors: list[UserError] = []
     for one in inputs:
@@ -139,7 +141,7 @@ def _error_record(one: AudioInput, error: UserError) -> dict:
 
 
 def _finish(records: Sequence[dict], arguments: argparse.Namespace) -> None:
-    """Prints the JSON, and fails if a recording could not be read: each has a line."""
+    """Prints the JSON and one line per recording that could not be read, and fails if any."""
     if arguments.json:
         print(json.dumps(records, indent=2, ensure_ascii=False), flush=True)
     errors = [record["error"] for record in records if "error" in record]
@@ -152,7 +154,7 @@ def _finish(records: Sequence[dict], arguments: argparse.Namespace) -> None:
 
 
 def _print_details(transcript: Transcript, arguments: argparse.Namespace) -> None:
-    """What was asked for beside the text, indented below it."""
+    """Prints timestamps and alternatives, indented below the text."""
     if arguments.timestamps:
         for word in transcript.words:
             print(f"  {word.start:8.2f}  {word.score:8.2f}  {word.text}")

@@ -1,4 +1,4 @@
-"""`maestro vocabulary`: trains the pieces that texts are cut into, on the texts of tasks."""
+"""`maestro vocabulary`: trains a vocabulary on the texts of tasks."""
 
 from __future__ import annotations
 
@@ -17,53 +17,60 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
-    parser.add_argument("name", metavar="NAME", help="what the vocabulary is called")
+    parser.add_argument("name", metavar="NAME", help="name of the vocabulary")
     parser.add_argument(
         "--task",
         action="extend",
         type=options.names,
         default=[],
         metavar="TASK,TASK",
-        help="a task or mixture whose training texts and translations it is trained on; "
-        "repeatable; all prepared ones that read this vocabulary if there is none",
+        help="tasks or mixtures whose training texts and translations are read; repeatable; "
+        "default: all prepared ones that use this vocabulary",
     )
     parser.add_argument(
         "--kind",
         default="unigram",
         choices=("unigram", "bpe", "char", "byte"),
-        help="of pieces: of SentencePiece, single letters, or UTF-8 bytes",
+        help="kind of pieces: those of SentencePiece (unigram, bpe), letters, or UTF-8 bytes; "
+        "default: %(default)s",
     )
     parser.add_argument(
-        "--size", type=options.positive, default=4096, metavar="N", help="pieces; 4096"
+        "--size",
+        type=options.positive,
+        default=4096,
+        metavar="N",
+        help="number of pieces; default: 4096",
     )
     parser.add_argument(
         "--temperature",
         type=_temperature,
         default=3.0,
         metavar="T",
-        help="1 draws languages by their size, more draws small ones more often, inf draws all "
-        "equally; 3",
+        help="sampling temperature over languages: 1 samples by size, inf uniformly; default: 3",
     )
     parser.add_argument(
         "--sentences",
         type=options.positive,
         default=1_000_000,
         metavar="N",
-        help="at most so many are read, evenly spread over the texts, and held in memory; 1000000",
+        help="number of sentences to sample, evenly spread over the texts and held in memory; "
+        "default: 1000000",
     )
     parser.add_argument(
         "--coverage",
         type=float,
         default=1.0,
         metavar="SHARE",
-        help="of the letters that must be pieces, 0.98 to 1; below 1 leaves rare letters out; 1",
+        help="fraction of the letters that pieces must cover, 0.98 to 1; default: 1",
     )
     parser.add_argument(
         "--byte_fallback",
         action="store_true",
-        help="write letters that are no pieces as UTF-8 bytes, which are 256 further pieces",
+        help="write letters without a piece as UTF-8 bytes, which add 256 pieces",
     )
-    parser.add_argument("--overwrite", action="store_true", help="make again what is there")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace a vocabulary of that name"
+    )
     options.add_data_dir(parser)
     options.add_json(parser)
 
@@ -100,7 +107,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _shown(row: LanguageRow) -> dict[str, object]:
-    """The numbers of a language; what is wrong with it has been said in words."""
+    """Returns the numbers of a language; warnings about it have been logged."""
     columns = dataclasses.asdict(row)
     for name in ("lost", "examples"):
         del columns[name]
