@@ -84,7 +84,7 @@ def test_a_finished_demo_does_not_start_over(demo_output: Path, one_device: dict
     done = subprocess.run(command, env=one_device, capture_output=True, text=True, check=True)
     assert [path.stat().st_mtime_ns for path in checkpoints] == before
     assert (demo_output / "pretrained" / "metrics.jsonl").read_text() == metrics
-    for expected in ("Reference:", "Hypothesis:", "Translation:", "Pictures:", "WER", "BLEU"):
+    for expected in ("Reference:", "Hypothesis:", "Translation:", "Figures:", "WER", "BLEU"):
         assert expected in done.stdout
 
 

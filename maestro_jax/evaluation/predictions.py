@@ -1,4 +1,4 @@
-"""What a model said of every utterance: kept line by line, gathered from every process."""
+"""Predictions of a model: one JSON line per utterance, gathered from all processes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from maestro_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """One utterance, what should have come out and what did.
+    """The reference and the hypothesis of one utterance.
 
     Attributes:
-        id: Of the utterance, unique within its direction.
+        id: Id of the utterance, unique within its direction.
         language: ISO 639-1 code of the speech.
-        target_language: Code of a translation; empty for a transcript.
+        target_language: Code of the language of a translation; empty for a transcript.
         reference: Transcript or translation as the corpus has it, not normalised.
-        hypothesis: What the model gave, not normalised.
+        hypothesis: Text that the model wrote, not normalised.
     """
 
     id: str
@@ -32,14 +32,14 @@ class Prediction:
 
     @property
     def direction(self) -> str:
-        """The row of a table that it counts in: ``de``, or ``de-en`` for a translation."""
+        """The row of a score table: `de`, or `de-en` for a translation."""
         if not self.target_language:
             return self.language
         return f"{self.language}-{self.target_language}"
 
 
 def merge(predictions: Iterable[Prediction]) -> tuple[list[Prediction], int]:
-    """Predictions in the order of direction and id, each utterance once.
+    """Sorts predictions by direction and id, and keeps each utterance once.
 
     Shards of an evaluation may overlap (a host wraps around to fill its last batch); the first
     prediction of an utterance counts.
@@ -67,9 +67,9 @@ def merge(predictions: Iterable[Prediction]) -> tuple[list[Prediction], int]:
 
 
 def gather_across_processes(predictions: Sequence[Prediction]) -> list[Prediction]:
-    """The predictions of every process, on every process; with one process, its own.
+    """Returns the predictions of all processes, on every process.
 
-    A collective: with several processes, every one must call it, also one with no predictions.
+    This is a collective operation: every process must call it, also one without predictions.
     """
     import jax
 
@@ -90,7 +90,7 @@ def gather_across_processes(predictions: Sequence[Prediction]) -> list[Predictio
 
 
 def write_predictions(predictions: Iterable[Prediction], path: epath.PathLike) -> None:
-    """Writes one JSON object a line; `read_predictions` reads them back."""
+    """Writes one JSON object per line; `read_predictions` reads them back."""
     path = epath.Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes("".join(_to_line(prediction) + "\n" for prediction in predictions).encode())
@@ -100,7 +100,7 @@ def read_predictions(path: epath.PathLike) -> list[Prediction]:
     """Reads what `write_predictions` wrote, to score it again without decoding.
 
     Raises:
-        UserError: If the file is missing or a line of it is not a prediction.
+        UserError: The file is missing, or one of its lines is not a prediction.
     """
     try:
         text = epath.Path(path).expanduser().read_bytes().decode()

@@ -1,7 +1,7 @@
-"""The whole way, from nothing to text: corpus, pretraining, fine-tuning, evaluation, a transcript.
+"""The whole workflow on MiniVox: corpus, pretraining, fine-tuning, evaluation, a transcript.
 
-Every stage leaves its result in the output directory and is skipped, or continued where it stood,
-when the demo is started again.
+Every stage writes its result to the output directory. When the demo is started again, finished
+stages are skipped and an interrupted one is continued.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ RECIPE = Recipe(
         ),
     ),
 )
-"""What the demo trains on, and for how long."""
+"""The stages of the demo."""
 
 
 def run_demo(
     output_dir: str | Path, data_dir: str | Path | None = None, *, recipe: Recipe | None = None
 ) -> None:
-    """Build MiniVox, pretrain, fine-tune for recognition and translation, evaluate, transcribe.
+    """Builds MiniVox, pretrains, fine-tunes for recognition and translation, and evaluates.
 
     Args:
-        output_dir: Models, tables and pictures go here.
-        data_dir: The root of the prepared data; by default `data` in the output directory.
-        recipe: Another corpus or other lengths than the demo's.
+        output_dir: Directory of models, tables and figures.
+        data_dir: Root of the prepared data; by default `data` in the output directory.
+        recipe: Another corpus or other lengths than those of the demo.
     """
     began = time.monotonic()
     recipe = recipe or RECIPE
@@ -67,21 +67,21 @@ def run_demo(
     output.mkdir(parents=True, exist_ok=True)
     announce = Announcer(len(recipe.stages) + 3)
 
-    announce("speaking MiniVox: sentences, voices, rooms and noise")
+    announce("synthesising MiniVox: sentences, voices, rooms and noise")
     from maestro_jax.minivox import dataset
 
     dataset.prepare(recipe.config, data)
 
     runs: dict[str, TrainRun] = {}
     directories: dict[str, Path] = {}
-    pictures: list[Path] = []
+    figures: list[Path] = []
     for stage in recipe.stages:
         announce(stage.doing)
         run, model_dir = recipe.train(stage.name, output, data)
         runs[stage.name], directories[stage.name] = run, model_dir
-        pictures.append(draw_curves(model_dir))
+        figures.append(draw_curves(model_dir))
         if stage.name == "pretrain":
-            pictures += draw_probe(model_dir)
+            figures += draw_probe(model_dir)
 
     announce("evaluating on speakers and sentences that were not trained on")
     asr_run, recognizer = runs["finetune_asr"], directories["finetune_asr"]
@@ -96,25 +96,27 @@ def run_demo(
     from maestro_jax.audio.reading import read_audio
 
     samples = read_audio(file)
-    heard = asr.transcribe([samples])[0]
+    transcript = asr.transcribe([samples])[0]
     translated = st.transcribe([samples])[0]
 
     print(f"\n{recognition.text()}\n{translation.text()}")
-    print("Pictures:")
-    for path in pictures:
+    print("Figures:")
+    for path in figures:
         print(f"  {path}")
-    print(f"Is pretraining healthy? {directories['pretrain'] / 'report.html'}")
+    print(f"Report of pretraining: {directories['pretrain'] / 'report.html'}")
     print(f"\nFile:                  {file}")
     print(f"Reference:             {reference}")
-    print(f"Hypothesis:            {heard.text}")
+    print(f"Hypothesis:            {transcript.text}")
     print(f"Reference translation: {english}")
     print(f"Translation:           {translated.text}")
-    print(f"\nDone in {(time.monotonic() - began) / 60:.1f} minutes. Try it yourself:")
+    print(
+        f"\nDone in {(time.monotonic() - began) / 60:.1f} minutes. To transcribe a file yourself:"
+    )
     print(f"  maestro transcribe {recognizer} {file}")
 
 
 def _evaluate(run: TrainRun, model_dir: Path, data: Path, transcriber: Transcriber) -> RunScores:
-    """Scores of one model on its test sets."""
+    """Scores one model on its test sets."""
     return evaluate_run(
         run,
         model_dir=model_dir,
@@ -125,7 +127,7 @@ def _evaluate(run: TrainRun, model_dir: Path, data: Path, transcriber: Transcrib
 
 
 def _held_out_file(run: TrainRun, output: Path, data: Path) -> tuple[Path, str, str]:
-    """A test utterance as a wav file, its transcript and its English translation."""
+    """Writes a test utterance as a wav file; returns path, transcript and English translation."""
     import soundfile
 
     from maestro_jax.data.loader import evaluation_batches

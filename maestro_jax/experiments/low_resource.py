@@ -1,12 +1,12 @@
-"""What pretraining on speech and text is worth to a language with 24 transcribed utterances.
+"""The gain from pretraining for a language with 24 transcribed utterances.
 
-MAESTRO pretraining hears the transcribed speech of two other languages, untranscribed speech of
-all three and the 24 utterances, and reads plenty of Slovene text. Its model is fine-tuned on the 24
-utterances; so is the same model from scratch. Both are then tested on voices and sentences that
-neither has trained on, with the same searches.
+MAESTRO is pretrained on transcribed speech of two other languages, on untranscribed speech of all
+three, on the 24 utterances and on Slovene text. It is then fine-tuned on the 24 utterances; so is
+the same model from scratch. Both are tested on voices and sentences that neither has trained on,
+with the same searches.
 
-Every stage leaves its result in the output directory and is skipped, or continued where it stood,
-when the command is started again.
+Every stage writes its result to the output directory. When the command is started again, finished
+stages are skipped and an interrupted one is continued.
 """
 
 from __future__ import annotations
@@ -49,24 +49,24 @@ RECIPE = Recipe(
         ),
     ),
 )
-"""What the experiment trains on, and for how long."""
+"""The stages of the experiment."""
 
 MODELS = {"finetune": "pretrained and fine-tuned", "scratch": "from scratch"}
 SEARCHES = {"greedy": SearchConfig(), "beam of 8": SearchConfig(beam_size=8)}
-"""Neither has a language model of its own: what a search knows of the language is the model's."""
+"""Searches without an external language model."""
 
 
 def run_low_resource(
     output_dir: str | Path, data_dir: str | Path | None = None, *, recipe: Recipe | None = None
 ) -> None:
-    """Build MiniVox, pretrain, fine-tune, train from scratch, and compare on the test set.
+    """Builds MiniVox, pretrains, fine-tunes, trains from scratch, and compares on the test set.
 
-    The comparison is printed, and kept in `low_resource.json` in the output directory.
+    The comparison is printed, and written to `low_resource.json` in the output directory.
 
     Args:
-        output_dir: Models, tables and pictures go here.
-        data_dir: The root of the prepared data; by default `data` in the output directory.
-        recipe: Another corpus or other lengths than the experiment's.
+        output_dir: Directory of models, tables and figures.
+        data_dir: Root of the prepared data; by default `data` in the output directory.
+        recipe: Another corpus or other lengths than those of the experiment.
     """
     began = time.monotonic()
     recipe = recipe or RECIPE
@@ -75,7 +75,7 @@ def run_low_resource(
     output.mkdir(parents=True, exist_ok=True)
     announce = Announcer(len(recipe.stages) + 2)
 
-    announce("speaking MiniVox: sentences, voices, rooms and noise")
+    announce("synthesising MiniVox: sentences, voices, rooms and noise")
     from maestro_jax.minivox import dataset
 
     dataset.prepare(recipe.config, data)
@@ -87,7 +87,7 @@ def run_low_resource(
         draw_curves(directories[stage.name])
 
     announce("testing both on speakers and sentences that were not trained on")
-    pictures = draw_probe(directories["pretrain"])
+    figures = draw_probe(directories["pretrain"])
     rows: list[dict[str, object]] = []
     comparisons: dict[str, PairedComparison] = {}
     for how, search in SEARCHES.items():
@@ -115,31 +115,33 @@ def run_low_resource(
         "test_set": test_set,
         "steps": {name: run.steps for name, run in runs.items()},
         "minutes": minutes,
-        "searches": {how: dataclasses.asdict(found) for how, found in comparisons.items()},
+        "searches": {
+            how: dataclasses.asdict(comparison) for how, comparison in comparisons.items()
+        },
     }
     (output / "low_resource.json").write_text(json.dumps(record, indent=2) + "\n")
 
     print(f"\n{test_set}, {comparisons['greedy'].utterances} utterances\n")
     print(table(rows))
     print()
-    for how, found in comparisons.items():
-        interval = _interval(found.ratio_interval)
-        print(f"Ratio of the word error rates, {how}: {found.ratio:.2f}{interval}")
+    for how, comparison in comparisons.items():
+        interval = _interval(comparison.ratio_interval)
+        print(f"Ratio of the word error rates, {how}: {comparison.ratio:.2f}{interval}")
     print("Intervals: 95%, bootstrap by utterance; for the ratio both models on the same draws.\n")
     spent = [
         {"stage": name, "steps": runs[name].steps, "minutes": round(minutes[name], 1)}
         for name in runs
     ]
     print(table(spent))
-    print("\nPictures of the pretrained model:")
-    for path in pictures:
+    print("\nFigures of the pretrained model:")
+    for path in figures:
         print(f"  {path}")
-    print(f"Is pretraining healthy? {directories['pretrain'] / 'report.html'}")
+    print(f"Report of pretraining: {directories['pretrain'] / 'report.html'}")
     print(f"\nDone in {(time.monotonic() - began) / 60:.1f} minutes.")
 
 
 def _row(model: str, search: str, evaluation: Evaluation) -> dict[str, object]:
-    """A line of the table of word error rates."""
+    """Returns a row of the table of word error rates."""
     scores = evaluation.rows[0].scores
     return {
         "model": model,

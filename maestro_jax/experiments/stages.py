@@ -1,7 +1,4 @@
-"""Training runs one after the other, each beginning from an earlier one, continued if interrupted.
-
-What `maestro demo` runs is a list of such stages; what it makes of their models is another matter.
-"""
+"""Training runs in sequence, each initialised from an earlier one and continued if interrupted."""
 
 from __future__ import annotations
 
@@ -20,12 +17,12 @@ class Stage:
     """One training run.
 
     Attributes:
-        name: By which the stages of a recipe are told apart.
-        file: The gin file of the run.
-        directory: Where its model goes, within the output directory.
-        doing: What is said when it begins.
-        init_from: The stage whose model it begins with; None for a run from scratch.
-        bindings: Macros of the file that this stage changes.
+        name: Name of the stage, unique in its recipe.
+        file: Gin file of the run.
+        directory: Model directory, within the output directory.
+        doing: Line that is printed when the stage begins.
+        init_from: Stage from whose model it is initialised; None for a run from scratch.
+        bindings: Macros of the file that this stage overrides.
     """
 
     name: str
@@ -38,14 +35,14 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Which MiniVox is trained on, by which stages, and for how long.
+    """The stages of an experiment, its MiniVox configuration, and what they override.
 
     Attributes:
-        stages: In the order in which they run.
-        config: Which MiniVox.
-        data_gin: A data file read after those of the runs; None for their own.
-        bindings: Macros changed in every run that reads them.
-        steps: Training steps by stage, where they differ from its file's.
+        stages: Stages in the order in which they run.
+        config: Configuration of MiniVox.
+        data_gin: Gin file of the data, read after those of the runs; None for their own.
+        bindings: Macros overridden in every run that reads them.
+        steps: Training steps by stage, where they differ from those of its file.
     """
 
     stages: tuple[Stage, ...]
@@ -55,16 +52,16 @@ class Recipe:
     steps: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def stage(self, name: str) -> Stage:
-        """The stage of that name."""
+        """Returns the stage of that name."""
         return next(stage for stage in self.stages if stage.name == name)
 
     def train(self, name: str, output: Path, data: Path) -> tuple[TrainRun, Path]:
-        """Train one stage, or go on training it, with a record of its configuration.
+        """Trains one stage, or continues it, and records its configuration.
 
         Args:
-            name: Of the stage; the one that it begins with must have run.
-            output: The directory of all stages.
-            data: The root of the prepared data.
+            name: Name of the stage; the stage that it is initialised from must have run.
+            output: Directory of all stages.
+            data: Root of the prepared data.
 
         Returns:
             The run and its model directory.
@@ -94,20 +91,20 @@ class Recipe:
 
 
 def training_minutes(model_dir: Path) -> float:
-    """How long a run has trained, over all its starts, compilation included.
+    """Returns the minutes that a run has trained, over all its starts, with compilation.
 
     Args:
-        model_dir: Of a run that has reached a log point.
+        model_dir: Model directory of a run that has reached a log point.
     """
     last = (model_dir / "metrics.jsonl").read_text().splitlines()[-1]
     return float(json.loads(last)["elapsed_seconds"]) / 60.0
 
 
 class Announcer:
-    """Says which part of a command begins, and how many there are.
+    """Prints which part of an experiment begins, and the number of parts.
 
     Attributes:
-        parts: How many there will be.
+        parts: Number of parts.
     """
 
     def __init__(self, parts: int) -> None:
@@ -115,6 +112,6 @@ class Announcer:
         self._begun = 0
 
     def __call__(self, doing: str) -> None:
-        """Announce the next part."""
+        """Prints that the next part begins."""
         self._begun += 1
         print(f"\n[{self._begun}/{self.parts}] {doing}", flush=True)

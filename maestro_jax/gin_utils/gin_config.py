@@ -1,7 +1,7 @@
-"""From gin files and `--gin.NAME=VALUE` arguments to a training run, with every mistake named.
+"""Builds a training run from gin files and `--gin.NAME=VALUE` arguments, and checks them.
 
-Gin itself accepts a macro that nobody reads, reports a missing value only when the value is first
-asked for, and spreads its messages over several lines. Here the text is read twice: once without
+Gin itself accepts a macro that nothing reads, reports a missing value only when the value is first
+read, and spreads its messages over several lines. Here the text is read twice: once without
 importing anything (`gin_source`), to check names, and once by gin.
 """
 
@@ -78,7 +78,7 @@ def parse(gin_files: Sequence[str], bindings: Mapping[str, str] | None = None) -
 
 
 def build_run() -> TrainRun:
-    """The training run that the parsed files describe. No device is touched.
+    """Builds the training run that the parsed files describe, without touching a device.
 
     Raises:
         UserError: If no file configures a run, or a value of it is missing or refused.
@@ -105,12 +105,12 @@ def build_run() -> TrainRun:
 
 
 def config_text() -> str:
-    """Everything that was bound, as one gin text with its imports, which gin can read again."""
+    """Returns all bindings with their imports as one gin text, which gin can read again."""
     return gin.config_str(max_line_length=100)
 
 
 def operative_config_text() -> str:
-    """The values that the constructed run used, defaults included; call after `build_run`."""
+    """Returns the values that the built run used, with defaults; call after `build_run`."""
     return gin.operative_config_str(max_line_length=100)
 
 
@@ -119,10 +119,10 @@ def load_run(
     bindings: Mapping[str, str] | None = None,
     gin_files: Sequence[str] = (),
 ) -> TrainRun:
-    """The run that a model directory holds, as its latest start wrote it.
+    """Builds the run of a model directory, from the configuration of its latest start.
 
     Args:
-        model_dir: A directory that `maestro train` wrote.
+        model_dir: Model directory of a run.
         bindings: Values to change.
         gin_files: Files to read after the run's own configuration.
 
@@ -137,13 +137,13 @@ def load_run(
 def parse_and_build(
     gin_files: Sequence[str], bindings: Mapping[str, str] | None = None
 ) -> TrainRun:
-    """`parse`, then `build_run`."""
+    """Parses gin files and bindings, and builds their run."""
     parse(gin_files, bindings)
     return build_run()
 
 
 def configured(cls: type[T]) -> type[T]:
-    """A class with the values that the parsed gin files give its arguments; as it is, without."""
+    """Returns a class with the arguments that the parsed gin files bind; unchanged without any."""
     try:
         bound = gin.get_bindings(cls, resolve_references=False)
     except ValueError:  # No file has ever named the class.
@@ -152,7 +152,7 @@ def configured(cls: type[T]) -> type[T]:
 
 
 def macros(gin_files: Sequence[str]) -> set[str]:
-    """The macros that gin files and their includes read."""
+    """Returns the macros that gin files and their includes read."""
     source = gin_source.Source()
     for name in gin_files:
         source.read(gin_source.find_file(name))
@@ -160,7 +160,7 @@ def macros(gin_files: Sequence[str]) -> set[str]:
 
 
 def _as_gin_value(name: str, text: str, source: gin_source.Source) -> str:
-    """The text of a value from the command line, quoted if it can only be a string."""
+    """Returns a value of the command line as gin text, quoted if it can only be a string."""
     if gin_source.is_value(text):
         return text
     flag = f"--gin.{name}={text}"
@@ -211,7 +211,7 @@ def _check_required(source: gin_source.Source) -> None:
 
 @functools.cache
 def _search_shipped_files() -> None:
-    """Lets `include` find the shipped files, once a process."""
+    """Lets `include` find the shipped files; runs once per process."""
     gin.add_config_file_search_path(str(config_root()))
 
 
@@ -233,12 +233,12 @@ def _files_alone() -> Iterator[None]:
 
 
 def _user_error(error: Exception, where: str = "", known: Iterable[str] = ()) -> UserError:
-    """One line from gin's several, with the file and line and the near misses.
+    """Makes one line of gin's several, with file, line and near misses.
 
     Args:
         error: What gin raised.
-        where: The place, if the error does not tell a closer one.
-        known: The selectors that the files use.
+        where: File or option, where the error does not name a line.
+        known: Selectors that the files use.
     """
     text = str(error)
     lines = text.splitlines() or [type(error).__name__]
@@ -251,7 +251,7 @@ def _user_error(error: Exception, where: str = "", known: Iterable[str] = ()) ->
 
 
 def _in_plain_words(message: str, known: Iterable[str]) -> str:
-    """Gin's and Python's messages about names, with what would have been understood."""
+    """Rewrites messages of gin and Python about names, with near misses."""
     if match := re.match(r"Configurable '(.+)' doesn't have a parameter named '(.+)'", message):
         target = gin.get_configurable(match[1])
         # The signature of gin's own metaclass would hide that of the class.

@@ -1,4 +1,4 @@
-"""What gin files say, read without importing or binding anything."""
+"""Reads gin files without importing or binding anything."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _REFERENCE = object()
 
 
 class _Collector(config_parser.ParserDelegate):
-    """Notes the macros and the selectors that values refer to."""
+    """Collects the macros and the selectors that values refer to."""
 
     def __init__(self) -> None:
         self.macros: list[str] = []
@@ -106,7 +106,7 @@ class Source:
             raise UserError(f"{where}: not gin syntax: {message.splitlines()[0]}") from error
 
     def required(self) -> list[str]:
-        """The macros and parameters whose last value is `%gin.REQUIRED`."""
+        """Returns the macros and parameters whose last value is `%gin.REQUIRED`."""
         return [name for name, value in self.values.items() if value is _REQUIRED]
 
     def _bind(self, statement: config_parser.BindingStatement, where: str) -> None:
@@ -122,11 +122,11 @@ class Source:
 
 
 def find_file(name: str, where: str = "") -> pathlib.Path:
-    """The gin file of a name: a path as it stands, else one of the shipped files.
+    """Finds a gin file: a path as it stands, else one of the shipped files.
 
     Args:
         name: `my/file.gin`, or `runs/pretrain.gin` below the shipped files' root.
-        where: What an error begins with, for an include.
+        where: File and line of an include, with which an error begins.
 
     Raises:
         UserError: If there is no such file, with the shipped files that are spelt like it.
@@ -143,13 +143,13 @@ def find_file(name: str, where: str = "") -> pathlib.Path:
 
 
 def shipped_files() -> list[str]:
-    """The names of the shipped gin files, relative to their root."""
+    """Returns the names of the shipped gin files, relative to their root."""
     root = config_root()
     return sorted(path.relative_to(root).as_posix() for path in root.rglob("*.gin"))
 
 
 def shipped_macros() -> set[str]:
-    """Every macro that some shipped gin file reads."""
+    """Returns the macros that the shipped gin files read."""
     source = Source()
     for name in shipped_files():
         source.read(config_root() / name)
@@ -157,7 +157,7 @@ def shipped_macros() -> set[str]:
 
 
 def is_value(text: str) -> bool:
-    """Whether a text as a whole is a gin value: a Python literal, `@reference` or `%macro`."""
+    """Returns whether a text is one gin value: a Python literal, `@reference` or `%macro`."""
     try:
         statements = list(config_parser.ConfigParser(f"x = {text}", _Collector()))
     except (SyntaxError, tokenize.TokenError, StopIteration):

@@ -1,4 +1,4 @@
-"""What a run writes about itself into its model directory: configuration, versions, command."""
+"""The record of a run in its model directory: configuration, versions, command line."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ def write(
 
 
 def latest(model_dir: str | os.PathLike[str], name: str) -> epath.Path:
-    """The newest of `name`, `name.1`, `name.2` ... in a model directory.
+    """Returns the newest of `name`, `name.1`, `name.2` ... in a model directory.
 
     Raises:
-        UserError: If the directory or the file is not there.
+        UserError: The directory or the file does not exist.
     """
     directory = epath.Path(model_dir)
     if not directory.is_dir():
@@ -75,7 +75,7 @@ def latest(model_dir: str | os.PathLike[str], name: str) -> epath.Path:
 
 
 def versions_text(argv: Sequence[str]) -> str:
-    """JSON of what a run was started with: versions, git commit, command line, XLA's flags."""
+    """Returns versions, git commit, command line and XLA flags of this process as JSON."""
     installed = {}
     for package in _PACKAGES:
         try:
@@ -93,12 +93,12 @@ def versions_text(argv: Sequence[str]) -> str:
 
 
 def command_line() -> list[str]:
-    """The command line of this process, the program by its name alone."""
+    """Returns the command line of this process, with the name of the program only."""
     return [pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]
 
 
 def _newest(directory: epath.Path, name: str) -> tuple[int, epath.Path] | None:
-    """The highest suffix of a file, 0 for none, and its path."""
+    """Returns the highest suffix of a file (0 for none) and its path."""
     found = []
     for path in directory.glob(f"{name}*"):
         rest = path.name[len(name) :]
@@ -110,9 +110,10 @@ def _newest(directory: epath.Path, name: str) -> tuple[int, epath.Path] | None:
 
 
 def _git_state() -> dict[str, str | bool] | None:
-    """The commit of the checkout that the package runs from, and whether files of it changed.
+    """Returns the commit of the package's checkout, and whether files differ from it.
 
-    Where there is no checkout, `$MAESTRO_GIT_COMMIT`: hosts that got an archive are told so.
+    Where there is no checkout, it is `$MAESTRO_GIT_COMMIT`, which launch scripts set on hosts that
+    get an archive.
     """
     package = pathlib.Path(__file__).resolve().parents[1]
 
