@@ -88,11 +88,11 @@ class BackoffModel:
             vocab_size: Number of tokens of the result, at least that of the model.
             like: The given token.
         """
-        more = vocab_size - self.vocab_size
+        added = vocab_size - self.vocab_size
         tokens, zeros = np.arange(vocab_size, dtype=np.int32), np.zeros(vocab_size, np.int32)
         unigrams = self.levels[0]
-        log_probs = np.append(unigrams.log_probs, np.repeat(unigrams.log_probs[like], more))
-        backoffs = np.append(unigrams.backoffs, np.zeros(more, np.float32))
+        log_probs = np.append(unigrams.log_probs, np.repeat(unigrams.log_probs[like], added))
+        backoffs = np.append(unigrams.backoffs, np.zeros(added, np.float32))
         first = Level(zeros, tokens, zeros, log_probs, backoffs)
         return dataclasses.replace(self, levels=(first, *self.levels[1:]))
 

@@ -82,8 +82,8 @@ def masked_prediction_loss(
         of masked frames.
     """
     logits = logits.astype(jnp.float32)
-    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    loss = jax.nn.logsumexp(logits, axis=-1) - picked
+    target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    loss = jax.nn.logsumexp(logits, axis=-1) - target_logits
     correct = (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)
     if targets.ndim == 3:
         loss, correct = jnp.mean(loss, axis=-1), jnp.mean(correct, axis=-1)

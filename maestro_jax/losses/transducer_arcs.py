@@ -105,8 +105,8 @@ def blank_label_log_probs(
     summed = jnp.where(jnp.arange(logits.shape[-1]) == blank_id, NEG, logits) if hat else logits
     normaliser = jax.nn.logsumexp(summed.astype(dtype), axis=-1)
     blank = logits[..., blank_id].astype(dtype)
-    picked = jnp.take_along_axis(logits[:, :, :-1], labels[:, None, :, None], axis=-1)[..., 0]
-    log_label = picked.astype(dtype) - normaliser[..., :-1]
+    label_logits = jnp.take_along_axis(logits[:, :, :-1], labels[:, None, :, None], axis=-1)[..., 0]
+    log_label = label_logits.astype(dtype) - normaliser[..., :-1]
     if hat:
         log_label = log_label + jax.nn.log_sigmoid(-blank[..., :-1])
         return jax.nn.log_sigmoid(blank), log_label, normaliser

@@ -275,8 +275,8 @@ def _does_not_fit(message: str, directory: Path, chip: Chip, what: str) -> DoesN
         parts[buffer.part] = parts.get(buffer.part, 0) + buffer.bytes
     if parts:
         most = sorted(parts.items(), key=lambda item: -item[1])[:3]
-        asked = ", ".join(f"{part} {size / GIB:.2f} GiB" for part, size in most)
-        line += f"; the most is asked for by {asked} (largest buffer: {largest[0].name})"
+        sizes_text = ", ".join(f"{part} {size / GIB:.2f} GiB" for part, size in most)
+        line += f"; the most is asked for by {sizes_text} (largest buffer: {largest[0].name})"
     return DoesNotFit(
         line + ". Take more chips, a smaller batch, more devices along fsdp, or REMAT = True.",
         needed,

@@ -98,13 +98,13 @@ def _first(
     content: bytes, at: int, letters: bytes, before: int, pattern: re.Pattern[bytes]
 ) -> Iterator[int]:
     """Yields the first place of one header, if there is one."""
-    found = content.find(letters, at)
-    while found >= 0:
+    letters_at = content.find(letters, at)
+    while letters_at >= 0:
         if before < 0:
-            places = [found - back for back in _BEFORE_INDEX if found - back >= at]
+            places = [letters_at - back for back in _BEFORE_INDEX if letters_at - back >= at]
             headers = [one for one in places if mpeg.is_stream(content, one)]
         else:
-            place = found - before
+            place = letters_at - before
             is_header = place >= at and pattern.match(content, place) is not None
             if is_header and letters == b"ID3":
                 is_header = _is_frames(content, mpeg.after_tags(content, place))
@@ -114,4 +114,4 @@ def _first(
         if headers:
             yield headers[0]
             return
-        found = content.find(letters, found + 1)
+        letters_at = content.find(letters, letters_at + 1)

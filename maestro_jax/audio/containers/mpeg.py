@@ -235,8 +235,8 @@ def _after_tag(content: bytes, at: int) -> int | None:
         is_header = bool(content[at + 23 : at + 24]) and content[at + 23] & 0x20
         return min(at + 32 + (size if is_header else 0), len(content))
     if beginning.startswith(b"LYRICSBEGIN"):
-        found = content.find(b"LYRICS200", at)
-        return found + 9 if found >= 0 else None
+        end = content.find(b"LYRICS200", at)
+        return end + 9 if end >= 0 else None
     if beginning.startswith(b"TAG") and at + 128 <= len(content):
         return at + 128
     return None
@@ -258,8 +258,8 @@ def _indexed(content: bytes, stream: _Stream) -> bytes:
     version = stream.kind.version
     side = (17 if stream.mono else 32) if version == 3 else (9 if stream.mono else 17)
     place = 4 + side
-    found = stream.index[place : place + 4]
-    if found in (b"Xing", b"Info") and stream.index[place + 7] & 3 == 3:
+    name = stream.index[place : place + 4]
+    if name in (b"Xing", b"Info") and stream.index[place + 7] & 3 == 3:
         index = bytearray(stream.index)
         struct.pack_into(">II", index, place + 8, count, len(frames) + len(index))
         gaps = place + _GAPS_AT

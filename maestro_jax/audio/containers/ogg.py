@@ -318,7 +318,7 @@ def _opus_packets(content: bytes, stream: _Stream) -> tuple[list[tuple[bytes, in
         previous = page.number
         # The rest of a packet whose beginning is missing is dropped.
         is_orphan = bool(page.flags & _CONTINUED) and not held
-        at, here = page.body, 0
+        at, page_samples = page.body, 0
         for size in content[page.begin + _PAGE.size : page.body]:
             held += content[at : at + size]
             at += size
@@ -331,16 +331,16 @@ def _opus_packets(content: bytes, stream: _Stream) -> tuple[list[tuple[bytes, in
                 has_tags = True
             elif length := _opus_length(packet):
                 packets.append((packet, length))
-                here += length
+                page_samples += length
             else:
                 is_regular = False
-        if page.granule < 0 or not here:
-            is_regular &= not here
+        if page.granule < 0 or not page_samples:
+            is_regular &= not page_samples
             continue
-        trim = max(before + here - page.granule, 0) if page.flags & _LAST else 0
-        if trim >= here and trim:
+        trim = max(before + page_samples - page.granule, 0) if page.flags & _LAST else 0
+        if trim >= page_samples and trim:
             trim, is_regular = 0, False
-        is_regular &= page.granule == before + here - trim
+        is_regular &= page.granule == before + page_samples - trim
         before = page.granule
     return packets, trim, is_regular and bool(packets)
 
