@@ -1,9 +1,9 @@
-"""Speech from text through the espeak-ng library, in this process.
+"""Synthesises speech with the espeak-ng library, in this process.
 
 The library keeps state from one sentence to the next (phases of oscillators, noise generators,
-buffers), so a sentence would sound slightly different after another one. Every sentence here is
-therefore spoken by a library that has just been loaded, with seeded noise: the same call gives the
-same samples, to the byte, whatever was spoken before. Loading costs about two milliseconds.
+buffers), so that a sentence would sound slightly different after another one. Each call here
+therefore loads the library anew, which takes about two milliseconds, and seeds its noise: the same
+call always returns the same samples.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ _INITIALIZE_PHONEME_IPA = 0x0002
 _CHARS_UTF8 = 1
 _RATE, _PITCH = 1, 3
 _EVENT_LIST_TERMINATED, _EVENT_PHONEME = 0, 7
-_LONGEST_PHONEME = 8
+_MAX_PHONEME_BYTES = 8
 
 _STRESS = re.compile("[\u02c8\u02cc]")
 
 # The library copies its data path into a buffer of about 160 characters.
-_LONGEST_DATA_PATH = 120
+_MAX_DATA_PATH = 120
 
 
 class _Event(ctypes.Structure):
-    """`espeak_EVENT` of speak_lib.h, its union taken for a name."""
+    """`espeak_EVENT` of speak_lib.h; of its union, only the name is used."""
 
     _fields_ = [  # noqa: RUF012 - ctypes wants a list.
         ("type", ctypes.c_int),
@@ -56,7 +56,7 @@ class _Event(ctypes.Structure):
         ("audio_position", ctypes.c_int),
         ("sample", ctypes.c_int),
         ("user_data", ctypes.c_void_p),
-        ("name", ctypes.c_char * _LONGEST_PHONEME),
+        ("name", ctypes.c_char * _MAX_PHONEME_BYTES),
     ]
 
 
@@ -68,12 +68,12 @@ _lock = threading.Lock()
 
 @dataclasses.dataclass(frozen=True)
 class Phoneme:
-    """A sound, and when it is made.
+    """A phoneme of synthesised speech.
 
     Attributes:
-        symbol: In IPA, without stress; empty for a pause.
-        begin: The first of its samples at 16 kHz.
-        end: The first sample that is no longer its own.
+        symbol: Symbol of the IPA, without stress; empty for a pause.
+        begin: First sample, at 16 kHz.
+        end: First sample after the phoneme.
     """
 
     symbol: str
@@ -82,45 +82,37 @@ class Phoneme:
 
 
 @dataclasses.dataclass(frozen=True)
-class Spoken:
-    """Audio, and what is said in it.
+class Speech:
+    """Synthesised speech.
 
     Attributes:
         audio: int16 `[samples]` at 16 kHz.
-        phonemes: One after the other, from the first sample to the last. espeak-ng tells their
-            beginnings to the millisecond.
+        phonemes: Consecutive phonemes from the first sample to the last. The resolution of their
+            times is a millisecond.
     """
 
     audio: np.ndarray
     phonemes: tuple[Phoneme, ...]
 
 
-def speak(
+def synthesise(
     text: str, language: str, *, variant: str = "", words_per_minute: int = 175, pitch: int = 50
-) -> np.ndarray:
-    """The audio of `speak_with_phonemes`, int16 `[samples]` at 16 kHz."""
-    return speak_with_phonemes(
-        text, language, variant=variant, words_per_minute=words_per_minute, pitch=pitch
-    ).audio
-
-
-def speak_with_phonemes(
-    text: str, language: str, *, variant: str = "", words_per_minute: int = 175, pitch: int = 50
-) -> Spoken:
-    """Speaks a text.
+) -> Speech:
+    """Synthesises a text.
 
     Args:
-        text: What to say, with its punctuation.
-        language: A language of espeak-ng, e.g. `de`.
-        variant: One of `variants()`, another throat for the same language; "" is the default voice.
+        text: Text with punctuation.
+        language: A language of espeak-ng, such as `de`.
+        variant: Voice variant, a file name in `voices/!v` of the library's data; "" is the default
+            voice.
         words_per_minute: Speaking rate, 80 to 450.
-        pitch: 0 to 99; 50 is the voice's own pitch.
+        pitch: Pitch, 0 to 99; 50 is the default of the voice.
 
     Returns:
-        The audio, with the library's own timing of its phonemes.
+        The audio and the library's own times of the phonemes.
 
     Raises:
-        UserError: espeak-ng is not installed, does not load, or knows no such voice.
+        UserError: espeak-ng is not installed, does not load, or has no such voice.
     """
     voice = f"{language}+{variant}" if variant else language
     encoded = text.encode() + b"\0"
@@ -154,47 +146,37 @@ def speak_with_phonemes(
                 raise UserError(f"espeak-ng has no voice {voice!r}")
             library.espeak_SetParameter(_RATE, words_per_minute, 0)
             library.espeak_SetParameter(_PITCH, pitch, 0)
-            # Both generators of noise, the library's own and the C library's: initialising seeds
-            # them with the time of day.
+            # Initialising has seeded both generators of noise, the library's own and the C
+            # library's, with the time of day.
             library.espeak_ng_SetRandSeed(ctypes.c_long(1))
             ctypes.CDLL(None).srand(1)
             status = library.espeak_Synth(
                 encoded, ctypes.c_size_t(len(encoded)), 0, 1, 0, _CHARS_UTF8, None, None
             )
             if status != 0:
-                raise UserError(f"espeak-ng could not speak {text!r} with the voice {voice!r}")
+                raise UserError(f"espeak-ng could not synthesise {text!r} with the voice {voice!r}")
             library.espeak_Terminate()
         finally:
             _ctypes.dlclose(library._handle)
     audio = _resample(np.frombuffer(b"".join(chunks), np.int16), rate)
-    return Spoken(audio, _phonemes(starts, len(audio)))
+    return Speech(audio, _phonemes(starts, len(audio)))
 
 
 def _phonemes(starts: list[tuple[int, str]], samples: int) -> tuple[Phoneme, ...]:
-    """From beginnings in milliseconds; what lasts no time is left out, and pauses are one."""
-    found: list[Phoneme] = []
+    """Makes phonemes of their begins in milliseconds; drops empty ones and joins pauses."""
+    phonemes: list[Phoneme] = []
     begins = [min(milliseconds * SAMPLE_RATE // 1000, samples) for milliseconds, _ in starts]
     ends = [*begins[1:], samples]
     if begins and begins[0] > 0:
-        found.append(Phoneme("", 0, begins[0]))
+        phonemes.append(Phoneme("", 0, begins[0]))
     for (_, name), begin, end in zip(starts, begins, ends, strict=True):
         symbol = _STRESS.sub("", name)
         if end <= begin:
             continue
-        if found and not symbol and not found[-1].symbol:
-            begin = found.pop().begin
-        found.append(Phoneme(symbol, begin, end))
-    return tuple(found)
-
-
-def variants() -> tuple[str, ...]:
-    """The names of all voice variants that the installed library brings along.
-
-    Raises:
-        UserError: espeak-ng is not installed.
-    """
-    directory = Path(_loader().get_data_path()) / "voices" / "!v"
-    return tuple(sorted(path.name for path in directory.iterdir()))
+        if phonemes and not symbol and not phonemes[-1].symbol:
+            begin = phonemes.pop().begin
+        phonemes.append(Phoneme(symbol, begin, end))
+    return tuple(phonemes)
 
 
 def _resample(samples: np.ndarray, rate: int) -> np.ndarray:
@@ -206,7 +188,7 @@ def _resample(samples: np.ndarray, rate: int) -> np.ndarray:
 
 @functools.cache
 def _polyphase(rate: int) -> tuple[int, int, np.ndarray]:
-    """Factors and the low-pass filter of a resampling: ten zero crossings a side."""
+    """Returns the factors and the low-pass filter of a resampler: ten zero crossings per side."""
     divisor = int(np.gcd(rate, SAMPLE_RATE))
     up, down = SAMPLE_RATE // divisor, rate // divisor
     larger = max(up, down)
@@ -220,33 +202,33 @@ def _loader() -> Any:
     try:
         return importlib.import_module("espeakng_loader")
     except ImportError:
-        raise UserError(f"speaking needs the espeak-ng library; {_REMEDY}") from None
+        raise UserError(f"synthesising speech needs the espeak-ng library; {_REMEDY}") from None
 
 
-def files() -> tuple[str, str]:
-    """The paths of the library, and of its data, which is short enough for it.
+def library_files() -> tuple[str, str]:
+    """Returns the path of the library, and that of its data, short enough for its buffer.
 
     Raises:
         UserError: espeak-ng is not installed.
     """
     loader = _loader()
-    return loader.get_library_path(), _short(loader.get_data_path())
+    return loader.get_library_path(), _shorten(loader.get_data_path())
 
 
 def _load() -> tuple[ctypes.CDLL, str]:
     try:
-        path, data_path = files()
+        path, data_path = library_files()
         return ctypes.CDLL(path), data_path
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"the espeak-ng library does not load ({reason}); {_REMEDY}") from None
 
 
-def _short(path: str) -> str:
-    """A path to the same directory that fits into the library's buffer."""
-    if len(path) <= _LONGEST_DATA_PATH:
+def _shorten(path: str) -> str:
+    """Returns a path to the same directory that fits into the library's buffer."""
+    if len(path) <= _MAX_DATA_PATH:
         return path
-    # One link a path and user, which all processes share and later ones find again.
+    # One link per path and user, which all processes share.
     name = hashlib.blake2b(f"{os.getuid()} {path}".encode(), digest_size=8).hexdigest()
     link = Path(tempfile.gettempdir()) / f"espeak-ng-data-{name}"
     if not link.is_symlink() or os.readlink(link) != path:

@@ -1,5 +1,5 @@
-"""Speech made from nothing: parallel sentences in six languages, spoken by many voices.
+"""Synthetic speech: parallel sentences in six languages, spoken by many voices.
 
-`sentences` says one meaning in any language, `espeak` speaks it, `recording` puts it into a room
-with some noise, and `corpus` decides who says what in which split.
+`sentences` words one meaning in any language, `espeak` synthesises it, `speech` adds a speaker, a
+room and noise, and `corpus` makes the examples of every split.
 """

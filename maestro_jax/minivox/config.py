@@ -1,4 +1,4 @@
-"""What a synthetic corpus consists of."""
+"""Sizes and sound of MiniVox corpora."""
 
 from __future__ import annotations
 
@@ -12,29 +12,31 @@ STREAMS = ("paired", "speech", "text", "mt")
 class CorpusConfig:
     """Sizes and sound of a corpus.
 
-    An utterance depends on `seed`, its split, its language and its number there, and on the fields
-    that shape a sentence or its sound; it does not depend on how many others there are. A larger
-    corpus therefore begins with the utterances of a smaller one.
+    An utterance depends on `seed`, its split and its number there, and on the fields that shape a
+    sentence or its sound, but not on the sizes. A larger corpus therefore begins with the
+    utterances of a smaller one.
 
     Attributes:
         languages: ISO 639-1 codes, of `sentences.SPEAKABLE`.
-        paired: Transcribed training utterances by language; a language may have few or none.
-        speech: Untranscribed training utterances a language.
-        text: Unspoken training sentences a language, or by language.
-        mt: Training sentences with an English translation, a language other than English.
-        validation: Transcribed and translated utterances a language, of voices unheard in training.
-        test: The same for testing, of still other voices.
-        seed: Another seed makes another corpus of the same kind.
-        max_meanings: How many sentences an utterance strings together, at most.
-        min_seconds: No utterance is shorter; silence is added.
-        max_seconds: No utterance is longer; long sentences are spoken faster or left out.
-        max_words_per_minute: How fast a sentence may be spoken to fit.
-        noisy_share: Share of utterances with background noise, 0 to 1.
-        room_share: Share of utterances in a reverberant room, 0 to 1.
-        vocab_size: Pieces of the SentencePiece vocabulary that is trained on the training texts, at
-            most.
-        vocab_kind: What they are: `unigram` (sub-words) or `char` (letters); or `byte`, which needs
-            no training and always has 259.
+        paired: Number of transcribed training utterances by language.
+        speech: Number of untranscribed training utterances per language.
+        text: Number of unspoken training sentences per language, or by language.
+        mt: Number of training sentences with an English translation per language except English.
+        validation: Number of transcribed and translated utterances per language, by speakers who do
+            not occur in training.
+        test: The same for testing, by yet other speakers.
+        seed: Random seed.
+        max_meanings: Maximum number of sentences in an utterance.
+        min_seconds: Minimum duration of an utterance; silence is added to shorter ones.
+        max_seconds: Maximum duration of an utterance; longer sentences are spoken faster or
+            replaced.
+        max_words_per_minute: Maximum speaking rate of sentences that have to be spoken faster.
+        noisy_share: Fraction of utterances with background noise, 0 to 1.
+        room_share: Fraction of utterances in a reverberant room, 0 to 1.
+        vocab_size: Maximum number of pieces of the SentencePiece vocabulary, which is trained on
+            the training texts.
+        vocab_kind: `unigram` (sub-words) or `char` (letters); or `byte`, which needs no training
+            and always has 259 ids.
     """
 
     languages: tuple[str, ...]
@@ -55,9 +57,9 @@ class CorpusConfig:
     vocab_kind: str = "unigram"
 
     def splits(self) -> dict[str, int]:
-        """The number of examples by split, e.g. `{"paired_de_train": 1500, ...}`.
+        """Returns the number of examples by split, such as `{"paired_de_train": 1500, ...}`.
 
-        Names are `{stream}_{language}_{part}`. Splits without examples are left out.
+        Splits are named `{stream}_{language}_{part}`. Those without examples are left out.
         """
         sizes = {}
         texts = self.text
@@ -86,10 +88,10 @@ SMALL = CorpusConfig(
     vocab_size=64,
     vocab_kind="char",
 )
-"""Three languages, one of them with minutes of transcribed speech: what the demo trains on.
+"""Three languages, one of them with minutes of transcribed speech; the demo trains on it.
 
-Its vocabulary is letters: a model of this size hears what letters sound like in half the steps that
-it needs for pieces of words.
+Its vocabulary is letters, which a model of the demo's size learns in half the steps that sub-words
+take.
 """
 
 
@@ -99,9 +101,9 @@ LOW_RESOURCE = dataclasses.replace(
     text={"en": 2500, "de": 2500, "sl": 10000},
     mt=0,
 )
-"""The same with a minute of transcribed Slovene and plenty of Slovene text; nothing is translated.
+"""`SMALL` with a minute of transcribed Slovene, more Slovene text, and no translations.
 
-What both have is equal: the utterances are the first ones of `SMALL`, and the test set is the same.
+Examples that both corpora have are equal, including the whole test sets.
 """
 
 
@@ -116,18 +118,18 @@ TINY = CorpusConfig(
     max_seconds=3.0,
     vocab_size=96,
 )
-"""The same in seconds, to see a new task or a changed model run; too small to learn from."""
+"""A corpus that is made in seconds, to test whether a run works; too small to learn from."""
 
 
 def full(hours: float = 10.0) -> CorpusConfig:
-    """Six languages and longer utterances.
+    """Returns a corpus of six languages with longer utterances.
 
     Args:
-        hours: Transcribed speech of a language, about; Slovene has a twentieth of it. There is as
-            much untranscribed speech in every language, ten texts for every transcribed utterance,
-            and two sentences with a translation. An hour takes 115 MB.
+        hours: Approximate hours of transcribed speech per language; Slovene has a twentieth. Each
+            language has the same amount of untranscribed speech and, for each transcribed
+            utterance, ten texts and two sentences with a translation. An hour takes 115 MB.
     """
-    # Measured: an utterance of one to three sentences lasts 5 seconds on average.
+    # An utterance of one to three sentences lasts 5 seconds on average (measured).
     utterances = max(1, round(hours * 3600 / 5.0))
     languages = ("en", "de", "fr", "es", "pl", "sl")
     paired = dict.fromkeys(languages, utterances)

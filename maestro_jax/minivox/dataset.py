@@ -1,14 +1,13 @@
-"""MiniVox: a speech corpus that builds itself, in seconds, without a download.
+"""MiniVox: a synthetic speech corpus, to try out a whole system without a download.
 
 Voices of espeak-ng speak numbers, dates, times, prices and measures in English, German, French,
-Spanish, Polish and Slovene. Every sentence is known in all languages, so transcripts and English
-translations come for free. It is made to try out a whole system: speech is easy, but real enough
-that a model has to listen (many voices, noise, rooms), and test voices and test sentences never
-occur in training.
+Spanish, Polish and Slovene. Sentences are generated in all languages, so each has a transcript and
+an English translation. The speech is easy to recognise, but varies (many voices, noise, rooms), and
+the voices and sentences of the test sets never occur in training.
 
-Configs: `small` is what the demo trains on (three languages, about 3 hours); `full` has six
-languages and as many hours as asked for; `tiny` is made in seconds, to see whether things run.
-Splits are named `{stream}_{language}_{part}`:
+The demo trains on the config `small` (three languages, about 3 hours). `full` has six languages of
+about 10 hours each, `low_resource` a language with a minute of transcribed speech; `tiny` is made
+in seconds, to test whether a run works. Splits are named `{stream}_{language}_{part}`:
 
 | split | audio | text | translation |
 |---|---|---|---|
@@ -43,16 +42,17 @@ from maestro_jax.progress import Progress
 from maestro_jax.vocabularies import byte_vocabulary, sentencepiece_vocabulary
 
 if TYPE_CHECKING:
-    from maestro_jax.minivox.pool import Pool
+    from maestro_jax.minivox.corpus import ExamplePool
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class MiniVoxConfig(tfds.core.BuilderConfig):
-    """A MiniVox of some size.
+    """A config of MiniVox.
 
     Attributes:
-        corpus: What it consists of.
-        workers: Processes that make it; one for every core by default. The result is the same.
+        corpus: Sizes and sound of the corpus.
+        workers: Number of processes that make it, by default one per core; it does not change the
+            result.
 
     Example:
         >>> config = MiniVoxConfig(name="mine", corpus=config.full(hours=100))
@@ -66,7 +66,7 @@ class MiniVoxConfig(tfds.core.BuilderConfig):
 class Minivox(tfds.core.GeneratorBasedBuilder):
     """Builds MiniVox as a TFDS data set."""
 
-    # TFDS would look for this file where the module's name says; a checkout keeps it elsewhere.
+    # TFDS would derive the path of this file from the name of its module.
     code_path = epath.Path(__file__)
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "Six languages, sixteen kinds of sentences."}
@@ -93,7 +93,7 @@ class Minivox(tfds.core.GeneratorBasedBuilder):
             description=__doc__,
             features=record_features(),
             metadata=tfds.core.MetadataDict(corpus=_metadata(self.builder_config.corpus)),
-            # Examples are drawn in random order; shuffling them again would only cost time.
+            # Examples are independent of each other, so there is no need to shuffle them.
             disable_shuffling=True,
         )
 
@@ -101,17 +101,17 @@ class Minivox(tfds.core.GeneratorBasedBuilder):
         self, dl_manager: tfds.download.DownloadManager
     ) -> dict[str, Iterator[tuple[int, dict[str, object]]]]:
         del dl_manager
-        # Needs packages that reading does not.
-        from maestro_jax.minivox.pool import Pool
+        # Imported here, for it needs packages of the extra `minivox`.
+        from maestro_jax.minivox.corpus import ExamplePool
 
         sizes = self.builder_config.corpus.splits()
-        # Splits are generated one after the other: all share the processes and the progress.
+        # Splits are generated one after the other and share the processes and the progress bar.
         shared = contextlib.ExitStack()
-        pool = shared.enter_context(Pool(self.builder_config.workers))
-        # Only speech is counted: text takes no time.
-        spoken = sum(size for split, size in sizes.items() if _is_spoken(split))
+        pool = shared.enter_context(ExamplePool(self.builder_config.workers))
+        # Only speech is counted, since text takes no time.
+        utterances = sum(size for split, size in sizes.items() if _has_audio(split))
         progress = shared.enter_context(
-            Progress(spoken, f"speaking {self.name}/{self.builder_config.name}")
+            Progress(utterances, f"synthesising {self.name}/{self.builder_config.name}")
         )
         self._shared = shared
         return {
@@ -121,20 +121,20 @@ class Minivox(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(
         self,
-        pool: Pool,
+        pool: ExamplePool,
         progress: Progress,
         split: str,
         size: int,
     ) -> Iterator[tuple[int, dict[str, object]]]:
         examples = pool.examples(self.builder_config.corpus, split, size)
         for index, example in enumerate(examples):
-            # An example also times its phonemes; the data set keeps what tasks read.
+            # The times of phonemes, which tasks do not read, are left out.
             yield index, {name: getattr(example, name) for name in self.info.features}
-            if _is_spoken(split):
+            if _has_audio(split):
                 progress.update()
 
     def download_and_prepare(self, **arguments: object) -> None:
-        """Builds the data set; see `prepare`, which needs no arguments."""
+        """Builds the data set; see `prepare`, which calls this with the right arguments."""
         try:
             super().download_and_prepare(**arguments)
         finally:
@@ -143,25 +143,25 @@ class Minivox(tfds.core.GeneratorBasedBuilder):
 
 
 def vocabulary_path(config: str, data_dir: str | Path | None = None) -> Path:
-    """Where the vocabulary of a config is kept."""
+    """Returns the path of the vocabulary of a config."""
     return data_root(data_dir) / "vocabularies" / f"minivox_{config}.model"
 
 
 def prepare(config: str | MiniVoxConfig, data_dir: str | Path | None = None) -> None:
-    """Builds the corpus and its vocabulary, unless they are there.
+    """Builds the corpus and its vocabulary, unless they exist.
 
-    A second process that prepares the same config waits for the first. After an interruption, a
-    call starts again with what was not finished.
+    A second process that prepares the same config waits for the first one. After an interruption,
+    the next call begins with the part that was not finished.
 
     Args:
-        config: `small`, `full`, `tiny`, or a config of one's own with a name of its own.
-        data_dir: See `data_root`.
+        config: Name of a shipped config, or a config of one's own with another name.
+        data_dir: Data root; see `data_root`.
 
     Raises:
         UserError: There is no such config, a package is missing, or the directory holds another
-            corpus under the same name.
+            corpus of the same name.
     """
-    config = _config(config)
+    config = _find_config(config)
     root = data_root(data_dir)
     with _lock(root / "minivox" / f".{config.name}.lock"):
         _build(config, root)
@@ -172,7 +172,7 @@ def prepare(config: str | MiniVoxConfig, data_dir: str | Path | None = None) -> 
                 progress.update()
 
 
-def _config(config: str | MiniVoxConfig) -> MiniVoxConfig:
+def _find_config(config: str | MiniVoxConfig) -> MiniVoxConfig:
     if isinstance(config, MiniVoxConfig):
         return config
     if config not in Minivox.builder_configs:
@@ -192,20 +192,19 @@ def _build(config: MiniVoxConfig, root: Path) -> None:
     builder = _builder(config, root)
     directory = Path(builder.data_dir)
     if directory.exists():
-        wanted = _metadata(config.corpus)
-        if builder.info.metadata.get("corpus") != wanted:
+        if builder.info.metadata.get("corpus") != _metadata(config.corpus):
             raise UserError(
                 f"{directory} holds a MiniVox of other sizes; remove it or give the config "
                 f"another name than {config.name!r}."
             )
         return
-    # What interrupted calls have left; nobody else is writing, for the lock is held.
+    # Leftovers of interrupted calls; no other process is writing, since this one holds the lock.
     for leftover in directory.parent.glob(f"{directory.name}.incomplete*"):
         shutil.rmtree(leftover)
-    # TFDS wants a directory for downloads even where there are none.
-    with _quiet(), tempfile.TemporaryDirectory() as nothing:
+    # TFDS needs a directory for downloads, even if there are none.
+    with _quiet(), tempfile.TemporaryDirectory() as empty:
         builder.download_and_prepare(
-            download_dir=nothing,
+            download_dir=empty,
             download_config=tfds.download.DownloadConfig(try_download_gcs=False),
             file_format="array_record",
         )
@@ -213,7 +212,7 @@ def _build(config: MiniVoxConfig, root: Path) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences the bars and messages of TFDS; our own progress goes to standard error."""
+    """Hides progress bars and messages of TFDS; our progress bar is on standard error."""
     tfds.display_progress_bar(enable=False)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -241,7 +240,7 @@ def _make_vocabulary(config: MiniVoxConfig, root: Path, path: Path) -> None:
 
 
 def _training_texts(builder: Minivox) -> Iterable[str]:
-    """All texts and translations that a model may be trained on."""
+    """Yields the texts and translations of all training splits."""
     for split in builder.info.splits:
         if split.endswith("_train") and not split.startswith("speech_"):
             for example in builder.as_data_source(split):
@@ -249,10 +248,10 @@ def _training_texts(builder: Minivox) -> Iterable[str]:
                     yield example[field].decode()
 
 
-def _is_spoken(split: str) -> bool:
+def _has_audio(split: str) -> bool:
     return split.startswith(("paired_", "speech_"))
 
 
 def _metadata(corpus: CorpusConfig) -> dict[str, object]:
-    """The fields of a corpus, as they come back from a JSON file."""
+    """Returns the fields of a corpus as a JSON file holds them."""
     return json.loads(json.dumps(dataclasses.asdict(corpus)))

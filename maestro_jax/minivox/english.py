@@ -14,6 +14,8 @@ class English(Grammar):
     """English as in Britain."""
 
     language = "en"
+    decimal_point = "point"
+    quarter = "quarter"
     nouns = {
         "kilometre": _noun("kilometre", "kilometres"),
         "metre": _noun("metre", "metres"),
@@ -107,12 +109,6 @@ class English(Grammar):
         day, month = values[0], self.month(values[1])
         return Slot(f"the {self.words(day, 'ordinal')} of {month}", f"{day} {month}")
 
-    def decimal(self, values: Values, case: str) -> Slot:
-        """`three point five percent`."""
-        whole, tenths = values
-        spoken = f"{self.words(whole)} point {self.words(tenths)} percent"
-        return Slot(spoken, f"{self.decimals(whole + tenths / 10)}%")
-
     def clock(self, values: Values, case: str) -> Slot:
         """`twenty past five`."""
         hour, minute = values
@@ -122,13 +118,10 @@ class English(Grammar):
         elif minute == 30:
             spoken = f"half past {self.words(hour)}"
         elif minute < 30:
-            spoken = f"{self._minutes(minute)} past {self.words(hour)}"
+            spoken = f"{self.minutes(minute)} past {self.words(hour)}"
         else:
-            spoken = f"{self._minutes(60 - minute)} to {following}"
+            spoken = f"{self.minutes(60 - minute)} to {following}"
         return Slot(spoken, self.time(hour, minute))
-
-    def _minutes(self, minutes: int) -> str:
-        return "quarter" if minutes == 15 else self.words(minutes)
 
     def timetable(self, values: Values, case: str) -> Slot:
         """`fourteen oh five`."""

@@ -14,6 +14,7 @@ class French(Grammar):
     """French as in France: seventy is sixty-ten, ninety is four-twenty-ten."""
 
     language = "fr"
+    decimal_point = "virgule"
     minus = "moins"
     nouns = {
         "kilometre": _noun("kilomètre"),
@@ -113,12 +114,6 @@ class French(Grammar):
         if day == 1:
             return Slot(f"premier {month}", f"1er {month}")
         return Slot(f"{self.words(day)} {month}", f"{day} {month}")
-
-    def decimal(self, values: Values, case: str) -> Slot:
-        """`trois virgule cinq pour cent`."""
-        whole, tenths = values
-        spoken = f"{self.words(whole)} virgule {self.words(tenths)} pour cent"
-        return Slot(spoken, f"{self.decimals(whole + tenths / 10)} %")
 
     def clock(self, values: Values, case: str) -> Slot:
         """`cinq heures vingt`; past the half, minutes are taken from the next hour."""

@@ -14,6 +14,8 @@ class German(Grammar):
     """German: units come before tens, and long numbers are one word."""
 
     language = "de"
+    decimal_point = "Komma"
+    quarter = "Viertel"
     nouns = {
         "kilometre": _noun("Kilometer"),
         "metre": _noun("Meter"),
@@ -105,12 +107,6 @@ class German(Grammar):
         month = self.month(values[1])
         return Slot(f"{day.spoken} {month}", f"{day.written} {month}")
 
-    def decimal(self, values: Values, case: str) -> Slot:
-        """`drei Komma fünf Prozent`."""
-        whole, tenths = values
-        spoken = f"{self.words(whole)} Komma {self.words(tenths)} Prozent"
-        return Slot(spoken, f"{self.decimals(whole + tenths / 10)} %")
-
     def clock(self, values: Values, case: str) -> Slot:
         """`zwanzig nach fünf`; half past five is half of the sixth hour, `halb sechs`."""
         hour, minute = values
@@ -122,14 +118,11 @@ class German(Grammar):
         elif minute in (25, 35):
             spoken = f"fünf {'vor' if minute == 25 else 'nach'} halb {following}"
         elif minute < 30:
-            spoken = f"{self._minutes(minute)} nach {this}"
+            spoken = f"{self.minutes(minute)} nach {this}"
         else:
-            spoken = f"{self._minutes(60 - minute)} vor {following}"
+            spoken = f"{self.minutes(60 - minute)} vor {following}"
         written = self.time(hour, minute) + (" Uhr" if minute == 0 else "")
         return Slot(spoken, written)
-
-    def _minutes(self, minutes: int) -> str:
-        return "Viertel" if minutes == 15 else self.words(minutes)
 
     def timetable(self, values: Values, case: str) -> Slot:
         """`vierzehn Uhr fünf`."""

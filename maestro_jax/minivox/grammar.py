@@ -1,4 +1,4 @@
-"""What the grammars of all languages have in common."""
+"""The common part of the grammars of all languages."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ except ImportError as error:
 
 
 class Slot(NamedTuple):
-    """The filling of one slot of a template.
+    """The words that fill one slot of a template.
 
     Attributes:
         spoken: Spelled out: `dritten Mai`.
-        written: As a newspaper would print it: `3. Mai`.
+        written: As a newspaper prints it: `3. Mai`.
     """
 
     spoken: str
@@ -39,9 +39,9 @@ class Noun:
     """A noun that can be counted.
 
     Attributes:
-        forms: One a plural category of the language (CLDR: one, two, few, many, other).
-        gender: `m`, `f` or `n`, which numbers agree with in most languages.
-        symbol: Written instead of a space and the noun, e.g. `%`.
+        forms: A form per plural category of the language (CLDR: one, two, few, many, other).
+        gender: `m`, `f` or `n`, with which numbers agree in most languages.
+        symbol: What is written instead of a space and the noun, such as `%`.
     """
 
     forms: dict[str, str]
@@ -52,18 +52,28 @@ class Noun:
 class Grammar:
     """Words meanings in one language.
 
-    A template is a format string whose slots say which values they need and how these are said:
-    `{0,1:date}`, `{0:ordinal.dative}`, `{0:kilometre}`. The part before the dot is a method of the
-    grammar or one of its nouns, the part after it a grammatical case.
+    A template is a format string whose slots name the values that they need and how these are
+    worded: `{0,1:date}`, `{0:ordinal.dative}`, `{0:kilometre}`. The part before the dot is a method
+    of the grammar or one of its nouns, the part after it a grammatical case.
+
+    Attributes:
+        language: ISO 639-1 code.
+        templates: Templates of each kind of meaning.
+        nouns: Nouns by the names that templates use.
+        minus: The word before a negative number.
+        decimal_point: The word between the digits of a decimal number.
+        quarter: The word for 15 minutes.
     """
 
     language: ClassVar[str]
     templates: ClassVar[dict[str, tuple[str, ...]]]
     nouns: ClassVar[dict[str, Noun]]
     minus: ClassVar[str] = "minus"
+    decimal_point: ClassVar[str]
+    quarter: ClassVar[str]
 
     def render(self, meaning: Meaning) -> Slot:
-        """Says a meaning, as a sentence with capitals and punctuation."""
+        """Words a meaning as a sentence with capitals and punctuation."""
         spoken, written = [], []
         template = self.templates[meaning.kind][meaning.template]
         for literal, field, name, _ in string.Formatter().parse(template):
@@ -85,18 +95,18 @@ class Grammar:
 
     # Numbers.
 
-    @functools.lru_cache(maxsize=20_000)  # noqa: B019 (there is one grammar a language, for ever)
+    @functools.lru_cache(maxsize=20_000)  # noqa: B019 (one grammar per language lives for ever)
     def words(self, number: int, to: str = "cardinal") -> str:
-        """A number as num2words spells it."""
+        """Spells a number, with num2words."""
         return num2words.num2words(number, lang=self.language, to=to)
 
     def agree(self, number: int, gender: str, case: str) -> str:
-        """A number in front of a noun."""
+        """Spells a number in front of a noun."""
         del gender, case
         return self.words(number)
 
     def counted(self, number: int, name: str, case: str) -> Slot:
-        """A number of things."""
+        """Words a number of things."""
         noun = self.nouns[name]
         size = abs(number)
         form = noun.forms.get(Locale.parse(self.language).plural_form(size), "")
@@ -107,45 +117,57 @@ class Grammar:
         return Slot(spoken, self.decimals(number) + (noun.symbol or f" {form}"))
 
     def decimals(self, number: int | float) -> str:
-        """A number in digits."""
+        """Writes a number in digits."""
         return format_decimal(number, locale=self.language)
 
+    def decimal(self, values: Values, case: str) -> Slot:
+        """Words a percentage with one decimal: `three point five percent`."""
+        whole, tenths = values
+        noun = self.nouns["percent"]
+        spoken = f"{self.words(whole)} {self.decimal_point} {self.words(tenths)}"
+        written = self.decimals(whole + tenths / 10) + noun.symbol
+        return Slot(f"{spoken} {noun.forms['other']}", written)
+
     def number(self, values: Values, case: str) -> Slot:
-        """A number that names something: page 12."""
+        """Words a number that names something: page 12."""
         del case
         return Slot(self.words(values[0]), str(values[0]))
 
     def digits(self, values: Values, case: str) -> Slot:
-        """Digits read one by one."""
+        """Words digits that are read one by one."""
         del case
         spoken = " ".join(self.words(value) for value in values)
         return Slot(spoken, " ".join(map(str, values)))
 
     def plus(self, values: Values, case: str) -> Slot:
-        """The sum of two numbers."""
+        """Words the sum of two numbers."""
         return self.number((values[0] + values[1],), case)
 
     def minus_result(self, values: Values, case: str) -> Slot:
-        """The difference of two numbers."""
+        """Words the difference of two numbers."""
         return self.number((values[0] - values[1],), case)
 
     def year(self, values: Values, case: str) -> Slot:
-        """A year."""
+        """Words a year."""
         del case
         return Slot(self.words(values[0], "year"), str(values[0]))
 
     # Dates and times.
 
     def weekday(self, values: Values, case: str) -> Slot:
-        """A day of the week; 0 is Monday."""
+        """Words a day of the week; 0 is Monday."""
         del case
         name = format_date(datetime.date(2024, 1, 1 + values[0]), "EEEE", locale=self.language)
         return Slot(name, name)
 
     def month(self, month: int) -> str:
-        """The name of a month as it stands in a date."""
+        """Returns the name of a month in the form that dates need."""
         return format_date(datetime.date(2024, month, 1), "MMMM", locale=self.language)
 
     def time(self, hour: int, minute: int) -> str:
-        """A time of day in digits."""
+        """Writes a time of day in digits."""
         return format_time(datetime.time(hour % 24, minute), "H:mm", locale=self.language)
+
+    def minutes(self, minutes: int) -> str:
+        """Words minutes before or after the hour."""
+        return self.quarter if minutes == 15 else self.words(minutes)

@@ -1,7 +1,7 @@
-"""What can be said: meanings without any language.
+"""Meanings of sentences, independent of a language.
 
 A meaning is a kind (`timetable`), a template of that kind (the train leaves, the bus comes) and
-numbers (14, 25). Every language words it in its own way.
+numbers (14, 25). The grammar of each language words it.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ Values = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Meaning:
-    """Something to say.
+    """The meaning of a sentence.
 
     Attributes:
         kind: One of `KINDS`.
-        template: Which wording of that kind; the same in all languages.
-        values: The numbers in it.
+        template: Number of a template of that kind, which is the same in all languages.
+        values: The numbers in the sentence.
     """
 
     kind: str
@@ -32,11 +32,11 @@ class Meaning:
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """How meanings of one kind are drawn.
+    """Distribution of the meanings of one kind.
 
     Attributes:
-        weight: How often the kind is drawn, relative to the others.
-        draws: One function a template; it draws the values.
+        weight: Relative frequency of the kind.
+        draws: A function per template that draws the values.
     """
 
     weight: float
@@ -44,7 +44,7 @@ class Kind:
 
 
 def _between(low: int, high: int) -> Callable[[np.random.Generator], Values]:
-    """One number, small ones more often: each count of digits is as likely as any other."""
+    """Draws a number, of which all numbers of digits are equally likely."""
 
     def draw(rng: np.random.Generator) -> Values:
         digits = [count for count in range(1, 6) if low < 10**count and high >= 10 ** (count - 1)]
@@ -56,7 +56,7 @@ def _between(low: int, high: int) -> Callable[[np.random.Generator], Values]:
 
 
 def _counted(low: int, high: int) -> Callable[[np.random.Generator], Values]:
-    """A number of things: not 101, 201 ..., whose grammar is disputed in half of the languages."""
+    """Draws a number of things, but not 101, 201 ..., whose grammar is disputed somewhere."""
     between = _between(low, high)
 
     def draw(rng: np.random.Generator) -> Values:
@@ -69,7 +69,7 @@ def _counted(low: int, high: int) -> Callable[[np.random.Generator], Values]:
 
 
 def _each(*ranges: tuple[int, int]) -> Callable[[np.random.Generator], Values]:
-    """One number of each range, all equally likely."""
+    """Draws a number from each range, uniformly."""
     return lambda rng: tuple(int(rng.integers(low, high + 1)) for low, high in ranges)
 
 
@@ -85,7 +85,7 @@ def _weekday_date(rng: np.random.Generator) -> Values:
 
 def _full_date(rng: np.random.Generator) -> Values:
     day, month = _date(rng)
-    # The 29th of February needs a leap year; the 28th does not.
+    # Only leap years have a 29th of February.
     return min(day, 28) if month == 2 else day, month, int(rng.integers(1900, 2021))
 
 
@@ -136,7 +136,7 @@ KINDS: dict[str, Kind] = {
         ),
     ),
 }
-"""Every kind of meaning by its name."""
+"""All kinds of meanings, by name."""
 
 _NAMES = tuple(KINDS)
 _WEIGHTS = np.array([KINDS[name].weight for name in _NAMES])
@@ -144,21 +144,21 @@ _PROBABILITIES = _WEIGHTS / _WEIGHTS.sum()
 
 
 def draw_meaning(rng: np.random.Generator) -> Meaning:
-    """Draws a meaning."""
+    """Draws a meaning from all kinds, by their weights."""
     kind = _NAMES[int(rng.choice(len(_NAMES), p=_PROBABILITIES))]
     template = int(rng.integers(len(KINDS[kind].draws)))
     return Meaning(kind, template, KINDS[kind].draws[template](rng))
 
 
-def share(meaning: Meaning) -> str:
-    """Which split a meaning belongs to, in all languages and corpora.
+def split_of(meaning: Meaning) -> str:
+    """Returns the split of a meaning, which is the same in all languages and corpora.
 
-    A twentieth of all meanings is kept for `test` and another one for `validation`: whoever trains
-    on the rest has never seen them, neither spoken nor written nor in a translation.
+    A twentieth of all meanings is for `test` and another one for `validation`. Training examples
+    never contain them, neither as speech nor as text nor as a translation.
 
     Returns:
         `train`, `validation` or `test`.
     """
-    place = hashlib.blake2b(repr(dataclasses.astuple(meaning)).encode(), digest_size=4).digest()
-    bucket = int.from_bytes(place, "big") % 20
+    digest = hashlib.blake2b(repr(dataclasses.astuple(meaning)).encode(), digest_size=4).digest()
+    bucket = int.from_bytes(digest, "big") % 20
     return {0: "test", 1: "validation"}.get(bucket, "train")

@@ -34,6 +34,8 @@ class Polish(Grammar):
     """Polish: every word of an ordinal is declined; 2, 3 and 4 take another plural than 5."""
 
     language = "pl"
+    decimal_point = "przecinek"
+    quarter = "kwadrans"
     nouns = {
         "kilometre": _noun("kilometr", "kilometry", "kilometrów"),
         "metre": _noun("metr", "metry", "metrów"),
@@ -151,12 +153,6 @@ class Polish(Grammar):
         day, month = self.ordinal(values[:1], "genitive"), self.month(values[1])
         return Slot(f"{day.spoken} {month}", f"{values[0]} {month}")
 
-    def decimal(self, values: Values, case: str) -> Slot:
-        """`trzy przecinek pięć procent`."""
-        whole, tenths = values
-        spoken = f"{self.words(whole)} przecinek {self.words(tenths)} procent"
-        return Slot(spoken, f"{self.decimals(whole + tenths / 10)}%")
-
     def clock(self, values: Values, case: str) -> Slot:
         """`dwadzieścia po piątej`, `wpół do szóstej`, `za kwadrans szósta`."""
         hour, minute = values
@@ -168,13 +164,10 @@ class Polish(Grammar):
         elif minute == 30:
             spoken = f"{preposition}wpół do {self._hour(following, 'feminine_locative')}"
         elif minute < 30:
-            spoken = f"{self._minutes(minute)} po {self._hour(hour, 'feminine_locative')}"
+            spoken = f"{self.minutes(minute)} po {self._hour(hour, 'feminine_locative')}"
         else:
-            spoken = f"za {self._minutes(60 - minute)} {self._hour(following, 'feminine')}"
+            spoken = f"za {self.minutes(60 - minute)} {self._hour(following, 'feminine')}"
         return Slot(spoken, preposition + self.time(hour, minute))
-
-    def _minutes(self, minutes: int) -> str:
-        return "kwadrans" if minutes == 15 else self.words(minutes)
 
     def timetable(self, values: Values, case: str) -> Slot:
         """`czternastej zero pięć`."""

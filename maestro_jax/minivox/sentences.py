@@ -1,11 +1,9 @@
-"""One meaning in any language: spoken, written and normalised."""
+"""Sentences in all languages: as they are spoken, printed and normalised."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import re
-import unicodedata
 from collections.abc import Sequence
 
 from maestro_jax.errors import UserError, near_misses
@@ -17,12 +15,13 @@ from maestro_jax.minivox.meanings import Meaning
 from maestro_jax.minivox.polish import Polish
 from maestro_jax.minivox.slovene import Slovene
 from maestro_jax.minivox.spanish import Spanish
+from maestro_jax.text.normalizers import normalize
 
 _GRAMMARS: dict[str, type[Grammar]] = {
     grammar.language: grammar for grammar in (English, German, French, Spanish, Polish, Slovene)
 }
 SPEAKABLE: tuple[str, ...] = tuple(_GRAMMARS)
-"""Languages that sentences can be made in."""
+"""Codes of the languages that have a grammar."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +29,9 @@ class Sentence:
     """A sentence in one language.
 
     Attributes:
-        text: Normalised: lower case, spelled out, no punctuation but apostrophes.
-        raw_text: As printed, with capitals, punctuation and digits.
-        spoken: What a voice is given: spelled out, with capitals and punctuation.
+        text: Normalised: lower case, spelled out, with no punctuation except apostrophes.
+        raw_text: As printed: with capitals, punctuation and digits.
+        spoken: Input of the synthesiser: spelled out, with capitals and punctuation.
     """
 
     text: str
@@ -41,7 +40,7 @@ class Sentence:
 
 
 def say(meanings: Meaning | Sequence[Meaning], language: str) -> Sentence:
-    """Says one or several meanings in a language.
+    """Words one or several meanings in a language.
 
     Raises:
         UserError: There is no grammar for the language.
@@ -52,18 +51,7 @@ def say(meanings: Meaning | Sequence[Meaning], language: str) -> Sentence:
     slots = [grammar.render(meaning) for meaning in meanings]
     spoken = " ".join(_capitalised(slot.spoken) for slot in slots)
     written = " ".join(_capitalised(slot.written) for slot in slots)
-    return Sentence(normalise(spoken), written, spoken)
-
-
-def normalise(text: str) -> str:
-    """Folds a text as VoxPopuli's transcripts are: lower case, no punctuation but apostrophes.
-
-    Hyphens and dashes become spaces; digits stay.
-    """
-    text = unicodedata.normalize("NFC", text).lower()
-    text = text.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
-    text = re.sub(r"[-/–—·]", " ", text)
-    return " ".join(re.sub(r"[^\w\s']", "", text).split())
+    return Sentence(normalize(spoken, language), written, spoken)
 
 
 @functools.cache

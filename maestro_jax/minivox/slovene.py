@@ -35,6 +35,7 @@ class Slovene(Grammar):
     """
 
     language = "sl"
+    quarter = "četrt"
     nouns = {
         "kilometre": _noun("kilometer", "kilometra", "kilometre", "kilometrov"),
         "metre": _noun("meter", "metra", "metre", "metrov"),
@@ -161,13 +162,10 @@ class Slovene(Grammar):
             spoken = f"pol {following}"
         elif minute < 30:
             past = "eno" if hour == 1 else self.words(hour)
-            spoken = f"{self._minutes(minute)} čez {past}"
+            spoken = f"{self.minutes(minute)} čez {past}"
         else:
-            spoken = f"{self._minutes(60 - minute)} do {following}"
+            spoken = f"{self.minutes(60 - minute)} do {following}"
         return Slot(spoken, self.time(hour, minute))
-
-    def _minutes(self, minutes: int) -> str:
-        return "četrt" if minutes == 15 else self.words(minutes)
 
     def timetable(self, values: Values, case: str) -> Slot:
         """`štirinajsti uri in pet minut`."""

@@ -14,6 +14,7 @@ class Spanish(Grammar):
     """Spanish as in Spain."""
 
     language = "es"
+    decimal_point = "coma"
     minus = "menos"
     nouns = {
         "kilometre": _noun("kilómetro"),
@@ -118,21 +119,15 @@ class Spanish(Grammar):
         day, month = values[0], self.month(values[1])
         return Slot(f"{self.words(day)} de {month}", f"{day} de {month}")
 
-    def decimal(self, values: Values, case: str) -> Slot:
-        """`tres coma cinco por ciento`."""
-        whole, tenths = values
-        spoken = f"{self.words(whole)} coma {self.words(tenths)} por ciento"
-        return Slot(spoken, f"{self.decimals(whole + tenths / 10)} %")
-
     def clock(self, values: Values, case: str) -> Slot:
         """`las cinco y veinte`, `la una menos cuarto`; with its verb if the case is `is`."""
         hour, minute = values
         shown = hour if minute <= 30 else hour % 12 + 1
         spoken = self._hour(shown)
         if minute > 30:
-            spoken += f" menos {self._minutes(60 - minute)}"
+            spoken += f" menos {self.minutes(60 - minute)}"
         elif minute:
-            spoken += f" y {self._minutes(minute)}"
+            spoken += f" y {self.minutes(minute)}"
         written = f"{'la' if hour == 1 else 'las'} {self.time(hour, minute)}"
         if case != "is":
             return Slot(spoken, written)
@@ -140,7 +135,8 @@ class Spanish(Grammar):
             f"{'Es' if shown == 1 else 'Son'} {spoken}", f"{'Es' if hour == 1 else 'Son'} {written}"
         )
 
-    def _minutes(self, minutes: int) -> str:
+    def minutes(self, minutes: int) -> str:
+        """`cuarto` and `media` are 15 and 30 minutes."""
         return {15: "cuarto", 30: "media"}.get(minutes) or self.words(minutes)
 
     def timetable(self, values: Values, case: str) -> Slot:

@@ -69,9 +69,9 @@ def _pronounced(library: ctypes.CDLL, text: str) -> str:
 def _library() -> ctypes.CDLL:
     """The library, loaded once: pronouncing leaves nothing behind, as speaking does.
 
-    It is a copy of the file: `espeak.speak` needs one that it can unload.
+    It is a copy of the file: `espeak.synthesise` needs one that it can unload.
     """
-    path, data_path = espeak.files()
+    path, data_path = espeak.library_files()
     directory = tempfile.mkdtemp(prefix="espeak-ng-")
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     library = ctypes.CDLL(str(shutil.copy(path, Path(directory) / "phonemes.so")))

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from maestro_jax.errors import UserError
-from maestro_jax.minivox.meanings import KINDS, Meaning, draw_meaning, share
-from maestro_jax.minivox.sentences import _GRAMMARS, SPEAKABLE, normalise, say
+from maestro_jax.minivox.meanings import KINDS, Meaning, draw_meaning, split_of
+from maestro_jax.minivox.sentences import _GRAMMARS, SPEAKABLE, say
 
 TRAIN_AT_21_35 = Meaning("timetable", 0, (21, 35))
 BUS_AT_14_05 = Meaning("timetable", 1, (14, 5))
@@ -152,16 +152,12 @@ def test_different_meanings_are_different_sentences():
         assert len(texts) == len(meanings), language
 
 
-def test_shares_are_as_large_as_they_should_be():
+def test_splits_are_as_large_as_they_should_be():
     rng = np.random.default_rng(3)
     meanings = {draw_meaning(rng) for _ in range(8000)}
-    parts = [share(meaning) for meaning in meanings]
+    parts = [split_of(meaning) for meaning in meanings]
     for part, expected in (("train", 0.9), ("validation", 0.05), ("test", 0.05)):
         assert parts.count(part) / len(parts) == pytest.approx(expected, abs=0.01)
-
-
-def test_normalise_folds_as_voxpopuli_does():
-    assert normalise("Aujourd’hui, c'est vingt-et-un — OK?") == "aujourd'hui c'est vingt et un ok"
 
 
 def test_unknown_language_names_the_known_ones():

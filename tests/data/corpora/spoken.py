@@ -20,9 +20,9 @@ from maestro_jax.data.processes import Processes
 @functools.cache
 def say(text: str, language: str = "en", rate: int = SAMPLE_RATE) -> np.ndarray:
     """A text as espeak-ng speaks it: float32 `[samples]`."""
-    from maestro_jax.minivox.recording import synthesise
+    from maestro_jax.minivox.speech import record as record_speech
 
-    return resample(synthesise(text, language) / 32768.0, SAMPLE_RATE, rate)
+    return resample(record_speech(text, language).audio / 32768.0, SAMPLE_RATE, rate)
 
 
 def record(path: Path, samples: np.ndarray, rate: int = SAMPLE_RATE) -> Path:
