@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 import soundfile
 from etils import epath
-from layouts_all import LAYOUTS, PROBLEMS, REFERENCES
+from layouts_all import ISSUES, LAYOUTS, REFERENCES
 from narrow_model import NARROW
-from spoken import Here
+from spoken import InProcess
 
 from maestro_jax.batches import SAMPLE_RATE
 from maestro_jax.cli.main import main
@@ -119,7 +119,7 @@ def prepare_all(source: Path, root: Path) -> dict[str, str]:
             patch.setattr("sys.stderr", errors)
             if corpus != "common_voice":
                 # One corpus is read by processes, each of which takes seconds to start.
-                patch.setattr("maestro_jax.data.processes.Processes", Here)
+                patch.setattr("maestro_jax.data.processes.Processes", InProcess)
             with contextlib.redirect_stdout(out):
                 code = main([*command, "--workers", "1"])
         if corpus == "common_voice":
@@ -211,7 +211,7 @@ def test_whatever_is_wrong_is_counted_and_told(trained: Trained) -> None:
         assert f"{corpus}/{config} " in trained.printed[corpus]
         counts = {split["split"]: split["issues"] for split in summary["splits"]}
         counts[""] = summary["lines"]
-        found |= {(name, split): problems for split, problems in counts.items() if problems}
+        found |= {(name, split): issues for split, issues in counts.items() if issues}
         path = trained.root / name / "1.0.0" / "issues.tsv"
         with path.open(encoding="utf-8", newline="") as file:
             lines = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
@@ -221,13 +221,13 @@ def test_whatever_is_wrong_is_counted_and_told(trained: Trained) -> None:
         for kinds in counts.values():
             for kind, count in kinds.items():
                 assert f"{count} {kind}" in trained.printed[corpus]
-    assert found == PROBLEMS
+    assert found == ISSUES
 
 
 def test_the_known_quirks_are_among_it(trained: Trained) -> None:
     kinds = collections.defaultdict(set)
-    for (name, _), problems in PROBLEMS.items():
-        for kind in problems:
+    for (name, _), issues in ISSUES.items():
+        for kind in issues:
             kinds[kind].add(name.split("/")[0])
     for kind in ("empty text", "missing audio", "duplicate id", "unreadable audio"):
         for corpus in ("common_voice", "fleurs", "mls", "librispeech", "voxpopuli"):
@@ -246,7 +246,7 @@ def test_the_known_quirks_are_among_it(trained: Trained) -> None:
     # Annotations between pipes, and what the pipe in one of them does.
     [table] = (trained.source / "voxpopuli").glob("transcribed_data/sl/*.gz")
     assert table.name == "asr_sl.tsv.gz"
-    assert PROBLEMS["voxpopuli/sl", ""] == {"bad row": 1}
+    assert ISSUES["voxpopuli/sl", ""] == {"bad row": 1}
     sizes = trained.examples("voxpopuli_paired_sl")
     assert sizes == {"train": 2, "validation": 1, "test": 1}
 

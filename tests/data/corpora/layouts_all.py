@@ -11,7 +11,6 @@ import layouts_babel
 import layouts_common_voice
 import layouts_covost2
 import layouts_fleurs
-import layouts_libri_light
 import layouts_librispeech
 import layouts_mls
 import layouts_tedlium
@@ -41,7 +40,7 @@ def lay_out_libri_text(source: Path) -> None:
 
 def lay_out_libri_light(source: Path) -> None:
     """With all six folds of ten minutes."""
-    layouts_libri_light.lay_out(source)
+    layouts_librispeech.lay_out_libri_light(source)
     for fold, words in ((2, "ONE"), (3, "TWO"), (4, "FOUR")):
         place = source / "librispeech_finetuning" / "1h" / str(fold) / "clean"
         layouts_librispeech.chapters(place, {f"103-125{fold}-0000": words})
@@ -105,7 +104,7 @@ LAYOUTS: dict[str, Callable[[Path], object]] = {
 }
 """By corpus, what lays it out in a directory; a directory below it is returned if that is meant."""
 
-PROBLEMS: dict[tuple[str, str], dict[str, int]] = {
+ISSUES: dict[tuple[str, str], dict[str, int]] = {
     ("babel/lt", "train"): {
         "set aside": 4,
         "partly transcribed": 4,

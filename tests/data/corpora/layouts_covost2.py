@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clips import OLD, clip_row, speak_clip, write_table
+from layouts_common_voice import OLD, clip_row, speak_clip, write_table
 
 TRANSLATIONS = ["path", "translation", "split"]
 JOINED = ["path", "sentence", "translation", "client_id"]

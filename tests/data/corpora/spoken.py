@@ -1,4 +1,4 @@
-"""Small corpora for tests: real speech in real containers."""
+"""Small corpora for tests: real speech in real containers, prepared, and read as a run does."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.signal
 import soundfile
 
 from maestro_jax.audio.reading import resample
-from maestro_jax.batches import SAMPLE_RATE
+from maestro_jax.batches import SAMPLE_RATE, StreamConfig
 from maestro_jax.data.corpora.corpus import Corpus
 from maestro_jax.data.corpora.prepare import PreparedConfig, prepare
 from maestro_jax.data.processes import Processes
+from maestro_jax.files import write_atomically
+from maestro_jax.text.languages import LANGUAGES
+from maestro_jax.vocabularies.byte_vocabulary import CONTENT, ByteVocabulary
 
 
 @functools.cache
@@ -45,7 +49,7 @@ def speak_to(path: Path, text: str, language: str = "en", rate: int = SAMPLE_RAT
     return record(path, say(text, language, rate), rate)
 
 
-class Here(Processes):
+class InProcess(Processes):
     """In the place of processes, each of which would import TensorFlow: calls in this one."""
 
     def results(
@@ -60,7 +64,7 @@ def prepared(
     corpus: Corpus, source: Path, config: str, root: Path, *, strict: bool = False, workers: int = 0
 ) -> PreparedConfig:
     """Prepares a config with small parts, by default in this process."""
-    with Processes(workers) if workers else Here(1) as processes:
+    with Processes(workers) if workers else InProcess(1) as processes:
         return prepare(
             corpus, source, config, root, processes=processes, strict=strict, utterances_per_shard=3
         )
@@ -80,7 +84,68 @@ def records(result: PreparedConfig, split: str) -> list[dict[str, object]]:
     ]
 
 
-def problems(result: PreparedConfig) -> list[tuple[str, str, str]]:
-    """What was wrong: kind, split and item of each problem."""
+def issues_of(result: PreparedConfig) -> list[tuple[str, str, str]]:
+    """Kind, split and item of each issue."""
     lines = (result.directory / "issues.tsv").read_text(encoding="utf-8").splitlines()[1:]
     return [tuple(line.split("\t")[:3]) for line in lines]  # type: ignore[misc]
+
+
+def read_examples(root: Path, task: str, stream: str, count: int) -> list[dict[str, Any]]:
+    """The training examples that a run gets in its first batch, sorted by text and audio length.
+
+    Args:
+        root: The data root; it gets a vocabulary of bytes.
+        task: A task or mixture.
+        stream: Its stream.
+        count: The size of the batch; an epoch, if it is as many as there are.
+
+    Returns:
+        Audio as int16 `[samples]`, text and translation as strings, languages as codes.
+    """
+    from maestro_jax.data.loader import StreamLoader
+
+    write_atomically(root / "vocabularies" / "multilingual.model", CONTENT)
+    config = StreamConfig(
+        mixture=task,
+        batch_size=count,
+        audio_samples=0 if stream in ("text", "mt") else 40 * SAMPLE_RATE,
+        text_tokens=0 if stream in ("speech", "st") else 200,
+        translation_tokens=200 if stream in ("mt", "st") else 0,
+    )
+    with StreamLoader({stream: config}, seed=1, data_dir=root) as loader:
+        batch = next(loader)[stream]
+    read = []
+    for row in range(count):
+        example: dict[str, Any] = {}
+        for name in ("audio", "text", "translation"):
+            if name in batch:
+                values = batch[name][row, : batch[f"{name}_length"][row]]
+                example[name] = values if name == "audio" else ByteVocabulary().decode(values)
+        for name in ("language", "target_language"):
+            if name in batch:
+                example[name] = LANGUAGES[batch[name][row]]
+        read.append(example)
+    return sorted(read, key=lambda e: (e.get("text", ""), np.size(e.get("audio", ()))))
+
+
+def sizes(root: Path, task: str) -> dict[str, int]:
+    """The examples of each split of a task."""
+    from maestro_jax.data.data_scope import data_scope
+    from maestro_jax.data.task_listing import get_task_or_mixture
+
+    with data_scope(root):
+        provider = get_task_or_mixture(task)
+        return {split: provider.num_input_examples(split) for split in provider.splits}
+
+
+def likeness(recorded: np.ndarray, sentence: str, language: str) -> float:
+    """The highest correlation of a recording with what is said, at any delay; 1 if it is the same.
+
+    Args:
+        recorded: int16 `[samples]` at 16 kHz.
+        sentence: What should have been said in it.
+        language: In which language.
+    """
+    spoken = say(sentence, language)
+    peak = scipy.signal.correlate(recorded / 32768.0, spoken, method="fft").max()
+    return float(peak / np.linalg.norm(recorded / 32768.0) / np.linalg.norm(spoken))

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 from layouts_babel import CALL, MARKED, RELEASE, SHORTENED, lay_out
-from spoken import prepared, problems, records
-from streamed import epoch, make_vocabulary
+from spoken import issues_of, prepared, read_examples, records
 
 from maestro_jax.audio.reading import read_audio, resample
 from maestro_jax.cli.main import main
@@ -77,7 +76,7 @@ def test_segments(source: Path, tmp_path: Path) -> None:
     assert "4 partly transcribed (kept)" in train.explanation()
     # Everything that was listed is there, or has a reason not to be.
     assert train.listed == train.utterances + 2
-    assert ("no counterpart", "train", "BABEL_OP2_304_60001_20131025_190000_inLine") in problems(
+    assert ("no counterpart", "train", "BABEL_OP2_304_60001_20131025_190000_inLine") in issues_of(
         result
     )
     table = (result.directory / "issues.tsv").read_text()
@@ -124,11 +123,10 @@ def test_command_and_streams(
     assert main([*command, "--workers", "1"]) == 0
     table = capsys.readouterr().out
     assert "babel/lt" in table and "4 set aside" in table and "sub_train" in table
-    make_vocabulary(tmp_path, [*TEXTS, "labas"])
-    examples = epoch(tmp_path, "babel_paired_lt", "paired", 7)
+    examples = read_examples(tmp_path, "babel_paired_lt", "paired", 7)
     assert [example["text"] for example in examples] == sorted([*TEXTS * 2, "labas"])
     assert {example["language"] for example in examples} == {"lt"}
-    speech = epoch(tmp_path, "babel_speech_lt", "speech", 7)
+    speech = read_examples(tmp_path, "babel_speech_lt", "speech", 7)
     lengths = sorted(len(example["audio"]) for example in speech)
     assert lengths == sorted(len(example["audio"]) for example in examples)
 

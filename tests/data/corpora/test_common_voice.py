@@ -6,9 +6,8 @@ import csv
 from pathlib import Path
 
 import pytest
-from clips import NEW, clip_row, likeness, speak_clip, write_table
-from layouts_common_voice import GERMAN, SWEDISH, lay_out
-from spoken import prepared, problems, records
+from layouts_common_voice import GERMAN, NEW, SWEDISH, clip_row, lay_out, speak_clip, write_table
+from spoken import issues_of, likeness, prepared, records
 
 from maestro_jax.data.corpora import tables
 from maestro_jax.data.corpora.common_voice import CommonVoice
@@ -52,7 +51,7 @@ def test_all_is_written_or_accounted_for(release: Path, tmp_path: Path) -> None:
         "empty audio": 1,
     }
     assert train.utterances + sum(train.issues.values()) - 2 == train.listed
-    assert ("missing audio", "train", "common_voice_de_4") in problems(result)
+    assert ("missing audio", "train", "common_voice_de_4") in issues_of(result)
     # The release is read off the name of its directory.
     assert (train.published, validation.published, test.published) == (589_100, 16_183, 16_183)
     assert "589092 fewer in the tables than published" in train.explanation()
@@ -94,7 +93,7 @@ def test_older_tables_and_names_without_an_ending(release: Path, tmp_path: Path)
     result = prepared(CommonVoice(), release / "sv-SE", "sv", tmp_path)
     # Its dev.tsv is not there, though the release has one.
     assert [split.utterances for split in result.splits] == [1, 0, 1]
-    assert not problems(result)
+    assert not issues_of(result)
     [train], [test] = records(result, "train"), records(result, "test")
     first, second = SWEDISH.values()
     assert (train["text"], train["language"]) == ("ett två", "sv")
@@ -209,7 +208,7 @@ def test_escapes_are_read_as_they_are_written(tmp_path: Path, cells: list[str]) 
     assert peer[1] == cells
     (tmp_path / "x.tsv").write_text("one\ttwo\na\tb\\\n")
     assert list(tables.rows(tmp_path / "x.tsv", wrong, escape="\\")) == []
-    assert [problem.item for problem in wrong.issues] == ["x.tsv:2"]
+    assert [issue.item for issue in wrong.issues] == ["x.tsv:2"]
 
 
 def test_clips_are_variable_mp3_at_48_kilohertz(tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clips import likeness, write_table
+from layouts_common_voice import write_table
 from layouts_covost2 import ENGLISH, GERMAN, SWEDISH, TRANSLATIONS, clip, lay_out
-from spoken import prepared, problems, records
+from spoken import issues_of, likeness, prepared, records
 
 from maestro_jax.data.corpora.corpus import published_sizes as sizes_of_corpus
 from maestro_jax.data.corpora.covost2 import FROM_ENGLISH, INTO_ENGLISH, Covost2
@@ -50,8 +50,8 @@ def test_all_is_written_or_accounted_for(source: Path, tmp_path: Path) -> None:
     assert test.explanation() == (
         "13509 fewer in the tables than published, 1 incomplete (kept), 1 no counterpart"
     )
-    assert ("no counterpart", "test", "covost_v2.de_en.tsv:12") in problems(result)
-    assert ("set aside", "train", "covost_v2.de_en.tsv:8") in problems(result)
+    assert ("no counterpart", "test", "covost_v2.de_en.tsv:12") in issues_of(result)
+    assert ("set aside", "train", "covost_v2.de_en.tsv:8") in issues_of(result)
 
     found = {
         entry["id"]: entry
@@ -72,10 +72,10 @@ def test_what_translators_gave_up_is_nothing_to_mend(source: Path, tmp_path: Pat
     # Strict about the table's second row of a clip, behind the sentences without a translation.
     with pytest.raises(UserError, match=r"covost_v2\.de_en\.tsv:11: duplicate id"):
         prepared(Covost2(), source, "de_en", tmp_path, strict=True)
-    problems = IssueLog(strict=True)
+    issues = IssueLog(strict=True)
     for kind in ("set aside", "incomplete"):
-        problems.add(kind, split="train", item="covost_v2.de_en.tsv:8", detail="REMOVE")
-    assert problems.counts("train") == {"set aside": 1, "incomplete": 1}
+        issues.add(kind, split="train", item="covost_v2.de_en.tsv:8", detail="REMOVE")
+    assert issues.counts("train") == {"set aside": 1, "incomplete": 1}
 
 
 def test_the_join_is_that_of_the_published_script(source: Path) -> None:
@@ -106,7 +106,7 @@ def test_the_join_is_that_of_the_published_script(source: Path) -> None:
 
 def test_joined_tables_are_read_as_they_are(source: Path, tmp_path: Path) -> None:
     result = prepared(Covost2(), source, "sv_en", tmp_path)
-    assert not problems(result)
+    assert not issues_of(result)
     for split, (number, sentence, translation, _) in zip(
         ("train", "validation", "test"), SWEDISH, strict=True
     ):

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from layouts_fleurs import GERMAN, lay_out
-from spoken import prepared, problems, records, say
-from streamed import epoch, make_vocabulary
+from spoken import issues_of, prepared, read_examples, records, say
 
 from maestro_jax.cli.main import main
 from maestro_jax.data.corpora.corpus import find_corpus
@@ -50,7 +49,7 @@ def test_recordings(source: Path, tmp_path: Path) -> None:
         "bad row": 1,
     }
     assert (validation.utterances, test.utterances) == (1, 1)
-    assert ("duplicate id", "train", "1003-1003000077") in problems(result)
+    assert ("duplicate id", "train", "1003-1003000077") in issues_of(result)
 
     found = records(result, "train")
     # Two readings of a sentence are two utterances.
@@ -114,8 +113,7 @@ def test_command_and_stream(
     assert [split["utterances"] for split in summary["splits"]] == [1, 1, 1]
 
     texts = [text for _, _, text in GERMAN["train"]]
-    make_vocabulary(tmp_path, [*texts, "一二三"])
-    examples = epoch(tmp_path, "fleurs_paired_de", "paired", 4)
+    examples = read_examples(tmp_path, "fleurs_paired_de", "paired", 4)
     assert [example["text"] for example in examples] == sorted(texts)
     spoken = {text: say(raw, "de") for _, raw, text in GERMAN["train"]}
     for example in examples:

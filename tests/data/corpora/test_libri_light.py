@@ -8,9 +8,8 @@ import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from layouts_libri_light import LIMITED, PIECES, RATE, book, lay_out
-from reading import examples, sizes
-from spoken import prepared, problems, records, say
+from layouts_librispeech import LIMITED, PIECES, RATE, book, lay_out_libri_light
+from spoken import issues_of, prepared, read_examples, records, say, sizes
 
 from maestro_jax.cli import main as cli
 from maestro_jax.data.corpora.corpus import find_corpus
@@ -23,7 +22,7 @@ SHELF = "100/sea_fairies_0812_librivox_64kb_mp3"
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = tmp_path_factory.mktemp("light")
-    lay_out(source)
+    lay_out_libri_light(source)
     return source
 
 
@@ -106,7 +105,7 @@ def test_books(source: Path, tmp_path: Path) -> None:
         "missing audio": 1,
         "cut short": 1,
     }
-    lines = problems(result)
+    lines = issues_of(result)
     for number in (1, 2, 3):
         assert ("bad value", "train", f"{SHELF}/04_strange#{number}") in lines
     assert ("bad value", "train", f"{SHELF}/05_undescribed") in lines
@@ -115,7 +114,7 @@ def test_books(source: Path, tmp_path: Path) -> None:
 
     prepared(corpus, source, "medium", tmp_path)
     assert sizes(tmp_path, "libri_light_speech_small") == {"train": 4}
-    drawn = examples(tmp_path, "speech", "libri_light_speech_6k", 10)
+    drawn = read_examples(tmp_path, "libri_light_speech_6k", "speech", 10)
     lengths = {len(example["audio"]) for example in drawn}
     # The batch is twice the mixture: everything is in it.
     assert lengths == {len(audio) for audio in expected.values()} | {2 * RATE}
@@ -141,7 +140,7 @@ def test_the_ten_hours(source: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         ]
         task = f"libri_light_paired_limited_{subset}"
         assert sizes(tmp_path, task) == {"train": len(texts)}
-        found = examples(tmp_path, "paired", task, len(texts))
+        found = read_examples(tmp_path, task, "paired", len(texts))
         assert sorted(example["text"] for example in found) == sorted(texts)
         for example in found:
             said = say(example["text"])

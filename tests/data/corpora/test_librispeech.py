@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from layouts_librispeech import LINES, SPOKEN, lay_out
-from reading import examples, sizes
-from spoken import prepared, problems, records, say
+from spoken import issues_of, prepared, read_examples, records, say, sizes
 
 from maestro_jax.cli import main as cli
 from maestro_jax.data.corpora.corpus import find_corpus
@@ -67,7 +66,7 @@ def test_every_utterance_is_written_or_accounted_for(result: PreparedConfig) -> 
     }
     assert clean.listed - 4 == clean.utterances
     assert not any(split.issues for name, split in splits.items() if name != clean.split)
-    lines = problems(result)
+    lines = issues_of(result)
     for item in ("103-1240-0005", "103-1242-0000", "SPEAKERS.TXT:6"):
         assert ("no counterpart", "train_clean_100", item) in lines
     assert ("missing audio", "train_clean_100", "103-1240-0003") in lines
@@ -91,12 +90,12 @@ def test_tasks(result: PreparedConfig) -> None:
     assert sizes(root, "librispeech_paired_en") == {"train": 7, "validation": 1, "test": 1}
     assert sizes(root, "librispeech_paired_en_clean100")["train"] == 4
     assert sizes(root, "librispeech_paired_en_clean460")["train"] == 5
-    found = examples(root, "paired", "librispeech_paired_en", 7)
+    found = read_examples(root, "librispeech_paired_en", "paired", 7)
     assert sorted(example["text"] for example in found) == sorted(WORDS[name] for name in TRAIN)
     for example in found:
         said = say(example["text"])
         np.testing.assert_allclose(example["audio"] / 32768.0, said, atol=2 / 32768)
-    [speech] = examples(root, "speech", "librispeech_speech_en", 1)
+    [speech] = read_examples(root, "librispeech_speech_en", "speech", 1)
     assert speech["language"] == "en" and len(speech["audio"])
 
 
@@ -144,6 +143,6 @@ def test_lines_of_text_are_numbered(source: Path, tmp_path: Path) -> None:
     assert [entry["id"] for entry in found] == ["1", "3"]
     [train] = result.splits
     assert (train.listed, train.utterances, train.issues) == (3, 2, {"empty text": 1})
-    assert problems(result) == [("empty text", "train", "2")]
-    drawn = examples(tmp_path, "text", "librispeech_text_en", 2)
+    assert issues_of(result) == [("empty text", "train", "2")]
+    drawn = read_examples(tmp_path, "librispeech_text_en", "text", 2)
     assert sorted(example["text"] for example in drawn) == ["a first line", "the widow's two"]

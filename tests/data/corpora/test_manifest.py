@@ -1,4 +1,4 @@
-"""Manifests as other tools write them: quoted tables, NeMo's fields, lines that are no text."""
+"""Manifests and their quoted cells, and the corpora of SpeechStew that come as manifests."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spoken import prepared, problems, records
+from spoken import issues_of, prepared, read_examples, records, speak_to
 
+from maestro_jax.cli.main import main
 from maestro_jax.data.corpora import tables
+from maestro_jax.data.corpora.corpus import find_corpus
 from maestro_jax.data.corpora.issues import IssueLog
 from maestro_jax.data.corpora.manifest import Manifest
 from maestro_jax.data.corpora.tables import has_quoted_cells, quoted_rows
@@ -27,7 +29,7 @@ def write_lines(path: Path, lines: list[str]) -> Path:
 
 
 def read(path: Path) -> list[list[str]]:
-    """The rows below the header, without problems."""
+    """The rows below the header, without issues."""
     found = IssueLog(strict=True)
     return [list(row.values()) for _, row in tables.rows(path, found, quoted=True)]
 
@@ -114,7 +116,7 @@ def test_lines_of_no_known_language_are_entries(tmp_path: Path) -> None:
     assert corpus.configs(source) == ["de"] == corpus.configs(source, ["de"])
     result = prepared(corpus, source, "de", tmp_path)
     assert len(records(result, "train")) == 1
-    assert problems(result) == [
+    assert issues_of(result) == [
         ("bad value", "train", "train.jsonl:2"),
         ("bad value", "train", "train.jsonl:3"),
     ]
@@ -128,7 +130,7 @@ def test_a_line_without_anything_is_an_entry(tmp_path: Path) -> None:
     lines = ['{"language": "de", "sentence": "Ja."}', '{"language": "de", "text": "Ja."}']
     write_lines(tmp_path / "in" / "train.jsonl", [*lines, "[" * 100_000, "[1]", "{"])
     result = prepared(Manifest(), tmp_path / "in", "de", tmp_path)
-    assert [(kind, item) for kind, _, item in problems(result)] == [
+    assert [(kind, item) for kind, _, item in issues_of(result)] == [
         ("bad value", "train.jsonl:1"),
         ("bad row", "train.jsonl:3"),
         ("bad row", "train.jsonl:4"),
@@ -136,7 +138,7 @@ def test_a_line_without_anything_is_an_entry(tmp_path: Path) -> None:
     ]
 
 
-def test_a_file_without_a_line_is_told_with_its_first_problem(tmp_path: Path) -> None:
+def test_a_file_without_a_line_is_named_with_its_first_issue(tmp_path: Path) -> None:
     write_lines(tmp_path / "train.json", ['[{"text": "Ja.", "language": "de"}]'])
     with pytest.raises(UserError, match=r"can be read \(train.json:1: bad row, no JSON object"):
         Manifest().configs(tmp_path)
@@ -177,7 +179,7 @@ def test_invisible_characters_are_in_no_text(tmp_path: Path) -> None:
     found = records(result, "train")
     assert [r["text"] for r in found] == ["صباح", "می\u200cخواهم"]
     assert [r["translation"] for r in found] == ["صباحx", "می\u200cخواهمx"]
-    assert [kind for kind, _, _ in problems(result)] == ["empty text"] * 2
+    assert [kind for kind, _, _ in issues_of(result)] == ["empty text"] * 2
 
 
 def test_bytes_that_are_no_utf8_are_told_with_their_line(tmp_path: Path) -> None:
@@ -186,3 +188,41 @@ def test_bytes_that_are_no_utf8_are_told_with_their_line(tmp_path: Path) -> None
         with pytest.raises(UserError, match=rf"{name}:2 is not UTF-8; convert the file"):
             Manifest().configs(tmp_path)
         (tmp_path / name).unlink()
+
+
+CORPORA = {
+    "ami": "test_distant",
+    "broadcast_news": "",
+    "switchboard_fisher": "test_callhome",
+    "wsj": "",
+}
+
+
+@pytest.mark.parametrize("name,more", CORPORA.items())
+def test_names_splits_and_recipes(
+    name: str, more: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = find_corpus(name)
+    assert corpus.name == name
+    assert corpus.splits == tuple(split for split in ("train", "validation", "test", more) if split)
+    command = ["prepare", name, "--source_dir", str(tmp_path), "--data_dir", str(tmp_path / "data")]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "there is no manifest in" in error
+    assert "write a line for each" in error
+
+
+def test_a_second_test_set(tmp_path: Path) -> None:
+    source = tmp_path / "ami"
+    for split in ("train", "test", "test_distant"):
+        speak_to(source / "audio" / f"{split}.flac", split)
+        line = {"audio": f"audio/{split}.flac", "text": split, "language": "en"}
+        (source / f"{split}.jsonl").write_text(json.dumps(line) + "\n")
+    result = prepared(find_corpus("ami"), source, "en", tmp_path)
+    assert [split.split for split in result.splits] == ["train", "test", "test_distant"]
+    assert records(result, "test_distant")[0]["raw_text"] == "test_distant"
+    assert [
+        example["text"] for example in read_examples(tmp_path, "ami_paired_en", "paired", 1)
+    ] == ["train"]
+    # A manifest of a split that a corpus does not have is not one of its own.
+    assert find_corpus("wsj").splits == ("train", "validation", "test")

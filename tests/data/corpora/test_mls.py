@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from layouts_mls import GERMAN, POLISH, TEXT, lay_out
-from reading import examples, sizes
-from spoken import prepared, problems, records, say
+from spoken import issues_of, prepared, read_examples, records, say, sizes
 
 from maestro_jax.cli import main as cli
 from maestro_jax.data.corpora.corpus import find_corpus
@@ -52,7 +51,7 @@ def test_every_utterance_is_written_or_accounted_for(german: PreparedConfig) -> 
         "missing audio": 1,
         "unreadable audio": 1,
     }
-    lines = problems(german)
+    lines = issues_of(german)
     assert ("bad row", "train", "transcripts.txt:6") in lines
     assert ("bad value", "train", "transcripts.txt:7") in lines
     assert ("no counterpart", "train", "transcripts.txt") in lines
@@ -68,7 +67,7 @@ def test_ten_hours(german: PreparedConfig) -> None:
     assert [entry["text"] for entry in records(german, "train_10min_0")] == ["drei"]
     assert [entry["text"] for entry in records(german, "train_9h")] == ["vier fünf"]
     assert sizes(root, "mls_paired_de_10min") == {"train": 1, "validation": 1, "test": 1}
-    [example] = examples(root, "paired", "mls_paired_de_9h", 1)
+    [example] = read_examples(root, "mls_paired_de_9h", "paired", 1)
     assert example["text"] == "vier fünf" and example["language"] == "de"
     said = say("vier-fünf", "de")
     np.testing.assert_allclose(example["audio"] / 32768.0, said, atol=2 / 32768)
@@ -78,7 +77,7 @@ def test_the_command(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     arguments = ["--source_dir", str(source), "--data_dir", str(tmp_path), "--workers", "1"]
     assert cli.main(["prepare", "mls", *arguments, "--languages", "pl"]) == 0
     assert "25043" in capsys.readouterr().out
-    [example] = examples(tmp_path, "paired", "mls_paired_pl", 1)
+    [example] = read_examples(tmp_path, "mls_paired_pl", "paired", 1)
     [words] = POLISH["train"].values()
     assert example["text"] == words and example["language"] == "pl"
     # Opus at 48 kHz comes back as 16 kHz of the same length and nearly the same waveform.
@@ -91,7 +90,7 @@ def test_the_command(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_text(source: Path, tmp_path: Path) -> None:
     result = prepared(find_corpus("mls_text"), source, "de", tmp_path)
-    found = examples(tmp_path, "text", "mls_text_de", 2)
+    found = read_examples(tmp_path, "mls_text_de", "text", 2)
     # A hyphen is no word, here as in VoxPopuli.
     assert sorted(example["text"] for example in found) == ["ein erster satz", "und ein zweiter"]
     [prepared_line] = [r for r in records(result, "train") if r["id"] == "2"]

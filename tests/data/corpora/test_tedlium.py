@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from layouts_tedlium import TALK, lay_out
-from spoken import prepared, problems, records
-from streamed import epoch, make_vocabulary
+from spoken import issues_of, prepared, read_examples, records
 
 from maestro_jax.cli.main import main
 from maestro_jax.data.corpora.corpus import find_corpus
@@ -48,7 +47,7 @@ def test_segments(source: tuple[Path, dict[str, list[np.ndarray]]], tmp_path: Pa
         assert split.issues == {"set aside": 2, "partly transcribed": 1}
         assert f"{published - 4} fewer in the tables than published" in split.explanation()
     assert train.published_hours == 452
-    assert ("set aside", "train", "AlGore_2009-00000000-00001000") in problems(result)
+    assert ("set aside", "train", "AlGore_2009-00000000-00001000") in issues_of(result)
 
     for split, talk in (
         ("train", "AlGore_2009"),
@@ -84,6 +83,5 @@ def test_command_and_stream(
     assert main([*command, "--workers", "1"]) == 0
     table = capsys.readouterr().out
     assert "tedlium/en" in table and "2 set aside" in table and "452" in table
-    make_vocabulary(tmp_path, TEXTS)
-    examples = epoch(tmp_path, "tedlium_paired_en", "paired", 4)
+    examples = read_examples(tmp_path, "tedlium_paired_en", "paired", 4)
     assert [example["text"] for example in examples] == sorted(TEXTS)

@@ -8,7 +8,7 @@ from pathlib import Path
 import layouts_voxpopuli as layouts
 import numpy as np
 import pytest
-from spoken import problems, records, say
+from spoken import issues_of, records, say
 
 from maestro_jax.data.corpora.corpus import Corpus, find_corpus
 from maestro_jax.data.corpora.prepare import PreparedConfig, prepare
@@ -64,7 +64,7 @@ def test_cut_speech(prepared: Prepare, source: Path, tmp_path: Path) -> None:
     assert corpus.configs(source) == ["de", "sl", "en_accented"]
     assert corpus.configs(source, ["en_accented"]) == ["en_accented"]
     result = prepared(corpus, source, "de", tmp_path)
-    assert not problems(result)
+    assert not issues_of(result)
     for part, split in (("train", "train"), ("dev", "validation"), ("test", "test")):
         found = records(result, split)
         assert [entry["id"] for entry in found] == list(layouts.GERMAN[part])
@@ -125,7 +125,7 @@ def test_whatever_is_wrong_with_cut_speech_is_counted(prepared: Prepare, tmp_pat
     assert train.issues == dict.fromkeys([*expected, "bad value", "bad row"], 1)
     assert validation.explanation() == "1 missing table"
     assert (test.utterances, test.issues) == (1, {})
-    assert ("empty text", "train", f"{layouts.SESSION}-de_silent") in problems(result)
+    assert ("empty text", "train", f"{layouts.SESSION}-de_silent") in issues_of(result)
     assert [entry["id"] for entry in records(result, "train")] == list(good)
 
 
