@@ -1,7 +1,7 @@
-"""Speech to read: the same utterances as ogg and as mp3 files, and prepared from the former.
+"""Makes speech to read: the same utterances as ogg files, as mp3 files and as prepared records.
 
-Sentences of MiniVox, several after one another, until an utterance is as long as was drawn for it:
-lognormal, with a median of 6 s, from 1.5 to 15 s, about as Common Voice and VoxPopuli together.
+An utterance joins sentences of MiniVox up to a length that is drawn from a lognormal distribution
+with a median of 6 s, from 1.5 to 15 s, similar to Common Voice and VoxPopuli together.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 SAMPLE_RATE = 16_000
 LONGEST_SECONDS = 15.0
 MEDIAN_SECONDS = 6.0
-# As VoxPopuli and as Common Voice publish them.
+# The formats of VoxPopuli and of Common Voice.
 CONTAINERS = {
     "ogg": (16_000, {"format": "OGG", "subtype": "VORBIS"}),
     "mp3": (48_000, {"format": "MP3"}),
@@ -24,7 +24,7 @@ TASK = "benchmark_speech"
 
 
 def write(directory: pathlib.Path, minutes: float) -> dict[str, Any]:
-    """Writes all files, unless they are there.
+    """Writes all files, unless they exist.
 
     Args:
         directory: Gets `ogg/`, `mp3/` and `data/`.
@@ -48,12 +48,12 @@ def write(directory: pathlib.Path, minutes: float) -> dict[str, Any]:
 
 
 def paths(directory: pathlib.Path, container: str) -> list[str]:
-    """The files of a container, in the order in which they were written."""
+    """Returns the files of a container, in the order in which they were written."""
     return [str(path) for path in sorted((directory / container).glob(f"*.{container}"))]
 
 
 def register() -> None:
-    """Makes a seqio task of what was prepared."""
+    """Registers a seqio task that reads the prepared records."""
     from maestro_jax.data.indexed_source import IndexedTfdsSource
     from maestro_jax.data.registration import add_stream_task
 

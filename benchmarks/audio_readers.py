@@ -1,8 +1,8 @@
-"""Contenders that read the same speech: this project, lhotse, Hugging Face datasets.
+"""Contenders that read the same speech: this project, lhotse and Hugging Face datasets.
 
-Each reads in one process on its cores. What a contender reads is taken from the file of its job; a
-run reads about `seconds` of speech, and the report says how many exactly, and how much padding its
-batches have. Batches hold at most `BATCH_SECONDS` of speech, padding included.
+Each reads in one process on its own cores. The job of a contender names its input. A run reads
+about `seconds` of speech; the report has the exact duration and the padding of the batches. Batches
+hold at most `BATCH_SECONDS` of speech, including padding.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ import numpy as np
 BATCH_SECONDS = 240
 SHARDS = ("prepared", "prepared, one shape")
 PADDING_PASSES, PADDING_PASSES_SHARDS = 4, 100
-"""So often all speech is read before the clock starts, for the average of the padding. Which bucket
-is next is drawn, so that of the shards needs more batches; the peers go through an epoch each."""
+"""Epochs that are read before the clock starts, to average the padding. The bucket of each batch is
+drawn at random from the shards, which needs more batches; the peers read an epoch each."""
 BUCKETS = 5
-"""As many lengths have our batches, and as many buckets lhotse; each contender finds its own."""
+"""Number of lengths of our batches and of buckets of lhotse; each contender finds its own."""
 
 Batches = Iterator[tuple[int, int]]
-"""Samples of a batch with padding, and without."""
+"""Samples of a batch with padding, and without padding."""
 
 
 def prepare(job: dict[str, Any]) -> tuple[dict[str, Any], Callable[[], object]]:
-    """One contender: `who` reads `what`."""
+    """Prepares a contender: `who` reads `what`."""
     make = {
         ("maestro_jax", "prepared"): lambda: _loader(job, buckets=True),
         ("maestro_jax", "prepared, one shape"): lambda: _loader(job, buckets=False),
@@ -51,7 +51,7 @@ def prepare(job: dict[str, Any]) -> tuple[dict[str, Any], Callable[[], object]]:
 
 
 def _until(batches: Batches, seconds: float) -> Iterator[tuple[int, int]]:
-    """Batches until there is so much speech."""
+    """Reads batches up to a duration of speech."""
     left = seconds * audio_files.SAMPLE_RATE
     while left > 0:
         batch = next(batches)
@@ -64,7 +64,7 @@ def _batch_size(seconds: float) -> int:
 
 
 def _loader(job: dict[str, Any], *, buckets: bool) -> Batches:
-    """Our loader, from prepared shards; nothing is kept in memory."""
+    """Reads prepared shards with our loader, without keeping them in memory."""
     from maestro_jax.batches import Buckets, StreamConfig
     from maestro_jax.data.bucket_search import best_limits
     from maestro_jax.data.data_scope import data_scope
@@ -103,7 +103,7 @@ def _shuffled(paths: list[str]) -> Iterator[str]:
 
 
 def _padded(waves: list[np.ndarray]) -> tuple[int, int]:
-    """Makes a batch as long as its longest example."""
+    """Pads a batch to its longest example."""
     longest = max(map(len, waves))
     batch = np.zeros((len(waves), longest), waves[0].dtype)
     for row, wave in zip(batch, waves, strict=True):
@@ -112,7 +112,7 @@ def _padded(waves: list[np.ndarray]) -> tuple[int, int]:
 
 
 def _originals(job: dict[str, Any]) -> Batches:
-    """What `maestro prepare` does to files, batched in random order."""
+    """Reads files as `maestro prepare` does, batched in random order."""
     from maestro_jax.audio.reading import read_audio, to_int16
 
     files = _shuffled(audio_files.paths(pathlib.Path(job["directory"]), job["what"]))
@@ -122,7 +122,7 @@ def _originals(job: dict[str, Any]) -> Batches:
 
 
 def _lhotse(job: dict[str, Any]) -> Batches:
-    """Dynamic bucketing of lhotse, with as many buckets as ours."""
+    """Reads with the dynamic bucketing of lhotse, with as many buckets as ours."""
     import torch
     import torchaudio_beside_cpu_torch
 
@@ -149,7 +149,7 @@ def _lhotse(job: dict[str, Any]) -> Batches:
 
 
 def _datasets(job: dict[str, Any]) -> Batches:
-    """Hugging Face datasets in random order, padded to the longest of a batch.
+    """Reads with Hugging Face datasets in random order, padded to the longest example of a batch.
 
     Its own decoder is torchcodec, which needs the libraries of FFmpeg. Without them it gives the
     files, and soundfile and torchaudio decode and resample them.
@@ -180,7 +180,7 @@ def _array(audio: Any) -> np.ndarray:
 
 
 def _decoder() -> Callable[[Any], np.ndarray]:
-    """What decodes a file without torchcodec."""
+    """Returns a decoder of files that does not need torchcodec."""
     import soundfile
     import torch
     import torchaudio_beside_cpu_torch

@@ -1,4 +1,4 @@
-"""Which chip of the planner's table a device of JAX is."""
+"""Finds the chip of a JAX device in the planner's table."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TPUS = {
 
 
 def chip_of(device_kind: str) -> Chip | None:
-    """The chip, by JAX's `device_kind`; None if the table has none.
+    """Returns the chip for a `device_kind` of JAX; None if the table does not have it.
 
     Args:
         device_kind: As `NVIDIA H100 80GB HBM3` or `TPU v5 lite`.
@@ -27,7 +27,7 @@ def chip_of(device_kind: str) -> Chip | None:
     words = set(device_kind.replace("-", " ").split())
 
     def fits(chip: Chip) -> bool:
-        """`A100-40` is an A100 with 40GB."""
+        """Splits the memory from a name: `A100-40` is an A100 with 40 GB."""
         model, *memory = chip.name.split("-")
         return model in words and all(f"{gigabytes}GB" in words for gigabytes in memory)
 

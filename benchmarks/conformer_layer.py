@@ -1,14 +1,14 @@
-"""One Conformer layer, forward and with all gradients, beside transformers' on CPU PyTorch.
+"""Times a Conformer layer, forward and with all gradients, against transformers' on CPU PyTorch.
 
 Both layers are macaron Conformers: half a feed-forward layer, self-attention, convolution with a
 gate and a kernel of 5, half a feed-forward layer, normalisation; the same sizes, float32, training
-mode without dropout, batches with padding that attention does not see. They differ in
-two things: ours normalises by groups behind the depthwise convolution, over valid frames alone, the
-peer by batch, over all; and our projections in the convolution have biases. Positions are
+mode without dropout, batches with masked padding. They differ in two ways: ours has a group
+normalisation over valid frames after the depthwise convolution, the peer a batch normalisation over
+all frames; and our projections in the convolution have biases. The position encodings are
 
-- `none`: ours as shipped, where sinusoids are added below the first layer; the peer without any;
+- `none`: ours as shipped, where sinusoids are added before the first layer; the peer without any;
 - `rotary`: both;
-- `relative`: the peer as it comes (Transformer-XL's), beside ours with none.
+- `relative`: the peer's default (Transformer-XL's), against ours with none.
 
 The peer attends through PyTorch's `scaled_dot_product_attention`, its default.
 """
@@ -32,13 +32,13 @@ WORK = ("forward", "forward and backward")
 POSITIONS = ("relative", "rotary", "none")
 KERNEL_SIZE = 5
 BAR = Bar(limit=1.5)
-"""Beside the peer as it comes. With equal positions the layers are little but the same products."""
+"""Against the peer's default. With equal positions, both layers are mostly the same products."""
 
 
 def measure(
     sizes: tuple[tuple[int, ...], ...], repeats: int, cores: int, peers_python: str
 ) -> Table:
-    """Ours beside the peer in all positions, with the share of a matrix product's speed."""
+    """Compares ours and the peer with all position encodings, and with a large matrix product."""
     rows: list[Row] = []
     missing = ""
     for size in sizes:
@@ -115,7 +115,7 @@ def _rows(
 
 
 def layer_flops(size: tuple[int, ...], *, backward: bool) -> float:
-    """FLOPs of the matrix products of a layer without positions, 2 a multiplication and addition.
+    """Counts FLOPs of the matrix products of a layer without positions, 2 per multiply-add.
 
     Args:
         size: As in `SIZES`.
@@ -130,7 +130,7 @@ def layer_flops(size: tuple[int, ...], *, backward: bool) -> float:
 
 
 def prepare(job: dict[str, Any]) -> tuple[dict[str, Any], Callable[[], object]]:
-    """One side, `ours` or `transformers`, compiled and run once."""
+    """Compiles one side, `ours` or `transformers`, and runs it once."""
     batch, frames, features, _, _ = job["size"]
     rng = np.random.default_rng(0)
     x, cotangent = rng.standard_normal((2, batch, frames, features), np.float32)
@@ -201,7 +201,7 @@ def _transformers(
     )
     layer = peer.Wav2Vec2ConformerEncoderLayer(config).train()
     inputs, gradient = torch.from_numpy(x), torch.from_numpy(cotangent)
-    # As the encoder makes it, once for all layers.
+    # The encoder makes it once for all layers.
     seen = torch.from_numpy(mask)[:, None, None, :].expand(-1, 1, frames, -1)
     embedded = None
     if positions == "relative":

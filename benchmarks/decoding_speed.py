@@ -1,8 +1,9 @@
-"""How much faster than real time a minute of MiniVox is decoded: audio in, tokens out.
+"""Measures the real-time factor of decoding a minute of MiniVox, from audio to tokens.
 
-Sentences of the MiniVox test split, spoken when asked for, and the model of `gin/models/tiny.gin`.
-Random weights say nothing, or everything at once: the bias of the blank is therefore moved until
-greedy decoding writes about as many labels a second as a vocabulary of letters needs.
+The audio is sentences of the MiniVox test split, synthesised on request, the model that of
+`gin/models/tiny.gin`. Random weights emit nothing but blanks, or nothing but labels; the bias of
+the blank is therefore adjusted until greedy decoding emits about as many labels per second as
+spoken English has letters.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ GREEDY_BAR = Bar(limit=30.0, on="ours")
 BEAM_BAR = Bar(limit=10.0, on="ours")
 BEAM = 4
 TARGET_RATE = 12.5
-"""Labels a second that the random model is to write: spoken English has about so many letters."""
+"""Labels per second of the random model, about the letters per second of spoken English."""
 LONGEST_RATE = 30
-"""Labels a second that there is room for."""
+"""Maximum number of labels per second."""
 _SAMPLE_RATE = 16_000
 
 SINGLE = "one utterance at a time"
 BATCH = "one batch"
-# Method, how the minute is handed over, and the bar.
+# Method, batching of the minute, and the bar.
 OURS = (
     ("greedy", SINGLE, GREEDY_BAR),
     ("greedy", BATCH, None),
@@ -42,7 +43,7 @@ PEERS = ("jitted loop", "numpy loop")
 
 
 def measure(seconds: float, repeats: int, model_dir: str | None) -> Table:
-    """Real-time factors on one core: ours, and a plain Python loop under the same encoder."""
+    """Measures real-time factors on one core: ours, and a Python loop with the same encoder."""
     title = "Decoding a minute of MiniVox, one core"
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -119,7 +120,7 @@ def measure(seconds: float, repeats: int, model_dir: str | None) -> Table:
 
 
 def prepare(job: dict[str, Any]) -> tuple[dict[str, Any], Callable[[], object]]:
-    """One method; `set up` speaks the audio and finds the bias for the others."""
+    """Prepares a method; `set up` makes the audio and finds the bias for the others."""
     model, params = _trained(job["model_dir"]) if job["model_dir"] else _random()
     if job["method"] == "set up":
         return _set_up(model, params, job), lambda: None
@@ -177,7 +178,7 @@ def _set_up(model: Any, params: Any, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _speak(seconds: float) -> tuple[np.ndarray, np.ndarray]:
-    """Sentences of the test split until they last so long: int16 `[batch, samples]`, lengths."""
+    """Makes sentences of a total duration: int16 `[batch, samples]`, lengths `[batch]`."""
     from maestro_jax.errors import UserError
     from maestro_jax.minivox.config import SMALL
     from maestro_jax.minivox.corpus import make_example
@@ -200,7 +201,7 @@ def _room(audio: np.ndarray) -> int:
 
 
 def _random() -> tuple[Any, Any]:
-    """The model of `gin/models/tiny.gin` as it is initialised."""
+    """Returns the model of `gin/models/tiny.gin` with its initial parameters."""
     import gin
     import jax
 
@@ -214,7 +215,7 @@ def _random() -> tuple[Any, Any]:
 
 
 def _trained(model_dir: str) -> tuple[Any, Any]:
-    """The model and the averaged weights of a model directory."""
+    """Returns the model and the averaged weights of a model directory."""
     from maestro_jax.gin_utils import gin_config
     from maestro_jax.inference.transcriber import Transcriber
 
@@ -223,14 +224,14 @@ def _trained(model_dir: str) -> tuple[Any, Any]:
 
 
 def _shift_blank(params: Any, shift: float) -> Any:
-    """The same parameters with another bias of the blank."""
+    """Returns the same parameters with another bias of the blank."""
     output = params["decoder"]["output"]
     output = {**output, "bias": output["bias"].at[0].add(shift)}
     return {**params, "decoder": {**params["decoder"], "output": output}}
 
 
 def _search(model: Any, max_labels: int, beam: int | None) -> Callable[..., Any]:
-    """The compiled search, from audio to hypotheses."""
+    """Returns the compiled search, from audio to hypotheses."""
     import jax
 
     from maestro_jax.decoding.speech import decode_speech
@@ -244,7 +245,7 @@ def _search(model: Any, max_labels: int, beam: int | None) -> Callable[..., Any]
 
 
 def _encoder(model: Any) -> Callable[..., Any]:
-    """The compiled encoders: `(params, audio, lengths) -> frames, numbers of frames`."""
+    """Returns the compiled encoders: `(params, audio, lengths) -> frames, numbers of frames`."""
     import jax
 
     @jax.jit
@@ -261,7 +262,7 @@ def _encoder(model: Any) -> Callable[..., Any]:
 def _plain(
     model: Any, params: Any, audio: np.ndarray, lengths: np.ndarray, method: str
 ) -> Callable[[], list[list[int]]]:
-    """The Python loop, with the compiled encoder before it."""
+    """Returns the Python loop after the compiled encoder."""
     from plain_decoding import jitted_networks, numpy_networks, plain_greedy
 
     networks = jitted_networks if method == "jitted loop" else numpy_networks
@@ -281,7 +282,7 @@ def _plain(
 
 
 def _number_equal(transcripts: list[list[int]], padded: list[list[int]]) -> int:
-    """How many transcripts are those of the compiled search, whose rows end in blanks.
+    """Counts transcripts that equal those of the compiled search, whose rows end in blanks.
 
     Raises:
         AssertionError: If more than a tenth differ: then it is not the same search. Rounding alone

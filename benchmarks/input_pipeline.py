@@ -1,13 +1,13 @@
-"""How fast speech is read, and how much padding it has, beside lhotse and Hugging Face datasets.
+"""Measures reading speed and padding against lhotse and Hugging Face datasets.
 
     python benchmarks/input_pipeline.py                # some minutes
     python benchmarks/input_pipeline.py --minutes 5    # less speech
     python benchmarks/input_pipeline.py --json
 
-All contenders read the same utterances in one run: from shards that `maestro prepare` made, and
-from ogg (16 kHz, as VoxPopuli) and mp3 files (48 kHz, as Common Voice). Each is a process of its
-own on one core, and they take turns, round by round; a speed is that of the best round. Padding is
-the length of the batches over the length of the speech in them.
+All contenders read the same utterances in one run: from shards of `maestro prepare`, and from ogg
+(16 kHz, as VoxPopuli) and mp3 files (48 kHz, as Common Voice). Each runs in its own process on one
+core, and they take turns; the speed is that of the best round. Padding is the length of the batches
+divided by the length of the speech in them.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ CONTENDERS = (
     (OURS, ONE_SHAPE),
     *((who, what) for what in audio_files.CONTAINERS for who in (OURS, *PEERS)),
 )
-# All speech is read so often a run. What is read ahead between runs must not count.
+# Epochs per run, so that what is read ahead between runs does not count.
 PASSES = {PREPARED: 20, ONE_SHAPE: 20, "ogg": 2, "mp3": 2}
 
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """What a contender did.
+    """Result of a contender.
 
     Attributes:
         speed: Hours of speech a second and core.
@@ -53,22 +53,26 @@ class Reading:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Returns the parser of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--minutes", type=float, default=20.0, help="of speech (default 20)")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds that count (default 3)")
-    parser.add_argument("--directory", help="keeps the speech here; otherwise it is removed")
+    parser.add_argument(
+        "--minutes", type=float, default=20.0, help="minutes of speech (default 20)"
+    )
+    parser.add_argument("--repeats", type=int, default=3, help="number of timed rounds (default 3)")
+    parser.add_argument(
+        "--directory", help="directory that keeps the speech; otherwise it is deleted"
+    )
     parser.add_argument(
         "--peers_python",
         default=os.environ.get("MAESTRO_PEERS_PYTHON", sys.executable),
-        help="the interpreter that has lhotse and datasets; by default $MAESTRO_PEERS_PYTHON, "
+        help="Python interpreter with lhotse and datasets; by default $MAESTRO_PEERS_PYTHON, "
         "else this one",
     )
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print JSON")
-    output.add_argument("--markdown", action="store_true", help="print the tables for a document")
+    output.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
     arguments = parser.parse_args()
     if arguments.repeats < 1 or arguments.minutes <= 0:
         parser.error("--repeats must be at least 1, and --minutes above 0")
@@ -78,7 +82,7 @@ def parse_arguments() -> argparse.Namespace:
 def measure(
     directory: pathlib.Path, minutes: float, repeats: int, peers_python: str
 ) -> tuple[dict[tuple[str, str], Reading], list[str]]:
-    """Lets all contenders read.
+    """Runs all contenders.
 
     Args:
         directory: Where the speech is, or is to be.
@@ -125,7 +129,7 @@ def measure(
 
 
 def tables(readings: dict[tuple[str, str], Reading], remarks: list[str]) -> list[Table]:
-    """Speed and padding beside the peers."""
+    """Returns the table of speed and padding."""
     speed, padding = [], []
     for what in (PREPARED, ONE_SHAPE, *audio_files.CONTAINERS):
         ours = readings[OURS, what]
@@ -168,7 +172,7 @@ def tables(readings: dict[tuple[str, str], Reading], remarks: list[str]) -> list
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Runs the benchmark."""
     arguments = parse_arguments()
     with contextlib.ExitStack() as stack:
         directory = arguments.directory or stack.enter_context(tempfile.TemporaryDirectory())

@@ -1,8 +1,8 @@
-"""From the joint network's inputs to the loss and all gradients: in chunks, and as a whole lattice.
+"""Times joint network and transducer loss with all gradients, in chunks and as a whole lattice.
 
-Both sides compute the same: `tanh(frames + predictions) @ kernel + bias`, then the transducer loss,
-then the gradients of frames, predictions, kernel and bias. The whole-lattice side is what one
-writes first: the logits of every node as one array, `[batch, frames, labels + 1, vocab]`.
+Both sides compute `tanh(frames + predictions) @ kernel + bias`, the transducer loss, and the
+gradients of frames, predictions, kernel and bias. The whole-lattice side is the straightforward
+implementation: the logits of all nodes are one array, `[batch, frames, labels + 1, vocab]`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MIB = 2**20
 
 
 def measure(sizes: Sequence[tuple[int, ...]], repeats: int, cores: int) -> Table:
-    """Time and temporary memory of both sides; the bars are those of the first of `SIZES`."""
+    """Measures time and temporary memory of both sides; the bars are for the first of `SIZES`."""
     rows: list[Row] = []
     for size in sizes:
         text = size_text(size, "BTUVH")
@@ -81,7 +81,7 @@ def measure(sizes: Sequence[tuple[int, ...]], repeats: int, cores: int) -> Table
 
 
 def worst_difference(ours: pathlib.Path, theirs: pathlib.Path, tolerance: float = 1e-4) -> float:
-    """The largest relative difference between two files of arrays with the same names.
+    """Returns the largest relative difference between two files of arrays with the same names.
 
     Raises:
         AssertionError: If it is over the tolerance: a time of a wrong answer means nothing.
@@ -97,12 +97,12 @@ def worst_difference(ours: pathlib.Path, theirs: pathlib.Path, tolerance: float 
 
 
 def relative_difference(array: np.ndarray, reference: np.ndarray) -> float:
-    """Largest difference over the reference's largest magnitude: gradients hold many zeros."""
+    """Returns the largest difference over the largest magnitude: gradients have many zeros."""
     return float(np.abs(array - reference).max() / np.abs(reference).max())
 
 
 def prepare(job: dict[str, Any]) -> tuple[dict[str, Any], Callable[[], object]]:
-    """One side: `fused` or `whole`."""
+    """Prepares one side, `fused` or `whole`."""
     import jax
     import jax.numpy as jnp
 

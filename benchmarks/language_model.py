@@ -1,13 +1,13 @@
-"""What an n-gram model for the search costs: bytes, time to make it, time of a look-up.
+"""Measures an n-gram model for the search: bytes, time to estimate it, time of a look-up.
 
     python benchmarks/language_model.py                     # a million sentences, 4096 pieces
     python benchmarks/language_model.py --sentences 20000   # some seconds
 
-Sentences are drawn from a Markov chain of Zipf's law: every piece is followed by pieces in a random
-order of its own, the n-th of them with a probability that falls as 1 / n, so that short n-grams
-come back and long ones are mostly new, as in texts. A look-up reads a label in each row of a beam
-and gives log-probabilities of all pieces; its rows are contexts of the sentences. Beside it stands
-the floor: a table with a row for every context, which only small models have room for.
+Sentences are drawn from a Markov chain with Zipf's law: each piece has a random order of followers,
+the n-th of which has a probability proportional to 1 / n, so that short n-grams recur and long ones
+are mostly new, as in texts. A look-up reads a label in each row of a beam and returns
+log-probabilities of all pieces; the rows are contexts of the sentences. The lower bound of its time
+is a table with a row for every context, for which only small models have room.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from maestro_jax.decoding.ngram import NgramLm
 
 LIMIT = 1 << 30
 LONGEST_TABLE = 1 << 28
-"""Numbers of the floor's tables, at most: 2 GiB together."""
+"""Maximum size of the tables of the lower bound, 2 GiB together."""
 
 
 def sentences(count: int, pieces: int, mean: int, seed: int = 0) -> Iterator[list[int]]:
-    """Sentences of a Markov chain; lengths are spread evenly from 1 to twice the mean."""
+    """Draws sentences of a Markov chain, with uniform lengths from 1 to twice the mean."""
     rng = np.random.default_rng(seed)
     weights = 1.0 / np.arange(1, pieces)
     cumulative = np.cumsum(weights / weights.sum())
-    # A piece is followed by a fixed permutation of all, turned by an amount of its own.
+    # The followers of a piece are one fixed permutation, rotated by an amount per piece.
     order = rng.permutation(np.arange(1, pieces))
     turns = (rng.zipf(1.3, pieces) % (pieces - 1)).astype(np.int64)
     for start in range(0, count, 4096):
@@ -52,7 +52,7 @@ def sentences(count: int, pieces: int, mean: int, seed: int = 0) -> Iterator[lis
 
 
 def dense_tables(model: BackoffModel) -> tuple[jax.Array, jax.Array] | None:
-    """Log-probabilities and next contexts of every context, `[contexts, pieces]`."""
+    """Returns log-probabilities and next contexts of all contexts, `[contexts, pieces]`."""
     contexts = 1 + sum(model.counts[:-1])
     if 2 * contexts * model.vocab_size > LONGEST_TABLE:
         return None
@@ -68,7 +68,7 @@ def dense_tables(model: BackoffModel) -> tuple[jax.Array, jax.Array] | None:
 
 
 def seconds_of(step: Callable[[], object], repeats: int) -> float:
-    """The best of the repeats, each of ten calls."""
+    """Returns the best of the repeats, each of ten calls."""
     jax.block_until_ready(step())
     times = []
     for _ in range(repeats):
@@ -80,16 +80,18 @@ def seconds_of(step: Callable[[], object], repeats: int) -> float:
 
 
 def main() -> None:
-    """Prints one line a measurement."""
+    """Prints one line per measurement."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--sentences", type=int, default=1_000_000)
     parser.add_argument("--pieces", type=int, default=4096)
-    parser.add_argument("--mean", type=int, default=20, help="pieces of a sentence")
+    parser.add_argument("--mean", type=int, default=20, help="mean number of pieces per sentence")
     parser.add_argument("--order", type=int, default=4)
-    parser.add_argument("--prune", default="0", help="cut-offs by length, as 0,0,1")
-    parser.add_argument("--rows", type=int, default=32, help="batch times beam")
+    parser.add_argument(
+        "--prune", default="0", help="pruning thresholds by n-gram length, such as 0,0,1"
+    )
+    parser.add_argument("--rows", type=int, default=32, help="rows of a look-up: batch times beam")
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
 
@@ -117,7 +119,7 @@ def main() -> None:
     table = 8 * contexts * arguments.pieces
     print(f"a dense table of its {contexts:,} contexts: {table / 2**30:.1f} GiB")
 
-    # Contexts as a search meets them: some labels into sentences that were not counted.
+    # Contexts as in a search: some labels into sentences that were not counted.
     rng = np.random.default_rng(1)
     heard = [t for t in sentences(8 * arguments.rows, arguments.pieces, arguments.mean, seed=2)]
     heard = [t for t in heard if len(t) > 8][: arguments.rows]

@@ -1,10 +1,11 @@
-"""The loss and its gradient from ready logits, beside torchaudio's C++ kernel and warprnnt-numba.
+"""Times the loss and its gradient from given logits, against torchaudio and warprnnt-numba.
 
-The peers may live under another Python: their side of this file imports only NumPy and them.
+The peers may be installed under another Python: their side of this file imports only NumPy and
+them.
 
-Before anything is timed, every contender is held against a reference in float64: its losses to
-1e-4, and our gradient too. A peer's gradient need only be within 1e-2, and how far it is off is
-printed: torchaudio works with alphas and betas of a thousand nats in float32.
+Before the timing, all contenders are compared with a float64 reference: the losses must agree to
+1e-4, and so must our gradient. A peer's gradient must agree to 1e-2, and its error is printed,
+since torchaudio computes alphas and betas of a thousand nats in float32.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ SIZES = ((4, 200, 40, 1024), (4, 200, 40, 500), (2, 100, 20, 64))
 
 TORCHAUDIO_BAR = Bar(limit=10.0)
 SMALL_ENOUGH = 500_000
-"""Logits of the largest batch that warprnnt-numba is given: its CPU path loops in Python."""
+"""Maximum number of logits for warprnnt-numba, whose CPU path loops in Python."""
 
 
 def measure(sizes: Sequence[tuple[int, ...]], repeats: int, peers_python: str) -> Table:
-    """Ours against each peer that is there, on one core and on two; the bar: first of `SIZES`."""
+    """Compares ours with each installed peer on one and two cores; bar: first of `SIZES`."""
     rows: list[Row] = []
     missing: dict[str, str] = {}
     for size in sizes:
@@ -107,7 +108,7 @@ def _one_size(
 
 
 def _inputs(size: Sequence[int]) -> tuple[np.ndarray, ...]:
-    """Logits, labels and full lengths; the same in every process."""
+    """Draws logits, labels and full lengths, the same in every process."""
     batch, frames, labels, vocab = size
     rng = np.random.default_rng(0)
     return (
@@ -126,7 +127,7 @@ def _reference(size: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
 def _error(
     outputs: pathlib.Path, exact: tuple[np.ndarray, np.ndarray], *, of_gradient: float
 ) -> float:
-    """How far a gradient is off; raises an `AssertionError` if it or the loss is too far off."""
+    """Returns the error of a gradient; asserts that it and that of the loss are small enough."""
     with np.load(outputs) as found:
         losses, gradient = (
             relative_difference(found[name], wanted)
@@ -138,7 +139,7 @@ def _error(
 
 
 def prepare(job: dict[str, Any]) -> tuple[dict[str, Any], Callable[[], object]]:
-    """One library: `ours`, `torchaudio` or `warprnnt-numba`; the loss is the sum over the batch."""
+    """Prepares `ours`, `torchaudio` or `warprnnt-numba`; the loss is the sum over the batch."""
     inputs = _inputs(job["size"])
     load = _ours if job["library"] == "ours" else _peer
     start = time.perf_counter()
@@ -205,7 +206,7 @@ def _peer(inputs: tuple[np.ndarray, ...], library: str, cores: int) -> Run:
 
 
 def _silently(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Without the notice that some versions print at every call."""
+    """Hides the notice that some versions print at every call."""
     import warnings
 
     def quiet(*arguments: Any, **options: Any) -> Any:

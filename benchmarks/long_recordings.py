@@ -1,15 +1,15 @@
-"""What is lost where utterances are part of a long recording, and what memory an hour takes.
+"""Measures the error rate on long recordings, and the memory that they take.
 
 The test utterances of a task are joined to one recording, with silence or noise between them, and
-transcribed by a model that was trained on such utterances alone:
+transcribed by a model that was trained on single utterances:
 
     python benchmarks/long_recordings.py --model_dir demo_output/recognition \
         --data_dir demo_output/data
 
-prints the word error rate of the utterances one by one and of the recordings, as `maestro
-transcribe` cuts them and as a cut at the quietest 20 or 200 ms of the second half of the model's
-room does. With `--memory` (on Linux) it prints the memory and the time of `maestro transcribe` for
-10 and for 60 minutes instead.
+prints the word error rate of the single utterances and of the recordings, segmented as by `maestro
+transcribe`, and segmented at the quietest 20 or 200 ms in the second half of the maximum length.
+With `--memory` (on Linux) it prints the memory and the time of `maestro transcribe` for 10 and for
+60 minutes instead.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ GAPS: tuple[tuple[float, float | None], ...] = (
     (2.0, -35.0),
 )
 QUIETEST = (0.02, 0.2)
-"""Seconds of the windows of the cuts that are compared."""
+"""Lengths in seconds of the windows in which the quietest cut is searched."""
 MINUTES = (10, 60)
-# The peak is Linux's for this program alone: what getrusage tells begins with its parent's.
+# The peak of this process from Linux; that of getrusage would include its parent's.
 _COMMAND = """
 import pathlib, re, sys
 from maestro_jax.cli.main import main
@@ -54,7 +54,7 @@ sys.exit(status)
 def joined(
     utterances: Sequence[np.ndarray], gap: float, level: float | None, seed: int = 0
 ) -> np.ndarray:
-    """One recording: utterances with silence, or white noise, before, between and after them."""
+    """Joins utterances, with silence or white noise before, between and after them."""
     rng = np.random.default_rng(seed)
 
     def between() -> np.ndarray:
@@ -68,7 +68,7 @@ def joined(
 
 
 def quietest_cuts(samples: np.ndarray, longest: int, seconds: float) -> Iterator[np.ndarray]:
-    """Pieces that are cut in the quietest window of the second half of the room."""
+    """Cuts a recording in the quietest window of the second half of each maximum length."""
     window = round(seconds * RATE)
     while len(samples) > longest:
         region = np.square(samples[longest // 2 : longest].astype(np.float64))
@@ -80,7 +80,7 @@ def quietest_cuts(samples: np.ndarray, longest: int, seconds: float) -> Iterator
 
 
 def texts_of(transcriber: Any, pieces: Sequence[np.ndarray]) -> list[str]:
-    """What is heard in each piece as it is."""
+    """Transcribes each piece without further segmentation."""
     from maestro_jax.audio.reading import to_int16
 
     texts: list[str] = []

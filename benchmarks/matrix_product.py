@@ -1,4 +1,4 @@
-"""The speed of one large product of square matrices: what a machine can do, measured."""
+"""Measures the speed of a large product of square matrices, the practical peak of a machine."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 SIZES = {"cpu": 2048, "gpu": 8192, "tpu": 8192}
-# So many, one after the other, that starting them does not count.
+# Products per measurement, so that the time to start them does not count.
 _PRODUCTS = {"cpu": 1, "gpu": 20, "tpu": 20}
 
 
 def prepare(job: dict[str, Any]) -> tuple[dict[str, Any], Callable[[], object]]:
-    """Products on the first device; `size` None takes one that fills the device."""
+    """Prepares products on the first device; without a `size`, one that fills the device."""
     import jax
     import jax.numpy as jnp
 
@@ -21,7 +21,7 @@ def prepare(job: dict[str, Any]) -> tuple[dict[str, Any], Callable[[], object]]:
     size = job["size"] or SIZES.get(device.platform, 2048)
     count = _PRODUCTS.get(device.platform, 1)
     rng = np.random.default_rng(0)
-    # Of this scale, that a chain of products neither grows nor fades.
+    # This scale keeps the magnitude of a chain of products constant.
     left, right = (
         jnp.asarray(rng.standard_normal((size, size), np.float32) * scale, job["dtype"])
         for scale in (1.0, size**-0.5)

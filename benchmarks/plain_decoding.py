@@ -1,10 +1,10 @@
-"""Greedy transducer decoding as one writes it first: a Python loop over one utterance's frames.
+"""Greedy transducer decoding as a Python loop over the frames of one utterance.
 
-What the compiled search is compared with, in two kinds. `jitted` calls the model's own prediction
-and joint network, compiled, once a step. `numpy` has the same networks as NumPy expressions, which
-at a laptop's size is the faster of the two, for it has no call into a runtime to pay. Both have
-what a fair loop would: the weights at hand, the frames on the host, the prediction network run
-only after a label, and no scores.
+The compiled search is compared with two such loops. `jitted` calls the model's own compiled
+prediction and joint network once per step. `numpy` computes the same networks with NumPy, which is
+faster for small models since it does not call a runtime. Both are as efficient as a loop can be:
+the weights are converted and the frames are on the host beforehand, the prediction network runs
+only after a label, and there are no scores.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def plain_greedy(
     max_labels: int,
     max_symbols_per_frame: int = 4,
 ) -> list[int]:
-    """Tokens of one utterance.
+    """Decodes one utterance.
 
     Args:
         predict: The prediction network.
@@ -57,13 +57,13 @@ def plain_greedy(
 
 
 def jitted_networks(model: Any, params: Any) -> tuple[Predict, Best, Any]:
-    """The model's own networks, compiled for one utterance, and the first state."""
+    """Returns the model's own networks, compiled for one utterance, and the initial state."""
     import jax
     import jax.numpy as jnp
 
     variables = {"params": params}
 
-    # The weights are constants of the program: to pass them in every call would cost more.
+    # The weights are constants of the program; passing them at every call would take longer.
     @jax.jit
     def predict_step(label: jax.Array, state: Any) -> tuple[jax.Array, Any]:
         outputs, state = model.apply(variables, label[None, None], state, method="predict_labels")
@@ -83,7 +83,7 @@ def jitted_networks(model: Any, params: Any) -> tuple[Predict, Best, Any]:
 
 
 def numpy_networks(model: Any, params: Any) -> tuple[Predict, Best, Any]:
-    """The same in NumPy: an LSTM whose forget gate has a bias of 1, and a joint network.
+    """Returns the same in NumPy: an LSTM whose forget gate has a bias of 1, and a joint network.
 
     Raises:
         ValueError: If the model factors its blank out, which is not written here.

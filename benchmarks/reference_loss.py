@@ -1,7 +1,6 @@
-"""The transducer loss and its gradient in float64, from the textbook: one node after the other.
+"""Reference of the transducer loss and its gradient in float64, node by node.
 
-The judge of the contenders. It shares nothing with them but the definition (Graves 2012, equations
-16 to 20).
+It is an independent implementation of the definition (Graves 2012, equations 16 to 20).
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import numpy as np
 
 
 def reference(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Loss and gradient of full-length examples.
+    """Computes loss and gradient of full-length examples.
 
     Args:
         logits: `[batch, frames, labels + 1, vocab]`, blank 0.

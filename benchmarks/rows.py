@@ -1,4 +1,4 @@
-"""One measurement beside its peer, and how it is printed."""
+"""Tables of measurements and those of their peers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bar:
-    """What a measurement has to reach.
+    """Threshold of a measurement.
 
     Attributes:
         limit: The number.
@@ -52,7 +52,7 @@ class Row:
 
     @property
     def passed(self) -> bool | None:
-        """Whether the bar was reached; None without one."""
+        """Returns whether the bar is reached; None without a bar."""
         if self.bar is None:
             return None
         value = self.ours if self.bar.on == "ours" else self.ratio
@@ -61,7 +61,7 @@ class Row:
         return value <= self.bar.limit if self.bar.at_most else value >= self.bar.limit
 
     def cells(self) -> tuple[str, ...]:
-        """The columns as text, in the order of `HEADINGS`."""
+        """Returns the columns as text, in the order of `HEADINGS`."""
         bar = ""
         if self.bar is not None:
             sign = "<=" if self.bar.at_most else ">="
@@ -81,13 +81,13 @@ class Row:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """The fields, with the verdict."""
+        """Returns the fields, and whether the bar is reached."""
         return dataclasses.asdict(self) | {"passed": self.passed}
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows that belong together.
+    """A table of rows.
 
     Attributes:
         title: Its heading.
@@ -102,18 +102,18 @@ class Table:
     remarks: tuple[str, ...] = ()
 
     def headings(self) -> tuple[str, ...]:
-        """Column headings."""
+        """Returns the column headings."""
         return ("", "size", "ours", "peer", self.ratio, "bar", "", "note")
 
     def text(self) -> str:
-        """The table for a terminal."""
+        """Returns the table as plain text."""
         lines = [self.headings(), *(row.cells() for row in self.rows)]
         widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
         body = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in lines]
         return "\n".join([self.title, *(line.rstrip() for line in body), *self.remarks])
 
     def markdown(self) -> str:
-        """The table for a document."""
+        """Returns the table as Markdown."""
         lines = ["| " + " | ".join(row.cells()) + " |" for row in self.rows]
         heads = "| " + " | ".join(self.headings()) + " |"
         rule = "|" + "---|" * len(self.headings())
@@ -121,7 +121,7 @@ class Table:
         return "\n".join([f"### {self.title}", "", heads, rule, *lines, *remarks])
 
     def as_json(self) -> dict[str, Any]:
-        """The rows, named by the title."""
+        """Returns the rows under the title of the table."""
         return {
             "title": self.title,
             "ratio": self.ratio,
@@ -131,7 +131,7 @@ class Table:
 
 
 def size_text(size: Sequence[int], letters: str) -> str:
-    """`B8 T250` for `(8, 250)` and `BT`."""
+    """Returns `B8 T250` for `(8, 250)` and `BT`."""
     return " ".join(f"{letter}{number}" for letter, number in zip(letters, size, strict=True))
 
 

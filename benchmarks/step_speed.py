@@ -1,6 +1,6 @@
-"""A whole training step of a shipped model, on synthetic batches of all streams.
+"""Times a whole training step of a shipped model, on synthetic batches of all streams.
 
-The step is the loop's own (`training.step`), with the MAESTRO objective: five streams,
+The step is that of training (`training.step`), with the MAESTRO objective: five streams,
 gradients, optimizer and average of the parameters. Its model FLOPs are counted from its jaxpr
 (`planning.flops`); what is computed twice to save memory does not count.
 """
@@ -18,14 +18,14 @@ from timing import Contender, available_cores, progress, take_turns
 
 BATCHES = ("SPEECH_BATCH", "PAIRED_BATCH", "TEXT_BATCH", "MT_BATCH", "ST_BATCH")
 _SECONDS_TO_TOKENS = 25
-"""Letters of padded text for a second of padded speech."""
-# Where JAX has several processes on one GPU, none may take most of its memory beforehand.
+"""Letters of padded text per second of padded speech."""
+# Several processes share one GPU, so none may reserve most of its memory.
 ANY_DEVICE = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What a step works on.
+    """Settings of a step.
 
     Attributes:
         model: Name of a file of `gin/models`.
@@ -45,7 +45,7 @@ ACCELERATOR = (Setting("tiny", 32, 15.0), Setting("base", 8, 15.0))
 def measure(
     settings: tuple[Setting, ...] | None, dtype: str | None, repeats: int, platform: str
 ) -> Table:
-    """Seconds a step, and its FLOPs a second beside those of a large matrix product.
+    """Measures seconds per step and FLOPs per second, against a large matrix product.
 
     Args:
         settings: What to measure; None: what fits the device.
@@ -171,7 +171,7 @@ def prepare(job: dict[str, Any]) -> tuple[dict[str, Any], Callable[[], object]]:
         compile_seconds = time.perf_counter() - begun
 
     def take() -> object:
-        # The state's buffers are given away, so the next step needs the one that comes back.
+        # The buffers of the state are donated, so the next step needs the returned state.
         nonlocal state
         state, metrics = step(state, batch, controls)
         return jax.block_until_ready(metrics)

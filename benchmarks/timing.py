@@ -1,9 +1,9 @@
-"""Contenders that take turns, each in a process of its own on cores of its own choice.
+"""Times contenders that take turns, each in its own process on given cores.
 
-A contender is a module of this directory with a function `prepare(job) -> (report, run)`: it loads
-and compiles what it needs, and `run()` does the work once. The process is pinned to its cores
-before any library can count them, and may run under another Python, with other packages. Only the
-standard library is imported here.
+A contender is a module of this directory with a function `prepare(job) -> (report, run)`, which
+loads and compiles all it needs; `run()` does the work once. The process is pinned to its cores
+before any library can count them, and may use another Python with other packages. This module
+imports only the standard library.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Prepare = Callable[[dict[str, Any]], tuple[dict[str, Any], Callable[[], object]]
 
 
 class ContenderError(Exception):
-    """A contender that cannot run, with its own word why.
+    """Raised if a contender cannot run.
 
     Attributes:
         missing: Whether a package is missing.
@@ -44,17 +44,17 @@ class Timing:
 
     @property
     def best(self) -> float:
-        """The least disturbed repeat, in seconds."""
+        """Returns the seconds of the fastest repeat."""
         return min(self.seconds)
 
     @property
     def median(self) -> float:
-        """What a repeat took typically, in seconds."""
+        """Returns the median seconds of the repeats."""
         return statistics.median(self.seconds)
 
 
 class Contender:
-    """A process that works when asked and sleeps meanwhile.
+    """A process of a contender, which works on request.
 
     Args:
         module: Name of the module of this directory.
@@ -87,7 +87,7 @@ class Contender:
         self.report = self._answer()
 
     def run(self) -> float:
-        """Works once; seconds."""
+        """Works once and returns the seconds that it took."""
         assert self._process.stdin is not None
         self._process.stdin.write("run\n")
         self._process.stdin.flush()
@@ -116,7 +116,7 @@ class Contender:
 
 
 def take_turns(contenders: Mapping[str, Contender], repeats: int) -> dict[str, Timing]:
-    """Times every contender once a round, in alternating order, so that all meet the same noise.
+    """Times every contender once per round, in alternating order, for equal disturbances.
 
     Args:
         contenders: By name; a first, unmeasured round warms them up.
@@ -136,12 +136,12 @@ def take_turns(contenders: Mapping[str, Contender], repeats: int) -> dict[str, T
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
+    """Returns the cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def machine() -> str:
-    """Processor, cores and operating system in one line."""
+    """Returns processor, cores and operating system in one line."""
     model = platform.processor() or platform.machine()
     info = pathlib.Path("/proc/cpuinfo")
     if info.exists():
@@ -151,19 +151,19 @@ def machine() -> str:
 
 
 def progress(message: str) -> None:
-    """Says on stderr what is going on; results go to stdout."""
+    """Prints progress to stderr; results go to stdout."""
     print(message, file=sys.stderr, flush=True)
 
 
 def _serve() -> None:
-    """The contender's side: prepare, say so, then work once for every line read."""
+    """Runs the contender: prepares, reports it, then works once for every line that is read."""
     request = json.loads(sys.argv[1])
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: request["cores"]])
-    # Before NumPy's and PyTorch's thread pools are made.
+    # Before NumPy and PyTorch create their thread pools.
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ[name] = str(request["cores"])
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    # What libraries print must not mix with the answers.
+    # Output of libraries must not mix with the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 

@@ -1,10 +1,10 @@
-"""Loads torchaudio, whose published wheel wants CUDA's libraries, beside a CPU build of PyTorch.
+"""Loads torchaudio, whose published wheel is linked with CUDA, with a CPU build of PyTorch.
 
-The wheel is linked with CUDA's runtime and with two libraries of PyTorch's CUDA build. Its CPU
-kernels, the transducer loss among them, never call either. So the runtime comes from a small
-package, and the two libraries are made here: empty but for the six functions that the dynamic
-linker asks for. The linker knows a loaded library by its name, so loading ours first is enough, and
-no environment variable has to be set before Python starts.
+The wheel is linked with CUDA's runtime and with two libraries of PyTorch's CUDA build, which its
+CPU kernels, including the transducer loss, never call. The runtime comes from a small package. The
+two libraries are compiled here and contain only the six functions that the dynamic linker looks up.
+The linker finds a loaded library by its name, so it is enough to load these first, and no
+environment variable has to be set before Python starts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ REMEDY = (
     "install the peers: make peers, or pip install -c constraints/peers.txt torch torchaudio "
     "nvidia-cuda-runtime numba warprnnt-numba"
 )
-"""What to tell who lacks them: they are the `peers` extra."""
+"""Remedy if the packages are missing, which are in the `peers` extra."""
 
 _CUDA_FUNCTIONS = (
     "aoti_torch_get_current_cuda_stream",
@@ -35,7 +35,7 @@ _CUDA_FUNCTIONS = (
 )
 _STUBS = {
     "libc10_cuda.so": "",
-    # If one is called after all, the process ends rather than go on with a wrong answer.
+    # If one is called nevertheless, the process ends instead of returning a wrong result.
     "libtorch_cuda.so": "#include <stdlib.h>\n"
     + "".join(f"int {name}(void) {{ abort(); }}\n" for name in _CUDA_FUNCTIONS),
 }
@@ -103,6 +103,6 @@ def _build_stub(name: str, source: str) -> pathlib.Path:
             [compiler, "-shared", "-fPIC", f"-Wl,-soname,{name}", "-o", str(built), str(code)],
             check=True,
         )
-        # Another process may be doing the same: whole files only.
+        # Another process may be doing the same, so files are replaced as a whole.
         built.replace(target)
     return target

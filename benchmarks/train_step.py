@@ -1,15 +1,15 @@
-"""How fast the model trains, and a Conformer layer beside transformers'.
+"""Measures training steps, and a Conformer layer against transformers'.
 
     python benchmarks/train_step.py                    # everything, some minutes
     python benchmarks/train_step.py --only layer       # one part
     python benchmarks/train_step.py --only step --model base --rows 16 --seconds 15
-    python benchmarks/train_step.py --update_docs      # and write the tables into the document
+    python benchmarks/train_step.py --update_docs      # also write the tables into the docs
 
-step: a whole training step of tiny and base: seconds, model FLOPs, and their share of the speed of
-    a large matrix product in the same run; on a GPU or TPU that the planner's table knows, of the
-    vendor's peak too. It takes whatever device JAX finds.
-layer: one Conformer layer of base's and of the paper's size beside transformers'
-    Wav2Vec2ConformerEncoderLayer on CPU PyTorch, forward, and forward and backward; on CPU always.
+step: a whole training step of tiny and base: seconds, model FLOPs per second, and their fraction
+    of the speed of a large matrix product in the same run; on a GPU or TPU of the planner's table,
+    also of the vendor's peak. It runs on the device that JAX finds.
+layer: a Conformer layer of base's and of the paper's size against transformers'
+    Wav2Vec2ConformerEncoderLayer on CPU PyTorch, forward, and forward and backward, always on CPU.
 
 Every contender runs in a process of its own; they take turns, round by round. Times are the best of
 the repeats, without compilation.
@@ -30,7 +30,7 @@ PARTS = ("step", "layer")
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Returns the parser of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -38,14 +38,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--model",
         choices=("tiny", "base", "xl"),
-        help="one model instead of tiny and base, with --rows and --seconds",
+        help="measure one model, with --rows and --seconds, instead of tiny and base",
     )
-    parser.add_argument("--rows", type=int, default=1, help="examples a stream and device")
-    parser.add_argument("--seconds", type=float, default=6.0, help="padded length of the speech")
+    parser.add_argument("--rows", type=int, default=1, help="examples per stream and device")
+    parser.add_argument("--seconds", type=float, default=6.0, help="padded seconds of speech")
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
-        help="what the step is computed in (default: float32 on CPUs, else bfloat16)",
+        help="computation dtype (default: float32 on CPUs, else bfloat16)",
     )
     parser.add_argument(
         "--layer_sizes",
@@ -64,7 +64,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def measure(part: str, arguments: argparse.Namespace) -> Table:
-    """One part's table."""
+    """Returns the table of one part."""
     if part == "layer":
         cores = min(2, available_cores())
         return conformer_layer.measure(
@@ -78,7 +78,7 @@ def measure(part: str, arguments: argparse.Namespace) -> Table:
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Runs the benchmark."""
     arguments = parse_arguments()
     tables = []
     for part in PARTS:

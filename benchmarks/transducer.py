@@ -1,15 +1,15 @@
-"""The transducer's speed and memory beside what one would use otherwise.
+"""Measures speed and memory of the transducer against alternatives.
 
     python benchmarks/transducer.py                 # everything, some minutes
     python benchmarks/transducer.py --only logits   # one part
     python benchmarks/transducer.py --update_docs   # writes docs/results/benchmarks.md
 
-joint: from the joint network's inputs to all gradients, in chunks and as a whole lattice.
-logits: the loss from ready logits, beside torchaudio and warprnnt-numba.
-decoding: greedy and beam search over a minute of speech, beside a Python loop.
+joint: joint network and loss with all gradients, in chunks and as a whole lattice.
+logits: the loss from given logits, against torchaudio and warprnnt-numba.
+decoding: greedy and beam search over a minute of speech, against a Python loop.
 
-Every contender runs in a process of its own, pinned to its cores; they take turns, round by round.
-Times are the best of the repeats, without compilation, which is reported apart.
+Every contender runs in its own process, pinned to its cores; they take turns. Times are the best of
+the repeats, without compilation, which is reported separately.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PARTS = ("joint", "logits", "decoding")
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Returns the parser of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -41,7 +41,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--logits_sizes", type=sizes, default=logits_loss.SIZES, metavar="BxTxUxV,..."
     )
-    parser.add_argument("--seconds", type=float, default=60.0, help="of speech to decode")
+    parser.add_argument("--seconds", type=float, default=60.0, help="seconds of speech to decode")
     parser.add_argument("--model_dir", help="decode with a trained model instead of random weights")
     arguments = parser.parse_args()
     for name, letters in (("joint_sizes", "BxTxUxVxH"), ("logits_sizes", "BxTxUxV")):
@@ -54,7 +54,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Runs the benchmark."""
     arguments = parse_arguments()
     parts = arguments.only or PARTS
     tables = []

@@ -2,10 +2,10 @@
 # The loop that keeps a run alive: sourced by tpu_run.sh.
 # shellcheck disable=SC2154
 #
-# The run itself continues from its model directory whenever it is started again. So all that is to be done is to see to
-# it that there are slices, and that something runs on them.
+# A run that is started again continues from its model directory, so this only has to keep the slices and the process
+# alive.
 
-# gcloud did not do what it was asked. Waits, longer each time; gives up after max_failures in a row.
+# Handles a failure of gcloud: waits, longer each time, and gives up after max_failures in a row.
 trouble() {
   troubles=$((troubles + 1))
   ((troubles < max_failures)) || fail "$* ($troubles times in a row): giving up"
@@ -13,8 +13,8 @@ trouble() {
   back_off "$troubles"
 }
 
-# The run ended with an error. Failures count as long as there is no new checkpoint between them: a run that gets
-# somewhere may fail as often as it likes, one that fails at the same step each time may not.
+# Handles a failure of the run. A new checkpoint resets the count, so that a run that makes progress may fail any number
+# of times, but one that always fails at the same step is given up.
 failure() {
   local checkpoints
   checkpoints=$(gcloud storage ls "${model_dir%/}/checkpoints/" 2>/dev/null) || true
@@ -24,12 +24,12 @@ failure() {
   fi
   failures=$((failures + 1))
   ((failures < max_failures)) ||
-    fail "$* ($failures times without a new checkpoint): giving up; launch/tpu_run.sh logs says more"
+    fail "$* ($failures times without a new checkpoint): giving up; see launch/tpu_run.sh logs"
   say "$*: starting it again"
   back_off "$failures"
 }
 
-# Poll, twice that, four times ... at most 16 times.
+# Waits for $poll seconds, then twice as long, four times ... at most 16 times.
 back_off() {
   sleep "$(awk -v poll="$poll" -v n="$1" 'BEGIN { print poll * (n > 5 ? 16 : 2 ^ (n - 1)) }')"
 }
@@ -52,7 +52,7 @@ start_run() {
   fi
 }
 
-# The slices are there: look after the run on them.
+# Checks the run on slices that are ready.
 look_after_run() {
   local now
   now=$(run_state)
@@ -68,7 +68,7 @@ look_after_run() {
       exit 0
       ;;
     unreachable)
-      # The queued resource may be the last to know.
+      # The queued resource may not have noticed a preemption yet.
       if describe_nodes described | grep -q -e PREEMPTED -e TERMINATED -e MISSING; then
         start_anew
       else
@@ -76,7 +76,7 @@ look_after_run() {
       fi
       ;;
     failed*)
-      # Hosts that still wait for the one that failed.
+      # Ends the hosts that still wait for the one that failed.
       on_hosts 'bash tpu_host.sh end' || true
       failure "maestro train ended with ${now#failed }"
       start_run
@@ -90,7 +90,7 @@ look_after_run() {
 }
 
 start_anew() {
-  say "deleting what is left of $name"
+  say "deleting the rest of $name"
   installed=0
   delete || trouble "cannot delete $name"
 }
@@ -106,7 +106,7 @@ babysit() {
         create || trouble "cannot create $name"
         ;;
       GONE) start_anew ;;
-      UNKNOWN) trouble "the state of $name cannot be had" ;;
+      UNKNOWN) trouble "the state of $name is not available" ;;
       WAITING)
         troubles=0
         sleep "$poll"

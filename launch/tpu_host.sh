@@ -1,13 +1,12 @@
 #!/usr/bin/env bash
-# What runs on each host of a TPU slice. `tpu_run.sh` copies it into the home directory of every host and calls it there;
-# nobody needs to call it by hand.
+# Runs on each host of a TPU slice: `tpu_run.sh` copies it into the home directory of every host and calls it there.
 #
 #   setup [--label TEXT] [--spec PIP_SPEC] [--data gs://BUCKET/PATH] [--data_by mount|copy]
-#   check [--env NAME=VALUE]...                     join the other hosts, and say which devices are there
-#   start [--env NAME=VALUE]... -- ARGUMENTS        `maestro train ARGUMENTS`, which outlives the connection
+#   check [--env NAME=VALUE]...                     join the other hosts and print the devices
+#   start [--env NAME=VALUE]... -- ARGUMENTS        start `maestro train ARGUMENTS` in the background
 #   status | stop | end | logs LINES [--follow] | log
 #
-# Everything lies below ~/maestro: code, venv, data, and in run/ the log, the process id and the exit status.
+# All files are in ~/maestro: code, venv, data, and run/ with log, process id and exit status.
 set -euo pipefail
 
 readonly base=$HOME/maestro
@@ -23,15 +22,15 @@ say() {
   printf '%s: %s\n' "$(hostname)" "$*"
 }
 
-# Whether the process that looks after the training process is alive: it writes the exit status before it ends. The
-# command line is looked at because after a reboot another process may have the number.
+# Tests whether the supervisor of the training process is alive, which writes the exit status before it ends. It checks
+# the command line, since another process may have the same id after a reboot.
 is_running() {
   local pid
   pid=$(cat "$run/supervisor" 2>/dev/null) || return 1
   tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" | grep -q 'tpu_host.sh supervise'
 }
 
-# One line that tpu_run.sh reads: MAESTRO_HOST <host> <state> [<detail>].
+# Prints one line for tpu_run.sh: MAESTRO_HOST <host> <state> [<detail>].
 state() {
   local state=absent
   if is_running; then
@@ -41,7 +40,7 @@ state() {
   elif [[ -f $run/exit ]]; then
     state="exited $(cat "$run/exit")"
   elif [[ -f $run/pid ]]; then
-    # Neither alive nor with an exit status: the host went down under it, or it was killed with its shell.
+    # Neither alive nor with an exit status: the host went down, or the process was killed with its shell.
     state="exited killed"
   elif [[ -f $base/label ]]; then
     state="ready $(cat "$base/label")"
@@ -58,7 +57,7 @@ find_uv() {
   command -v "$HOME/.local/bin/uv" || fail "python3 -m pip installed no uv into ~/.local/bin"
 }
 
-# The images of TPU hosts bring a Python that is too old, so uv fetches one.
+# The Python of TPU host images is too old, so uv installs one.
 install_code() {
   local label=$1 spec=$2 uv
   uv=$(find_uv)
@@ -85,7 +84,7 @@ install_gcsfuse() {
   sudo apt-get install -qq -y gcsfuse
 }
 
-# Corpora are read as files with random access: a bucket is mounted, or copied to the host's disk.
+# Mounts a bucket or copies it to the host's disk, since corpora are files with random access.
 provide_data() {
   local source=${1#gs://} by=$2
   local bucket=${source%%/*} path=""
@@ -112,7 +111,7 @@ setup() {
     esac
     shift 2
   done
-  ! is_running || fail "a run is going on here: stop it first"
+  ! is_running || fail "a run is in progress: stop it first"
   mkdir -p "$run"
   install_code "$label" "$spec"
   [[ -z $data ]] || provide_data "$data" "$by"
@@ -124,7 +123,7 @@ take_environment() {
   local label
   label=$(cat "$base/label" 2>/dev/null) || true
   variables=("MAESTRO_DATA_DIR=$base/data")
-  # An archive knows of no commit, and a run keeps the commit in its model directory.
+  # An archive has no commit, which a run writes into its model directory.
   [[ ! $label =~ ^[0-9a-f]{40}$ ]] || variables+=("MAESTRO_GIT_COMMIT=$label")
   while [[ ${1:-} == --env ]]; do
     variables+=("$2")
@@ -135,10 +134,10 @@ take_environment() {
 }
 
 start() {
-  [[ -x $base/venv/bin/maestro ]] || fail "maestro is not installed here: run tpu_run.sh setup first"
-  ! is_running || fail "a run is going on here: stop it first"
+  [[ -x $base/venv/bin/maestro ]] || fail "maestro is not installed: run tpu_run.sh setup first"
+  ! is_running || fail "a run is in progress: stop it first"
   rm -f "$run/pid" "$run/supervisor" "$run/exit" "$run/stopped"
-  # A session of its own, so that the end of the connection does not end it.
+  # A new session, so that the run survives the connection.
   setsid nohup bash "$0" supervise "$@" >>"$run/train.log" 2>&1 </dev/null &
   local tries
   for ((tries = 0; tries < 100; tries++)); do

@@ -7,42 +7,42 @@ usage() {
 usage: launch/tpu_run.sh VERB [OPTIONS] [-- ARGUMENTS OF maestro train]
 
 verbs
-  create    ask for the slices and wait until they are there (no harm if they are)
-  wait      wait until they are there
+  create    request the slices, unless they exist, and wait until they are ready
+  wait      wait until the slices are ready
   setup     send this commit to every host and install it
-  check     join all hosts once, and count the devices
-  train     start `maestro train ARGUMENTS` on every host; it goes on when this machine goes away
-  status    state of the slices and of the run on every host
-  logs      the last lines of every host's log
-  stop      ask the run to save and end
-  delete    give the slices back
-  babysit   create, setup, train; after a preemption all of it again, until the run has ended
+  check     join all hosts and count their devices
+  train     start `maestro train ARGUMENTS` in the background of every host
+  status    show the state of the slices and of the run on every host
+  logs      show the last lines of every host's log
+  stop      make the run save and end
+  delete    delete the slices
+  babysit   create, setup and train, again after every preemption, until the run has ended
 
-which slices (each also from the environment: MAESTRO_TPU_NAME, _ZONE, _PROJECT, _TYPE, _SLICES)
+options for the slices (also from the environment: MAESTRO_TPU_NAME, _ZONE, _PROJECT, _TYPE, _SLICES)
   --name NAME  --zone ZONE  [--project PROJECT]
   --type TYPE             v4-64, v5litepod-256, v5p-128, v6e-256 ...
-  --slices N              N of them as one run (multislice); 1 by default
-  --spot | --reserved     cheap and preemptible, or from a reservation
-  --direct                create at once or fail, instead of by a queued resource
-  --runtime VERSION       instead of the version that belongs to the type
-  --create_arg ARGUMENT   one more argument of gcloud's create; repeatable
-  --ssh_arg ARGUMENT      one more argument of gcloud's ssh and scp (--internal-ip); repeatable
-setup
-  --data gs://BUCKET/PATH the prepared corpora; becomes MAESTRO_DATA_DIR on every host
-  --data_by mount|copy    by gcsfuse (default), or copied to every host's disk
-  --spec PIP_SPEC         install this instead of the present commit
-  --allow_dirty           leave changes that are not committed behind
-train
-  --cache_dir gs://DIR    compiled programs; by default xla_cache in the model directory
-  --env NAME=VALUE        on every host; repeatable (LIBTPU_INIT_ARGS, XLA_FLAGS ...)
-logs
-  --lines N  --follow  --worker N  --node SLICE  --output_dir DIR (whole logs, a file a host)
-babysit
-  --poll SECONDS          between looks; 60 by default
-  --max_failures N        give up after so many failures in a row; 3 by default
-  --delete_at_end         give the slices back when the run has ended
-everywhere
-  --dry_run               print the commands, run none
+  --slices N              number of slices of one run (multislice); default 1
+  --spot | --reserved     preemptible slices, or slices of a reservation
+  --direct                create the slices at once or fail, without a queued resource
+  --runtime VERSION       runtime version; by default that of the type
+  --create_arg ARGUMENT   further argument of gcloud's create; repeatable
+  --ssh_arg ARGUMENT      further argument of gcloud's ssh and scp (--internal-ip); repeatable
+options of setup
+  --data gs://BUCKET/PATH prepared corpora, MAESTRO_DATA_DIR of every host
+  --data_by mount|copy    mount them with gcsfuse (default), or copy them to every host's disk
+  --spec PIP_SPEC         install this instead of the current commit
+  --allow_dirty           ignore changes that are not committed
+options of train
+  --cache_dir gs://DIR    cache of compiled programs; default xla_cache in the model directory
+  --env NAME=VALUE        environment variable of every host; repeatable (LIBTPU_INIT_ARGS, XLA_FLAGS ...)
+options of logs
+  --lines N  --follow  --worker N  --node SLICE  --output_dir DIR (whole logs, a file per host)
+options of babysit
+  --poll SECONDS          seconds between checks; default 60
+  --max_failures N        give up after this number of failures in a row; default 3
+  --delete_at_end         delete the slices when the run has ended
+options of all verbs
+  --dry_run               print the commands without running them
 
 example
   launch/tpu_run.sh babysit --name maestro --zone us-east5-b --type v6e-64 --spot --data gs://bucket/data -- \
@@ -59,7 +59,7 @@ say() {
   printf '%s %s\n' "$(date +%H:%M:%S)" "$*" >&2
 }
 
-# One word as a shell reads it back; what needs no quotes gets none.
+# Quotes one word for a shell, if it needs quotes.
 quoted() {
   local quote="'\\''"
   if [[ $1 =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]]; then
@@ -87,7 +87,7 @@ run() {
   fi
 }
 
-# gcloud compute tpus ..., with the zone and the project behind what is given.
+# Runs `gcloud compute tpus` with the given arguments, zone and project.
 tpus() {
   run gcloud compute tpus "$@" --zone="$zone" ${project:+--project="$project"} --quiet
 }
@@ -124,12 +124,12 @@ while (($#)); do
       ;;
     --name | --zone | --project | --type | --slices | --runtime | --data | --data_by | --spec | --cache_dir | \
       --output_dir | --worker | --node | --lines | --poll | --max_failures)
-      (($# > 1)) || fail "$1 wants a value"
+      (($# > 1)) || fail "$1 needs a value"
       printf -v "${1#--}" %s "$2"
       shift 2
       ;;
     --create_arg | --ssh_arg | --env)
-      (($# > 1)) || fail "$1 wants a value"
+      (($# > 1)) || fail "$1 needs a value"
       case $1 in
         --create_arg) create_args+=("$2") ;;
         --ssh_arg) ssh_args+=("$2") ;;
@@ -149,11 +149,11 @@ while (($#)); do
       arguments=("$@")
       break
       ;;
-    *) fail "there is no option '$1'; arguments of maestro train stand behind -- (launch/tpu_run.sh --help)" ;;
+    *) fail "there is no option '$1'; arguments of maestro train follow -- (launch/tpu_run.sh --help)" ;;
   esac
 done
 
-# The version that Google names for JAX on each generation: https://cloud.google.com/tpu/docs/runtimes
+# The runtime version that Google lists for JAX on each generation: https://cloud.google.com/tpu/docs/runtimes
 runtime_of() {
   case $1 in
     v2-* | v3-* | v4-*) echo tpu-ubuntu2204-base ;;
@@ -161,8 +161,8 @@ runtime_of() {
     v5p-*) echo v2-alpha-tpuv5 ;;
     v6e-*) echo v2-alpha-tpuv6e ;;
     v5e-*) fail "gcloud calls v5e v5litepod: --type v5litepod-${1#v5e-}" ;;
-    tpu7x* | v7x*) fail "$1 is to be had by Kubernetes only, which this script does not do" ;;
-    *) fail "no runtime version is known for --type $1 (v2 v3 v4 v5litepod v5p v6e): name it with --runtime" ;;
+    tpu7x* | v7x*) fail "$1 is available by Kubernetes only, which this script does not support" ;;
+    *) fail "no runtime version is known for --type $1 (v2 v3 v4 v5litepod v5p v6e): set it with --runtime" ;;
   esac
 }
 
@@ -170,20 +170,20 @@ positive() {
   [[ $2 =~ ^[1-9][0-9]*$ ]] || fail "$1 $2 is not a whole number above 0"
 }
 
-[[ -n $name ]] || fail "which slices? --name NAME, or MAESTRO_TPU_NAME"
+[[ -n $name ]] || fail "the name of the slices is missing: --name NAME, or MAESTRO_TPU_NAME"
 [[ $name =~ ^[a-z]([-a-z0-9]{0,48}[a-z0-9])?$ ]] ||
-  fail "--name $name: small letters, digits and hyphens, a letter first, at most 50"
-[[ -n $zone ]] || fail "in which zone? --zone ZONE, or MAESTRO_TPU_ZONE"
+  fail "--name $name: use at most 50 lower-case letters, digits and hyphens, beginning with a letter"
+[[ -n $zone ]] || fail "the zone is missing: --zone ZONE, or MAESTRO_TPU_ZONE"
 positive --slices "$slices"
 positive --lines "$lines"
 positive --max_failures "$max_failures"
 [[ $poll =~ ^[0-9]+([.][0-9]+)?$ ]] || fail "--poll $poll is not a number of seconds"
 ((spot + reserved < 2)) || fail "--spot and --reserved exclude each other"
-[[ $data_by == mount || $data_by == copy ]] || fail "--data_by $data_by: mount or copy"
+[[ $data_by == mount || $data_by == copy ]] || fail "--data_by $data_by: use mount or copy"
 [[ -z $data || $data =~ ^gs://[^/]+ ]] || fail "--data $data is not gs://BUCKET/PATH"
 [[ -z $cache_dir || $cache_dir == gs://* ]] || fail "--cache_dir $cache_dir is not on gs://, so a new slice would not find it"
 if [[ $verb == create || $verb == babysit ]]; then
-  [[ -n $type ]] || fail "which accelerators? --type v5litepod-256, or MAESTRO_TPU_TYPE"
+  [[ -n $type ]] || fail "the accelerator type is missing: --type v5litepod-256, or MAESTRO_TPU_TYPE"
   [[ $type =~ -[1-9][0-9]*$ ]] || fail "--type $type has no size: v4-64, v5litepod-256, v6e-256"
   [[ -n $runtime ]] || runtime=$(runtime_of "$type") || exit 2
 fi
@@ -198,12 +198,12 @@ if [[ $verb == train || $verb == babysit ]]; then
   done
   [[ -n $model_dir ]] || fail "maestro train needs a model directory: -- ... --model_dir gs://BUCKET/DIR"
   [[ $model_dir == gs://* ]] ||
-    fail "--model_dir $model_dir is not on gs://: hosts share no disk, and a preempted slice takes its own along"
+    fail "--model_dir $model_dir is not on gs://: hosts share no disk, and a preempted slice loses its own"
   cache_dir=${cache_dir:-${model_dir%/}/xla_cache}
 elif ((${#arguments[@]})); then
-  fail "$verb takes no arguments behind --"
+  fail "$verb takes no arguments after --"
 fi
-((dry_run)) || command -v gcloud >/dev/null || fail "there is no gcloud here: https://cloud.google.com/sdk/docs/install"
+((dry_run)) || command -v gcloud >/dev/null || fail "gcloud is not installed: https://cloud.google.com/sdk/docs/install"
 
 # shellcheck source=tpu_slices.sh
 source "$root/launch/tpu_slices.sh"
@@ -224,9 +224,9 @@ case $verb in
       now=$(state)
       case $now in
         MISSING) create ;;
-        GONE) fail "$name is there, but gone or failed: delete it first" ;;
-        UNKNOWN) fail "cannot ask for $name" ;;
-        *) say "$name is there already" ;;
+        GONE) fail "$name was preempted or has failed: delete it first" ;;
+        UNKNOWN) fail "the state of $name is not available" ;;
+        *) say "$name exists already" ;;
       esac
       await
     fi
@@ -255,7 +255,7 @@ case $verb in
     ;;
   logs)
     if [[ -n $output_dir ]]; then
-      # gcloud calls the files 0.log, 1.log ... by the worker of the slice.
+      # gcloud names the files 0.log, 1.log ... after the workers of the slice.
       for ((i = 0; i < slices; i++)); do
         [[ $node == all || $node == "$i" ]] || continue
         run mkdir -p "$output_dir/slice-$i"

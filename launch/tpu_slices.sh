@@ -107,16 +107,16 @@ await() {
     case $now in
       ACTIVE) break ;;
       MISSING) fail "there is no $name in $zone: create it first" ;;
-      GONE) fail "$name will not come any more: delete it, then create it again" ;;
+      GONE) fail "$name was preempted or has failed: delete it, then create it again" ;;
     esac
-    say "waiting for $name since $(((SECONDS - since) / 60)) minutes; the request stays if this is interrupted"
+    say "waiting for $name since $(((SECONDS - since) / 60)) minutes; interrupting this keeps the request"
     sleep "$poll"
   done
 }
 
 # ---- hosts
 
-# Calls gcloud once a slice, all at the same time; @SLICE@ and @NODE@ are filled in. The slices of a queued resource are
+# Calls gcloud once per slice, in parallel, and fills in @SLICE@ and @NODE@. The slices of a queued resource are
 # addressed one by one too: `queued-resources ssh --node=all` leaves out a slice that it cannot reach, and succeeds.
 on_slices() {
   local words=("$@") node_name slice=-1 code=0 pids=() pid
@@ -159,7 +159,7 @@ megascale() {
   if ((dry_run)); then
     tpus "${ask[@]}"
   else
-    address=$(tpus "${ask[@]}") && [[ -n $address ]] || fail "the address of $name-0 cannot be had"
+    address=$(tpus "${ask[@]}") && [[ -n $address ]] || fail "the address of $name-0 is not available"
   fi
   megascale_variables=("MEGASCALE_COORDINATOR_ADDRESS=$address:8081" MEGASCALE_PORT=8081
     "MEGASCALE_NUM_SLICES=$slices" MEGASCALE_SLICE_ID=@SLICE@)
@@ -169,14 +169,14 @@ host_environment() {
   local variable
   megascale
   host_options=()
-  # With a named platform JAX fails where it would fall back to the CPU.
+  # With a named platform, JAX fails instead of falling back to the CPU.
   for variable in MAESTRO_MULTIHOST=1 JAX_PLATFORMS=tpu,cpu ${cache_dir:+"JAX_COMPILATION_CACHE_DIR=$cache_dir"} \
     ${megascale_variables[@]+"${megascale_variables[@]}"} ${variables[@]+"${variables[@]}"}; do
     host_options+=(--env "$variable")
   done
 }
 
-# What is to be installed: a commit, or a spec. Asked before anything is paid for.
+# Finds what to install, a commit or a spec, before anything costs money.
 check_code() {
   if [[ -n $spec ]]; then
     label=$spec
@@ -185,10 +185,10 @@ check_code() {
   label=$(git -C "$root" rev-parse HEAD 2>/dev/null) ||
     fail "$root is no git checkout, so there is no commit to send: name a package with --spec"
   ((allow_dirty)) || [[ -z $(git -C "$root" status --porcelain --untracked-files=no) ]] ||
-    fail "there are changes that are not committed, and hosts get the commit: commit them, or --allow_dirty"
+    fail "some changes are not committed, and hosts get the commit: commit them, or use --allow_dirty"
 }
 
-# Each step says `|| return`: where a caller asks whether setup succeeded, bash does not stop at errors by itself.
+# Each step needs `|| return`, since bash does not stop at errors in a function whose result is tested.
 setup() {
   local options=(--label "$label") archive=$root/build/launch/$name/maestro_code.tar.gz
   if [[ -n $spec ]]; then
@@ -208,7 +208,7 @@ train() {
   on_hosts "bash tpu_host.sh start $(quoted_all "${host_options[@]}" -- "${arguments[@]}")"
 }
 
-# A host that was never set up has no script to ask. It is the host's shell that expands this.
+# A host that was never set up has no script. The host's shell expands this.
 # shellcheck disable=SC2016
 readonly ask_host='if [ -f tpu_host.sh ]; then bash tpu_host.sh status; else echo "MAESTRO_HOST $(hostname) absent"; fi'
 
@@ -220,7 +220,7 @@ run_state() {
   if [[ -z $answer ]]; then
     echo unreachable
   elif [[ -n $bad ]]; then
-    # One host's failure ends the run for all, though the others may not know yet.
+    # The failure of one host ends the run, though the others may not have noticed yet.
     echo "failed ${bad#exited }"
   elif grep -q '^running' <<<"$answer"; then
     echo running

@@ -1,14 +1,14 @@
 # shellcheck shell=bash
-# XLA's flags for GPU runs, in one place: slurm_train.sbatch sources it, and so may a shell. What is already in XLA_FLAGS
-# comes last and wins. None of them changes what is computed; what each is worth on your machine is for you to measure.
+# XLA's flags for GPU runs, which slurm_train.sbatch sources. Flags that are already in XLA_FLAGS come last and take
+# precedence. No flag changes results; measure on your machine whether they help.
 maestro_gpu_flags=(
-  # Communication runs beside computation.
+  # Overlap communication with computation.
   --xla_gpu_enable_latency_hiding_scheduler=true
-  # Gradients of many parameters travel together: bytes a reduction, a gather, a reduce-scatter.
+  # Combine the gradients of many parameters: bytes per all-reduce, all-gather and reduce-scatter.
   --xla_gpu_all_reduce_combine_threshold_bytes=134217728
   --xla_gpu_all_gather_combine_threshold_bytes=134217728
   --xla_gpu_reduce_scatter_combine_threshold_bytes=67108864
-  # Loops over layers (scan) let the next iteration's gather begin early.
+  # Begin the gather of the next iteration early in loops over layers (scan).
   --xla_gpu_enable_while_loop_double_buffering=true
 )
 export XLA_FLAGS="${maestro_gpu_flags[*]} ${XLA_FLAGS:-}"

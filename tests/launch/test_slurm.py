@@ -146,7 +146,7 @@ def test_a_job_that_ends_by_itself_or_is_cancelled_is_not_put_back(tmp_path, cod
         ({"MAESTRO_COMMAND": "/no/maestro"}, TRAIN, "there is no /no/maestro"),
         ({}, ["--gin_file", "a"], "needs --model_dir"),
         ({"SLURM_GPUS_PER_TASK": "1"}, TRAIN, "--gpus-per-task hides GPUs"),
-        ({"SLURM_GPUS_PER_NODE": "a100:8"}, TRAIN, "2 tasks and a100:8 GPUs a node"),
+        ({"SLURM_GPUS_PER_NODE": "a100:8"}, TRAIN, "2 tasks and a100:8 GPUs per node"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, variables, arguments, message) -> None:

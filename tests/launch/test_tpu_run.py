@@ -301,15 +301,15 @@ def test_another_runtime_version(cloud) -> None:
         ([], "a verb is missing"),
         (["launch"], "there is no verb 'launch'"),
         (["create", "--typ", "v4-8"], "there is no option '--typ'"),
-        (["create", "--type"], "--type wants a value"),
+        (["create", "--type"], "--type needs a value"),
         (["create", "--type", "v7-8"], "no runtime version is known for --type v7-8"),
         (["create", "--type", "v5e-16"], "--type v5litepod-16"),
         (["create", "--type", "tpu7x-16"], "by Kubernetes only"),
         (["create", "--type", "v4"], "--type v4 has no size"),
-        (["create", "--type", ""], "which accelerators?"),
+        (["create", "--type", ""], "the accelerator type is missing"),
         (["create", "--name", "My_pod"], "--name My_pod"),
-        (["create", "--name", ""], "which slices?"),
-        (["create", "--zone="], "in which zone?"),
+        (["create", "--name", ""], "the name of the slices is missing"),
+        (["create", "--zone="], "the zone is missing"),
         (["create", "--slices", "0"], "--slices 0 is not a whole number above 0"),
         (["create", "--spot", "--reserved"], "exclude each other"),
         (["create", "--", "x"], "create takes no arguments"),
@@ -338,7 +338,7 @@ def test_without_gcloud(cloud) -> None:
     for name in ("bash", "dirname", "git"):
         (empty / name).symlink_to(shutil.which(name))
     done = cloud.run("status", PATH=str(empty))
-    assert done.returncode == 2 and done.stderr.startswith("error: there is no gcloud here")
+    assert done.returncode == 2 and done.stderr.startswith("error: gcloud is not installed")
 
 
 def test_a_host_that_was_not_set_up_says_so(cloud) -> None:
