@@ -2,7 +2,7 @@
 
 The step is that of training (`training.step`), with the MAESTRO objective: five streams,
 gradients, optimizer and average of the parameters. Its model FLOPs are counted from its jaxpr
-(`planning.flops`); what is computed twice to save memory does not count.
+(`maestro_jax.flops`); what is computed twice to save memory does not count.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def measure(
         repeats: Rounds that count.
         platform: JAX's platforms, as in JAX_PLATFORMS; empty for the best there is.
     """
-    from chips_of_devices import chip_of
+    from maestro_jax.chip_table import chip_of
 
     environment = ANY_DEVICE | {"JAX_PLATFORMS": platform}
 
@@ -123,9 +123,9 @@ def prepare(job: dict[str, Any]) -> tuple[dict[str, Any], Callable[[], object]]:
     from maestro_jax.batches import SAMPLE_RATE, synthetic_batch
     from maestro_jax.gin_utils import gin_config
     from maestro_jax.planning.flops import step_flops
+    from maestro_jax.training.curriculum_controller import initial_controls
     from maestro_jax.training.parameter_trees import unbox
     from maestro_jax.training.state import create_state, initial_params, sharded_state
-    from maestro_jax.training.steering import Steering
     from maestro_jax.training.step import jit_train_step
 
     rows = job["rows"] * len(jax.devices())
@@ -156,7 +156,7 @@ def prepare(job: dict[str, Any]) -> tuple[dict[str, Any], Callable[[], object]]:
     ).count
     mesh = run.partitioning.mesh()
     places = sharded_state(run, mesh)
-    controls = Steering(run.objective, run.log_every).controls(0)
+    controls = initial_controls(run.objective)
     with run.partitioning.activate(mesh):
 
         def initial() -> Any:

@@ -137,8 +137,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
     from maestro_jax.data.task_listing import list_tasks
     from maestro_jax.gin_utils import gin_config
-    from maestro_jax.training.inputs import task_batches
-    from maestro_jax.training.loop import train
+    from maestro_jax.training.batch_feed import task_batches
+    from maestro_jax.training.trainer import train
 
     source = tmp_path_factory.mktemp("corpora")
     root = tmp_path_factory.mktemp("data")

@@ -225,7 +225,7 @@ def test_training_runs_without_tensorflow(tmp_path: pathlib.Path) -> None:
     import jax.numpy as jnp
     import pathlib
     from maestro_jax.batches import StreamConfig, synthetic_batch
-    from maestro_jax.training.loop import train
+    from maestro_jax.training.trainer import train
     from maestro_jax.training.optimizers import AdamConfig
     from maestro_jax.training.run import TrainRun
 

@@ -74,7 +74,10 @@ class _NoOption(argparse.Action):
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     """Adds the argument CHECKPOINT, and refuses `--model_dir` in its place."""
     parser.add_argument(
-        "checkpoint", metavar="CHECKPOINT", help="a model directory, or one checkpoint in it"
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="a model directory (its newest checkpoint), DIR/best for the best checkpoint, or one "
+        "checkpoint in it",
     )
     for option in ("--model_dir", "--checkpoint"):
         parser.add_argument(
@@ -108,6 +111,15 @@ def not_negative(text: str) -> int:
     """Parses a whole number, 0 included."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 0 or above")
+    return int(text)
+
+
+def checkpoint_step(text: str) -> int | str:
+    """Parses a step of a checkpoint: a whole number, ``best`` or ``latest``."""
+    if text in ("best", "latest"):
+        return text
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no step; give a number, best or latest")
     return int(text)
 
 

@@ -78,7 +78,7 @@ def evaluate_run(
     data_dir: str | Path | None = None,
     tasks: Sequence[str] = (),
     split: str = "test",
-    step: int | None = None,
+    step: int | str | None = None,
     batch_size: int = 32,
     low_resource: Collection[str] = (),
     transcriber: Transcriber | None = None,

@@ -34,8 +34,9 @@ from jax.extend import core
 
 from maestro_jax.batches import StreamConfig, batch_shapes
 from maestro_jax.errors import UserError
+from maestro_jax.flops import FlopCount, Product
 from maestro_jax.planning.collectives import sent_bytes
-from maestro_jax.planning.flops import FlopCount, Product, step_flops
+from maestro_jax.planning.flops import step_flops
 from maestro_jax.training import parameter_trees
 from maestro_jax.training.partitioning import AXIS_NAMES, Partitioning
 from maestro_jax.training.state import TrainState, abstract_state

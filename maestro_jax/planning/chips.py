@@ -7,7 +7,7 @@
     )
     parse_topology("gpu:H100x8x4")  # Four machines of eight GPUs.
 
-The properties of chips are in `maestro_jax.planning.chip_table`.
+The properties of chips are in `maestro_jax.chip_table`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from maestro_jax.chip_table import CHIPS, GIB, Chip
 from maestro_jax.errors import UserError, near_misses
-from maestro_jax.planning.chip_table import CHIPS, GIB, Chip
 
 __all__ = ["CHIPS", "GIB", "Chip", "Topology", "parse_topology", "slice_shapes"]
 

@@ -36,11 +36,11 @@ from maestro_jax.planning.compiled import (
 )
 from maestro_jax.planning.estimate import Estimate, estimate, rows_of_a_device
 from maestro_jax.planning.hlo import parse_hlo
+from maestro_jax.training.curriculum_controller import initial_controls
 from maestro_jax.training.mesh_decoding import jitted_decoding, longest_audio
 from maestro_jax.training.parameter_trees import parameters_by_module, unbox
 from maestro_jax.training.run import TrainRun
 from maestro_jax.training.state import ShardedState, sharded_state
-from maestro_jax.training.steering import Steering
 from maestro_jax.training.step import jit_train_step
 
 
@@ -357,7 +357,7 @@ def lower_training(
         for name, features in run.batch_shapes().items()
         if name in names
     }
-    controls = Steering(run.objective, run.log_every).controls(0)
+    controls = initial_controls(run.objective)
     with run.partitioning.activate(mesh):
         return jit_train_step(run, mesh, placed.shardings).lower(placed.abstract, batch, controls)
 

@@ -26,9 +26,9 @@ import dataclasses
 import math
 from collections.abc import Iterable
 
+from maestro_jax.flops import FlopCount
 from maestro_jax.planning.analytic import MeshShape, StepTrace, Transfer
 from maestro_jax.planning.chips import Chip, Topology
-from maestro_jax.planning.flops import FlopCount
 
 RESOURCES = ("compute", "memory", "network", "loops")
 

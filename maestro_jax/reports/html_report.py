@@ -309,6 +309,7 @@ def _reason_for_no_figure(section: str, has_matplotlib: bool) -> str:
     if not has_matplotlib:
         return "No figure: matplotlib is not installed."
     needs = {
+        "validation": "EVAL_EVERY above 0, and a validation split",
         "gradients": "DiagnosticsConfig.every above 0",
         "durations": "diagnostics with held-out pairs",
         "alignment": "diagnostics with held-out pairs",
@@ -353,6 +354,20 @@ def losses(run_log: RunLog) -> list[ReportFigure]:
         Panel("diversity of codes", "loss", _only(terms, ("diversity",)), log=True, smooth=True),
     ]
     return _panels(panels, "Terms before weighting; held out: on the held-out pairs of the probe.")
+
+
+def validation(run_log: RunLog) -> list[ReportFigure]:
+    """Draws losses and scores of the validation sample, one panel for the losses and per metric."""
+    panels: dict[str, dict[str, Curve]] = {}
+    for name, curve in run_log.series("validation/").items():
+        # `loss/<term>`, `wer/<language>`; the stream comes before them if there are two.
+        parts = name.split("/")
+        metric = parts[1] if parts[0] in ("paired", "st") else parts[0]
+        panels.setdefault(metric, {})[name] = curve
+    return _panels(
+        [Panel(f"validation {metric}", metric, series) for metric, series in panels.items()],
+        "A fixed sample of the validation split, with averaged weights, decoded greedily.",
+    )
 
 
 def gradients(run_log: RunLog) -> list[ReportFigure]:
@@ -580,6 +595,12 @@ def throughput(run_log: RunLog) -> list[ReportFigure]:
     )
     panels = [
         Panel("steps", "steps/s", run_log.named(all="steps_per_second"), from_zero=True),
+        Panel(
+            "model FLOPs utilisation",
+            "fraction of the peak",
+            run_log.named(all="mfu"),
+            from_zero=True,
+        ),
         *(
             Panel(
                 f"{quantity.replace('_', ' ')} of each stream",
@@ -634,6 +655,7 @@ def _without(series: Mapping[str, Curve], names: Sequence[str]) -> dict[str, Cur
 # In the order of the page.
 SECTIONS: tuple[tuple[str, str, Callable[[RunLog], list[ReportFigure]]], ...] = (
     ("losses", "Losses", losses),
+    ("validation", "Validation", validation),
     ("gradients", "Gradients", gradients),
     ("durations", "Durations", durations),
     ("alignment", "Alignment", alignments),

@@ -1,14 +1,12 @@
-"""Whether the files of a checkpoint are those that were written.
+"""Checks that the files of a checkpoint are those that were written.
 
-A full disk, an interrupted copy or a crash leaves checkpoints with files that are missing, cut off
-or full of zeros. Most of that Orbax notices in the middle of reading, some of it not at all: an
-array whose bytes changed is an array. So each checkpoint gets a list of its files, ``files.json``,
-which is gone through before anything is read. A checkpoint from before there were such lists is
-read once more instead.
+A full disk, an interrupted copy or a crash leaves checkpoints whose files are missing, truncated or
+full of zeros. Orbax notices some of that while it reads, and some not at all. So each checkpoint
+has a list of its files, ``files.json``, which is verified before anything is read. Checkpoints of
+earlier versions have no such list; they are read once more instead.
 
-The list begins with the sizes, which are known when the checkpoint is written. Digests are added
-when it is complete, for they take another reading of all of it, and a machine that is to stop soon
-may not have the time.
+The list first has sizes, which are known when the checkpoint is written. Digests are added later,
+because they need another pass over all files, for which a preempted machine may not have the time.
 """
 
 from __future__ import annotations
@@ -24,10 +22,10 @@ from etils import epath
 from maestro_jax.errors import UserError
 
 FILES = "files.json"
-"""In the directory of a step: from the name of each file to its bytes and their digest."""
+"""File in the directory of a step: from the name of each file to its size and digest."""
 
 STATE, RECORD = "state", "data"
-"""The items of a checkpoint: the training state, and a JSON record."""
+"""Items of a checkpoint: the training state, and a JSON record."""
 
 _CHUNK = 1 << 24
 # Written by Orbax when all is done; nothing reads them.
@@ -35,40 +33,40 @@ _MARKERS = ("commit_success.txt",)
 
 
 def write_list(step_directory: epath.PathLike, *, digests: bool) -> None:
-    """Write down the files of a checkpoint, or add to such a list what it lacks.
+    """Writes the list of files of a checkpoint, or completes it.
 
     Args:
-        step_directory: Of the checkpoint, also under the name that it has until it is complete.
-        digests: Whether to read all files for their digests; those of a store that checks its
-            bytes itself are not.
+        step_directory: Directory of the checkpoint, which has another name until it is complete.
+        digests: Whether to read all files for their digests; files in object stores, which verify
+            bytes themselves, are not read.
     """
     directory = epath.Path(step_directory)
     digests = digests and not _is_remote(directory)
-    found = {
+    files = {
         str(path.relative_to(directory)): (path.stat().length, _digest(path) if digests else "")
         for item in (STATE, RECORD)
         for path in _files(directory / item)
         if path.name not in _MARKERS
     }
-    # By a change of name: half a list would condemn a whole checkpoint.
+    # Renamed when complete: half a list would make an intact checkpoint look damaged.
     part = directory / f"{FILES}.part"
-    part.write_text(json.dumps(found, indent=1) + "\n")
+    part.write_text(json.dumps(files, indent=1) + "\n")
     part.replace(directory / FILES)
 
 
 def damage(step_directory: epath.PathLike) -> str | None:
-    """What is wrong with a checkpoint.
+    """Returns what is wrong with a checkpoint.
 
     Args:
-        step_directory: Of the checkpoint.
+        step_directory: Directory of the checkpoint.
 
     Returns:
-        The first file that is not as it was written, in a few words; None if all are.
+        A description of the first file that is not as it was written; None if all are.
     """
     try:
         return _damage(epath.Path(step_directory))
     except OSError as error:
-        # A bad sector, a stale handle of a network: as good as damaged to whoever has to read it.
+        # A bad sector or a stale network handle: it cannot be read, so it counts as damaged.
         return f"it cannot be read: {error}"
 
 
@@ -81,7 +79,7 @@ def _damage(directory: epath.Path) -> str | None:
         described = {name: (int(size), str(digest)) for name, (size, digest) in expected.items()}
     except (ValueError, TypeError, AttributeError):
         return f"{FILES} cannot be read"
-    # All sizes first, for they take no time.
+    # All sizes first, because they take no time.
     for name, (size, _) in described.items():
         path = directory / name
         if not path.exists():
@@ -97,14 +95,14 @@ def _damage(directory: epath.Path) -> str | None:
 def newest_whole(
     directory: epath.PathLike, steps: Iterable[int]
 ) -> tuple[int | None, dict[int, str]]:
-    """The newest checkpoint that is whole.
+    """Finds the newest undamaged checkpoint.
 
     Args:
-        directory: Of the checkpoints, each of which is called by its step.
-        steps: Of those to choose from.
+        directory: Directory of the checkpoints, each named by its step.
+        steps: Steps to choose from.
 
     Returns:
-        Its step, None if none is whole; and what is wrong with each newer one.
+        Its step, None if all are damaged; and what is wrong with each newer one.
     """
     damaged: dict[int, str] = {}
     for step in sorted(steps, reverse=True):
@@ -116,10 +114,10 @@ def newest_whole(
 
 
 def check_whole(step_directory: epath.Path) -> None:
-    """Refuse a damaged checkpoint: what is read is called by its step, and another is another.
+    """Checks a checkpoint that was asked for by its step, and never falls back to another one.
 
     Raises:
-        UserError: It is damaged; the message names the newest one before it that is not.
+        UserError: It is damaged; the message names the newest undamaged one before it.
     """
     reason = damage(step_directory)
     if reason is None:
@@ -136,7 +134,7 @@ def check_whole(step_directory: epath.Path) -> None:
 
 
 def _files(directory: epath.Path) -> Iterator[epath.Path]:
-    """All files below a directory; a path of epath has no such function of its own."""
+    """Yields all files below a directory; paths of epath have no such method."""
     for path in sorted(directory.iterdir()):
         if path.is_dir():
             yield from _files(path)
@@ -145,7 +143,7 @@ def _files(directory: epath.Path) -> Iterator[epath.Path]:
 
 
 def _is_remote(path: epath.Path) -> bool:
-    """Whether a file is in a store that checks its bytes itself, and would have to be fetched."""
+    """Returns whether a path is in an object store, which verifies bytes itself."""
     return "://" in os.fspath(path)
 
 
@@ -158,7 +156,7 @@ def _digest(path: epath.Path) -> str:
 
 
 def _unreadable(directory: epath.Path) -> str | None:
-    """What cannot be read of a checkpoint that has no list of its files."""
+    """Returns what cannot be read of a checkpoint without a list of its files."""
     parsed: dict[str, Any] = {}
     for name in (f"{STATE}/_METADATA", f"{RECORD}/metadata"):
         path = directory / name

@@ -1,9 +1,8 @@
-"""Diagnostics of a run: what tells whether pretraining is healthy, at step 0, every so often, and
-at the end.
+"""Diagnostics of a run: whether pretraining is healthy, at step 0, every N steps and at the end.
 
-A probe looks at held-out pairs (`objectives.probe`), always the same ones; gradient norms are those
-of the current batch. Scalars join the metrics; arrays go to ``diagnostics/<step>.npz``, of which
-reports are made. Nothing here changes what is trained.
+A probe of held-out pairs (`objectives.probe`), always the same ones; gradient norms of the current
+batch. Scalars join the metrics; arrays go to ``diagnostics/<step>.npz``, which reports show.
+Nothing here changes what is trained.
 """
 
 from __future__ import annotations
@@ -15,16 +14,21 @@ import logging
 import math
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from etils import epath
 from jax.sharding import Mesh
 
 from maestro_jax.errors import UserError
 from maestro_jax.objectives.probe import Probe
+from maestro_jax.training.batch_feed import held_out_pairs
+from maestro_jax.training.callbacks import Callback, StepInfo
 from maestro_jax.training.partitioning import replicated
+
+if TYPE_CHECKING:
+    from maestro_jax.training.run import TrainRun
+    from maestro_jax.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -34,18 +38,18 @@ RUN_FILE = "run.json"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiagnosticsConfig:
-    """When to look at a run, and at what.
+    """Configures the diagnostics of a run.
 
     Attributes:
-        every: Steps between two looks; there is also one before the first step and one after the
-            last. 0: none at all.
-        gradients_every: Steps between two measurements of the gradient of each loss term, each of
-            which costs a backward pass a term; a multiple of `every`. There is one after the last
-            step, too, but none before the first. None: as often as `every`; 0: none.
-        examples: Held-out pairs to look at; rounded up to what the devices can share.
-        mixture: Where they come from; None: the mixture of the run's paired stream.
-        split: Of that mixture.
-        histograms: Whether TensorBoard gets histograms.
+        every: Number of steps between two probes; there is also one before the first step and one
+            after the last. 0 for none at all.
+        gradients_every: Number of steps between two measurements of the gradient of each loss term,
+            each of which costs a backward pass per term; a multiple of `every`. There is also one
+            after the last step, but none before the first. None for `every`; 0 for none.
+        examples: Number of held-out pairs, rounded up to a multiple of the devices.
+        mixture: Mixture of the held-out pairs; None for that of the run's paired stream.
+        split: Split of that mixture.
+        histograms: Whether trackers get histograms.
     """
 
     every: int = 0
@@ -56,7 +60,7 @@ class DiagnosticsConfig:
     histograms: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be done."""
+        """Checks the values."""
         for name, least in (("every", 0), ("examples", 1)):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
@@ -72,95 +76,103 @@ class DiagnosticsConfig:
             )
 
     def due(self, step: int, steps: int) -> bool:
-        """Whether to look after so many steps of a run's steps."""
+        """Returns whether to probe after a step of a run of `steps` steps."""
         return bool(self.every) and (step % self.every == 0 or step == steps)
 
     def gradients_due(self, step: int, steps: int) -> bool:
-        """Whether to measure gradients after so many steps of a run's steps."""
+        """Returns whether to measure gradients after a step of a run of `steps` steps."""
         every = self.every if self.gradients_every is None else self.gradients_every
         return bool(every) and step > 0 and (step % every == 0 or step == steps)
 
 
-class Diagnostics:
-    """Looks at the held-out pairs of a run.
+class Diagnostics(Callback):
+    """Probes held-out pairs of a run, and measures gradients.
 
     Args:
-        run: The run.
-        mesh: Its devices.
-        directory: The model directory.
-        params_shardings: Where parameters lie.
-        held_out: A paired stream, the same on every process; None: there is nothing to probe.
-
-    Attributes:
-        samples: Of the last look, by name, those of which TensorBoard may make a histogram.
+        config: When to do so, and on what.
+        held_out: A paired stream, the same on every process; None to load it.
     """
 
     def __init__(
-        self,
-        run: Any,
-        mesh: Mesh,
-        directory: epath.Path,
-        params_shardings: Any,
-        held_out: Mapping[str, np.ndarray] | None,
+        self, config: DiagnosticsConfig, held_out: Mapping[str, np.ndarray] | None = None
     ) -> None:
-        """Move the held-out pairs to the devices."""
-        self.samples: dict[str, np.ndarray] = {}
-        self._run = run
-        self._directory = directory / DIRECTORY
+        self._config = config
         self._held_out = held_out
         self._probe: Any = None
-        if held_out is None:
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Moves the held-out pairs to the devices; probes them if training begins."""
+        if not self._config.every:
             return
+        self._directory = trainer.model_dir / DIRECTORY
+        self._model = trainer.run.model
+        if self._held_out is None and trainer.loads_data:
+            self._held_out = held_out_pairs(trainer.run, trainer.mesh, trainer.data_dir)
+        if self._held_out is not None:
+            self._prepare_probe(trainer, self._held_out)
+        if jax.process_index() == 0:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            # Steps after the one from which training continues will be done again.
+            for path in self._directory.glob("*.npz"):
+                if path.stem.isdecimal() and int(path.stem) > trainer.step:
+                    path.unlink()
+            (self._directory / RUN_FILE).write_text(json.dumps(trainer.metadata, indent=2))
+        if trainer.step == 0:
+            self._run(trainer, {})
+
+    def on_step(self, trainer: Trainer, info: StepInfo) -> None:
+        """Runs the diagnostics, if it is time."""
+        steps = trainer.run.steps
+        norms: Mapping[str, float] = {}
+        seconds = 0.0
+        if self._config.gradients_due(info.step, steps):
+            began = time.monotonic()
+            norms, _ = trainer.term_gradient_norms(info)
+            seconds = time.monotonic() - began
+        if self._config.due(info.step, steps):
+            self._run(trainer, norms, seconds)
+
+    def _prepare_probe(self, trainer: Trainer, held_out: Mapping[str, np.ndarray]) -> None:
+        run, mesh = trainer.run, trainer.mesh
         # The utterance of median length shows most: neither a word nor a paragraph.
         lengths = held_out["audio_length"]
-        heard = np.flatnonzero(lengths)
-        by_length = heard[np.argsort(lengths[heard], kind="stable")]
-        self._row = int(by_length[len(by_length) // 2]) if len(heard) else 0
+        present = np.flatnonzero(lengths)
+        by_length = present[np.argsort(lengths[present], kind="stable")]
+        self._row = int(by_length[len(by_length) // 2]) if len(present) else 0
         index, parts = run.partitioning.data_shard(mesh)
-        mine = {name: np.array_split(array, parts)[index] for name, array in held_out.items()}
-        self._batch = run.partitioning.shard_batch(mesh, mine)
+        local = {name: np.array_split(array, parts)[index] for name, array in held_out.items()}
+        self._batch = run.partitioning.shard_batch(mesh, local)
         self._probe = jax.jit(
             lambda params, batch: run.objective.probe(run.model, params, batch, self._row),
-            in_shardings=(params_shardings, run.partitioning.batch_sharding(mesh)),
+            in_shardings=(trainer.shardings.params, run.partitioning.batch_sharding(mesh)),
             out_shardings=replicated(mesh),
         )
 
-    def begin(self, start: int, description: Mapping[str, Any]) -> None:
-        """Forget what an earlier process saw after the step from which training continues.
-
-        Only process 0 may call it.
+    def _run(self, trainer: Trainer, norms: Mapping[str, float], seconds: float = 0.0) -> None:
+        """Probes the held-out pairs and logs scalars; process 0 writes the arrays.
 
         Args:
-            start: That step.
-            description: What a reader of the numbers should know of the run.
+            trainer: The trainer.
+            norms: Gradient norms of the terms, as far as they were measured.
+            seconds: Seconds that measuring them took.
         """
-        self._directory.mkdir(parents=True, exist_ok=True)
-        for path in self._directory.glob("*.npz"):
-            if path.stem.isdecimal() and int(path.stem) > start:
-                path.unlink()
-        (self._directory / RUN_FILE).write_text(json.dumps(dict(description), indent=2))
-
-    def look(self, step: int, params: Any, norms: Mapping[str, float]) -> dict[str, float]:
-        """Probe the held-out pairs.
-
-        Every process must call it at the same steps; process 0 writes the arrays.
-
-        Args:
-            step: The updates done.
-            params: The parameters to probe, on the mesh.
-            norms: Of the gradients of the terms, as far as they were measured.
-
-        Returns:
-            Scalars by name.
-        """
-        began = time.monotonic()
         values = {f"grad_norm/{name}": float(norm) for name, norm in norms.items()}
-        if self._probe is not None:
-            values |= self._look(step, jax.device_get(self._probe(params, self._batch)))
-        return {**values, "diagnostics_seconds": time.monotonic() - began}
+        samples: dict[str, np.ndarray] = {}
+        with trainer.paused():
+            began = time.monotonic()
+            if self._probe is not None:
+                probe = jax.device_get(self._probe(trainer.eval_params, self._batch))
+                scalars, samples = self._write(trainer.step, probe)
+                values |= scalars
+            seconds += time.monotonic() - began
+        trainer.log_metrics({**values, "diagnostics_seconds": seconds})
+        if self._config.histograms:
+            for tracker in trainer.trackers:
+                tracker.log_histograms(trainer.step, samples)
+        log.info("diagnostics of step %d: %.1f s", trainer.step, seconds)
 
-    def _look(self, step: int, probe: Probe) -> dict[str, float]:
-        """Write the arrays of a probe, and give its scalars."""
+    def _write(self, step: int, probe: Probe) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """Writes the arrays of a probe; returns its scalars, and samples for histograms."""
         arrays = self._arrays(probe)
         if jax.process_index() == 0:
             content = io.BytesIO()
@@ -180,14 +192,12 @@ class Diagnostics:
             values["probe/codes_used"] = float(np.mean(np.sum(counts > 0, axis=1)))
             values["probe/code_perplexity"] = float(np.mean([perplexity(book) for book in counts]))
             samples["probe/codes"] = np.repeat(np.arange(counts.shape[1]), counts.sum(axis=0))
-        if self._run.diagnostics.histograms:
-            self.samples = {name: array for name, array in samples.items() if array.size}
-        return values
+        return values, {name: array for name, array in samples.items() if array.size}
 
     def _arrays(self, probe: Probe) -> dict[str, Any]:
-        """What is kept of a probe: nothing of it is padded."""
+        """Returns the arrays of a probe, without padding."""
         assert self._held_out is not None
-        row, model = self._row, self._run.model
+        row, model = self._row, self._model
         labels = int(self._held_out["text_length"][row])
         frames = int(probe.frame_lengths[row])
         mel_frames = math.ceil(frames * model.frame_seconds / _mel_frame_seconds(model))
@@ -205,18 +215,18 @@ class Diagnostics:
 
 
 def perplexity(counts: np.ndarray) -> float:
-    """The exponential of the entropy of what was counted: how many codes are as good as in use."""
+    """Returns the exponential of the entropy of counts: the effective number of codes in use."""
     shares = counts[counts > 0] / max(counts.sum(), 1)
     return float(np.exp(-np.sum(shares * np.log(shares))))
 
 
-def describe(run: Any, mesh: Mesh, parameters: int) -> dict[str, Any]:
-    """What a reader of a run's numbers should know of it, for JSON.
+def run_metadata(run: TrainRun, mesh: Mesh, parameters: int) -> dict[str, Any]:
+    """Describes a run for readers of its metrics, as JSON values.
 
     Args:
         run: The run.
-        mesh: Its devices.
-        parameters: How many there are.
+        mesh: The device mesh.
+        parameters: Number of parameters.
     """
     model, config = run.model, run.diagnostics
     weights = getattr(run.objective, "weights", {})

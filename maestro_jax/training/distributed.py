@@ -1,4 +1,4 @@
-"""Several processes: joining them, and only when the environment says that there are several."""
+"""Joins the processes of a run, if the environment says that there are several."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PROCESS_COUNTS = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE
 
 
 def is_multiprocess(environment: Mapping[str, str] | None = None) -> bool:
-    """Whether the environment says that this is one of several processes.
+    """Returns whether the environment says that this is one of several processes.
 
     It does with ``JAX_COORDINATOR_ADDRESS`` set, with ``MAESTRO_MULTIHOST=1`` (TPU pods, whose
     hosts are found from the metadata server), with several names in ``TPU_WORKER_HOSTNAMES``,
@@ -42,7 +42,7 @@ def is_multiprocess(environment: Mapping[str, str] | None = None) -> bool:
 
 
 def initialize() -> bool:
-    """Join the other processes, if there are any; to be called before any device is touched.
+    """Joins the other processes, if there are any; to be called before any device is used.
 
     With ``JAX_COORDINATOR_ADDRESS`` set, ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID`` say how many
     processes there are and which this is; without them JAX asks the cluster.
@@ -51,7 +51,7 @@ def initialize() -> bool:
         Whether there are several processes.
 
     Raises:
-        UserError: The environment is contradictory, or the others cannot be found.
+        UserError: The environment is contradictory, or the other processes cannot be found.
     """
     if not is_multiprocess():
         return False

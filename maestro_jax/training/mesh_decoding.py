@@ -1,10 +1,10 @@
-"""The decoding of a run's model on a device mesh: the same for evaluation and for planning."""
+"""Decoding on a device mesh: the same for validation, evaluation and planning."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
@@ -13,11 +13,13 @@ from maestro_jax.decoding.hypotheses import Hypotheses
 from maestro_jax.decoding.speech import decode_speech, decode_text
 from maestro_jax.errors import UserError
 from maestro_jax.objectives.text_room import audio_samples, text_room
-from maestro_jax.training.run import TrainRun
+
+if TYPE_CHECKING:
+    from maestro_jax.training.run import TrainRun
 
 
 def longest_audio(run: TrainRun) -> int:
-    """Samples of the longest audio that the run's model was trained on.
+    """Returns the samples of the longest audio that the run's model was trained on.
 
     Raises:
         UserError: The run has no stream with audio.
@@ -29,7 +31,7 @@ def longest_audio(run: TrainRun) -> int:
 
 
 def longest_text(run: TrainRun) -> int:
-    """Tokens of the longest text or translation of any stream of the run."""
+    """Returns the tokens of the longest text or translation of any stream of the run."""
     return max(max(s.text_tokens, s.translation_tokens) for s in run.streams.values())
 
 
@@ -42,7 +44,7 @@ def jitted_decoding(
     length_alpha: float = 0.6,
     written: bool = False,
 ) -> Any:
-    """Encoders and search as they are compiled; trace them inside ``partitioning.activate(mesh)``.
+    """Jits encoders and search; trace them inside ``partitioning.activate(mesh)``.
 
     Args:
         run: The run that trained the model.
@@ -56,7 +58,7 @@ def jitted_decoding(
         A jitted function of the parameters and of the arrays of `decode_speech` or `decode_text`.
     """
     options: dict[str, Any] = {
-        # Twice the longest training text: what is longer is no sentence of this model's.
+        # Twice the longest training text: the model has learned nothing longer.
         "max_labels": 2 * max(longest_text(run), 16),
         "beam_size": beam_size,
         "decoder": decoder,

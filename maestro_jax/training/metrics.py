@@ -1,67 +1,60 @@
-"""Metrics of training: averages between log points, and where they are written."""
+"""Metrics of training between two log points: averages, the speed of steps, the console line."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import logging
-import math
+import dataclasses
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 
-log = logging.getLogger(__name__)
-
-METRICS_FILE = "metrics.jsonl"
 QUANTITIES = ("examples", "audio_seconds", "tokens")
-"""What a stream is counted in."""
+"""Last parts of the names of metrics that count what a stream has."""
 
 
 class MetricWindow:
-    """Metrics of the steps since the last log point.
+    """Accumulates the metrics of the steps since the last log point.
 
     Every step adds ``{name: (total, count)}`` scalars, which stay on the device until they are
-    asked for; the mean of a metric is the sum of totals by the sum of counts, as in
+    needed. The mean of a metric is the sum of totals over the sum of counts, as in
     ``clu.metrics.Average``. Sums are taken in float64 and in the order of the steps, so that a
-    window that was recorded and taken up again gives the same bits.
+    window that is saved and restored gives the same bits.
 
     Args:
-        record: What ``record`` gave when a checkpoint was written; the window goes on from there.
+        state: Result of `state` when a checkpoint was written, to continue from.
     """
 
-    def __init__(self, record: Mapping[str, Any] | None = None) -> None:
-        """Begin without steps, or with those of the record."""
-        record = record or {}
+    def __init__(self, state: Mapping[str, Any] | None = None) -> None:
+        state = state or {}
         self._steps: list[Mapping[str, tuple[Any, Any]]] = []
-        self._recorded = int(record.get("steps", 0))
-        self._totals: dict[str, float] = dict(record.get("totals", {}))
-        self._counts: dict[str, float] = dict(record.get("counts", {}))
+        self._restored_steps = int(state.get("steps", 0))
+        self._totals: dict[str, float] = dict(state.get("totals", {}))
+        self._counts: dict[str, float] = dict(state.get("counts", {}))
 
     def __len__(self) -> int:
-        """The number of steps added."""
-        return self._recorded + len(self._steps)
+        """Returns the number of steps added."""
+        return self._restored_steps + len(self._steps)
 
     def add(self, metrics: Mapping[str, tuple[Any, Any]]) -> None:
-        """Take in the metrics of one step."""
+        """Adds the metrics of one step."""
         self._steps.append(metrics)
 
     def compute(self) -> tuple[dict[str, float], dict[str, float]]:
-        """Means and totals over all steps added.
+        """Computes means and totals over all steps added.
 
         Returns:
-            The means of all metrics that were counted at least once (a stream without examples
-            has no mean), and the totals of all metrics.
+            The means of all metrics with a count above 0 (a stream without examples has no mean),
+            and the totals of all metrics.
         """
         totals, counts = self._sums()
         means = {name: totals[name] / counts[name] for name in totals if counts[name] > 0}
         return means, totals
 
-    def record(self) -> dict[str, Any]:
-        """What a checkpoint has to hold of a window that is still open, for JSON."""
+    def state(self) -> dict[str, Any]:
+        """Returns what a checkpoint saves of a window that is still open, as JSON values."""
         totals, counts = self._sums()
         return {"steps": len(self), "totals": totals, "counts": counts}
 
@@ -74,75 +67,147 @@ class MetricWindow:
         return totals, counts
 
 
-class Chronometer:
-    """Time spent in training, over all restarts, and what is left.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _StepTime:
+    """Seconds that one step took, those of them spent waiting for its batch, and its FLOPs."""
+
+    step: int
+    seconds: float
+    waited: float
+    flops: float
+
+
+class StepTimer:
+    """Measures the speed of training by the times at which steps are completed.
+
+    A call of a jitted step may return at once, while devices work, or when the step is done, as on
+    CPUs. So the time of a step is the difference between two completions, and each step belongs to
+    the log point that counts it.
 
     Args:
-        step: The step at which this process begins.
-        steps: The step at which training ends.
-        elapsed: Seconds that earlier processes spent.
+        steps: Step at which training ends.
+        elapsed: Seconds that earlier processes of the run spent.
+        devices: Number of devices.
+        peak_flops: Peak FLOPs per second of one device; None if unknown.
     """
 
-    def __init__(self, step: int, steps: int, elapsed: float = 0.0) -> None:
-        """Start the clock."""
+    def __init__(
+        self,
+        steps: int,
+        elapsed: float = 0.0,
+        *,
+        devices: int = 1,
+        peak_flops: float | None = None,
+    ) -> None:
         self._steps = steps
         self._earlier = elapsed
-        self._start = time.monotonic()
-        self._mark = (step, self._start)
-        self._waited = 0.0
+        self._devices = devices
+        self._peak_flops = peak_flops
+        self._start = self._last = time.monotonic()
+        self._paused = 0.0
+        self._waited: dict[int, float] = {}
+        self._times: list[_StepTime] = []
 
     @property
     def elapsed(self) -> float:
-        """Seconds of training so far, those before a restart included."""
+        """Returns the seconds of training so far, including those before a restart."""
         return self._earlier + time.monotonic() - self._start
 
-    def restart_window(self, step: int) -> None:
-        """Leave what came before out of the speed (the compilation of the first step)."""
-        self._mark = (step, time.monotonic())
-        self._waited = 0.0
-
-    def waited(self, seconds: float) -> None:
-        """Count time in which the next batch was not ready."""
-        self._waited += seconds
+    def waited(self, step: int, seconds: float) -> None:
+        """Records for how long the batch of a step was waited for."""
+        self._waited[step] = seconds
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave what is done meanwhile out of the speed; it counts as elapsed time."""
+        """Excludes a block from the time of steps; it counts as elapsed time."""
         began = time.monotonic()
         try:
             yield
         finally:
-            step, start = self._mark
-            self._mark = (step, start + time.monotonic() - began)
+            self._paused += time.monotonic() - began
+
+    def complete(self, step: int, at: float, *, flops: float = 0.0, counted: bool = True) -> None:
+        """Records when a step was completed.
+
+        Args:
+            step: The step.
+            at: Time of `time.monotonic`.
+            flops: Model FLOPs of the step on all devices together.
+            counted: Whether the step counts; one that was compiled does not.
+        """
+        waited = self._waited.pop(step, 0.0)
+        if counted:
+            seconds = max(at - self._last - self._paused, 0.0)
+            waited = min(waited, seconds)
+            self._times.append(_StepTime(step=step, seconds=seconds, waited=waited, flops=flops))
+        self._last, self._paused = at, 0.0
 
     def window(self, step: int) -> dict[str, float]:
-        """Speed since the last window, and open the next one.
+        """Returns the speed of the steps up to a log point, and forgets them.
+
+        Args:
+            step: Step of the log point.
 
         Returns:
-            ``steps_per_second``, ``seconds_left`` and ``data_wait_fraction`` (all only once a step
-            was timed), and ``elapsed_seconds``.
+            ``elapsed_seconds`` and, if any step was timed, ``steps_per_second``, ``seconds_left``,
+            ``data_wait_fraction``, ``model_tflops_per_second`` (per device) and, if the peak of the
+            devices is known, ``mfu``: model FLOPs over what the devices could do at their peak.
         """
-        first, start = self._mark
-        now = time.monotonic()
+        times = [each for each in self._times if each.step <= step]
+        self._times = [each for each in self._times if each.step > step]
         values = {"elapsed_seconds": self.elapsed}
-        if step > first and now > start:
-            speed = (step - first) / (now - start)
-            values["steps_per_second"] = speed
-            values["seconds_left"] = (self._steps - step) / speed
-            values["data_wait_fraction"] = min(self._waited / (now - start), 1.0)
-        self._mark = (step, now)
-        self._waited = 0.0
+        seconds = sum(each.seconds for each in times)
+        if seconds <= 0.0:
+            return values
+        speed = len(times) / seconds
+        values["steps_per_second"] = speed
+        values["seconds_left"] = (self._steps - step) / speed
+        values["data_wait_fraction"] = sum(each.waited for each in times) / seconds
+        flops = sum(each.flops for each in times) / seconds / self._devices
+        if flops:
+            values["model_tflops_per_second"] = flops / 1e12
+            if self._peak_flops:
+                values["mfu"] = flops / self._peak_flops
         return values
 
 
+def throughput(
+    totals: Mapping[str, float], steps: int, steps_per_second: float | None
+) -> dict[str, float]:
+    """Computes how fast each stream is consumed.
+
+    Args:
+        totals: Totals of all metrics over a window of steps, among them ``<stream>/examples``,
+            ``<stream>/audio_seconds`` and ``<stream>/tokens``.
+        steps: Number of steps of the window.
+        steps_per_second: Speed of the steps that were timed; None if none was.
+
+    Returns:
+        ``<stream>/examples_per_second``, ``<stream>/audio_seconds_per_second`` and
+        ``<stream>/tokens_per_second``, as far as a stream has them, and
+        ``audio_hours_per_second`` of all streams together.
+    """
+    if steps_per_second is None:
+        return {}
+    rates = {
+        f"{name}_per_second": total / steps * steps_per_second
+        for name, total in totals.items()
+        if name.rpartition("/")[0] and name.rpartition("/")[2] in QUANTITIES
+    }
+    audio = [rate for name, rate in rates.items() if name.endswith("/audio_seconds_per_second")]
+    if audio:
+        rates["audio_hours_per_second"] = sum(audio) / 3600.0
+    return rates
+
+
 def console_line(step: int, steps: int, values: Mapping[str, float], names: Sequence[str]) -> str:
-    """One line for a reader: step, chosen metrics, speed and time.
+    """Formats a log point as one line: step, some metrics, speed and time.
 
     Args:
         step: The step.
         steps: The last step.
         values: All metrics of the log point.
-        names: The metrics to show, in order; those that are absent are left out.
+        names: Names of the metrics to show, in order; those that are absent are left out.
     """
     parts = [f"step {step:>{len(str(steps))}}/{steps}"]
     parts += [f"{name} {values[name]:.4g}" for name in names if name in values]
@@ -150,6 +215,8 @@ def console_line(step: int, steps: int, values: Mapping[str, float], names: Sequ
         parts.append(f"skipped {values['skipped_steps']:.0f}")
     if "steps_per_second" in values:
         parts.append(f"{values['steps_per_second']:.3g} steps/s")
+    if "mfu" in values:
+        parts.append(f"mfu {values['mfu']:.1%}")
     parts.append(f"elapsed {duration(values['elapsed_seconds'])}")
     if "seconds_left" in values:
         parts.append(f"left {duration(values['seconds_left'])}")
@@ -157,138 +224,7 @@ def console_line(step: int, steps: int, values: Mapping[str, float], names: Sequ
 
 
 def duration(seconds: float) -> str:
-    """A time span as ``h:mm:ss``."""
+    """Formats a time span as ``h:mm:ss``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}"
-
-
-def throughput(
-    totals: Mapping[str, float], steps: int, steps_per_second: float | None
-) -> dict[str, float]:
-    """How fast each stream is read.
-
-    Args:
-        totals: Of all metrics over a window of steps, `<stream>/examples`, `<stream>/audio_seconds`
-            and `<stream>/tokens` among them.
-        steps: Steps of the window.
-        steps_per_second: The speed of the steps that were timed; None: none was.
-
-    Returns:
-        `<stream>/examples_per_second`, `<stream>/audio_seconds_per_second` and
-        `<stream>/tokens_per_second`, of the quantities that a stream has.
-    """
-    if steps_per_second is None:
-        return {}
-    return {
-        f"{name}_per_second": total / steps * steps_per_second
-        for name, total in totals.items()
-        if name.rpartition("/")[0] and name.rpartition("/")[2] in QUANTITIES
-    }
-
-
-class MetricWriter:
-    """Writes log points to ``metrics.jsonl`` and to TensorBoard.
-
-    Only process 0 may make one. After a restart, the lines of steps that will be done again are
-    removed first, so that a step has one line.
-
-    Args:
-        model_dir: The model directory; TensorBoard files go to ``metrics/`` within.
-        start_step: The step from which training continues; later lines are removed.
-        tensorboard: Whether to write TensorBoard files.
-    """
-
-    def __init__(
-        self, model_dir: epath.PathLike, *, start_step: int = 0, tensorboard: bool = True
-    ) -> None:
-        """Open the files."""
-        directory = epath.Path(model_dir).expanduser()
-        directory.mkdir(parents=True, exist_ok=True)
-        self._path = directory / METRICS_FILE
-        self._lines = [
-            line
-            for line in (self._path.read_text().splitlines() if self._path.exists() else [])
-            if _step_of(line) <= start_step
-        ]
-        # Object stores cannot append: there the file is rewritten at each flush.
-        self._appends = "://" not in str(directory)
-        self._rewrite()
-        self._tensorboard = _summary_writer(directory / "metrics") if tensorboard else None
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Write one log point.
-
-        Args:
-            step: The step.
-            values: The metrics; a value that is not finite is written as null.
-        """
-        finite = {
-            name: float(value) if math.isfinite(value) else None for name, value in values.items()
-        }
-        line = json.dumps({"step": step, **finite}, allow_nan=False)
-        self._lines.append(line)
-        if self._appends:
-            with self._path.open("a") as file:
-                file.write(line + "\n")
-        if self._tensorboard is not None:
-            self._tensorboard.write_scalars(step, dict(values))
-
-    def write_pictures(
-        self,
-        step: int,
-        images: Mapping[str, np.ndarray],
-        histograms: Mapping[str, np.ndarray],
-    ) -> None:
-        """Give TensorBoard what is no scalar.
-
-        Args:
-            step: The step.
-            images: By name, `[height, width, channels]` uint8.
-            histograms: By name, the samples of which to make one.
-        """
-        if self._tensorboard is None:
-            return
-        if images:
-            self._tensorboard.write_images(
-                step, {name: image[None] for name, image in images.items()}
-            )
-        if histograms:
-            self._tensorboard.write_histograms(step, dict(histograms))
-
-    def flush(self) -> None:
-        """Make sure that everything is in the files."""
-        if not self._appends:
-            self._rewrite()
-        if self._tensorboard is not None:
-            self._tensorboard.flush()
-
-    def close(self) -> None:
-        """Flush and close."""
-        self.flush()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-
-    def _rewrite(self) -> None:
-        self._path.write_text("".join(line + "\n" for line in self._lines))
-
-
-def _step_of(line: str) -> float:
-    """The step of a line; infinity for a line that was cut off when its process died."""
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf
-
-
-def _summary_writer(directory: epath.Path) -> Any:
-    """A TensorBoard writer, or None where TensorFlow is not installed."""
-    try:
-        # Imported here: it imports TensorFlow, which training can do without.
-        from clu import metric_writers
-    except ImportError as error:
-        log.warning(
-            "No TensorBoard files are written (%s); %s has all metrics", error, METRICS_FILE
-        )
-        return None
-    return metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(directory)))

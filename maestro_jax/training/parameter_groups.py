@@ -1,8 +1,8 @@
-"""Groups of parameters that are trained each in its own way, or not at all.
+"""Parameter groups with learning rates, schedules and weight decay of their own, or frozen.
 
-A fine-tuned model is two models in one: an encoder that knows a lot and a decoder that knows
-nothing. mSLAM (arXiv 2202.01374) gives the first a peak learning rate of 3e-4 after 5000 updates
-and the second one of 1e-3 after 1500; USM (arXiv 2303.01037) gives each an optimizer of its own.
+Fine-tuning combines a pretrained encoder with a decoder from scratch. mSLAM (arXiv 2202.01374)
+gives the encoder a peak learning rate of 3e-4 after 5000 updates and the decoder one of 1e-3 after
+1500; USM (arXiv 2303.01037) gives each an optimizer of its own.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ BASE = "base"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ParameterGroup:
-    """Parameters with settings of their own; what is None is as in the optimizer's configuration.
+    """Configures a group of parameters; what is None is as in the optimizer's configuration.
 
     Attributes:
-        name: The name of the group in metrics: ``learning_rate/<name>``, ``grad_norm/<name>``.
+        name: Name of the group in metrics: ``learning_rate/<name>``, ``grad_norm/<name>``.
         patterns: One or more regular expressions of whole parameter names, such as
             ``("decoder/.*",)``. Each must match something. A parameter belongs to the first group
             that matches its name.
-        learning_rate: The peak learning rate.
-        warmup_steps: Updates in which the learning rate rises to the peak, counted from when the
-            group thaws.
+        learning_rate: Peak learning rate.
+        warmup_steps: Number of updates in which the learning rate rises to the peak, counted from
+            the end of the freeze.
         schedule_name: What follows the warm-up; ``inverse_sqrt`` is counted like the warm-up.
-        decay_steps: With ``cosine``, the update at which the learning rate reaches its end,
-            counted from the beginning of the run.
+        decay_steps: With ``cosine``, the update at which the learning rate reaches its end, counted
+            from the first update of the run.
         weight_decay: Decoupled weight decay, times the learning rate of the group.
-        frozen: The group is never trained: no gradient is computed for it and no moments are kept.
-        frozen_steps: The group stands still during so many updates. Then its optimizer starts
-            afresh, with moments of zero. Its gradients have no part in the clipping before.
+        frozen: Whether the group is never trained: no gradient is computed and no moments are kept.
+        frozen_steps: Number of updates during which the group is frozen. Then its optimizer starts
+            afresh, with moments of zero. Until then its gradients are not part of the clipping.
     """
 
     name: str
@@ -55,7 +55,7 @@ class ParameterGroup:
     frozen_steps: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse names and patterns that cannot be."""
+        """Checks names and patterns."""
         patterns = (self.patterns,) if isinstance(self.patterns, str) else tuple(self.patterns)
         object.__setattr__(self, "patterns", patterns)
         if not re.fullmatch(r"\w+", self.name) or self.name == BASE:
@@ -74,12 +74,12 @@ class ParameterGroup:
             )
 
     def matches(self, name: str) -> bool:
-        """Whether a pattern matches the whole name."""
+        """Returns whether a pattern matches the whole name."""
         return any(re.fullmatch(pattern, name) for pattern in self.patterns)
 
 
 def check_pattern(pattern: str, where: str) -> None:
-    """Refuse what is not a regular expression, in one line that says where it stands."""
+    """Checks that a pattern is a regular expression; `where` is what messages call its place."""
     try:
         re.compile(pattern)
     except re.error as error:
@@ -87,7 +87,7 @@ def check_pattern(pattern: str, where: str) -> None:
 
 
 def check_match(pattern: str, names: Sequence[str], where: str) -> None:
-    """Refuse a pattern that matches no whole parameter name, and name the near misses."""
+    """Checks that a pattern matches a whole parameter name; names the near misses."""
     if not any(re.fullmatch(pattern, name) for name in names):
         modules = {name.split("/")[0] + "/.*" for name in names}
         hint = near_misses(pattern, [*modules, *names])
@@ -96,14 +96,14 @@ def check_match(pattern: str, names: Sequence[str], where: str) -> None:
 
 
 def assign(params: Any, groups: Sequence[ParameterGroup]) -> dict[str, str]:
-    """The group of each parameter.
+    """Assigns each parameter to a group.
 
     Args:
-        params: The tree of parameters, boxed or not; only names are read.
-        groups: The groups; the first that matches a name takes it.
+        params: Tree of parameters, boxed or not; only names are read.
+        groups: The groups; a parameter belongs to the first that matches its name.
 
     Returns:
-        From parameter names to names of groups, ``base`` for those of none.
+        A mapping from parameter names to names of groups, ``base`` for parameters of none.
 
     Raises:
         UserError: A pattern matches nothing, or a group is left with nothing.
@@ -126,7 +126,7 @@ def assign(params: Any, groups: Sequence[ParameterGroup]) -> dict[str, str]:
 
 
 def split(tree: Any, owners: Mapping[str, str], without: Sequence[str] = ()) -> dict[str, Any]:
-    """A tree by group.
+    """Splits a tree by group.
 
     Args:
         tree: A tree with the names of the parameters, boxed or not.
@@ -151,11 +151,11 @@ def split(tree: Any, owners: Mapping[str, str], without: Sequence[str] = ()) -> 
 
 
 class GroupedState(NamedTuple):
-    """The state of ``grouped``.
+    """Holds the state of ``grouped``.
 
     Attributes:
-        count: Scalar int32, the updates done.
-        groups: The state of each group's own transformation.
+        count: Scalar int32, the number of updates done.
+        groups: State of the transformation of each group.
     """
 
     count: jax.Array  # type: ignore[assignment]  # As optax names it; a tuple has a method so.
@@ -168,16 +168,17 @@ def grouped(
     frozen_steps: Mapping[str, int],
     clip: optax.GradientTransformation,
 ) -> optax.GradientTransformation:
-    """A transformation for each group, under a common clipping.
+    """Combines a transformation per group under common clipping.
 
-    Unlike ``optax.transforms.partition`` this keeps the boxes of parameters whole, in which the
-    logical axis names are that lay the moments out over a mesh.
+    Unlike ``optax.transforms.partition`` this preserves the boxes of parameters, whose logical axis
+    names lay the moments out over a mesh.
 
     Args:
-        owners: The group of each parameter.
-        transformations: By group; the parameters of a group without one never change.
-        frozen_steps: By group, updates during which it stands still.
-        clip: A stateless transformation of the gradients of all groups that move.
+        owners: Group of each parameter.
+        transformations: Transformation of each group; parameters of a group without one never
+            change.
+        frozen_steps: Number of updates during which each group is frozen.
+        clip: Stateless transformation of the gradients of all groups that are not frozen.
     """
     frozen = [group for group in owners.values() if group not in transformations]
 

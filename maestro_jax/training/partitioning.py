@@ -1,4 +1,4 @@
-"""From logical axis names to a device mesh: where every parameter and every batch row lives.
+"""Maps logical axis names to a device mesh: where every parameter and every batch row lies.
 
 Modules name the axes of their parameters and activations; the rules here say over which mesh axes
 each of them is split. The mesh has three axes: ``data`` (batch rows; parameters are replicated),
@@ -58,14 +58,14 @@ DEFAULT_RULES: Rules = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Partitioning:
-    """How arrays are laid out over the devices.
+    """Configures how arrays are laid out over the devices.
 
     Attributes:
-        mesh_shape: Devices along ``data``, ``fsdp`` and ``tensor``; one of them may be -1, which
-            stands for all devices that are left.
-        slices: Slices (groups of devices between which the network is slower) along ``data``,
-            ``fsdp`` and ``tensor``; -1: all that are there. The rest of each axis of the mesh lies
-            within a slice. Without slices it has no effect.
+        mesh_shape: Number of devices along ``data``, ``fsdp`` and ``tensor``; one of them may be -1
+            for all remaining devices.
+        slices: Number of slices (groups of devices between which the network is slower) along
+            ``data``, ``fsdp`` and ``tensor``; -1 for all slices. The rest of each axis of the mesh
+            lies within a slice. Without slices it has no effect.
         rules: Pairs of a logical axis name and the mesh axes that it is split over (None: it is
             replicated), in order of precedence.
     """
@@ -75,7 +75,7 @@ class Partitioning:
     rules: Rules = DEFAULT_RULES
 
     def __post_init__(self) -> None:
-        """Refuse shapes and rules that no number of devices could satisfy."""
+        """Checks shapes and rules."""
         # gin hands over lists; rules must be hashable to be part of a compilation key.
         object.__setattr__(self, "rules", _as_rules(self.rules))
         for field in ("mesh_shape", "slices"):
@@ -96,10 +96,10 @@ class Partitioning:
                     )
 
     def shape(self, device_count: int) -> tuple[int, int, int]:
-        """The mesh shape for a number of devices, with -1 filled in.
+        """Returns the mesh shape for a number of devices, with -1 filled in.
 
         Raises:
-            UserError: The devices cannot be arranged so.
+            UserError: The devices cannot be arranged in this shape.
         """
         known = math.prod(n for n in self.mesh_shape if n != -1)
         if device_count % known or (-1 not in self.mesh_shape and known != device_count):
@@ -113,7 +113,7 @@ class Partitioning:
         return data, fsdp, tensor
 
     def mesh(self, devices: Sequence[Any] | None = None) -> Mesh:
-        """The device mesh.
+        """Creates the device mesh.
 
         Several TPU slices are joined along ``data`` unless `slices` says otherwise: it is the axis
         with the least traffic, and the network between slices is slower than the one within.
@@ -139,12 +139,12 @@ class Partitioning:
         return Mesh(array, AXIS_NAMES, axis_types=(AxisType.Auto,) * len(AXIS_NAMES))
 
     def _between(self, count: int, shape: tuple[int, int, int]) -> tuple[int, int, int]:
-        """How many slices lie along each axis of the mesh."""
+        """Returns the number of slices along each axis of the mesh."""
         known = math.prod(n for n in self.slices if n != -1)
         if count % known or (-1 not in self.slices and known != count):
             raise UserError(
-                f"slices {self.slices} does not fit the {count} slices that are there; set "
-                f"Partitioning.slices so that its product is {count}, with one -1 for what is left."
+                f"slices {self.slices} does not fit the {count} available slices; set "
+                f"Partitioning.slices so that its product is {count}, with one -1 for the rest."
             )
         between = tuple(count // known if n == -1 else n for n in self.slices)
         for axis, parts, size in zip(AXIS_NAMES, between, shape, strict=True):
@@ -159,7 +159,7 @@ class Partitioning:
 
     @contextlib.contextmanager
     def activate(self, mesh: Mesh) -> Iterator[None]:
-        """A context in which the logical constraints of the modules take effect.
+        """Enters a context in which the logical constraints of the modules take effect.
 
         Every function with sharding constraints must be traced inside it.
         """
@@ -175,20 +175,20 @@ class Partitioning:
         *,
         level: int = logging.INFO,
     ) -> PartitionSpec:
-        """The mesh axes of one array.
+        """Returns the mesh axes of one array.
 
         Args:
             mesh: The device mesh.
-            names: The logical name of each dimension; empty for a replicated array.
-            shape: The size of each dimension.
-            what: The array's name, for messages.
-            level: The logging level of the line that says what is replicated.
+            names: Logical name of each dimension; empty for a replicated array.
+            shape: Size of each dimension.
+            what: Name of the array, for messages.
+            level: Logging level of the line that says what is replicated.
 
         Returns:
             A specification in which every dimension that does not divide evenly is replicated.
 
         Raises:
-            UserError: A logical name has no rule, or the names do not fit the shape.
+            UserError: A logical name has no rule, or the names do not match the shape.
         """
         if not names:
             return PartitionSpec()
@@ -219,7 +219,7 @@ class Partitioning:
         return PartitionSpec(*result)
 
     def state_shardings(self, mesh: Mesh, abstract: Any) -> Any:
-        """The sharding of every array of a training state (or of any tree of parameters).
+        """Returns the sharding of every array of a training state, or of any tree of parameters.
 
         Args:
             mesh: The device mesh.
@@ -234,25 +234,25 @@ class Partitioning:
             names = tuple(getattr(node, "names", ())) if parameter_trees.is_box(node) else ()
             value = parameter_trees.unbox(node)
             what = "/".join(parameter_trees.path_keys(path))
-            # Moments and averages are laid out as their parameters: one line is enough.
+            # Moments and averages are laid out like their parameters: one line is enough.
             level = logging.DEBUG if what.startswith(("opt_state", "ema_params")) else logging.INFO
             return NamedSharding(mesh, self.spec(mesh, names, value.shape, what, level=level))
 
         return jax.tree_util.tree_map_with_path(sharding, abstract, is_leaf=parameter_trees.is_box)
 
     def batch_sharding(self, mesh: Mesh) -> NamedSharding:
-        """Rows of a batch split over ``data`` and ``fsdp``; all further dimensions whole."""
+        """Returns the sharding of batches, whose rows are split over ``data`` and ``fsdp``."""
         return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
     def check_batch_sizes(
         self, mesh: Mesh, batch_sizes: Mapping[str, Sequence[int]], accumulate: int = 1
     ) -> None:
-        """Refuse batch sizes that the mesh cannot split evenly.
+        """Checks that the mesh can split all batch sizes evenly.
 
         Args:
             mesh: The device mesh.
-            batch_sizes: The global batch sizes of each stream, one a bucket.
-            accumulate: The parts that a batch is taken in.
+            batch_sizes: Global batch sizes of each stream, one per bucket.
+            accumulate: Number of microbatches.
 
         Raises:
             UserError: A batch size is not a multiple of the devices along ``data`` and ``fsdp``,
@@ -271,7 +271,7 @@ class Partitioning:
                 )
 
     def data_shard(self, mesh: Mesh) -> tuple[int, int]:
-        """Which part of the rows this process must load.
+        """Returns which part of the rows this process must load.
 
         Processes that hold copies of the same rows (the tensor axis spans them) get the same part.
 
@@ -295,7 +295,7 @@ class Partitioning:
         return parts.index(tuple(sorted(owned[jax.process_index()]))), len(parts)
 
     def shard_batch(self, mesh: Mesh, batch: Any) -> Any:
-        """Move this process's rows of a batch to its devices.
+        """Moves this process's rows of a batch to its devices.
 
         Args:
             mesh: The device mesh.
@@ -316,7 +316,7 @@ class Partitioning:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of an array that every device holds whole."""
+    """Returns the sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 

@@ -1,4 +1,4 @@
-"""What a training run is: the root of a run's configuration."""
+"""The configuration of a training run."""
 
 from __future__ import annotations
 
@@ -12,44 +12,56 @@ from maestro_jax.batches import StreamConfig, batch_shapes, check_streams
 from maestro_jax.errors import UserError, near_misses
 from maestro_jax.objectives.text_room import audio_samples, text_room
 from maestro_jax.training import parameter_groups
+from maestro_jax.training.callbacks import Callback
 from maestro_jax.training.diagnostics import DiagnosticsConfig
 from maestro_jax.training.optimizers import Optimizer
 from maestro_jax.training.partitioning import Partitioning
 from maestro_jax.training.state import TrainState, abstract_state
+from maestro_jax.training.trackers import Tracker
+from maestro_jax.training.validation import ValidationConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainRun:
-    """A training run, complete but for the directories.
+    """Configures a training run, complete but for the directories.
 
     Attributes:
-        model: The Linen module.
-        objective: Which losses run on which stream.
-        optimizer: Learning rate, schedule and the like.
-        streams: What each stream of a batch is made of.
-        steps: Training ends after so many steps.
-        seed: Everything random is a function of the seed and the step.
-        accumulate: The batch of a step is taken in so many parts, one after the other, each with
-            the same share of every stream. It divides all batch sizes. Memory for activations
-            falls; loss and gradient stay those of the whole batch.
-        partitioning: The device mesh and the rules for laying arrays out on it.
-        log_every: Steps between two log points.
-        checkpoint_every: Steps between two checkpoints.
-        keep_checkpoints: The last so many checkpoints are kept.
-        ema_decay: Decay of the average of the parameters; None: no average is kept, and alignments
-            and durations come from the trained weights.
-        init_from: Directory of a checkpoint whose parameters a new run begins with, as far as name
-            and shape fit.
-        init_which: Whether to begin with its average (``ema``) or with its last values
-            (``params``).
-        init_include: Regular expressions of whole names of the checkpoint's parameters: only these
-            are taken over, as in ``("speech_encoder/.*", "shared_encoder/.*")``.
-        init_exclude: Regular expressions of those that are not taken over although they may fit,
-            as in ``("decoder/.*",)`` for another vocabulary of the same size.
-        console_metrics: The metrics on the console, in order; None: the loss and its parts.
+        model: Linen module.
+        objective: Losses to compute from each stream.
+        optimizer: Configuration of the optimizer: learning rate, schedule and so on.
+        streams: Configuration of each stream of a batch.
+        steps: Number of training steps.
+        seed: Seed of the run; everything random is a function of the seed and the step.
+        accumulate: Number of microbatches in which the batch of a step is processed, each with the
+            same share of every stream. It divides all batch sizes. Memory for activations falls;
+            loss and gradient stay those of the whole batch.
+        partitioning: Device mesh, and rules for laying arrays out on it.
+        log_every: Number of steps between two log points.
+        checkpoint_every: Number of steps between two checkpoints.
+        keep_checkpoints: Number of newest checkpoints to keep; the best one is kept besides.
+        best_metric: Metric by which the best checkpoint is chosen, as ``validation/loss``; None for
+            the first score of the validation: ``validation/wer`` or ``validation/bleu``.
+        best_mode: Whether its smallest (``min``) or largest (``max``) value is the best; None for
+            what its name tells.
+        ema_decay: Decay of the moving average of the parameters; None to keep no average, so that
+            alignments and durations come from the trained weights.
+        init_from: Checkpoint whose parameters a new run begins with, as far as name and shape fit:
+            a model directory for its newest checkpoint, ``MODEL_DIR/best`` for its best one.
+        init_which: Whether to begin with the average (``ema``) or the last values (``params``) of
+            its parameters.
+        init_include: Regular expressions of whole parameter names in the checkpoint: only these
+            are restored, as in ``("speech_encoder/.*", "shared_encoder/.*")``.
+        init_exclude: Regular expressions of parameter names that are not restored although they may
+            fit, as in ``("decoder/.*",)`` for another vocabulary of the same size.
+        console_metrics: Metrics on the console, in order; None for the loss and its terms.
         tensorboard: Whether to write TensorBoard files.
+        trackers: Further trackers of metrics (`trackers.Tracker`).
+        callbacks: Further callbacks (`callbacks.Callback`).
         profile_steps: First and last step of a profile, which is written to ``profile/``.
-        diagnostics: How often to look whether the run is healthy.
+        max_skipped_steps: Number of consecutive steps whose loss or gradient is not finite that
+            ends the run.
+        diagnostics: Probes of held-out pairs that tell whether pretraining is healthy.
+        validation: Losses and scores of held-out examples.
     """
 
     model: Any
@@ -63,6 +75,8 @@ class TrainRun:
     log_every: int = 20
     checkpoint_every: int = 200
     keep_checkpoints: int = 2
+    best_metric: str | None = None
+    best_mode: Literal["min", "max"] | None = None
     ema_decay: float | None = 0.9999
     init_from: str | None = None
     init_which: Literal["ema", "params"] = "ema"
@@ -70,12 +84,23 @@ class TrainRun:
     init_exclude: tuple[str, ...] = ()
     console_metrics: tuple[str, ...] | None = None
     tensorboard: bool = True
+    trackers: tuple[Tracker, ...] = ()
+    callbacks: tuple[Callback, ...] = ()
     profile_steps: tuple[int, int] | None = None
+    max_skipped_steps: int = 100
     diagnostics: DiagnosticsConfig = DiagnosticsConfig()
+    validation: ValidationConfig = ValidationConfig()
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work, before any device is touched."""
-        for name in ("steps", "accumulate", "log_every", "checkpoint_every", "keep_checkpoints"):
+        """Checks what can be checked before any device is touched."""
+        for name in (
+            "steps",
+            "accumulate",
+            "log_every",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "max_skipped_steps",
+        ):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"{name} is {value!r}; it must be a whole number of 1 or more.")
@@ -90,6 +115,18 @@ class TrainRun:
                 f"init_which is {self.init_which!r}; choose 'ema' or 'params'."
                 f"{near_misses(self.init_which, ('ema', 'params'))}"
             )
+        if self.best_mode not in (None, "min", "max"):
+            raise UserError(f"best_mode is {self.best_mode!r}; choose 'min' or 'max', or None.")
+        for name, base in (("trackers", Tracker), ("callbacks", Callback)):
+            # gin hands over lists.
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+            for each in getattr(self, name):
+                if not isinstance(each, base):
+                    raise UserError(
+                        f"TrainRun.{name} has {each!r}, which is no {base.__name__}; derive its "
+                        f"class from maestro_jax.training.{name}.{base.__name__}, and write "
+                        "@my_module.MyClass() with parentheses in gin."
+                    )
         for name in ("init_include", "init_exclude"):
             patterns = getattr(self, name)
             if isinstance(patterns, str):
@@ -114,7 +151,7 @@ class TrainRun:
             )
 
     def _give_texts_room(self) -> None:
-        """Fill in the room of resampled texts, which follows from the longest pairs."""
+        """Fills in the frames of resampled texts, which follow from the longest pairs."""
         if getattr(self.objective, "text_frames", 0) is None:
             room = text_room(self.model, audio_samples(self.batch_shapes()))
             object.__setattr__(
@@ -125,7 +162,7 @@ class TrainRun:
         if self.accumulate > 1 and not hasattr(self.objective, "terms"):
             raise UserError(
                 f"accumulate is {self.accumulate}, but {type(self.objective).__name__} has a loss "
-                "and no terms, which parts of a batch could add up to; set accumulate to 1."
+                "and no terms, which microbatches could add up to; set accumulate to 1."
             )
         for stream, sizes in self.batch_sizes.items():
             for size in sizes:
@@ -138,23 +175,23 @@ class TrainRun:
 
     @property
     def used_streams(self) -> tuple[str, ...]:
-        """The streams of the run that the objective knows how to use."""
+        """Returns the streams of the run that the objective can use."""
         return tuple(stream for stream in self.streams if stream in self.objective.streams)
 
     @property
     def batch_sizes(self) -> dict[str, tuple[int, ...]]:
-        """The global batch sizes of each stream, one a bucket."""
+        """Returns the global batch sizes of each stream, one per bucket."""
         return {
             stream: tuple(shape.batch_size for shape in config.shapes())
             for stream, config in self.streams.items()
         }
 
     def batch_shapes(self) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
-        """The global shapes of a batch, ``{stream: {feature: shape}}``; the longest of buckets."""
+        """Returns global batch shapes, ``{stream: {feature: shape}}``; the longest of buckets."""
         return batch_shapes(self.streams)
 
     def abstract_state(self) -> TrainState:
-        """Shapes, types and logical axes of the training state; nothing is allocated."""
+        """Computes shapes, dtypes and logical axes of the training state; nothing is allocated."""
         return abstract_state(
             self.model,
             self.objective,

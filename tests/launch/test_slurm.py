@@ -185,7 +185,7 @@ assert distributed.initialize()
 import jax
 assert jax.process_count() == 2 and jax.process_index() == int(os.environ["SLURM_PROCID"])
 from conftest import toy_batches, toy_run
-from maestro_jax.training.loop import train
+from maestro_jax.training.trainer import train
 from maestro_jax.training.partitioning import Partitioning
 logging.basicConfig(level=logging.INFO, force=True)
 partitioning = Partitioning(mesh_shape=(-1, 1, 1))

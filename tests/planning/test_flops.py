@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from maestro_jax.flops import OTHER, count_flops
 from maestro_jax.gin_utils import gin_config
 from maestro_jax.layers.conformer import ConformerBlock
 from maestro_jax.modules.transducer import LstmLayer
-from maestro_jax.planning.flops import OTHER, count_flops, run_flops, step_flops
+from maestro_jax.planning.flops import run_flops, step_flops
 
 
 def shape(*sizes: int, dtype=jnp.float32) -> jax.ShapeDtypeStruct:

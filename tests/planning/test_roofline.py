@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from maestro_jax.flops import count_flops
 from maestro_jax.planning.analytic import Transfer, trace_step
 from maestro_jax.planning.chips import parse_topology
-from maestro_jax.planning.flops import count_flops
 from maestro_jax.planning.roofline import (
     Assumptions,
     axis_bandwidth,

@@ -21,7 +21,7 @@ from maestro_jax.training.state import sharded_state
 from maestro_jax.training.optimizers import AdamConfig
 from maestro_jax.training.partitioning import Partitioning, replicated
 from maestro_jax.training.run import TrainRun
-from maestro_jax.training.steering import Steering
+from maestro_jax.training.curriculum_controller import initial_controls
 
 class Layers(nn.Module):
     @nn.compact
@@ -52,7 +52,7 @@ run = TrainRun(
 )
 mesh = run.partitioning.mesh(devices)
 state = sharded_state(run, mesh)
-controls = jax.eval_shape(lambda: Steering(run.objective, 1).controls(0))
+controls = jax.eval_shape(lambda: initial_controls(run.objective))
 with run.partitioning.activate(mesh):
     step = jit_train_step(run, mesh, state.shardings)
     compiled = step.lower(state.abstract, run.batch_shapes(), controls).compile()

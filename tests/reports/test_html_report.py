@@ -29,6 +29,7 @@ SECTIONS = (
     "summary",
     "health",
     "losses",
+    "validation",
     "gradients",
     "durations",
     "alignment",
@@ -80,6 +81,10 @@ def healthy():
         "probe/duration_ratio": falling(0.2, 1.02),
         "probe/codes_used": falling(63, 55),
         "probe/code_perplexity": falling(60, 38),
+        "mfu": 0.4 + 0 * STEPS,
+        "validation/loss": falling(9, 3),
+        "validation/wer": falling(100, 9),
+        "validation/wer/de": falling(100, 8),
     }
     for prefix in ("", "top_"):
         curves |= {
@@ -182,6 +187,7 @@ def test_every_section_stands_with_its_pictures(written):
     assert tuple(page.sections) == SECTIONS
     assert {name: len(images) for name, images in page.images.items()} == {
         "losses": 1,
+        "validation": 1,
         "gradients": 2,
         "durations": 2,
         "alignment": 3,

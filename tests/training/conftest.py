@@ -14,6 +14,7 @@ import pytest
 
 from maestro_jax.batches import StreamConfig, synthetic_batch
 from maestro_jax.objectives.probe import Probe
+from maestro_jax.training.callbacks import Callback
 from maestro_jax.training.optimizers import AdamConfig
 from maestro_jax.training.run import TrainRun
 
@@ -124,6 +125,16 @@ def held_out() -> dict[str, np.ndarray]:
     }
 
 
+class OnLog(Callback):
+    """Calls a function with the step and the metrics of each line of the log."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def on_log(self, trainer, step, metrics):
+        self.function(step, metrics)
+
+
 STREAMS = {"text": StreamConfig(mixture="toy", batch_size=8, text_tokens=6)}
 
 
@@ -182,6 +193,7 @@ def toy():
         Model, Objective, streams = Toy, ToyObjective, STREAMS
         ProbedModel, ProbedObjective = ProbedToy, ProbedObjective
         run, batches = staticmethod(toy_run), staticmethod(toy_batches)
+        OnLog = OnLog
         held_out = staticmethod(held_out)
         assert_trees_equal = staticmethod(assert_trees_equal)
 

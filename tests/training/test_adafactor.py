@@ -14,10 +14,10 @@ from jax.sharding import PartitionSpec
 
 from maestro_jax.errors import UserError
 from maestro_jax.training import parameter_trees
-from maestro_jax.training.loop import train
 from maestro_jax.training.optimizers import AdafactorConfig, AdamConfig
 from maestro_jax.training.parameter_groups import ParameterGroup
 from maestro_jax.training.partitioning import Partitioning
+from maestro_jax.training.trainer import train
 
 SHAPES = {"kernel": (6, 9), "scanned": (3, 8, 4), "narrow": (2, 9), "bias": (9,), "scalar": ()}
 

@@ -11,8 +11,8 @@ import pytest
 from etils import epath
 
 from maestro_jax.batches import Buckets, StreamConfig
-from maestro_jax.training.inputs import task_batches
-from maestro_jax.training.loop import train
+from maestro_jax.training.batch_feed import task_batches
+from maestro_jax.training.trainer import train
 
 TEXTS = ["ab", "abcd ef", "abc", "ba", "abcdefghij", "bcd", "a b c d e f", "fed", "cab", "bead"]
 PLAIN = StreamConfig(mixture="bucketed_lines", batch_size=8, text_tokens=12)

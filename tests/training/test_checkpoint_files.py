@@ -25,8 +25,8 @@ from maestro_jax.training.checkpoints import (
     saved_record,
     saved_shapes,
 )
-from maestro_jax.training.loop import train
 from maestro_jax.training.state import TrainState
+from maestro_jax.training.trainer import train
 
 KINDS: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda content: b"",

@@ -12,10 +12,10 @@ import pytest
 
 from maestro_jax.errors import UserError
 from maestro_jax.training.diagnostics import DiagnosticsConfig, perplexity
-from maestro_jax.training.loop import train
 from maestro_jax.training.metrics import throughput
 from maestro_jax.training.partitioning import Partitioning
 from maestro_jax.training.step import stream_sizes
+from maestro_jax.training.trainer import train
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +47,17 @@ def whole(parts, toy, tmp_path_factory):
     directory = tmp_path_factory.mktemp("whole")
     looks = []
 
-    def on_look(step):
-        assert step in lines(directory)  # what is drawn has been written
-        looks.append(step)
-        return {}
+    def on_log(step, metrics):
+        assert step in lines(directory)  # A report that is made now has it.
+        if "diagnostics_seconds" in metrics:
+            looks.append(step)
 
     state = train(
-        parts.run(), directory, batches=toy.batches, held_out=toy.held_out(), on_look=on_look
+        parts.run(),
+        directory,
+        batches=toy.batches,
+        held_out=toy.held_out(),
+        callbacks=[toy.OnLog(on_log)],
     )
     return directory, looks, state
 
@@ -142,7 +146,7 @@ def test_a_restart_gives_the_same_numbers(parts, toy, whole, tmp_path):
         for key in there.files:
             np.testing.assert_array_equal(here[key], there[key])
     assert not (tmp_path / "diagnostics" / "00000099.npz").exists()
-    timed = ("seconds", "_per_second", "data_wait_fraction", "seconds_left")
+    timed = ("seconds", "_per_second", "data_wait_fraction", "seconds_left", "mfu")
     untimed = [
         {
             step: {k: v for k, v in line.items() if not k.endswith(timed)}
@@ -191,6 +195,7 @@ def test_throughput():
         "paired/audio_seconds_per_second": 60.0,
         "paired/tokens_per_second": 480.0,
         "text/tokens_per_second": 200.0,
+        "audio_hours_per_second": 60.0 / 3600.0,
     }
     assert throughput(totals, 10, None) == {}
 

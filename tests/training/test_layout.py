@@ -10,12 +10,12 @@ import pytest
 
 from maestro_jax.batches import synthetic_batch
 from maestro_jax.training import parameter_trees
-from maestro_jax.training.loop import train
+from maestro_jax.training.curriculum_controller import initial_controls
 from maestro_jax.training.optimizers import AdafactorConfig, AdamConfig
 from maestro_jax.training.partitioning import Partitioning
 from maestro_jax.training.state import create_state, initial_params, sharded_state
-from maestro_jax.training.steering import Steering
 from maestro_jax.training.step import jit_train_step
+from maestro_jax.training.trainer import train
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight (CPU) devices")
 
@@ -87,7 +87,7 @@ def compiled_step(run):
     mesh = run.partitioning.mesh()
     laid_out = sharded_state(run, mesh)
     batch = synthetic_batch(run.streams, 0, run.model.vocab_size)
-    controls = Steering(run.objective, run.log_every).controls(0)
+    controls = initial_controls(run.objective)
     with run.partitioning.activate(mesh):
         batch = run.partitioning.shard_batch(mesh, batch)
         step = jit_train_step(run, mesh, laid_out.shardings)
@@ -140,7 +140,7 @@ def test_a_run_in_parts_on_a_mesh_is_taken_up_again(toy, in_terms, tmp_path):
     )
     logged = {}
     whole = train(
-        run, tmp_path / "a", batches=toy.batches, on_log=lambda step, m: logged.update({step: m})
+        run, tmp_path / "a", batches=toy.batches, callbacks=[toy.OnLog(logged.__setitem__)]
     )
     train(dataclasses.replace(run, steps=3), tmp_path / "b", batches=toy.batches)
     toy.assert_trees_equal(whole, train(run, tmp_path / "b", batches=toy.batches))

@@ -1,13 +1,13 @@
-"""Averages over log points, the chronometer, and the files."""
+"""Averages between log points, the speed of steps, and the console line."""
 
 from __future__ import annotations
 
-import builtins
 import json
 
 import clu.metrics
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from maestro_jax.training import metrics
 
@@ -49,33 +49,56 @@ def test_a_window_taken_up_again_gives_the_same_bits():
         whole.add(values)
         window.add(values)
         if step in (2, 5):
-            window = metrics.MetricWindow(json.loads(json.dumps(window.record())))
+            window = metrics.MetricWindow(json.loads(json.dumps(window.state())))
     assert len(window) == len(whole) == 9
     assert window.compute() == whole.compute()
 
 
-def test_chronometer(monkeypatch):
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands at `clock[0]` seconds."""
     now = [100.0]
     monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
-    chronometer = metrics.Chronometer(10, 50, elapsed=1000.0)
-    now[0] += 30.0  # The compilation of the first step.
-    chronometer.restart_window(11)
-    chronometer.waited(1.0)
-    now[0] += 4.0
-    values = chronometer.window(19)
-    assert values == {
+    return now
+
+
+def test_steps_are_timed_from_end_to_end(clock):
+    timer = metrics.StepTimer(50, elapsed=1000.0, devices=2, peak_flops=400.0)
+    clock[0] += 30.0
+    timer.complete(11, clock[0], counted=False)  # It was compiled.
+    assert timer.window(11) == {"elapsed_seconds": 1030.0}
+    for step in range(12, 20):
+        timer.waited(step, 0.125)
+        clock[0] += 0.5
+        timer.complete(step, clock[0], flops=100.0)
+    assert timer.window(19) == {
         "elapsed_seconds": 1034.0,
         "steps_per_second": 2.0,
         "seconds_left": 15.5,
         "data_wait_fraction": 0.25,
+        # 800 FLOPs in 4 seconds on 2 devices.
+        "model_tflops_per_second": 100e-12,
+        "mfu": 0.25,
     }
-    assert chronometer.window(19) == {"elapsed_seconds": 1034.0}
-    now[0] += 1.0
-    with chronometer.paused():
-        now[0] += 100.0
-    now[0] += 1.0
-    values = chronometer.window(21)
+    assert timer.window(19) == {"elapsed_seconds": 1034.0}
+    with timer.paused():
+        clock[0] += 100.0
+    for step in (20, 21):
+        clock[0] += 1.0
+        timer.complete(step, clock[0])
+    values = timer.window(21)
     assert values["steps_per_second"] == 1.0 and values["elapsed_seconds"] == 1136.0
+    assert "mfu" not in values and "model_tflops_per_second" not in values
+
+
+def test_a_log_point_has_the_speed_of_its_own_steps(clock):
+    """Whenever it is written: step 5, done before the log point of 4 is, belongs to the next."""
+    timer = metrics.StepTimer(5)
+    for step, seconds in ((2, 1.0), (3, 1.0), (4, 4.0), (5, 0.5)):
+        clock[0] += seconds
+        timer.complete(step, clock[0])
+    assert timer.window(4)["steps_per_second"] == 0.5
+    assert timer.window(5)["steps_per_second"] == 2.0
 
 
 def test_console_line():
@@ -92,35 +115,3 @@ def test_console_line():
         "step   40/2000  loss 3.142  loss/rnnt 2  skipped 3  2.5 steps/s  "
         "elapsed 1:01:11  left 0:01:00"
     )
-
-
-def test_lines_of_steps_to_be_done_again_are_removed(tmp_path):
-    writer = metrics.MetricWriter(tmp_path, tensorboard=False)
-    for step in (2, 4, 6):
-        writer.write(step, {"loss": float(step), "bad": float("nan")})
-    writer.close()
-    path = tmp_path / "metrics.jsonl"
-    path.write_text(path.read_text() + '{"step": 7, "lo')  # Its process was killed.
-    writer = metrics.MetricWriter(tmp_path, start_step=4, tensorboard=False)
-    writer.write(6, {"loss": 0.5})
-    writer.close()
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [line["step"] for line in lines] == [2, 4, 6]
-    assert lines[0] == {"step": 2, "loss": 2.0, "bad": None}
-    assert lines[-1]["loss"] == 0.5
-
-
-def test_without_tensorflow_one_line_says_so(tmp_path, monkeypatch, caplog):
-    real_import = builtins.__import__
-
-    def refuse(name, globals=None, locals=None, fromlist=(), level=0):
-        if name == "clu" and "metric_writers" in (fromlist or ()):
-            raise ImportError("No module named 'tensorflow'")
-        return real_import(name, globals, locals, fromlist, level)
-
-    monkeypatch.setattr(builtins, "__import__", refuse)
-    writer = metrics.MetricWriter(tmp_path)
-    writer.write(1, {"loss": 1.0})
-    writer.close()
-    assert "No TensorBoard files are written (No module named 'tensorflow')" in caplog.text
-    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": 1.0}\n'

@@ -11,9 +11,12 @@ from etils import epath
 
 from maestro_jax.errors import UserError
 from maestro_jax.training.checkpoints import saved_record
-from maestro_jax.training.inputs import keep_vocabulary
-from maestro_jax.training.loop import train
-from maestro_jax.training.model_vocabulary import load_model_vocabulary, token_names
+from maestro_jax.training.model_vocabulary import (
+    load_model_vocabulary,
+    save_vocabulary,
+    token_names,
+)
+from maestro_jax.training.trainer import train
 from maestro_jax.vocabularies.byte_vocabulary import ByteVocabulary
 from maestro_jax.vocabularies.sentencepiece_vocabulary import train_sentencepiece
 from maestro_jax.vocabularies.vocabulary import Vocabulary
@@ -77,21 +80,21 @@ def test_older_checkpoints_are_compared_by_size(model_dir, vocabularies, caplog)
 
 def test_training_goes_on_with_the_same_one_only(toy, model_dir, vocabularies) -> None:
     directory = epath.Path(model_dir)
-    keep_vocabulary(toy.run(), vocabularies["own"], directory)
+    save_vocabulary(toy.run(), vocabularies["own"], directory)
     with pytest.raises(UserError, match="is not the vocabulary of this run's data"):
-        keep_vocabulary(toy.run(), vocabularies["same size"], directory)
+        save_vocabulary(toy.run(), vocabularies["same size"], directory)
     # Nor if the file was replaced as well.
     vocabularies["same size"].save(model_dir)
     with pytest.raises(UserError, match="trained with another vocabulary .*7 and 7 pieces"):
-        keep_vocabulary(toy.run(), vocabularies["same size"], directory)
+        save_vocabulary(toy.run(), vocabularies["same size"], directory)
 
 
 def test_a_start_from_it_needs_no_file(toy, model_dir, vocabularies, tmp_path) -> None:
     (model_dir / "vocabulary.model").unlink()
     run = toy.run(init_from=str(model_dir))
     with pytest.raises(UserError, match="is another vocabulary than this run's"):
-        keep_vocabulary(run, vocabularies["same size"], epath.Path(tmp_path))
-    keep_vocabulary(run, vocabularies["own"], epath.Path(tmp_path))
+        save_vocabulary(run, vocabularies["same size"], epath.Path(tmp_path))
+    save_vocabulary(run, vocabularies["own"], epath.Path(tmp_path))
 
 
 def test_tokens_have_names_whatever_the_vocabulary(vocabularies, tmp_path) -> None:

@@ -17,8 +17,8 @@ import pytest
 
 from maestro_jax.training.checkpoints import restore_params
 from maestro_jax.training.diagnostics import DiagnosticsConfig
-from maestro_jax.training.loop import train
 from maestro_jax.training.partitioning import Partitioning
+from maestro_jax.training.trainer import train
 
 pytestmark = pytest.mark.multiprocess
 
@@ -30,7 +30,7 @@ _PROCESS = """
     import jax
     from conftest import ProbedObjective, ProbedToy, held_out, toy_batches, toy_run
     from maestro_jax.training.diagnostics import DiagnosticsConfig
-    from maestro_jax.training.loop import train
+    from maestro_jax.training.trainer import train
     from maestro_jax.training.partitioning import Partitioning
     logging.basicConfig(level=logging.INFO, force=True)
     partitioning = Partitioning(mesh_shape=(-1, 2, 2))

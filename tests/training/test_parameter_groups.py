@@ -13,12 +13,12 @@ import pytest
 
 from maestro_jax.errors import UserError
 from maestro_jax.training import parameter_trees
-from maestro_jax.training.loop import train
 from maestro_jax.training.optimizers import AdamConfig
 from maestro_jax.training.parameter_groups import ParameterGroup
 from maestro_jax.training.partitioning import Partitioning
 from maestro_jax.training.state import create_state, initial_params
 from maestro_jax.training.step import train_step
+from maestro_jax.training.trainer import train
 
 CONFIG = AdamConfig(
     learning_rate=0.1,
@@ -173,7 +173,7 @@ def test_groups_of_equal_settings_change_nothing():
         ([{"name": "a", "patterns": ".*", "learning_rate": -1.0}], "'a': learning_rate -1.0"),
         (
             [{"name": "a", "patterns": ".*", "schedule_name": "cosine", "frozen_steps": 3}],
-            r"'a' \(counted from its thaw at 3\): .* decay_steps > warmup_steps",
+            r"'a' \(counted from the end of its freeze at 3\): .* decay_steps > warmup_steps",
         ),
     ],
 )

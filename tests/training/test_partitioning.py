@@ -68,7 +68,7 @@ def test_slices_are_joined_along_the_data_axis():
     mesh = Partitioning(mesh_shape=(2, -1, 1), slices=(1, -1, 1)).mesh(devices)
     slices = np.vectorize(lambda device: device.slice_index)(mesh.devices)[..., 0]
     np.testing.assert_array_equal(slices, [[0, 0, 1, 1], [0, 0, 1, 1]])
-    with pytest.raises(UserError, match=r"slices \(3, 1, 1\) does not fit the 2 slices"):
+    with pytest.raises(UserError, match=r"slices \(3, 1, 1\) does not fit the 2 available slices"):
         Partitioning(slices=(3, 1, 1)).mesh(devices)
     with pytest.raises(UserError, match="tensor axis that is a multiple of 2"):
         Partitioning(slices=(1, 1, 2)).mesh(devices)

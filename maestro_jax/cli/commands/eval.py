@@ -23,7 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--split", default="test", help="default: %(default)s")
     parser.add_argument(
-        "--step", type=options.not_negative, help="which checkpoint; the latest by default"
+        "--step",
+        type=options.checkpoint_step,
+        metavar="STEP",
+        help="step of the checkpoint, or best for the one with the best validation metric; the "
+        "latest by default",
     )
     options.add_search(parser)
     options.add_data_dir(parser)

@@ -8,9 +8,9 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from maestro_jax.chip_table import GIB
 from maestro_jax.cli import environment, options
 from maestro_jax.errors import UserError
-from maestro_jax.planning.chip_table import GIB
 from maestro_jax.tables import table
 
 if TYPE_CHECKING:

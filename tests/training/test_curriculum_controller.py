@@ -15,10 +15,14 @@ from maestro_jax.objectives.curriculum import Curriculum, Gate, Phase
 from maestro_jax.objectives.maestro import MaestroPretraining
 from maestro_jax.objectives.weighting import GradientNormWeighting
 from maestro_jax.training import parameter_trees
-from maestro_jax.training.loop import train
+from maestro_jax.training.curriculum_controller import (
+    CurriculumController,
+    LossBalancer,
+    step_controls,
+)
 from maestro_jax.training.state import create_state, initial_params
-from maestro_jax.training.steering import Steering
 from maestro_jax.training.step import term_gradient_norms
+from maestro_jax.training.trainer import train
 
 ENTROPY = "paired/alignment_entropy"
 
@@ -48,94 +52,97 @@ def gated(longest_hold=None):
     )
 
 
-def clocks(steering, steps=60):
-    return [steering.clock(step) for step in range(steps)]
+def clocks(controller, steps=60):
+    return [controller.curriculum_step(step) for step in range(steps)]
 
 
 def test_without_gates_the_clock_is_the_step():
-    assert clocks(Steering(MaestroPretraining(), 5)) == list(range(60))
+    assert clocks(CurriculumController(MaestroPretraining(), 5)) == list(range(60))
 
 
 def test_a_shut_gate_stops_the_clock_before_the_phase():
-    steering = Steering(gated(), 5)
-    assert clocks(steering) == [*range(20), *[19] * 40]
-    assert steering.active_streams(59) == ("speech", "paired")
+    controller = CurriculumController(gated(), 5)
+    assert clocks(controller) == [*range(20), *[19] * 40]
+    assert controller.active_streams(59) == ("speech", "paired")
 
 
 def test_a_gate_that_is_open_in_time_holds_nothing():
-    steering = Steering(gated(), 5)
-    steering.observe(15, {ENTROPY: 0.5})
-    steering.observe(25, {"loss/aligned_masked_lm": 1.0})
-    assert clocks(steering) == list(range(60))
+    controller = CurriculumController(gated(), 5)
+    controller.judge_gates(15, {ENTROPY: 0.5})
+    controller.judge_gates(25, {"loss/aligned_masked_lm": 1.0})
+    assert clocks(controller) == list(range(60))
 
 
 def test_what_follows_is_put_off_as_well():
-    steering = Steering(gated(), 5)
+    controller = CurriculumController(gated(), 5)
     for step in (15, 20, 25):
-        steering.observe(step, {ENTROPY: 3.0})
-    steering.observe(30, {ENTROPY: 0.9})
+        controller.judge_gates(step, {ENTROPY: 3.0})
+    controller.judge_gates(30, {ENTROPY: 0.9})
     # The batch of the step after the log point is on its way: text begins with step 32, 12 late.
-    assert clocks(steering)[:42] == [*range(20), *[19] * 12, *range(20, 30)]
-    assert steering.active_streams(31) == ("speech", "paired")
-    assert steering.active_streams(32) == ("speech", "paired", "text")
+    assert clocks(controller)[:42] == [*range(20), *[19] * 12, *range(20, 30)]
+    assert controller.active_streams(31) == ("speech", "paired")
+    assert controller.active_streams(32) == ("speech", "paired", "text")
     # Translation is due at 30 + 12 and its gate has not been judged.
-    assert clocks(steering)[42:] == [29] * 18
-    steering.observe(40, {"loss/aligned_masked_lm": 1.9})
-    assert clocks(steering)[42:] == list(range(30, 48))
+    assert clocks(controller)[42:] == [29] * 18
+    controller.judge_gates(40, {"loss/aligned_masked_lm": 1.9})
+    assert clocks(controller)[42:] == list(range(30, 48))
 
 
 def test_a_gate_is_not_judged_before_its_time():
-    steering = Steering(gated(), 5)
-    steering.observe(10, {ENTROPY: 0.1})
-    steering.observe(15, {ENTROPY: 3.0})
-    assert steering.clock(25) == 19
+    controller = CurriculumController(gated(), 5)
+    controller.judge_gates(10, {ENTROPY: 0.1})
+    controller.judge_gates(15, {ENTROPY: 3.0})
+    assert controller.curriculum_step(25) == 19
 
 
 def test_it_says_what_holds_a_phase_back_and_since_when(caplog):
     caplog.set_level(logging.INFO)
-    steering = Steering(gated(), 5)
-    steering.observe(15, {ENTROPY: 3.0})
+    controller = CurriculumController(gated(), 5)
+    controller.judge_gates(15, {ENTROPY: 3.0})
     assert caplog.messages[-1] == (
-        "phase 'text' is held back at step 15: paired/alignment_entropy below 1 is wanted, "
+        "phase 'text' is held back at step 15: paired/alignment_entropy below 1 is required, "
         "and it is 3"
     )
-    steering.observe(20, {"paired/alignment_entrop": 3.0})
+    controller.judge_gates(20, {"paired/alignment_entrop": 3.0})
     assert "no such metric is logged" in caplog.messages[-1]
-    steering.observe(25, {ENTROPY: 0.5})
+    controller.judge_gates(25, {ENTROPY: 0.5})
     assert caplog.messages[-1] == "phase 'text': gates open at step 25, held 7 steps"
 
 
 def test_a_phase_may_begin_in_spite_of_its_gate(caplog):
-    steering = Steering(gated(longest_hold=10), 5)
+    controller = CurriculumController(gated(longest_hold=10), 5)
     for step in (15, 20, 25):
-        steering.observe(step, {ENTROPY: 3.0})
-    assert steering.clock(29) == 19
-    steering.observe(30, {ENTROPY: 3.0})
-    assert steering.clock(32) == 20
+        controller.judge_gates(step, {ENTROPY: 3.0})
+    assert controller.curriculum_step(29) == 19
+    controller.judge_gates(30, {ENTROPY: 3.0})
+    assert controller.curriculum_step(32) == 20
     assert "although its gate is shut" in caplog.messages[-1]
 
 
 def test_the_record_goes_through_json():
-    steering = Steering(gated(), 5)
-    steering.observe(20, {ENTROPY: 0.5})
-    again = Steering(gated(), 5, json.loads(json.dumps(steering.record())))
-    assert clocks(again) == clocks(steering) != clocks(Steering(gated(), 5))
+    controller = CurriculumController(gated(), 5)
+    controller.judge_gates(20, {ENTROPY: 0.5})
+    again = CurriculumController(gated(), 5)
+    again.load(json.loads(json.dumps(controller.state())))
+    assert clocks(again) == clocks(controller) != clocks(CurriculumController(gated(), 5))
 
 
 def test_weights_from_gradient_norms_reach_the_controls_and_the_record():
     objective = MaestroPretraining(st_weight=2.0, weighting=GradientNormWeighting(every=4))
-    steering = Steering(objective, 5)
-    assert set(steering.controls(0).weights) == set(objective.weights)
-    assert [step for step in range(1, 9) if steering.balance_due(step)] == [4, 8]
+    curriculum = CurriculumController(objective, 5)
+    balancer = LossBalancer(objective, curriculum)
+    assert set(step_controls(curriculum, balancer, 0).weights) == set(objective.weights)
+    assert [step for step in range(1, 9) if balancer.is_due(step)] == [4, 8]
     # The weights that are set count: 5 and 2 against each other, not 5 and 1.
-    steering.balance(4, {"mt": 5.0, "st": 1.0, "text": 0.0}, {"mt": 3.0, "st": 3.0, "text": 0.0})
-    weights = steering.controls(4).weights
+    balancer.update(4, {"mt": 5.0, "st": 1.0, "text": 0.0}, {"mt": 3.0, "st": 3.0, "text": 0.0})
+    weights = step_controls(curriculum, balancer, 4).weights
     assert weights["mt"] < 1.0 < weights["st"]
     # Both are moved towards 3.5 by a factor to the power of 0.1; their sum stays 2.
     moved = {"mt": (3.5 / 5.0) ** 0.1, "st": (3.5 / 2.0) ** 0.1}
     assert weights["mt"] == pytest.approx(moved["mt"] * 2 / sum(moved.values()))
-    again = Steering(objective, 5, json.loads(json.dumps(steering.record())))
-    assert again.controls(4) == steering.controls(4)
+    again = LossBalancer(objective, curriculum)
+    again.load(json.loads(json.dumps(balancer.state())))
+    assert step_controls(curriculum, again, 4) == step_controls(curriculum, balancer, 4)
 
 
 @pytest.fixture
@@ -173,7 +180,7 @@ def test_a_run_is_held_and_goes_on_after_an_interruption_alike(toy, toy_with_gat
         toy.run(objective=toy_with_gate(bar=-1.0), steps=12, log_every=2),
         tmp_path / "never",
         batches=toy.batches,
-        on_log=remember,
+        callbacks=[toy.OnLog(remember)],
     )
     # A bar that the loss passes at the fourth log point of six.
     bar = 0.5 * (losses[2] + losses[3]) if losses[3] < min(losses[:3]) else None
@@ -224,7 +231,7 @@ def test_gradient_norms_weigh_the_terms_of_a_run(toy, two_terms, tmp_path):
         toy.run(objective=two_terms, steps=3, log_every=1),
         tmp_path,
         batches=toy.batches,
-        on_log=lambda step, values: logged.update({step: values}),
+        callbacks=[toy.OnLog(logged.__setitem__)],
     )
     assert (logged[1]["weight/small"], logged[1]["weight/huge"]) == (1.0, 1.0)
     # With a rate of 1 the first measurement makes both gradients equal, with a sum of 2.

@@ -12,18 +12,21 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import jax
 import numpy as np
 import pytest
 
 from maestro_jax.batches import Buckets, synthetic_batch
+from maestro_jax.chip_table import CHIPS
 from maestro_jax.errors import UserError
+from maestro_jax.training import trainer
+from maestro_jax.training.callbacks import TrainingPreempted
 from maestro_jax.training.checkpoints import restore_params
-from maestro_jax.training.interruption import Interrupted
-from maestro_jax.training.loop import train
 from maestro_jax.training.optimizers import AdamConfig
 from maestro_jax.training.partitioning import Partitioning
+from maestro_jax.training.trainer import train
 
 
 def _lines(directory):
@@ -31,7 +34,7 @@ def _lines(directory):
 
 
 def _without_times(lines):
-    timed = ("_seconds", "_per_second", "seconds_left", "data_wait_fraction")
+    timed = ("_seconds", "_per_second", "seconds_left", "data_wait_fraction", "mfu")
     return [
         {key: value for key, value in line.items() if not key.endswith(timed)} for line in lines
     ]
@@ -42,7 +45,9 @@ def uninterrupted(toy, tmp_path_factory):
     """A run of six steps in one go: its directory, state and log points."""
     directory = tmp_path_factory.mktemp("uninterrupted")
     points = {}
-    state = train(toy.run(), directory, batches=toy.batches, on_log=points.__setitem__)
+    state = train(
+        toy.run(), directory, batches=toy.batches, callbacks=[toy.OnLog(points.__setitem__)]
+    )
     return directory, state, points
 
 
@@ -78,6 +83,40 @@ def test_a_run_leaves_what_it_should(toy, uninterrupted):
     toy.assert_trees_equal(restore_params(directory), jax.device_get(state.ema_params))
 
 
+def test_the_speed_of_every_log_point_is_that_of_its_steps(toy, tmp_path):
+    """The last one too, which nothing follows: each step waits 0.05 s for its batch."""
+
+    def slowly(start):
+        for batch in toy.batches(start):
+            time.sleep(0.05)
+            yield batch
+
+    train(toy.run(log_every=1, steps=5), tmp_path, batches=slowly)
+    first, *others = _lines(tmp_path)
+    assert "steps_per_second" not in first  # It was compiled.
+    for line in others:
+        assert 0.1 < line["steps_per_second"] <= 20.0
+        assert line["data_wait_fraction"] > 0.01
+    assert others[-1]["seconds_left"] == 0.0
+
+
+def test_model_flops_and_their_share_of_the_peak(toy, tmp_path, monkeypatch):
+    chip = dataclasses.replace(CHIPS["v4"], peak_flops=2e9, devices_per_chip=2)
+    monkeypatch.setattr(trainer, "chip_of", lambda kind: chip)
+    train(toy.run(steps=3), tmp_path, batches=toy.batches)
+    line = _lines(tmp_path)[-1]
+    # By hand: 48 tokens through kernels of 8 x 12 and 12 x 16, three products each.
+    flops = 3 * 2 * 48 * (8 * 12 + 12 * 16)
+    per_device = flops * line["steps_per_second"] / jax.device_count()
+    assert line["model_tflops_per_second"] == pytest.approx(per_device / 1e12)
+    assert line["mfu"] == pytest.approx(per_device / 1e9)
+
+
+def test_devices_without_a_known_peak_have_no_utilisation(uninterrupted):
+    line = _lines(uninterrupted[0])[-1]
+    assert "mfu" not in line and line["model_tflops_per_second"] > 0
+
+
 def test_parameters_are_born_and_stay_sharded(toy, tmp_path):
     run = toy.run(partitioning=Partitioning(mesh_shape=(2, 2, 2)), steps=2)
     state = train(run, tmp_path, batches=toy.batches)
@@ -99,7 +138,7 @@ def test_the_mesh_does_not_change_the_loss(toy, tmp_path, monkeypatch):
             run,
             tmp_path / str(count),
             batches=toy.batches,
-            on_log=lambda _, values, n=count: losses[n].append(values["loss"]),
+            callbacks=[toy.OnLog(lambda _, values, n=count: losses[n].append(values["loss"]))],
         )
     assert len(losses[1]) == 6
     np.testing.assert_allclose(losses[1], losses[8], rtol=1e-5)
@@ -222,7 +261,7 @@ def test_skipped_steps_are_counted_over_restarts(toy, tmp_path):
         toy.run(objective=toy.Objective(explode_at=3)),
         tmp_path,
         batches=toy.batches,
-        on_log=points.__setitem__,
+        callbacks=[toy.OnLog(points.__setitem__)],
     )
     assert points[4]["skipped_steps"] == 2.0
     assert points[6]["skipped_steps"] == 2.0
@@ -234,21 +273,23 @@ def test_a_skipped_step_of_an_open_window_is_counted_once(toy, tmp_path):
     with pytest.raises(Stop):
         train(run, tmp_path, batches=_until(toy.batches, 4))
     data = json.loads((tmp_path / "checkpoints" / "3" / "data" / "metadata").read_text())
-    assert data["window"]["totals"]["skipped_steps"] == 1.0 and data["skipped_steps"] == 0
+    states = data["callbacks"]
+    assert states["metric_logger"]["window"]["totals"]["skipped_steps"] == 1.0
+    assert states["non_finite_guard"]["skipped_steps"] == 0
     points = {}
-    train(run, tmp_path, batches=toy.batches, on_log=points.__setitem__)
+    train(run, tmp_path, batches=toy.batches, callbacks=[toy.OnLog(points.__setitem__)])
     assert [points[step]["skipped_steps"] for step in (4, 6)] == [1.0, 1.0]
 
 
-def test_a_hopeless_run_ends(toy, tmp_path, monkeypatch):
+def test_a_hopeless_run_ends(toy, tmp_path):
     class Hopeless(toy.Objective):
         def loss(self, *arguments, **keywords):
             loss, metrics = super().loss(*arguments, **keywords)
             return loss * np.nan, metrics
 
-    monkeypatch.setattr("maestro_jax.training.loop._HOPELESS_STEPS", 4)
     with pytest.raises(FloatingPointError, match="last 4 steps"):
-        train(toy.run(objective=Hopeless()), tmp_path, batches=toy.batches)
+        train(toy.run(objective=Hopeless(), max_skipped_steps=4), tmp_path, batches=toy.batches)
+    assert [line["skipped_steps"] for line in _lines(tmp_path)] == [2, 4]
 
 
 def test_data_that_ends_is_said_so(toy, tmp_path):
@@ -282,7 +323,7 @@ def test_a_signal_saves_and_the_run_goes_on_from_there(toy, uninterrupted, tmp_p
             yield batch
 
     before = signal.getsignal(number)
-    with pytest.raises(Interrupted) as caught:
+    with pytest.raises(TrainingPreempted) as caught:
         train(toy.run(), tmp_path, batches=batches)
     assert caught.value.code == 128 + number
     assert signal.getsignal(number) is before
@@ -294,7 +335,7 @@ _PROCESS = """
     import logging, sys, time
     sys.path.insert(0, sys.argv[1])
     from conftest import toy_batches, toy_run
-    from maestro_jax.training.loop import train
+    from maestro_jax.training.trainer import train
     assert not {"tensorflow", "gin", "seqio"} & {name.split(".")[0] for name in sys.modules}
     logging.basicConfig(level=logging.INFO, force=True)
 

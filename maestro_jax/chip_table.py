@@ -281,3 +281,38 @@ CHIPS: dict[str, Chip] = {
     )
 }
 """All chips by name."""
+
+_TPU_KINDS = {
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
+    "TPU7x": "tpu7x",
+}
+
+
+def chip_of(device_kind: str) -> Chip | None:
+    """Looks a chip up by the `device_kind` of a JAX device.
+
+    Args:
+        device_kind: Such as ``NVIDIA H100 80GB HBM3`` or ``TPU v5 lite``.
+
+    Returns:
+        The chip; None if the table does not have it, as for CPUs and PCIe cards.
+    """
+    if device_kind in _TPU_KINDS:
+        return CHIPS.get(_TPU_KINDS[device_kind])
+    words = set(device_kind.replace("-", " ").split())
+    if "PCIe" in words:
+        # Slower than the SXM modules whose figures the table has.
+        return None
+
+    def matches(chip: Chip) -> bool:
+        # `A100-40` is an A100 with 40GB.
+        model, *memory = chip.name.split("-")
+        return model in words and all(f"{gigabytes}GB" in words for gigabytes in memory)
+
+    return next((c for c in CHIPS.values() if c.kind == "gpu" and matches(c)), None)

@@ -1,0 +1,236 @@
+"""Where the batches of a run come from."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+
+from maestro_jax.errors import UserError
+from maestro_jax.training.metrics import StepTimer
+from maestro_jax.training.model_vocabulary import save_vocabulary
+from maestro_jax.training.partitioning import BATCH_AXES
+from maestro_jax.vocabularies.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from maestro_jax.training.run import TrainRun
+
+log = logging.getLogger(__name__)
+
+Batches = Callable[[int], Iterator[Any]]
+"""Function of the number of steps done that returns an iterator of this process's batches."""
+
+
+class BatchFeed:
+    """Puts the batches of a run on the mesh, step by step.
+
+    Args:
+        batches: Iterator of numpy batches ``{stream: {feature: array}}``, the rows of this process.
+        run: The run.
+        mesh: The device mesh.
+        active_streams: Function of the number of updates done that returns the streams of the next
+            one.
+        timer: Timer that is told how long a batch was waited for.
+    """
+
+    def __init__(
+        self,
+        batches: Iterator[Any],
+        run: TrainRun,
+        mesh: Mesh,
+        active_streams: Callable[[int], Sequence[str]],
+        timer: StepTimer,
+    ) -> None:
+        self._batches = batches
+        self._run = run
+        self._mesh = mesh
+        self._active_streams = active_streams
+        self._timer = timer
+
+    def get(self, step: int) -> Any:
+        """Returns the batch of a step, global arrays on the mesh.
+
+        Args:
+            step: Number of the step, from 1; each call asks for the next one.
+
+        Raises:
+            UserError: The data ended.
+        """
+        began = time.monotonic()
+        batch = next(self._batches, None)
+        if batch is None:
+            raise UserError(
+                f"The data ended before step {step} of {self._run.steps}; set fewer steps."
+            )
+        # The curriculum: a stream that has not begun is left out, and the step compiled without it.
+        active = self._active_streams(step - 1)
+        batch = {name: features for name, features in batch.items() if name in active}
+        batch = self._run.partitioning.shard_batch(self._mesh, batch)
+        self._timer.waited(step, time.monotonic() - began)
+        return batch
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """Returns the numbers of over-long examples so far, in this process."""
+        return getattr(self._batches, "counters", {})
+
+    def close(self) -> None:
+        """Stops reading."""
+        if hasattr(self._batches, "close"):
+            self._batches.close()
+
+
+def task_batches(
+    run: TrainRun, mesh: Mesh, model_dir: epath.Path, data_dir: str | Path | None
+) -> Batches:
+    """Loads batches from the seqio tasks of a run; saves their vocabulary with the model.
+
+    Args:
+        run: The run.
+        mesh: The device mesh, which determines what this process loads.
+        model_dir: Directory that gets ``vocabulary.model``.
+        data_dir: Root of the prepared data.
+    """
+    # Imported here: these import TensorFlow, which all other training code does without.
+    from maestro_jax.data.data_dir import data_root
+    from maestro_jax.data.loader import StreamLoader
+
+    index, count = run.partitioning.data_shard(mesh)
+
+    def batches(start_step: int) -> Iterator[Any]:
+        loader = StreamLoader(
+            {name: run.streams[name] for name in run.used_streams},
+            split="train",
+            seed=run.seed,
+            start_step=start_step,
+            data_dir=data_root(data_dir),
+            process_index=index,
+            process_count=count,
+        )
+        vocabulary = getattr(loader, "vocabulary", None)
+        if vocabulary is not None:
+            save_vocabulary(run, vocabulary, model_dir)
+        return iter(loader)
+
+    return batches
+
+
+def held_out_pairs(
+    run: TrainRun, mesh: Mesh, data_dir: str | Path | None
+) -> dict[str, np.ndarray] | None:
+    """Draws the pairs that diagnostics probe, at the rates of the mixture.
+
+    Args:
+        run: The run.
+        mesh: The device mesh, over which the pairs must divide.
+        data_dir: Root of the prepared data.
+
+    Returns:
+        All of them, on every process; None if the run has no pairs, its objective no probe, or the
+        mixture no such split, which is logged.
+    """
+    config, paired = run.diagnostics, run.streams.get("paired")
+    if paired is None or not hasattr(run.objective, "probe"):
+        return None
+    from maestro_jax.data.data_dir import data_root
+    from maestro_jax.data.loader import StreamLoader
+
+    devices = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    stream = dataclasses.replace(
+        paired,
+        mixture=config.mixture or paired.mixture,
+        batch_size=-(-config.examples // devices) * devices,
+        buckets=None,
+        augmentation=None,
+    )
+    try:
+        # Without a cache: no more is read than is probed.
+        loader = StreamLoader(
+            {"paired": stream},
+            split=config.split,
+            seed=run.seed,
+            data_dir=data_root(data_dir),
+            cache_bytes=0,
+        )
+    except UserError as error:
+        log.warning("diagnostics go without held-out pairs: %s", error)
+        return None
+    with loader:
+        return next(loader)["paired"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """A fixed sample of a split of one stream.
+
+    Attributes:
+        batches: Batches ``{feature: array}``, the rows of this process, as numpy arrays.
+        vocabulary: Vocabulary of the tokens; None for a stream without any.
+    """
+
+    batches: Sequence[Mapping[str, np.ndarray]]
+    vocabulary: Vocabulary | None
+
+
+def fixed_sample(
+    run: TrainRun,
+    mesh: Mesh,
+    data_dir: str | Path | None,
+    *,
+    stream: str,
+    split: str,
+    examples: int,
+) -> Sample | None:
+    """Draws a sample of a split that is the same in every run, at the rates of the mixture.
+
+    Args:
+        run: The run.
+        mesh: The device mesh, which determines what this process loads.
+        data_dir: Root of the prepared data.
+        stream: Name of the stream.
+        split: Name of the split.
+        examples: Number of examples, fewer if the split has fewer; rounded up to whole batches.
+
+    Returns:
+        The sample; None if the mixture has no such split, which is logged.
+    """
+    from maestro_jax.data.data_dir import data_root
+    from maestro_jax.data.data_scope import data_scope
+    from maestro_jax.data.loader import StreamLoader
+    from maestro_jax.data.task_listing import get_task_or_mixture, tasks_of
+
+    config = run.streams[stream]
+    try:
+        tasks = tasks_of(get_task_or_mixture(config.mixture))
+        with data_scope(data_dir):
+            sizes = [t.source.num_input_examples(split) for t in tasks if split in t.splits]
+        if sizes and None not in sizes:
+            examples = min(examples, sum(sizes))
+        devices = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+        rows = min(-(-examples // devices) * devices, config.batch_size)
+        index, count = run.partitioning.data_shard(mesh)
+        # A seed of its own: the sample does not change with the seed of the run. Without a cache:
+        # no more is read than is sampled.
+        loader = StreamLoader(
+            {stream: dataclasses.replace(config, batch_size=rows, buckets=None, augmentation=None)},
+            split=split,
+            seed=0,
+            data_dir=data_root(data_dir),
+            process_index=index,
+            process_count=count,
+            cache_bytes=0,
+        )
+    except UserError as error:
+        log.warning("no validation of the stream %r: %s", stream, error)
+        return None
+    with loader:
+        batches = [next(loader)[stream] for _ in range(-(-examples // rows))]
+    return Sample(batches, loader.vocabulary)

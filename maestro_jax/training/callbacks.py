@@ -1,0 +1,420 @@
+"""Callbacks: what happens around the steps of training.
+
+The loop of `trainer.Trainer` takes steps; everything else is a callback: logging, checkpoints,
+validation and so on. One's own derives from `Callback`, in any module that a gin file can import:
+
+    from my_lab import early_stop
+    TrainRun.callbacks = (@early_stop.EarlyStop(),)
+
+Callbacks run on every process, in the same order and at the same steps, so that they may compute
+with sharded arrays. Files are written by process 0 alone (``jax.process_index() == 0``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+import signal
+import threading
+from collections.abc import Mapping
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Literal
+
+import jax
+
+from maestro_jax.errors import near_misses
+from maestro_jax.training import model_vocabulary
+from maestro_jax.training.checkpoints import BestCheckpoint
+from maestro_jax.training.metrics import MetricWindow, console_line, throughput
+from maestro_jax.training.records import TrainingRecord
+
+if TYPE_CHECKING:
+    from maestro_jax.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepInfo:
+    """Describes a step that has been dispatched; devices may still be working on it.
+
+    Attributes:
+        step: Number of the step, from 1.
+        batch: Its batch, ``{stream: {feature: array}}``, global arrays on the mesh.
+        metrics: Its metrics, ``{name: (total, count)}`` of scalars on the devices. To read them
+            waits for the step.
+    """
+
+    step: int
+    batch: Any
+    metrics: Mapping[str, tuple[jax.Array, jax.Array]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogWindow:
+    """Summarises the steps since the last log point, the same on every process.
+
+    Attributes:
+        step: Step of the log point.
+        steps: Number of steps.
+        means: Mean of each metric.
+        totals: Total of each metric.
+    """
+
+    step: int
+    steps: int
+    means: Mapping[str, float]
+    totals: Mapping[str, float]
+
+
+class Callback:
+    """Acts at certain points of training; every method does nothing unless overridden.
+
+    Attributes:
+        name: Key of the callback's state in checkpoints, unique within a run; by default the name
+            of the class in snake case.
+    """
+
+    name: str = ""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Derives the name from the class."""
+        super().__init_subclass__(**kwargs)
+        if "name" not in cls.__dict__:
+            cls.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Called before the first step of this process, with the state restored or initialised."""
+
+    def on_step(self, trainer: Trainer, info: StepInfo) -> None:
+        """Called after each step has been dispatched.
+
+        Work that takes time belongs into ``with trainer.paused()``, which waits for the step and
+        excludes the block from the measured speed.
+        """
+
+    def log_values(self, trainer: Trainer, window: LogWindow) -> Mapping[str, float]:
+        """Returns values to add to a log point; called at each, before it is written."""
+        return {}
+
+    def on_log(self, trainer: Trainer, step: int, metrics: Mapping[str, float]) -> None:
+        """Called when metrics of a step have been written.
+
+        Args:
+            trainer: The trainer.
+            step: The step, which may be one before the current step.
+            metrics: What was written: a log point, or what was measured after a step without one.
+        """
+
+    def on_end(self, trainer: Trainer) -> None:
+        """Called when training ends for any reason, an error included, in reverse order."""
+
+    def state(self) -> Mapping[str, Any]:
+        """Returns what a checkpoint has to save of the callback, as JSON values."""
+        return {}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state` returned; called before `on_start` when training is resumed."""
+
+
+class MetricLogger(Callback):
+    """Averages metrics over `TrainRun.log_every` steps and writes them.
+
+    A log point is written while devices work on the next step, or as soon as anything needs it.
+    """
+
+    def __init__(self) -> None:
+        self._window = MetricWindow()
+        self._pending: tuple[int, MetricWindow] | None = None
+
+    def on_step(self, trainer: Trainer, info: StepInfo) -> None:
+        """Adds the metrics of the step; at a log point, they wait to be written."""
+        self._window.add(info.metrics)
+        if info.step % trainer.run.log_every == 0 or info.step == trainer.run.steps:
+            self._pending, self._window = (info.step, self._window), MetricWindow()
+
+    def write(self, trainer: Trainer, measured: Mapping[str, float]) -> None:
+        """Writes the log point that is due, if one is, with what callbacks have measured.
+
+        Args:
+            trainer: The trainer.
+            measured: Values that callbacks have measured after the current step.
+        """
+        if self._pending is None:
+            if measured:
+                values = {**measured, "elapsed_seconds": trainer.timer.elapsed}
+                self._write(trainer, trainer.step, values)
+            return
+        (step, window), self._pending = self._pending, None
+        if step == trainer.step:
+            trainer.wait()
+        means, totals = window.compute()
+        summary = LogWindow(step=step, steps=len(window), means=means, totals=totals)
+        values = dict(means)
+        for callback in trainer.callbacks:
+            values |= callback.log_values(trainer, summary)
+        speed = trainer.timer.window(step)
+        values |= speed | throughput(totals, len(window), speed.get("steps_per_second"))
+        values |= measured
+        if jax.process_index() == 0:
+            chosen = trainer.run.console_metrics
+            names = _console_names(values) if chosen is None else chosen
+            log.info("%s", console_line(step, trainer.run.steps, values, names))
+        self._write(trainer, step, values)
+
+    def _write(self, trainer: Trainer, step: int, values: dict[str, float]) -> None:
+        for tracker in trainer.trackers:
+            tracker.log(step, values)
+        for callback in trainer.callbacks:
+            callback.on_log(trainer, step, values)
+
+    def state(self) -> Mapping[str, Any]:
+        """Returns the window that is open."""
+        return {"window": self._window.state()}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Continues an open window."""
+        self._window = MetricWindow(state.get("window"))
+
+
+def _console_names(values: Mapping[str, float]) -> list[str]:
+    """Returns the names of the loss, its terms, the gradient norm and the learning rate."""
+    return [
+        "loss",
+        *sorted(n for n in values if n.startswith("loss/")),
+        "grad_norm",
+        "learning_rate",
+    ]
+
+
+class NonFiniteGuard(Callback):
+    """Counts steps whose loss or gradient was not finite, and ends a run that will not recover.
+
+    Args:
+        max_consecutive: Number of such steps in a row, over whole log windows, that ends the run.
+    """
+
+    def __init__(self, max_consecutive: int = 100) -> None:
+        self._max_consecutive = max_consecutive
+        self._skipped = self._consecutive = 0
+
+    def log_values(self, trainer: Trainer, window: LogWindow) -> Mapping[str, float]:
+        """Counts the skipped steps of a window; the log has their number since the run began."""
+        skipped = round(window.totals["skipped_steps"])
+        self._skipped += skipped
+        self._consecutive = self._consecutive + skipped if skipped == window.steps else 0
+        return {"skipped_steps": float(self._skipped)}
+
+    def on_log(self, trainer: Trainer, step: int, metrics: Mapping[str, float]) -> None:
+        """Ends the run after too many skipped steps.
+
+        Raises:
+            FloatingPointError: No update was finite for a long time.
+        """
+        if self._consecutive >= self._max_consecutive:
+            raise FloatingPointError(
+                f"Loss or gradient of the last {self._consecutive} steps were not finite; lower "
+                "the learning rate, or look at the data."
+            )
+
+    def state(self) -> Mapping[str, Any]:
+        """Returns the counts."""
+        return {"skipped_steps": self._skipped, "consecutive": self._consecutive}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Restores the counts."""
+        self._skipped = int(state.get("skipped_steps", 0))
+        self._consecutive = int(state.get("consecutive", 0))
+
+
+class Profiler(Callback):
+    """Writes a profile of some steps to ``profile/`` in the model directory.
+
+    Args:
+        first: First step of the profile.
+        last: Last step of the profile.
+    """
+
+    def __init__(self, first: int, last: int) -> None:
+        self._first, self._last = first, last
+        self._is_tracing = False
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Starts the profile, if it begins with the first step of this process."""
+        self._start_before(trainer, trainer.step + 1)
+
+    def on_step(self, trainer: Trainer, info: StepInfo) -> None:
+        """Stops the profile after its last step, or starts it before its first one."""
+        if self._is_tracing and info.step == self._last:
+            trainer.wait()
+            self._stop()
+        self._start_before(trainer, info.step + 1)
+
+    def on_end(self, trainer: Trainer) -> None:
+        """Stops the profile, if training ended within it."""
+        self._stop()
+
+    def _start_before(self, trainer: Trainer, step: int) -> None:
+        if step == self._first:
+            jax.profiler.start_trace(str(trainer.model_dir / "profile"))
+            self._is_tracing = True
+
+    def _stop(self) -> None:
+        if self._is_tracing:
+            jax.profiler.stop_trace()
+            self._is_tracing = False
+
+
+class TrainingPreempted(SystemExit):  # noqa: N818 - an exit, not an error
+    """Raised when training was stopped by a signal, after its state had been saved.
+
+    The exit code is 143 after SIGTERM and 130 after SIGINT, as a shell reports them.
+    """
+
+
+class PreemptionHandler(Callback):
+    """Stops training after the current step when SIGTERM or SIGINT arrives.
+
+    The first signal asks for a checkpoint and a stop; a second one acts at once. In a run of
+    several processes, all must stop at the same step: there the preemption service of JAX, which
+    watches SIGTERM itself, is asked instead.
+    """
+
+    def __init__(self) -> None:
+        self._received: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Installs the handlers, if this is the main thread of the only process."""
+        is_main = threading.current_thread() is threading.main_thread()
+        if is_main and jax.process_count() == 1:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._receive)
+
+    def on_step(self, trainer: Trainer, info: StepInfo) -> None:
+        """Stops training, if a signal has arrived."""
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            if multihost_utils.reached_preemption_sync_point(info.step):
+                trainer.stop(128 + signal.SIGTERM)
+        elif self._received is not None:
+            trainer.stop(128 + self._received)
+
+    def on_end(self, trainer: Trainer) -> None:
+        """Restores the previous handlers."""
+        self._restore()
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self._received = number
+        log.warning(
+            "%s: saving after this step; send it again to stop at once",
+            signal.Signals(number).name,
+        )
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+
+class Checkpointer(Callback):
+    """Saves the state every `TrainRun.checkpoint_every` steps, at the end, and when it is the best.
+
+    Args:
+        best_metric: Metric by which the best checkpoint is chosen; None for the one that
+            `Validation` measures first.
+        best_mode: Whether its smallest (``min``) or largest (``max``) value is the best; None for
+            what the name tells: ``max`` for BLEU, chrF and accuracies, ``min`` for all others.
+    """
+
+    def __init__(
+        self, best_metric: str | None = None, best_mode: Literal["min", "max"] | None = None
+    ) -> None:
+        self._metric = best_metric
+        self._mode = best_mode
+        self._best: BestCheckpoint | None = None
+        self._improved = False
+        self._is_missing_told = False
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Finds the metric of the best checkpoint, and that checkpoint if there is one."""
+        self._metric = self._metric or trainer.validation.primary_metric
+        best, metric = self._best, self._metric
+        if best is not None and metric is not None and best.metric != metric:
+            log.warning(
+                "the best checkpoint is chosen by %s from now on, not by %s", metric, best.metric
+            )
+            self._best = best = None
+        if best is not None and best.step not in trainer.checkpoints.all_steps():
+            log.warning("the best checkpoint, of step %d, does not exist any more", best.step)
+            self._best = None
+        trainer.checkpoints.best = self._best
+        trainer.checkpoints.write_best()
+
+    def on_log(self, trainer: Trainer, step: int, metrics: Mapping[str, float]) -> None:
+        """Compares the metric of the best checkpoint with its best value so far."""
+        metric = self._metric
+        if metric is None:
+            return
+        if metric not in metrics:
+            if "validation_seconds" in metrics and not self._is_missing_told:
+                self._is_missing_told = True
+                log.warning(
+                    "best_metric %r is no metric of the validation, so no best checkpoint is kept."
+                    "%s",
+                    metric,
+                    near_misses(metric, [n for n in metrics if n.startswith("validation/")]),
+                )
+            return
+        value = float(metrics[metric])
+        if step != trainer.step or value != value:
+            # A checkpoint would have other parameters than those that were measured; or a NaN.
+            return
+        if self._best is None or self._best.is_beaten_by(value):
+            mode = self._mode or _best_mode(metric)
+            self._best = BestCheckpoint(step=step, metric=metric, mode=mode, value=value)
+            self._improved = True
+
+    def on_step(self, trainer: Trainer, info: StepInfo) -> None:
+        """Saves the state, if it is time."""
+        run = trainer.run
+        is_due = info.step % run.checkpoint_every == 0 or info.step == run.steps
+        if is_due or trainer.is_stopping or trainer.has_measured:
+            trainer.flush_log()
+        if not (is_due or trainer.is_stopping or self._improved):
+            return
+        if self._improved:
+            assert self._best is not None
+            log.info("best checkpoint: %s %.4g", self._best.metric, self._best.value)
+        self._improved = False
+        trainer.checkpoints.best = self._best
+        record = TrainingRecord.of_run(
+            run,
+            step=info.step,
+            elapsed_seconds=trainer.timer.elapsed,
+            callbacks={each.name: dict(each.state()) for each in trainer.callbacks},
+            vocabulary=model_vocabulary.fingerprint_in(trainer.model_dir),
+        )
+        trainer.checkpoints.save(trainer.state, record.to_json())
+        over_long = {name: n for name, n in trainer.feed.counters.items() if n}
+        if over_long:
+            log.info("over-long examples so far, in this process: %s", over_long)
+        for tracker in trainer.trackers:
+            tracker.flush()
+
+    def state(self) -> Mapping[str, Any]:
+        """Returns the best checkpoint so far."""
+        return {"best": None if self._best is None else dataclasses.asdict(self._best)}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Restores which checkpoint is the best."""
+        best = state.get("best")
+        self._best = None if best is None else BestCheckpoint(**best)
+
+
+def _best_mode(metric: str) -> Literal["min", "max"]:
+    name = metric.lower()
+    return "max" if any(word in name for word in ("bleu", "chrf", "accuracy")) else "min"

@@ -1,0 +1,457 @@
+"""The trainer: from an empty or half-trained model directory to a trained model.
+
+    train(run, "models/asr", "data")
+
+`Trainer.fit` is the loop. What happens around its steps is done by callbacks (`callbacks`), where
+metrics go is decided by trackers (`trackers`).
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import copy
+import functools
+import logging
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from maestro_jax.chip_table import chip_of
+from maestro_jax.errors import UserError
+from maestro_jax.flops import count_jaxpr_flops
+from maestro_jax.objectives.base import Controls
+from maestro_jax.training import parameter_trees
+from maestro_jax.training.batch_feed import Batches, BatchFeed, Sample, task_batches
+from maestro_jax.training.callbacks import (
+    Callback,
+    Checkpointer,
+    MetricLogger,
+    NonFiniteGuard,
+    PreemptionHandler,
+    Profiler,
+    StepInfo,
+    TrainingPreempted,
+)
+from maestro_jax.training.checkpoints import (
+    REPORT_FILE,
+    Checkpoints,
+    as_begun,
+    find_checkpoint,
+    partial_restore,
+)
+from maestro_jax.training.curriculum_controller import (
+    CurriculumController,
+    LossBalancer,
+    step_controls,
+)
+from maestro_jax.training.diagnostics import Diagnostics, run_metadata
+from maestro_jax.training.metrics import StepTimer
+from maestro_jax.training.partitioning import replicated
+from maestro_jax.training.records import TrainingRecord
+from maestro_jax.training.run import TrainRun
+from maestro_jax.training.state import TrainState, create_state, initial_params, sharded_state
+from maestro_jax.training.step import describe_shapes, jit_train_step, term_gradient_norms
+from maestro_jax.training.trackers import JsonlTracker, TensorBoardTracker, Tracker
+from maestro_jax.training.validation import Validation
+
+log = logging.getLogger(__name__)
+
+
+def train(
+    run: TrainRun,
+    model_dir: str | Path,
+    data_dir: str | Path | None = None,
+    *,
+    batches: Batches | None = None,
+    held_out: Mapping[str, np.ndarray] | None = None,
+    validation_samples: Mapping[str, Sample] | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> TrainState:
+    """Trains a model, or resumes its training; see `Trainer` for the arguments.
+
+    Called again with the same arguments after any interruption, it continues from the last
+    checkpoint and gives the result that it would have given without the interruption.
+
+    Returns:
+        The state after the last step.
+
+    Raises:
+        UserError: The run does not fit the devices, the data or the model directory.
+        TrainingPreempted: A signal arrived; the state was saved.
+        FloatingPointError: No update was finite for a long time.
+    """
+    return Trainer(
+        run,
+        model_dir,
+        data_dir,
+        batches=batches,
+        held_out=held_out,
+        validation_samples=validation_samples,
+        callbacks=callbacks,
+    ).fit()
+
+
+class Trainer:
+    """Trains the model of one run in one process.
+
+    Args:
+        run: What to train, on what, and for how long.
+        model_dir: Directory of checkpoints and metrics.
+        data_dir: Root of the prepared data.
+        batches: Function of the number of steps done that returns an iterator of numpy batches
+            (the rows of this process); by default, batches are loaded from ``run.streams``. With
+            it, nothing is loaded for diagnostics and validation.
+        held_out: Paired stream for the diagnostics, the same on every process; by default it is
+            loaded.
+        validation_samples: Sample of each stream to validate; by default it is loaded.
+        callbacks: Callbacks besides those of the run.
+
+    Attributes:
+        run: The run, adapted to the checkpoint from which it continues.
+        model_dir: The model directory.
+        data_dir: Root of the prepared data.
+        mesh: The device mesh.
+        shardings: Shardings of the state.
+        state: The training state after `step` updates.
+        step: Number of updates dispatched.
+        start_step: Step from which this process continues.
+        callbacks: All callbacks, in the order in which they are called.
+        trackers: Where metrics are written; empty but on process 0.
+        checkpoints: The checkpoints of the model directory.
+        timer: Measures the speed.
+        feed: Gives the batches.
+    """
+
+    mesh: jax.sharding.Mesh
+    shardings: TrainState
+    state: TrainState
+    timer: StepTimer
+    feed: BatchFeed
+
+    def __init__(
+        self,
+        run: TrainRun,
+        model_dir: str | Path,
+        data_dir: str | Path | None = None,
+        *,
+        batches: Batches | None = None,
+        held_out: Mapping[str, np.ndarray] | None = None,
+        validation_samples: Mapping[str, Sample] | None = None,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        self.run = run
+        self.model_dir = epath.Path(model_dir).expanduser().absolute()
+        self.data_dir = data_dir
+        self.step = self.start_step = 0
+        self.loads_data = batches is None
+        self.trackers: list[Tracker] = []
+        self.curriculum = CurriculumController(run.objective, run.log_every)
+        self.balancer = LossBalancer(run.objective, self.curriculum)
+        self.validation = Validation(run.validation, validation_samples)
+        self._logger = MetricLogger()
+        self.callbacks: tuple[Callback, ...] = (
+            self._logger,
+            self.curriculum,
+            self.balancer,
+            Diagnostics(run.diagnostics, held_out),
+            self.validation,
+            *([Profiler(*run.profile_steps)] if run.profile_steps else []),
+            NonFiniteGuard(run.max_skipped_steps),
+            # Copies: the state of one training must not reach another one of the same run.
+            *copy.deepcopy(run.callbacks),
+            *callbacks,
+            PreemptionHandler(),
+            # Last: it saves what all others have decided.
+            Checkpointer(run.best_metric, run.best_mode),
+        )
+        names = [callback.name for callback in self.callbacks]
+        for name in names:
+            if names.count(name) > 1:
+                raise UserError(f"Two callbacks have the name {name!r}; give one another name.")
+        self._batches = batches
+        self._is_stopping = False
+        self._exit_code: int | None = None
+        self._measured: dict[str, float] = {}
+        self._gradient_norms: tuple[int, Any] | None = None
+        # Model FLOPs of a step by the shapes of its batch.
+        self._flops: dict[str, float] = {}
+        # The step in flight, the time at which it will have been completed, its FLOPs.
+        self._in_flight: tuple[int, concurrent.futures.Future[float], float] | None = None
+        # Sees when a step is completed, whatever the main thread is doing then.
+        self._watcher = concurrent.futures.ThreadPoolExecutor(1)
+
+    # ---------------------------------------------------------------------------------- the loop
+
+    def fit(self) -> TrainState:
+        """Trains until the last step of the run, or until something asks it to stop.
+
+        Returns:
+            The state after the last step.
+
+        Raises:
+            UserError: The run does not fit the devices, the data or the model directory.
+            TrainingPreempted: A signal arrived; the state was saved.
+            FloatingPointError: No update was finite for a long time.
+        """
+        self.setup()
+        if self.step >= self.run.steps:
+            log.info("nothing to do: step %d of %d is done", self.step, self.run.steps)
+            self.checkpoints.close()
+            return self.state
+        with self._open(), self.run.partitioning.activate(self.mesh):
+            for callback in self.callbacks:
+                callback.on_start(self)
+            self.flush_log()
+            batch = self.feed.get(self.step + 1)
+            while self.step < self.run.steps and not self.is_stopping:
+                info = self.train_step(batch)
+                # While the devices work on it: log what came before, read what comes next.
+                self.flush_log()
+                if self.step < self.run.steps:
+                    batch = self.feed.get(self.step + 1)
+                for callback in self.callbacks:
+                    callback.on_step(self, info)
+        if self.step < self.run.steps:
+            log.warning("saved step %d; run the same command to continue", self.step)
+            if self._exit_code is not None:
+                raise TrainingPreempted(self._exit_code)
+            return self.state
+        log.info("done: %d steps, model in %s", self.run.steps, self.model_dir)
+        return self.state
+
+    def setup(self) -> None:
+        """Creates mesh and shardings, and restores or initialises the state.
+
+        Raises:
+            UserError: The run does not fit the devices or the model directory.
+        """
+        run, partitioning = self.run, self.run.partitioning
+        self.mesh = partitioning.mesh()
+        partitioning.check_batch_sizes(self.mesh, run.batch_sizes, run.accumulate)
+        device_kind = jax.devices()[0].device_kind
+        log.info("%d %s devices in a mesh %s", self.mesh.size, device_kind, dict(self.mesh.shape))
+        unused = [stream for stream in run.streams if stream not in run.used_streams]
+        if unused:
+            log.warning("the objective does not use the streams %s", ", ".join(unused))
+        self.checkpoints = Checkpoints(self.model_dir, keep=run.keep_checkpoints)
+        self.run = run = as_begun(run, self.checkpoints.directory, self.checkpoints.all_steps())
+
+        layout = sharded_state(run, self.mesh)
+        self.shardings = layout.shardings
+        parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(layout.abstract.params))
+        log.info("%s parameters", f"{parameters:,}")
+        if jax.process_index() == 0:
+            self.model_dir.mkdir(parents=True, exist_ok=True)
+            overview = parameter_trees.parameter_overview(
+                layout.boxed.params, self.shardings.params
+            )
+            (self.model_dir / "parameters.txt").write_text(overview)
+
+        # The run's own checkpoint, else init_from, else from scratch.
+        restored = self.checkpoints.restore_latest(layout.abstract)
+        if restored is None:
+            self.state = _new_state(run, self.mesh, self.shardings, self.model_dir)
+            record = TrainingRecord(seed=run.seed)
+        else:
+            self.state, record = restored[0], TrainingRecord.from_json(restored[1])
+            record.check_compatible(run, self.model_dir)
+            log.info("continuing from step %d of %s", record.step, self.model_dir)
+        self.step = self.start_step = record.step
+        for callback in self.callbacks:
+            if callback.name in record.callbacks:
+                callback.load(record.callbacks[callback.name])
+
+        self.metadata = run_metadata(run, self.mesh, parameters)
+        self._train_step = jit_train_step(run, self.mesh, self.shardings)
+        self._term_gradient_norms = jax.jit(
+            functools.partial(
+                term_gradient_norms,
+                model=run.model,
+                objective=run.objective,
+                seed=run.seed,
+                accumulate=run.accumulate,
+            ),
+            in_shardings=(
+                self.shardings,
+                partitioning.batch_sharding(self.mesh),
+                replicated(self.mesh),
+            ),
+            out_shardings=replicated(self.mesh),
+        )
+        chip = chip_of(device_kind)
+        self.timer = StepTimer(
+            run.steps,
+            record.elapsed_seconds,
+            devices=self.mesh.size,
+            peak_flops=None if chip is None else chip.peak_flops / chip.devices_per_chip,
+        )
+
+    def train_step(self, batch: Any) -> StepInfo:
+        """Dispatches one training step.
+
+        Args:
+            batch: ``{stream: {feature: array}}``, global arrays on the mesh.
+        """
+        step, controls = self.step + 1, self.controls(self.step)
+        shapes = describe_shapes(batch)
+        is_new = shapes not in self._flops
+        if is_new:
+            # A step that is compiled is not timed, and neither is what is in flight before it.
+            self.wait()
+            log.info("compiling the training step of shape %d: %s", len(self._flops) + 1, shapes)
+            traced = self._train_step.trace(self.state, batch, controls)
+            self._flops[shapes] = count_jaxpr_flops(traced.jaxpr).model
+        began = time.monotonic()
+        with jax.profiler.StepTraceAnnotation("train", step_num=step):
+            self.state, metrics = self._train_step(self.state, batch, controls)
+        if is_new:
+            self.timer.complete(step, _completion_time(metrics), counted=False)
+            if step == self.start_step + 1:
+                log.info("first step after %.1f s", time.monotonic() - began)
+        else:
+            # At most two steps are in flight, which bounds the memory of batches.
+            self.wait()
+            done = self._watcher.submit(_completion_time, metrics)
+            self._in_flight = (step, done, self._flops[shapes])
+        self.step = step
+        return StepInfo(step=step, batch=batch, metrics=metrics)
+
+    # ------------------------------------------------------------------------- for callbacks
+
+    @property
+    def eval_params(self) -> Any:
+        """Returns the parameters to evaluate: their moving average, if the run keeps one."""
+        return self.state.params if self.state.ema_params is None else self.state.ema_params
+
+    @property
+    def is_stopping(self) -> bool:
+        """Returns whether training ends after the current step."""
+        return self._is_stopping
+
+    @property
+    def has_measured(self) -> bool:
+        """Returns whether callbacks have measured something that is not written yet."""
+        return bool(self._measured)
+
+    def controls(self, step: int) -> Controls:
+        """Returns what the update that follows `step` updates is told."""
+        return step_controls(self.curriculum, self.balancer, step)
+
+    def stop(self, exit_code: int | None = None) -> None:
+        """Asks training to save its state and to end after the current step.
+
+        Args:
+            exit_code: Exit code of `TrainingPreempted`, if steps are left; None to return the state
+                as after the last step.
+        """
+        self._is_stopping, self._exit_code = True, exit_code
+
+    def log_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Adds values measured after the current step to its line in the log."""
+        self._measured |= metrics
+
+    def flush_log(self) -> None:
+        """Writes the log point that is due and what callbacks have measured, if there is any."""
+        measured, self._measured = self._measured, {}
+        self._logger.write(self, measured)
+
+    def wait(self) -> None:
+        """Waits until the devices have done the step in flight."""
+        if self._in_flight is not None:
+            (step, done, flops), self._in_flight = self._in_flight, None
+            self.timer.complete(step, done.result(), flops=flops)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Waits for the step in flight, and excludes a block from the measured speed."""
+        self.wait()
+        with self.timer.paused():
+            yield
+
+    def term_gradient_norms(self, info: StepInfo) -> tuple[dict[str, float], dict[str, float]]:
+        """Computes the gradient norm of each loss term on the batch of the current step.
+
+        Args:
+            info: The current step.
+
+        Returns:
+            Norms and means by term; computed once, however many callbacks ask.
+        """
+        if self._gradient_norms is None or self._gradient_norms[0] != info.step:
+            with self.paused():
+                # The controls of the step, whose randomness and weights are measured.
+                controls = self.controls(info.step - 1)
+                norms = self._term_gradient_norms(self.state, info.batch, controls)
+                self._gradient_norms = (info.step, jax.device_get(norms))
+        return self._gradient_norms[1]
+
+    # ----------------------------------------------------------------------- opening and closing
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[None]:
+        """Opens the feed and the trackers; closes them and ends all callbacks at exit."""
+        run = self.run
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.checkpoints.close)
+            stack.callback(self._watcher.shutdown)
+            batches = self._batches
+            if batches is None:
+                batches = task_batches(run, self.mesh, self.model_dir, self.data_dir)
+            self.feed = BatchFeed(
+                batches(self.step), run, self.mesh, self.curriculum.active_streams, self.timer
+            )
+            stack.callback(self.feed.close)
+            if jax.process_index() == 0:
+                tensorboard = [TensorBoardTracker()] if run.tensorboard else []
+                self.trackers = [JsonlTracker(), *tensorboard, *copy.deepcopy(run.trackers)]
+            for tracker in self.trackers:
+                tracker.start(self.model_dir, self.step, self.metadata)
+                stack.callback(tracker.close)
+            for callback in self.callbacks:
+                stack.callback(callback.on_end, self)
+            yield
+
+
+def _completion_time(arrays: Any) -> float:
+    """Waits until the devices have computed a tree of arrays, and returns the time."""
+    jax.block_until_ready(arrays)
+    return time.monotonic()
+
+
+def _new_state(
+    run: TrainRun, mesh: jax.sharding.Mesh, shardings: TrainState, model_dir: epath.Path
+) -> TrainState:
+    """Creates a state from ``init_from`` or from scratch, sharded from the start."""
+    with run.partitioning.activate(mesh):
+        params = jax.jit(
+            lambda: parameter_trees.unbox(
+                initial_params(run.model, run.objective, run.batch_shapes(), run.seed)
+            ),
+            out_shardings=shardings.params,
+        )()
+        if run.init_from is None:
+            log.info("starting from scratch")
+        else:
+            params, report = partial_restore(
+                params,
+                run.init_from,
+                run.init_which,
+                include=run.init_include,
+                exclude=run.init_exclude,
+            )
+            log.info("starting from %s (%s): %s", run.init_from, run.init_which, report.summary())
+            if jax.process_index() == 0:
+                source = f"{find_checkpoint(run.init_from)} ({run.init_which})\n"
+                (model_dir / REPORT_FILE).write_text(source + report.text())
+        return jax.jit(
+            functools.partial(create_state, optimizer=run.optimizer, ema=run.ema_decay is not None),
+            out_shardings=shardings,
+            donate_argnums=0,
+        )(params)

@@ -1,0 +1,103 @@
+"""Where metrics go: the lines of a file, TensorBoard, Weights & Biases."""
+
+from __future__ import annotations
+
+import builtins
+import dataclasses
+import json
+import sys
+import types
+
+import numpy as np
+import pytest
+from etils import epath
+
+from maestro_jax.errors import UserError
+from maestro_jax.training.trackers import JsonlTracker, TensorBoardTracker, WandbTracker
+from maestro_jax.training.trainer import train
+
+
+def test_lines_of_steps_to_be_done_again_are_removed(tmp_path):
+    writer = JsonlTracker()
+    writer.start(epath.Path(tmp_path), 0, {})
+    for step in (2, 4, 6):
+        writer.log(step, {"loss": float(step), "bad": float("nan")})
+    writer.close()
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text() + '{"step": 7, "lo')  # Its process was killed.
+    writer = JsonlTracker()
+    writer.start(epath.Path(tmp_path), 4, {})
+    writer.log(6, {"loss": 0.5})
+    writer.close()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4, 6]
+    assert lines[0] == {"step": 2, "loss": 2.0, "bad": None}
+    assert lines[-1]["loss"] == 0.5
+
+
+def test_without_tensorflow_one_line_says_so(tmp_path, monkeypatch, caplog):
+    real_import = builtins.__import__
+
+    def refuse(name, globals=None, locals=None, fromlist=(), level=0):
+        if name == "clu" and "metric_writers" in (fromlist or ()):
+            raise ImportError("No module named 'tensorflow'")
+        return real_import(name, globals, locals, fromlist, level)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    writer = TensorBoardTracker()
+    writer.start(epath.Path(tmp_path), 0, {})
+    writer.log(1, {"loss": 1.0})
+    writer.log_images(1, {"image": np.zeros((2, 2, 3), np.uint8)})
+    writer.flush()
+    writer.close()
+    assert "No TensorBoard files are written (No module named 'tensorflow')" in caplog.text
+    assert not (tmp_path / "metrics").exists()
+
+
+class FakeWandb(types.ModuleType):
+    """Takes down what it is told, as the package wandb would send it."""
+
+    Image = staticmethod(lambda image: ("image", image.shape))
+    Histogram = staticmethod(lambda samples: ("histogram", len(samples)))
+
+    def __init__(self):
+        super().__init__("wandb")
+        self.begun, self.logged, self.finished = [], [], 0
+
+    def init(self, **settings):
+        self.begun.append(settings)
+        return self
+
+    def log(self, values, step):
+        self.logged.append((step, values))
+
+    def finish(self):
+        self.finished += 1
+
+
+def test_a_restarted_run_goes_on_in_weights_and_biases(toy, tmp_path, monkeypatch):
+    wandb = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    run = toy.run(steps=2, trackers=[WandbTracker("speech", mode="offline")])
+    train(run, tmp_path, batches=toy.batches)
+    train(dataclasses.replace(run, steps=4), tmp_path, batches=toy.batches)
+    first, second = wandb.begun
+    assert first["project"] == "speech" and first["mode"] == "offline"
+    assert first["config"]["model"] == "Toy"
+    assert first["id"] == second["id"] and first["resume"] == "allow"
+    assert [step for step, _ in wandb.logged] == [2, 4] and wandb.finished == 2
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["loss"] for line in lines] == [v["loss"] for _, v in wandb.logged]
+    tracker = WandbTracker("speech")
+    tracker.start(epath.Path(tmp_path), 0, {})
+    tracker.log_images(5, {"a": np.zeros((2, 3, 3), np.uint8)})
+    tracker.log_histograms(5, {"b": np.arange(7)})
+    assert wandb.logged[-2:] == [(5, {"a": ("image", (2, 3, 3))}), (5, {"b": ("histogram", 7)})]
+
+
+def test_a_tracker_that_is_not_installed_is_said_so(toy, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="pip install wandb"):
+        train(toy.run(trackers=[WandbTracker("speech")]), tmp_path, batches=toy.batches)
+    with pytest.raises(UserError, match=r"trackers has .*, which is no Tracker"):
+        toy.run(trackers=[WandbTracker])
