@@ -7,7 +7,9 @@ its true length; length 0 means that the example is absent, and every loss copes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import jax
@@ -119,11 +121,76 @@ class Buckets:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """A mixture of seqio tasks that a gin file describes, instead of a Python module.
+
+    For example:
+
+        paired/batches.StreamConfig.mixture = @paired/batches.Mixture()
+        paired/batches.Mixture:
+          name = "german_and_slovene"
+          tasks = {"minivox_small_paired_de": 1.0, "minivox_small_paired_sl": 3.0}
+
+    Attributes:
+        name: Its name, under which it is registered with seqio when it is first read.
+        tasks: Mixing rates by task, up to a factor; or names of tasks and mixtures, which are drawn
+            in proportion to the numbers of their training examples.
+        temperature: Without rates: a task with n training examples has the rate
+            ``min(n, maximum) ** (1 / temperature)``. Above 1, small tasks are drawn more often.
+        maximum: Without rates: larger tasks count as if they had this number of examples.
+    """
+
+    name: str
+    tasks: Mapping[str, float] | Sequence[str]
+    temperature: float = 1.0
+    maximum: int | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+            UserError: One is missing or out of range.
+        """
+        if not isinstance(self.name, str) or not re.fullmatch(r"[\w.:]+", self.name):
+            raise UserError(f"Mixture.name is {self.name!r}; use letters, digits and . : _.")
+        if isinstance(self.tasks, str) or not self.tasks:
+            raise UserError(
+                f"Mixture.tasks of {self.name!r} is {self.tasks!r}; give rates by task, "
+                "{'task': 1.0}, or a list of tasks."
+            )
+        if isinstance(self.tasks, Mapping):
+            rates = dict(self.tasks)
+            for task, rate in rates.items():
+                if not isinstance(rate, int | float) or not 0 < rate < math.inf:
+                    raise UserError(
+                        f"the rate of {task!r} in the mixture {self.name!r} is {rate!r}; it must "
+                        "be a number above 0."
+                    )
+            if self.temperature != 1.0 or self.maximum is not None:
+                raise UserError(
+                    f"the mixture {self.name!r} has rates; temperature and maximum are for a list "
+                    "of tasks without rates."
+                )
+        elif not self.temperature > 0:
+            raise UserError(
+                f"Mixture.temperature of {self.name!r} is {self.temperature}; it must be above 0."
+            )
+
+    def __str__(self) -> str:
+        """Returns the name."""
+        return self.name
+
+    def __hash__(self) -> int:
+        """Returns a hash; `tasks` may be a dictionary."""
+        return hash(self.name)
+
+
+@dataclass(frozen=True, kw_only=True)
 class StreamConfig:
     """Where the examples of one stream come from, and the shape of its part of a batch.
 
     Attributes:
-        mixture: The name of a seqio task or mixture.
+        mixture: The name of a seqio task or mixture; or a `Mixture`.
         batch_size: Examples a step, over all processes.
         audio_samples: Samples at 16 kHz that an example's audio is padded to; 0 when the stream has
             no audio.
@@ -134,7 +201,7 @@ class StreamConfig:
             untranscribed speech, the batch has its `clean_audio` too.
     """
 
-    mixture: str
+    mixture: str | Mixture
     batch_size: int
     audio_samples: int = 0
     text_tokens: int = 0
@@ -143,25 +210,25 @@ class StreamConfig:
     augmentation: AudioAugmentation | None = None
 
     def __post_init__(self) -> None:
-        if not self.mixture or not isinstance(self.mixture, str):
+        if not self.mixture or not isinstance(self.mixture, str | Mixture):
             raise UserError(
                 f"StreamConfig.mixture is {self.mixture!r}; "
                 "name a task or mixture (`maestro tasks` lists them)."
             )
         if not isinstance(self.batch_size, int) or self.batch_size < 1:
             raise UserError(
-                f"StreamConfig.batch_size of {self.mixture!r} is {self.batch_size!r}; "
+                f"StreamConfig.batch_size of {str(self.mixture)!r} is {self.batch_size!r}; "
                 "it must be at least 1 (leave a stream out to train without it)."
             )
         for field in SEQUENCE_LIMITS.values():
             value = getattr(self, field)
             if not isinstance(value, int) or value < 0:
                 raise UserError(
-                    f"StreamConfig.{field} of {self.mixture!r} is {value!r}; "
+                    f"StreamConfig.{field} of {str(self.mixture)!r} is {value!r}; "
                     "it must be a whole number >= 0."
                 )
         if self.augmentation is not None and not self.audio_samples:
-            raise UserError(f"{self.mixture!r} has no audio to augment; remove augmentation.")
+            raise UserError(f"{str(self.mixture)!r} has no audio to augment; remove augmentation.")
         shapes = self.shapes()
         for shorter, longer in zip(shapes, shapes[1:], strict=False):
             limits = [
@@ -171,12 +238,12 @@ class StreamConfig:
             for short, long, field in limits:
                 if short > long:
                     raise UserError(
-                        f"Buckets.{field} of {self.mixture!r} has {short} before {long}; let them "
-                        f"rise, up to the {field} of the stream."
+                        f"Buckets.{field} of {str(self.mixture)!r} has {short} before {long}; let "
+                        f"them rise, up to the {field} of the stream."
                     )
             if all(short == long for short, long, _ in limits):
                 raise UserError(
-                    f"two buckets of {self.mixture!r} have the same lengths "
+                    f"two buckets of {str(self.mixture)!r} have the same lengths "
                     f"({', '.join(f'{field} {long}' for _, long, field in limits if long)}); the "
                     "stream's own lengths are those of a last bucket, which is not to be named."
                 )

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from maestro_jax import __version__
-from maestro_jax.cli.options import split_bindings
+from maestro_jax.cli import environment, options
 from maestro_jax.errors import UserError, near_misses
 
 # Help in one line, and an example, by the name of the command: the module commands.NAME.
@@ -70,6 +70,7 @@ COMMANDS = {
 }
 # Commands that continue where they stopped when they are started again.
 _RESUMABLE = ("demo", "prepare", "train")
+_USER_MODULES = "maestro_jax.gin_utils.user_modules"
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
 
@@ -111,6 +112,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         except SystemExit as exit_:  # argparse printed the help or the version.
             sys.stdout.flush()
             return int(exit_.code or 0)
+        if arguments.imports:
+            environment.prepare_process()
+            importlib.import_module(_USER_MODULES).import_user_modules(arguments.imports)
         importlib.import_module(f"maestro_jax.cli.commands.{command}").run(arguments)
         sys.stdout.flush()
     except UserError as error:
@@ -166,7 +170,8 @@ def _parse(argv: list[str]) -> tuple[str, argparse.Namespace]:
         remedy = near_misses(command, COMMANDS) or f" The commands are: {', '.join(COMMANDS)}."
         raise UserError(f"there is no command {command!r}.{remedy}")
     parser = command_parser(command)
-    words, bindings = split_bindings(argv[1:])
+    options.add_import(parser)
+    words, bindings = options.split_bindings(argv[1:])
     arguments = parser.parse_args(words)
     if bindings and not hasattr(arguments, "gin_file"):
         name = next(iter(bindings))

@@ -54,6 +54,20 @@ def add_gin(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_import(parser: argparse.ArgumentParser) -> None:
+    """Adds `--import`."""
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="import a Python module of your own first, such as my_lab.tasks, for the tasks and "
+        "mixtures that it registers with seqio; repeatable; the current directory is searched too, "
+        "and a run remembers it",
+    )
+
+
 class _NoOption(argparse.Action):
     """Refuses an option that other commands have, and tells how it is written here."""
 

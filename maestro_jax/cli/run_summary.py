@@ -45,7 +45,7 @@ def summary(run: TrainRun) -> str:
     streams = [
         {
             "stream": name,
-            "mixture": stream.mixture,
+            "mixture": str(stream.mixture),
             "batch": shape.batch_size,
             "audio (s)": shape.audio_samples / SAMPLE_RATE or None,
             "text": shape.text_tokens or None,

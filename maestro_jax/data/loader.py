@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import collections
+import functools
 import logging
 import queue
 import threading
@@ -19,16 +20,21 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from maestro_jax.batches import StreamConfig, check_streams
+from maestro_jax.batches import Mixture, StreamConfig, check_streams
 from maestro_jax.data.bucketing import BucketSchedule
 from maestro_jax.data.data_scope import data_scope
 from maestro_jax.data.rows import empty_rows, write_row
-from maestro_jax.data.scored_examples import ScoredExamples
+from maestro_jax.data.scored_examples import UNDETERMINED, ScoredExamples
 from maestro_jax.data.stream_reader import StreamReader
-from maestro_jax.data.task_listing import get_task_or_mixture, tasks_of
+from maestro_jax.data.task_listing import (
+    get_task_or_mixture,
+    mixture_languages,
+    task_languages,
+    tasks_of,
+)
 from maestro_jax.data.task_readers import check_features
 from maestro_jax.errors import UserError
-from maestro_jax.vocabularies.loading import load_vocabulary
+from maestro_jax.text.languages import UNKNOWN_LANGUAGE, LanguageTable
 from maestro_jax.vocabularies.vocabulary import Vocabulary
 
 Batch = dict[str, dict[str, np.ndarray]]
@@ -62,6 +68,8 @@ class StreamLoader:
         data_dir: The data root; None for the user's default.
         process_index: Which process this is.
         process_count: Of how many.
+        languages: The ids of languages; by default those of `maestro_jax.text.languages.LANGUAGES`,
+            and after them the languages of the streams' tasks.
         cache_bytes: Tasks are kept in memory, preprocessed, while they take less than this in all.
         cache_examples: And while they have fewer examples than this in all: they are read at once.
 
@@ -69,6 +77,7 @@ class StreamLoader:
         counters: Over-long examples in the batches given so far: ``speech/cropped``, and
             ``paired/over_long`` and so on for rows left empty.
         next_step: The step of the batch that ``next()`` gives.
+        languages: The ids of languages.
 
     Raises:
         UserError: A stream, task, split or vocabulary is wrong or not prepared. ``next()`` raises
@@ -87,6 +96,7 @@ class StreamLoader:
         process_count: int = 1,
         cache_bytes: int = 1 << 30,
         cache_examples: int = 50_000,
+        languages: LanguageTable | None = None,
     ) -> None:
         check_streams(streams)
         if not 0 <= process_index < process_count:
@@ -94,6 +104,9 @@ class StreamLoader:
         hide_accelerators()
         self.counters: collections.Counter[str] = collections.Counter()
         self.next_step = start_step
+        self.languages = languages or LanguageTable().extended(
+            mixture_languages(config.mixture for config in streams.values())
+        )
         with data_scope(data_dir):
             self._streams = [
                 StreamReader(
@@ -101,6 +114,7 @@ class StreamLoader:
                     config,
                     split=split,
                     seed=seed,
+                    languages=self.languages,
                     process_index=process_index,
                     process_count=process_count,
                 )
@@ -195,19 +209,37 @@ def _common_vocabulary(streams: list[StreamReader]) -> Vocabulary | None:
     """The vocabulary of all streams; None when no stream has tokens."""
     common: tuple[str, Vocabulary] | None = None
     for stream in streams:
-        if stream.vocabulary_file is not None:
-            vocabulary = load_vocabulary(stream.vocabulary_file)
-            if common is not None and vocabulary != common[1]:
+        if stream.vocabulary is not None:
+            if common is not None and stream.vocabulary != common[1]:
                 raise UserError(
                     f"streams {common[0]!r} and {stream.name!r} use different vocabularies; "
                     "pick mixtures that share one."
                 )
-            common = common or (stream.name, vocabulary)
+            common = common or (stream.name, stream.vocabulary)
     return common[1] if common else None
 
 
+def _evaluated_language(
+    languages: LanguageTable, warned: set[str], field: str, strings: Mapping[str, str]
+) -> int:
+    """The id of the language of a row; a model may be scored in a language that it never saw.
+
+    Raises:
+        UserError: A model shall write a language that it does not know.
+    """
+    code = strings[field]
+    if code in ("", UNDETERMINED):
+        return UNKNOWN_LANGUAGE
+    if field == "language" and code not in languages:
+        if code not in warned:
+            warned.add(code)
+            _log.warning("the model was not trained with the language %r; it is not told it", code)
+        return UNKNOWN_LANGUAGE
+    return languages.index(code)
+
+
 def evaluation_batches(
-    names: str | Sequence[str],
+    names: str | Mixture | Sequence[str],
     split: str,
     batch_size: int,
     audio_samples: int,
@@ -215,6 +247,7 @@ def evaluation_batches(
     *,
     text_tokens: int = 0,
     translation_tokens: int = 0,
+    languages: LanguageTable | None = None,
     keep_examples: bool = False,
 ) -> Iterator[tuple[dict[str, np.ndarray], list[dict[str, Any]]]]:
     """Every example of a split exactly once, in order: task after task.
@@ -227,6 +260,7 @@ def evaluation_batches(
         data_dir: The data root; None for the user's default.
         text_tokens: The padded length of texts; 0 leaves their tokens out.
         translation_tokens: The padded length of translations; 0 leaves their tokens out.
+        languages: The ids of languages; by default as in `StreamLoader`.
         keep_examples: Whether the metadata of a row hold all features of its task, as ``example``.
 
     Returns:
@@ -242,9 +276,9 @@ def evaluation_batches(
             or examples with an empty id or the same.
     """
     hide_accelerators()
-    names = [names] if isinstance(names, str) else list(names)
-    told = ", ".join(map(repr, names))
-    everything = [task for name in names for task in tasks_of(get_task_or_mixture(name))]
+    mixtures = [names] if isinstance(names, str | Mixture) else list(names)
+    told = ", ".join(repr(str(mixture)) for mixture in mixtures)
+    everything = [task for name in mixtures for task in tasks_of(get_task_or_mixture(name))]
     tasks = [task for task in everything if split in task.splits]
     if not tasks:
         there = sorted({split for task in everything for split in task.splits})
@@ -252,7 +286,7 @@ def evaluation_batches(
     given = tasks[0].output_features
     asked = {"audio": audio_samples, "text": text_tokens, "translation": translation_tokens}
     limits = {name: limit for name, limit in asked.items() if limit and name in given}
-    identities = tuple(name for name in ("language", "target_language") if name in given)
+    identities = ("language", "target_language") if "translation" in given else ("language",)
     if not limits:
         raise UserError(
             f"{told} gives {', '.join(given)}; "
@@ -270,7 +304,8 @@ def evaluation_batches(
         ]
     for task, dataset in datasets:
         check_features(task.name, dataset.element_spec, tuple(limits), identities)
-    return _evaluation_batches(datasets, limits, identities, batch_size, keep_examples)
+    table = languages or LanguageTable().extended(task_languages(tasks))
+    return _evaluation_batches(datasets, limits, identities, batch_size, table, keep_examples)
 
 
 def _evaluation_batches(
@@ -278,26 +313,30 @@ def _evaluation_batches(
     limits: dict[str, int],
     identities: tuple[str, ...],
     batch_size: int,
+    languages: LanguageTable,
     keep_examples: bool,
 ) -> Iterator[tuple[dict[str, np.ndarray], list[dict[str, Any]]]]:
     over_long: collections.Counter[str] = collections.Counter()
     features = empty_rows(limits, identities, batch_size)
     metadata: list[dict[str, Any]] = []
-    scored = ScoredExamples()
+    scored = ScoredExamples(languages)
+    language_id = functools.partial(_evaluated_language, languages, set())
     for task, dataset in datasets:
-        name = task.name
+        owner = task.name
         for example in dataset.as_numpy_iterator():
-            over_long[name] += write_row(features, len(metadata), example, limits, identities)
+            strings = scored.strings(task, example)
+            row = {**example, **{name: language_id(name, strings) for name in identities}}
+            over_long[owner] += write_row(features, len(metadata), row, limits, identities)
             kept = {"example": example} if keep_examples else {}
-            metadata.append({**scored.strings(task, example), **kept})
+            metadata.append({**strings, **kept})
             if len(metadata) == batch_size:
                 yield features, metadata
                 features, metadata = empty_rows(limits, identities, batch_size), []
-        if over_long[name]:
+        if over_long[owner]:
             _log.warning(
                 "%d examples of %r are longer than %s: they are scored as empty.",
-                over_long[name],
-                name,
+                over_long[owner],
+                owner,
                 limits,
             )
     if metadata:

@@ -1,4 +1,10 @@
-"""Functions called in other processes, with the answers in order."""
+"""Calls functions in other processes, and gives their answers in order.
+
+Neither `multiprocessing` nor `loky` will do: the former runs the caller's script again in each
+process, and those of the latter go on when the caller is killed. Here a process reads pickled
+requests `(function, arguments)` from its standard input until that ends, and writes pickled answers
+to its standard output: `("answer", value)`, `("user error", error)` or `("error", traceback)`.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +12,22 @@ import collections
 import concurrent.futures
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Self
+
+from maestro_jax.errors import UserError
 
 
 class Processes:
     """Processes that work through requests.
 
-    They are started as fresh interpreters, not forked (TensorFlow does not survive that) and not by
-    `multiprocessing` (which would run the caller's script again). They end when this is closed or
-    when its process dies.
+    They are fresh interpreters, not forks, which TensorFlow does not survive. They end when the
+    object is closed or when the process that made it dies.
 
     Example:
         >>> with Processes(workers=2) as processes:
@@ -27,28 +36,28 @@ class Processes:
     """
 
     def __init__(self, workers: int | None = None) -> None:
-        """Prepares them; processes start with the first work.
+        """Prepares the processes; each starts with its first work.
 
         Args:
-            workers: How many processes; one for every core by default.
+            workers: Number of processes; by default one per core.
         """
-        self.workers = workers or cores()
+        self.workers = workers or num_cores()
         self._threads = concurrent.futures.ThreadPoolExecutor(self.workers)
-        self._own = threading.local()
+        self._of_thread = threading.local()
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def results(
         self, function: Callable[..., Any], requests: Iterable[tuple[Any, ...]], *, ahead: int = 4
     ) -> Iterator[Any]:
-        """Calls a function with each request's arguments.
+        """Calls a function with the arguments of each request.
 
         Args:
             function: A function at the top of a module that can be imported by its name.
-            requests: Its arguments, call by call; read no further than needed.
-            ahead: Calls begun or waiting for each process before an answer is taken, so that memory
-                does not grow with the work.
+            requests: Arguments of each call; read no further than needed.
+            ahead: Calls per process that are begun or wait before an answer is taken, so that
+                memory does not grow with the work.
 
-        Returns:
+        Yields:
             The answers, in the order of the requests.
 
         Raises:
@@ -85,9 +94,9 @@ class Processes:
 
     def _ask(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         # Every thread talks to one process of its own.
-        process = getattr(self._own, "process", None)
+        process = getattr(self._of_thread, "process", None)
         if process is None:
-            process = self._own.process = self._start()
+            process = self._of_thread.process = self._start()
         assert process.stdin is not None and process.stdout is not None
         name = f"{function.__module__}.{function.__qualname__}"
         try:
@@ -106,11 +115,13 @@ class Processes:
         environment = dict(os.environ)
         # The child imports what this process would import, wherever it was found.
         environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
-        # One process a core: threads inside of them would only wait for each other.
+        # One process per core: threads inside of them would only wait for each other.
         for library in ("OMP", "OPENBLAS", "MKL"):
             environment[f"{library}_NUM_THREADS"] = "1"
+        # By its full name, and not as `__main__`, so that functions of this module can be pickled.
+        command = "from maestro_jax.data.processes import answer_requests; answer_requests()"
         process = subprocess.Popen(
-            [sys.executable, "-m", "maestro_jax.data.process_worker"],
+            [sys.executable, "-c", command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
@@ -119,8 +130,32 @@ class Processes:
         return process
 
 
-def cores() -> int:
-    """How many cores this process may use."""
+def answer_requests() -> None:
+    """Answers requests until standard input ends; what a process of `Processes` does."""
+    # An interrupt from the keyboard reaches the whole group; the parent process ends this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    requests = sys.stdin.buffer
+    # Answers have a descriptor of their own: whatever a library prints goes to standard error.
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    while True:
+        answer: tuple[str, object]
+        try:
+            function, arguments = pickle.load(requests)
+        except EOFError:
+            return
+        try:
+            answer = "answer", function(*arguments)
+        except UserError as error:
+            answer = "user error", error
+        except Exception:  # noqa: BLE001 - the other process raises it.
+            answer = "error", traceback.format_exc()
+        pickle.dump(answer, answers, protocol=pickle.HIGHEST_PROTOCOL)
+        answers.flush()
+
+
+def num_cores() -> int:
+    """Returns the number of cores that this process may use."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # Not on macOS.

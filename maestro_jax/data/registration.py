@@ -102,8 +102,6 @@ def add_language_mixture(
     Raises:
         UserError: A task is not registered.
     """
-    if name in seqio.MixtureRegistry.names():
-        seqio.MixtureRegistry.remove(name)
     for task in tasks:
         if task not in seqio.TaskRegistry.names():
             raise UserError(
@@ -111,4 +109,26 @@ def add_language_mixture(
                 f"that registers it first.{near_misses(task, seqio.TaskRegistry.names())}"
             )
     rate = functools.partial(examples_rate, temperature=temperature, maximum=maximum)
-    return seqio.MixtureRegistry.add(name, [(task, rate) for task in tasks])
+    return add_mixture(name, dict.fromkeys(tasks, rate))
+
+
+def add_mixture(
+    name: str, rates: Mapping[str, float | Callable[[seqio.Task], float]]
+) -> seqio.Mixture:
+    """Registers a mixture; a mixture of that name is replaced.
+
+    Args:
+        name: Name of the mixture.
+        rates: Mixing rates, or functions that compute them, by task or mixture.
+
+    Raises:
+        UserError: The tasks have different features or vocabularies.
+    """
+    if name in seqio.MixtureRegistry.names():
+        seqio.MixtureRegistry.remove(name)
+    try:
+        return seqio.MixtureRegistry.add(name, list(rates.items()))
+    except ValueError as error:
+        raise UserError(
+            f"the tasks of mixture {name!r} do not fit together: {' '.join(str(error).split())}"
+        ) from error

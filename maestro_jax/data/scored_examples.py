@@ -15,7 +15,7 @@ import seqio
 
 from maestro_jax.data.task_features import StreamTask
 from maestro_jax.errors import UserError
-from maestro_jax.text.languages import LANGUAGES
+from maestro_jax.text.languages import LanguageTable, is_language
 
 _log = logging.getLogger(__name__)
 
@@ -27,9 +27,13 @@ class ScoredExamples:
     """The strings of the examples of some tasks, which are one test set, in the order of reading.
 
     An instance is for one pass: it refuses an id that it has seen.
+
+    Args:
+        languages: What the ids of languages mean; by default those of `LANGUAGES`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, languages: LanguageTable | None = None) -> None:
+        self._languages = languages or LanguageTable()
         self._task: seqio.Task | None = None
         self._number = 0
         self._told: set[tuple[str, str]] = set()
@@ -61,7 +65,7 @@ class ScoredExamples:
             "raw_text": _string(example, "raw_text"),
             "translation": self._reference(task, example, "translation"),
             "language": self._language(task, example),
-            "target_language": _target_language(task, example),
+            "target_language": target_language_of(task, example, self._languages),
             "speaker": _string(example, "speaker"),
         }
         key = (found["language"], found["target_language"], found["id"])
@@ -112,13 +116,13 @@ class ScoredExamples:
         return task.output_features[field].vocabulary.decode(ids)
 
     def _language(self, task: seqio.Task, example: Mapping[str, Any]) -> str:
-        found = language_of(task, example)
+        found = language_of(task, example, self._languages)
         if not found:
             self._tell_once(
                 task,
                 "language",
                 f"task {task.name!r} does not say its language; it is scored as {UNDETERMINED!r}, "
-                "by words (maestro_jax.data.preprocessors.set_language says it)",
+                "by words (give its examples the language's code as a string feature 'language')",
             )
         return found or UNDETERMINED
 
@@ -128,49 +132,52 @@ class ScoredExamples:
             _log.warning("warning: %s", message)
 
 
-def language_of(task: seqio.Task, example: Mapping[str, Any]) -> str:
+def language_of(
+    task: seqio.Task, example: Mapping[str, Any], languages: LanguageTable | None = None
+) -> str:
     """The language of an example.
 
     Args:
         task: Its task.
         example: Its features, as NumPy arrays.
+        languages: What ids mean; by default those of `LANGUAGES`.
 
     Returns:
         The string that the example has, else the code of its language id, else what the task was
         registered with, else the end of the task's name, if that is a code; else an empty string.
     """
-    for name in ("language_code", "language"):
-        if isinstance(example.get(name), bytes) and example[name]:
-            return example[name].decode()
-    found = _code(task, example, "language")
+    found = _code(task, example, "language", languages or LanguageTable())
     if not found and isinstance(task, StreamTask) and len(task.languages) == 1:
         [found] = task.languages
-    if not found and (suffix := task.name.rsplit("_", 1)[-1]) in LANGUAGES:
+    if not found and is_language(suffix := task.name.rsplit("_", 1)[-1]) and len(suffix) < 4:
         found = suffix
     return found
 
 
-def _target_language(task: seqio.Task, example: Mapping[str, Any]) -> str:
-    found = _code(task, example, "target_language")
+def target_language_of(
+    task: seqio.Task, example: Mapping[str, Any], languages: LanguageTable | None = None
+) -> str:
+    """The language that an example is translated into; see `language_of`."""
+    found = _code(task, example, "target_language", languages or LanguageTable())
     return found or (task.target_language if isinstance(task, StreamTask) else "")
 
 
-def _code(task: seqio.Task, example: Mapping[str, Any], name: str) -> str:
-    """The code of a language id; empty where there is none or it is negative, which is unknown."""
+def _code(task: seqio.Task, example: Mapping[str, Any], name: str, languages: LanguageTable) -> str:
+    """The code of a language; empty where there is none, or a negative id, which is unknown."""
     identity = example.get(name)
     if identity is None or isinstance(identity, bytes):
-        return ""
+        return (identity or b"").decode()
     if np.ndim(identity):
         raise UserError(
             f"{name} is {np.asarray(identity).tolist()} in an example of task {task.name!r}; "
-            "it is one id (maestro_jax.text.languages.language_id), or the code as a string."
+            "it is the code of one language as a string, or its id."
         )
-    if int(identity) >= len(LANGUAGES):
+    if int(identity) >= len(languages):
         raise UserError(
             f"{name} is {int(identity)} in an example of task {task.name!r}; ids of languages are "
-            f"below {len(LANGUAGES)} (maestro_jax.text.languages.language_id)."
+            f"below {len(languages)}. Give the language's code as a string instead."
         )
-    return LANGUAGES[int(identity)] if int(identity) >= 0 else ""
+    return languages.code(int(identity))
 
 
 def _string(example: Mapping[str, Any], name: str) -> str:

@@ -29,7 +29,7 @@ from maestro_jax.data.rows import (
     stream_limits,
     write_row,
 )
-from maestro_jax.data.task_features import stream_of, vocabulary_file
+from maestro_jax.data.task_features import stream_of, token_vocabulary
 from maestro_jax.data.task_listing import check_prepared, get_task_or_mixture, rate_of, tasks_of
 from maestro_jax.data.task_readers import (
     CachedReader,
@@ -40,6 +40,7 @@ from maestro_jax.data.task_readers import (
     open_split,
 )
 from maestro_jax.errors import UserError
+from maestro_jax.text.languages import LanguageTable
 
 _log = logging.getLogger(__name__)
 
@@ -156,11 +157,12 @@ class StreamReader:
         config: Where its examples come from, and their shape.
         split: The split of every task.
         seed: Of the order of examples, of crops and of augmentation.
+        languages: The ids of languages.
         process_index: Which process this is.
         process_count: Of how many.
 
     Attributes:
-        vocabulary_file: Of its tokens; None when it has none.
+        vocabulary: That of its tokens; None if it has none.
         weights: Of each bucket, its share of the batches up to a factor, the shortest bucket first.
         cached_bytes: The memory that cached examples take.
         cached_examples: How many there are.
@@ -176,32 +178,35 @@ class StreamReader:
         *,
         split: str,
         seed: int,
+        languages: LanguageTable,
         process_index: int = 0,
         process_count: int = 1,
     ) -> None:
         self.name = name
         self.cached_bytes = self.cached_examples = 0
         self._config = config
+        self._languages = languages
         self._split = split
         self._seed = int(hash_words(seed, zlib.crc32(name.encode()))[0])
         self._identities = stream_identities(name)
         self._readers: list[TaskReader] = []
         self._pool: concurrent.futures.ThreadPoolExecutor | None = None
         provider = get_task_or_mixture(config.mixture)
+        mixture = provider.name
         made_for = stream_of(provider)
         if made_for is not None and made_for != name:
             raise UserError(
-                f"stream {name!r} reads {config.mixture!r}, which is made for stream {made_for!r}."
+                f"stream {name!r} reads {mixture!r}, which is made for stream {made_for!r}."
             )
         check_prepared(provider)
-        self.vocabulary_file = vocabulary_file(provider.output_features, config.mixture)
+        self.vocabulary = token_vocabulary(provider.output_features, mixture)
         tasks = [
             (task, rate)
             for task in tasks_of(provider)
             if (rate := rate_of(provider, task)) > 0 and split in task.splits
         ]
         if not tasks:
-            raise UserError(f"no task of {config.mixture!r} has a split {split!r}.")
+            raise UserError(f"no task of {mixture!r} has a split {split!r}.")
         self._tasks = [task for task, _ in tasks]
         self._splits = [open_split(task, split) for task in self._tasks]
         self._buckets, self.weights = self._make_buckets(
@@ -320,6 +325,7 @@ class StreamReader:
                 identities=self._identities,
                 sequence_length=limits,
                 seed=int(hash_words(self._seed, 5, number)[0] >> np.uint64(33)),
+                languages=self._languages,
             )
             if opened is None:
                 [bucket] = self._buckets

@@ -10,17 +10,17 @@ from typing import Any
 import seqio
 import tensorflow as tf
 
-from maestro_jax.batches import STREAM_FEATURES, stream_sequences
+from maestro_jax.batches import SEQUENCE_LIMITS, STREAM_FEATURES, stream_sequences
 from maestro_jax.data.data_scope import active_data_root
 from maestro_jax.errors import UserError
-from maestro_jax.text.languages import LANGUAGES
-from maestro_jax.vocabularies.byte_vocabulary import CONTENT as BYTES
-from maestro_jax.vocabularies.vocabulary import EOS_ID, UNK_ID
+from maestro_jax.vocabularies.byte_vocabulary import CONTENT, ByteVocabulary
+from maestro_jax.vocabularies.loading import load_vocabulary
+from maestro_jax.vocabularies.vocabulary import EOS_ID, UNK_ID, Vocabulary
 
 
 @functools.lru_cache(maxsize=8)
 def _vocabulary(path: str) -> seqio.SentencePieceVocabulary | seqio.ByteVocabulary:
-    if Path(path).read_bytes() == BYTES:
+    if Path(path).read_bytes() == CONTENT:
         return seqio.ByteVocabulary()
     return seqio.SentencePieceVocabulary(path)
 
@@ -115,7 +115,8 @@ def stream_output_features(
 
     Returns:
         audio int16 `[samples]`, text and translation int32 `[tokens]` with no end of sequence,
-        language and target_language int32 scalars.
+        language and target_language string scalars: codes, which
+        a run turns into its ids.
     """
     features: dict[str, seqio.Feature] = {}
     for name in STREAM_FEATURES[stream]:
@@ -125,7 +126,7 @@ def stream_output_features(
             features[name] = seqio.Feature(vocabulary, add_eos=False)
         elif not name.endswith("_length"):
             features[name] = seqio.Feature(
-                seqio.PassThroughVocabulary(len(LANGUAGES)), add_eos=False, rank=0
+                seqio.PassThroughVocabulary(0), add_eos=False, dtype=tf.string, rank=0
             )
     return features
 
@@ -157,40 +158,44 @@ class StreamTask(seqio.Task):
 
 
 def stream_of(provider: seqio.Task | seqio.Mixture) -> str | None:
-    """The stream that a task or mixture is made for, or None when its features fit none."""
+    """Returns the stream that a task or mixture is made for, by its audio and texts; or None."""
     if isinstance(provider, StreamTask):
         return provider.stream
     if isinstance(provider, seqio.Mixture):
         streams = {stream_of(task) for task in provider.tasks}
         return streams.pop() if len(streams) == 1 else None
-    given = set(provider.output_features)
-    for stream, names in STREAM_FEATURES.items():
-        if given == {name for name in names if not name.endswith("_length")}:
+    sequences = [name for name in SEQUENCE_LIMITS if name in provider.output_features]
+    for stream in STREAM_FEATURES:
+        if sequences == list(stream_sequences(stream)):
             return stream
     return None
 
 
-def vocabulary_file(features: Mapping[str, seqio.Feature], owner: str) -> Path | None:
-    """The SentencePiece model behind the token features of a task.
+def token_vocabulary(features: Mapping[str, seqio.Feature], owner: str) -> Vocabulary | None:
+    """Returns the vocabulary of the texts and translations of a task.
 
     Args:
         features: The output features of a task or mixture.
         owner: Its name, for messages.
 
     Returns:
-        The path, or None when there are no tokens.
+        The vocabulary; None if there are no tokens.
 
     Raises:
-        UserError: Texts are not tokenised by SentencePiece, or the model is not there.
+        UserError: Texts are tokenised neither by SentencePiece nor into bytes, or the model of the
+            former is missing.
     """
     for name in ("text", "translation"):
-        if name in features:
-            vocabulary = features[name].vocabulary
-            path = getattr(vocabulary, "sentencepiece_model_file", None)
-            if path is None:
-                raise UserError(
-                    f"feature {name!r} of {owner!r} has the vocabulary {vocabulary}; "
-                    "give it a SentencePiece vocabulary."
-                )
-            return Path(path)
+        if name not in features:
+            continue
+        vocabulary = features[name].vocabulary
+        if isinstance(vocabulary, seqio.ByteVocabulary):
+            return ByteVocabulary()
+        path = getattr(vocabulary, "sentencepiece_model_file", None)
+        if path is None:
+            raise UserError(
+                f"feature {name!r} of {owner!r} has the vocabulary {type(vocabulary).__name__}; "
+                "give it a seqio.SentencePieceVocabulary or seqio.ByteVocabulary."
+            )
+        return load_vocabulary(path)
     return None

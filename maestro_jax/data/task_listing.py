@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+from collections.abc import Iterable, Mapping
 
 import seqio
 
+from maestro_jax.batches import Mixture
 from maestro_jax.data.data_scope import active_data_root, data_scope
 from maestro_jax.data.indexed_source import IndexedSource
+from maestro_jax.data.registration import add_language_mixture, add_mixture
 from maestro_jax.data.task_features import PreparedVocabulary, StreamTask, stream_of
 from maestro_jax.errors import UserError, near_misses
+
+# The mixtures that gin files describe, by name.
+_described: dict[str, Mixture] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,16 +45,20 @@ def register_shipped_tasks() -> None:
     importlib.import_module("maestro_jax.tasks.mixtures")
 
 
-def get_task_or_mixture(name: str) -> seqio.Task | seqio.Mixture:
-    """Looks a task or mixture up.
+def get_task_or_mixture(name: str | Mixture) -> seqio.Task | seqio.Mixture:
+    """Returns a task or mixture.
 
     Args:
-        name: As registered with seqio.
+        name: The name with which it is registered with seqio; or a `Mixture`, which is registered
+            if it is not yet.
 
     Raises:
-        UserError: There is none of that name; the message offers the nearest ones.
+        UserError: There is none of that name, and the message offers the nearest ones; or a
+            `Mixture` has a name that is taken, or tasks that are unknown or do not fit together.
     """
     register_shipped_tasks()
+    if isinstance(name, Mixture):
+        return _registered_mixture(name)
     if name in seqio.MixtureRegistry.names():
         return seqio.MixtureRegistry.get(name)
     if name in seqio.TaskRegistry.names():
@@ -59,9 +69,54 @@ def get_task_or_mixture(name: str) -> seqio.Task | seqio.Mixture:
     )
 
 
+def _registered_mixture(mixture: Mixture) -> seqio.Mixture:
+    if mixture.name in seqio.TaskRegistry.names():
+        raise UserError(f"Mixture.name is {mixture.name!r}, as a task is called; take another.")
+    if mixture.name in seqio.MixtureRegistry.names():
+        if _described.get(mixture.name) != mixture:
+            raise UserError(
+                f"Mixture.name is {mixture.name!r}, as another mixture is called; take another."
+            )
+        return seqio.MixtureRegistry.get(mixture.name)
+    if isinstance(mixture.tasks, Mapping):
+        rates = {task: float(rate) for task, rate in mixture.tasks.items()}
+        for task in rates:
+            get_task_or_mixture(task)
+        registered = add_mixture(mixture.name, rates)
+    else:
+        tasks = [
+            task.name for name in mixture.tasks for task in tasks_of(get_task_or_mixture(name))
+        ]
+        registered = add_language_mixture(
+            mixture.name, tasks, temperature=mixture.temperature, maximum=mixture.maximum
+        )
+    _described[mixture.name] = mixture
+    return registered
+
+
 def tasks_of(provider: seqio.Task | seqio.Mixture) -> list[seqio.Task]:
     """The tasks of a mixture, or the task itself."""
     return list(provider.tasks) if isinstance(provider, seqio.Mixture) else [provider]
+
+
+def task_languages(tasks: Iterable[seqio.Task]) -> list[str]:
+    """Returns the codes of the languages that tasks are registered with, each once.
+
+    A plain seqio task does not say its languages before it is read.
+    """
+    codes = [
+        code
+        for task in tasks
+        if isinstance(task, StreamTask)
+        for code in (*task.languages, task.target_language)
+        if code
+    ]
+    return list(dict.fromkeys(codes))
+
+
+def mixture_languages(names: Iterable[str | Mixture]) -> list[str]:
+    """Returns the codes of the languages of tasks and mixtures; see `task_languages`."""
+    return task_languages(task for name in names for task in tasks_of(get_task_or_mixture(name)))
 
 
 def rate_of(provider: seqio.Task | seqio.Mixture, task: seqio.Task) -> float:

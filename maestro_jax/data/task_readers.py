@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from maestro_jax.data.indexed_source import IndexedSource, IndexedSplit
 from maestro_jax.errors import UserError
+from maestro_jax.text.languages import UNKNOWN_LANGUAGE, LanguageTable
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class ReaderSpec:
         identities: Scalar features.
         sequence_length: What preprocessors are told about the padded lengths.
         seed: Of preprocessors that draw random numbers, and of the shuffle of sequential tasks.
+        languages: The ids of the run's languages.
     """
 
     task: seqio.Task
@@ -44,6 +46,7 @@ class ReaderSpec:
     identities: tuple[str, ...]
     sequence_length: Mapping[str, int]
     seed: int
+    languages: LanguageTable
 
 
 class TaskReader(Protocol):
@@ -109,7 +112,7 @@ def preprocess(
 def _select(spec: ReaderSpec, dataset: tf.data.Dataset) -> tf.data.Dataset:
     """Keeps the features that are wanted, checked for type and rank."""
     check_features(spec.task.name, dataset.element_spec, spec.sequences, spec.identities)
-    wanted = (*spec.sequences, *spec.identities)
+    wanted = (*spec.sequences, *(name for name in spec.identities if name in dataset.element_spec))
     return dataset.map(lambda example: {name: example[name] for name in wanted})
 
 
@@ -125,7 +128,7 @@ def check_features(
         task: Its name, for messages.
         element_spec: Of the dataset of its examples.
         sequences: Features with a length: audio int16 `[samples]`, tokens int32 `[tokens]`.
-        identities: Scalar features, int32.
+        identities: Languages: codes as strings, or ids as int32 scalars; a task may lack them.
 
     Raises:
         UserError: A feature is not there, or of another type or rank.
@@ -133,7 +136,10 @@ def check_features(
     wanted: dict[str, tuple[tf.DType, int]] = {name: (tf.int32, 1) for name in sequences}
     if "audio" in wanted:
         wanted["audio"] = (tf.int16, 1)
-    wanted |= {name: (tf.int32, 0) for name in identities}
+    for name in identities:
+        if name in element_spec:
+            is_code = element_spec[name].dtype == tf.string
+            wanted[name] = (tf.string if is_code else tf.int32, 0)
     for name, (dtype, rank) in wanted.items():
         found = element_spec.get(name)
         if found is None:
@@ -146,6 +152,40 @@ def check_features(
                 f"feature {name!r} of task {task!r} is {found.dtype.name} of rank "
                 f"{found.shape.rank}; make it {dtype.name} of rank {rank}."
             )
+
+
+def _language_ids(
+    values: np.ndarray, languages: LanguageTable, task: str, feature: str
+) -> np.ndarray:
+    """Returns the ids of languages.
+
+    Args:
+        values: `[examples]`: codes as bytes, or int32 ids, negative where the language is unknown.
+        languages: The table of the run.
+        task: Name of the task, for messages.
+        feature: Name of the feature.
+
+    Returns:
+        int32 `[examples]`; `UNKNOWN_LANGUAGE` for empty codes.
+
+    Raises:
+        UserError: A code or an id is not in the table.
+    """
+    if values.dtype == object:
+        try:
+            ids = {
+                code: languages.index(code.decode()) if code else UNKNOWN_LANGUAGE
+                for code in set(values.tolist())
+            }
+        except UserError as error:
+            raise UserError(f"feature {feature!r} of task {task!r}: {error}") from error
+        return np.asarray([ids[code] for code in values], np.int32)
+    if len(values) and values.max() >= len(languages):
+        raise UserError(
+            f"feature {feature!r} of task {task!r} is {values.max()}, but the run has "
+            f"{len(languages)} languages; give the codes of languages as strings."
+        )
+    return values
 
 
 def _read(spec: ReaderSpec, dataset: tf.data.Dataset) -> Generator[_Chunk, None, None]:
@@ -187,7 +227,13 @@ class _Chunk:
             else:  # All examples have the same, statically known length.
                 rows, length = column.shape
                 values[name], offsets[name] = column.numpy().ravel(), np.arange(rows + 1) * length
-        scalars = {name: chunk[name].numpy() for name in spec.identities}
+        examples = len(next(iter(offsets.values()))) - 1
+        scalars = {
+            name: _language_ids(chunk[name].numpy(), spec.languages, spec.task.name, name)
+            if name in chunk
+            else np.full(examples, UNKNOWN_LANGUAGE, np.int32)
+            for name in spec.identities
+        }
         return cls(values, offsets, scalars)
 
     @classmethod

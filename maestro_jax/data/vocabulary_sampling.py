@@ -16,11 +16,10 @@ import seqio
 import tensorflow as tf
 
 from maestro_jax.data.indexed_source import IndexedSource
-from maestro_jax.data.scored_examples import UNDETERMINED, language_of
+from maestro_jax.data.scored_examples import UNDETERMINED, language_of, target_language_of
 from maestro_jax.data.task_features import StreamTask, stream_of
 from maestro_jax.data.task_listing import check_prepared, get_task_or_mixture, tasks_of
 from maestro_jax.errors import UserError
-from maestro_jax.text.languages import LANGUAGES
 
 MAX_REPEATS = 10
 """How often a sentence may be taken, for a language that has fewer than its share."""
@@ -81,8 +80,13 @@ def text_sources(names: Sequence[str]) -> list[TextSource]:
                 continue
             texts += 1
             for field in fields:
-                steps = [getattr(step, "__qualname__", repr(step)) for step in task.preprocessors]
-                key = (repr(task.source), field, *steps)
+                names = [getattr(step, "__qualname__", repr(step)) for step in task.preprocessors]
+                # The language of translations changes no text.
+                steps = [step for step in names if not step.startswith("add_target_language.")]
+                # Two functions may have one name; sources of other kinds are only like themselves.
+                indexed = isinstance(task.source, IndexedSource)
+                source = repr(task.source) if indexed else f"{id(task.source)}"
+                key = (source, field, *steps)
                 if key not in found:
                     found[key] = _text_source(task, field)
         if not texts:
@@ -198,10 +202,11 @@ def _text_source(task: seqio.Task, field: str) -> TextSource:
     elif field == "text":
         dataset = _until_tokens(task, _records(task, np.zeros(1, np.int64)))
         codes = (language_of(task, next(dataset.as_numpy_iterator())) or UNDETERMINED,)
+    elif isinstance(task, StreamTask) and task.target_language:
+        codes = (task.target_language,)
     else:
         dataset = _until_tokens(task, _records(task, np.zeros(1, np.int64)))
-        identity = next(iter(dataset.map(lambda example: example["target_language"])), None)
-        codes = () if identity is None else (LANGUAGES[int(identity)],)
+        codes = (target_language_of(task, next(dataset.as_numpy_iterator())) or UNDETERMINED,)
     return TextSource(task, field, "+".join(codes), examples)
 
 

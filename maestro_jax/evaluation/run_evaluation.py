@@ -136,7 +136,7 @@ def evaluate_run(
     else:
         for kind, stream in _STREAM_OF_KIND.items():
             if stream in run.used_streams and kind != "mt":
-                selected.append((kind, run.streams[stream].mixture))
+                selected.append((kind, get_task_or_mixture(run.streams[stream].mixture).name))
     if not selected:
         raise UserError("the run has neither a paired nor an st stream: name one with --task.")
 
@@ -171,6 +171,7 @@ def evaluate_run(
                 transcriber.samples,
                 data_dir,
                 text_tokens=transcriber.tokens if kind == "mt" else 0,
+                languages=getattr(transcriber, "languages", None),
                 keep_examples=own.asked,
             ),
             functools.partial(

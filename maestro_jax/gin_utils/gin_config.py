@@ -13,7 +13,6 @@ import importlib
 import inspect
 import os
 import pathlib
-import pkgutil
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
@@ -23,6 +22,7 @@ import gin
 from maestro_jax.configs_path import config_root
 from maestro_jax.errors import UserError, near_misses
 from maestro_jax.gin_utils import gin_source, renames
+from maestro_jax.gin_utils.user_modules import not_found, prepare_for_user_modules
 
 if TYPE_CHECKING:
     from maestro_jax.training.run import TrainRun
@@ -31,7 +31,11 @@ T = TypeVar("T")
 _NOT_GIN_NAMES = {"true": "True", "false": "False", "none": "None", "null": "None"}
 
 
-def parse(gin_files: Sequence[str], bindings: Mapping[str, str] | None = None) -> None:
+def parse(
+    gin_files: Sequence[str],
+    bindings: Mapping[str, str] | None = None,
+    imports: Sequence[str] = (),
+) -> None:
     """Reads gin files, then bindings, into gin's configuration, which is emptied first.
 
     Args:
@@ -39,6 +43,7 @@ def parse(gin_files: Sequence[str], bindings: Mapping[str, str] | None = None) -
             up among the shipped files: `runs/pretrain.gin`.
         bindings: Command line bindings, name to gin value: `{"STEPS": "300", "DIR": "/x/y"}`. A
             value that is not gin is taken as a string where a string may stand.
+        imports: Modules of users that belong to the run: its configuration imports them as well.
 
     Raises:
         UserError: For an unknown file, module, class, parameter or macro, a macro that nothing
@@ -58,6 +63,10 @@ def parse(gin_files: Sequence[str], bindings: Mapping[str, str] | None = None) -
 
     gin.clear_config()
     _search_shipped_files()
+    prepare_for_user_modules([*source.modules, *imports])
+    if imports:
+        lines = [f"import {name}" for name in imports]
+        gin.parse_config("\n".join(["from __gin__ import dynamic_registration", *lines]))
     for path in paths:
         try:
             with _files_alone():
@@ -135,10 +144,12 @@ def load_run(
 
 
 def parse_and_build(
-    gin_files: Sequence[str], bindings: Mapping[str, str] | None = None
+    gin_files: Sequence[str],
+    bindings: Mapping[str, str] | None = None,
+    imports: Sequence[str] = (),
 ) -> TrainRun:
     """Parses gin files and bindings, and builds their run."""
-    parse(gin_files, bindings)
+    parse(gin_files, bindings, imports)
     return build_run()
 
 
@@ -271,10 +282,8 @@ def _in_plain_words(message: str, known: Iterable[str]) -> str:
         names = re.findall(r"'(\w+)'", match[2])
         flags = " ".join(f"--gin.{match[1]}.{name}=..." for name in names)
         return f"{match[1]} needs {', '.join(names)}: set them in a gin file or pass {flags}"
-    if match := re.match(r"No module named '([\w.]+)\.(\w+)'", message):
-        paths = getattr(importlib.import_module(match[1]), "__path__", ())
-        names = [module.name for module in pkgutil.iter_modules(paths)]
-        return f"the package {match[1]} has no module {match[2]!r}.{near_misses(match[2], names)}"
+    if match := re.match(r"No module named '([\w.]+)'", message):
+        return not_found(match[1])
     if match := re.match(r"cannot import name '(\w+)' from '([^']+)'", message):
         return f"the module {match[2]} has no {match[1]!r}"
     return message

@@ -48,6 +48,7 @@ class Source:
             literal, or something else for a reference.
         selectors: The classes and functions that values refer to or that have bound parameters.
         imports: The import statements of the files, each once, in order.
+        modules: The modules that they import.
     """
 
     def __init__(self) -> None:
@@ -56,6 +57,7 @@ class Source:
         self.values: dict[str, Any] = {}
         self.selectors: set[str] = set()
         self.imports: dict[str, None] = {}
+        self.modules: dict[str, None] = {}
 
     def read(self, path: pathlib.Path, including: tuple[pathlib.Path, ...] = ()) -> None:
         """Adds a file and what it includes.
@@ -76,6 +78,7 @@ class Source:
         for statement in self._statements(text, str(path)):
             if isinstance(statement, config_parser.ImportStatement):
                 self.imports[statement.format()] = None
+                self.modules[statement.module] = None
             if isinstance(statement, config_parser.IncludeStatement):
                 where = f"{path}:{statement.location.line_num}: "
                 self.read(find_file(statement.filename, where), (*including, path))

@@ -20,7 +20,7 @@ from maestro_jax.inference.timed_words import AlignedToken, AlignedTranscript, a
 from maestro_jax.inference.transcriber import Transcriber, spoken_language
 from maestro_jax.losses.ctc import ctc_alignment
 from maestro_jax.losses.transducer_alignment import Alignment, transducer_alignment
-from maestro_jax.text.languages import LANGUAGES, language_id
+from maestro_jax.text.languages import normalize_language
 from maestro_jax.text.normalizers import normalize
 from maestro_jax.vocabularies.vocabulary import UNK_ID, Vocabulary
 
@@ -89,12 +89,11 @@ class Aligner:
         """
         if target_language is None and self._transcriber.translates:
             target_language = "en"
-        if target_language is not None and target_language not in LANGUAGES:
-            raise UserError(
-                f"unknown target language {target_language!r}; write an ISO code such as 'en'."
-            )
+        languages = self._transcriber.languages
+        if target_language is not None:
+            languages.index(target_language)  # Raises where it is unknown, as does the next.
         if language:
-            language_id(language)  # Raises for an unknown code.
+            normalize_language(language)
         vocabulary = self._transcriber.vocabulary
         tokens = encode_transcript(vocabulary, text, target_language or language)
         aligned_text = vocabulary.decode(tokens)
@@ -123,8 +122,8 @@ class Aligner:
             "label_lengths": np.where(first, len(tokens), 0).astype(np.int32),
         }
         if target_language is not None:
-            inputs["target_language"] = np.full(rows, language_id(target_language), np.int32)
-        inputs |= spoken_language(self._run.model, rows, language or None)
+            inputs["target_language"] = np.full(rows, languages.index(target_language), np.int32)
+        inputs |= spoken_language(self._run.model, rows, language or None, languages)
         path, frame_lengths = self._run_model(inputs, seconds)
         frames = int(frame_lengths[0])
         if frames == 0:

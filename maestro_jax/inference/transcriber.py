@@ -27,7 +27,7 @@ from maestro_jax.inference.segmentation import (
 )
 from maestro_jax.inference.timed_words import NBestEntry, TimedToken, Transcript
 from maestro_jax.modules.maestro import Maestro
-from maestro_jax.text.languages import LANGUAGES, language_id
+from maestro_jax.text.languages import LanguageTable, load_languages, normalize_language
 from maestro_jax.training.checkpoints import Which, as_saved, find_checkpoint, restore_params
 from maestro_jax.training.mesh_decoding import jitted_decoding, longest_audio, longest_text
 from maestro_jax.training.model_vocabulary import load_model_vocabulary
@@ -73,6 +73,7 @@ class Transcriber:
         decoder: See `choose_decoder`.
         length_alpha: Exponent of the attention decoder's length normalisation.
         rescoring: Language model over words that ranks the hypotheses of the search.
+        languages: Ids of the languages that the model knows.
 
     Raises:
         UserError: If the run's model has no speech encoder, or no such decoder.
@@ -89,12 +90,14 @@ class Transcriber:
         decoder: str | None = None,
         length_alpha: float = 0.6,
         rescoring: Rescoring | None = None,
+        languages: LanguageTable | None = None,
     ) -> None:
         self.run = run
         self.decoder = choose_decoder(run, decoder)
         self.params = params
         self.vocabulary = vocabulary
         self.rescoring = rescoring
+        self.languages = languages or LanguageTable()
         self._mesh = run.partitioning.mesh()
         if fusion is not None and isinstance(fusion.lm, NgramLm):
             lm = jax.device_put(fusion.lm, replicated(self._mesh))
@@ -155,6 +158,7 @@ class Transcriber:
             decoder=decoder,
             length_alpha=search.length_alpha,
             rescoring=rescoring,
+            languages=load_languages(step_directory.parent.parent),
         )
 
     @property
@@ -232,7 +236,9 @@ class Transcriber:
         if language is None and self.run.model.needs_language and "language" in features:
             inputs["language"] = features["language"]
         else:
-            inputs |= spoken_language(self.run.model, len(inputs["audio"]), language)
+            inputs |= spoken_language(
+                self.run.model, len(inputs["audio"]), language, self.languages
+            )
         return self._run(self._decode, inputs, target_language)
 
     def _run(
@@ -243,7 +249,7 @@ class Transcriber:
     ) -> Hypotheses:
         batch = len(next(iter(inputs.values())))
         if isinstance(target_language, str):
-            target_language = np.full(batch, language_id(target_language), np.int32)
+            target_language = np.full(batch, self.languages.index(target_language), np.int32)
         if target_language is not None:
             inputs["target_language"] = target_language
         with self.run.partitioning.activate(self._mesh):
@@ -364,11 +370,9 @@ class Transcriber:
         """
         if target_language is None and self.translates:
             target_language = "en"
-        if target_language is not None and target_language not in LANGUAGES:
-            raise UserError(
-                f"unknown target language {target_language!r}; write an ISO code such as 'en'."
-            )
-        spoken_language(self.run.model, 1, language)  # Raises if it is missing.
+        if target_language is not None:
+            self.languages.index(target_language)  # Raises where it is unknown.
+        spoken_language(self.run.model, 1, language, self.languages)  # Raises if it is missing.
         rows = self.data_shards * ROWS_PER_DEVICE
         # Segments are copied to int16, so that the chunks they are views of can be freed.
         batch: list[tuple[_Recording, Segment]] = []
@@ -445,23 +449,27 @@ def _next_or_error(pieces: Iterator[Segment], recording: _Recording) -> Segment 
         return None
 
 
-def spoken_language(model: Maestro, rows: int, language: str | None) -> dict[str, np.ndarray]:
+def spoken_language(
+    model: Maestro, rows: int, language: str | None, languages: LanguageTable
+) -> dict[str, np.ndarray]:
     """Returns the feature `language` of a batch in one language; empty if the model needs none.
 
     Args:
         model: The model.
         rows: Number of rows of the batch.
-        language: ISO code of the spoken language.
+        language: Code of the spoken language.
+        languages: Languages that the model knows.
 
     Raises:
         UserError: If it is needed and not given, or unknown.
     """
-    identity = None if language is None else language_id(language)
     if not model.needs_language:
+        if language is not None:
+            normalize_language(language)  # Raises where it is unknown.
         return {}
-    if identity is None:
+    if language is None:
         raise UserError(
             "this model needs to know the language that is spoken: give --language, "
             "an ISO code such as 'de'."
         )
-    return {"language": np.full(rows, identity, np.int32)}
+    return {"language": np.full(rows, languages.index(language), np.int32)}

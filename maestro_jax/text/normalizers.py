@@ -16,6 +16,7 @@ import unicodedata
 import regex
 
 from maestro_jax.text.invisible_characters import SPELLED_JOINERS, without_invisible
+from maestro_jax.text.languages import base_language
 from maestro_jax.text.letter_forms import standard_forms
 
 # Read as the apostrophe inside a word: the right single quotation mark, the modifier letter, the
@@ -56,11 +57,6 @@ def _spoken(text: str) -> str:
 
 
 _spoken_character = functools.cache(_spoken)
-
-
-def base_language(language: str) -> str:
-    """The language of a code with or without a region: ``sv-SE`` and ``sv_SE`` are ``sv``."""
-    return re.split(r"[-_]", language.strip().lower(), maxsplit=1)[0]
 
 
 def normalize(text: str, language: str) -> str:

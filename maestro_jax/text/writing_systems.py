@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from maestro_jax.text.normalizers import base_language
+from maestro_jax.text.languages import base_language
 
 ErrorRate = Literal["wer", "cer"]
 

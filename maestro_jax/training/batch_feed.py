@@ -10,14 +10,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
 from maestro_jax.errors import UserError
+from maestro_jax.text.languages import LanguageTable
 from maestro_jax.training.metrics import StepTimer
 from maestro_jax.training.model_vocabulary import save_vocabulary
 from maestro_jax.training.partitioning import BATCH_AXES
+from maestro_jax.training.run_languages import run_languages
 from maestro_jax.vocabularies.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -91,12 +94,12 @@ class BatchFeed:
 def task_batches(
     run: TrainRun, mesh: Mesh, model_dir: epath.Path, data_dir: str | Path | None
 ) -> Batches:
-    """Loads batches from the seqio tasks of a run; saves their vocabulary with the model.
+    """Loads batches from the seqio tasks of a run; saves vocabulary and languages with the model.
 
     Args:
         run: The run.
         mesh: The device mesh, which determines what this process loads.
-        model_dir: Directory that gets ``vocabulary.model``.
+        model_dir: Directory that gets ``vocabulary.model`` and ``languages.txt``.
         data_dir: Root of the prepared data.
     """
     # Imported here: these import TensorFlow, which all other training code does without.
@@ -104,6 +107,7 @@ def task_batches(
     from maestro_jax.data.loader import StreamLoader
 
     index, count = run.partitioning.data_shard(mesh)
+    languages = run_languages(run, model_dir)
 
     def batches(start_step: int) -> Iterator[Any]:
         loader = StreamLoader(
@@ -114,23 +118,27 @@ def task_batches(
             data_dir=data_root(data_dir),
             process_index=index,
             process_count=count,
+            languages=languages,
         )
         vocabulary = getattr(loader, "vocabulary", None)
         if vocabulary is not None:
             save_vocabulary(run, vocabulary, model_dir)
+        if jax.process_index() == 0:
+            languages.save(model_dir)
         return iter(loader)
 
     return batches
 
 
 def held_out_pairs(
-    run: TrainRun, mesh: Mesh, data_dir: str | Path | None
+    run: TrainRun, mesh: Mesh, model_dir: epath.Path, data_dir: str | Path | None
 ) -> dict[str, np.ndarray] | None:
     """Draws the pairs that diagnostics probe, at the rates of the mixture.
 
     Args:
         run: The run.
         mesh: The device mesh, over which the pairs must divide.
+        model_dir: Model directory, for the ids of languages.
         data_dir: Root of the prepared data.
 
     Returns:
@@ -159,6 +167,7 @@ def held_out_pairs(
             seed=run.seed,
             data_dir=data_root(data_dir),
             cache_bytes=0,
+            languages=run_languages(run, model_dir),
         )
     except UserError as error:
         log.warning("diagnostics go without held-out pairs: %s", error)
@@ -174,15 +183,18 @@ class Sample:
     Attributes:
         batches: Batches ``{feature: array}``, the rows of this process, as numpy arrays.
         vocabulary: Vocabulary of the tokens; None for a stream without any.
+        languages: Ids of the languages.
     """
 
     batches: Sequence[Mapping[str, np.ndarray]]
     vocabulary: Vocabulary | None
+    languages: LanguageTable = LanguageTable()
 
 
 def fixed_sample(
     run: TrainRun,
     mesh: Mesh,
+    model_dir: epath.Path,
     data_dir: str | Path | None,
     *,
     stream: str,
@@ -194,6 +206,7 @@ def fixed_sample(
     Args:
         run: The run.
         mesh: The device mesh, which determines what this process loads.
+        model_dir: Model directory, for the ids of languages.
         data_dir: Root of the prepared data.
         stream: Name of the stream.
         split: Name of the split.
@@ -227,10 +240,11 @@ def fixed_sample(
             process_index=index,
             process_count=count,
             cache_bytes=0,
+            languages=run_languages(run, model_dir),
         )
     except UserError as error:
         log.warning("no validation of the stream %r: %s", stream, error)
         return None
     with loader:
         batches = [next(loader)[stream] for _ in range(-(-examples // rows))]
-    return Sample(batches, loader.vocabulary)
+    return Sample(batches, loader.vocabulary, loader.languages)

@@ -107,7 +107,9 @@ class Diagnostics(Callback):
         self._directory = trainer.model_dir / DIRECTORY
         self._model = trainer.run.model
         if self._held_out is None and trainer.loads_data:
-            self._held_out = held_out_pairs(trainer.run, trainer.mesh, trainer.data_dir)
+            self._held_out = held_out_pairs(
+                trainer.run, trainer.mesh, trainer.model_dir, trainer.data_dir
+            )
         if self._held_out is not None:
             self._prepare_probe(trainer, self._held_out)
         if jax.process_index() == 0:
@@ -239,7 +241,11 @@ def run_metadata(run: TrainRun, mesh: Mesh, parameters: int) -> dict[str, Any]:
             name: weight if isinstance(weight, int | float) else str(weight)
             for name, weight in weights.items()
         },
-        "streams": {name: dataclasses.asdict(run.streams[name]) for name in run.used_streams},
+        "streams": {
+            name: dataclasses.asdict(stream) | {"mixture": str(stream.mixture)}
+            for name, stream in run.streams.items()
+            if name in run.used_streams
+        },
         "steps": run.steps,
         "seed": run.seed,
         "ema_decay": run.ema_decay,
@@ -248,7 +254,7 @@ def run_metadata(run: TrainRun, mesh: Mesh, parameters: int) -> dict[str, Any]:
         "frame_seconds": getattr(model, "frame_seconds", None),
         "mel_frame_seconds": _mel_frame_seconds(model),
         "held_out": {
-            "mixture": config.mixture or (paired.mixture if paired else None),
+            "mixture": config.mixture or (str(paired.mixture) if paired else None),
             "split": config.split,
         },
         "started": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),

@@ -30,6 +30,8 @@ class TrainRun:
         objective: Losses to compute from each stream.
         optimizer: Configuration of the optimizer: learning rate, schedule and so on.
         streams: Configuration of each stream of a batch.
+        languages: Codes of the languages that the run's ids begin with, in order; by default those
+            of `maestro_jax.text.languages.LANGUAGES`. The languages of tasks need not be named.
         steps: Number of training steps.
         seed: Seed of the run; everything random is a function of the seed and the step.
         accumulate: Number of microbatches in which the batch of a step is processed, each with the
@@ -69,6 +71,7 @@ class TrainRun:
     optimizer: Optimizer
     streams: Mapping[str, StreamConfig]
     steps: int
+    languages: tuple[str, ...] = ()
     seed: int = 0
     accumulate: int = 1
     partitioning: Partitioning = Partitioning()

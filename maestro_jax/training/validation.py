@@ -28,7 +28,7 @@ from maestro_jax.scoring.metrics import (
     metrics_of_kind,
     primary_metric,
 )
-from maestro_jax.text.languages import LANGUAGES
+from maestro_jax.text.languages import LanguageTable
 from maestro_jax.text.normalizers import normalize
 from maestro_jax.training.batch_feed import Sample, fixed_sample
 from maestro_jax.training.callbacks import Callback, StepInfo
@@ -110,6 +110,7 @@ class Validation(Callback):
                 stream: fixed_sample(
                     run,
                     trainer.mesh,
+                    trainer.model_dir,
                     trainer.data_dir,
                     stream=stream,
                     split=config.split,
@@ -156,7 +157,7 @@ class Validation(Callback):
         if stream in self._decode:
             # The language decides between words and characters, and matters to recognition alone.
             ids = self._samples[stream].batches[0]["language"]
-            name = primary_metric(_KINDS[stream], _code(ids[0]))
+            name = primary_metric(_KINDS[stream], self._samples[stream].languages.code(int(ids[0])))
         return f"validation/{self._named(stream, name)}"
 
     def _jit_losses(self, trainer: Trainer, stream: str) -> Callable[..., Any]:
@@ -213,7 +214,7 @@ class Validation(Callback):
                 _KINDS[stream],
                 _texts(references, sample.vocabulary),
                 _texts(hypotheses, sample.vocabulary),
-                _directions(references),
+                _directions(references, sample.languages),
             )
         return values
 
@@ -257,17 +258,15 @@ def _texts(batches: Sequence[Sequence[np.ndarray]], vocabulary: Any) -> list[str
     ]
 
 
-def _directions(batches: Sequence[Sequence[np.ndarray]]) -> list[tuple[str, str] | None]:
+def _directions(
+    batches: Sequence[Sequence[np.ndarray]], languages: LanguageTable
+) -> list[tuple[str, str] | None]:
     """Returns the source and target language of each row; None for rows without an example."""
     return [
-        (_code(source), _code(target)) if length else None
+        (languages.code(int(source)), languages.code(int(target))) if length else None
         for _, lengths, sources, targets in batches
         for length, source, target in zip(lengths, sources, targets, strict=True)
     ]
-
-
-def _code(identity: Any) -> str:
-    return LANGUAGES[int(identity)] if 0 <= int(identity) < len(LANGUAGES) else ""
 
 
 def _rows(batches: Sequence[Mapping[str, np.ndarray]]) -> int:

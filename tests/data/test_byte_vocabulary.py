@@ -61,7 +61,7 @@ def test_tasks_read_bytes(corpus, tmp_path):
     import seqio
 
     from maestro_jax.data.data_scope import data_scope
-    from maestro_jax.data.task_features import vocabulary_file
+    from maestro_jax.data.task_features import token_vocabulary
 
     shutil.copytree(corpus.root / "tinyvox", tmp_path / "tinyvox")
     file = tmp_path / "vocabularies" / "tinyvox.model"
@@ -72,4 +72,4 @@ def test_tasks_read_bytes(corpus, tmp_path):
         example = next(task.get_dataset(split="train", shuffle=False).as_numpy_iterator())
         text = example["text_pretokenized"].decode()
         assert example["text"].tolist() == BYTES.encode(text)
-        assert load_vocabulary(vocabulary_file(task.output_features, "it")) == BYTES
+        assert token_vocabulary(task.output_features, "it") == BYTES

@@ -252,7 +252,6 @@ def test_vocabulary(corpus):
 def lines_task(tmp_path, corpus, name, **source_arguments):
     import seqio
 
-    from maestro_jax.data.preprocessors import set_language
     from maestro_jax.data.registration import add_stream_task
     from maestro_jax.data.task_features import PreparedVocabulary
 
@@ -272,7 +271,7 @@ def lines_task(tmp_path, corpus, name, **source_arguments):
         vocabulary=PreparedVocabulary("vocabularies/tinyvox.model", "maestro prepare tinyvox"),
         preprocessors=[
             lambda dataset: dataset.map(lambda line: {"text": line}),
-            set_language("de"),
+            lambda dataset: dataset.map(lambda example: {**example, "language": "de"}),
             seqio.preprocessors.tokenize,
         ],
     )
@@ -344,11 +343,11 @@ def test_an_error_while_reading_reaches_the_consumer(corpus):
         name, task.replace(name=name, preprocessors=[unknown_language, *task.preprocessors])
     )
     streams = {"text": StreamConfig(mixture=name, batch_size=2, text_tokens=40)}
-    with pytest.raises(UserError, match="tinyvox_text_broken.*unknown language"):
+    with pytest.raises(UserError, match="tinyvox_text_broken.*does not know the language"):
         take(corpus, streams, 1)
     with StreamLoader(streams, seed=0, data_dir=corpus.root, cache_bytes=0) as loader:
         for _ in range(2):
-            with pytest.raises(UserError, match="unknown language"):
+            with pytest.raises(UserError, match="does not know the language"):
                 next(loader)
 
 

@@ -1,11 +1,11 @@
-"""Tasks through plain seqio, the feature converters, and the list of tasks."""
+"""Tasks through plain seqio, and the list of tasks."""
 
 import importlib
 
 import numpy as np
 import pytest
 
-from maestro_jax.batches import STREAM_FEATURES, StreamConfig, stream_sequences
+from maestro_jax.batches import STREAM_FEATURES, StreamConfig
 from maestro_jax.errors import UserError
 
 
@@ -65,50 +65,15 @@ def test_a_mixture_through_seqio(scope):
     dataset = seqio.get_dataset(
         "tinyvox_paired",
         {"audio": 450, "text": 40, "language": None},
-        converters()["paired"](),
+        seqio.PassThroughFeatureConverter(),
         num_epochs=1,
         shuffle=True,
         seed=1,
     )
     examples = list(dataset.as_numpy_iterator())
     assert 7 < len(examples) <= 20
-    assert examples[0]["audio"].shape == (450,)
-    assert set(examples[0]) == set(STREAM_FEATURES["paired"])
-
-
-def converters():
-    from maestro_jax.data.feature_converters import STREAM_CONVERTERS
-
-    return STREAM_CONVERTERS
-
-
-@pytest.mark.parametrize("stream", STREAM_FEATURES)
-def test_converters_agree_with_the_loaders_rows(scope, stream):
-    import seqio
-    import tensorflow as tf
-
-    from maestro_jax.data.rows import empty_rows, stream_identities, write_row
-
-    sizes = {"audio": 250, "text": 3, "translation": 3}
-    limits = {name: sizes[name] for name in stream_sequences(stream)}
-    identities = stream_identities(stream)
-    task = seqio.get_mixture_or_task(f"tinyvox_{stream}_de")
-    plain = task.get_dataset(split="train", shuffle=False, trim_output_features=False)
-    converter = converters()[stream](
-        passthrough_features={"id": seqio.FeatureConverter.FeatureSpec(tf.string, rank=0)}
-    )
-    converted = converter(plain, {**limits, **dict.fromkeys(identities), "id": None})
-    over_long = 0
-    for before, after in zip(plain.as_numpy_iterator(), converted.as_numpy_iterator(), strict=True):
-        features = empty_rows(limits, identities, 1)
-        crop = 0 if stream == "speech" else None
-        over_long += write_row(features, 0, before, limits, identities, crop=crop)
-        assert after.pop("id") == before["id"]
-        assert set(after) == set(features)
-        for name, values in features.items():
-            np.testing.assert_array_equal(after[name], values[0])
-            assert after[name].dtype == values.dtype
-    assert over_long
+    for example in examples:
+        assert len(example["audio"]) <= 450 and example["language"] in (b"de", b"sl")
 
 
 def test_a_missing_vocabulary_names_the_remedy(tmp_path, corpus):

@@ -107,7 +107,6 @@ def test_sources_without_random_access_are_read_too(corpus) -> None:
     import seqio
     import tensorflow as tf
 
-    from maestro_jax.data.preprocessors import set_language
     from maestro_jax.data.registration import add_stream_task
     from maestro_jax.data.task_features import PreparedVocabulary
     from maestro_jax.data.vocabulary_sampling import text_sources
@@ -130,7 +129,7 @@ def test_sources_without_random_access_are_read_too(corpus) -> None:
         source=source,
         languages=("en",),
         vocabulary=PreparedVocabulary("vocabularies/nowhere.model", "make it"),
-        preprocessors=[set_language("en"), shout, seqio.preprocessors.tokenize],
+        preprocessors=[shout, seqio.preprocessors.tokenize],
     )
     [found] = text_sources(["shouted"])
     # The texts as they are before there is a vocabulary for them, every third or fourth.

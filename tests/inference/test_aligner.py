@@ -20,6 +20,7 @@ from maestro_jax.gin_utils import gin_config
 from maestro_jax.inference.aligner import Aligner, encode_transcript
 from maestro_jax.inference.timed_words import AlignedToken, aligned_words
 from maestro_jax.losses.transducer_arcs import log_probabilities
+from maestro_jax.text.languages import LanguageTable
 from maestro_jax.training.partitioning import Partitioning
 from maestro_jax.vocabularies.sentencepiece_vocabulary import train_sentencepiece
 
@@ -71,6 +72,7 @@ def transcriber(request, vocabulary):
         params=params,
         vocabulary=vocabulary,
         decoder="transducer",
+        languages=LanguageTable(),
         translates=False,
         samples=16_000,
         data_shards=mesh.shape["data"] * mesh.shape["fsdp"],
@@ -167,7 +169,7 @@ def test_bad_input_is_one_line(transcriber, aligner, samples):
         aligner.align(samples, "  ")
     with pytest.raises(UserError, match="vocabulary has no 'x', 'z'"):
         aligner.align(samples, "a zx")
-    with pytest.raises(UserError, match="unknown target language 'xx'"):
+    with pytest.raises(UserError, match="unknown language 'xx'; write a BCP 47 tag"):
         aligner.align(samples, "a", target_language="xx")
     with pytest.raises(UserError, match="unknown language 'xx'"):
         aligner.align(samples, "a", language="xx")

@@ -10,7 +10,7 @@ import pytest
 from maestro_jax.errors import UserError
 from maestro_jax.gin_utils import gin_config
 from maestro_jax.inference.transcriber import spoken_language
-from maestro_jax.text.languages import LANGUAGES
+from maestro_jax.text.languages import LANGUAGES, LanguageTable
 
 
 def model(name: str):
@@ -20,10 +20,10 @@ def model(name: str):
 
 def test_a_universal_model_wants_to_be_told() -> None:
     universal = model("tiny_universal")
-    found = spoken_language(universal, 3, "de-AT")["language"]
+    found = spoken_language(universal, 3, "de-AT", LanguageTable())["language"]
     np.testing.assert_array_equal(found, [LANGUAGES.index("de")] * 3)
     with pytest.raises(UserError, match="--language") as error:
-        spoken_language(universal, 3, None)
+        spoken_language(universal, 3, None, LanguageTable())
     assert "\n" not in str(error.value)
     # An embedding alone is enough to ask for it, and so are adapters.
     encoder = dataclasses.replace(universal.speech_encoder, source_languages=0)
@@ -34,6 +34,10 @@ def test_a_universal_model_wants_to_be_told() -> None:
 
 def test_other_models_need_not_be_told() -> None:
     plain = model("tiny")
-    assert spoken_language(plain, 3, None) == spoken_language(plain, 3, "de") == {}
+    assert (
+        spoken_language(plain, 3, None, LanguageTable())
+        == spoken_language(plain, 3, "de", LanguageTable())
+        == {}
+    )
     with pytest.raises(UserError, match="unknown language 'xx'"):
-        spoken_language(plain, 3, "xx")
+        spoken_language(plain, 3, "xx", LanguageTable())

@@ -13,7 +13,7 @@ from maestro_jax.errors import UserError
 from maestro_jax.inference.search_config import SearchConfig
 from maestro_jax.inference.timed_words import TimedToken, transcript_words
 from maestro_jax.inference.transcriber import Transcriber
-from maestro_jax.text.languages import language_id
+from maestro_jax.text.languages import LANGUAGES, LanguageTable
 from maestro_jax.vocabularies.byte_vocabulary import ByteVocabulary
 from maestro_jax.vocabularies.sentencepiece_vocabulary import train_sentencepiece
 from maestro_jax.vocabularies.vocabulary import Vocabulary
@@ -104,7 +104,7 @@ def test_rows_may_ask_for_different_languages():
 
     transcriber = object.__new__(Transcriber)
     transcriber.params, transcriber._mesh, transcriber._decode = None, None, search
-    transcriber.rescoring = None
+    transcriber.rescoring, transcriber.languages = None, LanguageTable()
     transcriber.run = types.SimpleNamespace(
         model=types.SimpleNamespace(needs_language=False),
         partitioning=types.SimpleNamespace(
@@ -112,9 +112,9 @@ def test_rows_may_ask_for_different_languages():
         ),
     )
     features = {"audio": np.zeros((2, 8), np.int16), "audio_length": np.zeros(2, np.int32)}
-    ids = np.array([language_id("zh"), language_id("de")], np.int32)
+    ids = np.array([LANGUAGES.index("zh"), LANGUAGES.index("de")], np.int32)
     for target in (None, "zh", ids):
         transcriber.search(features, target)
     assert told[0] is None
-    assert told[1].tolist() == [language_id("zh")] * 2
+    assert told[1].tolist() == [LANGUAGES.index("zh")] * 2
     assert told[2].tolist() == ids.tolist()

@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, macro.lower())
         if value is not None:
             bindings[macro if macro in macros else f"TrainRun.{macro.lower()}"] = str(value)
-    train_run = gin_config.parse_and_build(arguments.gin_file, bindings)
+    train_run = gin_config.parse_and_build(arguments.gin_file, bindings, arguments.imports)
     _check_tasks(train_run)
     if arguments.dry_run:
         from maestro_jax.cli.run_summary import summary

@@ -28,8 +28,9 @@ from maestro_jax.data.corpora.corpus import (
 )
 from maestro_jax.data.corpora.issues import IssueLog
 from maestro_jax.errors import UserError
-from maestro_jax.text.languages import LANGUAGES
-from maestro_jax.text.normalizers import base_language, normalize
+from maestro_jax.text.languages import base_language
+from maestro_jax.text.languages import is_language as is_language_code
+from maestro_jax.text.normalizers import normalize
 
 _log = logging.getLogger(__name__)
 
@@ -62,12 +63,6 @@ class CommonVoice(Corpus):
     def configs(self, source: Path, languages: Sequence[str] = ()) -> list[str]:
         """Lists the languages; they can be requested with or without a region; see `Corpus`."""
         locales = _locales_by_config(source)
-        unknown = {base_language(locale) for locale in locale_directories(source)} - set(LANGUAGES)
-        if unknown and not languages:
-            _log.warning(
-                "left out, for they have no place in maestro_jax.text.languages.LANGUAGES: %s",
-                ", ".join(sorted(unknown)),
-            )
         names = {locale: config for config, (locale, _) in locales.items()}
         requested = []
         for name in languages:
@@ -199,7 +194,7 @@ def _locales_by_config(source: Path) -> Mapping[str, tuple[str, Path]]:
     for locale in directories:
         by_language.setdefault(base_language(locale), []).append(locale)
     configs = {}
-    for language in sorted(set(by_language) & set(LANGUAGES)):
+    for language in sorted(filter(is_language_code, by_language)):
         locales = by_language[language]
         default = _DEFAULT_LOCALES.get(language, language if len(locales) > 1 else locales[0])
         for locale in sorted(locales):

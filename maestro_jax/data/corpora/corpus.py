@@ -13,7 +13,7 @@ from pathlib import Path
 
 from maestro_jax.data.corpora.issues import IssueLog
 from maestro_jax.errors import UserError, near_misses
-from maestro_jax.text.languages import LANGUAGES, language_id
+from maestro_jax.text.languages import config_name, is_language
 
 _log = logging.getLogger(__name__)
 
@@ -219,30 +219,23 @@ def select(
 
 
 def select_languages(available: Sequence[str], requested: Sequence[str], source: Path) -> list[str]:
-    """Selects the requested languages, by default the available ones that are in `LANGUAGES`.
+    """Selects the requested languages, by default all that are available.
 
     Args:
-        available: ISO 639-1 codes of the languages of the corpus, in its order.
-        requested: Codes that the user asked for. If it is empty, languages that are not in
-            `LANGUAGES` are left out, and a warning names them.
+        available: Languages of the corpus, in its order, in the form of `config_name`.
+        requested: Codes that the user asked for, in any form. If it is empty, names that are no
+            language codes are left out, and a warning names them.
         source: Directory of the corpus, for messages.
 
     Raises:
-        UserError: A requested language is not available or not in `LANGUAGES`, or nothing is
+        UserError: A requested language is not available or not a language, or nothing is
             available.
     """
-    selected = select(available, requested, source, "languages")
-    if requested:
-        for language in selected:
-            language_id(language)
-        return selected
-    known = [language for language in selected if language in LANGUAGES]
-    if unknown := [language for language in selected if language not in LANGUAGES]:
-        _log.warning(
-            "%s: left out, for they are not in maestro_jax.text.languages: %s",
-            source,
-            " ".join(unknown),
-        )
-    if not known:
-        language_id(unknown[0])
-    return known
+    names = [name if name in available else config_name(name) for name in requested]
+    selected = select(available, names, source, "languages")
+    languages = [language for language in selected if is_language(language)]
+    if unknown := [language for language in selected if language not in languages]:
+        _log.warning("%s: left out, for they are no language codes: %s", source, " ".join(unknown))
+    if requested or not languages:
+        config_name(*unknown[:1] or selected[:1])  # Raises for what is no language.
+    return languages

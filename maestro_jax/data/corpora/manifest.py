@@ -32,8 +32,12 @@ from maestro_jax.data.corpora import tables
 from maestro_jax.data.corpora.corpus import Corpus, Span, Utterance, select_languages
 from maestro_jax.data.corpora.issues import IssueLog
 from maestro_jax.errors import UserError
-from maestro_jax.text.languages import LANGUAGES, language_id
-from maestro_jax.text.normalizers import base_language
+from maestro_jax.text.languages import (
+    base_language,
+    config_name,
+    is_language,
+    normalize_language,
+)
 from maestro_jax.text.spoken_forms import find_rules
 
 SUFFIXES = (".jsonl", ".json", ".tsv", ".jsonl.gz", ".json.gz", ".tsv.gz")
@@ -71,27 +75,34 @@ class Manifest(Corpus):
     def configs(self, source: Path, languages: Sequence[str] = ()) -> list[str]:
         """Lists the languages of the lines; see `Corpus`."""
         available: set[str] = set()
+        dialects: set[str] = set()
         issues = IssueLog()
         last = ""
         for place, fields in self._lines(source, issues):
             last = place
             if language := _language(fields):
-                available.add(language)
+                available.add(base_language(language))
+                if is_language(language):
+                    dialects.add(config_name(language))
         if not last:
             first = next((f" ({i.item}: {i.kind}, {i.detail})" for i in issues.issues), "")
             raise UserError(f"no line of the manifests in {source} can be read{first}.")
         if not available:
             return [_requested_language(languages, last)]
+        # A dialect is prepared by itself only if it is requested; it is a part of its language too.
+        requested = {config_name(name) for name in languages if is_language(name)}
+        available |= dialects & requested
         return select_languages(sorted(available), languages, source)
 
     def utterances(self, source: Path, config: str, issues: IssueLog) -> Iterator[Utterance]:
         """Yields the lines of a language, or all if no line names its language; see `Corpus`."""
+        config_language = normalize_language(config.replace("_", "-"))
         any_language = any(_language(fields) for _, fields in self._lines(source, IssueLog()))
         for path, split in self._files(source):
             for place, fields in _lines(path, split, issues):
-                language = _language(fields) if any_language else config
-                if language != config:
-                    if language not in LANGUAGES:
+                language = _language(fields) if any_language else config_language
+                if config_language not in (language, base_language(language)):
+                    if not is_language(language):
                         detail = f"unknown language {language!r}" if language else "no language"
                         issues.add("bad value", split=split, item=place, detail=detail)
                     continue
@@ -100,7 +111,9 @@ class Manifest(Corpus):
                 except ValueError as error:
                     issues.add("bad value", split=split, item=place, detail=str(error))
                     continue
-                utterance = _utterance(path, place, split, language, fields, spans, self.text_rules)
+                utterance = _utterance(
+                    path, place, split, config_language, fields, spans, self.text_rules
+                )
                 if not (utterance.audio or utterance.required):
                     detail = f"neither audio nor text; it has {', '.join(fields)}"
                     issues.add("bad value", split=split, item=place, detail=detail)
@@ -137,8 +150,9 @@ def _lines(path: Path, split: str, issues: IssueLog) -> Iterator[tuple[str, dict
 
 
 def _language(fields: dict[str, Any]) -> str:
-    """Returns the language code of a line, without a region; empty if it has none."""
-    return base_language(str(fields.get("language") or fields.get("lang") or ""))
+    """Returns the language code of a line, canonical if it is one; empty if it has none."""
+    code = str(fields.get("language") or fields.get("lang") or "").strip()
+    return normalize_language(code) if is_language(code) else code.lower()
 
 
 def _requested_language(languages: Sequence[str], place: str) -> str:
@@ -152,7 +166,7 @@ def _requested_language(languages: Sequence[str], place: str) -> str:
         raise UserError(f"{missing}; add it, or name one language for all lines: --languages en.")
     if len(languages) > 1:
         raise UserError(f"{missing}; add it, or name one language for all lines, not several.")
-    return LANGUAGES[language_id(languages[0])]
+    return config_name(languages[0])
 
 
 def _spans(fields: dict[str, Any]) -> tuple[Span, ...] | None:

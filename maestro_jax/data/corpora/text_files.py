@@ -36,8 +36,13 @@ from maestro_jax.data.corpora.corpus import Corpus, Utterance, select, select_la
 from maestro_jax.data.corpora.issues import IssueLog
 from maestro_jax.errors import UserError
 from maestro_jax.text.invisible_characters import SPELLED_JOINERS
-from maestro_jax.text.languages import LANGUAGES, language_id
-from maestro_jax.text.normalizers import base_language
+from maestro_jax.text.languages import (
+    LANGUAGES,
+    base_language,
+    config_name,
+    is_language,
+    normalize_language,
+)
 from maestro_jax.text.spoken_forms import find_rules
 
 # Some megabytes of text; each process has several shards in memory.
@@ -126,12 +131,13 @@ class TextFiles(Corpus):
 
     def configs(self, source: Path, languages: Sequence[str] = ()) -> list[str]:
         """Lists the languages of the directories or files; see `Corpus`."""
-        return select_languages(sorted(_files_by_language(source)), languages, source)
+        return select_languages(sorted(_files_by_language(source, languages)), languages, source)
 
     def utterances(self, source: Path, config: str, issues: IssueLog) -> Iterator[Utterance]:
         """Yields the sentences of a language, file by file; see `Corpus`."""
         normalize = find_rules(self.text_rules)
-        for path in _files_by_language(source)[config]:
+        language = normalize_language(config.replace("_", "-"))
+        for path in _files_by_language(source, [language])[config]:
             split = split_of(path.name)
             file = str(path.relative_to(source))
             for place, text in _documents(path, file, split, issues):
@@ -139,31 +145,35 @@ class TextFiles(Corpus):
                     yield Utterance(
                         id=f"{place}:{number}",
                         split=split,
-                        language=config,
-                        text=normalize(sentence, config),
+                        language=language,
+                        text=normalize(sentence, language),
                         raw_text=sentence,
                         required=("text",),
                     )
 
 
-def _files_by_language(source: Path) -> dict[str, list[Path]]:
+def _files_by_language(source: Path, requested: Sequence[str]) -> dict[str, list[Path]]:
+    """Returns the files of each language, and those of a dialect by themselves if requested."""
+    named = {config_name(name) for name in requested if is_language(name)}
     files: dict[str, list[Path]] = {}
     for directory in sorted(path for path in source.iterdir() if path.is_dir()):
         language = _language(directory.name)
         # Directories whose names are not language codes hold something else.
         if not re.fullmatch(r"[a-z]{2,3}", language):
             continue
+        dialect = directory.name.lower().replace("-", "_")
         for path in sorted(directory.iterdir()):
             if path.name.endswith(_SUFFIXES) and path.is_file():
-                files.setdefault(language, []).append(path)
+                for config in {language, *({dialect} & named)}:
+                    files.setdefault(config, []).append(path)
     for root in (source, source / "multilingual"):
         for path in sorted(root.iterdir()) if root.is_dir() else []:
             if match := _MC4.fullmatch(path.name):
                 files.setdefault(_language(match[1]), []).append(path)
     for path in sorted(source.iterdir()):
         match = _NAMED.fullmatch(path.name.removesuffix(".gz"))
-        # Other files have suffixes of two or three letters, too.
-        if match and _language(match[1]) in LANGUAGES and path.is_file():
+        # Other files have suffixes of two or three letters, too, many of which are languages.
+        if match and _language(match[1]) in (*LANGUAGES, *named) and path.is_file():
             files.setdefault(_language(match[1]), []).append(path)
     return files
 
@@ -301,7 +311,7 @@ class ParallelText(Corpus):
         selected = select(available, requested, source, "pairs of languages")
         for name in selected:
             for language in name.split("_"):
-                language_id(language)
+                normalize_language(language)
         return selected
 
     def utterances(self, source: Path, config: str, issues: IssueLog) -> Iterator[Utterance]:

@@ -97,9 +97,9 @@ def test_a_nemo_manifest_takes_its_language_from_the_command(tmp_path: Path) -> 
         corpus.configs(tmp_path / "in")
     with pytest.raises(UserError, match="unknown language 'english'"):
         corpus.configs(tmp_path / "in", ["english"])
-    assert corpus.configs(tmp_path / "in", ["en-GB"]) == ["en"]
-    [record] = records(prepared(corpus, tmp_path / "in", "en", tmp_path), "train")
-    assert (record["text"], record["language"]) == ("good morning", "en")
+    assert corpus.configs(tmp_path / "in", ["en-GB"]) == ["en_gb"]
+    [record] = records(prepared(corpus, tmp_path / "in", "en_gb", tmp_path), "train")
+    assert (record["text"], record["language"]) == ("good morning", "en-GB")
     write_lines(tmp_path / "said" / "train.jsonl", ['{"text": "Guten Tag", "lang": "de"}'])
     assert corpus.configs(tmp_path / "said") == ["de"]
 
@@ -107,7 +107,7 @@ def test_a_nemo_manifest_takes_its_language_from_the_command(tmp_path: Path) -> 
 def test_lines_of_no_known_language_are_entries(tmp_path: Path) -> None:
     lines = [
         {"text": "Guten Tag", "language": "de"},
-        {"text": "x", "language": "qqq"},
+        {"text": "x", "language": "xyz"},
         {"text": "y"},
     ]
     source = tmp_path / "in"
@@ -120,10 +120,30 @@ def test_lines_of_no_known_language_are_entries(tmp_path: Path) -> None:
         ("bad value", "train", "train.jsonl:2"),
         ("bad value", "train", "train.jsonl:3"),
     ]
-    for languages in ([], ["qqq"]):
+    for languages in ([], ["xyz"]):
         write_lines(source / "train.jsonl", [json.dumps(lines[1])])
-        with pytest.raises(UserError, match="unknown language 'qqq'"):
+        with pytest.raises(UserError, match="unknown language 'xyz'"):
             corpus.configs(source, languages)
+
+
+def test_a_dialect_is_prepared_when_it_is_requested(tmp_path: Path) -> None:
+    lines = [
+        {"text": "Grüezi", "language": "de_ch", "id": "a"},
+        {"text": "Guten Tag", "language": "deu", "id": "b"},
+        {"text": "Allillanchu", "language": "quz", "id": "c"},
+    ]
+    source = tmp_path / "in"
+    write_lines(source / "train.jsonl", [json.dumps(line) for line in lines])
+    corpus = Manifest()
+    assert corpus.configs(source) == ["de", "quz"]
+    assert corpus.configs(source, ["de-CH", "quz"]) == ["de_ch", "quz"]
+    expected = {"de": ["a", "b"], "de_ch": ["a"], "quz": ["c"]}
+    for config, ids in expected.items():
+        found = records(prepared(corpus, source, config, tmp_path), "train")
+        assert [record["id"] for record in found] == ids
+        assert {record["language"] for record in found} == {config.replace("_ch", "-CH")}
+    with pytest.raises(UserError, match="'de_at' is not among the languages"):
+        corpus.configs(source, ["de-AT"])
 
 
 def test_a_line_without_anything_is_an_entry(tmp_path: Path) -> None:
