@@ -66,7 +66,7 @@ def jitted_networks(model: Any, params: Any) -> tuple[Predict, Best, Any]:
     # The weights are constants of the program; passing them at every call would take longer.
     @jax.jit
     def predict_step(label: jax.Array, state: Any) -> tuple[jax.Array, Any]:
-        outputs, state = model.apply(variables, label[None, None], state, method="predict_labels")
+        outputs, state = model.apply(variables, label[None, None], state, method="prediction_step")
         return outputs[:, 0], state
 
     @jax.jit

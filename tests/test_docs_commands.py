@@ -24,8 +24,10 @@ STARTS = {
     r"maestro plan ": None,
 }
 PLACEHOLDERS = ("...", "ARGUMENTS", "DIR")
-# A gin file that a page gives a name and shows.
-SHOWN_FILE = re.compile(r"`(\w+\.gin)`[^`]*?:\n```gin\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+# A gin file, or a module that it imports, that a page gives a name and shows.
+SHOWN_FILE = re.compile(
+    r"`([\w/]+\.(?:gin|py))`[^`]*?:\n+```(?:gin|python)\n(.*?)^```$", re.DOTALL | re.MULTILINE
+)
 
 
 def shown() -> list[tuple[str, str, int | None]]:
@@ -66,8 +68,10 @@ def test_a_command_is_a_whole_run(
     """Nothing is left to be set, and the batches divide by the devices."""
     if page.endswith(".md"):
         for file, text in SHOWN_FILE.findall((ROOT / page).read_text(encoding="utf-8")):
+            (tmp_path / file).parent.mkdir(exist_ok=True)
             (tmp_path / file).write_text(text, encoding="utf-8")
         monkeypatch.chdir(tmp_path)
+        monkeypatch.syspath_prepend(tmp_path)
     name, arguments = _parse(shlex.split(command))
     if name == "plan":
         run = _planned_run(arguments)

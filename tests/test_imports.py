@@ -225,6 +225,7 @@ def test_training_runs_without_tensorflow(tmp_path: pathlib.Path) -> None:
     import jax.numpy as jnp
     import pathlib
     from maestro_jax.batches import StreamConfig, synthetic_batch
+    from maestro_jax.objectives.base import Objective
     from maestro_jax.training.trainer import train
     from maestro_jax.training.optimizers import AdamConfig
     from maestro_jax.training.run import TrainRun
@@ -234,19 +235,15 @@ def test_training_runs_without_tensorflow(tmp_path: pathlib.Path) -> None:
         def __call__(self, audio):
             return nn.Dense(1)(audio / 32768.0)
 
-    class Regression:
-        streams = ("paired",)
-
-        def active_streams(self, step):
-            return self.streams
+    class Regression(Objective):
+        loss_weights = {"paired": {"square": 1.0}}
 
         def init(self, model, rng, batch):
             return model.init(rng, batch["paired"]["audio"])["params"]
 
-        def loss(self, model, params, ema_params, batch, *, rng, step, controls=None, train=True):
+        def loss_terms(self, model, params, ema_params, batch, **options):
             predicted = model.apply({"params": params}, batch["paired"]["audio"])
-            loss = jnp.mean(jnp.square(predicted - 1.0))
-            return loss, {"loss/square": (loss, jnp.ones(()))}
+            return {"square": (jnp.mean(jnp.square(predicted - 1.0)), jnp.ones(()))}, {}
 
     streams = {
         "paired": StreamConfig(mixture="none", batch_size=8, audio_samples=400, text_tokens=4)

@@ -20,8 +20,8 @@ pytestmark = pytest.mark.slow
 SMALL = NARROW | {
     "VOCAB_SIZE": "96",
     "CHECKPOINT_EVERY": "2",
-    "PAIRED_FROM": "0",
-    "TEXT_FROM": "0",
+    "PAIRED_START_STEP": "0",
+    "TEXT_START_STEP": "0",
 }
 STEPS = {"pretrain": 3, "finetune": 2, "scratch": 2}
 SEARCHES = {"greedy": "greedy", "beam of 8": "beam_of_8"}

@@ -11,7 +11,7 @@ from narrow_model import NARROW
 
 from maestro_jax.cli.run_summary import phases_text
 from maestro_jax.gin_utils import gin_config
-from maestro_jax.modules.subword_durations import SubwordDurations
+from maestro_jax.modules.duration import SubwordDurations
 from maestro_jax.objectives.curriculum import weight_at
 from maestro_jax.planning.run_time import RunPhase, run_phases
 from maestro_jax.training import parameter_trees
@@ -92,7 +92,7 @@ def test_the_losses(name: str) -> None:
     masks = objective.self_supervised
     assert (masks.mask_probability, masks.mask_span) == (0.065, 10)
     assert (masks.distractors, masks.temperature) == (100, 0.1)
-    weights = {term: float(weight_at(weight, 0)) for term, weight in objective.weights.items()}
+    weights = {term: float(weight_at(weight, 0)) for term, weight in objective.term_weights.items()}
     assert weights.pop("diversity") == 0.1
     assert set(weights.values()) == {1.0}
     assert objective.align_with_ema
@@ -106,7 +106,7 @@ def test_texts_have_the_room_of_pairs(name: str) -> None:
     for stream in run.streams.values():
         assert stream.audio_samples in (0, 32 * 16_000)
         assert {stream.text_tokens, stream.translation_tokens} <= {0, 32 * 16}
-    assert run.objective.text_frames == 32 * 25
+    assert run.objective.max_text_frames == 32 * 25
     # Letters: of 14 European languages, or of the languages of mC4 (mSLAM has 4096 of 101).
     assert run.model.vocab_size == (4096 if name == "covost2" else 256)
 
@@ -155,10 +155,10 @@ def test_what_is_said_of_a_stream_is_what_is_computed(objective: str, bindings) 
 
         def terms(params, batch):
             rng = jax.random.key(0)
-            return run.objective.terms(run.model, params, params, batch, rng=rng, step=0)[0]
+            return run.objective.loss_terms(run.model, params, params, batch, rng=rng, step=0)[0]
 
         traced = jax.eval_shape(terms, params, {stream: shapes[stream]})
-        assert set(traced) == set(run.objective.weights_of(stream)), stream
+        assert set(traced) == set(run.objective.loss_weights[stream]), stream
 
 
 def test_the_phases_in_words() -> None:
@@ -197,7 +197,7 @@ def test_gates_and_schedules_in_words() -> None:
 def test_fine_tuning(name: str, weights: dict[str, dict[str, float]]) -> None:
     """Batches of 256, mSLAM's rates and, for translation, its decoder and its weight of MT."""
     run = gin_config.parse_and_build([f"runs/paper_{name}_finetune.gin"], {"INIT_FROM": "None"})
-    assert {stream: run.objective.weights_of(stream) for stream in run.streams} == weights
+    assert {stream: run.objective.loss_weights[stream] for stream in run.streams} == weights
     assert {stream.batch_size for stream in run.streams.values()} == {256}
     for group, peak, warmup in (("encoder", 3e-4, 5000), ("decoder", 1e-3, 1500)):
         rates = [float(run.optimizer.group_schedules(n - 1)[group]) for n in (warmup // 2, warmup)]

@@ -12,7 +12,7 @@ import pytest
 from maestro_jax.batches import batch_shapes
 from maestro_jax.configs_path import config_root
 from maestro_jax.gin_utils import gin_config
-from maestro_jax.modules.subword_durations import SubwordDurations
+from maestro_jax.modules.duration import SubwordDurations
 from maestro_jax.training import parameter_trees
 from maestro_jax.training.partitioning import Partitioning
 
@@ -60,7 +60,7 @@ def test_objectives(objective: str) -> None:
     assert set(run.objective.active_streams(10**9)) <= set(run.objective.streams)
     assert run.used_streams
     # What an objective trains to write, the model has.
-    assert set(getattr(run.objective, "decoders", ())) <= set(run.model.vocab_sizes)
+    assert set(run.objective.decoders) <= set(run.model.vocab_sizes)
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -144,7 +144,7 @@ def test_runs(name: str) -> None:
 def test_texts_have_the_room_of_the_longest_speech(objective, data, frames) -> None:
     if objective == "speech_translation.gin" and data == "voxpopuli.gin":
         pytest.skip("no translations")
-    assert build(objective=objective, data=data).objective.text_frames == frames
+    assert build(objective=objective, data=data).objective.max_text_frames == frames
 
 
 def test_fine_tuning_has_the_rates_of_mslam() -> None:

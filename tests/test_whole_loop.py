@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 SMALL = NARROW | {"VOCAB_SIZE": "96", "CHECKPOINT_EVERY": "2"}
 STEPS = {"pretrain": 4, "finetune_asr": 2, "finetune_st": 2}
-AT_ONCE = {"PAIRED_FROM": "0", "TEXT_FROM": "0", "TRANSLATION_FROM": "0"}
+AT_ONCE = {"PAIRED_START_STEP": "0", "TEXT_START_STEP": "0", "TRANSLATION_START_STEP": "0"}
 
 
 def demo_command(output: Path, steps: dict[str, int], bindings: dict[str, str]) -> list[str]:
@@ -143,7 +143,7 @@ def test_evaluate_a_finished_run(demo_output: Path, capsys: pytest.CaptureFixtur
 
 def test_an_interrupted_demo_goes_on(one_device: dict[str, str], tmp_path: Path) -> None:
     """A signal in the middle of pretraining; the second start continues from its checkpoint."""
-    curriculum = {"PAIRED_FROM": "1", "TEXT_FROM": "3", "TRANSLATION_FROM": "3"}
+    curriculum = {"PAIRED_START_STEP": "1", "TEXT_START_STEP": "3", "TRANSLATION_START_STEP": "3"}
     command = demo_command(tmp_path, STEPS | {"pretrain": 60}, SMALL | curriculum)
     process = subprocess.Popen(command, env=one_device, stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "pretrained" / "metrics.jsonl"

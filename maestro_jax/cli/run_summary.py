@@ -75,7 +75,7 @@ def _frames(run: TrainRun, shape: StreamConfig) -> int | None:
     """Returns the length of the shared encoder's input in frames, of audio or resampled text."""
     if shape.audio_samples:
         return int(run.model.frame_count(shape.audio_samples))
-    return getattr(run.objective, "text_frames", None)
+    return run.objective.max_text_frames
 
 
 def phases_text(run: TrainRun) -> str:
@@ -96,21 +96,22 @@ def phases_text(run: TrainRun) -> str:
             "batch": run.streams[name].batch_size,
             "losses x weights": ", ".join(
                 f"{term} x {_weight(weight)}"
-                for term, weight in run.objective.weights_of(name).items()
+                for term, weight in run.objective.loss_weights[name].items()
             ),
         }
         for phase in run_phases(run)
         for name in phase.streams
     ]
     lines = ["phases:", table(rows)]
-    curriculum = getattr(run.objective, "curriculum", None)
+    curriculum = run.objective.curriculum
     for phase in curriculum.phases if curriculum is not None else ():
         used = [name for name in phase.streams if name in run.used_streams]
-        if phase.gates and used and phase.begins < run.steps:
+        if phase.gates and used and phase.start_step < run.steps:
             gates = ", ".join(map(str, phase.gates))
             lines.append(f"{' and '.join(used)} wait{'s' * (len(used) == 1)} for: {gates}")
-    if (weighting := getattr(run.objective, "weighting", None)) is not None:
-        lines.append(f"multiplied by learned factors: {type(weighting).__name__}")
+    if run.objective.weighting is not None:
+        weighting = type(run.objective.weighting).__name__
+        lines.append(f"multiplied by learned factors: {weighting}")
     return "\n".join(lines)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any, Required, TypedDict, Unpack
 
 import jax
@@ -16,11 +14,10 @@ from maestro_jax.decoding.fusion import Fusion
 from maestro_jax.decoding.greedy import greedy_decode
 from maestro_jax.decoding.hypotheses import Hypotheses, add_beam_dim
 from maestro_jax.layers.masking import length_mask
-from maestro_jax.modules.held_durations import predicted_durations
+from maestro_jax.modules.duration import predicted_durations
 from maestro_jax.modules.maestro import Maestro
 
 DECODERS = ("transducer", "ctc", "attention")
-Call = Callable[..., Any]
 
 
 class SearchOptions(TypedDict, total=False):
@@ -72,9 +69,9 @@ def decode_speech(
         ValueError: If `beam_size` or a limit is below 1, the decoder is unknown, or a language is
             needed and not given.
     """
-    call: Call = functools.partial(model.apply, {"params": params})
-    features, mask = call(audio, audio_length, method="features")
-    encoded = call(features, mask, language, method="encode_speech")
+    bound = model.bind({"params": params})
+    features, mask = bound.features(audio, audio_length)
+    encoded = bound.encode_speech(features, mask, language)
     return decode_encoded(
         model,
         params,
@@ -94,7 +91,7 @@ def decode_text(
     language: jax.Array,
     target_language: jax.Array | None = None,
     *,
-    text_frames: int,
+    max_text_frames: int,
     **options: Unpack[SearchOptions],
 ) -> Hypotheses:
     """Translates a batch of text: resampled by predicted durations, it replaces speech.
@@ -106,7 +103,7 @@ def decode_text(
         text_length: `[batch]` valid tokens; 0 gives the empty hypothesis.
         language: `[batch]` language ids of the text.
         target_language: `[batch]` ids of the language to translate into; None reproduces the text.
-        text_frames: Room for the resampled text; further frames are cut off.
+        max_text_frames: Room for the resampled text; further frames are cut off.
         **options: Options of the search.
 
     Returns:
@@ -115,11 +112,11 @@ def decode_text(
     Raises:
         ValueError: As `decode_speech`.
     """
-    call: Call = functools.partial(model.apply, {"params": params})
+    bound = model.bind({"params": params})
     mask = length_mask(text_length, text.shape[1])
-    embedded = call(text, mask, language, method="encode_text")
+    embedded = bound.encode_text(text, mask, language)
     durations = predicted_durations(model, params, text, mask, language)
-    refined, index = call(embedded, durations, text_frames, method="upsample")
+    refined, index = bound.upsample(embedded, durations, max_text_frames)
     return decode_encoded(
         model,
         params,
@@ -168,22 +165,20 @@ def decode_encoded(
     Raises:
         ValueError: As `decode_speech`.
     """
-    call: Call = functools.partial(model.apply, {"params": params})
-    context = call(encoded, mask, target_language, language, method="encode_shared")
+
+    def bound() -> Maestro:
+        # A bound module cannot be carried into the body of a loop, so each call binds anew.
+        return model.bind({"params": params})
+
+    context = bound().encode_shared(encoded, mask, target_language, language)
     if decoder == "attention":
-        cache = call(
-            context,
-            mask,
-            target_language,
-            beam=beam_size,
-            length=max_labels + 1,
-            method="start_translation",
+        cache = bound().start_translation(
+            context, mask, target_language, beam=beam_size, length=max_labels + 1
         )
 
         def step(tokens: jax.Array, position: jax.Array, past: Any) -> tuple[jax.Array, Any]:
-            logits, updated = call(
-                tokens, position, cache._replace(past=past), method="step_translation"
-            )
+            updated = cache._replace(past=past)
+            logits, updated = bound().step_translation(tokens, position, updated)
             return logits, updated.past
 
         return attention_decode(
@@ -197,7 +192,7 @@ def decode_encoded(
         )
     frame_lengths = mask.sum(axis=1, dtype="int32")
     if decoder == "ctc":
-        log_probs = jax.nn.log_softmax(call(context, method="ctc_logits"), axis=-1)
+        log_probs = jax.nn.log_softmax(bound().ctc_logits(context), axis=-1)
         if beam_size == 1 and fusion is None:
             best = ctc_greedy(log_probs, frame_lengths, max_labels=max_labels)
             return add_beam_dim(best, 1)
@@ -206,16 +201,16 @@ def decode_encoded(
         )
     if decoder != "transducer":
         raise ValueError(f"decoder is {decoder!r}; choose one of {DECODERS}.")
-    frames = call(context, method="project_frames")
+    frames = bound().project_frames(context)
 
     def predict(state: Any, labels: jax.Array) -> tuple[jax.Array, Any]:
-        outputs, state = call(labels[:, None], state, method="predict_labels")
+        outputs, state = bound().prediction_step(labels[:, None], state)
         return outputs[:, 0], state
 
     def joint(frame: jax.Array, outputs: jax.Array) -> jax.Array:
-        return call(frame, outputs, method="joint")
+        return bound().joint(frame, outputs)
 
-    state = call(len(context), method="decoder_state")
+    state = bound().decoder_state(len(context))
     arguments = (predict, joint, state, frames, frame_lengths)
     options: dict[str, Any] = {
         "max_labels": max_labels,

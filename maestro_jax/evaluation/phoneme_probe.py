@@ -10,16 +10,15 @@ from either.
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from maestro_jax.modules.frontend import stack_frames
+from maestro_jax.modules.maestro import Maestro
 
 if TYPE_CHECKING:
     from maestro_jax.minivox.corpus import Example
@@ -46,7 +45,7 @@ class Accuracy:
     phonemes: int
 
 
-def frame_phonemes(example: Example, model: nn.Module) -> list[str]:
+def frame_phonemes(example: Example, model: Maestro) -> list[str]:
     """The phoneme at the centre of each encoder frame of an utterance.
 
     Args:
@@ -67,7 +66,7 @@ def frame_phonemes(example: Example, model: nn.Module) -> list[str]:
 
 
 def frame_features(
-    model: nn.Module, params: Any, examples: Sequence[Example], *, samples: int, batch: int = 16
+    model: Maestro, params: Any, examples: Sequence[Example], *, samples: int, batch: int = 16
 ) -> dict[str, np.ndarray]:
     """What each of `LAYERS` gives for the frames of utterances, without masks or dropout.
 
@@ -81,15 +80,15 @@ def frame_features(
     Returns:
         `[frames, features]` by layer, the frames of all utterances one after the other.
     """
-    call: Callable[..., Any] = functools.partial(model.apply, {"params": params})
 
     @jax.jit
     def encode(audio: jax.Array, lengths: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-        mel, mel_lengths = call(audio, lengths, method="log_mel")
-        features, mask = call(mel, mel_lengths, method="subsample")
+        bound = model.bind({"params": params})
+        mel, mel_lengths = bound.log_mel(audio, lengths)
+        features, mask = bound.subsample(mel, mel_lengths)
         unknown = jnp.full(lengths.shape, -1, jnp.int32)
-        encoded = call(features, mask, unknown, method="encode_speech")
-        context = call(encoded, mask, None, unknown, method="encode_shared")
+        encoded = bound.encode_speech(features, mask, unknown)
+        context = bound.encode_shared(encoded, mask, None, unknown)
         stacked = stack_frames(mel, model.subsampling.factor)
         return mask, (stacked, encoded, context)
 
@@ -146,7 +145,7 @@ def linear_probe(
 
 
 def probe_encoder(
-    model: nn.Module,
+    model: Maestro,
     params: Any,
     train: Sequence[Example],
     test: Sequence[Example],

@@ -72,7 +72,7 @@ def masked_metrics(
 
     @jax.jit
     def metrics(params: Any, stream: Any, rng: jax.Array) -> Any:
-        return run.objective.terms(
+        return run.objective.loss_terms(
             run.model, params, params, {"speech": stream}, rng=rng, step=run.steps, train=False
         )[1]
 

@@ -194,6 +194,10 @@ def _check_macros(source: gin_source.Source) -> None:
     for name, where in source.bound.items():
         if name in source.referenced:
             continue
+        if name in renames.MOVED_MACROS:
+            raise UserError(
+                f"{where}: the macro {name} is now called {renames.MOVED_MACROS[name]}."
+            )
         if not where.startswith("--gin."):
             # A file may set what only another kind of run reads, but not what none reads.
             shipped = gin_source.shipped_macros() if shipped is None else shipped

@@ -217,15 +217,15 @@ def align_speech(
     Returns:
         The best path, in encoder frames, and the number of frames, `[batch]`.
     """
-    call = functools.partial(model.apply, {"params": params})
-    features, mask = call(audio, audio_length, method="features")
-    encoded = call(features, mask, language, method="encode_speech")
-    context = call(encoded, mask, target_language, language, method="encode_shared")
+    bound = model.bind({"params": params})
+    features, mask = bound.features(audio, audio_length)
+    encoded = bound.encode_speech(features, mask, language)
+    context = bound.encode_shared(encoded, mask, target_language, language)
     frame_lengths = mask.sum(axis=1).astype("int32")
     if decoder == "ctc":
-        log_probs = jax.nn.log_softmax(call(context, method="ctc_logits"), axis=-1)
+        log_probs = jax.nn.log_softmax(bound.ctc_logits(context), axis=-1)
         return ctc_alignment(log_probs, labels, frame_lengths, label_lengths), frame_lengths
-    log_blank, log_label = call(context, labels, method="lattices")
+    log_blank, log_label = bound.joint_log_probs(context, labels)
     path = transducer_alignment(
         log_blank,
         log_label,

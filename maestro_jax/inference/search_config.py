@@ -135,7 +135,7 @@ def choose_decoder(run: TrainRun, name: str | None) -> str:
     Raises:
         UserError: If the name is unknown, or the model has no such decoder.
     """
-    trained = getattr(run.objective, "decoders", ("transducer",))
+    trained = run.objective.decoders
     if name is None:
         return trained[0]
     if name not in DECODERS:

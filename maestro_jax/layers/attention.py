@@ -8,13 +8,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from maestro_jax.layers.attention_kernels import cudnn_attention, cudnn_takes, pallas_attention
 from maestro_jax.layers.dot_product_attention import (
     BLOCK,
     LARGE_NEGATIVE,
     band_pays,
     blocked_attention,
+    cudnn_attention,
+    cudnn_takes,
     local_attention,
+    pallas_attention,
     whole_attention,
 )
 from maestro_jax.layers.partitioned import Dense, constrain
@@ -50,7 +52,7 @@ class SelfAttention(nn.Module):
 
             The kernels have no dropout on the weights: where it is at work, in training with a rate
             above 0, `blocked` takes the place of `cudnn` and `pallas`.
-        dtype: The type computed in.
+        dtype: Computation dtype.
     """
 
     heads: int
@@ -61,7 +63,7 @@ class SelfAttention(nn.Module):
     dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
-        """Refuse what means nothing before anything is built."""
+        """Refuses settings that mean nothing before anything is built."""
         if self.context is not None and self.context < 0:
             raise ValueError(
                 f"SelfAttention.context is {self.context}; give a number of frames, or None for a "
@@ -86,7 +88,7 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, deterministic: bool = True) -> jax.Array:
-        """`[batch, frames, features]` with `[batch, frames]` validity to the same shape.
+        """Maps `[batch, frames, features]` with mask `[batch, frames]` to the same shape.
 
         Raises:
             ValueError: The implementation asked for cannot compute this here.
@@ -103,41 +105,42 @@ class SelfAttention(nn.Module):
         key = constrain(key, "batch", "frames", "act_heads", None)
         value = constrain(value, "batch", "frames", "act_heads", None)
         rng = None if deterministic or not self.dropout else self.make_rng("dropout")
-        chosen = self.chosen(x.shape[1], size, drops=rng is not None)
-        if chosen in _WITHOUT_BAND:
-            kernel = cudnn_attention if chosen == "cudnn" else pallas_attention
+        implementation = self.resolved_implementation(x.shape[1], size, drops=rng is not None)
+        if implementation in _WITHOUT_BAND:
+            kernel = cudnn_attention if implementation == "cudnn" else pallas_attention
             mixed = kernel(query, key, value, mask)
         else:
+            # [batch, frames, heads, size] -> [batch, heads, frames, size]
             query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
-            mixed = self._mix(chosen, query, key, value, mask, rng).transpose(0, 2, 1, 3)
+            mixed = self._mix(implementation, query, key, value, mask, rng).transpose(0, 2, 1, 3)
         return Dense(
             features, ("heads", "kv", "embed"), contracted=2, dtype=self.dtype, name="output"
         )(mixed)
 
     def _mix(
         self,
-        chosen: str,
+        implementation: str,
         query: jax.Array,
         key: jax.Array,
         value: jax.Array,
         mask: jax.Array,
         rng: jax.Array | None,
     ) -> jax.Array:
-        """Queries, keys and values `[batch, heads, frames, size]` to what they attend to."""
+        """Attends without a kernel; queries, keys and values are `[batch, heads, frames, size]`."""
         drop: dict[str, Any] = {"dropout": self.dropout, "rng": rng}
-        if chosen == "local":
+        if implementation == "local":
             assert self.context is not None
             return local_attention(query, key, value, mask, context=self.context, **drop)
-        if chosen == "blocked":
+        if implementation == "blocked":
             return blocked_attention(query, key, value, mask, context=self.context, **drop)
-        seen = mask[:, None, None, :]
+        visible = mask[:, None, None, :]  # [batch, 1, queries, keys]
         if self.context is not None:
             frames = jnp.arange(mask.shape[1])
-            seen = seen & (jnp.abs(frames[:, None] - frames[None, :]) <= self.context)
-        return whole_attention(query, key, value, seen, **drop)
+            visible = visible & (jnp.abs(frames[:, None] - frames[None, :]) <= self.context)
+        return whole_attention(query, key, value, visible, **drop)
 
-    def chosen(self, frames: int, size: int, *, drops: bool) -> str:
-        """Which implementation computes this.
+    def resolved_implementation(self, frames: int, size: int, *, drops: bool) -> str:
+        """Returns the implementation that computes this.
 
         Args:
             frames: Length of the sequence, with its padding.
@@ -150,18 +153,18 @@ class SelfAttention(nn.Module):
         Raises:
             ValueError: The implementation asked for cannot compute this here.
         """
-        wanted = self.implementation
+        implementation = self.implementation
         on_gpu = jax.default_backend() == "gpu"
-        if wanted == "cudnn" and not (on_gpu and cudnn_takes(self.dtype, size)):
+        if implementation == "cudnn" and not (on_gpu and cudnn_takes(self.dtype, size)):
             raise ValueError(
                 "SelfAttention.implementation is 'cudnn', which needs a GPU, bfloat16 or float16, "
                 f"and heads of at most 128 features, a multiple of 8; here are "
                 f"{jax.default_backend()}, {jnp.dtype(self.dtype).name} and {size}. Choose 'auto'."
             )
-        if wanted in _WITHOUT_BAND and drops:
+        if implementation in _WITHOUT_BAND and drops:
             return "blocked"
-        if wanted != "auto":
-            return wanted
+        if implementation != "auto":
+            return implementation
         if self.context is not None and band_pays(frames, self.context):
             return "local"
         if on_gpu and self.context is None and not drops and cudnn_takes(self.dtype, size):

@@ -7,40 +7,48 @@ modalities.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from maestro_jax.layers.adapters import ResidualAdapter
 from maestro_jax.layers.attention import SelfAttention
+from maestro_jax.layers.convolution import depthwise_convolution
 from maestro_jax.layers.dropout import Dropout
-from maestro_jax.layers.group_norm import MaskedGroupNorm
+from maestro_jax.layers.languages import ResidualAdapter
 from maestro_jax.layers.masking import zero_padding
-from maestro_jax.layers.partitioned import Dense, constrain, layer_norm, parameter
+from maestro_jax.layers.normalization import MaskedGroupNorm, layer_norm
+from maestro_jax.layers.partitioned import Dense, constrain, parameter
 from maestro_jax.layers.positions import sinusoids
 from maestro_jax.layers.rematerialisation import Policy, check_policy, rematerialised
 
 POSITIONS = ("sinusoidal", "rotary", "none")
 
 
-def depthwise_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Centred convolution of each channel with a kernel of its own, by shifting and adding.
+class EncoderBlock(Protocol):
+    """What a `ConformerStack` repeats: a Linen module that is called like this."""
 
-    XLA's grouped convolution is slow on CPU, and for short kernels not better elsewhere.
+    def __call__(
+        self,
+        x: jax.Array,
+        mask: jax.Array,
+        language: jax.Array | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """Transforms a sequence.
 
-    Args:
-        x: `[batch, frames, channels]`, zero on padding.
-        kernel: `[width, channels]`, width odd.
+        Args:
+            x: `[batch, frames, features]`; what is on padding may be anything finite.
+            mask: `[batch, frames]` bool, True = valid.
+            language: `[batch]` int32 ids of the language spoken or written; None where unknown.
+            deterministic: No dropout.
 
-    Returns:
-        `[batch, frames, channels]`.
-    """
-    width, frames = kernel.shape[0], x.shape[1]
-    padded = jnp.pad(x, ((0, 0), (width // 2, width // 2), (0, 0)))
-    products = (padded[:, i : i + frames] * kernel[i] for i in range(width))
-    return sum(products, jnp.zeros((), x.dtype))
+        Returns:
+            `[batch, frames, features]` of the dtype of `x`.
+        """
+        ...
 
 
 class FeedForward(nn.Module):
@@ -49,7 +57,7 @@ class FeedForward(nn.Module):
     Attributes:
         hidden: Size of the hidden layer.
         dropout: Rate after each linear map.
-        dtype: The type computed in.
+        dtype: Computation dtype.
     """
 
     hidden: int
@@ -58,7 +66,7 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, deterministic: bool = True) -> jax.Array:
-        """`[batch, frames, features]` to the same shape, without the residual."""
+        """Maps `[batch, frames, features]` to the same shape, without the residual."""
         features = x.shape[-1]
         y = layer_norm(dtype=self.dtype, name="norm")(x)
         y = nn.swish(Dense(self.hidden, ("embed", "mlp"), dtype=self.dtype, name="up")(y))
@@ -75,7 +83,7 @@ class ConvolutionModule(nn.Module):
         kernel_size: Odd width of the depthwise convolution, in frames.
         groups: Groups of the normalisation; 0 for layer normalisation.
         dropout: Rate at the output.
-        dtype: The type computed in.
+        dtype: Computation dtype.
     """
 
     kernel_size: int = 5
@@ -85,7 +93,7 @@ class ConvolutionModule(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, deterministic: bool = True) -> jax.Array:
-        """`[batch, frames, features]`, `[batch, frames]` to the first's shape, no residual."""
+        """Maps `[batch, frames, features]` with its mask to the same shape, without residual."""
         features = x.shape[-1]
         y = layer_norm(dtype=self.dtype, name="norm")(x)
         # Two maps instead of one that is split: the halves stay whole under tensor sharding.
@@ -117,8 +125,8 @@ class ConformerBlock(nn.Module):
         attention_implementation: How attention is computed; see `SelfAttention`.
         attention_dropout: Rate on the attention weights; None for that of the branches.
         adapter_features: Size of the residual adapter at the end; 0 for none.
-        adapter_languages: Its sets of weights; see `ResidualAdapter`.
-        dtype: The type computed in.
+        adapter_languages: Number of sets of adapter weights; see `ResidualAdapter`.
+        dtype: Computation dtype.
     """
 
     heads: int
@@ -143,7 +151,7 @@ class ConformerBlock(nn.Module):
         *,
         deterministic: bool = True,
     ) -> jax.Array:
-        """`[batch, frames, features]`, `[batch, frames]`, `[batch]` to the first's shape."""
+        """Maps `[batch, frames, features]` to the same shape; see `EncoderBlock`."""
         common = {"dropout": self.dropout, "dtype": self.dtype}
         x = x + 0.5 * FeedForward(self.hidden, **common, name="feed_forward_in")(
             x, deterministic=deterministic
@@ -175,7 +183,10 @@ class ConformerBlock(nn.Module):
 
 
 class ConformerStack(nn.Module):
-    """A number of equal Conformer blocks, with the positions added before the first.
+    """A number of equal blocks with parameters of their own; positions are added before the first.
+
+    The blocks are Conformer blocks of the sizes below. Any other module takes their place as
+    `block`: docs/how_to/block.md writes one.
 
     Attributes:
         layers: Number of blocks.
@@ -192,12 +203,15 @@ class ConformerStack(nn.Module):
         attention_dropout: Rate on the attention weights; None for that of the branches. The
             kernels `cudnn` and `pallas` train at a rate of 0 alone.
         adapter_features: Size of a residual adapter after each block; 0 for none.
-        adapter_languages: Sets of adapters, chosen by the language id of the row; 0 for one set
-            that all languages share.
+        adapter_languages: Number of sets of adapters, chosen by the language id of the row; 0 for
+            one set that all languages share.
+        block: A module to repeat instead of the Conformer block, called as `EncoderBlock`. The
+            settings from `heads` to `dropout` are then not used, as the block has its own; rotary
+            positions, settings of attention, and adapters are refused.
         scan: Compile one block and loop over it; parameters get a leading `layers` axis.
         remat: Which of a block's activations are kept for the backward pass; see
             `rematerialisation`.
-        dtype: The type computed in.
+        dtype: Computation dtype; a block must return the dtype of its input.
     """
 
     layers: int
@@ -213,12 +227,13 @@ class ConformerStack(nn.Module):
     attention_dropout: float | None = None
     adapter_features: int = 0
     adapter_languages: int = 0
+    block: nn.Module | None = None
     scan: bool = True
     remat: Policy = "none"
     dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
-        """Refuse choices that mean nothing before anything is built."""
+        """Refuses settings that mean nothing before anything is built."""
         if self.positions not in POSITIONS:
             raise ValueError(
                 f"ConformerStack.positions is {self.positions!r}; choose one of {POSITIONS}."
@@ -234,7 +249,26 @@ class ConformerStack(nn.Module):
                 f"ConformerStack.adapter_languages is {self.adapter_languages}, but there are no "
                 "adapters; give adapter_features a size."
             )
+        if self.block is not None:
+            self._check_block(self.block)
         super().__post_init__()
+
+    def _check_block(self, block: nn.Module) -> None:
+        """Refuses settings that only Conformer blocks have."""
+        unused = {
+            "positions = 'rotary'": self.positions == "rotary",
+            "attention_context": self.attention_context is not None,
+            "attention_implementation": self.attention_implementation != "auto",
+            "attention_dropout": self.attention_dropout is not None,
+            "adapter_features": self.adapter_features > 0,
+        }
+        for name, is_set in unused.items():
+            if is_set:
+                raise ValueError(
+                    f"ConformerStack.block is a {type(block).__name__}, which does not read "
+                    f"ConformerStack.{name}; leave that at its default, and set fields of the "
+                    "block instead."
+                )
 
     def __call__(
         self,
@@ -244,7 +278,7 @@ class ConformerStack(nn.Module):
         *,
         deterministic: bool = True,
     ) -> jax.Array:
-        """The top of the stack.
+        """Computes the output of the last block.
 
         Args:
             x: `[batch, frames, features]`.
@@ -255,25 +289,25 @@ class ConformerStack(nn.Module):
         Returns:
             `[batch, frames, features]`, zero on padding.
         """
-        return self.with_tap(x, mask, language, deterministic=deterministic)[0]
+        return self.with_intermediate(x, mask, language, deterministic=deterministic)[0]
 
     @nn.compact
-    def with_tap(
+    def with_intermediate(
         self,
         x: jax.Array,
         mask: jax.Array,
         language: jax.Array | None = None,
         *,
-        tap: int | None = None,
+        layer: int | None = None,
         deterministic: bool = True,
     ) -> tuple[jax.Array, jax.Array]:
-        """The top of the stack, and what one of its blocks puts out.
+        """Computes the outputs of the last block and of another one.
 
         Args:
             x: `[batch, frames, features]`.
             mask: `[batch, frames]` bool, True = valid.
             language: `[batch]` language ids, for adapters of which each language has its own.
-            tap: The block, counted from 1; None or `layers` for the top.
+            layer: The other block, counted from 1; None or `layers` for the last.
             deterministic: No dropout.
 
         Returns:
@@ -282,45 +316,31 @@ class ConformerStack(nn.Module):
         Raises:
             ValueError: There is no such block.
         """
-        if tap is not None and not 1 <= tap <= self.layers:
-            raise ValueError(f"there is no block {tap} among {self.layers}; count them from 1.")
-        if tap == self.layers:
-            tap = None
+        if layer is not None and not 1 <= layer <= self.layers:
+            raise ValueError(f"there is no block {layer} among {self.layers}; count them from 1.")
+        if layer == self.layers:
+            layer = None
         if self.positions == "sinusoidal":
             x = x + sinusoids(jnp.arange(x.shape[1]), self.features).astype(self.dtype)
         x = constrain(x.astype(self.dtype), "batch", "frames", "act_embed")
-        settings = {
-            "heads": self.heads,
-            "hidden": self.hidden,
-            "kernel_size": self.kernel_size,
-            "groups": self.groups,
-            "dropout": self.dropout,
-            "rotary": self.positions == "rotary",
-            "attention_context": self.attention_context,
-            "attention_implementation": self.attention_implementation,
-            "attention_dropout": self.attention_dropout,
-            "adapter_features": self.adapter_features,
-            "adapter_languages": self.adapter_languages,
-            "dtype": self.dtype,
-        }
         scanned = self.scan and self.layers > 1
 
         # `deterministic` must stay a Python value, so it is closed over and not an argument.
-        def run(module: ConformerBlock, x: jax.Array) -> jax.Array:
-            return module(x, mask, language, deterministic=deterministic)
+        def run(block: Any, x: jax.Array) -> jax.Array:
+            return block(x, mask, language, deterministic=deterministic)
 
         run = rematerialised(run, self.remat, scanned=scanned)
-        tapped = x
+        intermediate = x
         if scanned:
 
             def body(
-                module: ConformerBlock, carry: tuple[jax.Array, ...], number: jax.Array
+                block: nn.Module, carry: tuple[jax.Array, ...], number: jax.Array
             ) -> tuple[tuple[jax.Array, ...], None]:
-                x = run(module, carry[0])
-                if tap is None:
+                x = run(block, carry[0])
+                if layer is None:
                     return (x,), None
-                # The carry holds one block's output. Handing it out a block would keep them all.
-                return (x, jnp.where(number == tap, x, carry[1])), None
+                # The carry holds one block's output. As an output of the scan, all would be kept.
+                return (x, jnp.where(number == layer, x, carry[1])), None
 
             carry, _ = nn.scan(
                 body,
@@ -329,15 +349,35 @@ class ConformerStack(nn.Module):
                 length=self.layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )(
-                ConformerBlock(**settings, name="layers"),
-                (x,) if tap is None else (x, x),
+                self._new_block("layers"),
+                (x,) if layer is None else (x, x),
                 jnp.arange(1, self.layers + 1),
             )
-            x, tapped = carry[0], carry[-1]
+            x, intermediate = carry[0], carry[-1]
         else:
             for number in range(1, self.layers + 1):
-                x = run(ConformerBlock(**settings, name=f"layer_{number - 1}"), x)
-                if number == tap or tap is None:
-                    tapped = x
+                x = run(self._new_block(f"layer_{number - 1}"), x)
+                if number == layer or layer is None:
+                    intermediate = x
         top = zero_padding(x, mask)
-        return top, top if tap is None else zero_padding(tapped, mask)
+        return top, top if layer is None else zero_padding(intermediate, mask)
+
+    def _new_block(self, name: str) -> nn.Module:
+        """Returns a block with parameters of its own, below this name."""
+        if self.block is not None:
+            return self.block.copy(name=name)
+        return ConformerBlock(
+            heads=self.heads,
+            hidden=self.hidden,
+            kernel_size=self.kernel_size,
+            groups=self.groups,
+            dropout=self.dropout,
+            rotary=self.positions == "rotary",
+            attention_context=self.attention_context,
+            attention_implementation=self.attention_implementation,
+            attention_dropout=self.attention_dropout,
+            adapter_features=self.adapter_features,
+            adapter_languages=self.adapter_languages,
+            dtype=self.dtype,
+            name=name,
+        )

@@ -1,15 +1,75 @@
-"""Dropout whose random bits cost a TPU little: see `maestro_jax.layers.randomness`."""
+"""Dropout, and large random arrays that cost a TPU little: to compile, to compute and to hold.
+
+JAX's default generator is a hundred integer operations per number, which XLA for TPU writes out at
+every place that draws: most of the instructions of a training step, and minutes of compiling. The
+chip has a generator of its own (`rbg`), but the partitioner runs it for the whole batch on every
+device. Here each device draws for its rows alone.
+
+On a TPU the random numbers depend on the number of devices that the rows are split over; elsewhere
+they are a function of the key and the shape.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.core.scope import LazyRng
+from jax.sharding import PartitionSpec
 
-from maestro_jax.layers.randomness import drawn_by_hardware
+from maestro_jax.layers.partitioned import mesh_axes
+
+Draw = Callable[[jax.Array, tuple[int, ...]], jax.Array]
+"""From a key and a shape to an array of that shape, as `jax.random.normal`."""
+
+
+def sample(draw: Draw, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Draws an array with a row for each row of a batch.
+
+    Args:
+        draw: `jax.random.normal`, `jax.random.gumbel` ...
+        key: A key of JAX's default generator, for this place of the model alone.
+        shape: Shape of the array, the rows of a batch first.
+    """
+    return jax.lax.platform_dependent(
+        key,
+        tpu=lambda key: drawn_by_hardware(draw, key, shape),
+        default=lambda key: draw(key, shape),
+    )
+
+
+def drawn_by_hardware(
+    draw: Draw, key: jax.Array, shape: tuple[int, ...], place: int = 0
+) -> jax.Array:
+    """Draws like `sample` with XLA's own generator, on each device for its rows.
+
+    Args:
+        draw: As in `sample`.
+        key: A key of JAX's default generator.
+        shape: Shape of the array; where the devices do not divide its rows, each draws them all.
+        place: A number of 64 bits that tells places apart that share a key.
+    """
+    axes = mesh_axes("batch")
+    if not shape or shape[0] % math.prod(axes.values()):
+        axes = {}
+    local = (shape[0] // math.prod(axes.values()), *shape[1:]) if shape else ()
+
+    def drawn(key: jax.Array) -> jax.Array:
+        first, second = jax.random.key_data(key).astype(jnp.uint32)
+        high, low = jnp.uint32(place >> 32), jnp.uint32(place & 0xFFFFFFFF)
+        device = jax.lax.axis_index(tuple(axes)).astype(jnp.uint32) if axes else jnp.uint32(0)
+        # Two words of a generator's key, and two of its counter, whose upper one no draw reaches.
+        words = jnp.stack([first ^ high, second ^ low, high, device])
+        return draw(jax.random.wrap_key_data(words, impl="rbg"), local)
+
+    if not axes:
+        return drawn(key)
+    rows = PartitionSpec(tuple(axes))
+    return jax.shard_map(drawn, in_specs=PartitionSpec(), out_specs=rows, check_vma=False)(key)
 
 
 class Dropout(nn.Module):
@@ -25,7 +85,7 @@ class Dropout(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, deterministic: bool | None = None) -> jax.Array:
-        """`[batch, ...]` to the same shape (random stream `dropout`)."""
+        """Maps `[batch, ...]` to the same shape (random stream `dropout`)."""
         deterministic = nn.merge_param("deterministic", self.deterministic, deterministic)
         if deterministic or self.rate == 0.0:
             return x
@@ -35,7 +95,7 @@ class Dropout(nn.Module):
         return jnp.where(kept, x / keep, jnp.zeros_like(x))
 
     def _unfolded(self) -> tuple[jax.Array, int]:
-        """The key that `make_rng` has just folded this module's path into, and that path hashed."""
+        """Returns the key before `make_rng` folded in the module's path, and the path hashed."""
         assert self.scope is not None
         name = "dropout" if self.scope.has_rng("dropout") else "params"
         lazy = LazyRng.create(self.scope.rngs[name], self.scope.rng_counters[name])
@@ -49,7 +109,7 @@ def keep_mask(
     shape: tuple[int, ...],
     unfolded: tuple[jax.Array, int] | None = None,
 ) -> jax.Array:
-    """What dropout keeps.
+    """Draws the mask of elements that dropout keeps.
 
     On a TPU the mask depends on over how many devices the rows are split; elsewhere it is a
     function of the key and the shape.
@@ -57,7 +117,7 @@ def keep_mask(
     Args:
         key: A key of JAX's default generator, for this place of the model alone.
         keep: The chance of every element to be kept; on a TPU in steps of 1 / 65536.
-        shape: Of the mask, the rows of a batch first.
+        shape: Shape of the mask, the rows of a batch first.
         unfolded: A key that several places share, and a number of 64 bits of this place's own: to
             fold one into the other costs a TPU more than to draw; None:
             `key` is used.
@@ -75,7 +135,7 @@ def keep_mask(
 
 
 def hardware_mask(key: jax.Array, place: int, keep: float, shape: tuple[int, ...]) -> jax.Array:
-    """`keep_mask` by XLA's own generator, on each device for its rows."""
+    """Draws like `keep_mask` with XLA's own generator, on each device for its rows."""
 
     def draw(key: jax.Array, local: tuple[int, ...]) -> jax.Array:
         bits = jax.random.bits(key, local, jnp.uint16)

@@ -22,7 +22,7 @@ from maestro_jax.precision import EXACT
 
 
 def power_spectrum(frames: jax.Array, points: int) -> jax.Array:
-    """The squared magnitudes of the discrete Fourier transform, even bins before odd ones.
+    """Computes squared magnitudes of the discrete Fourier transform, even bins before odd ones.
 
     Args:
         frames: `[..., samples]` float32, real; filled up with zeros to `points`.
@@ -53,13 +53,13 @@ def power_spectrum(frames: jax.Array, points: int) -> jax.Array:
 
 
 def even_before_odd(rows: np.ndarray) -> np.ndarray:
-    """The rows of a matrix in the order of `power_spectrum`."""
+    """Returns the rows of a matrix in the order of `power_spectrum`."""
     return np.concatenate([rows[::2], rows[1::2]])
 
 
 @functools.cache
 def _matrices(points: int, *, odd: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines `[terms, bins]` and sines of the even or the odd bins."""
+    """Returns cosines and sines `[terms, bins]` of the even or the odd bins."""
     terms = np.arange(points // 4 + 1)[:, None]
     # The odd bins are one fewer; the last column is for nothing.
     bins = 2 * np.arange(points // 4 + 1)[None, :] + int(odd)

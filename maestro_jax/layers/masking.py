@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 def length_mask(lengths: jax.Array, size: int) -> jax.Array:
-    """True where a position holds data.
+    """Returns True where a position holds data.
 
     Args:
         lengths: `[batch]`, number of valid positions.
@@ -20,14 +20,14 @@ def length_mask(lengths: jax.Array, size: int) -> jax.Array:
 
 
 def zero_padding(x: jax.Array, mask: jax.Array) -> jax.Array:
-    """`x` `[batch, frames, features]` with zeros where `mask` `[batch, frames]` is False."""
+    """Sets `x` `[batch, frames, features]` to zero where `mask` `[batch, frames]` is False."""
     return jnp.where(mask[:, :, None], x, jnp.zeros((), x.dtype))
 
 
 def span_mask(
     rng: jax.Array, valid: jax.Array, *, start_probability: float, span: int
 ) -> jax.Array:
-    """Spans that start anywhere with a probability and may overlap (w2v-BERT, section 3).
+    """Draws spans that start anywhere with a probability and may overlap (w2v-BERT, section 3).
 
     With a start probability of 0.065 and spans of 10 about 49% of the frames are masked.
 
@@ -50,7 +50,7 @@ def span_mask(
 def block_mask(
     rng: jax.Array, sizes: jax.Array, length: int, *, blocks: int, max_width: jax.Array | int
 ) -> jax.Array:
-    """A number of blocks of random width at random places (SpecAugment, section 2).
+    """Draws blocks of random width at random positions (SpecAugment, section 2).
 
     Args:
         rng: Random key.

@@ -27,14 +27,14 @@ def parameter(
     axes: tuple[str | None, ...],
     shape: tuple[int, ...],
 ) -> jax.Array:
-    """A float32 parameter of a module, created where it is not there yet.
+    """Returns a float32 parameter of a module, which initialisation creates.
 
     Args:
         module: The module that asks for it.
-        name: What it is called there.
-        init: From key, shape and type to values.
+        name: Name of the parameter in the module.
+        init: Function of key, shape and dtype that returns the values.
         axes: The logical name of each axis.
-        shape: Its shape.
+        shape: Shape of the parameter.
     """
     boxed = nn.with_logical_partitioning(init, axes)
     # Flax says that the box comes back; a module is handed what is in it.
@@ -50,11 +50,10 @@ class Dense(nn.Module):
     Attributes:
         features: Output size, or sizes.
         axes: Logical names of the kernel's axes, inputs first.
-        contracted: How many of the last input axes are contracted.
+        contracted: Number of input axes, from the last, that are contracted.
         use_bias: Whether to add a bias.
-        dtype: The type computed in; parameters stay float32.
-        precision: Of the product, for what must not be rounded (`maestro_jax.precision`); None for
-            JAX's default.
+        dtype: Computation dtype; parameters stay float32.
+        precision: Precision of the product (see `maestro_jax.precision`); None for JAX's default.
         kernel_init: The initialiser of the kernel, given it as a matrix.
         bias_init: The initialiser of the bias.
     """
@@ -70,7 +69,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[..., inputs]` to `[..., features]`."""
+        """Maps `[..., inputs]` to `[..., features]`."""
         outputs = (self.features,) if isinstance(self.features, int) else tuple(self.features)
         inputs = x.shape[x.ndim - self.contracted :]
 
@@ -91,17 +90,6 @@ class Dense(nn.Module):
         return checkpoint_name(y, self.name or "dense")
 
 
-def layer_norm(*, dtype: Any = jnp.float32, name: str | None = None) -> nn.LayerNorm:
-    """Layer normalisation over the last axis; statistics in float32."""
-    return nn.LayerNorm(
-        epsilon=1e-5,
-        dtype=dtype,
-        scale_init=nn.with_logical_partitioning(nn.initializers.ones_init(), ("embed",)),
-        bias_init=nn.with_logical_partitioning(nn.initializers.zeros_init(), ("embed",)),
-        name=name,
-    )
-
-
 def embedding(
     size: int,
     features: int,
@@ -110,7 +98,7 @@ def embedding(
     dtype: Any = jnp.float32,
     name: str | None = None,
 ) -> nn.Embed:
-    """A table of ``size`` vectors; ``rows`` names its first axis."""
+    """Returns a table of ``size`` vectors, whose first axis is named ``rows``."""
     return nn.Embed(
         size,
         features,
@@ -123,7 +111,7 @@ def embedding(
 
 
 def mesh_axes(axis: str) -> dict[str, int]:
-    """The axes of the mesh of the moment over which the rules split a logical axis; their sizes."""
+    """Returns the mesh axes, with sizes, over which a logical axis is split in the current mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     spec = nn.logical_to_mesh_axes((axis,)) if not mesh.empty else None
     if not spec or spec[0] is None or not nn.get_logical_axis_rules():
@@ -133,10 +121,10 @@ def mesh_axes(axis: str) -> dict[str, int]:
 
 
 def shards(axis: str) -> int:
-    """Over how many devices the rules and the mesh of the moment split a logical axis."""
+    """Returns the number of devices over which a logical axis is split in the current mesh."""
     return math.prod(mesh_axes(axis).values())
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Ask the partitioner to lay an activation out by logical axes (no effect without a mesh)."""
+    """Asks the partitioner to split an activation by logical axes; no effect without a mesh."""
     return nn.with_logical_constraint(x, axes)

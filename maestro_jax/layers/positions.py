@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 def sinusoids(positions: jax.Array, features: int, *, longest: float = 10_000.0) -> jax.Array:
-    """Sine and cosine of positions at geometrically spaced wavelengths (Vaswani et al., 3.5).
+    """Computes sine and cosine at geometrically spaced wavelengths (Vaswani et al., 3.5).
 
     Args:
         positions: `[...]`, any numbers.
@@ -24,7 +24,7 @@ def sinusoids(positions: jax.Array, features: int, *, longest: float = 10_000.0)
 
 
 def rotate(x: jax.Array, *, longest: float = 10_000.0) -> jax.Array:
-    """Rotary position encoding of queries or keys (RoFormer, equation 34).
+    """Applies rotary position encoding to queries or keys (RoFormer, equation 34).
 
     Args:
         x: `[batch, frames, heads, size]`, size even.

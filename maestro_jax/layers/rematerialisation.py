@@ -35,7 +35,7 @@ KEPT_LAYERS = ("query", "key", "value", "output", "gate", "down")
 
 
 def check_policy(policy: Policy, where: str) -> None:
-    """Refuse a name that is none.
+    """Refuses an unknown policy.
 
     Args:
         policy: The policy.
@@ -54,7 +54,7 @@ def check_policy(policy: Policy, where: str) -> None:
 def rematerialised(
     function: Callable[..., Any], policy: Policy, *, scanned: bool = False
 ) -> Callable[..., Any]:
-    """A function of a module and arrays whose backward pass computes again what is not kept.
+    """Returns a function of a module and arrays that recomputes activations in the backward pass.
 
     Args:
         function: Its first argument is the module whose layers it calls; whatever has to stay a
@@ -75,7 +75,7 @@ def rematerialised(
 def looped(
     function: Callable[[Any, jax.Array], jax.Array], module: nn.Module, x: jax.Array, times: int
 ) -> jax.Array:
-    """A layer applied to its own output: compiled once, with parameters of its own every time.
+    """Applies a layer to its own output, compiled once, with parameters of its own every time.
 
     Args:
         function: Of the module and an array, with an array of the same shape and type.

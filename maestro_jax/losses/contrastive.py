@@ -124,7 +124,35 @@ def diversity_loss(probabilities: jax.Array, mask: jax.Array) -> tuple[jax.Array
     weights = mask.astype(jnp.float32)[:, :, None]
     count = jnp.sum(weights)
     average = jnp.sum(probabilities * weights, axis=(0, 1)) / jnp.maximum(count, 1.0)
-    entropy = -jnp.sum(average * jnp.log(average + 1e-9))
-    perplexity = jnp.exp(entropy)
-    loss = jnp.where(count > 0, 1.0 - perplexity / codes, 0.0)
-    return loss, perplexity
+    diversity = perplexity(average)
+    loss = jnp.where(count > 0, 1.0 - diversity / codes, 0.0)
+    return loss, diversity
+
+
+def perplexity(probabilities: jax.Array) -> jax.Array:
+    """Computes exp(H(p)): the number of codes that, used evenly, would be as diverse.
+
+    Args:
+        probabilities: `[..., codes]`, of sum 1 over the codes.
+
+    Returns:
+        `[...]` float32.
+    """
+    return jnp.exp(-jnp.sum(probabilities * jnp.log(probabilities + 1e-9), axis=-1))
+
+
+def code_counts(ids: jax.Array, mask: jax.Array, codes: int) -> jax.Array:
+    """Counts how often each code was chosen.
+
+    Args:
+        ids: `[batch, frames]` or `[batch, frames, codebooks]` int32.
+        mask: `[batch, frames]` bool, the frames that count.
+        codes: Number of entries of a codebook.
+
+    Returns:
+        `[codebooks, codes]` float32, one codebook for ids without that axis.
+    """
+    ids = ids.reshape(*mask.shape, -1)
+    codebooks = ids.shape[-1]
+    weights = jnp.broadcast_to(mask[:, :, None], ids.shape).astype(jnp.float32)
+    return jnp.zeros((codebooks, codes)).at[jnp.arange(codebooks), ids].add(weights, mode="drop")

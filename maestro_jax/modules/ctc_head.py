@@ -1,4 +1,4 @@
-"""The CTC head: a symbol a frame, read off the shared encoder's output.
+"""The CTC head: one symbol per frame, read from the shared encoder's output.
 
 Source: Graves et al. 2006 for the output layer. Beside the transducer it needs no prediction
 network, so that nothing but the encoder can learn the text.
@@ -21,8 +21,8 @@ class CtcHead(nn.Module):
 
     Attributes:
         vocab_size: Number of outputs, blank (0) included.
-        dropout: Rate on what it reads.
-        dtype: The type multiplied in; logits leave as float32.
+        dropout: Dropout rate on the input.
+        dtype: Computation dtype; logits are float32.
     """
 
     vocab_size: int
@@ -31,7 +31,7 @@ class CtcHead(nn.Module):
 
     @nn.compact
     def __call__(self, encoded: jax.Array, *, deterministic: bool = True) -> jax.Array:
-        """`[batch, frames, features]` of the shared encoder to logits `[batch, frames, vocab]`."""
+        """Maps `[batch, frames, features]` to float32 logits `[batch, frames, vocab]`."""
         x = Dropout(self.dropout)(encoded, deterministic=deterministic)
         logits = Dense(self.vocab_size, ("embed", "vocab"), dtype=self.dtype, name="output")(x)
         return constrain(logits.astype(jnp.float32), "batch", "frames", "act_vocab")

@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from maestro_jax.layers.fourier import even_before_odd, power_spectrum
-from maestro_jax.layers.group_norm import MaskedGroupNorm
 from maestro_jax.layers.masking import block_mask, length_mask, zero_padding
+from maestro_jax.layers.normalization import MaskedGroupNorm
 from maestro_jax.layers.partitioned import constrain
 from maestro_jax.precision import EXACT
 
@@ -31,7 +31,7 @@ WINDOW_SHAPES = ("hann", "hanning", "povey")
 
 
 def window_samples(shape: str, size: int) -> np.ndarray:
-    """`[size]` float32 weights of one of `WINDOW_SHAPES`."""
+    """Returns the weights `[size]` float32 of one of `WINDOW_SHAPES`."""
     if shape == "hann":
         window = np.hanning(size + 1)[:-1]
     else:
@@ -42,7 +42,7 @@ def window_samples(shape: str, size: int) -> np.ndarray:
 def mel_filterbank(
     bins: int, fft_size: int, sample_rate: int, low_hz: float, high_hz: float
 ) -> np.ndarray:
-    """Triangular filters, evenly spaced on the mel scale 1127 ln(1 + f / 700).
+    """Makes triangular filters, evenly spaced on the mel scale 1127 ln(1 + f / 700).
 
     Args:
         bins: Number of filters.
@@ -71,7 +71,7 @@ class LogMelFrontend(nn.Module):
 
     Attributes:
         sample_rate: Hz.
-        window: Samples a frame sees.
+        window: Samples per frame.
         hop: Samples between frames.
         bins: Mel bins.
         low_hz: Lower edge of the filterbank.
@@ -105,7 +105,7 @@ class LogMelFrontend(nn.Module):
     time_mask_ratio: float = 0.05
 
     def __post_init__(self) -> None:
-        """Refuse unknown windows."""
+        """Refuses unknown windows."""
         super().__post_init__()
         if self.window_shape not in WINDOW_SHAPES:
             raise ValueError(
@@ -119,7 +119,7 @@ class LogMelFrontend(nn.Module):
     def frame_count(self, samples: jax.Array) -> jax.Array: ...
 
     def frame_count(self, samples: jax.Array | int) -> jax.Array | int:
-        """Frames that fit wholly into so many samples (0 for less than one window)."""
+        """Returns the number of frames that fit into a number of samples (0 below one window)."""
         if isinstance(samples, int):
             return max(0, 1 + (samples - self.window) // self.hop)
         return jnp.maximum(0, 1 + (samples - self.window) // self.hop)
@@ -181,7 +181,7 @@ class LogMelFrontend(nn.Module):
     def spec_augment(
         self, features: jax.Array, lengths: jax.Array, augment: jax.Array | bool = True
     ) -> jax.Array:
-        """Zero, the mean of normalised features, in random bands and stretches.
+        """Sets random bands and stretches to zero, the mean of normalised features.
 
         Source: SpecAugment (Park et al. 2019, arXiv 1904.08779), without time warping.
 
@@ -242,7 +242,7 @@ class ConvSubsampling(nn.Module):
             utterance. What every frame shares then cannot drown what tells frames apart, which is
             how small encoders and codebooks collapse (BEST-RQ, section 3.1, normalises what it
             quantizes for this reason).
-        dtype: The type computed in.
+        dtype: Computation dtype.
     """
 
     channels: tuple[int, int] = (128, 32)
@@ -261,12 +261,12 @@ class ConvSubsampling(nn.Module):
     def frame_count(self, frames: jax.Array) -> jax.Array: ...
 
     def frame_count(self, frames: jax.Array | int) -> jax.Array | int:
-        """Encoder frames of so many log-mel frames: the last may stand for fewer than `factor`."""
+        """Returns the number of encoder frames of log-mel frames; the last may be partial."""
         return -(-frames // self.factor)
 
     @nn.compact
     def __call__(self, features: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """`[batch, frames, bins]` and `[batch]` to `[batch, frames / 4, bins / 4 * channels]`."""
+        """Maps `[batch, frames, bins]` to `[batch, frames / 4, bins / 4 * channels]`."""
         x = features.astype(self.dtype)[..., None]
         for index, channels in enumerate(self.channels):
             x = nn.Conv(

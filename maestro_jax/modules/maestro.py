@@ -1,4 +1,4 @@
-"""The whole of MAESTRO's Figure 1 as one module; objectives call its parts.
+"""The whole of MAESTRO's Figure 1 as one module, whose methods objectives call.
 
 audio [batch, samples] -> frontend -> subsampling -> features [batch, frames, conv_features]
 features -> speech_encoder -> e_s [batch, frames, features]
@@ -6,7 +6,7 @@ text [batch, tokens] -> text_encoder -> e_t [batch, tokens, text_features]
 e_t -> duration_model -> durations [batch, tokens] in frames
 e_t, durations -> resampler -> refiner -> ê_t [batch, frames, features]
 e_s or ê_t -> shared_encoder -> [batch, frames, features]
-shared encoder's output, labels -> decoder -> two arcs a node [batch, frames, labels + 1]
+shared encoder's output, labels -> decoder -> two arcs per node [batch, frames, labels + 1]
 shared encoder's output -> ctc_head -> logits [batch, frames, vocab]
 shared encoder's output, labels -> translation_decoder -> logits [batch, labels + 1, vocab]
 
@@ -16,7 +16,7 @@ The last two are for fine-tuning and need not be there.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import TypeVar, cast
 
 import flax.linen as nn
 import jax
@@ -24,19 +24,27 @@ import jax.numpy as jnp
 
 from maestro_jax.layers.masking import length_mask
 from maestro_jax.modules.ctc_head import CtcHead
-from maestro_jax.modules.duration import DurationModel, DurationPrediction
+from maestro_jax.modules.duration import (
+    DurationModel,
+    DurationPrediction,
+    Gaussians,
+    SubwordDurations,
+)
 from maestro_jax.modules.frontend import ConvSubsampling, LogMelFrontend, stack_frames
-from maestro_jax.modules.gaussian_upsampling import GaussianUpsampling
-from maestro_jax.modules.quantizer import GumbelQuantizer, Quantized
-from maestro_jax.modules.random_projection import RandomProjectionQuantizer
+from maestro_jax.modules.quantizer import (
+    GumbelQuantizer,
+    Quantized,
+    RandomProjectionQuantizer,
+)
 from maestro_jax.modules.refiner import Refiner
-from maestro_jax.modules.resampler import FrameIndex, Resampler
+from maestro_jax.modules.resampler import FrameIndex, GaussianUpsampling, Resampler
 from maestro_jax.modules.shared_encoder import SharedEncoder
 from maestro_jax.modules.speech_encoder import SpeechEncoder
-from maestro_jax.modules.subword_durations import Gaussians, SubwordDurations
 from maestro_jax.modules.text_encoder import TextEncoder
 from maestro_jax.modules.transducer import LstmState, TransducerDecoder
 from maestro_jax.modules.transformer_decoder import DecoderCache, TransformerDecoder
+
+Part = TypeVar("Part")
 
 
 class Maestro(nn.Module):
@@ -53,13 +61,13 @@ class Maestro(nn.Module):
         refiner: The paper's theta_R.
         shared_encoder: Upper Conformer stack.
         decoder: RNN-T.
-        ctc_head: A symbol a frame, for recognition; None for a model without.
+        ctc_head: One symbol per frame, for recognition; None for a model without.
         translation_decoder: A Transformer that writes translations; None for a model without.
         subword_durations: A Gaussian for the duration of each token, for durations that are drawn;
             None for a model without.
-        contrastive_layer: After which Conformer layer the contrastive loss taps, counted from 1 at
-            the bottom through speech and shared encoder; None for the speech encoder's output, the
-            natural reading of MAESTRO. w2v-BERT taps after 12 of 24.
+        contrastive_layer: The Conformer layer whose output the contrastive loss reads, counted from
+            1 at the bottom through speech and shared encoder; None for the speech encoder's output,
+            the natural reading of MAESTRO. w2v-BERT has 12 of 24.
     """
 
     frontend: LogMelFrontend
@@ -78,7 +86,7 @@ class Maestro(nn.Module):
     contrastive_layer: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a tap outside the encoders before anything is built."""
+        """Refuses a contrastive layer outside the encoders before anything is built."""
         if self.contrastive_layer is not None:
             layers = self.speech_encoder.stack.layers + self.shared_encoder.stack.layers
             if not 1 <= self.contrastive_layer <= layers:
@@ -117,11 +125,11 @@ class Maestro(nn.Module):
         return self.subsampling.factor * self.frontend.hop / self.frontend.sample_rate
 
     def frame_count(self, samples: int) -> int:
-        """Encoder frames of so many samples of audio."""
+        """Returns the number of encoder frames of a number of samples of audio."""
         return self.subsampling.frame_count(self.frontend.frame_count(samples))
 
     def __call__(self, batch: Mapping[str, Mapping[str, jax.Array]]) -> None:
-        """Touch every parameter, for initialisation.
+        """Calls every part once, so that initialisation creates all parameters.
 
         Args:
             batch: Ignored but for its batch size: parameters do not depend on any length.
@@ -146,7 +154,7 @@ class Maestro(nn.Module):
         self.upsample(embedded, tokens, mask.shape[1])
         context = self.encode_shared(encoded, mask, language, language)
         self.code_logits(context)
-        self.lattices(context, tokens)
+        self.joint_log_probs(context, tokens)
         if self.ctc_head is not None:
             self.ctc_logits(context)
         if self.translation_decoder is not None:
@@ -155,7 +163,7 @@ class Maestro(nn.Module):
     def features(
         self, audio: jax.Array, audio_length: jax.Array, *, augment: jax.Array | bool = False
     ) -> tuple[jax.Array, jax.Array]:
-        """Subsampled features.
+        """Computes subsampled features.
 
         Args:
             audio: `[batch, samples]` int16 or float, 16 kHz.
@@ -170,35 +178,35 @@ class Maestro(nn.Module):
     def log_mel(
         self, audio: jax.Array, audio_length: jax.Array, *, augment: jax.Array | bool = False
     ) -> tuple[jax.Array, jax.Array]:
-        """Log-mel features `[batch, mel_frames, bins]` and their lengths `[batch]`."""
+        """Computes log-mel features `[batch, mel_frames, bins]` and their lengths `[batch]`."""
         return self.frontend(audio, audio_length, augment=augment)
 
     def spec_augment(
         self, mel: jax.Array, lengths: jax.Array, augment: jax.Array | bool = True
     ) -> jax.Array:
-        """Log-mel features with SpecAugment on all rows or on some (stream `specaugment`)."""
+        """Applies SpecAugment to `[batch, mel_frames, bins]`, all rows or some (`specaugment`)."""
         return self.frontend.spec_augment(mel, lengths, augment)
 
     def subsample(self, mel: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """From log-mel features to `[batch, frames, conv_features]` and `[batch, frames]` bool."""
+        """Subsamples log-mel features to `[batch, frames, conv_features]`, and returns the mask."""
         features, lengths = self.subsampling(mel, lengths)
         return features, length_mask(lengths, features.shape[1])
 
     def frame_mask(self, mel: jax.Array, lengths: jax.Array) -> jax.Array:
-        """The validity mask `[batch, frames]` that `subsample` gives, without its features."""
+        """Returns the mask `[batch, frames]` that `subsample` returns, without its features."""
         count = self.subsampling.frame_count
         return length_mask(count(lengths), count(mel.shape[1]))
 
     def quantize(
         self, features: jax.Array, step: jax.Array | int = 0, *, deterministic: bool = True
     ) -> Quantized:
-        """Codes of unmasked features (random stream `gumbel` unless deterministic)."""
+        """Quantizes unmasked features (random stream `gumbel` unless deterministic)."""
         # Objectives check that the model has the quantizer that they need.
         quantizer = cast(GumbelQuantizer, self.quantizer)
         return quantizer(features, step, deterministic=deterministic)
 
     def random_codes(self, mel: jax.Array) -> jax.Array:
-        """Codes `[batch, frames, codebooks]` of unmasked log-mel features, which never move."""
+        """Returns the fixed codes `[batch, frames, codebooks]` of unmasked log-mel features."""
         quantizer = cast(RandomProjectionQuantizer, self.quantizer)
         return quantizer(stack_frames(mel, self.subsampling.factor))
 
@@ -211,12 +219,12 @@ class Maestro(nn.Module):
         masked_frames: jax.Array | None = None,
         deterministic: bool = True,
     ) -> jax.Array:
-        """e_s `[batch, frames, features]` from subsampled features; see `SpeechEncoder`."""
+        """Computes e_s `[batch, frames, features]` of subsampled features; see `SpeechEncoder`."""
         return self.speech_encoder(
             features, mask, language, masked_frames=masked_frames, deterministic=deterministic
         )[0]
 
-    def encode_speech_with_tap(
+    def encode_speech_with_intermediate(
         self,
         features: jax.Array,
         mask: jax.Array,
@@ -225,35 +233,47 @@ class Maestro(nn.Module):
         masked_frames: jax.Array | None = None,
         deterministic: bool = True,
     ) -> tuple[jax.Array, jax.Array]:
-        """e_s, and what `contrastive_context` takes unless `taps_shared_encoder`."""
-        tap = None if self.taps_shared_encoder else self.contrastive_layer
+        """Computes e_s, and the input of `contrastive_context` where that is below e_s.
+
+        Args:
+            features: `[batch, frames, conv_features]`, subsampled.
+            mask: `[batch, frames]` bool, True = valid.
+            language: `[batch]` ids of the language spoken.
+            masked_frames: `[batch, frames]` bool, the frames whose input is hidden.
+            deterministic: No dropout.
+
+        Returns:
+            e_s and the output of the layer `contrastive_layer` (e_s again if
+            `contrasts_in_shared_encoder`), both `[batch, frames, features]`.
+        """
+        layer = None if self.contrasts_in_shared_encoder else self.contrastive_layer
         return self.speech_encoder(
             features,
             mask,
             language,
             masked_frames=masked_frames,
-            tap=tap,
+            intermediate_layer=layer,
             deterministic=deterministic,
         )
 
     @property
-    def taps_shared_encoder(self) -> bool:
-        """Whether the contrastive loss taps above the speech encoder."""
+    def contrasts_in_shared_encoder(self) -> bool:
+        """Whether the contrastive loss reads a layer above the speech encoder."""
         layer = self.contrastive_layer
         return layer is not None and layer > self.speech_encoder.stack.layers
 
-    def contrastive_context(self, tapped: jax.Array) -> jax.Array:
-        """Vectors to compare with codes.
+    def contrastive_context(self, intermediate: jax.Array) -> jax.Array:
+        """Projects to the vectors that are compared with codes.
 
         Args:
-            tapped: `[batch, frames, features]`, what the layer that `contrastive_layer` says puts
-                out for masked speech: the second output of `encode_shared_with_tap` if
-                `taps_shared_encoder`, else that of `encode_speech_with_tap`.
+            intermediate: `[batch, frames, features]`, output of the layer `contrastive_layer` for
+                masked speech: the second output of `encode_shared_with_intermediate` if
+                `contrasts_in_shared_encoder`, else of `encode_speech_with_intermediate`.
 
         Returns:
             `[batch, frames, code_features]` float32.
         """
-        return self.speech_encoder.contrastive_context(tapped)
+        return self.speech_encoder.contrastive_context(intermediate)
 
     def encode_shared(
         self,
@@ -264,12 +284,12 @@ class Maestro(nn.Module):
         *,
         deterministic: bool = True,
     ) -> jax.Array:
-        """The shared encoder's output `[batch, frames, features]` for e_s or ê_t."""
+        """Computes the shared encoder's output `[batch, frames, features]` for e_s or ê_t."""
         return self.shared_encoder(x, mask, target_language, language, deterministic=deterministic)[
             0
         ]
 
-    def encode_shared_with_tap(
+    def encode_shared_with_intermediate(
         self,
         x: jax.Array,
         mask: jax.Array,
@@ -278,16 +298,33 @@ class Maestro(nn.Module):
         *,
         deterministic: bool = True,
     ) -> tuple[jax.Array, jax.Array]:
-        """The shared encoder's output, and for `contrastive_context` if `taps_shared_encoder`."""
-        tap = None
-        if self.contrastive_layer is not None and self.taps_shared_encoder:
-            tap = self.contrastive_layer - self.speech_encoder.stack.layers
+        """Computes the shared encoder's output, and the input of `contrastive_context`.
+
+        Args:
+            x: `[batch, frames, features]`, e_s or the masked ê_t.
+            mask: `[batch, frames]` bool, True = valid.
+            target_language: `[batch]` ids of the language to write; None or negative: that of `x`.
+            language: `[batch]` ids of the language spoken or written at the input.
+            deterministic: No dropout.
+
+        Returns:
+            The output and that of the layer `contrastive_layer` (the output again unless
+            `contrasts_in_shared_encoder`), both `[batch, frames, features]`.
+        """
+        layer = None
+        if self.contrastive_layer is not None and self.contrasts_in_shared_encoder:
+            layer = self.contrastive_layer - self.speech_encoder.stack.layers
         return self.shared_encoder(
-            x, mask, target_language, language, tap=tap, deterministic=deterministic
+            x,
+            mask,
+            target_language,
+            language,
+            intermediate_layer=layer,
+            deterministic=deterministic,
         )
 
     def code_logits(self, context: jax.Array) -> jax.Array:
-        """Logits `[batch, frames, codebooks * codes]` of masked prediction."""
+        """Computes logits `[batch, frames, codebooks * codes]` of masked prediction."""
         return self.shared_encoder.code_logits(context)
 
     def encode_text(
@@ -298,27 +335,26 @@ class Maestro(nn.Module):
         *,
         deterministic: bool = True,
     ) -> jax.Array:
-        """e_t `[batch, tokens, text_features]`."""
+        """Computes e_t `[batch, tokens, text_features]`."""
         return self.text_encoder(tokens, mask, language, deterministic=deterministic)
 
     def predict_durations(
         self, embedded: jax.Array, mask: jax.Array, *, deterministic: bool = True
     ) -> DurationPrediction:
-        """Both heads of the duration model for e_t."""
+        """Computes both heads of the duration model, `[batch, tokens]` each, for e_t."""
         return self.duration_model(embedded, mask, deterministic=deterministic)
 
     def round_durations(self, prediction: DurationPrediction, mask: jax.Array) -> jax.Array:
-        """Whole frames `[batch, tokens]` from the two heads."""
+        """Returns whole frames `[batch, tokens]` from the two heads."""
         return self.duration_model.round(prediction, mask)
 
     def continuous_durations(self, prediction: DurationPrediction, mask: jax.Array) -> jax.Array:
-        """Frames `[batch, tokens]` that are not rounded, and which gradients pass."""
+        """Returns frames `[batch, tokens]` that are not rounded and have a gradient."""
         return self.duration_model.durations(prediction, mask)
 
     def subword_gaussians(self, tokens: jax.Array) -> Gaussians:
-        """The Gaussian for the duration of each of `[batch, tokens]`."""
-        assert self.subword_durations is not None, "SubwordDurations is not set"
-        return self.subword_durations(tokens)
+        """Returns the Gaussian for the duration of each of `[batch, tokens]`."""
+        return _require(self.subword_durations, "subword_durations")(tokens)
 
     def upsample(
         self,
@@ -328,7 +364,7 @@ class Maestro(nn.Module):
         *,
         deterministic: bool = True,
     ) -> tuple[jax.Array, FrameIndex]:
-        """Resample and refine.
+        """Resamples e_t to frames and refines it to ê_t.
 
         Args:
             embedded: `[batch, tokens, text_features]`, e_t.
@@ -342,11 +378,11 @@ class Maestro(nn.Module):
         resampled, index = self.resampler(embedded, durations, frames)
         return self.refiner(resampled, index.mask, deterministic=deterministic), index
 
-    def predict_texts(self, labels: jax.Array, *, deterministic: bool = True) -> jax.Array:
-        """The prediction network over texts: `[batch, labels]` to `[batch, labels + 1, joint]`."""
-        return self.decoder.predict_texts(labels, deterministic=deterministic)
+    def prediction_network(self, labels: jax.Array, *, deterministic: bool = True) -> jax.Array:
+        """Maps labels `[batch, labels]` to `[batch, labels + 1, joint_features]` for the joint."""
+        return self.decoder.prediction_network(labels, deterministic=deterministic)
 
-    def lattices(
+    def joint_log_probs(
         self,
         context: jax.Array,
         labels: jax.Array,
@@ -354,12 +390,12 @@ class Maestro(nn.Module):
         *,
         deterministic: bool = True,
     ) -> tuple[jax.Array, jax.Array]:
-        """The two arcs of every RNN-T node, in nats.
+        """Computes the log-probabilities of both arcs of every RNN-T node, in nats.
 
         Args:
             context: `[batch, frames, features]` of the shared encoder.
             labels: `[batch, labels]` int32.
-            predicted: What `predict_texts` gives for the labels, if it has been called already.
+            predicted: The output of `prediction_network` for the labels, if it is known already.
             deterministic: No dropout.
 
         Returns:
@@ -369,26 +405,26 @@ class Maestro(nn.Module):
         return self.decoder(context, labels, predicted, deterministic=deterministic)
 
     def decoder_state(self, batch: int) -> tuple[LstmState, ...]:
-        """The prediction network's state before the first label."""
+        """Returns the prediction network's state before the first label, for a batch size."""
         return self.decoder.initial_state(batch)
 
     def project_frames(self, context: jax.Array) -> jax.Array:
-        """`[batch, frames, features]` to `[batch, frames, joint_features]`."""
+        """Projects `[batch, frames, features]` to `[batch, frames, joint_features]`."""
         return self.decoder.project_frames(context)
 
-    def predict_labels(
+    def prediction_step(
         self, labels: jax.Array, state: tuple[LstmState, ...]
     ) -> tuple[jax.Array, tuple[LstmState, ...]]:
-        """The prediction network on `[batch, steps]` labels."""
+        """Runs the prediction network on `[batch, steps]` labels, from a state to the next."""
         return self.decoder.predict(labels, state)
 
     def joint(self, frames: jax.Array, labels: jax.Array) -> jax.Array:
-        """Logits `[..., vocab]` of projected frames and labels."""
+        """Computes logits `[..., vocab]` of projected frames and labels that broadcast."""
         return self.decoder.joint(frames, labels)
 
     def ctc_logits(self, context: jax.Array, *, deterministic: bool = True) -> jax.Array:
-        """Logits `[batch, frames, vocab]` of the CTC head, blank 0."""
-        return _there(self.ctc_head, "ctc_head")(context, deterministic=deterministic)
+        """Computes logits `[batch, frames, vocab]` of the CTC head, blank 0."""
+        return _require(self.ctc_head, "ctc_head")(context, deterministic=deterministic)
 
     def translation_logits(
         self,
@@ -399,7 +435,7 @@ class Maestro(nn.Module):
         *,
         deterministic: bool = True,
     ) -> jax.Array:
-        """Logits `[batch, tokens, vocab]` of what follows each token of a translation.
+        """Computes logits of the token that follows each token of a translation.
 
         Args:
             tokens: `[batch, tokens]` int32, the first of a text is id 0.
@@ -411,7 +447,7 @@ class Maestro(nn.Module):
         Returns:
             `[batch, tokens, vocab]` float32.
         """
-        decoder = _there(self.translation_decoder, "translation_decoder")
+        decoder = _require(self.translation_decoder, "translation_decoder")
         return decoder(tokens, context, mask, target_language, deterministic=deterministic)
 
     def start_translation(
@@ -423,20 +459,20 @@ class Maestro(nn.Module):
         beam: int,
         length: int,
     ) -> DecoderCache:
-        """The translation decoder's cache for `beam` texts an utterance of up to `length`."""
-        decoder = _there(self.translation_decoder, "translation_decoder")
+        """Returns the cache of the translation decoder for `beam` texts per utterance."""
+        decoder = _require(self.translation_decoder, "translation_decoder")
         return decoder.start(context, mask, target_language, beam=beam, length=length)
 
     def step_translation(
         self, tokens: jax.Array, position: jax.Array, cache: DecoderCache
     ) -> tuple[jax.Array, DecoderCache]:
-        """Read `[batch, beam]` tokens: logits `[batch, beam, vocab]` of the next, and the cache."""
-        decoder = _there(self.translation_decoder, "translation_decoder")
+        """Reads `[batch, beam]` tokens; returns logits `[batch, beam, vocab]` and the new cache."""
+        decoder = _require(self.translation_decoder, "translation_decoder")
         return decoder.step(tokens, position, cache)
 
 
-def _there(part: Any, name: str) -> Any:
-    """A part that a model may lack."""
+def _require(part: Part | None, name: str) -> Part:
+    """Returns a part of the model that is optional, or says that it is missing."""
     if part is None:
         raise ValueError(f"Maestro.{name} is None; give the model one, or do without it.")
     return part

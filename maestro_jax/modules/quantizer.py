@@ -1,7 +1,13 @@
-"""The Gumbel-softmax quantizer that turns speech features into codes.
+"""Quantizers that turn speech into codes, the targets of the self-supervised losses.
 
-Source: wav2vec 2.0, equation 1; one codebook of 1024 entries in w2v-BERT, table 1. It sees the
-*unmasked* convolutional features.
+`GumbelQuantizer`: wav2vec 2.0, equation 1; one codebook of 1024 entries in w2v-BERT, table 1. It
+sees the *unmasked* convolutional features.
+
+`RandomProjectionQuantizer`: BEST-RQ (arXiv 2202.01855, section 3.1), several codebooks as in USM
+(arXiv 2303.01037, section 2.2); nothing in it is ever trained. For a frame x and codebook k, with a
+random matrix A_k and random unit vectors c_k,i,
+
+    id_k = argmin over i of || c_k,i - A_k x / |A_k x| ||  =  argmax over i of cos(c_k,i, A_k x)
 """
 
 from __future__ import annotations
@@ -13,8 +19,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from maestro_jax.layers.partitioned import Dense, parameter
-from maestro_jax.layers.randomness import sample
+from maestro_jax.layers.dropout import sample
+from maestro_jax.layers.partitioned import Dense, constrain, parameter
+from maestro_jax.losses.similarity import l2_normalize
 from maestro_jax.precision import EXACT
 
 
@@ -45,7 +52,7 @@ class GumbelQuantizer(nn.Module):
         code_features: Size of a code.
         temperature_start: Gumbel temperature at step 0.
         temperature_end: The lowest temperature.
-        temperature_decay: Factor a step.
+        temperature_decay: Factor per step.
     """
 
     codes: int = 1024
@@ -55,14 +62,14 @@ class GumbelQuantizer(nn.Module):
     temperature_decay: float = 0.999995
 
     def temperature(self, step: jax.Array | int) -> jax.Array:
-        """The annealed temperature at a training step."""
+        """Returns the annealed temperature at a training step, a scalar."""
         # Not a power of a float32: 0.999995 rounded to one is off by 2% after 600k steps.
         rate = math.log(self.temperature_decay)
         decayed = self.temperature_start * jnp.exp(rate * jnp.asarray(step, jnp.float32))
         return jnp.maximum(decayed, self.temperature_end)
 
     def __post_init__(self) -> None:
-        """Refuse an annealing that goes nowhere."""
+        """Refuses an annealing that does not fall."""
         super().__post_init__()
         if not 0.0 < self.temperature_end <= self.temperature_start:
             raise ValueError(
@@ -71,14 +78,14 @@ class GumbelQuantizer(nn.Module):
             )
         if not 0.0 < self.temperature_decay <= 1.0:
             raise ValueError(
-                f"temperature_decay is {self.temperature_decay}; give a factor a step in (0, 1]."
+                f"temperature_decay is {self.temperature_decay}; give a factor per step in (0, 1]."
             )
 
     @nn.compact
     def __call__(
         self, features: jax.Array, step: jax.Array | int = 0, *, deterministic: bool = True
     ) -> Quantized:
-        """Quantize frames.
+        """Quantizes frames.
 
         Args:
             features: `[batch, frames, features]`, unmasked.
@@ -94,8 +101,8 @@ class GumbelQuantizer(nn.Module):
             ("embed", "codes"),
             name="logits",
             precision=EXACT,
-            # As in the authors' code: a frame is nearly sure of its code from the first step. With
-            # the usual small weights the noise chooses, and nothing in codes can be predicted.
+            # As in the authors' code: the softmax of a frame is peaked from the first step. With
+            # the usual small weights the noise picks the code, and codes cannot be predicted.
             kernel_init=nn.initializers.normal(1.0),
         )(features.astype(jnp.float32))
         shape = (self.codes, self.code_features)
@@ -107,12 +114,13 @@ class GumbelQuantizer(nn.Module):
         else:
             noise = sample(jax.random.gumbel, self.make_rng("gumbel"), logits.shape)
             soft = jax.nn.softmax((logits + noise) / temperature, axis=-1)
-        sampled = jnp.argmax(soft, axis=-1).astype(jnp.int32)
-        hard = jax.nn.one_hot(sampled, self.codes)
-        chosen = hard + soft - jax.lax.stop_gradient(soft)
+        sampled = jnp.argmax(soft, axis=-1).astype(jnp.int32)  # [batch, frames]
+        hard = jax.nn.one_hot(sampled, self.codes)  # [batch, frames, codes]
+        # Straight-through: the value is `hard`, the gradient that of `soft`.
+        one_hot = hard + soft - jax.lax.stop_gradient(soft)
         return Quantized(
             # Exact, or all but the first 8 bits of a code would be lost on the way.
-            vectors=jnp.matmul(chosen, codebook, precision=EXACT),
+            vectors=jnp.matmul(one_hot, codebook, precision=EXACT),
             sampled_ids=sampled,
             ids=jnp.argmax(logits, axis=-1).astype(jnp.int32),
             probabilities=probabilities,
@@ -127,3 +135,71 @@ def _centred(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Ar
     behind the codebook that can mend it; here codes are compared as they are.
     """
     return jax.random.uniform(key, shape, dtype, -1.0, 1.0)
+
+
+class RandomProjectionQuantizer(nn.Module):
+    """Codebooks that stay as they were initialised; computed in float32.
+
+    The matrices and codebooks are parameters, so that a checkpoint holds them, with names that
+    begin with ``frozen_``: optimizers leave such parameters alone. No gradient reaches them, and
+    what they compute does not depend on their scale.
+
+    Attributes:
+        codebooks: Number of codebooks, each with a projection of its own.
+        codes: Entries of a codebook.
+        code_features: Size of a code.
+    """
+
+    codebooks: int = 16
+    codes: int = 8192
+    code_features: int = 16
+
+    @nn.compact
+    def __call__(self, features: jax.Array) -> jax.Array:
+        """Finds the nearest code of each frame in each codebook.
+
+        Args:
+            features: `[batch, frames, features]`, log-mel frames stacked to the encoder's rate.
+                Each is normalised to mean 0 and variance 1 over its features first: else what all
+                frames share decides, and few codes are used.
+
+        Returns:
+            `[batch, frames, codebooks]` int32.
+        """
+        inputs = features.shape[-1]
+        projections = self.param(
+            "frozen_projections",
+            nn.with_logical_partitioning(
+                nn.initializers.xavier_uniform(batch_axis=(0,)), (None, None, None)
+            ),
+            (self.codebooks, inputs, self.code_features),
+            jnp.float32,
+        )
+        codebooks = self.param(
+            "frozen_codebooks",
+            nn.with_logical_partitioning(_unit_normal, (None, "codes", None)),
+            (self.codebooks, self.codes, self.code_features),
+            jnp.float32,
+        )
+        x = jax.lax.stop_gradient(features.astype(jnp.float32))
+        x = x - jnp.mean(x, axis=-1, keepdims=True)
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-5)
+
+        def nearest(codebook: tuple[jax.Array, jax.Array]) -> jax.Array:
+            projection, codes = codebook
+            # The length of what is projected does not change which code is the nearest.
+            projected = jnp.einsum("bti,if->btf", x, projection, precision=EXACT)
+            similarity = jnp.einsum(
+                "btf,cf->btc", projected, l2_normalize(codes, epsilon=0.0), precision=EXACT
+            )
+            similarity = constrain(similarity, "batch", "frames", None)
+            return jnp.argmax(similarity, axis=-1).astype(jnp.int32)
+
+        # One codebook at a time: all similarities at once would be codebooks x codes per frame.
+        frozen = jax.lax.stop_gradient((projections, codebooks))
+        return jnp.moveaxis(jax.lax.map(nearest, frozen), 0, -1)
+
+
+def _unit_normal(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    """Directions without preference: normal vectors of length one."""
+    return l2_normalize(jax.random.normal(key, shape, dtype), epsilon=0.0)

@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from maestro_jax.layers.attention import SelfAttention
-from maestro_jax.layers.lightweight_conv import LightweightConvBlock
+from maestro_jax.layers.convolution import LightweightConvBlock
 from maestro_jax.layers.masking import zero_padding
-from maestro_jax.layers.partitioned import Dense, constrain, layer_norm
+from maestro_jax.layers.normalization import layer_norm
+from maestro_jax.layers.partitioned import Dense, constrain
 from maestro_jax.layers.rematerialisation import Policy, check_policy, looped, rematerialised
 
 MIXERS = ("lconv", "attention_lconv")
@@ -43,7 +44,7 @@ class Refiner(nn.Module):
             `rematerialisation`.
         normalize: End in a layer normalisation. Without it, ê_t has the scale that the linear map
             happens to give it.
-        dtype: The type computed in.
+        dtype: Computation dtype.
     """
 
     features: int
@@ -59,7 +60,7 @@ class Refiner(nn.Module):
     dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
-        """Refuse an unknown mixer or policy before anything is built."""
+        """Refuses an unknown mixer or policy before anything is built."""
         check_policy(self.remat, "Refiner.remat")
         if self.mixer not in MIXERS:
             raise ValueError(f"Refiner.mixer is {self.mixer!r}; choose one of {MIXERS}.")
@@ -71,7 +72,7 @@ class Refiner(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, deterministic: bool = True) -> jax.Array:
-        """Frames `[batch, frames, text_features]` with their mask to ê_t, of size `features`."""
+        """Maps `[batch, frames, text_features]` with its mask to ê_t, of `features`."""
 
         def run(module: LightweightConvBlock, x: jax.Array) -> jax.Array:
             return module(x, mask, deterministic=deterministic)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from maestro_jax.layers.conformer import ConformerStack
-from maestro_jax.layers.language_embedding import LanguageEmbedding
+from maestro_jax.layers.languages import LanguageEmbedding
 from maestro_jax.layers.partitioned import Dense, embedding
 
 
@@ -27,7 +27,7 @@ class SharedEncoder(nn.Module):
             told (the paper's recognisers). Needed where one decoder transcribes and translates.
         source_languages: Number of languages spoken or written at the input with an embedding; 0
             for none, as in the paper. Maestro-U tells its encoder the language.
-        dtype: The type computed in.
+        dtype: Computation dtype.
     """
 
     stack: ConformerStack
@@ -38,7 +38,7 @@ class SharedEncoder(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
-        """Create the layers."""
+        """Creates the layers."""
         self.code_head = Dense(self.codebooks * self.codes, ("embed", "codes"))
         if self.languages:
             self.language_embedding = embedding(
@@ -56,10 +56,10 @@ class SharedEncoder(nn.Module):
         target_language: jax.Array | None = None,
         language: jax.Array | None = None,
         *,
-        tap: int | None = None,
+        intermediate_layer: int | None = None,
         deterministic: bool = True,
     ) -> tuple[jax.Array, jax.Array]:
-        """Encode e_s or the masked ê_t.
+        """Encodes e_s or the masked ê_t.
 
         Args:
             x: `[batch, frames, features]`.
@@ -67,24 +67,26 @@ class SharedEncoder(nn.Module):
             target_language: `[batch]` language ids of the text to produce, negative for the
                 language that is spoken; ignored by a model without languages.
             language: `[batch]` ids of the language spoken or written at the input, for an encoder
-                that wants to know; negative where it is not known.
-            tap: A layer, counted from 1, whose output is wanted; None for the last.
+                that uses it; negative where it is unknown.
+            intermediate_layer: A layer, counted from 1, whose output is wanted; None for the last.
             deterministic: No dropout.
 
         Returns:
-            The top and the tapped layer's output, `[batch, frames, features]` both.
+            The top and the intermediate layer's output, `[batch, frames, features]` both.
 
         Raises:
-            ValueError: The encoder wants a language and is given none.
+            ValueError: The encoder uses the language and is given none.
         """
         if self.languages and target_language is not None:
-            asked = self.language_embedding(jnp.maximum(target_language, 0))
-            asked = jnp.where((target_language >= 0)[:, None], asked, jnp.zeros((), asked.dtype))
-            x = x + asked[:, None, :].astype(x.dtype)
+            target = self.language_embedding(jnp.maximum(target_language, 0))
+            target = jnp.where((target_language >= 0)[:, None], target, jnp.zeros((), target.dtype))
+            x = x + target[:, None, :].astype(x.dtype)
         if self.source_languages:
             x = self.source_embedding(x, language)
-        return self.stack.with_tap(x, mask, language, tap=tap, deterministic=deterministic)
+        return self.stack.with_intermediate(
+            x, mask, language, layer=intermediate_layer, deterministic=deterministic
+        )
 
     def code_logits(self, encoded: jax.Array) -> jax.Array:
-        """`[batch, frames, features]` to `[batch, frames, codebooks * codes]`, in float32."""
+        """Maps `[batch, frames, features]` to float32 `[batch, frames, codebooks * codes]`."""
         return self.code_head(encoded.astype(jnp.float32))

@@ -12,11 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from maestro_jax.layers.conformer import ConformerStack
-from maestro_jax.layers.dropout import Dropout
-from maestro_jax.layers.language_embedding import LanguageEmbedding
+from maestro_jax.layers.dropout import Dropout, sample
+from maestro_jax.layers.languages import LanguageEmbedding
 from maestro_jax.layers.masking import zero_padding
 from maestro_jax.layers.partitioned import Dense, parameter
-from maestro_jax.layers.randomness import sample
 from maestro_jax.precision import EXACT
 
 MASK_VALUES = ("random", "learned", "zero")
@@ -28,13 +27,13 @@ class SpeechEncoder(nn.Module):
     Attributes:
         stack: The Conformer blocks; its `features` is the model size.
         code_features: Size of the vectors that the contrastive loss compares.
-        mask_value: What stands in the place of a masked frame. `random`: a random vector for each
+        mask_value: Replacement of a masked frame. `random`: a random vector for each
             (w2v-BERT, section 3.3). `learned`: one vector for all (wav2vec 2.0). `zero`: zeros
             before the projection.
         source_languages: Number of spoken languages with an embedding; 0 for none, as in the paper.
             Maestro-U tells its encoder the language.
         dropout: Rate after the input projection.
-        dtype: The type computed in.
+        dtype: Computation dtype.
     """
 
     stack: ConformerStack
@@ -45,13 +44,13 @@ class SpeechEncoder(nn.Module):
     dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
-        """Refuse unknown choices."""
+        """Refuses unknown choices."""
         super().__post_init__()
         if self.mask_value not in MASK_VALUES:
             raise ValueError(f"mask_value is {self.mask_value!r}; choose one of {MASK_VALUES}.")
 
     def setup(self) -> None:
-        """Create the layers."""
+        """Creates the layers."""
         # A bias of zero would make the input of fully masked frames exactly zero, where the
         # gradient of layer normalisation is hundreds of times larger than anywhere else.
         self.input_projection = Dense(
@@ -77,26 +76,26 @@ class SpeechEncoder(nn.Module):
         language: jax.Array | None = None,
         *,
         masked_frames: jax.Array | None = None,
-        tap: int | None = None,
+        intermediate_layer: int | None = None,
         deterministic: bool = True,
     ) -> tuple[jax.Array, jax.Array]:
-        """Encode speech.
+        """Encodes speech.
 
         Args:
             features: `[batch, frames, conv_features]`, subsampled.
             mask: `[batch, frames]` bool, True = valid.
-            language: `[batch]` ids of the language spoken, for an encoder that wants to know;
-                negative where it is not known.
+            language: `[batch]` ids of the language spoken, for an encoder that uses it;
+                negative where it is unknown.
             masked_frames: `[batch, frames]` bool, where to hide the input (`random` needs the
                 random stream `masking`).
-            tap: A layer, counted from 1, whose output is wanted; None for the last.
+            intermediate_layer: A layer, counted from 1, whose output is wanted; None for the last.
             deterministic: No dropout.
 
         Returns:
-            The paper's e_s and the tapped layer's output, `[batch, frames, features]` both.
+            The paper's e_s and the intermediate layer's output, `[batch, frames, features]` both.
 
         Raises:
-            ValueError: The encoder wants a language and is given none.
+            ValueError: The encoder uses the language and is given none.
         """
         if masked_frames is not None and self.mask_value == "zero":
             # Before the projection, whose bias keeps the frame from being exactly zero.
@@ -111,8 +110,10 @@ class SpeechEncoder(nn.Module):
         if self.source_languages:
             x = self.language_embedding(x, language)
         x = self.input_dropout(x, deterministic=deterministic)
-        return self.stack.with_tap(x, mask, language, tap=tap, deterministic=deterministic)
+        return self.stack.with_intermediate(
+            x, mask, language, layer=intermediate_layer, deterministic=deterministic
+        )
 
-    def contrastive_context(self, tapped: jax.Array) -> jax.Array:
-        """`[batch, frames, features]` to `[batch, frames, code_features]`, compared with codes."""
-        return self.contrastive_projection(tapped.astype(jnp.float32))
+    def contrastive_context(self, intermediate: jax.Array) -> jax.Array:
+        """Maps `[batch, frames, features]` to `[batch, frames, code_features]` float32."""
+        return self.contrastive_projection(intermediate.astype(jnp.float32))

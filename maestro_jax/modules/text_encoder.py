@@ -18,7 +18,8 @@ from maestro_jax.layers.attention import SelfAttention
 from maestro_jax.layers.conformer import FeedForward
 from maestro_jax.layers.dropout import Dropout
 from maestro_jax.layers.masking import zero_padding
-from maestro_jax.layers.partitioned import Dense, constrain, embedding, layer_norm
+from maestro_jax.layers.normalization import layer_norm
+from maestro_jax.layers.partitioned import Dense, constrain, embedding
 from maestro_jax.layers.positions import sinusoids
 from maestro_jax.layers.rematerialisation import Policy, check_policy, looped, rematerialised
 
@@ -30,7 +31,7 @@ class TransformerBlock(nn.Module):
         heads: Attention heads.
         hidden: Size of the feed-forward layer.
         dropout: Rate of each residual branch.
-        dtype: The type computed in.
+        dtype: Computation dtype.
     """
 
     heads: int
@@ -40,7 +41,7 @@ class TransformerBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, deterministic: bool = True) -> jax.Array:
-        """`[batch, positions, features]`, `[batch, positions]` to the first's shape."""
+        """Maps `[batch, positions, features]` with mask `[batch, positions]` to the same shape."""
         y = layer_norm(dtype=self.dtype, name="attention_norm")(x)
         y = SelfAttention(self.heads, self.dropout, dtype=self.dtype, name="attention")(
             y, mask, deterministic=deterministic
@@ -68,7 +69,7 @@ class TextEncoder(nn.Module):
             axis.
         remat: Which of a Transformer layer's activations are kept for the backward pass; see
             `rematerialisation`.
-        dtype: The type computed in.
+        dtype: Computation dtype.
     """
 
     vocab_size: int
@@ -85,7 +86,7 @@ class TextEncoder(nn.Module):
     dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
-        """Refuse an unknown policy before anything is built."""
+        """Refuses an unknown policy before anything is built."""
         check_policy(self.remat, "TextEncoder.remat")
         super().__post_init__()
 
@@ -98,7 +99,7 @@ class TextEncoder(nn.Module):
         *,
         deterministic: bool = True,
     ) -> jax.Array:
-        """Embed a text.
+        """Embeds a text.
 
         Args:
             tokens: `[batch, tokens]` int32.

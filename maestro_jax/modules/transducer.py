@@ -28,11 +28,11 @@ LstmState = tuple[jax.Array, jax.Array]
 
 
 class LstmLayer(nn.Module):
-    """A long short-term memory; the input's share of the gates is one product for all steps.
+    """An LSTM layer; the input's part of the gates is one product for all steps.
 
     Attributes:
         units: Size of the state and of the output.
-        dtype: The type computed in; the cell state is float32.
+        dtype: Computation dtype; the cell state is float32.
     """
 
     units: int
@@ -40,7 +40,7 @@ class LstmLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, state: LstmState) -> tuple[jax.Array, LstmState]:
-        """Run over a sequence.
+        """Runs over a sequence.
 
         Args:
             x: `[batch, steps, features]`.
@@ -77,7 +77,7 @@ class JointOutput(nn.Module):
         features: Size of the joint layer.
         hat: Blank and labels factorised; see `maestro_jax.losses.transducer_arcs`.
         chunk_frames: Frames whose logits training holds at once; None picks by `chunk_rule`.
-        dtype: The type multiplied in; logits are float32.
+        dtype: Computation dtype; logits are float32.
     """
 
     vocab_size: int
@@ -87,7 +87,7 @@ class JointOutput(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
-        """Create the parameters."""
+        """Creates the parameters."""
         # Linen hands the arrays themselves to the methods, without their boxes.
         self.kernel: Any = self.param(
             "kernel",
@@ -100,7 +100,7 @@ class JointOutput(nn.Module):
         )
 
     def __call__(self, hidden: jax.Array) -> jax.Array:
-        """`[..., joint_features]` to logits `[..., vocab]` float32."""
+        """Maps `[..., joint_features]` to logits `[..., vocab]` float32."""
         rows = hidden.reshape(-1, hidden.shape[-1])
         kernel = self.kernel.astype(self.dtype)
         logits = jnp.matmul(rows, kernel, preferred_element_type=jnp.float32) + self.bias
@@ -109,7 +109,7 @@ class JointOutput(nn.Module):
     def lattices(
         self, frames: jax.Array, predictions: jax.Array, labels: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Arcs of every node, a chunk of frames at a time; see `joint_lattices`."""
+        """Computes arcs of every node, a chunk of frames at a time; see `joint_lattices`."""
         chunk = self.chunk_frames or chunk_rule(
             -(-frames.shape[0] // shards("batch")),
             frames.shape[1],
@@ -144,7 +144,7 @@ class TransducerDecoder(nn.Module):
         one_label_per_frame: A label consumes its frame, in training, alignment and decoding.
         chunk_frames: Frames whose logits training holds at once; None picks by `chunk_rule`.
         dropout: Rate on label embeddings and on the prediction network's output.
-        dtype: The type computed in; logits leave as float32.
+        dtype: Computation dtype; logits are float32.
     """
 
     vocab_size: int
@@ -159,7 +159,7 @@ class TransducerDecoder(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
-        """Create the layers."""
+        """Creates the layers."""
         self.embed = embedding(self.vocab_size, self.embedding_features, dtype=self.dtype)
         self.lstm = [LstmLayer(self.units, self.dtype) for _ in range(self.layers)]
         self.frame_projection = Dense(self.joint_features, ("embed", "joint"), dtype=self.dtype)
@@ -172,14 +172,14 @@ class TransducerDecoder(nn.Module):
         self.drop = Dropout(self.dropout)
 
     def initial_state(self, batch: int) -> tuple[LstmState, ...]:
-        """Zero states of all layers, each a pair of `[batch, units]`."""
+        """Returns zero states of all layers, each a pair of `[batch, units]`."""
         zeros = jnp.zeros((batch, self.units), jnp.float32)
         return tuple((zeros, zeros) for _ in range(self.layers))
 
     def predict(
         self, labels: jax.Array, state: tuple[LstmState, ...], *, deterministic: bool = True
     ) -> tuple[jax.Array, tuple[LstmState, ...]]:
-        """Read labels.
+        """Runs the prediction network over labels.
 
         Args:
             labels: `[batch, steps]` int32; the first of a text is blank.
@@ -198,15 +198,15 @@ class TransducerDecoder(nn.Module):
         return self.label_projection(x), tuple(states)
 
     def project_frames(self, encoded: jax.Array) -> jax.Array:
-        """`[..., features]` of the encoder to `[..., joint_features]`."""
+        """Projects `[..., features]` of the encoder to `[..., joint_features]`."""
         return self.frame_projection(encoded.astype(self.dtype))
 
     def joint(self, frames: jax.Array, labels: jax.Array) -> jax.Array:
-        """Logits `[..., vocab]` float32 of projected frames and labels that broadcast."""
+        """Computes logits `[..., vocab]` float32 of projected frames and labels that broadcast."""
         return self.output(jnp.tanh(frames + labels))
 
-    def predict_texts(self, labels: jax.Array, *, deterministic: bool = True) -> jax.Array:
-        """Whole texts `[batch, labels]` to `[batch, labels + 1, joint_features]`, from blank on."""
+    def prediction_network(self, labels: jax.Array, *, deterministic: bool = True) -> jax.Array:
+        """Maps texts `[batch, labels]` to `[batch, labels + 1, joint_features]`, from blank on."""
         shifted = jnp.pad(labels, ((0, 0), (1, 0)))
         state = self.initial_state(labels.shape[0])
         return self.predict(shifted, state, deterministic=deterministic)[0]
@@ -219,12 +219,12 @@ class TransducerDecoder(nn.Module):
         *,
         deterministic: bool = True,
     ) -> tuple[jax.Array, jax.Array]:
-        """The two arcs of every node; the logits of the whole lattice never exist.
+        """Computes both arcs of every node, without the logits of the whole lattice.
 
         Args:
             encoded: `[batch, frames, features]`.
             labels: `[batch, labels]` int32.
-            predicted: What `predict_texts` gives for the labels, if it has been called already.
+            predicted: The output of `prediction_network` for the labels, if it is known already.
             deterministic: No dropout.
 
         Returns:
@@ -232,5 +232,5 @@ class TransducerDecoder(nn.Module):
             `[batch, frames, labels]`, float32.
         """
         if predicted is None:
-            predicted = self.predict_texts(labels, deterministic=deterministic)
+            predicted = self.prediction_network(labels, deterministic=deterministic)
         return self.output.lattices(self.project_frames(encoded), predicted, labels)

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from maestro_jax.layers.attention import LARGE_NEGATIVE
 from maestro_jax.layers.conformer import FeedForward
 from maestro_jax.layers.dropout import Dropout
-from maestro_jax.layers.partitioned import Dense, constrain, embedding, layer_norm
+from maestro_jax.layers.normalization import layer_norm
+from maestro_jax.layers.partitioned import Dense, constrain, embedding
 from maestro_jax.layers.positions import sinusoids
 from maestro_jax.layers.rematerialisation import Policy, check_policy, rematerialised
 
@@ -36,7 +37,7 @@ class DecoderCache(NamedTuple):
 
     Attributes:
         context: A layer's keys and values of the encoder's frames, `[batch, frames, heads, size]`:
-            one copy an utterance, whatever the beam.
+            one copy per utterance, whatever the beam.
         mask: `[batch, frames]` bool, True = valid.
         language: `[batch, features]`, added to every token's embedding.
         past: A layer's keys and values of earlier tokens, `[batch, beam, length, heads, size]`.
@@ -55,7 +56,7 @@ class Attention(nn.Module):
         features: Size of the output.
         heads: Number of heads; divides `features`.
         dropout: Rate on the attention weights.
-        dtype: The type computed in; softmax is float32.
+        dtype: Computation dtype; softmax is float32.
     """
 
     features: int
@@ -64,7 +65,7 @@ class Attention(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
-        """Create the parameters."""
+        """Creates the parameters."""
         shape, axes = (self.heads, self.features // self.heads), ("embed", "heads", "kv")
         self.query = Dense(shape, axes, dtype=self.dtype)
         self.key = Dense(shape, axes, dtype=self.dtype)
@@ -73,14 +74,14 @@ class Attention(nn.Module):
         self.drop = Dropout(self.dropout)
 
     def keys_values(self, x: jax.Array) -> KeysValues:
-        """`[batch, positions, features]` to keys and values."""
+        """Projects `[batch, positions, features]` to keys and values."""
         axes = ("batch", "frames", "act_heads", None)
         return KeysValues(constrain(self.key(x), *axes), constrain(self.value(x), *axes))
 
     def __call__(
         self, x: jax.Array, attended: KeysValues, mask: jax.Array, *, deterministic: bool = True
     ) -> jax.Array:
-        """Attend.
+        """Attends to given keys and values.
 
         Args:
             x: `[batch, queries, features]`.
@@ -95,13 +96,14 @@ class Attention(nn.Module):
         """
         query = constrain(self.query(x), "batch", "frames", "act_heads", None)
         query = query * (self.features // self.heads) ** -0.5
-        places = "bqkhd" if attended.keys.ndim == 5 else "bkhd"
+        # Keys per query while decoding a beam, [b, q, k, h, d], else shared, [b, k, h, d].
+        axes = "bqkhd" if attended.keys.ndim == 5 else "bkhd"
         logits = jnp.einsum(
-            f"bqhd,{places}->bhqk", query, attended.keys, preferred_element_type=jnp.float32
+            f"bqhd,{axes}->bhqk", query, attended.keys, preferred_element_type=jnp.float32
         )
         weights = jax.nn.softmax(jnp.where(mask, logits, LARGE_NEGATIVE), axis=-1)
         weights = self.drop(weights.astype(self.dtype), deterministic=deterministic)
-        return self.output(jnp.einsum(f"bhqk,{places}->bqhd", weights, attended.values))
+        return self.output(jnp.einsum(f"bhqk,{axes}->bqhd", weights, attended.values))
 
 
 class DecoderLayer(nn.Module):
@@ -112,7 +114,7 @@ class DecoderLayer(nn.Module):
         heads: Heads of both attentions.
         hidden: Size of the feed-forward layer.
         dropout: Rate of each residual branch and on attention weights.
-        dtype: The type computed in.
+        dtype: Computation dtype.
     """
 
     features: int
@@ -122,7 +124,7 @@ class DecoderLayer(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
-        """Create the parts."""
+        """Creates the layers."""
         attention = (self.features, self.heads, self.dropout, self.dtype)
         self.self_norm = layer_norm(dtype=self.dtype)
         self.self_attention = Attention(*attention)
@@ -132,7 +134,7 @@ class DecoderLayer(nn.Module):
         self.drop = Dropout(self.dropout)
 
     def context(self, encoded: jax.Array) -> KeysValues:
-        """Keys and values of the encoder's output."""
+        """Returns keys and values of the encoder's output `[batch, frames, features]`."""
         return self.cross_attention.keys_values(encoded)
 
     def __call__(
@@ -145,7 +147,7 @@ class DecoderLayer(nn.Module):
         position: jax.Array | None = None,
         deterministic: bool = True,
     ) -> tuple[jax.Array, KeysValues]:
-        """A whole text, or one token of several texts with what came before.
+        """Reads a whole text, or one token of several texts with keys and values of earlier ones.
 
         Args:
             x: `[batch, tokens, features]`; with `past` `[batch, beam, features]`.
@@ -162,7 +164,7 @@ class DecoderLayer(nn.Module):
         new = self.self_attention.keys_values(y)
         if past is None or position is None:
             known, index = new, jnp.arange(x.shape[1])
-            seen = index[:, None] >= index
+            visible = index[:, None] >= index  # [queries, keys], causal
         else:
             known = KeysValues(
                 *(
@@ -170,8 +172,8 @@ class DecoderLayer(nn.Module):
                     for old, one in zip(past, new, strict=True)
                 )
             )
-            seen = jnp.arange(known.keys.shape[2]) <= position
-        y = self.self_attention(y, known, seen, deterministic=deterministic)
+            visible = jnp.arange(known.keys.shape[2]) <= position  # [keys]
+        y = self.self_attention(y, known, visible, deterministic=deterministic)
         x = x + self.drop(y, deterministic=deterministic)
         y = self.cross_attention(
             self.cross_norm(x),
@@ -201,7 +203,7 @@ class TransformerDecoder(nn.Module):
         dropout: Rate of every branch.
         remat: Which of a layer's activations are kept for the backward pass; see
             `rematerialisation`.
-        dtype: The type computed in; logits leave as float32.
+        dtype: Computation dtype; logits are float32.
     """
 
     vocab_size: int
@@ -216,7 +218,7 @@ class TransformerDecoder(nn.Module):
     dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
-        """Refuse heads that do not divide the features before anything is built."""
+        """Refuses heads that do not divide the features before anything is built."""
         check_policy(self.remat, "TransformerDecoder.remat")
         if self.features % self.heads:
             raise ValueError(
@@ -226,7 +228,7 @@ class TransformerDecoder(nn.Module):
         super().__post_init__()
 
     def setup(self) -> None:
-        """Create the layers."""
+        """Creates the layers."""
         self.tokens = embedding(self.vocab_size, self.features, dtype=self.dtype)
         if self.languages:
             self.language_embedding = embedding(
@@ -250,7 +252,7 @@ class TransformerDecoder(nn.Module):
         *,
         deterministic: bool = True,
     ) -> jax.Array:
-        """Logits of what follows each token, given those up to it.
+        """Computes logits of the token that follows each token, given those up to it.
 
         Args:
             tokens: `[batch, tokens]` int32, the first of a text is id 0.
@@ -283,13 +285,13 @@ class TransformerDecoder(nn.Module):
         beam: int,
         length: int,
     ) -> DecoderCache:
-        """The cache before the first token.
+        """Returns the cache before the first token.
 
         Args:
             encoded: `[batch, frames, encoder_features]`.
             mask: `[batch, frames]` bool.
             target_language: As for `__call__`.
-            beam: Texts an utterance.
+            beam: Texts per utterance.
             length: Tokens that there is room for, the one that begins a text included.
 
         Returns:
@@ -308,7 +310,7 @@ class TransformerDecoder(nn.Module):
     def step(
         self, tokens: jax.Array, position: jax.Array, cache: DecoderCache
     ) -> tuple[jax.Array, DecoderCache]:
-        """Read one token of each text.
+        """Reads one token of each text.
 
         Args:
             tokens: `[batch, beam]` int32; id 0 at position 0.
@@ -331,12 +333,12 @@ class TransformerDecoder(nn.Module):
         return constrain(x, "batch", "frames", "act_embed")
 
     def _language(self, target_language: jax.Array | None, batch: int) -> jax.Array:
-        """`[batch, features]`: zeros where no language is asked for."""
+        """Returns `[batch, features]`, zeros where no language is asked for."""
         if not self.languages or target_language is None:
             return jnp.zeros((batch, self.features), self.dtype)
-        asked = self.language_embedding(jnp.maximum(target_language, 0))
-        asked = asked * self.features**0.5
-        return jnp.where((target_language >= 0)[:, None], asked, jnp.zeros((), asked.dtype))
+        target = self.language_embedding(jnp.maximum(target_language, 0))
+        target = target * self.features**0.5
+        return jnp.where((target_language >= 0)[:, None], target, jnp.zeros((), target.dtype))
 
     def _logits(self, x: jax.Array) -> jax.Array:
         x = self.output_norm(x)

@@ -1,87 +1,99 @@
-"""What a training step asks of an objective, and how objectives call a model's parts."""
+"""What a training run asks of an objective: an abstract class with a default for every hook.
+
+A new objective defines `loss_weights` and `loss_terms`; docs/how_to/objective.md writes one step by
+step. Everything else has a default that can be overridden.
+"""
 
 from __future__ import annotations
 
-import dataclasses
+import abc
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from maestro_jax.losses.reduction import Weighted
-from maestro_jax.objectives.curriculum import Weight
+from maestro_jax.errors import UserError
+from maestro_jax.losses.reduction import Weighted, mean
+from maestro_jax.objectives.curriculum import Curriculum, Weight, weight_at
+from maestro_jax.objectives.weighting import Weighting
+
+if TYPE_CHECKING:
+    from maestro_jax.objectives.metrics import Probe
 
 Batch = Mapping[str, Mapping[str, jax.Array]]
 Metrics = dict[str, Weighted]
 RANDOM_STREAMS = ("dropout", "masking", "specaugment", "gumbel")
-# To draw keys one by one costs the compiler for TPUs half a second each.
-_CALLS_AT_ONCE = 64
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class PerStep(NamedTuple):
+    """A metric that is an amount per step, such as a number of examples; see `per_step`."""
+
+    total: jax.Array
+    denominator: jax.Array
 
 
 @flax.struct.dataclass
 class Controls:
-    """What is decided between steps, and therefore is not a function of the step alone.
+    """The inputs of a step that are decided between steps, from metrics and not by the step alone.
 
     Attributes:
-        clock: Scalar int32, the curriculum step: the training step less the steps that a gate held.
-        weights: Scalar float32 by term, the weights that `GradientNormWeighting` has learned; empty
-            without it.
+        curriculum_step: Scalar int32, the training step less the steps that a gate held.
+        learned_weights: Scalar float32 per term, the factors that `GradientNormWeighting` has
+            learned; empty without it.
     """
 
-    clock: jax.Array
-    weights: dict[str, jax.Array]
+    curriculum_step: jax.Array
+    learned_weights: dict[str, jax.Array]
 
 
-class Objective(Protocol):
-    """A scalar to minimise over a batch of streams."""
+class Objective(abc.ABC):
+    """A scalar to minimise over a batch of streams: a weighted sum of terms.
+
+    Attributes:
+        curriculum: When each stream begins; None: all of them at the first step.
+        weighting: Factors that are learned on top of `loss_weights`; None: none. Only
+            `GradientNormWeighting` works without further code.
+        decoders: The decoders that the objective trains, of `transducer`, `ctc` and `attention`;
+            transcription and evaluation use the first unless told otherwise.
+        max_text_frames: Static number of frames of a text that is resampled to frame rate; None
+            for an objective that resamples none.
+        probe_stream: The stream whose held-out examples `probe` wants; None: there is no probe.
+        term_units: The unit of a term before its weight, such as `nats per label`. A report draws
+            the terms of one unit in one panel.
+    """
+
+    curriculum: Curriculum | None = None
+    weighting: Weighting | None = None
+    max_text_frames: int | None = None
+    probe_stream: str | None = None
 
     @property
-    def streams(self) -> tuple[str, ...]:
-        """The streams that the objective knows how to use; a batch may lack any of them."""
+    def decoders(self) -> tuple[str, ...]:
+        """Names of the decoders that the objective trains, the preferred one first."""
+        return ("transducer",)
 
-    def active_streams(self, step: int) -> tuple[str, ...]:
-        """The streams that a curriculum step is given; the others are left out of its batch."""
+    @property
+    def term_units(self) -> Mapping[str, str]:
+        """Units of the terms, `{term: unit}`; a term without one counts as `loss`."""
+        return {}
 
-    def weights_of(self, stream: str) -> Mapping[str, Weight]:
-        """The terms that one of `streams` adds to the loss, and their weights."""
+    @property
+    @abc.abstractmethod
+    def loss_weights(self) -> Mapping[str, Mapping[str, Weight]]:
+        """Weights of the terms that each stream adds to the loss, `{stream: {term: weight}}`.
 
-    def init(self, model: nn.Module, rng: jax.Array, batch: Batch) -> Any:
-        """Parameters, boxed with their logical axis names."""
-
-    def loss(
-        self,
-        model: nn.Module,
-        params: Any,
-        ema_params: Any,
-        batch: Batch,
-        *,
-        rng: jax.Array,
-        step: jax.Array | int,
-        controls: Controls | None = None,
-        train: bool = True,
-    ) -> tuple[jax.Array, Metrics]:
-        """The loss of one batch.
-
-        Args:
-            model: The module.
-            params: Its parameters, which are trained.
-            ema_params: Their moving average; no gradient is taken of it.
-            batch: `{stream: {feature: array}}`.
-            rng: Random key of this step.
-            step: Training step.
-            controls: The curriculum step and learned weights; None: the step itself, and none.
-            train: Whether to use dropout and augmentation.
-
-        Returns:
-            The scalar loss, and metrics by name, each a total and a count.
+        Every stream that the objective can use is a key, and a batch may lack any of them. A weight
+        is a number or a `Schedule` over the curriculum step.
         """
 
-    def terms(
+    @abc.abstractmethod
+    def loss_terms(
         self,
-        model: nn.Module,
+        model: Any,
         params: Any,
         ema_params: Any,
         batch: Batch,
@@ -91,13 +103,72 @@ class Objective(Protocol):
         controls: Controls | None = None,
         train: bool = True,
     ) -> tuple[dict[str, Weighted], Metrics]:
-        """What the loss is made of, before any weight, and all metrics that `combine` does not add.
+        """Computes the terms of the loss, before any weight.
 
-        The arguments are those of `loss`. No gradient may reach a count, and the terms of a part of
-        a batch must add up to those of the batch: totals to totals, counts to counts.
+        Args:
+            model: The Linen module; `bind` makes its methods callable.
+            params: Its parameters, which are trained.
+            ema_params: Their moving average, or None if the run keeps none. No gradient is taken
+                of it.
+            batch: `{stream: {feature: [batch, ...]}}`.
+            rng: Random key of this step.
+            step: Training step, a scalar.
+            controls: Curriculum step and learned weights; None: the step itself, and none.
+            train: Whether to use dropout and augmentation.
+
+        Returns:
+            Terms and metrics by name, each a scalar total and a scalar count. No gradient may
+            reach a count, and the terms of parts of a batch must add up to those of the batch:
+            totals to totals, counts to counts.
         """
 
-    def combine(
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """Names of the streams that the objective can use."""
+        return tuple(self.loss_weights)
+
+    @property
+    def term_weights(self) -> dict[str, Weight]:
+        """The weights of the terms of all streams, `{term: weight}`."""
+        return {name: w for terms in self.loss_weights.values() for name, w in terms.items()}
+
+    def active_streams(self, step: int) -> tuple[str, ...]:
+        """Returns the streams that have begun at a curriculum step.
+
+        The others are left out of the batch, so that they cost nothing; a step is compiled anew
+        where a stream begins.
+        """
+        if self.curriculum is None:
+            return self.streams
+        return tuple(name for name in self.curriculum.streams(step) if name in self.streams)
+
+    def for_run(self, model: Any, audio_samples: Mapping[str, int]) -> Self:
+        """Returns the objective with the settings filled in that depend on the run's batches.
+
+        Args:
+            model: The Linen module.
+            audio_samples: Padded length of the longest audio of each stream, in samples.
+        """
+        del model, audio_samples
+        return self
+
+    def init(self, model: Any, rng: jax.Array, batch: Batch) -> Any:
+        """Initialises all parameters of the model, so that any checkpoint of it fits.
+
+        Args:
+            model: The Linen module.
+            rng: Random key.
+            batch: `{stream: {feature: [batch, ...]}}`.
+
+        Returns:
+            The tree of parameters, boxed with their logical axis names.
+
+        Raises:
+            UserError: The model lacks what the objective needs.
+        """
+        return model.init({"params": rng}, batch)["params"]
+
+    def weighted_loss(
         self,
         terms: Mapping[str, Weighted],
         params: Any,
@@ -105,19 +176,40 @@ class Objective(Protocol):
         step: jax.Array | int,
         controls: Controls | None = None,
     ) -> tuple[jax.Array, Metrics]:
-        """The loss from its terms, and the metrics of that.
+        """Computes the loss from its terms: the sum of their means, each times its weights.
 
         For given counts and parameters the loss must be linear in the totals: a step that takes a
         batch in parts asks for the slopes before it knows the totals.
+
+        Args:
+            terms: Scalar total and count per term, as from `loss_terms`.
+            params: The model's parameters.
+            step: Training step.
+            controls: Curriculum step and learned weights.
+
+        Returns:
+            The scalar loss, and the metrics of `loss_metrics`.
         """
-
-
-class LossOfTerms:
-    """`loss` for objectives that have `terms` and `combine`."""
+        del params
+        clock = step if controls is None else controls.curriculum_step
+        factors: dict[str, jax.Array] = {}
+        if self.weighting is not None and controls is not None:
+            factors = {name: controls.learned_weights[name] for name in terms}
+        weights = self.term_weights
+        unknown = [name for name in terms if name not in weights]
+        if unknown:
+            raise UserError(
+                f"{type(self).__name__}.loss_terms returns the term {unknown[0]!r}, for which "
+                f"loss_weights has no weight; it has {', '.join(weights) or 'none'}."
+            )
+        total = jnp.zeros(())
+        for name, term in terms.items():
+            total += weight_at(weights[name], clock) * factors.get(name, 1.0) * mean(term)
+        return total, loss_metrics(terms, total, factors)
 
     def loss(
-        self: Objective,
-        model: nn.Module,
+        self,
+        model: Any,
         params: Any,
         ema_params: Any,
         batch: Batch,
@@ -127,63 +219,84 @@ class LossOfTerms:
         controls: Controls | None = None,
         train: bool = True,
     ) -> tuple[jax.Array, Metrics]:
-        """The weighted sum of the means of all terms; see `Objective.loss`."""
-        terms, metrics = self.terms(
+        """Computes the loss of one batch; the arguments are those of `loss_terms`.
+
+        Returns:
+            The scalar loss, and all metrics.
+        """
+        terms, metrics = self.loss_terms(
             model, params, ema_params, batch, rng=rng, step=step, controls=controls, train=train
         )
-        total, more = self.combine(terms, params, step=step, controls=controls)
-        return total, metrics | more
+        loss, weighted_metrics = self.weighted_loss(terms, params, step=step, controls=controls)
+        return loss, metrics | weighted_metrics
+
+    def probe(self, model: Any, params: Any, examples: Mapping[str, jax.Array], row: int) -> Probe:
+        """Computes metrics and pictures of held-out examples, without dropout or augmentation.
+
+        Args:
+            model: The Linen module.
+            params: Its parameters.
+            examples: `{feature: [batch, ...]}` of the stream `probe_stream`.
+            row: The example that is shown in full.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no probe")
 
 
-PER_STEP = ("examples", "overflow_frames", "without_path", "without_ctc_path")
-"""Last parts of the names of metrics that are amounts a step, whose count is 1 for any batch."""
+def bind(model: Module, params: Any, rng: jax.Array | None = None) -> Module:
+    """Returns the model with parameters, so that its methods can be called on arrays.
 
+    Every call draws random numbers of its own. As with `flax.linen.Module.bind`, the result cannot
+    be carried into the body of a loop or another transformation of JAX; bind anew there.
 
-def init_all_parameters(model: nn.Module, rng: jax.Array, batch: Batch) -> Any:
-    """Parameters of the whole model, whatever part of it an objective trains."""
-    return model.init({"params": rng}, batch)["params"]
-
-
-@dataclasses.dataclass
-class Parts:
-    """A model with its parameters and its randomness, callable by the name of a part.
-
-    Attributes:
-        model: The module.
+    Args:
+        model: A Linen module.
         params: Its parameters.
-        rng: Random key; every call draws keys of its own from it, in the order of calls.
-        train: Whether parts that know dropout use it.
+        rng: Random key for `RANDOM_STREAMS`; None where nothing random is asked for.
     """
-
-    model: nn.Module
-    params: Any
-    rng: jax.Array
-    train: bool
-    _calls: int = 0
-    _keys: jax.Array | None = None
-
-    def __call__(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Call a method of the model."""
-        block, place = divmod(self._calls, _CALLS_AT_ONCE)
-        if place == 0:
-            shape = (_CALLS_AT_ONCE, len(RANDOM_STREAMS))
-            self._keys = jax.random.split(jax.random.fold_in(self.rng, block), shape)
-        assert self._keys is not None
-        self._calls += 1
-        rngs = {name: self._keys[place, index] for index, name in enumerate(RANDOM_STREAMS)}
-        return self.model.apply({"params": self.params}, *args, rngs=rngs, method=method, **kwargs)
-
-    @property
-    def deterministic(self) -> bool:
-        """Whether dropout is off."""
-        return not self.train
+    rngs = None
+    if rng is not None:
+        keys = jax.random.split(rng, len(RANDOM_STREAMS))
+        rngs = {name: keys[index] for index, name in enumerate(RANDOM_STREAMS)}
+    return model.bind({"params": params}, rngs=rngs)
 
 
 def frozen(params: Any) -> Any:
-    """Parameters that no gradient reaches."""
+    """Returns parameters that no gradient reaches."""
     return jax.tree.map(jax.lax.stop_gradient, params)
 
 
-def present(lengths: jax.Array) -> Weighted:
-    """How many examples of a stream are there, as a metric that is summed."""
-    return jnp.sum((lengths > 0).astype(jnp.float32)), jnp.asarray(1.0)
+def loss_metrics(
+    terms: Mapping[str, Weighted], loss: jax.Array, factors: Mapping[str, jax.Array]
+) -> Metrics:
+    """Returns the metrics of a weighted loss.
+
+    Args:
+        terms: Scalar total and count per term.
+        loss: The scalar that is minimised.
+        factors: Learned factors per term; empty without any.
+
+    Returns:
+        `loss`, `loss/<term>` for the mean of each term, and `weight/<term>` for each factor.
+    """
+    one = jnp.ones(())
+    return {
+        **{f"loss/{name}": term for name, term in terms.items()},
+        **{f"weight/{name}": (factor, one) for name, factor in factors.items()},
+        "loss": (loss, one),
+    }
+
+
+def per_step(total: jax.Array) -> PerStep:
+    """Returns a metric that is an amount per step and not a mean.
+
+    A step that takes its batch in parts adds up the totals of the parts, over a count of 1.
+
+    Args:
+        total: Scalar, the amount in the batch.
+    """
+    return PerStep(jnp.asarray(total, jnp.float32), jnp.ones(()))
+
+
+def num_present(lengths: jax.Array) -> PerStep:
+    """Returns the number of examples of a stream, those of its lengths `[batch]` that are not 0."""
+    return per_step(jnp.sum(lengths > 0))

@@ -1,4 +1,4 @@
-"""The curriculum: which streams and which loss weights a step has, and what may hold a phase back.
+"""The curriculum: which streams and loss weights a step has, and what a phase waits for.
 
 Source: MAESTRO, section 3.2: speech alone for 500k steps, then paired speech for 15k, then unspoken
 text. Everything here is a function of the *curriculum step*: the training step less the steps for
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from maestro_jax.errors import UserError, near_misses
+from maestro_jax.renamed_metrics import present_name
 
 ALL_STREAMS = ("speech", "paired", "text", "mt", "st")
 
@@ -24,7 +25,7 @@ class Schedule:
 
     Attributes:
         points: Pairs of a curriculum step and a weight, in ascending order. Before the first and
-            after the last the weight stands still.
+            after the last the weight is constant.
         shape: `linear` between two points, or `constant` from each point up to the next.
     """
 
@@ -32,7 +33,7 @@ class Schedule:
     shape: str = "linear"
 
     def __post_init__(self) -> None:
-        """Refuse points that make no schedule."""
+        """Refuses points that make no schedule."""
         steps = [step for step, _ in self.points]
         if not steps or steps != sorted(set(steps)):
             raise UserError(
@@ -42,7 +43,7 @@ class Schedule:
             raise UserError(f"Schedule.shape is {self.shape!r}; choose 'linear' or 'constant'.")
 
     def at(self, step: jax.Array | int) -> jax.Array:
-        """The weight at a curriculum step."""
+        """Returns the weight at a curriculum step, a float32 scalar."""
         steps = jnp.asarray([float(step) for step, _ in self.points])
         weights = jnp.asarray([float(weight) for _, weight in self.points])
         now = jnp.asarray(step, jnp.float32)
@@ -57,7 +58,7 @@ Weight = float | Schedule
 
 
 def weight_at(weight: Weight, step: jax.Array | int) -> jax.Array | float:
-    """A weight at a curriculum step."""
+    """Returns a weight at a curriculum step, a scalar."""
     return weight.at(step) if isinstance(weight, Schedule) else weight
 
 
@@ -69,8 +70,8 @@ class Gate:
     would begin and at every later one.
 
     Attributes:
-        metric: Its name, as in `metrics.jsonl`: `paired/alignment_entropy` (nats a label),
-            `paired/zero_duration_share`, `paired/duration_error_frames`, `loss/transducer`.
+        metric: Name of the metric, as in `metrics.jsonl`: `paired/alignment_entropy` (nats per
+            label), `paired/zero_duration_fraction`, `loss/transducer`.
         below: The metric must be below this; None: no such condition.
         above: The metric must be above this; None: no such condition.
     """
@@ -80,12 +81,13 @@ class Gate:
     above: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a gate that is always open."""
+        """Refuses a gate without a bound; a metric may be given by an earlier name."""
+        object.__setattr__(self, "metric", present_name(self.metric))
         if self.below is None and self.above is None:
             raise UserError(f"The gate on {self.metric!r} needs a bound: set below or above.")
 
     def is_open(self, value: float | None) -> bool:
-        """Whether a value lets the phase begin; what is not logged does not."""
+        """Returns whether a value lets the phase begin; a metric that is not logged does not."""
         if value is None or value != value:
             return False
         return (self.below is None or value < self.below) and (
@@ -93,7 +95,7 @@ class Gate:
         )
 
     def __str__(self) -> str:
-        """The condition in words."""
+        """Returns the condition as text, such as `loss/mt below 2`."""
         conditions = [f"below {self.below:g}"] if self.below is not None else []
         conditions += [f"above {self.above:g}"] if self.above is not None else []
         return f"{self.metric} {' and '.join(conditions)}"
@@ -105,30 +107,30 @@ class Phase:
 
     Attributes:
         name: For messages.
-        begins: The curriculum step at which it begins.
+        start_step: The curriculum step at which it begins.
         streams: The streams that begin with it.
         gates: What must hold before it begins.
-        longest_hold: Steps after which it begins although a gate is shut, with a warning; None:
+        max_hold_steps: Steps after which it begins although a gate is shut, with a warning; None:
             never.
     """
 
     name: str
-    begins: int
+    start_step: int
     streams: tuple[str, ...]
     gates: tuple[Gate, ...] = ()
-    longest_hold: int | None = None
+    max_hold_steps: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse unknown streams, and a gate on the very first step."""
+        """Refuses unknown streams, and a gate on the very first step."""
         unknown = [stream for stream in self.streams if stream not in ALL_STREAMS]
         if unknown:
             raise UserError(
                 f"The phase {self.name!r} names the stream {unknown[0]!r}; the streams are "
                 f"{', '.join(ALL_STREAMS)}.{near_misses(unknown[0], ALL_STREAMS)}"
             )
-        if self.begins < 0:
-            raise UserError(f"The phase {self.name!r} begins at {self.begins}; use 0 or more.")
-        if self.gates and not self.begins:
+        if self.start_step < 0:
+            raise UserError(f"The phase {self.name!r} begins at {self.start_step}; use 0 or more.")
+        if self.gates and not self.start_step:
             raise UserError(
                 f"The phase {self.name!r} begins at step 0, where nothing has been logged that "
                 "its gates could judge; let it begin later, or remove them."
@@ -143,14 +145,14 @@ class Curriculum:
         phases: One after the other; the first begins at step 0.
     """
 
-    phases: tuple[Phase, ...] = (Phase(name="everything", begins=0, streams=ALL_STREAMS),)
+    phases: tuple[Phase, ...] = (Phase(name="everything", start_step=0, streams=ALL_STREAMS),)
 
     def __post_init__(self) -> None:
-        """Refuse phases out of order, and a stream that begins twice."""
-        begins = [phase.begins for phase in self.phases]
-        if not begins or begins[0] != 0 or begins != sorted(begins):
+        """Refuses phases out of order, and a stream that begins twice."""
+        starts = [phase.start_step for phase in self.phases]
+        if not starts or starts[0] != 0 or starts != sorted(starts):
             raise UserError(
-                f"The phases begin at {begins}; the first must begin at 0, the others in order."
+                f"The phases begin at {starts}; the first must begin at 0, the others in order."
             )
         streams = [stream for phase in self.phases for stream in phase.streams]
         twice = [stream for stream in streams if streams.count(stream) > 1]
@@ -158,34 +160,36 @@ class Curriculum:
             raise UserError(f"The stream {twice[0]!r} begins in two phases; name it in one.")
 
     def streams(self, step: int) -> tuple[str, ...]:
-        """The streams that have begun at a curriculum step, in the order of a batch."""
+        """Returns the streams that have begun at a curriculum step, in the order of a batch."""
         begun = {
             stream for phase in self.phases[: self.index(step) + 1] for stream in phase.streams
         }
         return tuple(stream for stream in ALL_STREAMS if stream in begun)
 
     def index(self, step: int) -> int:
-        """The place in `phases` of the last phase that has begun at a curriculum step."""
-        return bisect.bisect_right([phase.begins for phase in self.phases], step) - 1
+        """Returns the index in `phases` of the last phase that has begun at a curriculum step."""
+        return bisect.bisect_right([phase.start_step for phase in self.phases], step) - 1
 
 
-def in_order(paired_from: int = 0, text_from: int = 0, translation_from: int = 0) -> Curriculum:
-    """The paper's order of streams, without gates.
+def paper_curriculum(
+    paired_start_step: int = 0, text_start_step: int = 0, translation_start_step: int = 0
+) -> Curriculum:
+    """Returns the paper's order of streams, without gates (MAESTRO, section 3.2).
 
     Args:
-        paired_from: Step at which paired speech begins (500k in the paper).
-        text_from: Step at which unspoken text begins (515k in the paper).
-        translation_from: Step at which MT and ST begin.
+        paired_start_step: Step at which paired speech begins (500k in the paper).
+        text_start_step: Step at which unspoken text begins (515k in the paper).
+        translation_start_step: Step at which MT and ST begin.
     """
-    begins = {
+    starts = {
         "speech": 0,
-        "paired": paired_from,
-        "text": text_from,
-        "mt": translation_from,
-        "st": translation_from,
+        "paired": paired_start_step,
+        "text": text_start_step,
+        "mt": translation_start_step,
+        "st": translation_start_step,
     }
     phases = []
-    for step in sorted(set(begins.values())):
-        streams = tuple(stream for stream, begin in begins.items() if begin == step)
-        phases.append(Phase(name=" + ".join(streams), begins=step, streams=streams))
+    for step in sorted(set(starts.values())):
+        streams = tuple(stream for stream, start in starts.items() if start == step)
+        phases.append(Phase(name=" + ".join(streams), start_step=step, streams=streams))
     return Curriculum(phases=tuple(phases))

@@ -12,13 +12,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Protocol
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from maestro_jax.errors import UserError
-from maestro_jax.modules.gaussian_upsampling import GaussianUpsampling
-from maestro_jax.objectives.base import Parts
+from maestro_jax.modules.maestro import Maestro
+from maestro_jax.modules.resampler import GaussianUpsampling
 
 
 class DurationSource(Protocol):
@@ -31,8 +30,8 @@ class DurationSource(Protocol):
         Otherwise it is given the averaged one.
         """
 
-    def check(self, model: nn.Module) -> None:
-        """Refuse a model that lacks what the source needs.
+    def check(self, model: Maestro) -> None:
+        """Refuses a model that lacks what the source needs.
 
         Raises:
             UserError: It lacks something.
@@ -41,19 +40,22 @@ class DurationSource(Protocol):
     def durations(
         self,
         rng: jax.Array,
-        parts: Parts,
+        model: Maestro,
         embedded: jax.Array,
         tokens: jax.Array,
         mask: jax.Array,
+        *,
+        deterministic: bool,
     ) -> jax.Array:
         """Durations in frames.
 
         Args:
             rng: Random key; equal keys give equal durations.
-            parts: The model, trained or averaged as `trained_through` says.
+            model: The model, bound to trained or averaged weights as `trained_through` says.
             embedded: `[batch, tokens, text_features]`, e_t by the same parameters.
             tokens: `[batch, tokens]` int32.
             mask: `[batch, tokens]` bool, True = valid.
+            deterministic: No dropout.
 
         Returns:
             `[batch, tokens]`, 0 on padding: int32 without a gradient, or float32 if
@@ -67,7 +69,7 @@ class Learned:
 
     Attributes:
         jitter: Chance that a token lasts a frame more or less than predicted, either as likely;
-            text whose durations vary is harder to learn by heart (the RWTH experiments).
+            text whose durations vary is harder to memorise (the RWTH experiments).
         min_frames: No token that lasts is shorter, in frames, jittered or not.
         continuous: Do not round, and let the losses on unspoken text train the duration model.
             Durations then come from the trained parameters, not their average, and the model's
@@ -80,7 +82,7 @@ class Learned:
     continuous: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse numbers that mean nothing."""
+        """Refuses numbers out of range."""
         if not 0.0 <= self.jitter <= 1.0:
             raise UserError(f"Learned.jitter is {self.jitter}; choose a probability, 0 for none.")
         if self.min_frames < 1:
@@ -93,8 +95,8 @@ class Learned:
         """Durations that are not rounded have a gradient."""
         return self.continuous
 
-    def check(self, model: nn.Module) -> None:
-        """Gradients need a resampler that passes them on."""
+    def check(self, model: Maestro) -> None:
+        """Refuses durations with gradients for a resampler that does not pass them on."""
         if self.continuous and not isinstance(model.resampler, GaussianUpsampling):
             raise UserError(
                 "Learned.continuous needs a resampler through which durations have a gradient; "
@@ -104,16 +106,20 @@ class Learned:
     def durations(
         self,
         rng: jax.Array,
-        parts: Parts,
+        model: Maestro,
         embedded: jax.Array,
         tokens: jax.Array,
         mask: jax.Array,
+        *,
+        deterministic: bool,
     ) -> jax.Array:
-        """Predicted, then jittered."""
+        """Predicts durations, then jitters them; see `DurationSource.durations`."""
         del tokens
-        predicted = parts("predict_durations", embedded, mask, deterministic=parts.deterministic)
-        method = "continuous_durations" if self.continuous else "round_durations"
-        frames = parts(method, predicted, mask)
+        predicted = model.predict_durations(embedded, mask, deterministic=deterministic)
+        if self.continuous:
+            frames = model.continuous_durations(predicted, mask)
+        else:
+            frames = model.round_durations(predicted, mask)
         longer = frames
         if self.jitter:
             moved_rng, direction_rng = jax.random.split(rng)
@@ -128,8 +134,8 @@ class _WithoutModel:
 
     trained_through = False
 
-    def check(self, model: nn.Module) -> None:
-        """Any model will do."""
+    def check(self, model: Maestro) -> None:
+        """Accepts any model."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -143,20 +149,22 @@ class FixedRepetition(_WithoutModel):
     frames: int = 2
 
     def __post_init__(self) -> None:
-        """Refuse no frames at all."""
+        """Refuses a repetition of less than one frame."""
         if self.frames < 1:
             raise UserError(f"FixedRepetition.frames is {self.frames}; choose 1 or more.")
 
     def durations(
         self,
         rng: jax.Array,
-        parts: Parts,
+        model: Maestro,
         embedded: jax.Array,
         tokens: jax.Array,
         mask: jax.Array,
+        *,
+        deterministic: bool,
     ) -> jax.Array:
-        """The same number everywhere."""
-        del rng, parts, embedded, tokens
+        """Returns the same number of frames for every token."""
+        del rng, model, embedded, tokens, deterministic
         return jnp.where(mask, self.frames, 0).astype(jnp.int32)
 
 
@@ -173,7 +181,7 @@ class RandomRepetition(_WithoutModel):
     high: int = 3
 
     def __post_init__(self) -> None:
-        """Refuse an empty range."""
+        """Refuses an empty range."""
         if not 0 <= self.low <= self.high or self.high < 1:
             raise UserError(
                 f"RandomRepetition has low={self.low}, high={self.high}; "
@@ -183,13 +191,15 @@ class RandomRepetition(_WithoutModel):
     def durations(
         self,
         rng: jax.Array,
-        parts: Parts,
+        model: Maestro,
         embedded: jax.Array,
         tokens: jax.Array,
         mask: jax.Array,
+        *,
+        deterministic: bool,
     ) -> jax.Array:
-        """Independent draws."""
-        del parts, embedded, tokens
+        """Draws a whole number of frames per token."""
+        del model, embedded, tokens, deterministic
         drawn = jax.random.randint(rng, mask.shape, self.low, self.high + 1)
         return jnp.where(mask, drawn, 0).astype(jnp.int32)
 
@@ -211,7 +221,7 @@ class SubwordGaussian:
     max_frames: int = 120
 
     def __post_init__(self) -> None:
-        """Refuse an empty range."""
+        """Refuses an empty range."""
         if not 0 <= self.min_frames <= self.max_frames or self.max_frames < 1:
             raise UserError(
                 f"SubwordGaussian has min_frames={self.min_frames}, max_frames={self.max_frames}; "
@@ -223,8 +233,8 @@ class SubwordGaussian:
         """Draws are rounded."""
         return False
 
-    def check(self, model: nn.Module) -> None:
-        """The model must hold the Gaussians."""
+    def check(self, model: Maestro) -> None:
+        """Refuses a model without `subword_durations`."""
         if model.subword_durations is None:
             raise UserError(
                 "SubwordGaussian needs Gaussians to draw from; set Maestro.subword_durations to a "
@@ -234,14 +244,16 @@ class SubwordGaussian:
     def durations(
         self,
         rng: jax.Array,
-        parts: Parts,
+        model: Maestro,
         embedded: jax.Array,
         tokens: jax.Array,
         mask: jax.Array,
+        *,
+        deterministic: bool,
     ) -> jax.Array:
-        """Independent draws, rounded."""
-        del embedded
-        gaussians = parts("subword_gaussians", tokens)
+        """Draws from the Gaussian of each token, and rounds."""
+        del embedded, deterministic
+        gaussians = model.subword_gaussians(tokens)
         drawn = gaussians.mean + gaussians.deviation * jax.random.normal(rng, mask.shape)
         whole = jnp.clip(jnp.round(drawn), self.min_frames, self.max_frames).astype(jnp.int32)
         return jax.lax.stop_gradient(jnp.where(mask, whole, 0))

@@ -10,7 +10,7 @@
 | paired | paired aligned masked LM, if asked for | L_RNNT(t given Mask(ê_t)) |
 | text | aligned masked LM | L_RNNT(t given Mask(ê_t)), ê_t resampled by durations from a source |
 | mt | translation of text | L_RNNT(translation given Mask(ê_t)) |
-| st | translation of speech | L_RNNT(translation given e_s); it never trains durations |
+| st | translation of speech | L_RNNT(translation given e_s); its alignments train no durations |
 
 Alignments, predicted durations and resampling use the moving average of the weights (section 3).
 """
@@ -19,9 +19,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -29,49 +28,55 @@ from maestro_jax.errors import UserError
 from maestro_jax.layers.masking import length_mask, zero_padding
 from maestro_jax.losses.duration import FORMS as DURATION_FORMS
 from maestro_jax.losses.duration import duration_loss, gaussian_duration_loss
-from maestro_jax.losses.reduction import Weighted, masked_sum, mean
+from maestro_jax.losses.reduction import Weighted, masked_sum
 from maestro_jax.losses.similarity import cosine_similarity
 from maestro_jax.losses.transducer_alignment import Alignment
-from maestro_jax.modules.held_durations import duration_params, hold
+from maestro_jax.modules.duration import duration_params, freeze_durations
+from maestro_jax.modules.maestro import Maestro
 from maestro_jax.objectives import weighting as learned
 from maestro_jax.objectives.base import (
     Batch,
     Controls,
-    LossOfTerms,
     Metrics,
-    Parts,
+    Objective,
+    bind,
     frozen,
-    init_all_parameters,
+    loss_metrics,
 )
 from maestro_jax.objectives.curriculum import ALL_STREAMS, Curriculum, Weight, weight_at
+from maestro_jax.objectives.decoder_losses import (
+    TargetLabels,
+    best_path,
+    infeasible_metrics,
+    transducer_losses,
+)
 from maestro_jax.objectives.duration_sources import DurationSource, Learned, SubwordGaussian
-from maestro_jax.objectives.health import alignment_health, frame_variation
-from maestro_jax.objectives.passes import (
-    Speech,
-    Text,
-    Upsampled,
-    Written,
+from maestro_jax.objectives.forward import (
+    EncoderInput,
+    SpeechEncoding,
+    TextEncoding,
+    TokenBatch,
+    UpsampledText,
+    audio_samples,
+    concat_valid,
+    default_max_text_frames,
+    encode_shared_with_intermediate,
     encode_speech,
-    encode_texts,
-    one_after_the_other,
+    encode_text,
     stream_metrics,
     upsample,
 )
-from maestro_jax.objectives.probe import Probe, probe_pairs
-from maestro_jax.objectives.self_supervised import BestRq, W2vBert
-from maestro_jax.objectives.text_room import audio_samples, text_room
-from maestro_jax.objectives.text_side import Matching, TextMasks
-from maestro_jax.objectives.transducer_terms import (
-    Frames,
-    Labels,
-    best_path,
-    encode_shared_with_tap,
-    transducer_losses,
-    without_path,
+from maestro_jax.objectives.metrics import (
+    Probe,
+    alignment_collapse,
+    frame_variance_ratio,
+    probe_pairs,
 )
+from maestro_jax.objectives.self_supervised import BestRq, W2vBert
+from maestro_jax.objectives.text_losses import Matching, TextMasks
 
-SPOKEN = ("speech", "paired", "st")
-WRITTEN = ("text", "mt")
+SPEECH_STREAMS = ("speech", "paired", "st")
+TEXT_STREAMS = ("text", "mt")
 TRANSDUCER_TERMS = {
     "paired": "transducer",
     "text": "aligned_masked_lm",
@@ -80,16 +85,20 @@ TRANSDUCER_TERMS = {
     "st": "st",
 }
 """The term that scores each stream; `paired_text` is the text of the paired stream."""
-PAIRED_TERMS = (
-    *("transducer", "matching", "duration"),
-    *("subword_duration", "paired_aligned_masked_lm"),
-)
-"""Those of the paired stream, the last two where they are asked for."""
+TERM_UNITS = {
+    "contrastive": "nats per frame",
+    "masked_prediction": "nats per frame",
+    "diversity": "fraction of unused codes",
+    "matching": "distance per frame",
+    "duration": "duration error",
+    "subword_duration": "nats per token",
+    **dict.fromkeys(TRANSDUCER_TERMS.values(), "nats per label"),
+}
 PACKINGS = ("supervised", "concatenated")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MaestroPretraining(LossOfTerms):
+class MaestroPretraining(Objective):
     """Weights, masks and the curriculum of MAESTRO.
 
     A weight is a number or a `Schedule` over the curriculum step.
@@ -112,9 +121,9 @@ class MaestroPretraining(LossOfTerms):
         self_supervised: What untranscribed speech learns: w2v-BERT or BEST-RQ.
         matching: How text is compared with speech.
         text_masks: Mask(ê_t).
-        text_frames: Static number of frames that a resampled text may have. A text that lasts
-            longer leaves the loss and is counted in `text/over_long_share`. None: as many as the
-            longest pairs have.
+        max_text_frames: Static number of frames that a resampled text may have. A longer text
+            leaves the loss and is counted in `text/too_long_fraction`. None: as many as the longest
+            pairs have.
         durations: Where the durations of text without speech come from.
         duration_form: `l1` or `log_mse`.
         duration_trains_text_encoder: Whether the duration loss reaches the text encoder.
@@ -125,9 +134,10 @@ class MaestroPretraining(LossOfTerms):
         align_with_ema: Use the moving average for alignment, and for durations unless they are to
             be trained by the text. Without it, or where the run keeps none: the trained weights.
         augment_paired: SpecAugment on the paired and ST streams.
-        augment_paired_from: Curriculum step from which on: a young RNN-T hears sooner without.
+        augment_paired_start_step: Curriculum step from which on `augment_paired` applies: without
+            SpecAugment, an RNN-T at the start of training learns sooner to use the speech.
         fastemit: Extra weight of the gradient of label arcs: labels come earlier.
-        delay_penalty: Nats a frame by which later labels cost more, in every transducer term.
+        delay_penalty: Nats per frame by which later labels cost more, in every transducer term.
     """
 
     contrastive_weight: Weight = 1.0
@@ -145,19 +155,20 @@ class MaestroPretraining(LossOfTerms):
     self_supervised: W2vBert | BestRq = W2vBert()
     matching: Matching = Matching()
     text_masks: TextMasks = TextMasks()
-    text_frames: int | None = None
+    max_text_frames: int | None = None
     durations: DurationSource = Learned()
     duration_form: str = "l1"
     duration_trains_text_encoder: bool = True
     translation_packing: str = "supervised"
     align_with_ema: bool = True
     augment_paired: bool = True
-    augment_paired_from: int = 0
+    augment_paired_start_step: int = 0
     fastemit: float = 0.0
     delay_penalty: float = 0.0
+    probe_stream = "paired"
 
     def __post_init__(self) -> None:
-        """Refuse unknown choices before anything is built."""
+        """Refuses unknown choices before anything is built."""
         if self.duration_form not in DURATION_FORMS:
             raise UserError(
                 f"duration_form is {self.duration_form!r}; choose one of {DURATION_FORMS}."
@@ -168,62 +179,60 @@ class MaestroPretraining(LossOfTerms):
             )
 
     @property
-    def streams(self) -> tuple[str, ...]:
-        """All five; a batch may lack any."""
-        return ALL_STREAMS
+    def term_units(self) -> dict[str, str]:
+        """Units of all terms."""
+        return TERM_UNITS
 
     @property
-    def weights(self) -> dict[str, Weight]:
-        """The weight of each term that this objective may have, by the term's name."""
-        weights = {
-            **{name: getattr(self, f"{name}_weight") for name in self.self_supervised.term_names},
+    def loss_weights(self) -> dict[str, dict[str, Weight]]:
+        """Weights of the terms that each stream adds, those that are asked for."""
+        paired: dict[str, Weight] = {
             "transducer": self.transducer_weight,
             "matching": self.matching_weight,
             "duration": self.duration_weight,
-            "aligned_masked_lm": self.text_weight,
-            "mt": self.mt_weight,
-            "st": self.st_weight,
         }
         if isinstance(self.durations, SubwordGaussian):
-            weights["subword_duration"] = self.duration_weight
+            paired["subword_duration"] = self.duration_weight
         if self.text_masks.on_paired:
-            weights["paired_aligned_masked_lm"] = self.paired_text_weight
-        return weights
+            paired["paired_aligned_masked_lm"] = self.paired_text_weight
+        return {
+            "speech": {
+                name: getattr(self, f"{name}_weight") for name in self.self_supervised.term_names
+            },
+            "paired": paired,
+            "text": {"aligned_masked_lm": self.text_weight},
+            "mt": {"mt": self.mt_weight},
+            "st": {"st": self.st_weight},
+        }
 
-    def weights_of(self, stream: str) -> dict[str, Weight]:
-        """The terms that a stream adds to the loss, and their weights."""
-        several = {"speech": self.self_supervised.term_names, "paired": PAIRED_TERMS}
-        terms = several[stream] if stream in several else (TRANSDUCER_TERMS[stream],)
-        return {name: weight for name, weight in self.weights.items() if name in terms}
+    def for_run(self, model: Maestro, audio_samples: Mapping[str, int]) -> Self:
+        """Sets `max_text_frames`, where it is None, to the frames of the longest pairs."""
+        if self.max_text_frames is not None:
+            return self
+        frames = default_max_text_frames(model, audio_samples)
+        return dataclasses.replace(self, max_text_frames=frames)
 
-    def active_streams(self, step: int) -> tuple[str, ...]:
-        """The streams that have begun at a curriculum step.
+    def init(self, model: Maestro, rng: jax.Array, batch: Batch) -> Any:
+        """Initialises all parameters of the model, and those of the learned weighting.
 
-        What has not begun is left out of the batch, so that it costs nothing; a step is compiled
-        anew where a stream begins.
-        """
-        return self.curriculum.streams(step)
-
-    def init(self, model: nn.Module, rng: jax.Array, batch: Batch) -> Any:
-        """Parameters of the whole model, and of the learned weighting.
-
-        Where texts train the text encoder and no pairs train durations, they are held; see
-        `modules.held_durations`.
+        Where texts train the text encoder and no pairs train durations, the durations are frozen;
+        see `maestro_jax.modules.duration`.
 
         Raises:
             UserError: The model lacks what a setting needs.
         """
         self.self_supervised.check(model)
         self.durations.check(model)
-        params = init_all_parameters(model, rng, batch)
-        if self._holds_durations(batch):
-            params = hold(params)
+        params = super().init(model, rng, batch)
+        if self._freezes_durations(batch):
+            params = freeze_durations(params)
         if isinstance(self.weighting, learned.UncertaintyWeighting):
-            params = {**params, learned.PARAMETERS: self.weighting.init(tuple(self.weights))}
+            weights = self.weighting.init(tuple(self.term_weights))
+            params = {**params, learned.PARAMETERS: weights}
         return params
 
-    def _holds_durations(self, batch: Batch) -> bool:
-        """Whether texts would move the durations of a run with these streams."""
+    def _freezes_durations(self, batch: Batch) -> bool:
+        """Whether texts alone would change the durations of a run with these streams."""
         learned_from_pairs = "paired" in batch and self.duration_weight != 0
         texts = {"text", "mt"}
         if self.translation_packing == "concatenated":
@@ -231,7 +240,7 @@ class MaestroPretraining(LossOfTerms):
         by_texts = self.durations.trained_through
         return not texts.isdisjoint(batch) and not learned_from_pairs and not by_texts
 
-    def combine(
+    def weighted_loss(
         self,
         terms: Mapping[str, Weighted],
         params: Any,
@@ -239,27 +248,17 @@ class MaestroPretraining(LossOfTerms):
         step: jax.Array | int,
         controls: Controls | None = None,
     ) -> tuple[jax.Array, Metrics]:
-        """The weighted sum of all terms of the streams that are there, and their factors."""
-        clock = step if controls is None else controls.clock
-        weights = {name: weight_at(self.weights[name], clock) for name in terms}
-        one = jnp.ones(())
-        factors: dict[str, jax.Array] = {}
-        if isinstance(self.weighting, learned.UncertaintyWeighting):
-            total, factors = self.weighting.total(terms, weights, params[learned.PARAMETERS])
-        else:
-            if self.weighting is not None and controls is not None:
-                factors = {name: controls.weights[name] for name in terms}
-            total = jnp.zeros(())
-            for name, term in terms.items():
-                total = total + weights[name] * factors.get(name, 1.0) * mean(term)
-        return total, {
-            **{f"weight/{name}": (factor, one) for name, factor in factors.items()},
-            "loss": (total, one),
-        }
+        """Computes the weighted sum of all terms; see `Objective.weighted_loss`."""
+        if not isinstance(self.weighting, learned.UncertaintyWeighting):
+            return super().weighted_loss(terms, params, step=step, controls=controls)
+        clock = step if controls is None else controls.curriculum_step
+        weights = {name: weight_at(self.term_weights[name], clock) for name in terms}
+        total, factors = self.weighting.total(terms, weights, params[learned.PARAMETERS])
+        return total, loss_metrics(terms, total, factors)
 
-    def terms(
+    def loss_terms(
         self,
-        model: nn.Module,
+        model: Maestro,
         params: Any,
         ema_params: Any,
         batch: Batch,
@@ -269,136 +268,168 @@ class MaestroPretraining(LossOfTerms):
         controls: Controls | None = None,
         train: bool = True,
     ) -> tuple[dict[str, Weighted], Metrics]:
-        """The terms of the loss before any weight, and all metrics but the loss."""
+        """Computes the terms of all streams of the batch; see `Objective.loss_terms`."""
         augment: jax.Array | bool = self.augment_paired and train
-        if augment and self.augment_paired_from:
-            clock = step if controls is None else controls.clock
-            augment = jnp.asarray(clock) >= self.augment_paired_from
+        if augment and self.augment_paired_start_step:
+            clock = step if controls is None else controls.curriculum_step
+            augment = jnp.asarray(clock) >= self.augment_paired_start_step
         self.self_supervised.check(model)
         self.durations.check(model)
         keys = iter(jax.random.split(rng, 6))
-        parts = Parts(model, params, next(keys), train)
-        average = ema_params if self.align_with_ema and ema_params is not None else params
-        aligner = Parts(model, duration_params(frozen(average)), next(keys), False)
+        deterministic = not train
+        bound = bind(model, params, next(keys))
+        averaged = ema_params if self.align_with_ema and ema_params is not None else params
+        aligner = bind(model, duration_params(frozen(averaged)))
 
         speech = encode_speech(
-            parts,
-            {name: batch[name] for name in SPOKEN if name in batch},
+            bound,
+            {name: batch[name] for name in SPEECH_STREAMS if name in batch},
             next(keys),
-            masks=self.self_supervised,
+            masking=self.self_supervised,
             augment=augment,
+            deterministic=deterministic,
         )
-        texts, aligned = self._encode_texts(parts, aligner, batch, speech, next(keys))
-        upsampled = upsample(parts, texts, {name: self._room(model, batch, name) for name in texts})
-        frames, labels = self._scored(batch, speech, upsampled, next(keys))
-        both = encode_shared_with_tap(parts, frames)
-        contexts = {name: context for name, (context, _) in both.items()}
-        if "speech" in batch and model.taps_shared_encoder:
-            speech["speech"] = dataclasses.replace(speech["speech"], tapped=both["speech"][1])
-        masks = {name: each.mask for name, each in frames.items()}
-        scored = transducer_losses(
-            parts,
+        texts, alignment = self._encode_texts(
+            bound, aligner, batch, speech, next(keys), deterministic=deterministic
+        )
+        max_frames = {name: self._max_frames(model, batch, name) for name in texts}
+        upsampled = upsample(bound, texts, max_frames, deterministic=deterministic)
+        inputs, labels = self._decoder_task(batch, speech, upsampled, next(keys))
+        outputs = encode_shared_with_intermediate(bound, inputs, deterministic=deterministic)
+        contexts = {name: context for name, (context, _) in outputs.items()}
+        if "speech" in batch and model.contrasts_in_shared_encoder:
+            speech["speech"] = dataclasses.replace(
+                speech["speech"], intermediate=outputs["speech"][1]
+            )
+        masks = {name: each.mask for name, each in inputs.items()}
+        decoder_terms = transducer_losses(
+            bound,
             contexts,
             masks,
             labels,
             fastemit=self.fastemit,
             delay_penalty=self.delay_penalty,
+            deterministic=deterministic,
         )
 
         terms: dict[str, Weighted] = {}
         metrics: Metrics = {}
         if "speech" in batch:
-            terms, metrics = self.self_supervised.terms(
-                parts, speech["speech"], contexts["speech"], step, next(keys)
+            terms, metrics = self.self_supervised.loss_terms(
+                bound,
+                speech["speech"],
+                contexts["speech"],
+                step,
+                next(keys),
+                deterministic=deterministic,
             )
-        if aligned is not None:
-            found, more = self._text_side(
-                parts,
+        if alignment is not None:
+            path, entropy = alignment
+            paired_terms, paired_metrics = self._paired_text_losses(
+                bound,
                 speech["paired"],
-                Labels(batch["paired"]["text"], batch["paired"]["text_length"]),
+                TargetLabels(batch["paired"]["text"], batch["paired"]["text_length"]),
                 texts["paired"],
-                aligned[0],
+                path,
                 upsampled["paired"],
+                deterministic=deterministic,
             )
-            terms, metrics = terms | found, metrics | more
-            metrics |= alignment_health(*aligned, texts["paired"].mask, speech["paired"].mask)
-        terms |= {TRANSDUCER_TERMS[name]: term for name, term in scored.items()}
-        metrics |= {f"loss/{name}": term for name, term in terms.items()}
+            terms |= paired_terms
+            metrics |= paired_metrics | alignment_collapse(
+                path, entropy, texts["paired"].mask, speech["paired"].mask
+            )
+        terms |= {TRANSDUCER_TERMS[name]: term for name, term in decoder_terms.items()}
         for name, each in speech.items():
-            metrics[f"{name}/frame_variation"] = frame_variation(each.encoded, each.mask)
-            metrics[f"{name}/context_variation"] = frame_variation(contexts[name], masks[name])
-        metrics |= stream_metrics(batch, texts, upsampled) | without_path(parts, masks, labels)
-        return terms, metrics
+            metrics[f"{name}/frame_variance_ratio"] = frame_variance_ratio(each.encoded, each.mask)
+            metrics[f"{name}/context_variance_ratio"] = frame_variance_ratio(
+                contexts[name], masks[name]
+            )
+        metrics |= stream_metrics(batch, texts, upsampled)
+        return terms, metrics | infeasible_metrics(bound, masks, labels)
 
     def probe(
-        self, model: nn.Module, params: Any, paired: Mapping[str, jax.Array], row: int
+        self, model: Maestro, params: Any, examples: Mapping[str, jax.Array], row: int
     ) -> Probe:
-        """What the model makes of pairs that it does not train on; see `probe_pairs`."""
-        return probe_pairs(model, params, paired, row)
+        """Computes metrics and arrays of held-out pairs; see `probe_pairs`."""
+        return probe_pairs(model, params, examples, row)
 
-    def _room(self, model: nn.Module, batch: Batch, name: str) -> int:
-        """The static number of frames of a text; that of a pair is its speech's."""
-        if name == "paired" or self.text_frames is None:
-            return text_room(model, audio_samples(batch))
-        return self.text_frames
+    def _max_frames(self, model: Maestro, batch: Batch, name: str) -> int:
+        """Returns the static number of frames of a text; that of a pair is its speech's."""
+        if name == "paired" or self.max_text_frames is None:
+            return default_max_text_frames(model, audio_samples(batch))
+        return self.max_text_frames
 
     def _encode_texts(
         self,
-        parts: Parts,
-        aligner: Parts,
+        model: Maestro,
+        aligner: Maestro,
         batch: Batch,
-        speech: Mapping[str, Speech],
+        speech: Mapping[str, SpeechEncoding],
         rng: jax.Array,
-    ) -> tuple[dict[str, Text], tuple[Alignment, Weighted] | None]:
-        """e_t and durations: aligned for paired text, from the source for the rest.
+        *,
+        deterministic: bool,
+    ) -> tuple[dict[str, TextEncoding], tuple[Alignment, Weighted] | None]:
+        """Computes e_t and durations: aligned for paired text, from `self.durations` for the rest.
 
-        The alignment of paired text, with its entropy, comes back as well.
+        Args:
+            model: The model, bound to the trained parameters.
+            aligner: The model, bound to those that alignments and durations are made with.
+            batch: The batch.
+            speech: Its streams of speech after the speech encoder.
+            rng: Random key for durations.
+            deterministic: No dropout.
+
+        Returns:
+            The texts by name, and the alignment of paired text with its entropy.
         """
-        written: dict[str, Written] = {}
-        for name in ("paired", *WRITTEN):
+        texts: dict[str, TokenBatch] = {}
+        for name in ("paired", *TEXT_STREAMS):
             if name in batch:
                 stream = batch[name]
-                written[name] = Written(stream["text"], stream["text_length"], stream["language"])
+                texts[name] = TokenBatch(stream["text"], stream["text_length"], stream["language"])
         if self.translation_packing == "concatenated":
             for name in ("mt", "st"):
                 if name in batch:
                     stream = batch[name]
-                    written[f"{name}_translation"] = Written(
+                    texts[f"{name}_translation"] = TokenBatch(
                         stream["translation"],
                         stream["translation_length"],
                         stream["target_language"],
                     )
-        found = None
+        alignment = None
         durations = {}
         if "paired" in batch:
             paired = batch["paired"]
-            # The aligner hears the speech as it is: no augmentation, no dropout, averaged weights.
-            heard = speech["paired"]
-            features, mask = aligner("subsample", heard.mel, heard.mel_lengths)
-            encoded = aligner("encode_speech", features, mask, paired["language"])
-            labels = Labels(paired["text"], paired["text_length"])
-            found = best_path(aligner, encoded, mask, labels, paired["language"])
-            durations["paired"] = found[0].durations
+            # Aligned as it was recorded: no SpecAugment, no dropout, averaged weights.
+            features, mask = aligner.subsample(speech["paired"].mel, speech["paired"].mel_lengths)
+            encoded = aligner.encode_speech(features, mask, paired["language"])
+            labels = TargetLabels(paired["text"], paired["text_length"])
+            alignment = best_path(aligner, encoded, mask, labels, paired["language"])
+            durations["paired"] = alignment[0].durations
 
         keys = iter(jax.random.split(rng, 8))
 
-        def chosen(text: Written, mask: jax.Array, embedded: jax.Array) -> jax.Array:
-            reader = parts
-            if not self.durations.trained_through:
-                reader = aligner
-                embedded = aligner("encode_text", text.tokens, mask, text.language)
-            return self.durations.durations(next(keys), reader, embedded, text.tokens, mask)
+        def durations_of(text: TokenBatch, mask: jax.Array, embedded: jax.Array) -> jax.Array:
+            if self.durations.trained_through:
+                source, no_dropout = model, deterministic
+            else:
+                source, no_dropout = aligner, True
+                embedded = aligner.encode_text(text.tokens, mask, text.language)
+            return self.durations.durations(
+                next(keys), source, embedded, text.tokens, mask, deterministic=no_dropout
+            )
 
-        return encode_texts(parts, written, chosen, durations), found
+        encodings = encode_text(model, texts, durations_of, durations, deterministic=deterministic)
+        return encodings, alignment
 
-    def _scored(
+    def _decoder_task(
         self,
         batch: Batch,
-        speech: dict[str, Speech],
-        upsampled: dict[str, Upsampled],
+        speech: Mapping[str, SpeechEncoding],
+        upsampled: Mapping[str, UpsampledText],
         rng: jax.Array,
-    ) -> tuple[dict[str, Frames], dict[str, Labels]]:
-        """What enters the shared encoder for each stream, and what the transducer is to write."""
+    ) -> tuple[dict[str, EncoderInput], dict[str, TargetLabels]]:
+        """Returns the shared encoder's input for each stream, and the transducer's labels."""
         keys = iter(jax.random.split(rng, 8))
         concatenated = self.translation_packing == "concatenated"
 
@@ -406,32 +437,35 @@ class MaestroPretraining(LossOfTerms):
             refined, index = upsampled[name].refined, upsampled[name].index
             return self.text_masks.apply(next(keys), refined, index.mask), index.mask
 
-        frames: dict[str, Frames] = {}
-        labels: dict[str, Labels] = {}
-        for name in self.streams:
+        inputs: dict[str, EncoderInput] = {}
+        labels: dict[str, TargetLabels] = {}
+        for name in ALL_STREAMS:
             if name not in batch:
                 continue
             stream = batch[name]
-            if name in SPOKEN:
+            if name in SPEECH_STREAMS:
                 values, mask = speech[name].encoded, speech[name].mask
             else:
                 values, mask = masked(name)
             target = stream.get("target_language")
             if target is not None and concatenated:
-                more, more_mask = masked(f"{name}_translation")
-                values, count = one_after_the_other(
-                    values, jnp.sum(mask, axis=1), more, jnp.sum(more_mask, axis=1)
+                translation, translation_mask = masked(f"{name}_translation")
+                values, count = concat_valid(
+                    values,
+                    jnp.sum(mask, axis=1),
+                    translation,
+                    jnp.sum(translation_mask, axis=1),
                 )
-                # Of two texts both must be whole.
-                whole = upsampled[f"{name}_translation"].fits
+                # Of two texts both must fit.
+                fits = upsampled[f"{name}_translation"].fits
                 if name in upsampled:
-                    whole &= upsampled[name].fits
-                mask = length_mask(jnp.where(whole, count, 0), values.shape[1])
+                    fits &= upsampled[name].fits
+                mask = length_mask(jnp.where(fits, count, 0), values.shape[1])
                 values = zero_padding(values, mask)
-            frames[name] = Frames(values, mask, target, stream["language"])
+            inputs[name] = EncoderInput(values, mask, target, stream["language"])
             if name == "mt" and concatenated:
-                labels[name] = Labels(
-                    *one_after_the_other(
+                labels[name] = TargetLabels(
+                    *concat_valid(
                         stream["text"],
                         stream["text_length"],
                         stream["translation"],
@@ -439,38 +473,39 @@ class MaestroPretraining(LossOfTerms):
                     )
                 )
             elif target is not None:
-                labels[name] = Labels(stream["translation"], stream["translation_length"])
+                labels[name] = TargetLabels(stream["translation"], stream["translation_length"])
             elif name != "speech":
-                labels[name] = Labels(stream["text"], stream["text_length"])
+                labels[name] = TargetLabels(stream["text"], stream["text_length"])
         if "paired" in batch and self.text_masks.on_paired:
-            frames["paired_text"] = Frames(*masked("paired"), language=batch["paired"]["language"])
+            language = batch["paired"]["language"]
+            inputs["paired_text"] = EncoderInput(*masked("paired"), language=language)
             labels["paired_text"] = labels["paired"]
-        return frames, labels
+        return inputs, labels
 
-    def _text_side(
+    def _paired_text_losses(
         self,
-        parts: Parts,
-        speech: Speech,
-        labels: Labels,
-        text: Text,
+        model: Maestro,
+        speech: SpeechEncoding,
+        labels: TargetLabels,
+        text: TextEncoding,
         path: Alignment,
-        upsampled: Upsampled,
+        upsampled: UpsampledText,
+        *,
+        deterministic: bool,
     ) -> tuple[dict[str, Weighted], Metrics]:
-        """Matching and duration losses: what paired speech teaches the text side."""
+        """Computes the matching and duration losses, which train the text encoder from pairs."""
         both = speech.mask & upsampled.index.mask
         matching = self.matching.loss(
             speech.encoded,
             upsampled.refined,
             labels.tokens,
             upsampled.index,
-            self.matching.counted(upsampled.index, path.frames, speech.mask),
+            self.matching.matched_frames(upsampled.index, path.frames, speech.mask),
         )
         embedded = text.embedded
         if not self.duration_trains_text_encoder:
             embedded = jax.lax.stop_gradient(embedded)
-        predicted = parts(
-            "predict_durations", embedded, text.mask, deterministic=parts.deterministic
-        )
+        predicted = model.predict_durations(embedded, text.mask, deterministic=deterministic)
         # A text whose speech is absent has no durations to learn from.
         aligned = text.mask & jnp.any(speech.mask, axis=1)[:, None]
         duration, duration_error = duration_loss(
@@ -479,20 +514,20 @@ class MaestroPretraining(LossOfTerms):
             text.durations,
             aligned,
             form=self.duration_form,
-            threshold=parts.model.duration_model.zero_threshold,
-            max_frames=parts.model.duration_model.max_frames,
+            threshold=model.duration_model.zero_threshold,
+            max_frames=model.duration_model.max_frames,
         )
         terms = {"matching": matching, "duration": duration}
         if isinstance(self.durations, SubwordGaussian):
-            gaussians = parts("subword_gaussians", labels.tokens)
-            place = jnp.arange(labels.tokens.shape[1])[None, :]
+            gaussians = model.subword_gaussians(labels.tokens)
+            position = jnp.arange(labels.tokens.shape[1])[None, :]
             # The first and the last label own the silence around the utterance.
-            inner = aligned & (place > 0) & (place < labels.lengths[:, None] - 1)
+            inner = aligned & (position > 0) & (position < labels.lengths[:, None] - 1)
             terms["subword_duration"] = gaussian_duration_loss(
                 gaussians.mean, gaussians.deviation, text.durations, inner
             )
         return terms, {
             "paired/duration_error_frames": duration_error,
-            "paired/zero_duration_share": masked_sum(text.durations == 0, aligned),
+            "paired/zero_duration_fraction": masked_sum(text.durations == 0, aligned),
             "paired/cosine": masked_sum(cosine_similarity(speech.encoded, upsampled.refined), both),
         }

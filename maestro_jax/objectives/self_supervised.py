@@ -10,8 +10,8 @@ codes that a frozen random projection gives of the log-mel features. Nothing the
 
     L = L_m
 
-Where augmentation disturbs what is heard, codes are those of the clean audio, as in the masked
-speech denoising of WavLM (arXiv 2110.13900): the model learns to hear a voice through noise.
+Where the audio is augmented, codes are those of the clean audio, as in the masked speech denoising
+of WavLM (arXiv 2110.13900).
 """
 
 from __future__ import annotations
@@ -19,23 +19,24 @@ from __future__ import annotations
 import dataclasses
 from typing import TypeVar
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from maestro_jax.errors import UserError
 from maestro_jax.layers.masking import span_mask, zero_padding
 from maestro_jax.losses.contrastive import (
+    code_counts,
     contrastive_chance,
     contrastive_loss,
     diversity_loss,
+    perplexity,
 )
 from maestro_jax.losses.cross_entropy import masked_prediction_loss
 from maestro_jax.losses.reduction import Weighted, masked_sum
-from maestro_jax.modules.quantizer import GumbelQuantizer
-from maestro_jax.modules.random_projection import RandomProjectionQuantizer
-from maestro_jax.objectives.base import Metrics, Parts
-from maestro_jax.objectives.passes import Speech
+from maestro_jax.modules.maestro import Maestro
+from maestro_jax.modules.quantizer import GumbelQuantizer, RandomProjectionQuantizer
+from maestro_jax.objectives.base import Metrics
+from maestro_jax.objectives.forward import SpeechEncoding
 
 _Quantizer = TypeVar("_Quantizer", GumbelQuantizer, RandomProjectionQuantizer)
 
@@ -60,7 +61,7 @@ class W2vBert:
     temperature: float = 0.1
 
     def __post_init__(self) -> None:
-        """Refuse numbers that mean nothing."""
+        """Refuses numbers out of range."""
         _check_masks(self)
         if self.distractors < 1 or not self.temperature > 0.0:
             raise UserError(
@@ -70,16 +71,16 @@ class W2vBert:
 
     @property
     def term_names(self) -> tuple[str, ...]:
-        """The terms that `terms` gives."""
+        """Names of the terms that `loss_terms` returns."""
         return ("contrastive", "diversity", "masked_prediction")
 
     @property
-    def hides_mel(self) -> bool:
-        """What enters the speech encoder is hidden, and the quantizer sees what is not."""
+    def masks_mel(self) -> bool:
+        """False: the input of the speech encoder is masked, and the quantizer reads it unmasked."""
         return False
 
-    def check(self, model: nn.Module) -> None:
-        """Refuse a model whose quantizer, heads and codes do not fit.
+    def check(self, model: Maestro) -> None:
+        """Refuses a model whose quantizer, heads and codes do not fit.
 
         Raises:
             UserError: They do not.
@@ -93,61 +94,64 @@ class W2vBert:
                 "compares the two, so make them equal."
             )
 
-    def mask(self, rng: jax.Array, valid: jax.Array) -> jax.Array:
-        """The frames to hide, `[batch, frames]` bool, of those that are valid."""
+    def sample_mask(self, rng: jax.Array, valid: jax.Array) -> jax.Array:
+        """Draws the frames to mask, `[batch, frames]` bool, of those that are valid."""
         return span_mask(rng, valid, start_probability=self.mask_probability, span=self.mask_span)
 
-    def hide_mel(self, rng: jax.Array, mel: jax.Array, hidden: jax.Array) -> jax.Array:
-        """The log-mel features as they are."""
+    def mask_mel(self, rng: jax.Array, mel: jax.Array, hidden: jax.Array) -> jax.Array:
+        """Returns `[batch, mel_frames, bins]` as it is: w2v-BERT masks later."""
         del rng, hidden
         return mel
 
-    def terms(
+    def loss_terms(
         self,
-        parts: Parts,
-        speech: Speech,
+        model: Maestro,
+        speech: SpeechEncoding,
         context: jax.Array,
         step: jax.Array | int,
         rng: jax.Array,
+        *,
+        deterministic: bool,
     ) -> tuple[dict[str, Weighted], Metrics]:
-        """Contrastive, diversity and masked prediction losses.
+        """Computes contrastive, diversity and masked prediction losses.
 
         Args:
-            parts: The model.
+            model: The model, bound.
             speech: The stream after the speech encoder.
             context: `[batch, frames, features]`, of the shared encoder.
             step: Training step, for the temperature of the quantizer.
             rng: Random key for the distractors.
+            deterministic: No dropout, and no noise in the quantizer.
 
         Returns:
             The terms by name, and metrics.
         """
         features = speech.features
         if speech.clean_mel is not None:
-            features, _ = parts("subsample", speech.clean_mel, speech.mel_lengths)
-        quantized = parts("quantize", features, step, deterministic=parts.deterministic)
+            features, _ = model.subsample(speech.clean_mel, speech.mel_lengths)
+        quantized = model.quantize(features, step, deterministic=deterministic)
         contrastive, contrastive_accuracy = contrastive_loss(
             rng,
-            parts("contrastive_context", speech.tapped),
+            model.contrastive_context(speech.intermediate),
             quantized.vectors,
             quantized.sampled_ids,
             speech.hidden,
             distractors=self.distractors,
             temperature=self.temperature,
         )
-        diversity, perplexity = diversity_loss(quantized.probabilities, speech.mask)
+        diversity, diversity_perplexity = diversity_loss(quantized.probabilities, speech.mask)
         prediction, prediction_accuracy = masked_prediction_loss(
-            parts("code_logits", context), quantized.ids, speech.hidden
+            model.code_logits(context), quantized.ids, speech.hidden
         )
         codes = quantized.probabilities.shape[-1]
         counts = code_counts(quantized.ids, speech.mask, codes)
-        # What a frame's code tells of the frame: mutual information. As a mean of Kullback-Leibler
-        # divergences, for a difference of two entropies leaves few digits of a small one.
+        # Mutual information of frames and codes, as a mean of Kullback-Leibler divergences: as the
+        # difference of two entropies, a small one would keep few digits.
         frames = jnp.maximum(jnp.sum(speech.mask), 1)
         average = jnp.sum(zero_padding(quantized.probabilities, speech.mask), (0, 1)) / frames
         ratio = quantized.probabilities / jnp.maximum(average, jnp.finfo(jnp.float32).tiny)
-        told = jnp.sum(jax.scipy.special.xlogy(quantized.probabilities, ratio), -1)
-        information, count = masked_sum(told / jnp.log(codes), speech.mask)
+        divergence = jnp.sum(jax.scipy.special.xlogy(quantized.probabilities, ratio), -1)
+        information, count = masked_sum(divergence / jnp.log(codes), speech.mask)
         one = jnp.ones(())
         return {
             "contrastive": contrastive,
@@ -160,8 +164,8 @@ class W2vBert:
             ),
             "speech/masked_accuracy": prediction_accuracy,
             "speech/masked_chance": (most_frequent(counts), one),
-            "speech/masked_share": masked_sum(speech.hidden, speech.mask),
-            "speech/code_perplexity": (perplexity, one),
+            "speech/masked_fraction": masked_sum(speech.hidden, speech.mask),
+            "speech/code_perplexity": (diversity_perplexity, one),
             "speech/code_usage": (jnp.mean(counts > 0), one),
             "speech/code_information": (information, count),
             "speech/gumbel_temperature": (quantized.temperature, one),
@@ -173,7 +177,7 @@ class BestRq:
     """Masks of BEST-RQ (section 3.2), which are laid on the log-mel features.
 
     BEST-RQ starts spans of 400 ms with a chance of 0.01 in frames of 10 ms. Here spans consist of
-    whole encoder frames, so that a target is hidden wholly or not at all: at 40 ms a frame, 10
+    whole encoder frames, so that a target is hidden wholly or not at all: at 40 ms per frame, 10
     frames and 0.04 hide the same third of the speech.
 
     Attributes:
@@ -187,23 +191,23 @@ class BestRq:
     noise: float = 0.1
 
     def __post_init__(self) -> None:
-        """Refuse numbers that mean nothing."""
+        """Refuses numbers out of range."""
         _check_masks(self)
         if self.noise < 0.0:
             raise UserError(f"BestRq.noise is {self.noise}; give a standard deviation, 0 or more.")
 
     @property
     def term_names(self) -> tuple[str, ...]:
-        """The terms that `terms` gives."""
+        """Names of the terms that `loss_terms` returns."""
         return ("masked_prediction",)
 
     @property
-    def hides_mel(self) -> bool:
-        """Log-mel features are hidden, and the targets are made of what is not."""
+    def masks_mel(self) -> bool:
+        """True: log-mel features are masked, and targets are made of the unmasked ones."""
         return True
 
-    def check(self, model: nn.Module) -> None:
-        """Refuse a model whose quantizer and head do not fit.
+    def check(self, model: Maestro) -> None:
+        """Refuses a model whose quantizer and head do not fit.
 
         Raises:
             UserError: They do not.
@@ -211,12 +215,12 @@ class BestRq:
         quantizer = _quantizer(self, model, RandomProjectionQuantizer)
         _check_head(model, codebooks=quantizer.codebooks, codes=quantizer.codes)
 
-    def mask(self, rng: jax.Array, valid: jax.Array) -> jax.Array:
-        """The frames to hide, `[batch, frames]` bool, of those that are valid."""
+    def sample_mask(self, rng: jax.Array, valid: jax.Array) -> jax.Array:
+        """Draws the frames to mask, `[batch, frames]` bool, of those that are valid."""
         return span_mask(rng, valid, start_probability=self.mask_probability, span=self.mask_span)
 
-    def hide_mel(self, rng: jax.Array, mel: jax.Array, hidden: jax.Array) -> jax.Array:
-        """Noise in the place of hidden log-mel features.
+    def mask_mel(self, rng: jax.Array, mel: jax.Array, hidden: jax.Array) -> jax.Array:
+        """Replaces hidden log-mel features by noise.
 
         Args:
             rng: Random key.
@@ -229,63 +233,48 @@ class BestRq:
         noise = self.noise * jax.random.normal(rng, mel.shape, mel.dtype)
         return jnp.where(hidden[:, :, None], noise, mel)
 
-    def terms(
+    def loss_terms(
         self,
-        parts: Parts,
-        speech: Speech,
+        model: Maestro,
+        speech: SpeechEncoding,
         context: jax.Array,
         step: jax.Array | int,
         rng: jax.Array,
+        *,
+        deterministic: bool,
     ) -> tuple[dict[str, Weighted], Metrics]:
-        """Masked prediction, averaged over codebooks.
+        """Computes masked prediction, averaged over codebooks.
 
         Args:
-            parts: The model.
+            model: The model, bound.
             speech: The stream after the speech encoder.
             context: `[batch, frames, features]`, of the shared encoder.
             step: Not used.
             rng: Not used.
+            deterministic: Not used.
 
         Returns:
             The term by name, and metrics; those of codes are averages over codebooks.
         """
-        del step, rng
-        ids = parts("random_codes", speech.target_mel)
-        logits = parts("code_logits", context)
+        del step, rng, deterministic
+        ids = model.random_codes(speech.target_mel)
+        logits = model.code_logits(context)
         logits = logits.reshape(*ids.shape, -1)
         prediction, accuracy = masked_prediction_loss(logits, ids, speech.hidden)
         counts = code_counts(ids, speech.mask, logits.shape[-1])
-        shares = counts / jnp.maximum(jnp.sum(counts, axis=-1, keepdims=True), 1.0)
-        entropy = -jnp.sum(shares * jnp.log(jnp.maximum(shares, 1e-9)), axis=-1)
+        frequencies = counts / jnp.maximum(jnp.sum(counts, axis=-1, keepdims=True), 1.0)
         one = jnp.ones(())
         return {"masked_prediction": prediction}, {
             "speech/masked_accuracy": accuracy,
             "speech/masked_chance": (most_frequent(counts), one),
-            "speech/masked_share": masked_sum(speech.hidden, speech.mask),
-            "speech/code_perplexity": (jnp.mean(jnp.exp(entropy)), one),
+            "speech/masked_fraction": masked_sum(speech.hidden, speech.mask),
+            "speech/code_perplexity": (jnp.mean(perplexity(frequencies)), one),
             "speech/code_usage": (jnp.mean(counts > 0), one),
         }
 
 
-def code_counts(ids: jax.Array, mask: jax.Array, codes: int) -> jax.Array:
-    """How often each code was chosen.
-
-    Args:
-        ids: `[batch, frames]` or `[batch, frames, codebooks]` int32.
-        mask: `[batch, frames]` bool, the frames that count.
-        codes: Entries of a codebook.
-
-    Returns:
-        `[codebooks, codes]` float32, one codebook for ids without that axis.
-    """
-    ids = ids.reshape(*mask.shape, -1)
-    codebooks = ids.shape[-1]
-    weights = jnp.broadcast_to(mask[:, :, None], ids.shape).astype(jnp.float32)
-    return jnp.zeros((codebooks, codes)).at[jnp.arange(codebooks), ids].add(weights, mode="drop")
-
-
 def most_frequent(counts: jax.Array) -> jax.Array:
-    """The share of the most frequent code, averaged over codebooks: who always names it is right.
+    """Returns the accuracy of always predicting the most frequent code, averaged over codebooks.
 
     Args:
         counts: `[codebooks, codes]`, as of `code_counts`.
@@ -302,10 +291,8 @@ def _check_masks(settings: W2vBert | BestRq) -> None:
         )
 
 
-def _quantizer(
-    settings: W2vBert | BestRq, model: nn.Module, wanted: type[_Quantizer]
-) -> _Quantizer:
-    """The model's quantizer, of the wanted type."""
+def _quantizer(settings: W2vBert | BestRq, model: Maestro, wanted: type[_Quantizer]) -> _Quantizer:
+    """Returns the model's quantizer if it is of the given type, and refuses another."""
     quantizer = model.quantizer
     if not isinstance(quantizer, wanted):
         other = "BestRq" if isinstance(settings, W2vBert) else "W2vBert"
@@ -316,8 +303,8 @@ def _quantizer(
     return quantizer
 
 
-def _check_head(model: nn.Module, *, codebooks: int, codes: int) -> None:
-    """The shared encoder predicts the codes that there are."""
+def _check_head(model: Maestro, *, codebooks: int, codes: int) -> None:
+    """Refuses a shared encoder that predicts other codes than the quantizer has."""
     head = model.shared_encoder
     if (head.codebooks, head.codes) != (codebooks, codes):
         raise UserError(

@@ -4,37 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from maestro_jax.errors import UserError
-from maestro_jax.losses.reduction import Weighted, mean
-from maestro_jax.objectives.base import (
-    Batch,
-    Controls,
-    LossOfTerms,
-    Metrics,
-    Parts,
-    init_all_parameters,
-    present,
-)
-from maestro_jax.objectives.ctc_terms import ctc_term
-from maestro_jax.objectives.health import frame_variation
-from maestro_jax.objectives.transducer_terms import (
-    Frames,
-    Labels,
-    encode_shared,
+from maestro_jax.losses.reduction import Weighted
+from maestro_jax.modules.maestro import Maestro
+from maestro_jax.objectives.base import Batch, Controls, Metrics, Objective, bind, num_present
+from maestro_jax.objectives.decoder_losses import (
+    TargetLabels,
+    ctc_term,
+    infeasible_metrics,
     transducer_losses,
-    without_path,
 )
+from maestro_jax.objectives.metrics import frame_variance_ratio
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SpeechRecognition(LossOfTerms):
+class SpeechRecognition(Objective):
     """-log P(text | speech) on the paired stream.
 
     Attributes:
@@ -42,7 +30,7 @@ class SpeechRecognition(LossOfTerms):
         ctc_weight: Weight of the CTC loss; above 0 the model needs a `ctc_head`.
         augment: SpecAugment in training.
         fastemit: Extra weight of the gradient of label arcs: labels come earlier.
-        delay_penalty: Nats a frame by which later labels cost more.
+        delay_penalty: Nats per frame by which later labels cost more.
     """
 
     transducer_weight: float = 1.0
@@ -52,7 +40,7 @@ class SpeechRecognition(LossOfTerms):
     delay_penalty: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse weights that teach nothing."""
+        """Refuses weights with which nothing is learned."""
         weights = (self.transducer_weight, self.ctc_weight)
         if not all(0.0 <= weight < math.inf for weight in weights) or not any(weights):
             raise UserError(
@@ -62,32 +50,23 @@ class SpeechRecognition(LossOfTerms):
 
     @property
     def decoders(self) -> tuple[str, ...]:
-        """What the objective trains to write, the one to decode with first."""
-        weights = {"transducer": self.transducer_weight, "ctc": self.ctc_weight}
-        return tuple(name for name, weight in weights.items() if weight)
+        """The decoders that are trained, the one to decode with first."""
+        return tuple(self.loss_weights["paired"])
 
     @property
-    def streams(self) -> tuple[str, ...]:
-        """The paired stream alone."""
-        return ("paired",)
-
-    def weights_of(self, stream: str) -> dict[str, float]:
-        """RNN-T and CTC, as far as they are trained."""
+    def loss_weights(self) -> dict[str, dict[str, float]]:
+        """Weights of RNN-T and CTC, as far as they are trained, on the paired stream."""
         weights = {"transducer": self.transducer_weight, "ctc": self.ctc_weight}
-        return {name: weights[name] for name in self.decoders} if stream == "paired" else {}
+        return {"paired": {name: weight for name, weight in weights.items() if weight}}
 
-    def active_streams(self, step: int) -> tuple[str, ...]:
-        """The paired stream, at every step."""
-        del step
-        return self.streams
+    @property
+    def term_units(self) -> dict[str, str]:
+        """Both terms are in nats per label."""
+        return {"transducer": "nats per label", "ctc": "nats per label"}
 
-    def init(self, model: nn.Module, rng: jax.Array, batch: Batch) -> Any:
-        """Parameters of the whole model, so that any checkpoint of it can be taken over."""
-        return init_all_parameters(model, rng, batch)
-
-    def terms(
+    def loss_terms(
         self,
-        model: nn.Module,
+        model: Maestro,
         params: Any,
         ema_params: Any,
         batch: Batch,
@@ -97,53 +76,36 @@ class SpeechRecognition(LossOfTerms):
         controls: Controls | None = None,
         train: bool = True,
     ) -> tuple[dict[str, Weighted], Metrics]:
-        """RNN-T and CTC losses in nats a label."""
+        """Computes RNN-T and CTC losses in nats per label; see `Objective.loss_terms`."""
         del ema_params, step, controls
-        parts = Parts(model, params, rng, train)
+        bound = bind(model, params, rng)
         paired = batch["paired"]
-        features, mask = parts(
-            "features", paired["audio"], paired["audio_length"], augment=self.augment and train
-        )
         language = paired["language"]
-        encoded = parts(
-            "encode_speech", features, mask, language, deterministic=parts.deterministic
+        features, mask = bound.features(
+            paired["audio"], paired["audio_length"], augment=self.augment and train
         )
-        frames = {"paired": Frames(encoded, mask, language=language)}
-        context = encode_shared(parts, frames)["paired"]
-        labels = Labels(paired["text"], paired["text_length"])
+        encoded = bound.encode_speech(features, mask, language, deterministic=not train)
+        context = bound.encode_shared(encoded, mask, None, language, deterministic=not train)
+        labels = TargetLabels(paired["text"], paired["text_length"])
         terms: dict[str, Weighted] = {}
         metrics: Metrics = {
-            "paired/frame_variation": frame_variation(encoded, mask),
-            "paired/context_variation": frame_variation(context, mask),
-            "paired/examples": present(paired["audio_length"]),
+            "paired/frame_variance_ratio": frame_variance_ratio(encoded, mask),
+            "paired/context_variance_ratio": frame_variance_ratio(context, mask),
+            "paired/examples": num_present(paired["audio_length"]),
         }
         if self.transducer_weight:
             terms["transducer"] = transducer_losses(
-                parts,
+                bound,
                 {"paired": context},
                 {"paired": mask},
                 {"paired": labels},
                 fastemit=self.fastemit,
                 delay_penalty=self.delay_penalty,
+                deterministic=not train,
             )["paired"]
-            metrics |= without_path(parts, {"paired": mask}, {"paired": labels})
+            metrics |= infeasible_metrics(bound, {"paired": mask}, {"paired": labels})
         if self.ctc_weight:
-            terms["ctc"], lacking = ctc_term(parts, context, mask, labels)
-            metrics["paired/without_ctc_path"] = lacking
-        return terms, metrics | {f"loss/{name}": term for name, term in terms.items()}
-
-    def combine(
-        self,
-        terms: Mapping[str, Weighted],
-        params: Any,
-        *,
-        step: jax.Array | int,
-        controls: Controls | None = None,
-    ) -> tuple[jax.Array, Metrics]:
-        """RNN-T and CTC losses, each times its weight."""
-        del params, step, controls
-        weights = self.weights_of("paired")
-        loss = jnp.zeros(())
-        for name, term in terms.items():
-            loss = loss + weights[name] * mean(term)
-        return loss, {"loss": (loss, jnp.ones(()))}
+            terms["ctc"], metrics["paired/num_ctc_infeasible"] = ctc_term(
+                bound, context, mask, labels, deterministic=not train
+            )
+        return terms, metrics

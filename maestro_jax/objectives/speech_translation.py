@@ -14,78 +14,77 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from maestro_jax.errors import UserError, near_misses
-from maestro_jax.losses.reduction import Weighted, mean
-from maestro_jax.modules.held_durations import duration_params, hold
-from maestro_jax.objectives.attention_terms import attention_losses
+from maestro_jax.losses.reduction import Weighted
+from maestro_jax.modules.duration import duration_params, freeze_durations
+from maestro_jax.modules.maestro import Maestro
 from maestro_jax.objectives.base import (
     Batch,
     Controls,
-    LossOfTerms,
     Metrics,
-    Parts,
+    Objective,
+    bind,
     frozen,
-    init_all_parameters,
-    present,
+    num_present,
+)
+from maestro_jax.objectives.decoder_losses import (
+    TargetLabels,
+    attention_losses,
+    infeasible_metrics,
+    transducer_losses,
 )
 from maestro_jax.objectives.duration_sources import DurationSource, Learned
-from maestro_jax.objectives.health import frame_variation
-from maestro_jax.objectives.passes import (
-    Written,
-    encode_speech,
-    encode_texts,
-    resampling_metrics,
-    upsample,
-)
-from maestro_jax.objectives.text_room import audio_samples, text_room
-from maestro_jax.objectives.text_side import TextMasks
-from maestro_jax.objectives.transducer_terms import (
-    Frames,
-    Labels,
+from maestro_jax.objectives.forward import (
+    EncoderInput,
+    TokenBatch,
+    audio_samples,
+    default_max_text_frames,
     encode_shared,
-    transducer_losses,
-    without_path,
+    encode_speech,
+    encode_text,
+    upsample,
+    upsampling_metrics,
 )
+from maestro_jax.objectives.metrics import frame_variance_ratio
+from maestro_jax.objectives.text_losses import TextMasks
 
 DECODERS = ("transducer", "attention")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SpeechTranslation(LossOfTerms):
-    """-log P(translation | speech), plus the same from text where the batch has it.
+class SpeechTranslation(Objective):
+    """-log P(translation | speech), and the same from text where the batch has an MT stream.
 
     Attributes:
         decoder: `transducer`, or `attention` for the model's `translation_decoder`.
         mt_weight: Weight of text translation; mSLAM takes 5 with an attention decoder. Give both
             streams the same batch size for its equal numbers of examples.
-        label_smoothing: Of the attention decoder.
+        label_smoothing: Label smoothing of the attention decoder.
         augment: SpecAugment in training.
-        text_frames: Static number of frames of a resampled text. A text that lasts longer leaves
-            the loss and is counted in `mt/over_long_share`. None: as many as the longest speech.
+        max_text_frames: Static number of frames of a resampled text. A longer text leaves the loss
+            and is counted in `mt/too_long_fraction`. None: as many as the longest speech has.
         text_masks: Mask(ê_t) of text translation.
         durations: Where the durations of the text to translate come from.
         fastemit: Extra weight of the gradient of label arcs: labels come earlier.
-        delay_penalty: Nats a frame by which later labels cost more.
+        delay_penalty: Nats per frame by which later labels cost more.
     """
 
     decoder: str = "transducer"
     mt_weight: float = 1.0
     label_smoothing: float = 0.1
     augment: bool = True
-    text_frames: int | None = None
+    max_text_frames: int | None = None
     text_masks: TextMasks = TextMasks()
     durations: DurationSource = Learned()
     fastemit: float = 0.0
     delay_penalty: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be trained."""
+        """Refuses settings that cannot be trained."""
         if self.decoder not in DECODERS:
             raise UserError(
                 f"SpeechTranslation.decoder is {self.decoder!r}; choose one of "
@@ -103,39 +102,41 @@ class SpeechTranslation(LossOfTerms):
 
     @property
     def decoders(self) -> tuple[str, ...]:
-        """What the objective trains to write."""
+        """The decoder that is trained."""
         return (self.decoder,)
 
     @property
-    def streams(self) -> tuple[str, ...]:
-        """ST, and MT if the batch has it."""
-        return ("st", "mt")
+    def loss_weights(self) -> dict[str, dict[str, float]]:
+        """Weights of ST and MT; each term bears the name of its stream."""
+        return {"st": {"st": 1.0}, "mt": {"mt": self.mt_weight}}
 
-    def weights_of(self, stream: str) -> dict[str, float]:
-        """The term of a stream, which has its name, and its weight."""
-        weights = {"st": 1.0, "mt": self.mt_weight}
-        return {stream: weights[stream]} if stream in weights else {}
+    @property
+    def term_units(self) -> dict[str, str]:
+        """Both terms are in nats per label."""
+        return {"st": "nats per label", "mt": "nats per label"}
 
-    def active_streams(self, step: int) -> tuple[str, ...]:
-        """Both, at every step."""
-        del step
-        return self.streams
+    def for_run(self, model: Maestro, audio_samples: Mapping[str, int]) -> Self:
+        """Sets `max_text_frames`, where it is None, to the frames of the longest speech."""
+        if self.max_text_frames is not None:
+            return self
+        frames = default_max_text_frames(model, audio_samples)
+        return dataclasses.replace(self, max_text_frames=frames)
 
-    def init(self, model: nn.Module, rng: jax.Array, batch: Batch) -> Any:
-        """Parameters of the whole model, so that any checkpoint of it can be taken over.
+    def init(self, model: Maestro, rng: jax.Array, batch: Batch) -> Any:
+        """Initialises all parameters of the model, so that any checkpoint of it fits.
 
-        With text to translate, they hold its durations; see `modules.held_durations`.
+        Text translation trains the text encoder and no pair trains the durations, so that with an
+        MT stream the durations are frozen; see `maestro_jax.modules.duration`.
         """
         self.durations.check(model)
-        params = init_all_parameters(model, rng, batch)
-        # Text translation trains the text encoder, and no pair trains the durations.
+        params = super().init(model, rng, batch)
         if "mt" in batch and not self.durations.trained_through:
-            params = hold(params)
+            params = freeze_durations(params)
         return params
 
-    def terms(
+    def loss_terms(
         self,
-        model: nn.Module,
+        model: Maestro,
         params: Any,
         ema_params: Any,
         batch: Batch,
@@ -145,114 +146,122 @@ class SpeechTranslation(LossOfTerms):
         controls: Controls | None = None,
         train: bool = True,
     ) -> tuple[dict[str, Weighted], Metrics]:
-        """ST and MT in nats a label."""
+        """Computes ST and MT losses in nats per label; see `Objective.loss_terms`."""
         del step, controls
         keys = iter(jax.random.split(rng, 4))
-        parts = Parts(model, params, next(keys), train)
+        bound = bind(model, params, next(keys))
         metrics: Metrics = {}
-        frames: dict[str, Frames] = {}
+        inputs: dict[str, EncoderInput] = {}
         if "st" in batch:
             stream = batch["st"]
             speech = encode_speech(
-                parts,
+                bound,
                 {"st": stream},
                 next(keys),
                 augment=self.augment and train,
+                deterministic=not train,
             )["st"]
-            frames["st"] = Frames(
+            inputs["st"] = EncoderInput(
                 speech.encoded, speech.mask, stream["target_language"], stream["language"]
             )
-            metrics["st/frame_variation"] = frame_variation(speech.encoded, speech.mask)
-            metrics["st/examples"] = present(stream["audio_length"])
+            metrics["st/frame_variance_ratio"] = frame_variance_ratio(speech.encoded, speech.mask)
+            metrics["st/examples"] = num_present(stream["audio_length"])
         if "mt" in batch:
             self.durations.check(model)
             # Durations are predicted with averaged weights, if the run keeps them.
-            averaged = frozen(params if ema_params is None else ema_params)
-            aligner = Parts(model, duration_params(averaged), next(keys), False)
-            room = self.text_frames
-            if room is None:
-                room = text_room(model, audio_samples(batch))
-            frames["mt"], more = self._encode_text(
-                parts, aligner, batch["mt"], room, next(keys), train
+            averaged = duration_params(frozen(params if ema_params is None else ema_params))
+            max_frames = self.max_text_frames
+            if max_frames is None:
+                max_frames = default_max_text_frames(model, audio_samples(batch))
+            inputs["mt"], mt_metrics = self._encode_text(
+                bound, bind(model, averaged), batch["mt"], max_frames, next(keys), train
             )
-            metrics |= more
-        contexts = encode_shared(parts, frames)
+            metrics |= mt_metrics
+        contexts = encode_shared(bound, inputs, deterministic=not train)
         if "st" in batch:
-            metrics["st/context_variation"] = frame_variation(contexts["st"], frames["st"].mask)
+            metrics["st/context_variance_ratio"] = frame_variance_ratio(
+                contexts["st"], inputs["st"].mask
+            )
         labels = {
-            name: Labels(batch[name]["translation"], batch[name]["translation_length"])
-            for name in frames
+            name: TargetLabels(batch[name]["translation"], batch[name]["translation_length"])
+            for name in inputs
         }
-        terms, more = self._scored(parts, contexts, frames, labels)
-        metrics |= more | {f"loss/{name}": term for name, term in terms.items()}
-        return terms, metrics
-
-    def combine(
-        self,
-        terms: Mapping[str, Weighted],
-        params: Any,
-        *,
-        step: jax.Array | int,
-        controls: Controls | None = None,
-    ) -> tuple[jax.Array, Metrics]:
-        """ST, plus `mt_weight` times MT."""
-        del params, step, controls
-        loss = jnp.zeros(())
-        for name, term in terms.items():
-            loss = loss + self.weights_of(name)[name] * mean(term)
-        return loss, {"loss": (loss, jnp.ones(()))}
+        terms, decoder_metrics = self._decoder_losses(bound, contexts, inputs, labels, train)
+        return terms, metrics | decoder_metrics
 
     def _encode_text(
         self,
-        parts: Parts,
-        aligner: Parts,
+        model: Maestro,
+        averaged: Maestro,
         stream: Mapping[str, jax.Array],
-        room: int,
+        max_frames: int,
         rng: jax.Array,
         train: bool,
-    ) -> tuple[Frames, Metrics]:
-        """The source text at frame rate, if it fits its room."""
+    ) -> tuple[EncoderInput, Metrics]:
+        """Computes the masked ê_t of the source text, as far as it fits.
+
+        Args:
+            model: The model, bound to the trained parameters.
+            averaged: The model, bound to the parameters that durations are predicted with.
+            stream: The MT stream.
+            max_frames: Static number of frames.
+            rng: Random key.
+            train: Whether to mask, and to use dropout.
+        """
         duration_rng, mask_rng = jax.random.split(rng)
 
-        def chosen(text: Written, mask: jax.Array, embedded: jax.Array) -> jax.Array:
-            reader = parts if self.durations.trained_through else aligner
-            if not self.durations.trained_through:
-                embedded = aligner("encode_text", text.tokens, mask, text.language)
-            return self.durations.durations(duration_rng, reader, embedded, text.tokens, mask)
+        def durations_of(text: TokenBatch, mask: jax.Array, embedded: jax.Array) -> jax.Array:
+            if self.durations.trained_through:
+                source, deterministic = model, not train
+            else:
+                source, deterministic = averaged, True
+                embedded = averaged.encode_text(text.tokens, mask, text.language)
+            return self.durations.durations(
+                duration_rng, source, embedded, text.tokens, mask, deterministic=deterministic
+            )
 
-        written = Written(stream["text"], stream["text_length"], stream["language"])
-        texts = encode_texts(parts, {"mt": written}, chosen, {})
-        upsampled = upsample(parts, texts, {"mt": room})["mt"]
+        tokens = TokenBatch(stream["text"], stream["text_length"], stream["language"])
+        texts = encode_text(model, {"mt": tokens}, durations_of, {}, deterministic=not train)
+        upsampled = upsample(model, texts, {"mt": max_frames}, deterministic=not train)["mt"]
         values, mask = upsampled.refined, upsampled.index.mask
         if train:
             values = self.text_masks.apply(mask_rng, values, mask)
-        return Frames(values, mask, stream["target_language"], stream["language"]), {
-            "mt/examples": present(stream["text_length"]),
-            **resampling_metrics("mt", texts["mt"], upsampled),
+        return EncoderInput(values, mask, stream["target_language"], stream["language"]), {
+            "mt/examples": num_present(stream["text_length"]),
+            **upsampling_metrics("mt", texts["mt"], upsampled),
         }
 
-    def _scored(
+    def _decoder_losses(
         self,
-        parts: Parts,
+        model: Maestro,
         contexts: dict[str, jax.Array],
-        frames: dict[str, Frames],
-        labels: dict[str, Labels],
+        inputs: dict[str, EncoderInput],
+        labels: dict[str, TargetLabels],
+        train: bool,
     ) -> tuple[dict[str, Weighted], Metrics]:
-        """The term of each stream, and what else the decoder can tell."""
-        masks = {name: each.mask for name, each in frames.items()}
+        """Computes the term of each stream, and the decoder's metrics."""
         if self.decoder == "transducer":
+            masks = {name: each.mask for name, each in inputs.items()}
             terms = transducer_losses(
-                parts,
+                model,
                 contexts,
                 masks,
                 labels,
                 fastemit=self.fastemit,
                 delay_penalty=self.delay_penalty,
+                deterministic=not train,
             )
-            return terms, without_path(parts, masks, labels)
-        found = attention_losses(parts, contexts, frames, labels, smoothing=self.label_smoothing)
+            return terms, infeasible_metrics(model, masks, labels)
+        losses = attention_losses(
+            model,
+            contexts,
+            inputs,
+            labels,
+            smoothing=self.label_smoothing,
+            deterministic=not train,
+        )
         metrics: Metrics = {}
-        for name, each in found.items():
-            metrics[f"{name}/nats_a_token"] = each.nats
+        for name, each in losses.items():
+            metrics[f"{name}/nll_per_token"] = each.nats
             metrics[f"{name}/token_accuracy"] = each.accuracy
-        return {name: each.loss for name, each in found.items()}, metrics
+        return {name: each.loss for name, each in losses.items()}, metrics

@@ -38,7 +38,7 @@ class UncertaintyWeighting:
     largest: float = 100.0
 
     def init(self, terms: tuple[str, ...]) -> dict[str, Any]:
-        """Parameters: a log-variance a term."""
+        """Returns new parameters, a scalar log-variance per term."""
         return {
             "log_variance": {
                 term: nn.with_logical_partitioning(nn.initializers.zeros_init(), ())(
@@ -51,7 +51,7 @@ class UncertaintyWeighting:
     def total(
         self, terms: Mapping[str, Weighted], weights: Mapping[str, Any], params: Mapping[str, Any]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The sum to minimise.
+        """Computes the sum to minimise.
 
         Args:
             terms: Total and count of each term.
@@ -66,9 +66,9 @@ class UncertaintyWeighting:
         for name, term in terms.items():
             bound = (-jnp.log(self.largest), -jnp.log(self.smallest))
             log_variance = jnp.clip(params["log_variance"][name], *bound)
-            there = (term[1] > 0) & (jnp.asarray(weights[name]) != 0)
+            counts = (term[1] > 0) & (jnp.asarray(weights[name]) != 0)
             total += weights[name] * jnp.exp(-log_variance) * mean(term)
-            total += jnp.where(there, 0.5 * log_variance, 0.0)
+            total += jnp.where(counts, 0.5 * log_variance, 0.0)
             factors[name] = jnp.exp(-log_variance)
         return total, factors
 
@@ -77,7 +77,7 @@ class UncertaintyWeighting:
 class GradientNormWeighting:
     """Weights under which the terms' gradients are of comparable size.
 
-    Every so many steps the norm G_i of each weighted term's gradient is measured. A term's weight
+    Every `every` steps the norm G_i of each weighted term's gradient is measured. A term's weight
     grows where G_i is below its target `mean(G) r_i^alpha`, r_i being its share of the loss that it
     began with relative to the average of these shares: terms that learn slowly get more. Other than
     in the source the weights change by a factor, `(target / G_i)^rate`, so that they stay positive
@@ -96,7 +96,7 @@ class GradientNormWeighting:
     largest: float = 100.0
 
     def __post_init__(self) -> None:
-        """Refuse numbers that mean nothing."""
+        """Refuses numbers out of range."""
         if self.every < 1 or not 0.0 < self.rate <= 1.0 or self.largest < 1.0:
             raise UserError(
                 f"GradientNormWeighting has every={self.every}, rate={self.rate}, "
@@ -110,7 +110,7 @@ class GradientNormWeighting:
         losses: Mapping[str, float],
         first_losses: Mapping[str, float],
     ) -> dict[str, float]:
-        """The weights after a measurement.
+        """Returns the weights after a measurement.
 
         Args:
             weights: The learned weight of every term.
@@ -119,20 +119,20 @@ class GradientNormWeighting:
             losses: The measured terms' losses now.
             first_losses: The losses at their first measurement.
         """
-        there = [name for name in norms if norms[name] > 0.0 and first_losses[name] > 0.0]
-        if len(there) < 2:
+        measured = [name for name in norms if norms[name] > 0.0 and first_losses[name] > 0.0]
+        if len(measured) < 2:
             return dict(weights)
-        sizes = {name: weights[name] * norms[name] for name in there}
-        average = sum(sizes.values()) / len(there)
-        ratios = {name: max(losses[name], 1e-8) / first_losses[name] for name in there}
-        typical = sum(ratios.values()) / len(there)
+        sizes = {name: weights[name] * norms[name] for name in measured}
+        average = sum(sizes.values()) / len(measured)
+        ratios = {name: max(losses[name], 1e-8) / first_losses[name] for name in measured}
+        typical = sum(ratios.values()) / len(measured)
         moved = dict(weights)
-        for name in there:
+        for name in measured:
             target = average * (ratios[name] / typical) ** self.alpha
             factor = (target / sizes[name]) ** self.rate
             moved[name] = min(max(weights[name] * factor, 1.0 / self.largest), self.largest)
-        scale = len(there) / sum(moved[name] for name in there)
-        return {name: w * scale if name in there else w for name, w in moved.items()}
+        scale = len(measured) / sum(moved[name] for name in measured)
+        return {name: w * scale if name in measured else w for name, w in moved.items()}
 
 
 Weighting = UncertaintyWeighting | GradientNormWeighting

@@ -386,7 +386,7 @@ def lower_decoding(
         UserError: If the run has no audio.
     """
     placed = placed or sharded_state(run, mesh)
-    trained = getattr(run.objective, "decoders", ("transducer",))
+    trained = run.objective.decoders
     batch = rows_per_device * mesh.shape["data"] * mesh.shape["fsdp"]
     rows = run.partitioning.batch_sharding(mesh)
 

@@ -146,7 +146,7 @@ def _alignments(curves: Curves) -> HealthCheck | None:
         f"the position of a label is spread over about {np.exp(entropy):.1f} frames "
         f"({entropy:.2f} nats of entropy)"
     )
-    ends = [last(curves, f"paired/{name}_label_share") for name in ("first", "last")]
+    ends = [last(curves, f"paired/{name}_label_fraction") for name in ("first", "last")]
     together = sum(share for share in ends if share is not None)
     if together > 0.6:
         text += (
@@ -173,7 +173,7 @@ def _retrieval(curves: Curves, prefix: str, where: str) -> HealthCheck | None:
 
 
 def _cosine(curves: Curves) -> HealthCheck | None:
-    matched, other = last(curves, "probe/cosine"), last(curves, "probe/cosine_elsewhere")
+    matched, other = last(curves, "probe/cosine"), last(curves, "probe/cosine_unmatched")
     if matched is None or other is None:
         return None
     text = f"{matched:.2f} between matched frames, {other:.2f} between frames of other places"
@@ -220,7 +220,7 @@ def _variation(curves: Curves) -> HealthCheck | None:
     shares = {
         name: share
         for name in curves
-        if name.endswith(("/frame_variation", "/context_variation"))
+        if name.endswith(("/frame_variance_ratio", "/context_variance_ratio"))
         and (share := last(curves, name)) is not None
     }
     if not shares:
@@ -253,18 +253,18 @@ def _overflow(curves: Curves) -> HealthCheck | None:
     shares = {
         name.split("/")[0]: share
         for name in curves
-        if name.endswith("/over_long_share") and (share := last(curves, name)) is not None
+        if name.endswith("/too_long_fraction") and (share := last(curves, name)) is not None
     }
     if not shares:
         return None
     lost = {name: share for name, share in shares.items() if share > 0}
     if not lost:
-        return HealthCheck(OK, "Resampling", "every resampled text fits into text_frames")
+        return HealthCheck(OK, "Resampling", "every resampled text fits into max_text_frames")
     listed = ", ".join(f"{share:.1%} of {name}" for name, share in lost.items())
     return HealthCheck(
         WARN if max(lost.values()) > 0.02 else OK,
         "Resampling",
-        f"texts longer than text_frames are left out: {listed}",
+        f"texts longer than max_text_frames are left out: {listed}",
     )
 
 

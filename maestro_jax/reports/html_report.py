@@ -321,37 +321,19 @@ def _reason_for_no_figure(section: str, has_matplotlib: bool) -> str:
 
 def losses(run_log: RunLog) -> list[ReportFigure]:
     """Draws the whole loss, and its terms before weighting."""
-    terms = run_log.series("loss/")
+    units = run_log.description.get("term_units", {})
+    by_unit: dict[str, dict[str, Curve]] = {}
+    for name, curve in run_log.series("loss/").items():
+        by_unit.setdefault(units.get(name, "loss"), {})[name] = curve
+    held_out = run_log.named(transducer_held_out="probe/transducer_loss")
+    if held_out:
+        by_unit.setdefault(units.get("transducer", "loss"), {}).update(held_out)
     panels = [
         Panel("total loss", "loss", run_log.named(loss="loss"), smooth=True),
-        Panel(
-            "self-supervised terms of speech",
-            "nats per frame",
-            _only(terms, ("contrastive", "masked_prediction")),
-            log=True,
-            smooth=True,
+        *(
+            Panel(f"terms in {unit}", unit, curves, log=True, smooth=True)
+            for unit, curves in by_unit.items()
         ),
-        Panel(
-            "transducer and other terms over labels",
-            "nats per label",
-            {
-                **_without(
-                    terms,
-                    ("contrastive", "diversity", "masked_prediction", "matching", "duration"),
-                ),
-                **run_log.named(transducer_held_out="probe/transducer_loss"),
-            },
-            log=True,
-            smooth=True,
-        ),
-        Panel(
-            "matching and duration",
-            "loss",
-            _only(terms, ("matching", "duration")),
-            log=True,
-            smooth=True,
-        ),
-        Panel("diversity of codes", "loss", _only(terms, ("diversity",)), log=True, smooth=True),
     ]
     return _panels(panels, "Terms before weighting; held out: on the held-out pairs of the probe.")
 
@@ -474,7 +456,7 @@ def alignments(run_log: RunLog) -> list[ReportFigure]:
             "frames that the first and the last label own",
             "fraction of the frames",
             run_log.named(
-                first_label="paired/first_label_share", last_label="paired/last_label_share"
+                first_label="paired/first_label_fraction", last_label="paired/last_label_fraction"
             ),
             from_zero=True,
         ),
@@ -508,7 +490,7 @@ def retrieval(run_log: RunLog) -> list[ReportFigure]:
                 "cosine",
                 run_log.named(
                     matched_frames=f"probe/{prefix}cosine",
-                    other_frames=f"probe/{prefix}cosine_elsewhere",
+                    other_frames=f"probe/{prefix}cosine_unmatched",
                 ),
                 references=("other frames",),
             ),
@@ -642,14 +624,6 @@ def _draw(draw: Callable[[io.BytesIO], None]) -> bytes:
     buffer = io.BytesIO()
     draw(buffer)
     return buffer.getvalue()
-
-
-def _only(series: Mapping[str, Curve], names: Sequence[str]) -> dict[str, Curve]:
-    return {name: series[name] for name in names if name in series}
-
-
-def _without(series: Mapping[str, Curve], names: Sequence[str]) -> dict[str, Curve]:
-    return {name: curve for name, curve in series.items() if name not in names}
 
 
 # In the order of the page.

@@ -15,6 +15,7 @@ import numpy as np
 from etils import epath
 
 from maestro_jax.errors import UserError, near_misses
+from maestro_jax.renamed_metrics import present_name
 from maestro_jax.training.model_vocabulary import token_names
 
 METRICS_FILE = "metrics.jsonl"
@@ -124,7 +125,8 @@ def read_curves(
     """Reads the curve of every metric that a run logged.
 
     A run that was interrupted goes back to its last checkpoint and logs some steps again: the
-    later value counts. A last line that was cut off in writing is left out.
+    later value counts. A last line that was cut off in writing is left out. Metrics that earlier
+    versions logged under other names have their present names.
 
     Args:
         model_dir: Model directory, or the metrics file itself.
@@ -167,7 +169,7 @@ def read_curves(
             # A value that was not finite is logged as null.
             value = math.nan if value is None else value
             if name != "step" and isinstance(value, numbers.Real) and not isinstance(value, bool):
-                curves.setdefault(name, {})[step] = float(value)
+                curves.setdefault(present_name(name), {})[step] = float(value)
     if not curves:
         raise UserError(f"{path} holds no metrics yet; wait for the run's first logging step")
     selected = list(curves) if names is None else _matching(names, list(curves), path)
@@ -177,7 +179,7 @@ def read_curves(
 def _matching(patterns: Sequence[str], names: Sequence[str], path: epath.Path) -> list[str]:
     selected: dict[str, None] = {}
     for pattern in patterns:
-        matches = [name for name in names if fnmatchcase(name, pattern)]
+        matches = [name for name in names if fnmatchcase(name, present_name(pattern))]
         if not matches:
             raise UserError(f"no metric {pattern!r} in {path}.{near_misses(pattern, names)}")
         selected.update(dict.fromkeys(matches))

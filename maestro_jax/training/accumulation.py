@@ -19,7 +19,7 @@ from jax.interpreters import partial_eval
 
 from maestro_jax.layers.partitioned import constrain, shards
 from maestro_jax.losses.reduction import Weighted
-from maestro_jax.objectives.base import PER_STEP
+from maestro_jax.objectives.base import Objective, PerStep, per_step
 from maestro_jax.training import parameter_trees
 
 Metrics = dict[str, Weighted]
@@ -55,7 +55,7 @@ class MicrobatchedTerms:
 
     Attributes:
         terms: Function of parameters, their averages, a microbatch and a random key that returns
-            the terms and metrics of the microbatch (`Objective.terms`).
+            the terms and metrics of the microbatch (`Objective.loss_terms`).
         averages: Averages of the parameters, or None.
         microbatches: Result of `micro_batches`.
         count: Number of microbatches.
@@ -160,7 +160,7 @@ def with_values(params: Any, values: Mapping[str, jax.Array]) -> Any:
 
 
 def accumulated_loss(
-    objective: Any,
+    objective: Objective,
     params: Any,
     terms: MicrobatchedTerms,
     *,
@@ -172,7 +172,7 @@ def accumulated_loss(
     """Computes loss, metrics and gradient of a batch in microbatches.
 
     Args:
-        objective: Objective, which combines the terms (`Objective.combine`).
+        objective: Objective, which combines the terms (`Objective.weighted_loss`).
         params: Tree of parameters.
         terms: Loss terms of the batch.
         step: Training step.
@@ -187,7 +187,7 @@ def accumulated_loss(
 
     def loss(totals: Mapping[str, jax.Array], params: Any) -> tuple[jax.Array, Metrics]:
         weighted = {name: (totals[name], counts[name]) for name in totals}
-        return objective.combine(weighted, params, step=step, controls=controls)
+        return objective.weighted_loss(weighted, params, step=step, controls=controls)
 
     loss_scales = jax.grad(lambda totals: loss(totals, params)[0])(
         {name: jnp.zeros(()) for name in counts}
@@ -210,11 +210,11 @@ def accumulated_loss(
 
 def _of_the_batch(metrics: Metrics) -> Metrics:
     """Sums metrics over microbatches; amounts per step are counted once."""
-    summed = {name: (jnp.sum(total), jnp.sum(count)) for name, (total, count) in metrics.items()}
-    one = jnp.ones((), jnp.float32)
     return {
-        name: (total, one if name.rpartition("/")[2] in PER_STEP else count)
-        for name, (total, count) in summed.items()
+        name: per_step(jnp.sum(metric.total))
+        if isinstance(metric, PerStep)
+        else (jnp.sum(metric[0]), jnp.sum(metric[1]))
+        for name, metric in metrics.items()
     }
 
 

@@ -146,7 +146,7 @@ def held_out_pairs(
         mixture no such split, which is logged.
     """
     config, paired = run.diagnostics, run.streams.get("paired")
-    if paired is None or not hasattr(run.objective, "probe"):
+    if paired is None or run.objective.probe_stream != "paired":
         return None
     from maestro_jax.data.data_dir import data_root
     from maestro_jax.data.loader import StreamLoader

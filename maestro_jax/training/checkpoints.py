@@ -28,7 +28,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from maestro_jax.errors import UserError
-from maestro_jax.modules import held_durations
+from maestro_jax.modules.duration import FROZEN_DURATIONS, freeze_durations, names_to_freeze
 from maestro_jax.training import checkpoint_files, parameter_groups, parameter_trees
 from maestro_jax.training.checkpoint_files import RECORD, STATE, check_whole
 from maestro_jax.training.state import TrainState
@@ -290,7 +290,7 @@ class Checkpoints:
                 continue
             names = sorted(set(there.items()) ^ set(here.items()))
             name = names[0][0]
-            if all(changed.startswith(f"{held_durations.HELD}/") for changed, _ in names):
+            if all(changed.startswith(f"{FROZEN_DURATIONS}/") for changed, _ in names):
                 raise UserError(
                     f"The checkpoint {directory} does not hold the durations that this run holds: "
                     "it was made by an earlier version, or without the stream of texts. Begin anew "
@@ -311,7 +311,7 @@ class PartialRestoreReport:
         loaded: Names of the parameters that were read.
         skipped: Names in the checkpoint that were not read, each with the reason.
         new: Names in the model that keep their initial value.
-        copied: Names in the model that hold durations (`modules.held_durations`), with the values
+        copied: Names in the model that hold durations (`modules.duration`), with the values
             that the parameters they are copies of begin with.
     """
 
@@ -463,7 +463,7 @@ def partial_restore(
 ) -> tuple[Any, PartialRestoreReport]:
     """Restores the parameters of a checkpoint that fit a model by name and shape.
 
-    A model that holds durations (`modules.held_durations`) holds those of the checkpoint.
+    A model that holds durations (`modules.duration`) holds those of the checkpoint.
 
     Args:
         params: Tree of arrays, or of ``ShapeDtypeStruct`` with or without shardings.
@@ -510,9 +510,9 @@ def partial_restore(
     loaded = {parameter_trees.parameter_name(path): value for path, value in values.items()}
     merged = parameter_trees.map_named(lambda name, leaf: loaded.get(name, leaf), params)
     new = [name for name in wanted if name not in loaded]
-    copied = held_durations.to_copy(wanted, loaded)
+    copied = names_to_freeze(wanted, loaded)
     if copied:
-        merged = held_durations.hold(merged)
+        merged = freeze_durations(merged)
     return merged, PartialRestoreReport(
         tuple(loaded), tuple(skipped), tuple(name for name in new if name not in copied), copied
     )

@@ -14,8 +14,8 @@ import jax
 import numpy as np
 
 from maestro_jax.errors import near_misses
-from maestro_jax.objectives.base import Controls
-from maestro_jax.objectives.curriculum import Curriculum, Gate, weight_at
+from maestro_jax.objectives.base import Controls, Objective
+from maestro_jax.objectives.curriculum import Gate, weight_at
 from maestro_jax.objectives.weighting import GradientNormWeighting
 from maestro_jax.training.callbacks import Callback, LogWindow, StepInfo
 
@@ -34,16 +34,16 @@ class CurriculumController(Callback):
     Every process makes the same decisions: they are functions of metrics that all of them have.
 
     Args:
-        objective: An objective with or without a `curriculum`.
+        objective: The objective, which may have a `curriculum`.
         log_every: Number of steps between two log points.
     """
 
     name = "curriculum"
 
-    def __init__(self, objective: Any, log_every: int) -> None:
+    def __init__(self, objective: Objective, log_every: int) -> None:
         self._objective = objective
         self._log_every = log_every
-        self._curriculum: Curriculum | None = getattr(objective, "curriculum", None)
+        self._curriculum = objective.curriculum
         # From phases with gates to the step from which they are open.
         self._opened: dict[str, int] = {}
 
@@ -53,12 +53,12 @@ class CurriculumController(Callback):
         for phase in self._curriculum.phases if self._curriculum else ():
             if not phase.gates:
                 continue
-            due = phase.begins + held
+            due = phase.start_step + held
             opened = self._opened.get(phase.name)
             start = None if opened is None else max(due, opened)
             if start is None or step < start:
                 # The clock stands at the last step before the phase until its gates open.
-                return min(step - held, phase.begins - 1)
+                return min(step - held, phase.start_step - 1)
             held += start - due
         return step - held
 
@@ -82,7 +82,7 @@ class CurriculumController(Callback):
         for phase in self._curriculum.phases if self._curriculum else ():
             if not phase.gates:
                 continue
-            due = phase.begins + held
+            due = phase.start_step + held
             if phase.name in self._opened:
                 held += max(self._opened[phase.name] - due, 0)
                 continue
@@ -93,7 +93,7 @@ class CurriculumController(Callback):
             if not shut:
                 self._opened[phase.name] = step + _DELAY
                 log.info("phase %r: gates open at step %d, held %d steps", phase.name, step, waited)
-            elif phase.longest_hold is not None and waited >= phase.longest_hold:
+            elif phase.max_hold_steps is not None and waited >= phase.max_hold_steps:
                 self._opened[phase.name] = step + _DELAY
                 log.warning(
                     "phase %r begins after %d steps although its gate is shut: %s",
@@ -131,7 +131,7 @@ class LossBalancer(Callback):
     """Learns weights of the loss terms from the norms of their gradients (GradNorm).
 
     Args:
-        objective: An objective with or without a `GradientNormWeighting`.
+        objective: The objective, which may have a `GradientNormWeighting`.
         curriculum: Curriculum of the run, for weights that follow a schedule.
 
     Attributes:
@@ -140,15 +140,15 @@ class LossBalancer(Callback):
 
     name = "loss_balancer"
 
-    def __init__(self, objective: Any, curriculum: CurriculumController) -> None:
+    def __init__(self, objective: Objective, curriculum: CurriculumController) -> None:
         self._objective = objective
         self._curriculum = curriculum
-        weighting = getattr(objective, "weighting", None)
+        weighting = objective.weighting
         self._weighting = weighting if isinstance(weighting, GradientNormWeighting) else None
         self._first_losses: dict[str, float] = {}
         self.weights: dict[str, float] = {}
         if self._weighting is not None:
-            self.weights = dict.fromkeys(objective.weights, 1.0)
+            self.weights = dict.fromkeys(objective.term_weights, 1.0)
 
     def is_due(self, step: int) -> bool:
         """Returns whether the weights are updated after a step."""
@@ -178,7 +178,7 @@ class LossBalancer(Callback):
                 self._first_losses.setdefault(name, loss)
         weighted_norms = {
             name: float(norms[name])
-            * float(weight_at(self._objective.weights[name], curriculum_step))
+            * float(weight_at(self._objective.term_weights[name], curriculum_step))
             for name in norms
             if name in self._first_losses
         }
@@ -207,12 +207,12 @@ def step_controls(curriculum: CurriculumController, balancer: LossBalancer, step
     weights = {name: np.float32(weight) for name, weight in balancer.weights.items()}
     # Numbers of the host: the jitted step brings them to the devices.
     return Controls(
-        clock=cast(jax.Array, np.int32(curriculum.curriculum_step(step))),
-        weights=cast(dict[str, jax.Array], weights),
+        curriculum_step=cast(jax.Array, np.int32(curriculum.curriculum_step(step))),
+        learned_weights=cast(dict[str, jax.Array], weights),
     )
 
 
-def initial_controls(objective: Any) -> Controls:
+def initial_controls(objective: Objective) -> Controls:
     """Returns what the first update of a run with an objective is told."""
     curriculum = CurriculumController(objective, log_every=1)
     return step_controls(curriculum, LossBalancer(objective, curriculum), 0)

@@ -1,7 +1,7 @@
 """Diagnostics of a run: whether pretraining is healthy, at step 0, every N steps and at the end.
 
-A probe of held-out pairs (`objectives.probe`), always the same ones; gradient norms of the current
-batch. Scalars join the metrics; arrays go to ``diagnostics/<step>.npz``, which reports show.
+A probe of held-out pairs (`objectives.metrics`), always the same ones; gradient norms of the
+current batch. Scalars join the metrics; arrays go to ``diagnostics/<step>.npz``, read by reports.
 Nothing here changes what is trained.
 """
 
@@ -21,7 +21,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from maestro_jax.errors import UserError
-from maestro_jax.objectives.probe import Probe
+from maestro_jax.losses.contrastive import perplexity
+from maestro_jax.objectives.metrics import Probe
 from maestro_jax.training.batch_feed import held_out_pairs
 from maestro_jax.training.callbacks import Callback, StepInfo
 from maestro_jax.training.partitioning import replicated
@@ -192,7 +193,8 @@ class Diagnostics(Callback):
         counts = probe.code_counts
         if counts.sum():
             values["probe/codes_used"] = float(np.mean(np.sum(counts > 0, axis=1)))
-            values["probe/code_perplexity"] = float(np.mean([perplexity(book) for book in counts]))
+            frequencies = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+            values["probe/code_perplexity"] = float(np.mean(perplexity(frequencies)))
             samples["probe/codes"] = np.repeat(np.arange(counts.shape[1]), counts.sum(axis=0))
         return values, {name: array for name, array in samples.items() if array.size}
 
@@ -216,12 +218,6 @@ class Diagnostics(Callback):
         }
 
 
-def perplexity(counts: np.ndarray) -> float:
-    """Returns the exponential of the entropy of counts: the effective number of codes in use."""
-    shares = counts[counts > 0] / max(counts.sum(), 1)
-    return float(np.exp(-np.sum(shares * np.log(shares))))
-
-
 def run_metadata(run: TrainRun, mesh: Mesh, parameters: int) -> dict[str, Any]:
     """Describes a run for readers of its metrics, as JSON values.
 
@@ -231,7 +227,7 @@ def run_metadata(run: TrainRun, mesh: Mesh, parameters: int) -> dict[str, Any]:
         parameters: Number of parameters.
     """
     model, config = run.model, run.diagnostics
-    weights = getattr(run.objective, "weights", {})
+    weights, units = run.objective.term_weights, run.objective.term_units
     paired = run.streams.get("paired")
     return {
         "model": type(model).__name__,
@@ -241,6 +237,7 @@ def run_metadata(run: TrainRun, mesh: Mesh, parameters: int) -> dict[str, Any]:
             name: weight if isinstance(weight, int | float) else str(weight)
             for name, weight in weights.items()
         },
+        "term_units": {name: units.get(name, "loss") for name in weights},
         "streams": {
             name: dataclasses.asdict(stream) | {"mixture": str(stream.mixture)}
             for name, stream in run.streams.items()

@@ -12,7 +12,7 @@ from maestro_jax.decoding.fusion import Fusion, LabelLm
 from maestro_jax.decoding.hypotheses import Hypotheses
 from maestro_jax.decoding.speech import decode_speech, decode_text
 from maestro_jax.errors import UserError
-from maestro_jax.objectives.text_room import audio_samples, text_room
+from maestro_jax.objectives.forward import audio_samples, default_max_text_frames
 
 if TYPE_CHECKING:
     from maestro_jax.training.run import TrainRun
@@ -66,12 +66,12 @@ def jitted_decoding(
     }
     decode: Any = functools.partial(decode_speech, run.model, **options)
     if written:
-        frames = getattr(run.objective, "text_frames", None)
+        frames = run.objective.max_text_frames
         if frames is None:
-            frames = text_room(run.model, audio_samples(run.batch_shapes()))
+            frames = default_max_text_frames(run.model, audio_samples(run.batch_shapes()))
         # A text that is cut loses the end of its translation, so there is room for twice what was
         # trained on, as there is for what is written.
-        decode = functools.partial(decode_text, run.model, text_frames=2 * frames, **options)
+        decode = functools.partial(decode_text, run.model, max_text_frames=2 * frames, **options)
     lm = None if fusion is None else fusion.lm
     if fusion is None or not _is_arrays(lm):
         return jax.jit(functools.partial(decode, fusion=fusion))

@@ -10,7 +10,8 @@ import jax
 
 from maestro_jax.batches import StreamConfig, batch_shapes, check_streams
 from maestro_jax.errors import UserError, near_misses
-from maestro_jax.objectives.text_room import audio_samples, text_room
+from maestro_jax.objectives.base import Objective
+from maestro_jax.objectives.forward import audio_samples
 from maestro_jax.training import parameter_groups
 from maestro_jax.training.callbacks import Callback
 from maestro_jax.training.diagnostics import DiagnosticsConfig
@@ -67,7 +68,7 @@ class TrainRun:
     """
 
     model: Any
-    objective: Any
+    objective: Objective
     optimizer: Optimizer
     streams: Mapping[str, StreamConfig]
     steps: int
@@ -144,7 +145,8 @@ class TrainRun:
                     f"step, within 1 ... {self.steps}."
                 )
         check_streams(self.streams)
-        self._give_texts_room()
+        samples = audio_samples(self.batch_shapes())
+        object.__setattr__(self, "objective", self.objective.for_run(self.model, samples))
         self._check_accumulate()
         if not self.used_streams:
             raise UserError(
@@ -153,20 +155,7 @@ class TrainRun:
                 f"{', '.join(self.streams)}; add one of the former to streams."
             )
 
-    def _give_texts_room(self) -> None:
-        """Fills in the frames of resampled texts, which follow from the longest pairs."""
-        if getattr(self.objective, "text_frames", 0) is None:
-            room = text_room(self.model, audio_samples(self.batch_shapes()))
-            object.__setattr__(
-                self, "objective", dataclasses.replace(self.objective, text_frames=room)
-            )
-
     def _check_accumulate(self) -> None:
-        if self.accumulate > 1 and not hasattr(self.objective, "terms"):
-            raise UserError(
-                f"accumulate is {self.accumulate}, but {type(self.objective).__name__} has a loss "
-                "and no terms, which microbatches could add up to; set accumulate to 1."
-            )
         for stream, sizes in self.batch_sizes.items():
             for size in sizes:
                 if size % self.accumulate:

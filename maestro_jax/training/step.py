@@ -183,7 +183,7 @@ def microbatched_terms(
     """
 
     def terms(params: Any, averages: Any, microbatch: Any, key: jax.Array) -> Any:
-        return objective.terms(
+        return objective.loss_terms(
             model,
             params,
             averages,
@@ -223,8 +223,7 @@ def term_gradient_norms(
         batch: ``{stream: {feature: array}}``.
         controls: As for `train_step`.
         model: The model.
-        objective: An objective with a method `terms`, or whose metrics hold its terms as
-            ``loss/<term>``.
+        objective: Objective.
         seed: Seed of the run; dropout and masks are those of the step.
         accumulate: Number of microbatches, as for `train_step`.
 
@@ -245,15 +244,7 @@ def term_gradient_norms(
             "controls": controls,
             "train": True,
         }
-        if hasattr(objective, "terms"):
-            terms, _ = objective.terms(*inputs, **options)
-        else:
-            _, metrics = objective.loss(*inputs, **options)
-            terms = {
-                name.removeprefix("loss/"): term
-                for name, term in metrics.items()
-                if name.startswith("loss/")
-            }
+        terms, _ = objective.loss_terms(*inputs, **options)
         return {name: mean(term) for name, term in terms.items()}
 
     values, backward = jax.vjp(means, state.params)

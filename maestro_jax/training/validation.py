@@ -221,7 +221,7 @@ class Validation(Callback):
 
 def _decoder(trainer: Trainer) -> str | None:
     """Returns the decoder that the objective trains; None if the model has none."""
-    decoders = getattr(trainer.run.objective, "decoders", ("transducer",))
+    decoders = trainer.run.objective.decoders
     has = getattr(trainer.run.model, "vocab_sizes", {})
     return next((name for name in decoders if name in has), None)
 

@@ -118,7 +118,7 @@ def test_token_scores_are_arcs_of_the_model_s_own_lattice(params, name, beam_siz
         context = call(call(features, mask, method="encode_speech"), mask, method="encode_shared")
         frames = call(context, method="project_frames")
         labels = jnp.pad(tokens, ((0, 0), (1, 0)))
-        outputs, _ = call(labels, call(4, method="decoder_state"), method="predict_labels")
+        outputs, _ = call(labels, call(4, method="decoder_state"), method="prediction_step")
         logits = call(frames[:, :, None], outputs[:, None], method="joint")
         return log_probabilities(logits, hat=model.decoder.hat), mask
 

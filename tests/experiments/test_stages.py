@@ -38,7 +38,7 @@ def test_stages_begin_where_they_say(trained: list[tuple], tmp_path: Path) -> No
             ),
             Stage(name="c", file="runs/low_resource_finetune.gin", directory="three", doing=""),
         ),
-        bindings={"FEATURES": "16", "TEXT_FROM": "700"},
+        bindings={"FEATURES": "16", "TEXT_START_STEP": "700"},
         steps={"b": 111},
     )
     for name in "abc":
@@ -47,7 +47,7 @@ def test_stages_begin_where_they_say(trained: list[tuple], tmp_path: Path) -> No
     assert (one, two, three) == (tmp_path / "one", tmp_path / "two", tmp_path / "three")
     assert data == tmp_path / "data"
     assert (first.init_from, second.init_from, third.init_from) == (None, str(one), None)
-    # A binding reaches the runs that read it; TEXT_FROM means nothing to fine-tuning.
+    # A binding reaches the runs that read it; TEXT_START_STEP means nothing to fine-tuning.
     assert {run.model.shared_encoder.stack.features for run in (first, second, third)} == {16}
     assert "text" not in first.objective.active_streams(699)
     assert "text" in first.objective.active_streams(700)

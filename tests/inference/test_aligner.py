@@ -102,7 +102,7 @@ def log_lattice(transcriber, samples, tokens):
         encoded = call(features, mask, method="encode_speech")
         frames = call(call(encoded, mask, method="encode_shared"), method="project_frames")
         labels = jnp.asarray([[0, *tokens]])
-        predicted, _ = call(labels, call(1, method="decoder_state"), method="predict_labels")
+        predicted, _ = call(labels, call(1, method="decoder_state"), method="prediction_step")
         return call(frames[:, :, None], predicted[:, None], method="joint"), mask
 
     logits, mask = run(to_int16(samples)[None])

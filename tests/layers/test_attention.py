@@ -14,12 +14,13 @@ from jax.extend import core
 from jax.test_util import check_grads
 
 from maestro_jax.layers.attention import IMPLEMENTATIONS, SelfAttention
-from maestro_jax.layers.attention_kernels import cudnn_takes, pallas_attention
 from maestro_jax.layers.conformer import ConformerBlock, ConformerStack
 from maestro_jax.layers.dot_product_attention import (
     band_pays,
     blocked_attention,
+    cudnn_takes,
     local_attention,
+    pallas_attention,
     whole_attention,
 )
 
@@ -157,7 +158,7 @@ def test_blocks_and_bands_never_hold_the_square() -> None:
 
 def test_the_implementation_follows_from_shapes() -> None:
     def chosen(frames: int, drops: bool = False, size: int = 64, **settings: object) -> str:
-        return SelfAttention(heads=2, **settings).chosen(frames, size, drops=drops)
+        return SelfAttention(heads=2, **settings).resolved_implementation(frames, size, drops=drops)
 
     assert chosen(60) == "whole"
     assert chosen(750) == "blocked"

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maestro_jax.layers.conformer import ConformerStack, depthwise_convolution
-from maestro_jax.layers.group_norm import MaskedGroupNorm
-from maestro_jax.layers.lightweight_conv import LightweightConv
+from maestro_jax.layers.conformer import ConformerStack
+from maestro_jax.layers.convolution import LightweightConv, depthwise_convolution
 from maestro_jax.layers.masking import length_mask, span_mask
+from maestro_jax.layers.normalization import MaskedGroupNorm
 from maestro_jax.layers.positions import rotate
 
 RNG = np.random.default_rng(0)

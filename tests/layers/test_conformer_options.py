@@ -11,9 +11,9 @@ import numpy as np
 import optax
 import pytest
 
-from maestro_jax.layers.adapters import ResidualAdapter
 from maestro_jax.layers.attention import SelfAttention
 from maestro_jax.layers.conformer import ConformerStack
+from maestro_jax.layers.languages import ResidualAdapter
 from maestro_jax.layers.masking import length_mask
 from maestro_jax.training import parameter_trees
 from maestro_jax.training.optimizers import AdamConfig
@@ -45,7 +45,7 @@ def unrolled(params: dict) -> dict:
 
 
 @pytest.mark.parametrize("scan", [True, False])
-def test_a_tapped_layer_is_the_top_of_a_shorter_stack(scan: bool) -> None:
+def test_a_intermediate_layer_is_the_top_of_a_shorter_stack(scan: bool) -> None:
     params = drawn(stack(), X, MASK)
     layers = unrolled(params)
     module = stack(scan=scan)
@@ -53,20 +53,20 @@ def test_a_tapped_layer_is_the_top_of_a_shorter_stack(scan: bool) -> None:
     @jax.jit
     def tap(params: dict) -> tuple[tuple[jax.Array, jax.Array], dict]:
         def loss(params: dict) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-            both = module.apply(params, X, MASK, tap=1, method="with_tap")
+            both = module.apply(params, X, MASK, layer=1, method="with_intermediate")
             return jnp.sum(both[1] * X), both
 
         gradient, both = jax.grad(loss, has_aux=True)(params)
         return both, gradient
 
-    (top, tapped), gradient = tap(params if scan else {"params": layers})
+    (top, intermediate), gradient = tap(params if scan else {"params": layers})
     shorter = jax.jit(stack(layers=1, scan=False).apply)
-    np.testing.assert_allclose(tapped, shorter({"params": layers}, X, MASK), atol=1e-5)
+    np.testing.assert_allclose(intermediate, shorter({"params": layers}, X, MASK), atol=1e-5)
     # The top is the second block's output for it.
     second = jax.jit(stack(layers=1, scan=False, positions="none").apply)
     upper = {"params": {"layer_0": layers["layer_1"]}}
-    np.testing.assert_allclose(top, second(upper, tapped, MASK), atol=1e-4)
-    # Nothing above the tapped layer learns from it; everything below does.
+    np.testing.assert_allclose(top, second(upper, intermediate, MASK), atol=1e-4)
+    # Nothing above the intermediate layer learns from it; everything below does.
     gradients = unrolled(gradient) if scan else gradient["params"]
     assert all(np.any(leaf) for leaf in jax.tree.leaves(gradients["layer_0"]["convolution"]))
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradients["layer_1"]))
@@ -75,7 +75,9 @@ def test_a_tapped_layer_is_the_top_of_a_shorter_stack(scan: bool) -> None:
 def test_a_tap_keeps_no_other_layer_s_output() -> None:
     module = stack()
     params = drawn(module, X, MASK)
-    program = jax.make_jaxpr(lambda p: module.apply(p, X, MASK, tap=1, method="with_tap"))(params)
+    program = jax.make_jaxpr(
+        lambda p: module.apply(p, X, MASK, layer=1, method="with_intermediate")
+    )(params)
     (loop,) = [each for each in program.eqns if each.primitive.name == "scan"]
     assert all(result.aval.shape in ((), X.shape) for result in loop.outvars)
 
@@ -83,7 +85,9 @@ def test_a_tap_keeps_no_other_layer_s_output() -> None:
 def test_a_tap_outside_the_stack_is_refused() -> None:
     module = stack()
     with pytest.raises(ValueError, match="no block 3 among 2"):
-        jax.eval_shape(lambda: module.init(jax.random.key(0), X, MASK, tap=3, method="with_tap"))
+        jax.eval_shape(
+            lambda: module.init(jax.random.key(0), X, MASK, layer=3, method="with_intermediate")
+        )
 
 
 @pytest.mark.parametrize("context", [None, 0, 2, 10])

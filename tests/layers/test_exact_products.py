@@ -21,10 +21,9 @@ from maestro_jax.losses.matching import matching_loss
 from maestro_jax.losses.similarity import retrieval_accuracy
 from maestro_jax.modules.duration import DurationModel
 from maestro_jax.modules.frontend import LogMelFrontend
-from maestro_jax.modules.gaussian_upsampling import GaussianUpsampling, gaussian_weights
-from maestro_jax.modules.quantizer import GumbelQuantizer
-from maestro_jax.modules.random_projection import RandomProjectionQuantizer
-from maestro_jax.objectives.probe import _similarities
+from maestro_jax.modules.quantizer import GumbelQuantizer, RandomProjectionQuantizer
+from maestro_jax.modules.resampler import GaussianUpsampling, gaussian_weights
+from maestro_jax.objectives.metrics import _cosine_matrix
 
 RNG = np.random.default_rng(0)
 FRAMES = jnp.asarray(RNG.normal(size=(2, 40, 48)), jnp.float32)
@@ -78,7 +77,7 @@ CASES: dict[str, tuple[Any, tuple[jax.Array, ...]]] = {
     "contrastive loss": (contrastive, (FRAMES, NEAR)),
     "InfoNCE": (lambda a, b: matching_loss(a, b, MASK, form="infonce"), (FRAMES, NEAR)),
     "retrieval": (lambda a, b: retrieval_accuracy(a, b, TOKEN, MASK), (FRAMES, NEAR)),
-    "similarities": (_similarities, (FRAMES[0], NEAR[0])),
+    "similarities": (_cosine_matrix, (FRAMES[0], NEAR[0])),
     "log-mel features": (
         applied(LogMelFrontend(), AUDIO, jnp.asarray([3200])),
         (AUDIO, jnp.asarray([3200])),

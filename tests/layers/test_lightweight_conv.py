@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maestro_jax.layers.lightweight_conv import LightweightConv, LightweightConvBlock
+from maestro_jax.layers.convolution import LightweightConv, LightweightConvBlock
 from maestro_jax.layers.masking import length_mask
 
 

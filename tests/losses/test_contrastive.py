@@ -12,6 +12,7 @@ from maestro_jax.losses.contrastive import (
     contrastive_chance,
     contrastive_loss,
     diversity_loss,
+    perplexity,
     sample_distractors,
 )
 from maestro_jax.losses.reduction import mean
@@ -106,15 +107,15 @@ def test_nothing_masked_is_zero_with_finite_gradients(scale):
 def test_diversity_at_its_extremes():
     mask = jnp.array([[True, True, False]])
     uniform = jnp.full((1, 3, 8), 1 / 8)
-    loss, perplexity = diversity_loss(uniform, mask)
-    np.testing.assert_allclose([loss, perplexity], [0.0, 8.0], atol=1e-5)
+    loss, effective_codes = diversity_loss(uniform, mask)
+    np.testing.assert_allclose([loss, effective_codes], [0.0, 8.0], atol=1e-5)
     single = jnp.broadcast_to(jax.nn.one_hot(2, 8), (1, 3, 8))
-    loss, perplexity = diversity_loss(single, mask)
-    np.testing.assert_allclose([loss, perplexity], [1 - 1 / 8, 1.0], atol=1e-5)
+    loss, effective_codes = diversity_loss(single, mask)
+    np.testing.assert_allclose([loss, effective_codes], [1 - 1 / 8, 1.0], atol=1e-5)
     # Two codes, each sure of itself; the third frame does not count.
     two = jax.nn.one_hot(jnp.array([[0, 1, 5]]), 8)
-    loss, perplexity = diversity_loss(two, mask)
-    np.testing.assert_allclose([loss, perplexity], [1 - 2 / 8, 2.0], atol=1e-5)
+    loss, effective_codes = diversity_loss(two, mask)
+    np.testing.assert_allclose([loss, effective_codes], [1 - 2 / 8, 2.0], atol=1e-5)
 
 
 def test_diversity_of_nothing_is_zero_with_finite_gradients():
@@ -148,3 +149,8 @@ def test_a_perfect_network_is_perfect_on_a_tpu_too():
     assert expected < 0.02 and float(count) == 400
     np.testing.assert_allclose(found, expected, rtol=1e-3)
     assert float(accuracy) == 1.0
+
+
+def test_perplexity_is_the_number_of_codes_that_are_evenly_used():
+    frequencies = jnp.asarray([[0.25, 0.25, 0.25, 0.25, 0.0], [1.0, 0.0, 0.0, 0.0, 0.0]])
+    np.testing.assert_allclose(perplexity(frequencies), [4.0, 1.0], rtol=1e-6)

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maestro_jax.modules.gaussian_upsampling import (
+from maestro_jax.modules.resampler import (
     GaussianUpsampling,
+    Resampler,
     gaussian_weights,
     whole_durations,
 )
-from maestro_jax.modules.resampler import Resampler
 
 # Zeros inside and as padding, a row that overflows, an empty row.
 DURATIONS = np.array(

@@ -19,7 +19,9 @@ HIDDEN = np.random.default_rng(1).uniform(size=(2, 300)) < 0.5
 class Identity(nn.Module):
     features: int = 8
 
-    def with_tap(self, x: Any, mask: Any, language: Any, **settings: Any) -> tuple[Any, Any]:
+    def with_intermediate(
+        self, x: Any, mask: Any, language: Any, **settings: Any
+    ) -> tuple[Any, Any]:
         return x, x
 
 

@@ -60,7 +60,7 @@ STREAMS = {
     ),
 }
 # The encoder frames of that audio: (1 + (9600 - 400) // 160) = 58, halved twice, rounded up.
-TEXT_FRAMES = 15
+MAX_TEXT_FRAMES = 15
 
 
 def tiny_maestro(dropout: float = 0.1) -> Maestro:
@@ -114,7 +114,7 @@ def tiny_maestro(dropout: float = 0.1) -> Maestro:
 def objective(weights: dict[str, Any], **changes: Any) -> MaestroPretraining:
     """The objective; weights may be traced, so that one program serves for all of them."""
     settings: dict[str, Any] = {
-        "text_frames": TEXT_FRAMES,
+        "max_text_frames": MAX_TEXT_FRAMES,
         "self_supervised": W2vBert(distractors=5),
     }
     settings.update({f"{name}_weight": weights[name] for name in WEIGHTS})
@@ -143,7 +143,7 @@ class Tiny:
 
     streams = STREAMS
     weights = WEIGHTS
-    text_frames = TEXT_FRAMES
+    max_text_frames = MAX_TEXT_FRAMES
     optimizer = OPTIMIZER
     later = LATER
     objective = staticmethod(objective)

@@ -102,7 +102,7 @@ def test_pretraining_is_the_sum_of_its_parts(tiny):
         **tiny.params_of(model),
         PARAMETERS: {
             "log_variance": {
-                term: jnp.float32(0.1 * index) for index, term in enumerate(objective.weights)
+                term: jnp.float32(0.1 * index) for index, term in enumerate(objective.term_weights)
             }
         },
     }
@@ -122,7 +122,7 @@ def test_pretraining_is_the_sum_of_its_parts(tiny):
             sums, streams = {}, {}
             for index in range(2):
                 part = jax.tree.map(lambda x: x[4 * index : 4 * index + 4], batch)  # noqa: B023
-                terms, metrics = objective.terms(
+                terms, metrics = objective.loss_terms(
                     model,
                     params,
                     state.ema_params,
@@ -134,7 +134,7 @@ def test_pretraining_is_the_sum_of_its_parts(tiny):
                     for name, pair in found.items():
                         old = into.get(name, (0.0, 0.0))
                         into[name] = (old[0] + pair[0], old[1] + pair[1])
-            value, more = objective.combine(sums, params, step=state.step)
+            value, more = objective.weighted_loss(sums, params, step=state.step)
             return value, streams | more
 
         return jax.value_and_grad(loss, has_aux=True)(state.params)

@@ -12,7 +12,7 @@ from maestro_jax.objectives.curriculum import (
     Gate,
     Phase,
     Schedule,
-    in_order,
+    paper_curriculum,
     weight_at,
 )
 
@@ -20,9 +20,9 @@ from maestro_jax.objectives.curriculum import (
 def test_streams_begin_with_their_phase_and_stay():
     curriculum = Curriculum(
         phases=(
-            Phase(name="speech", begins=0, streams=("speech",)),
-            Phase(name="text", begins=5, streams=("text",)),
-            Phase(name="paired", begins=9, streams=("paired",)),
+            Phase(name="speech", start_step=0, streams=("speech",)),
+            Phase(name="text", start_step=5, streams=("text",)),
+            Phase(name="paired", start_step=9, streams=("paired",)),
         )
     )
     assert [curriculum.streams(step) for step in (0, 4, 5, 8, 9, 100)] == [
@@ -37,7 +37,7 @@ def test_streams_begin_with_their_phase_and_stay():
 
 
 def test_without_settings_everything_begins_at_once():
-    assert Curriculum().streams(0) == ALL_STREAMS == in_order().streams(0)
+    assert Curriculum().streams(0) == ALL_STREAMS == paper_curriculum().streams(0)
 
 
 def test_a_schedule_is_linear_between_its_points():
@@ -78,18 +78,18 @@ def test_gates(gate, shut, open_):
         (lambda: Schedule(points=((5, 1.0), (3, 0.0))), "ascending"),
         (lambda: Schedule(points=((0, 1.0),), shape="cubic"), "'cubic'"),
         (lambda: Gate(metric="loss"), "set below or above"),
-        (lambda: Phase(name="p", begins=0, streams=("txt",)), "'txt'"),
+        (lambda: Phase(name="p", start_step=0, streams=("txt",)), "'txt'"),
         (
-            lambda: Phase(name="p", begins=0, streams=(), gates=(Gate(metric="m", below=1),)),
+            lambda: Phase(name="p", start_step=0, streams=(), gates=(Gate(metric="m", below=1),)),
             "begins at step 0",
         ),
         (lambda: Curriculum(phases=()), "first must begin at 0"),
-        (lambda: Curriculum(phases=(Phase(name="p", begins=2, streams=()),)), "begin at 0"),
+        (lambda: Curriculum(phases=(Phase(name="p", start_step=2, streams=()),)), "begin at 0"),
         (
             lambda: Curriculum(
                 phases=(
-                    Phase(name="p", begins=0, streams=("text",)),
-                    Phase(name="q", begins=2, streams=("text",)),
+                    Phase(name="p", start_step=0, streams=("text",)),
+                    Phase(name="q", start_step=2, streams=("text",)),
                 )
             ),
             "two phases",

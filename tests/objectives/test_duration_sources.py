@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 
 from maestro_jax.errors import UserError
-from maestro_jax.modules.duration import DurationModel, DurationPrediction
-from maestro_jax.modules.gaussian_upsampling import GaussianUpsampling
-from maestro_jax.modules.resampler import Resampler
-from maestro_jax.modules.subword_durations import SubwordDurations
+from maestro_jax.modules.duration import DurationModel, DurationPrediction, SubwordDurations
+from maestro_jax.modules.resampler import GaussianUpsampling, Resampler
 from maestro_jax.objectives.duration_sources import (
     FixedRepetition,
     Learned,
@@ -33,24 +31,18 @@ FACTORS = np.log([[1.0, 1.0], [0.5, 0.01], [2.0, 1.0], [1.0, 0.5], [1.0, 1.0]]).
 VARIABLES = {"params": {"common": np.log(np.float32([2.0, 1.0])), "own": FACTORS}}
 
 
-class Parts:
-    """A model that predicts what is written above."""
-
-    deterministic = True
-
-    def __call__(self, method, *args, **kwargs):
-        model = DurationModel(max_frames=10)
-        return {
-            "predict_durations": lambda *_, **__: PREDICTED,
-            "round_durations": model.round,
-            "continuous_durations": model.durations,
-            "subword_gaussians": lambda tokens: GAUSSIANS.apply(VARIABLES, tokens),
-        }[method](*args, **kwargs)
+MODEL = types.SimpleNamespace(
+    predict_durations=lambda *_, **__: PREDICTED,
+    round_durations=DurationModel(max_frames=10).round,
+    continuous_durations=DurationModel(max_frames=10).durations,
+    subword_gaussians=lambda tokens: GAUSSIANS.apply(VARIABLES, tokens),
+)
+"""A bound model that predicts these durations."""
 
 
 def draw(source, seed=0):
     embedded = jnp.zeros((*TOKENS.shape, 8))
-    return source.durations(jax.random.key(seed), Parts(), embedded, TOKENS, MASK)
+    return source.durations(jax.random.key(seed), MODEL, embedded, TOKENS, MASK, deterministic=True)
 
 
 SOURCES = (

@@ -76,7 +76,7 @@ class TestSpeechRecognition:
             context = call(encoded, mask, method="encode_shared")
             state = call(len(mask), method="decoder_state")
             shifted = jnp.pad(paired["text"], ((0, 0), (1, 0)))
-            predicted, _ = call(shifted, state, method="predict_labels")
+            predicted, _ = call(shifted, state, method="prediction_step")
             frames = call(context, method="project_frames")
             return call(frames[:, :, None], predicted[:, None], method="joint"), mask
 
@@ -118,11 +118,11 @@ class TestSpeechTranslation:
         batch["mt"]["text_length"] = lengths
         metrics = compute(tiny.with_token_frames(state.ema_params, 3.0), batch)
         assert metrics["loss/mt"][1] == batch["mt"]["translation_length"][lengths < 6].sum()
-        assert metrics["mt/over_long_share"] == (3.0, 8.0)
+        assert metrics["mt/too_long_fraction"] == (3.0, 8.0)
 
     def test_speech_alone_needs_no_averaged_parameters(self, tiny, params):
         """A run that keeps no average can be fine-tuned; the text side is left alone."""
-        objective = SpeechTranslation(text_frames=tiny.text_frames)
+        objective = SpeechTranslation(max_text_frames=tiny.max_text_frames)
         _, _, trained = gradients_of(tiny, objective, params, {"st": tiny.batch()["st"]})
         assert trained == {"subsampling", "speech_encoder", "shared_encoder", "decoder"}
 

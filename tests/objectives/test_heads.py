@@ -15,22 +15,22 @@ from maestro_jax.errors import UserError
 from maestro_jax.losses.ctc import ctc_alignment
 from maestro_jax.modules.ctc_head import CtcHead
 from maestro_jax.modules.transformer_decoder import TransformerDecoder
-from maestro_jax.objectives.attention_terms import attention_losses, with_ends
-from maestro_jax.objectives.base import Parts
+from maestro_jax.objectives.base import bind
+from maestro_jax.objectives.decoder_losses import TargetLabels, attention_losses, shift_right
+from maestro_jax.objectives.forward import EncoderInput
 from maestro_jax.objectives.speech_recognition import SpeechRecognition
 from maestro_jax.objectives.speech_translation import SpeechTranslation
-from maestro_jax.objectives.text_side import TextMasks
-from maestro_jax.objectives.transducer_terms import Frames, Labels
+from maestro_jax.objectives.text_losses import TextMasks
 from maestro_jax.training import parameter_trees
 
-ROWS, SAMPLES, TEXT_FRAMES = 4, 9600, 15
+ROWS, SAMPLES, MAX_TEXT_FRAMES = 4, 9600, 15
 CTC = SpeechRecognition(ctc_weight=1.0, transducer_weight=0.0, augment=False)
 ATTENTION = SpeechTranslation(
     decoder="attention",
     mt_weight=5.0,
     label_smoothing=0.2,
     augment=False,
-    text_frames=TEXT_FRAMES,
+    max_text_frames=MAX_TEXT_FRAMES,
     text_masks=TextMasks(probability=0.0, feature_masks=0),
 )
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
@@ -151,10 +151,18 @@ def test_heads_add_parameters_and_change_none(tiny, params):
 
 def test_a_translation_without_a_language_to_write_is_refused(model):
     values, mask = jnp.zeros((1, 2, 4)), jnp.ones((1, 2), bool)
-    frames, labels = Frames(values, mask), Labels(jnp.ones((1, 3), jnp.int32), jnp.ones(1, int))
-    parts = Parts(model, {}, jax.random.key(0), True)
+    inputs = EncoderInput(values, mask)
+    labels = TargetLabels(jnp.ones((1, 3), jnp.int32), jnp.ones(1, int))
+    bound = bind(model, {})
     with pytest.raises(ValueError, match="'st' have no target_language"):
-        attention_losses(parts, {"st": values}, {"st": frames}, {"st": labels}, smoothing=0.0)
+        attention_losses(
+            bound,
+            {"st": values},
+            {"st": inputs},
+            {"st": labels},
+            smoothing=0.0,
+            deterministic=True,
+        )
 
 
 class TestRecognitionByCtc:
@@ -178,7 +186,7 @@ class TestRecognitionByCtc:
         loss, metrics = jax.jit(
             lambda p: objective.loss(model, p, None, {"paired": odd}, rng=jax.random.key(0), step=0)
         )(params)
-        assert metrics["paired/without_ctc_path"] == (1.0, 1.0)
+        assert metrics["paired/num_ctc_infeasible"] == (1.0, 1.0)
         lengths = odd["text_length"]
         assert metrics["loss/ctc"][1] == lengths.sum() - lengths[0] - lengths[2]
         # The transducer may write several labels on a frame.
@@ -247,8 +255,10 @@ class TestRecognitionByCtc:
 
 class TestTranslationByAttention:
     def test_what_is_read_and_what_is_to_be_said(self):
-        labels = Labels(jnp.asarray([[5, 6, 7], [8, 0, 0], [0, 0, 0]]), jnp.asarray([3, 1, 0]))
-        inputs, targets, counts = with_ends(labels)
+        labels = TargetLabels(
+            jnp.asarray([[5, 6, 7], [8, 0, 0], [0, 0, 0]]), jnp.asarray([3, 1, 0])
+        )
+        inputs, targets, counts = shift_right(labels)
         np.testing.assert_array_equal(inputs, [[0, 5, 6, 7], [0, 8, 0, 0], [0, 0, 0, 0]])
         np.testing.assert_array_equal(targets, [[5, 6, 7, 1], [8, 1, 0, 0], [1, 0, 0, 0]])
         np.testing.assert_array_equal(counts.sum(axis=1), [4, 2, 1])
@@ -291,7 +301,7 @@ class TestTranslationByAttention:
                 smoothed -= 0.8 * log_p[row, u, token] + 0.2 * log_p[row, u].mean()
                 count += 1
         np.testing.assert_allclose(metrics["loss/st"], (smoothed, count), rtol=1e-5)
-        np.testing.assert_allclose(metrics["st/nats_a_token"], (nats, count), rtol=1e-5)
+        np.testing.assert_allclose(metrics["st/nll_per_token"], (nats, count), rtol=1e-5)
         assert metrics["loss/mt"][1] == mt["translation_length"].sum() + ROWS - 1
 
     def test_bad_settings_are_one_line(self, tiny):
@@ -336,7 +346,7 @@ class TestTranslationByAttention:
                 source_length,
                 language,
                 language,
-                text_frames=TEXT_FRAMES,
+                max_text_frames=MAX_TEXT_FRAMES,
                 **options,
             )
             return heard, read

@@ -17,10 +17,9 @@ from maestro_jax.decoding.speech import decode_encoded
 from maestro_jax.losses.reduction import mean
 from maestro_jax.modules.ctc_head import CtcHead
 from maestro_jax.modules.transformer_decoder import TransformerDecoder
-from maestro_jax.objectives.attention_terms import attention_losses
-from maestro_jax.objectives.base import Parts
-from maestro_jax.objectives.ctc_terms import ctc_term
-from maestro_jax.objectives.transducer_terms import Frames, Labels
+from maestro_jax.objectives.base import bind
+from maestro_jax.objectives.decoder_losses import TargetLabels, attention_losses, ctc_term
+from maestro_jax.objectives.forward import EncoderInput
 from maestro_jax.training import parameter_trees
 from maestro_jax.training.partitioning import Partitioning, replicated
 
@@ -72,12 +71,17 @@ def terms(model):
     """Gradients and sums of both heads, with dropout."""
 
     def compute(params, batch):
-        parts = Parts(model, params, jax.random.key(1), True)
-        labels = Labels(batch["tokens"], batch["lengths"])
-        frames = Frames(batch["context"], batch["mask"], batch["language"])
-        ctc, lacking = ctc_term(parts, batch["context"], batch["mask"], labels)
+        bound = bind(model, params, jax.random.key(1))
+        labels = TargetLabels(batch["tokens"], batch["lengths"])
+        inputs = EncoderInput(batch["context"], batch["mask"], batch["language"])
+        ctc, lacking = ctc_term(bound, batch["context"], batch["mask"], labels, deterministic=False)
         attention = attention_losses(
-            parts, {"st": batch["context"]}, {"st": frames}, {"st": labels}, smoothing=0.1
+            bound,
+            {"st": batch["context"]},
+            {"st": inputs},
+            {"st": labels},
+            smoothing=0.1,
+            deterministic=False,
         )["st"]
         return mean(ctc) + mean(attention.loss), (ctc, lacking, attention)
 

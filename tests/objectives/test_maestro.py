@@ -13,10 +13,10 @@ import jax
 import numpy as np
 import pytest
 
-from maestro_jax.objectives.curriculum import in_order
+from maestro_jax.objectives.curriculum import paper_curriculum
 from maestro_jax.objectives.maestro import MaestroPretraining
 from maestro_jax.objectives.self_supervised import W2vBert
-from maestro_jax.objectives.text_side import Matching, TextMasks
+from maestro_jax.objectives.text_losses import Matching, TextMasks
 from maestro_jax.training import parameter_trees
 
 # Heads that hang on a module but serve one term only are parts of their own.
@@ -158,7 +158,7 @@ def test_counts_of_a_batch(tiny, everything):
 )
 def test_curriculum(step, streams):
     """The paper's: paired speech from 500k steps on, unspoken text from 515k."""
-    objective = MaestroPretraining(curriculum=in_order(500_000, 515_000, 520_000))
+    objective = MaestroPretraining(curriculum=paper_curriculum(500_000, 515_000, 520_000))
     assert set(objective.active_streams(step)) == streams
 
 

@@ -14,13 +14,13 @@ from maestro_jax.objectives.base import Controls
 from maestro_jax.objectives.curriculum import Schedule
 from maestro_jax.objectives.maestro import MaestroPretraining
 from maestro_jax.objectives.self_supervised import W2vBert
-from maestro_jax.objectives.text_side import TextMasks
+from maestro_jax.objectives.text_losses import TextMasks
 from maestro_jax.objectives.weighting import GradientNormWeighting, UncertaintyWeighting
 from maestro_jax.training import parameter_trees
 
 # Everything that is not the default, in one program: compiling takes most of the time.
 CONCATENATED = MaestroPretraining(
-    text_frames=15,
+    max_text_frames=15,
     self_supervised=W2vBert(distractors=5),
     text_masks=TextMasks(probability=0.1, span=3, on_paired=True),
     translation_packing="concatenated",
@@ -34,16 +34,16 @@ CONCATENATED = MaestroPretraining(
 def stepped(tiny):
     """From a batch and the name of a term, or `loss`: all values, metrics, and its gradient."""
     state = tiny.state()
-    log_variance = {name: jnp.float32(0.1 * i) for i, name in enumerate(CONCATENATED.weights)}
+    log_variance = {name: jnp.float32(0.1 * i) for i, name in enumerate(CONCATENATED.term_weights)}
     params = {**state.params, "loss_weighting": {"log_variance": log_variance}}
-    controls = Controls(clock=jnp.int32(25), weights={})
+    controls = Controls(curriculum_step=jnp.int32(25), learned_weights={})
 
     def compute(params, batch, cotangents):
         def outputs(params):
             call = functools.partial(
                 tiny_model_call, batch=batch, ema_params=state.ema_params, controls=controls
             )
-            terms, _ = call(CONCATENATED.terms, params)
+            terms, _ = call(CONCATENATED.loss_terms, params)
             loss, metrics = call(CONCATENATED.loss, params)
             return {**{name: total for name, (total, _) in terms.items()}, "loss": loss}, metrics
 
@@ -64,7 +64,7 @@ def stepped(tiny):
     compiled = jax.jit(compute)
 
     def of(batch, output):
-        names = (*CONCATENATED.weights, "loss")
+        names = (*CONCATENATED.term_weights, "loss")
         return compiled(params, batch, {name: jnp.float32(name == output) for name in names})
 
     return params, of
@@ -113,7 +113,7 @@ def test_what_concatenated_translations_and_paired_text_train(tiny, stepped, ter
 def test_the_loss_weighs_schedules_and_uncertainties(tiny, stepped):
     params, of = stepped
     values, metrics, gradients = of(tiny.batch(), "loss")
-    weights = {name: 1.0 for name in CONCATENATED.weights}
+    weights = {name: 1.0 for name in CONCATENATED.term_weights}
     # A quarter of the way from 0 to 2, by the curriculum's clock and not by the step.
     weights |= {"diversity": 0.1, "paired_aligned_masked_lm": 0.5, "mt": 0.5}
     expected = 0.0
@@ -150,8 +150,9 @@ def test_an_empty_batch_of_every_stream_is_harmless(tiny, stepped):
 def test_weights_learned_from_gradient_norms_multiply_those_that_are_set(tiny, monkeypatch):
     objective = dataclasses.replace(CONCATENATED, weighting=GradientNormWeighting(), mt_weight=0.25)
     terms = {"mt": (jnp.float32(6.0), jnp.float32(2.0)), "st": (jnp.float32(1.0), jnp.float32(1.0))}
-    monkeypatch.setattr(MaestroPretraining, "terms", lambda *args, **kwargs: (terms, {}))
-    controls = Controls(clock=0, weights={"mt": jnp.float32(2.0), "st": jnp.float32(0.5)})
+    monkeypatch.setattr(MaestroPretraining, "loss_terms", lambda *args, **kwargs: (terms, {}))
+    learned_weights = {"mt": jnp.float32(2.0), "st": jnp.float32(0.5)}
+    controls = Controls(curriculum_step=0, learned_weights=learned_weights)
     value, metrics = objective.loss(None, None, None, {}, rng=None, step=0, controls=controls)
     assert float(value) == pytest.approx(0.25 * 2.0 * 3.0 + 0.5 * 1.0)
     assert metrics["weight/mt"][0] == 2.0
@@ -160,7 +161,7 @@ def test_weights_learned_from_gradient_norms_multiply_those_that_are_set(tiny, m
 def test_learned_weights_are_parameters_beside_the_model(tiny):
     params = jax.eval_shape(lambda: CONCATENATED.init(tiny.model, jax.random.key(0), tiny.batch()))
     names = {name for name, _ in parameter_trees.named_leaves(parameter_trees.unbox(params))}
-    assert {f"loss_weighting/log_variance/{name}" for name in CONCATENATED.weights} <= names
+    assert {f"loss_weighting/log_variance/{name}" for name in CONCATENATED.term_weights} <= names
     assert parameter_trees.unbox(params)["loss_weighting"]["log_variance"]["mt"].shape == ()
 
 
@@ -174,8 +175,8 @@ def test_an_unknown_packing_is_refused():
     [
         ({}, [True, True]),
         ({"augment_paired": False}, [False, False]),
-        ({"augment_paired_from": 5}, [False, True]),
-        ({"augment_paired": False, "augment_paired_from": 5}, [False, False]),
+        ({"augment_paired_start_step": 5}, [False, True]),
+        ({"augment_paired": False, "augment_paired_start_step": 5}, [False, False]),
     ],
 )
 def test_spec_augment_may_begin_later(tiny, settings, expected):
@@ -193,14 +194,22 @@ def test_spec_augment_may_begin_later(tiny, settings, expected):
         def __getattr__(self, name):
             return getattr(tiny.model, name)
 
-        def apply(self, variables, *args, method, **kwargs):
-            if method == "log_mel":
-                # Only paired speech may be augmented, after the pass that it shares.
-                return np.zeros((16, 42, 3), np.float32), np.full(16, 42)
-            if method == "frame_mask":
-                return np.ones((8, 11), bool)
-            assert method in ("spec_augment", "subsample")
-            told.append(bool(args[2]) if method == "spec_augment" else False)
+        def bind(self, variables, rngs=None):
+            return self
+
+        def log_mel(self, audio, lengths):
+            # Only paired speech may be augmented, after the pass that it shares.
+            return np.zeros((16, 42, 3), np.float32), np.full(16, 42)
+
+        def frame_mask(self, mel, lengths):
+            return np.ones((8, 11), bool)
+
+        def spec_augment(self, mel, lengths, augment):
+            told.append(bool(augment))
+            raise FrontEnd
+
+        def subsample(self, mel, lengths):
+            told.append(False)
             raise FrontEnd
 
     batch = {name: tiny.batch()[name] for name in ("speech", "paired")}
@@ -213,14 +222,14 @@ def test_spec_augment_may_begin_later(tiny, settings, expected):
                 batch,
                 rng=tiny.step_rng(),
                 step=7,
-                controls=Controls(clock=jnp.int32(clock), weights={}),
+                controls=Controls(curriculum_step=jnp.int32(clock), learned_weights={}),
             )
     assert told == expected
 
 
 def test_without_an_average_the_trained_weights_align_and_predict_durations(tiny):
     """The same program to the letter, as if the average were the parameters themselves."""
-    objective = MaestroPretraining(text_frames=15)
+    objective = MaestroPretraining(max_text_frames=15)
     arguments = {"rng": tiny.step_rng(), "step": tiny.later}
 
     def program(average):

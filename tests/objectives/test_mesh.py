@@ -99,7 +99,7 @@ def test_the_lattice_is_never_whole_on_a_device(tiny, sharded):
 
     Left alone, the partitioner may replicate the joint network's batch, the largest array by far.
     """
-    frames, labels = tiny.text_frames, tiny.streams["paired"].text_tokens + 1
+    frames, labels = tiny.max_text_frames, tiny.streams["paired"].text_tokens + 1
     rows = sum(tiny.streams[name].batch_size for name in ("paired", "text", "mt", "st"))
     shapes = set(re.findall(rf"f32\[(\d+),{frames},{labels},\d+\]", sharded[0].as_text()))
     assert shapes

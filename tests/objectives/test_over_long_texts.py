@@ -1,4 +1,4 @@
-"""A text that does not fit its room: nothing is learned from it, whoever says how long it lasts."""
+"""Nothing is learned from a text of more frames than allowed, whatever its durations come from."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ import numpy as np
 import pytest
 
 from maestro_jax.errors import UserError
-from maestro_jax.modules.gaussian_upsampling import GaussianUpsampling
-from maestro_jax.modules.resampler import Resampler
+from maestro_jax.modules.resampler import GaussianUpsampling, Resampler
+from maestro_jax.objectives.forward import (
+    TextEncoding,
+    UpsampledText,
+    default_max_text_frames,
+    upsample,
+    upsampling_metrics,
+)
 from maestro_jax.objectives.maestro import MaestroPretraining
-from maestro_jax.objectives.passes import Text, Upsampled, resampling_metrics, upsample
-from maestro_jax.objectives.text_room import text_room
-from maestro_jax.objectives.text_side import TextMasks
+from maestro_jax.objectives.text_losses import TextMasks
 
 # Rows that fit with a frame to spare, fit exactly, are a frame too long, much too long, absent.
 DURATIONS = np.array([[2, 3, 0], [2, 1, 3], [4, 0, 3], [9, 9, 9], [0, 0, 0]], np.int32)
-ROOM = 6
+MAX_FRAMES = 6
 FITS = [True, True, False, False, True]
 
 
@@ -40,7 +44,7 @@ def test_the_loss_is_that_of_the_batch_without_it(tiny, stream, weight):
     assert metrics[name] == pytest.approx(reference[name], rel=1e-5)
     for key, gradient in gradients.items():
         np.testing.assert_allclose(gradient, expected[key], rtol=1e-4, atol=1e-7, err_msg=key)
-    assert metrics[f"{stream}/over_long_share"] == (3.0, 8.0)
+    assert metrics[f"{stream}/too_long_fraction"] == (3.0, 8.0)
     assert metrics[f"{stream}/overflow_frames"] == (9.0, 1.0)
 
 
@@ -67,24 +71,22 @@ def test_only_what_fits_whole_has_frames(resampler, dtype):
         durations = durations + 0.2 * (durations > 0)
         durations[1] = [2.2, 1.0, 2.8]
 
-    class Parts:
-        deterministic = True
-
-        def __call__(self, method, embedded, durations, frames, *, deterministic):
+    class Model:
+        def upsample(self, embedded, durations, frames, *, deterministic):
             (refined, index), _ = resampler.init_with_output(
                 {"params": jax.random.key(0)}, embedded, durations, frames
             )
             return 1.0 + refined, index
 
-    texts = Text(jnp.asarray(durations > 0), jnp.ones((5, 3, 4)), jnp.asarray(durations))
-    found = upsample(Parts(), {"text": texts}, {"text": ROOM})["text"]
+    texts = TextEncoding(jnp.asarray(durations > 0), jnp.ones((5, 3, 4)), jnp.asarray(durations))
+    found = upsample(Model(), {"text": texts}, {"text": MAX_FRAMES}, deterministic=True)["text"]
     np.testing.assert_array_equal(found.fits, FITS)
     expected = np.where(FITS, DURATIONS.sum(axis=1), 0)
     np.testing.assert_array_equal(found.index.lengths, expected)
     np.testing.assert_array_equal(found.index.mask.sum(axis=1), expected)
     np.testing.assert_array_equal(np.any(found.refined, axis=-1), found.index.mask)
-    metrics = resampling_metrics("text", texts, found)
-    assert [float(x) for x in metrics["text/over_long_share"]] == [2.0, 4.0]
+    metrics = upsampling_metrics("text", texts, found)
+    assert [float(x) for x in metrics["text/too_long_fraction"]] == [2.0, 4.0]
 
 
 def _upsampled(lengths, fits):
@@ -92,7 +94,7 @@ def _upsampled(lengths, fits):
     lengths = np.where(fits, lengths, 0)
     mask = np.arange(4) < lengths[:, None]
     index = types.SimpleNamespace(mask=jnp.asarray(mask))
-    return Upsampled(jnp.asarray(mask[:, :, None], jnp.float32), index, jnp.asarray(fits))
+    return UpsampledText(jnp.asarray(mask[:, :, None], jnp.float32), index, jnp.asarray(fits))
 
 
 def test_concatenated_texts_must_both_be_whole():
@@ -122,7 +124,7 @@ def test_concatenated_texts_must_both_be_whole():
         translation_packing="concatenated",
         text_masks=TextMasks(probability=0.0, feature_masks=0),
     )
-    frames, _ = objective._scored(
+    frames, _ = objective._decoder_task(
         {"mt": text | common, "st": common},
         {"st": speech},
         {name: _upsampled(lengths[name], fits[name]) for name in fits},
@@ -134,10 +136,10 @@ def test_concatenated_texts_must_both_be_whole():
         np.testing.assert_array_equal(each.values[..., 0], each.mask)
 
 
-def test_the_room_follows_from_the_longest_pairs(tiny):
+def test_the_default_follows_from_the_longest_pairs(tiny):
     """9600 samples: 1 + (9600 - 400) // 160 = 58 frames of 10 ms, halved twice, rounded up."""
-    assert text_room(tiny.model, {"speech": 1600, "st": 3200, "paired": 9600}) == 15
-    assert text_room(tiny.model, {"speech": 1600, "st": 9600}) == 15
-    assert text_room(tiny.model, {"speech": 9600}) == 15
-    with pytest.raises(UserError, match="TEXT_FRAMES"):
-        text_room(tiny.model, {})
+    assert default_max_text_frames(tiny.model, {"speech": 1600, "st": 3200, "paired": 9600}) == 15
+    assert default_max_text_frames(tiny.model, {"speech": 1600, "st": 9600}) == 15
+    assert default_max_text_frames(tiny.model, {"speech": 9600}) == 15
+    with pytest.raises(UserError, match="MAX_TEXT_FRAMES"):
+        default_max_text_frames(tiny.model, {})

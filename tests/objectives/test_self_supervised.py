@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,17 +12,16 @@ import pytest
 
 from maestro_jax.errors import UserError
 from maestro_jax.layers.masking import length_mask
+from maestro_jax.losses.contrastive import code_counts
 from maestro_jax.modules.frontend import stack_frames
-from maestro_jax.modules.quantizer import Quantized
-from maestro_jax.modules.random_projection import RandomProjectionQuantizer
-from maestro_jax.objectives.joining import join, split
-from maestro_jax.objectives.passes import Speech, encode_speech
-from maestro_jax.objectives.self_supervised import (
-    BestRq,
-    W2vBert,
-    code_counts,
-    most_frequent,
+from maestro_jax.modules.quantizer import Quantized, RandomProjectionQuantizer
+from maestro_jax.objectives.forward import (
+    SpeechEncoding,
+    encode_speech,
+    interleave_rows,
+    split_rows,
 )
+from maestro_jax.objectives.self_supervised import BestRq, W2vBert, most_frequent
 from maestro_jax.training import parameter_trees
 
 BOOKS, CODES = 2, 8
@@ -29,19 +29,24 @@ BOOKS, CODES = 2, 8
 
 @dataclasses.dataclass
 class Recorder:
-    """A model of which nothing is computed: what its parts are given, and what it answers."""
+    """A bound model whose methods record their arguments and return given answers."""
 
     answers: dict
-    train: bool = True
-    deterministic: bool = False
+    model: Any = None
 
     def __post_init__(self):
         self.given = {}
 
-    def __call__(self, method, *args, **kwargs):
-        self.given[method] = (args, kwargs)
-        answer = self.answers[method]
-        return answer(*args) if callable(answer) else answer
+    def __getattr__(self, name):
+        if name not in self.answers:
+            return getattr(self.model, name)
+
+        def method(*args, **kwargs):
+            self.given[name] = (args, kwargs)
+            answer = self.answers[name]
+            return answer(*args) if callable(answer) else answer
+
+        return method
 
 
 @pytest.mark.parametrize(
@@ -51,7 +56,7 @@ class Recorder:
 )
 def test_the_share_that_is_masked(masks, share):
     valid = length_mask(jnp.tile(jnp.array([2000, 1500]), 20), 2000)
-    hidden = masks.mask(jax.random.key(0), valid)
+    hidden = masks.sample_mask(jax.random.key(0), valid)
     # A row begins without the spans that would have started before it.
     found = float(jnp.sum(hidden) / jnp.sum(valid))
     assert abs(found - share) < 0.015
@@ -65,14 +70,17 @@ def bins():
 
 def recorded_pass(tiny, masks, mel):
     """Untranscribed and paired speech, two rows each, joined."""
-    lengths = join(jnp.split(jnp.array([42, 30, 42, 0]), 2))
+    lengths = interleave_rows(jnp.split(jnp.array([42, 30, 42, 0]), 2))
     parts = Recorder(
         {
-            "log_mel": (join(jnp.split(jnp.asarray(mel), 2)), lengths),
+            "log_mel": (interleave_rows(jnp.split(jnp.asarray(mel), 2)), lengths),
             "frame_mask": lambda mel, lengths: length_mask(-(-lengths // 4), 11),
             "spec_augment": lambda mel, lengths, augment: mel + 1.0,
             "subsample": lambda mel, lengths: (mel[:, ::4], length_mask(-(-lengths // 4), 11)),
-            "encode_speech_with_tap": lambda features, mask, language: (features, features),
+            "encode_speech_with_intermediate": lambda features, mask, language: (
+                features,
+                features,
+            ),
         }
     )
     parts.model = tiny.model
@@ -84,13 +92,15 @@ def recorded_pass(tiny, masks, mel):
         }
         for name in ("speech", "paired")
     }
-    speech = encode_speech(parts, spoken, jax.random.key(2), masks=masks, augment=True)
+    speech = encode_speech(
+        parts, spoken, jax.random.key(2), masking=masks, augment=True, deterministic=False
+    )
     return speech, parts.given
 
 
 def apart(joined):
     """The rows of untranscribed speech, and then those of paired speech."""
-    return np.concatenate(split(joined, [2, 2]))
+    return np.concatenate(split_rows(joined, [2, 2]))
 
 
 def test_best_rq_hides_log_mel_frames_of_untranscribed_speech_alone(tiny, bins):
@@ -108,7 +118,7 @@ def test_best_rq_hides_log_mel_frames_of_untranscribed_speech_alone(tiny, bins):
     noise = heard[:2][changed[:2]]
     assert abs(noise.std() - 0.25) < 4 * 0.25 / np.sqrt(2 * noise.size)
     # The encoder masks nothing more, and the targets are made of what is not masked.
-    assert given["encode_speech_with_tap"][1]["masked_frames"] is None
+    assert given["encode_speech_with_intermediate"][1]["masked_frames"] is None
     np.testing.assert_array_equal(speech["speech"].mel, bins[:2])
     np.testing.assert_array_equal(speech["paired"].mel, bins[2:])
 
@@ -117,7 +127,7 @@ def test_w2v_bert_hides_what_enters_the_encoder_and_leaves_features_alone(tiny, 
     speech, given = recorded_pass(tiny, W2vBert(mask_probability=0.2, mask_span=2), bins)
     np.testing.assert_array_equal(apart(given["subsample"][0][0])[:2], bins[:2])
     np.testing.assert_array_equal(speech["speech"].features, bins[:2, ::4])
-    masked = apart(given["encode_speech_with_tap"][1]["masked_frames"])
+    masked = apart(given["encode_speech_with_intermediate"][1]["masked_frames"])
     np.testing.assert_array_equal(masked[:2], speech["speech"].hidden)
     assert masked[:2].any() and not masked[2:].any()
 
@@ -148,8 +158,8 @@ def test_codes_are_those_of_the_clean_audio(tiny, masks):
         "frame_mask": mask,
         # Features that are log-mel features, so that codes of both kinds are comparable.
         "subsample": lambda mel, lengths: (mel, mask(mel, lengths)),
-        "encode_speech_with_tap": lambda features, mask, language: (features, features),
-        "contrastive_context": lambda tapped: jnp.ones((4, 11, 8)),
+        "encode_speech_with_intermediate": lambda features, mask, language: (features, features),
+        "contrastive_context": lambda intermediate: jnp.ones((4, 11, 8)),
         "code_logits": lambda context: jnp.zeros((4, 11, BOOKS * CODES)),
         "random_codes": codes,
         "quantize": quantize,
@@ -163,14 +173,23 @@ def test_codes_are_those_of_the_clean_audio(tiny, masks):
         parts = Recorder(answers)
         parts.model = tiny.model
         batch = {"speech": {"audio": audio, **stream, **more}}
-        found = encode_speech(parts, batch, jax.random.key(2), masks=masks, augment=False)
+        found = encode_speech(
+            parts, batch, jax.random.key(2), masking=masks, augment=False, deterministic=False
+        )
         # What enters the encoder is what is heard, whatever targets are made of.
         expected, _ = frontend.apply({}, audio, lengths)
-        if not masks.hides_mel:
+        if not masks.masks_mel:
             np.testing.assert_array_equal(
-                parts.given["encode_speech_with_tap"][0][0], expected, strict=False
+                parts.given["encode_speech_with_intermediate"][0][0], expected, strict=False
             )
-        masks.terms(parts, found["speech"], jnp.zeros((4, 11, 8)), 0, jax.random.key(0))
+        masks.loss_terms(
+            parts,
+            found["speech"],
+            jnp.zeros((4, 11, 8)),
+            0,
+            jax.random.key(0),
+            deterministic=False,
+        )
         made_of = parts.given["quantize" if "quantize" in parts.given else "random_codes"][0][0]
         return np.asarray(codes(made_of))[valid]
 
@@ -181,14 +200,14 @@ def test_codes_are_those_of_the_clean_audio(tiny, masks):
 
 def spoken(nothing, mask, hidden):
     """Speech of which a term sees the masks alone."""
-    return Speech(
+    return SpeechEncoding(
         mel=nothing,
         mel_lengths=jnp.sum(mask, axis=1),
         features=nothing,
         mask=mask,
         hidden=hidden,
         encoded=nothing,
-        tapped=nothing,
+        intermediate=nothing,
     )
 
 
@@ -208,7 +227,9 @@ def test_what_codes_tell_of_their_frames(sure, told):
     )
     mask = jnp.ones((1, 8), bool)
     speech = spoken(jnp.zeros((1, 8, 1)), mask=mask, hidden=mask)
-    _, metrics = W2vBert().terms(parts, speech, speech.encoded, 0, jax.random.key(0))
+    _, metrics = W2vBert().loss_terms(
+        parts, speech, speech.encoded, 0, jax.random.key(0), deterministic=False
+    )
     if told is None:
         # Mutual information by its definition, of eight equally frequent frames.
         p = np.asarray(probabilities[0], np.float64)
@@ -230,7 +251,9 @@ def test_best_rq_averages_over_codebooks():
     parts = Recorder({"random_codes": jnp.asarray(ids), "code_logits": jnp.asarray(logits)})
     nothing = jnp.zeros((2, 4, 1))
     speech = spoken(nothing, mask=jnp.asarray(mask), hidden=jnp.asarray(hidden))
-    terms, metrics = BestRq().terms(parts, speech, nothing, 0, jax.random.key(0))
+    terms, metrics = BestRq().loss_terms(
+        parts, speech, nothing, 0, jax.random.key(0), deterministic=False
+    )
 
     total, correct = 0.0, 0.0
     for b, t in zip(*np.nonzero(hidden), strict=True):
@@ -241,7 +264,7 @@ def test_best_rq_averages_over_codebooks():
     assert set(terms) == {"masked_prediction"}
     np.testing.assert_allclose(terms["masked_prediction"], (total, 3), rtol=1e-5)
     np.testing.assert_allclose(metrics["speech/masked_accuracy"], (correct, 3), rtol=1e-6)
-    np.testing.assert_allclose(metrics["speech/masked_share"], (3, 6))
+    np.testing.assert_allclose(metrics["speech/masked_fraction"], (3, 6))
     perplexities, usage = [], []
     for k in range(BOOKS):
         shares = np.bincount(ids[mask][:, k], minlength=CODES) / mask.sum()
@@ -263,7 +286,9 @@ def test_nothing_to_hear_is_finite():
     )
     nothing = jnp.zeros((1, 2, 1))
     speech = spoken(nothing, mask=mask, hidden=mask)
-    terms, metrics = BestRq().terms(parts, speech, nothing, 0, jax.random.key(0))
+    terms, metrics = BestRq().loss_terms(
+        parts, speech, nothing, 0, jax.random.key(0), deterministic=False
+    )
     assert tuple(map(float, terms["masked_prediction"])) == (0.0, 0.0)
     assert all(np.isfinite(pair).all() for pair in metrics.values())
 

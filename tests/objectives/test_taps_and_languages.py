@@ -1,4 +1,4 @@
-"""Where the contrastive loss taps, and whether each row's language reaches both encoders."""
+"""Which layer the contrastive loss reads, and whether each row's language reaches both encoders."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from maestro_jax.inference.aligner import align_speech
 from maestro_jax.losses.reduction import mean
 from maestro_jax.modules.maestro import Maestro
 from maestro_jax.objectives.maestro import MaestroPretraining
-from maestro_jax.objectives.probe import probe_pairs
+from maestro_jax.objectives.metrics import probe_pairs
 from maestro_jax.objectives.self_supervised import W2vBert
 from maestro_jax.objectives.speech_recognition import SpeechRecognition
 from maestro_jax.objectives.speech_translation import SpeechTranslation
@@ -37,7 +37,7 @@ def drawn(model: Maestro) -> dict:
 
 
 @pytest.mark.parametrize("layer", [1, 3])
-def test_the_contrastive_loss_trains_nothing_above_its_tap(tiny, layer: int) -> None:
+def test_the_contrastive_loss_trains_nothing_above_its_layer(tiny, layer: int) -> None:
     encoder = tiny.model.speech_encoder
     deeper = encoder.clone(stack=encoder.stack.clone(layers=LAYERS))
     model = tiny.model.clone(speech_encoder=deeper, contrastive_layer=layer)
@@ -45,7 +45,7 @@ def test_the_contrastive_loss_trains_nothing_above_its_tap(tiny, layer: int) -> 
     batch = {"speech": tiny.batch()["speech"]}
 
     def contrastive(params: dict) -> jax.Array:
-        terms, _ = objective.terms(
+        terms, _ = objective.loss_terms(
             model, params, params, batch, rng=tiny.step_rng(), step=tiny.later
         )
         return mean(terms["contrastive"])
@@ -61,7 +61,7 @@ def test_the_contrastive_loss_trains_nothing_above_its_tap(tiny, layer: int) -> 
     assert np.any(gradient["speech_encoder"]["contrastive_projection"]["kernel"])
 
 
-def test_a_tap_outside_the_encoders_is_refused(tiny) -> None:
+def test_a_contrastive_layer_outside_the_encoders_is_refused(tiny) -> None:
     for layer in (0, 4):
         with pytest.raises(ValueError, match="one of the 3 Conformer layers"):
             tiny.model.clone(contrastive_layer=layer)
@@ -87,9 +87,11 @@ def test_every_pass_is_told_the_language(tiny, universal) -> None:
     params = drawn(universal)
     arguments = {"rng": tiny.step_rng(), "step": 0}
     for objective in (
-        MaestroPretraining(text_frames=tiny.text_frames, translation_packing="concatenated"),
+        MaestroPretraining(
+            max_text_frames=tiny.max_text_frames, translation_packing="concatenated"
+        ),
         SpeechRecognition(),
-        SpeechTranslation(text_frames=tiny.text_frames),
+        SpeechTranslation(max_text_frames=tiny.max_text_frames),
     ):
         loss = functools.partial(objective.loss, universal, **arguments)
         jax.eval_shape(loss, params, params, batch)
@@ -101,7 +103,7 @@ def test_every_pass_is_told_the_language(tiny, universal) -> None:
     speech = functools.partial(decode_speech, universal, max_labels=4)
     jax.eval_shape(speech, params, *heard, language=paired["language"])
     jax.eval_shape(
-        functools.partial(decode_text, universal, text_frames=9, max_labels=4), params, *written
+        functools.partial(decode_text, universal, max_text_frames=9, max_labels=4), params, *written
     )
     align = functools.partial(align_speech, universal)
     jax.eval_shape(align, params, *heard, *labels, language=paired["language"])

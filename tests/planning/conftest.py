@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import types
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -17,6 +18,7 @@ import pytest
 
 from maestro_jax.batches import StreamConfig
 from maestro_jax.layers.partitioned import Dense, constrain
+from maestro_jax.objectives.base import Objective
 from maestro_jax.training.optimizers import AdamConfig
 from maestro_jax.training.partitioning import Partitioning
 from maestro_jax.training.run import TrainRun
@@ -65,10 +67,10 @@ class TwoLayers(nn.Module):
         return constrain(x, "batch", "act_embed")
 
 
-class Loudness:
+class Loudness(Objective):
     """Streams `speech` from the first step, `paired` from the hundredth."""
 
-    streams = ("speech", "paired")
+    loss_weights: ClassVar = {name: {name: 1.0} for name in ("speech", "paired")}
 
     def active_streams(self, step):
         return self.streams if step >= 100 else ("speech",)
@@ -76,21 +78,13 @@ class Loudness:
     def init(self, model, rng, batch):
         return model.init(rng, next(iter(batch.values()))["audio"])["params"]
 
-    def terms(self, model, params, ema_params, batch, *, rng, step, controls=None, train=True):
+    def loss_terms(self, model, params, ema_params, batch, *, rng, step, controls=None, train=True):
         terms = {}
         for name, stream in batch.items():
             predicted = model.apply({"params": params}, stream["audio"]).astype(jnp.float32)
             total = jnp.sum(jnp.square(predicted - 1.0))
             terms[name] = (total, jnp.asarray(predicted.size, jnp.float32))
         return terms, {}
-
-    def combine(self, terms, params, *, step, controls=None):
-        return sum(total / count for total, count in terms.values()), {}
-
-    def loss(self, model, params, ema_params, batch, *, rng, step, controls=None, train=True):
-        terms, _ = self.terms(model, params, ema_params, batch, rng=rng, step=step)
-        loss, metrics = self.combine(terms, params, step=step)
-        return loss, metrics
 
 
 def small_run(mesh=(-1, 1, 1), batch=64, paired=False, steps=400, accumulate=1) -> TrainRun:

@@ -187,7 +187,7 @@ def paper_step(
     paired: int,
     seconds: float,
     tokens: int,
-    text_frames: int,
+    max_text_frames: int,
     vocabulary: int,
 ) -> dict[str, float]:
     """Model FLOPs of a MAESTRO step by part, from the sizes that the paper gives and no code.
@@ -206,7 +206,7 @@ def paper_step(
     second = 2 * 9 * 128 * frames * 20 * 32
     project = frames * 2 * (20 * 32) * model
     block = frames * conformer(frames, model, hidden)
-    short_block = text_frames * conformer(text_frames, model, hidden)
+    short_block = max_text_frames * conformer(max_text_frames, model, hidden)
 
     def decoder(length: int) -> float:
         """Prediction network over the labels and a start, projections, logits of every node."""
@@ -236,11 +236,11 @@ def paper_step(
         + 3 * speech * frames * 2 * model**2,
         # Codes of 1024 entries and features, from the features before the projection.
         "quantizer": 3 * speech * frames * 2 * (640 * 1024 + 1024 * 1024),
-        "decoder": (3 * paired + paired) * decoder(frames) + 3 * text * decoder(text_frames),
+        "decoder": (3 * paired + paired) * decoder(frames) + 3 * text * decoder(max_text_frames),
         # Averaged weights read texts once more to predict their durations.
         "text_encoder": (3 * written + written) * text_encoder,
         "duration_model": (3 * paired + written) * durations,
-        "text_at_frames": (text * text_frames + paired * frames) * (2 * places + 3 * refiner),
+        "text_at_frames": (text * max_text_frames + paired * frames) * (2 * places + 3 * refiner),
         # Each frame's context with the codes of all others.
         "contrastive": 3 * speech * frames * frames * 2 * 1024,
     }
@@ -251,7 +251,7 @@ BAR = {"SPEECH_BATCH": "1024", "TEXT_BATCH": "1024", "PAIRED_BATCH": "256"}
 
 def test_the_papers_model() -> None:
     """24 layers of 1024, 1024 utterances of 30 seconds, 1024 texts, 256 pairs."""
-    sizes = {"VOCAB_SIZE": "4096", "TOKENS": "256", "TEXT_FRAMES": "400"}
+    sizes = {"VOCAB_SIZE": "4096", "TOKENS": "256", "MAX_TEXT_FRAMES": "400"}
     bindings = {"AUDIO_SAMPLES": str(30 * 16000), **sizes, **BAR}
     run = gin_config.parse_and_build(["runs/paper_voxpopuli.gin"], bindings)
     count = step_flops(
@@ -263,7 +263,7 @@ def test_the_papers_model() -> None:
         paired=256,
         seconds=30,
         tokens=256,
-        text_frames=run.objective.text_frames,
+        max_text_frames=run.objective.max_text_frames,
         vocabulary=4096,
     )
     assert count.model == pytest.approx(sum(by_hand.values()), rel=0.02)
@@ -281,7 +281,7 @@ def test_streams_add_up_to_the_step() -> None:
     files = ["runs/pretrain.gin", "models/tiny.gin", "objectives/maestro.gin"]
     # With room for 400 frames. In a step, the texts of pairs pass the duration model as well,
     # joined with those of other texts: the shorter the texts, the larger the share of that.
-    settings = {"STEPS": "1", "TEXT_FRAMES": "400"}
+    settings = {"STEPS": "1", "MAX_TEXT_FRAMES": "400"}
     run = gin_config.parse_and_build([*files, "data/minivox_tiny.gin"], settings)
     found = run_flops(run)
     assert set(found.by_stream) == set(run.used_streams)

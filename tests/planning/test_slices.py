@@ -16,6 +16,7 @@ from jax.experimental import topologies
 from maestro_jax.batches import StreamConfig
 from maestro_jax.layers.partitioned import Dense, constrain
 from maestro_jax.planning.collectives import find_collectives
+from maestro_jax.objectives.base import Objective
 from maestro_jax.training.step import jit_train_step
 from maestro_jax.training.state import sharded_state
 from maestro_jax.training.optimizers import AdamConfig
@@ -34,15 +35,13 @@ class Layers(nn.Module):
             x = constrain(x, "batch", "act_embed")
         return x
 
-class Loudness:
-    streams = ("speech",)
-    def active_streams(self, step):
-        return self.streams
+class Loudness(Objective):
+    loss_weights = {{"speech": {{"loudness": 1.0}}}}
     def init(self, model, rng, batch):
         return model.init(rng, batch["speech"]["audio"])["params"]
-    def loss(self, model, params, ema_params, batch, *, rng, step, controls=None, train=True):
+    def loss_terms(self, model, params, ema_params, batch, **options):
         y = model.apply({{"params": params}}, batch["speech"]["audio"])
-        return jnp.mean(y.astype(jnp.float32) ** 2), {{}}
+        return {{"loudness": (jnp.mean(y.astype(jnp.float32) ** 2), jnp.ones(()))}}, {{}}
 
 devices = topologies.get_topology_desc("v5e:2x2", platform="tpu", num_slices=2).devices
 run = TrainRun(

@@ -29,6 +29,20 @@ def test_curves_of_each_metric(tmp_path):
     assert curves["text/duration_mae"][1].tolist() == [1.5]
 
 
+def test_metrics_of_earlier_versions_have_their_present_names(tmp_path):
+    write(
+        tmp_path / "metrics.jsonl",
+        {"step": 10, "paired/zero_duration_share": 0.5, "probe/top_cosine_elsewhere": 0.1},
+        {"step": 20, "paired/zero_duration_fraction": 0.25},
+    )
+    curves = read_curves(tmp_path)
+    assert set(curves) == {"paired/zero_duration_fraction", "probe/top_cosine_unmatched"}
+    assert curves["paired/zero_duration_fraction"][1].tolist() == [0.5, 0.25]
+    assert list(read_curves(tmp_path, ["*/zero_duration_share"])) == [
+        "paired/zero_duration_fraction"
+    ]
+
+
 def test_a_restarted_run_counts_its_later_values(tmp_path):
     steps = [10, 20, 30, 20, 30, 40]
     write(

@@ -19,7 +19,7 @@ DIRECTORY = pathlib.Path(__file__).parents[1] / "planning" / "golden"
 _FILES = ("runs/pretrain.gin", "objectives/maestro.gin", "data/voxpopuli.gin")
 _PAPER = (
     *("--gin.AUDIO_SAMPLES=480000", "--gin.VOCAB_SIZE=4096", "--gin.TOKENS=256"),
-    *("--gin.TEXT_FRAMES=400", "--steps", "500000"),
+    *("--gin.MAX_TEXT_FRAMES=400", "--steps", "500000"),
 )
 
 # Name: (model, further arguments).
@@ -32,7 +32,7 @@ PLANS: dict[str, tuple[str, tuple[str, ...]]] = {
                 "--gin.AUDIO_SAMPLES=64000",
                 "--gin.VOCAB_SIZE=4096",
                 "--gin.TOKENS=32",
-                "--gin.TEXT_FRAMES=100",
+                "--gin.MAX_TEXT_FRAMES=100",
             ),
             *("--gin.SPEECH_BATCH=16", "--gin.PAIRED_BATCH=8", "--gin.TEXT_BATCH=8"),
             *("--gin.ConformerStack.scan=True", "--gin.DROPOUT=0.0"),

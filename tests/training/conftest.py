@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from maestro_jax.batches import StreamConfig, synthetic_batch
-from maestro_jax.objectives.probe import Probe
+from maestro_jax.objectives.base import Objective
+from maestro_jax.objectives.metrics import Probe
 from maestro_jax.training.callbacks import Callback
 from maestro_jax.training.optimizers import AdamConfig
 from maestro_jax.training.run import TrainRun
@@ -54,29 +55,32 @@ class Toy(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class ToyObjective:
+class ToyObjective(Objective):
     """Mean cross-entropy over the tokens of the text stream, plus the distance to the average."""
 
-    streams: tuple[str, ...] = ("text", "mt")
-
-    def active_streams(self, step):
-        return self.streams
-
     explode_at: int = -1
+
+    @property
+    def loss_weights(self):
+        return {"text": {"text": 1.0, "drift": 0.01}, "mt": {"mt": 1.0}}
 
     def init(self, model: nn.Module, rng: jax.Array, batch: Any) -> Any:
         return model.init({"params": rng}, batch["text"]["text"], False)["params"]
 
-    def loss(self, model, params, ema_params, batch, *, rng, step, controls=None, train=True):
+    def loss_terms(self, model, params, ema_params, batch, *, rng, step, controls=None, train=True):
         text, length = batch["text"]["text"], batch["text"]["text_length"]
         logits = model.apply({"params": params}, text, train, rngs={"dropout": rng})
         valid = (jnp.arange(text.shape[1])[None] < length[:, None]).astype(jnp.float32)
         nats = -jnp.take_along_axis(jax.nn.log_softmax(logits), text[..., None], -1)[..., 0]
         total, count = jnp.sum(nats * valid), jnp.sum(valid)
         drift = jax.tree.map(lambda p, e: jnp.sum((p - e) ** 2), params, ema_params)
-        loss = total / jnp.maximum(count, 1.0) + 0.01 * sum(jax.tree.leaves(drift))
-        loss = jnp.where(step == self.explode_at, jnp.nan, 1.0) * loss
-        return loss, {"loss/text": (total, count), "loss/mt": (jnp.zeros(()), jnp.zeros(()))}
+        one = jnp.ones(())
+        exploding = jnp.where(step == self.explode_at, jnp.nan, 1.0)
+        return {
+            "text": (exploding * total, count),
+            "drift": (sum(jax.tree.leaves(drift)), one),
+            "mt": (jnp.zeros(()), jnp.zeros(())),
+        }, {}
 
 
 PAIR_FRAMES, PAIR_LABELS = 6, 3
@@ -91,6 +95,8 @@ class ProbedToy(Toy):
 
 class ProbedObjective(ToyObjective):
     """Its probe tells which parameters, which rows and which utterance it was given."""
+
+    probe_stream = "paired"
 
     def probe(self, model, params, paired, row):
         one = jnp.ones(())

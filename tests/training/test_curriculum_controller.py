@@ -27,23 +27,23 @@ from maestro_jax.training.trainer import train
 ENTROPY = "paired/alignment_entropy"
 
 
-def gated(longest_hold=None):
+def gated(max_hold_steps=None):
     """Speech, paired speech from 10, text from 20 and translation from 30, the last two gated."""
     return MaestroPretraining(
         curriculum=Curriculum(
             phases=(
-                Phase(name="speech", begins=0, streams=("speech",)),
-                Phase(name="paired", begins=10, streams=("paired",)),
+                Phase(name="speech", start_step=0, streams=("speech",)),
+                Phase(name="paired", start_step=10, streams=("paired",)),
                 Phase(
                     name="text",
-                    begins=20,
+                    start_step=20,
                     streams=("text",),
                     gates=(Gate(metric=ENTROPY, below=1.0),),
-                    longest_hold=longest_hold,
+                    max_hold_steps=max_hold_steps,
                 ),
                 Phase(
                     name="translation",
-                    begins=30,
+                    start_step=30,
                     streams=("mt", "st"),
                     gates=(Gate(metric="loss/aligned_masked_lm", below=2.0),),
                 ),
@@ -110,7 +110,7 @@ def test_it_says_what_holds_a_phase_back_and_since_when(caplog):
 
 
 def test_a_phase_may_begin_in_spite_of_its_gate(caplog):
-    controller = CurriculumController(gated(longest_hold=10), 5)
+    controller = CurriculumController(gated(max_hold_steps=10), 5)
     for step in (15, 20, 25):
         controller.judge_gates(step, {ENTROPY: 3.0})
     assert controller.curriculum_step(29) == 19
@@ -131,11 +131,13 @@ def test_weights_from_gradient_norms_reach_the_controls_and_the_record():
     objective = MaestroPretraining(st_weight=2.0, weighting=GradientNormWeighting(every=4))
     curriculum = CurriculumController(objective, 5)
     balancer = LossBalancer(objective, curriculum)
-    assert set(step_controls(curriculum, balancer, 0).weights) == set(objective.weights)
+    assert set(step_controls(curriculum, balancer, 0).learned_weights) == set(
+        objective.term_weights
+    )
     assert [step for step in range(1, 9) if balancer.is_due(step)] == [4, 8]
     # The weights that are set count: 5 and 2 against each other, not 5 and 1.
     balancer.update(4, {"mt": 5.0, "st": 1.0, "text": 0.0}, {"mt": 3.0, "st": 3.0, "text": 0.0})
-    weights = step_controls(curriculum, balancer, 4).weights
+    weights = step_controls(curriculum, balancer, 4).learned_weights
     assert weights["mt"] < 1.0 < weights["st"]
     # Both are moved towards 3.5 by a factor to the power of 0.1; their sum stays 2.
     moved = {"mt": (3.5 / 5.0) ** 0.1, "st": (3.5 / 2.0) ** 0.1}
@@ -158,13 +160,10 @@ def toy_with_gate(toy):
             gate = Gate(metric="loss/text", below=self.bar)
             return Curriculum(
                 phases=(
-                    Phase(name="text", begins=0, streams=("text",)),
-                    Phase(name="mt", begins=4, streams=("mt",), gates=(gate,)),
+                    Phase(name="text", start_step=0, streams=("text",)),
+                    Phase(name="mt", start_step=4, streams=("mt",), gates=(gate,)),
                 )
             )
-
-        def active_streams(self, step):
-            return self.curriculum.streams(step)
 
     return Gated
 
@@ -207,20 +206,15 @@ def two_terms(toy):
     @dataclasses.dataclass(frozen=True)
     class Weighed(toy.Objective):
         weighting: GradientNormWeighting = GradientNormWeighting(every=1, alpha=0.0, rate=1.0)
-        weights = {"small": 1.0, "huge": 1.0}
 
-        def terms(self, model, params, ema_params, batch, *, rng, step, controls, train=True):
-            loss, metrics = super().loss(
-                model, params, ema_params, batch, rng=rng, step=step, train=train
-            )
+        @property
+        def loss_weights(self):
+            return {"text": {"small": 1.0, "huge": 1.0}}
+
+        def loss_terms(self, *args, controls=None, **kwargs):
+            loss, _ = toy.Objective().loss(*args, **kwargs)
             one = jnp.ones(())
-            return {"small": (loss, one), "huge": (100.0 * loss, one)}, metrics
-
-        def loss(self, *args, controls=None, **kwargs):
-            terms, metrics = self.terms(*args, controls=controls, **kwargs)
-            total = sum(controls.weights[name] * total for name, (total, _) in terms.items())
-            metrics |= {f"weight/{n}": (w, jnp.ones(())) for n, w in controls.weights.items()}
-            return total, metrics
+            return {"small": (loss, one), "huge": (100.0 * loss, one)}, {}
 
     return Weighed()
 

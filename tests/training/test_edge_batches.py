@@ -25,7 +25,7 @@ BINDINGS = {
     "STEPS": "10",
     "AUDIO_SAMPLES": str(SAMPLES),
     "TOKENS": str(TOKENS),
-    "TEXT_FRAMES": "12",
+    "MAX_TEXT_FRAMES": "12",
     **{f"{stream.upper()}_BATCH": "2" for stream in STREAMS},
 }
 

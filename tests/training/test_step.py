@@ -78,9 +78,9 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_number(toy):
 
 def test_without_average(toy):
     class Plain(toy.Objective):
-        def loss(self, model, params, ema_params, batch, **kwargs):
+        def loss_terms(self, model, params, ema_params, batch, **kwargs):
             assert ema_params is None
-            return super().loss(model, params, params, batch, **kwargs)
+            return super().loss_terms(model, params, params, batch, **kwargs)
 
     run = toy.run(ema_decay=None, objective=Plain())
     new, _ = _step(run)(_state(run, ema=False), next(toy.batches(0)))

@@ -283,8 +283,8 @@ def test_a_skipped_step_of_an_open_window_is_counted_once(toy, tmp_path):
 
 def test_a_hopeless_run_ends(toy, tmp_path):
     class Hopeless(toy.Objective):
-        def loss(self, *arguments, **keywords):
-            loss, metrics = super().loss(*arguments, **keywords)
+        def weighted_loss(self, *arguments, **keywords):
+            loss, metrics = super().weighted_loss(*arguments, **keywords)
             return loss * np.nan, metrics
 
     with pytest.raises(FloatingPointError, match="last 4 steps"):
@@ -383,9 +383,9 @@ def test_every_shape_is_compiled_once_and_told(toy, tmp_path, caplog):
     traced = []
 
     class Counted(toy.Objective):
-        def loss(self, model, params, ema_params, batch, **keywords):
+        def loss_terms(self, model, params, ema_params, batch, **keywords):
             traced.append(batch["text"]["text"].shape)
-            return super().loss(model, params, ema_params, batch, **keywords)
+            return super().loss_terms(model, params, ema_params, batch, **keywords)
 
     streams = {"text": dataclasses.replace(text, buckets=buckets)}
     run = toy.run(streams=streams, objective=Counted(), checkpoint_every=4)

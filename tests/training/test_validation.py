@@ -45,13 +45,16 @@ def toy_asr(toy):
 
     @dataclasses.dataclass(frozen=True)
     class Objective(toy.Objective):
-        streams: tuple[str, ...] = ("paired",)
+        @property
+        def loss_weights(self):
+            return {"paired": {"text": 1.0, "drift": 0.01, "mt": 1.0}}
 
         def init(self, model, rng, batch):
             return super().init(model, rng, {"text": batch["paired"]})
 
-        def loss(self, model, params, ema_params, batch, **keywords):
-            return super().loss(model, params, ema_params, {"text": batch["paired"]}, **keywords)
+        def loss_terms(self, model, params, ema_params, batch, **keywords):
+            batch = {"text": batch["paired"]}
+            return super().loss_terms(model, params, ema_params, batch, **keywords)
 
     streams = {
         "paired": StreamConfig(mixture="toy", batch_size=8, audio_samples=400, text_tokens=6)

@@ -1,8 +1,8 @@
-"""Lightweight convolution and the block built on it.
+"""Convolutions along time: depthwise, and lightweight with the block built on it.
 
-Source: Wu et al. 2019 (arXiv 1901.10430), equation 5: a depthwise convolution whose kernel is
-normalised by a softmax over its width and shared by all channels of a head. Used by MAESTRO's
-duration model (3x1) and refiner (17x1), after Parallel Tacotron.
+Source of lightweight convolution: Wu et al. 2019 (arXiv 1901.10430), equation 5: a depthwise
+convolution whose kernel is normalised by a softmax over its width and shared by all channels of a
+head. Used by MAESTRO's duration model (3x1) and refiner (17x1), after Parallel Tacotron.
 """
 
 from __future__ import annotations
@@ -13,19 +13,37 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from maestro_jax.layers.conformer import depthwise_convolution
 from maestro_jax.layers.dropout import Dropout
 from maestro_jax.layers.masking import zero_padding
-from maestro_jax.layers.partitioned import Dense, layer_norm, parameter
+from maestro_jax.layers.normalization import layer_norm
+from maestro_jax.layers.partitioned import Dense, parameter
+
+
+def depthwise_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Convolves each channel with a centred kernel of its own, by shifting and adding.
+
+    XLA's grouped convolution is slow on CPU, and for short kernels not better elsewhere.
+
+    Args:
+        x: `[batch, frames, channels]`, zero on padding.
+        kernel: `[width, channels]`, width odd.
+
+    Returns:
+        `[batch, frames, channels]`.
+    """
+    width, frames = kernel.shape[0], x.shape[1]
+    padded = jnp.pad(x, ((0, 0), (width // 2, width // 2), (0, 0)))
+    products = (padded[:, i : i + frames] * kernel[i] for i in range(width))
+    return sum(products, jnp.zeros((), x.dtype))
 
 
 class LightweightConv(nn.Module):
-    """Depthwise convolution with softmax-normalised kernels, one a head.
+    """Depthwise convolution with softmax-normalised kernels, one per head.
 
     Attributes:
         heads: Number of kernels; divides the features.
         kernel_size: Odd width, in positions.
-        dtype: The type computed in.
+        dtype: Computation dtype.
     """
 
     heads: int
@@ -33,7 +51,7 @@ class LightweightConv(nn.Module):
     dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
-        """Refuse a kernel without a centre before anything is built."""
+        """Refuses a kernel without a centre before anything is built."""
         if self.kernel_size < 1 or self.kernel_size % 2 == 0:
             raise ValueError(
                 f"LightweightConv.kernel_size is {self.kernel_size}; choose an odd number, so that "
@@ -43,7 +61,7 @@ class LightweightConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
-        """`[batch, positions, features]`, `[batch, positions]` to the first's shape.
+        """Maps `[batch, positions, features]` with mask `[batch, positions]` to the same shape.
 
         Raises:
             ValueError: The heads do not divide the features.
@@ -69,7 +87,7 @@ class LightweightConvBlock(nn.Module):
         kernel_size: Width of the convolution.
         hidden: Size of the feed-forward layer; 0 leaves it out.
         dropout: Rate of each residual branch.
-        dtype: The type computed in.
+        dtype: Computation dtype.
     """
 
     heads: int
@@ -80,7 +98,7 @@ class LightweightConvBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, *, deterministic: bool = True) -> jax.Array:
-        """`[batch, positions, features]`, `[batch, positions]` to the first's shape."""
+        """Maps `[batch, positions, features]` with mask `[batch, positions]` to the same shape."""
         features = x.shape[-1]
         drop = Dropout(self.dropout, deterministic=deterministic)
         y = layer_norm(dtype=self.dtype, name="norm")(x)

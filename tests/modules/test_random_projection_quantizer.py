@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from maestro_jax.modules.frontend import ConvSubsampling, stack_frames
-from maestro_jax.modules.random_projection import RandomProjectionQuantizer
+from maestro_jax.modules.quantizer import RandomProjectionQuantizer
 from maestro_jax.training.optimizers import AdamConfig
 
 BOOKS, CODES, SIZE, INPUTS = 3, 11, 4, 24

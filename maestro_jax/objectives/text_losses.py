@@ -1,8 +1,8 @@
-"""What is set about the text side: how it is compared with speech, and how it is masked.
+"""Settings of the two losses of text: matching with speech, and the masks of the masked LM.
 
-Which frames of paired speech count in matching is open in the paper. Every frame belongs to a token
-of the alignment, but not every frame is heard as one: those before the first label is emitted are
-counted with it, the silence at the end is counted with the last, and a pause with the label before.
+The paper leaves open which frames of paired speech count in matching. Every frame belongs to a
+token of the alignment, but not every frame sounds like it: those before the first emission belong
+to the first label, the silence at the end to the last, and a pause to the label before.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Matching:
         frames: The frames that count. `all`; `labelled`, from the first label's emission on (the
             RWTH experiments cut off what is before); or `emitting`, those on which a label is
             emitted, where the alignment is surest.
-        token_frames: Of each token, only so many frames from its emission on count; a limit leaves
+        token_frames: Number of frames per token that count, from its emission on; a limit leaves
             out the silence at the end and in long pauses. None: no limit.
         temperature: tau of `infonce`.
         negatives: Frames that `infonce` contrasts with: those of the `utterance` or of the whole
@@ -51,7 +51,7 @@ class Matching:
     contrast_equal_tokens: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse unknown choices before anything is built."""
+        """Refuses unknown choices before anything is built."""
         for field, choices in (
             ("form", FORMS),
             ("stop_gradient", STOPPED),
@@ -71,8 +71,8 @@ class Matching:
                 f"Matching.token_frames is {self.token_frames}; choose 1 or more, or None for all."
             )
 
-    def counted(self, index: FrameIndex, emissions: jax.Array, mask: jax.Array) -> jax.Array:
-        """The frames that count.
+    def matched_frames(self, index: FrameIndex, emissions: jax.Array, mask: jax.Array) -> jax.Array:
+        """Returns the frames that count in the loss.
 
         Args:
             index: Which token each frame comes from, by the alignment's durations.
@@ -86,14 +86,14 @@ class Matching:
         since = jnp.arange(mask.shape[1])[None, :] - jnp.take_along_axis(
             emissions, index.token, axis=1
         )
-        counted = mask & index.mask
+        matched = mask & index.mask
         if self.frames == "labelled":
-            counted = counted & (since >= 0)
+            matched = matched & (since >= 0)
         elif self.frames == "emitting":
-            counted = counted & (since == 0)
+            matched = matched & (since == 0)
         if self.token_frames is not None:
-            counted = counted & (since < self.token_frames)
-        return counted
+            matched = matched & (since < self.token_frames)
+        return matched
 
     def loss(
         self,
@@ -101,16 +101,16 @@ class Matching:
         text: jax.Array,
         tokens: jax.Array,
         index: FrameIndex,
-        counted: jax.Array,
+        matched: jax.Array,
     ) -> Weighted:
-        """Distance between e_s and ê_t.
+        """Computes the distance between e_s and ê_t.
 
         Args:
             speech: `[batch, frames, features]`, e_s.
             text: `[batch, frames, features]`, ê_t.
             tokens: `[batch, tokens]` int32 of the text.
             index: Which of them each frame comes from.
-            counted: `[batch, frames]` bool, the frames that count.
+            matched: `[batch, frames]` bool, the frames that count.
 
         Returns:
             Total over the frames, and their count.
@@ -121,7 +121,7 @@ class Matching:
         return matching_loss(
             speech,
             text,
-            counted,
+            matched,
             form=self.form,
             stop_gradient=self.stop_gradient,
             normalize=self.normalize,
@@ -151,7 +151,7 @@ class TextMasks:
     on_paired: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse numbers that mean nothing."""
+        """Refuses numbers out of range."""
         if not 0.0 <= self.probability <= 1.0 or not 0.0 <= self.feature_mask_ratio <= 1.0:
             raise UserError(
                 f"TextMasks has probability={self.probability}, "
@@ -164,7 +164,7 @@ class TextMasks:
             )
 
     def apply(self, rng: jax.Array, refined: jax.Array, mask: jax.Array) -> jax.Array:
-        """Hide parts of ê_t behind zeros.
+        """Replaces spans of frames and bands of features of ê_t by zeros.
 
         Args:
             rng: Random key.

@@ -1,4 +1,4 @@
-"""Group normalisation over the valid frames of padded sequences."""
+"""Layer normalisation, and group normalisation over the valid frames of padded sequences."""
 
 from __future__ import annotations
 
@@ -9,6 +9,17 @@ import jax
 import jax.numpy as jnp
 
 from maestro_jax.layers.partitioned import ZERO_INIT, parameter
+
+
+def layer_norm(*, dtype: Any = jnp.float32, name: str | None = None) -> nn.LayerNorm:
+    """Returns a layer normalisation over the last axis; its statistics are float32."""
+    return nn.LayerNorm(
+        epsilon=1e-5,
+        dtype=dtype,
+        scale_init=nn.with_logical_partitioning(nn.initializers.ones_init(), ("embed",)),
+        bias_init=nn.with_logical_partitioning(nn.initializers.zeros_init(), ("embed",)),
+        name=name,
+    )
 
 
 class MaskedGroupNorm(nn.Module):
@@ -29,7 +40,7 @@ class MaskedGroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
-        """`[batch, frames, channels]`, `[batch, frames]` bool to the first's shape."""
+        """Maps `[batch, frames, channels]` with mask `[batch, frames]` to the same shape."""
         channels = x.shape[-1]
         scale = parameter(self, "scale", nn.initializers.ones_init(), ("mlp",), (channels,))
         bias = parameter(self, "bias", ZERO_INIT, ("mlp",), (channels,))

@@ -11,8 +11,10 @@ import pytest
 from maestro_jax.batches import batch_shapes
 from maestro_jax.decoding.speech import decode_text
 from maestro_jax.layers.masking import length_mask
-from maestro_jax.modules.gaussian_upsampling import GaussianUpsampling
-from maestro_jax.modules.held_durations import HELD, READ, duration_params, predicted_durations
+from maestro_jax.modules.duration import DURATION_NETWORKS as NETWORKS
+from maestro_jax.modules.duration import FROZEN_DURATIONS as FROZEN
+from maestro_jax.modules.duration import duration_params, predicted_durations
+from maestro_jax.modules.resampler import GaussianUpsampling
 from maestro_jax.objectives.duration_sources import Learned
 from maestro_jax.objectives.maestro import MaestroPretraining
 from maestro_jax.objectives.speech_translation import SpeechTranslation
@@ -52,7 +54,7 @@ def texts(tiny):
 @pytest.fixture(scope="module")
 def fine_tuned(tiny, pretrained):
     """The report of the beginning, and the state after steps of text translation with decay."""
-    objective = SpeechTranslation(text_frames=9 * 6)
+    objective = SpeechTranslation(max_text_frames=9 * 6)
     optimizer = AdamConfig(learning_rate=3e-3, warmup_steps=1, weight_decay=0.1)
     shapes = {"mt": batch_shapes(tiny.streams)["mt"]}
     abstract = jax.eval_shape(lambda: objective.init(tiny.model, jax.random.key(0), shapes))
@@ -78,7 +80,7 @@ def frames(tiny):
     )
 
     def of(params):
-        return np.asarray(read({k: v for k, v in params.items() if k in (*READ, HELD)}))
+        return np.asarray(read({k: v for k, v in params.items() if k in (*NETWORKS, FROZEN)}))
 
     return of
 
@@ -90,10 +92,10 @@ def test_text_translation_leaves_the_durations_of_texts_alone(pretrained, fine_t
     for params in (state.params, state.ema_params):
         np.testing.assert_array_equal(frames(params), before)
     # What would have become of them: the text encoder moved under the duration model.
-    loose = {name: part for name, part in state.params.items() if name != HELD}
+    loose = {name: part for name, part in state.params.items() if name != FROZEN}
     assert np.abs(frames(loose) - before).sum() > 0.1 * before.sum()
-    assert {name.split("/")[0] for name in report.copied} == {HELD} and not report.new
-    assert f"{HELD}: {len(report.copied)} copied" in report.summary()
+    assert {name.split("/")[0] for name in report.copied} == {FROZEN} and not report.new
+    assert f"{FROZEN}: {len(report.copied)} copied" in report.summary()
 
 
 def test_a_run_that_follows_holds_the_same(fine_tuned, frames, tmp_path):
@@ -102,9 +104,9 @@ def test_a_run_that_follows_holds_the_same(fine_tuned, frames, tmp_path):
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
     again, report = partial_restore(abstract, save(tmp_path / "first", params), "params")
     assert not report.copied and not report.new
-    jax.tree.map(np.testing.assert_array_equal, again[HELD], params[HELD])
+    jax.tree.map(np.testing.assert_array_equal, again[FROZEN], params[FROZEN])
     # A checkpoint of before durations were held is read, and decodes as it did.
-    old = {name: part for name, part in params.items() if name != HELD}
+    old = {name: part for name, part in params.items() if name != FROZEN}
     read = restore_params(save(tmp_path / "old", old), "params", abstract_params=abstract)
     np.testing.assert_array_equal(frames(read), frames(old))
 
@@ -120,11 +122,11 @@ def test_decoding_a_text_asks_the_durations_that_are_held(tiny, fine_tuned):
     @jax.jit
     def decode(params):
         arguments = [stream[key] for key in ("text", "text_length", "language", "language")]
-        return decode_text(tiny.model, params, *arguments, text_frames=54, max_labels=4)
+        return decode_text(tiny.model, params, *arguments, max_text_frames=54, max_labels=4)
 
     assert np.any(decode(params).lengths)
-    held = {name: silent if name == "duration_model" else params[name] for name in READ}
-    assert not np.any(decode(params | {HELD: held}).lengths)
+    held = {name: silent if name == "duration_model" else params[name] for name in NETWORKS}
+    assert not np.any(decode(params | {FROZEN: held}).lengths)
 
 
 @pytest.mark.parametrize(
@@ -148,8 +150,8 @@ def test_who_holds_durations(tiny, objective, streams, held):
         model = model.clone(resampler=GaussianUpsampling())
     batch = batch_shapes({name: tiny.streams[name] for name in streams.split()})
     params = jax.eval_shape(lambda: objective.init(model, jax.random.key(0), batch))
-    assert (HELD in params) == held
+    assert (FROZEN in params) == held
     if held:
-        shapes = jax.tree.map(lambda leaf: leaf.shape, {name: params[name] for name in READ})
-        assert jax.tree.map(lambda leaf: leaf.shape, params[HELD]) == shapes
-        assert duration_params(params)["text_encoder"] is params[HELD]["text_encoder"]
+        shapes = jax.tree.map(lambda leaf: leaf.shape, {name: params[name] for name in NETWORKS})
+        assert jax.tree.map(lambda leaf: leaf.shape, params[FROZEN]) == shapes
+        assert duration_params(params)["text_encoder"] is params[FROZEN]["text_encoder"]

@@ -11,9 +11,8 @@ import pytest
 
 from maestro_jax.errors import UserError
 from maestro_jax.losses.matching import matching_loss
-from maestro_jax.modules.gaussian_upsampling import GaussianUpsampling
-from maestro_jax.modules.resampler import frame_index
-from maestro_jax.modules.subword_durations import SubwordDurations
+from maestro_jax.modules.duration import SubwordDurations
+from maestro_jax.modules.resampler import GaussianUpsampling, frame_index
 from maestro_jax.objectives.duration_sources import (
     FixedRepetition,
     Learned,
@@ -21,7 +20,7 @@ from maestro_jax.objectives.duration_sources import (
     SubwordGaussian,
 )
 from maestro_jax.objectives.maestro import MaestroPretraining
-from maestro_jax.objectives.text_side import Matching
+from maestro_jax.objectives.text_losses import Matching
 from maestro_jax.training import parameter_trees
 
 # Two leading blanks, two labels on one frame (the last owns it); one label late; no label; absent.
@@ -35,7 +34,7 @@ FRAMES = np.array([8, 7, 5, 0])
 def test_the_frames_that_count(frames, limit):
     index = frame_index(jnp.array(DURATIONS), 8)
     mask = np.arange(8) < FRAMES[:, None]
-    found = Matching(frames=frames, token_frames=limit).counted(
+    found = Matching(frames=frames, token_frames=limit).matched_frames(
         index, jnp.array(EMISSIONS), jnp.array(mask)
     )
     expected = np.zeros((4, 8), bool)
@@ -86,7 +85,7 @@ def test_unknown_choices_are_refused(setting):
 
 # Choices that go together, in one program: compiling takes most of the time.
 CHOSEN = MaestroPretraining(
-    text_frames=15,
+    max_text_frames=15,
     durations=Learned(continuous=True, jitter=0.2),
     matching=Matching(
         form="infonce",
@@ -96,7 +95,7 @@ CHOSEN = MaestroPretraining(
         token_frames=5,
     ),
 )
-DRAWN = MaestroPretraining(text_frames=15, durations=SubwordGaussian())
+DRAWN = MaestroPretraining(max_text_frames=15, durations=SubwordGaussian())
 
 
 @pytest.fixture(scope="module")
@@ -132,9 +131,10 @@ def program_of(objective, tiny, model, params, ema_params):
 
     def compute(params, ema_params, batch, cotangents):
         def terms(params):
-            found, metrics = objective.terms(
+            found, metrics = objective.loss_terms(
                 model, params, ema_params, batch, rng=tiny.step_rng(), step=tiny.later
             )
+            metrics |= {f"loss/{name}": term for name, term in found.items()}
             return {name: total for name, (total, _) in found.items()}, metrics
 
         values, backward, metrics = jax.vjp(terms, params, has_aux=True)
@@ -143,7 +143,7 @@ def program_of(objective, tiny, model, params, ema_params):
     compiled = jax.jit(compute)
 
     def of(batch, term):
-        wanted = {name: jnp.float32(name == term) for name in objective.weights}
+        wanted = {name: jnp.float32(name == term) for name in objective.term_weights}
         return compiled(params, ema_params, batch, wanted)
 
     return of
@@ -226,7 +226,7 @@ def test_likelihood_of_alignments_trains_the_gaussians_alone(tiny, model, all_pa
     """The paired stream alone: nothing is drawn, but the Gaussians are fitted."""
 
     def term(params, batch):
-        terms, _ = DRAWN.terms(
+        terms, _ = DRAWN.loss_terms(
             model, params, all_params[1], batch, rng=tiny.step_rng(), step=tiny.later
         )
         return terms["subword_duration"]
@@ -251,7 +251,7 @@ def test_likelihood_of_alignments_trains_the_gaussians_alone(tiny, model, all_pa
     "source", [FixedRepetition(), RandomRepetition(), SubwordGaussian()], ids=repr
 )
 def test_every_source_traces_under_the_whole_objective(tiny, model, all_params, source):
-    objective = MaestroPretraining(text_frames=15, durations=source)
+    objective = MaestroPretraining(max_text_frames=15, durations=source)
     _, metrics = jax.eval_shape(
         lambda params: objective.loss(
             model, params, all_params[1], tiny.batch(), rng=tiny.step_rng(), step=0

@@ -1,9 +1,9 @@
-"""Residual adapters: small networks that a language, or a task, has to itself within shared layers.
+"""Conditioning on the language: an embedding added to each frame, and residual adapters.
 
-Source: Houlsby et al. 2019 (arXiv 1902.00751), in the form of Bapna and Firat 2019 (arXiv
-1909.08478): layer normalisation, down, rectifier, up, added to the residual stream. Maestro-U
-(arXiv 2210.10027) has adapters in its encoder. The last map begins at zero, so that a model that
-gets adapters computes at first what it did before.
+Source of adapters: Houlsby et al. 2019 (arXiv 1902.00751), in the form of Bapna and Firat 2019
+(arXiv 1909.08478): layer normalisation, down, rectifier, up, added to the residual stream.
+Maestro-U (arXiv 2210.10027) has both in its encoder. The last map of an adapter begins at zero, so
+that a model that gets adapters computes at first what it did before.
 """
 
 from __future__ import annotations
@@ -14,7 +14,45 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from maestro_jax.layers.partitioned import constrain, parameter
+from maestro_jax.layers.partitioned import constrain, embedding, parameter
+
+
+class LanguageEmbedding(nn.Module):
+    """A learned vector per language.
+
+    Attributes:
+        languages: Number of languages; ids are below it.
+        features: Size of the vectors.
+        dtype: Computation dtype.
+    """
+
+    languages: int
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, language: jax.Array | None) -> jax.Array:
+        """Adds the embedding of the row's language to each frame.
+
+        Args:
+            x: `[batch, frames, features]`.
+            language: `[batch]` int32 ids; nothing is added where they are negative.
+
+        Returns:
+            `[batch, frames, features]`.
+
+        Raises:
+            ValueError: There is no language.
+        """
+        if language is None:
+            raise ValueError(
+                f"the model was built with embeddings of {self.languages} source languages: "
+                "say which language each row is in."
+            )
+        table = embedding(self.languages, self.features, rows=None, dtype=self.dtype, name="table")
+        added = table(jnp.maximum(language, 0))
+        added = jnp.where((language >= 0)[:, None], added, jnp.zeros((), added.dtype))
+        return x + added[:, None, :].astype(x.dtype)
 
 
 class ResidualAdapter(nn.Module):
@@ -22,8 +60,8 @@ class ResidualAdapter(nn.Module):
 
     Attributes:
         bottleneck: Size between the two maps.
-        languages: Sets of weights, one a language id; 0 for one set that all rows share.
-        dtype: The type computed in.
+        languages: Number of sets of weights, one per language id; 0 for one set for all rows.
+        dtype: Computation dtype.
     """
 
     bottleneck: int
@@ -32,7 +70,7 @@ class ResidualAdapter(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, language: jax.Array | None = None) -> jax.Array:
-        """Adapt a batch.
+        """Adapts a batch.
 
         Args:
             x: `[batch, frames, features]`.
@@ -43,7 +81,7 @@ class ResidualAdapter(nn.Module):
             `[batch, frames, features]`.
 
         Raises:
-            ValueError: There is a set a language, and no language is given.
+            ValueError: There is a set per language, and no language is given.
         """
         if self.languages and language is None:
             raise ValueError(
@@ -88,7 +126,7 @@ class ResidualAdapter(nn.Module):
         axes: tuple[str | None, ...],
         language: jax.Array | None,
     ) -> jax.Array:
-        """A parameter's share for each row, or one for all: `[batch or 1, *shape]`."""
+        """Returns a parameter for each row, or one for all: `[batch or 1, *shape]`."""
         sets = max(self.languages, 1)
         value = parameter(self, name, init, (None, *axes), (sets, *shape))
         if not self.languages or language is None:
