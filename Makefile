@@ -7,7 +7,8 @@ PYTHON := $(firstword $(foreach name,python3.12 python3.13 python3.11 python3,$(
 endif
 VENV ?= .venv
 TESTS ?= tests
-# Two test processes: on a small machine more would only share its cores.
+# Two test processes: on a small machine more would only share its cores. Each takes one half of the tests in order, so that
+# a directory's session fixtures are made once, and whichever is done first takes over part of the other's.
 WORKERS ?= 2
 # LLVM's: tests compile sooner at 0; programs of a run are compiled at 3.
 LEVEL ?= 0
@@ -39,7 +40,7 @@ self-supervised: $(STAMP)  ## what w2v-BERT and BEST-RQ learn from an hour of un
 	@$(BIN)/maestro demo --experiment self_supervised
 
 test: $(STAMP)  ## the default test suite
-	@$(call LLVM,$(LEVEL)) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations 10 -m "$(DEFAULT_MARKS)" $(TESTS)
+	@$(call LLVM,$(LEVEL)) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 10 -m "$(DEFAULT_MARKS)" $(TESTS)
 
 test-slow: $(STAMP)  ## the tests that take longer than half a minute each
 	@$(call LLVM,3) $(BIN)/python -m pytest -m "slow and not peers and not gpu and not tpu_backend" $(TESTS)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import pathlib
+import sys
 import tempfile
+import time
 
 # Before JAX is imported. Tests that are for a GPU are run with JAX_PLATFORMS=cuda.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -17,13 +21,19 @@ for _name, _value in _XLA_FLAGS.items():
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --{_name}={_value}".strip()
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-# Corpora that tests make are kept between runs; those of whoever runs the tests are not touched.
-os.environ["MAESTRO_DATA_DIR"] = str(pathlib.Path(__file__).resolve().parent / ".cache" / "data")
+# What tests make is kept between runs; what belongs to whoever runs them is not touched.
+_CACHE = pathlib.Path(__file__).resolve().parent / ".cache"
+os.environ["MAESTRO_DATA_DIR"] = str(_CACHE / "data")
+# Workers, their child processes and the next run compile a program once between them.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_CACHE / "xla")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 # A test that plots needs no display, and none may write below the home directory.
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("MPLCONFIGDIR", os.path.join(tempfile.gettempdir(), "maestro_jax_matplotlib"))
 
 import hypothesis  # noqa: E402
+import pytest  # noqa: E402
 from absl import logging  # noqa: E402
 
 # A first example compiles, so there is no deadline; the examples are the same in every run.
@@ -36,3 +46,44 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("maestro")
 logging.set_verbosity(logging.ERROR)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Removes programs that were compiled more than a week ago."""
+    if hasattr(config, "workerinput"):
+        return
+    for path in (_CACHE / "xla").glob("*"):
+        if time.time() - path.stat().st_mtime > 7 * 24 * 3600:
+            path.unlink(missing_ok=True)
+
+
+# JAX keeps every program that it compiled; after some hundred modules they fill gigabytes.
+_FREE_ABOVE = 1.5 * 2**30
+_FREE_AFTER_GROWTH = 0.4 * 2**30
+_kept = 0.0
+
+
+def resident_bytes() -> int:
+    """Returns the memory of this process, 0 where the system does not tell."""
+    try:
+        pages = pathlib.Path("/proc/self/statm").read_text().split()[1]
+    except OSError:
+        return 0
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def free_programs():
+    """Drops compiled programs, open figures and freed heap pages once they have grown large."""
+    global _kept
+    yield
+    if resident_bytes() < max(_FREE_ABOVE, _kept + _FREE_AFTER_GROWTH):
+        return
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
+    _kept = resident_bytes()

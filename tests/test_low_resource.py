@@ -34,7 +34,7 @@ def test_the_experiment_compares_both_and_does_not_start_over(tmp_path: Path) ->
         "environment.prepare_process()\n"
         "environment.enable_compilation_cache()\n"
         "import dataclasses\n"
-        "from maestro_jax.cli import low_resource\n"
+        "from maestro_jax.experiments import low_resource\n"
         "recipe = dataclasses.replace(low_resource.RECIPE, config='tiny', "
         f"data_gin='data/minivox_tiny.gin', bindings={SMALL!r}, steps={STEPS!r})\n"
         f"low_resource.run_low_resource({str(output)!r}, {str(data_root())!r}, recipe=recipe)\n"

@@ -21,7 +21,7 @@ def test_both_learn_from_an_hour_of_untranscribed_speech(tmp_path: Path) -> None
         "environment.prepare_process()\n"
         "from maestro_jax.data.tensorflow_import import import_tensorflow\n"
         "import_tensorflow()\n"
-        "from maestro_jax.cli import self_supervised\n"
+        "from maestro_jax.experiments import self_supervised\n"
         f"self_supervised.run_self_supervised({str(output)!r})\n"
     )
     environment = {**os.environ, "XLA_FLAGS": ""}

@@ -32,7 +32,7 @@ def demo_command(output: Path, steps: dict[str, int], bindings: dict[str, str]) 
         "from maestro_jax.cli import environment\n"
         "environment.prepare_process()\n"
         "environment.enable_compilation_cache()\n"
-        "from maestro_jax.cli import demo\n"
+        "from maestro_jax.experiments import demo\n"
         "import dataclasses\n"
         "recipe = dataclasses.replace(demo.RECIPE, config='tiny', "
         f"data_gin='data/minivox_tiny.gin', bindings={bindings!r}, steps={steps!r})\n"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import types
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -23,20 +22,8 @@ from maestro_jax.vocabularies.sentencepiece_vocabulary import train_sentencepiec
 
 
 @pytest.fixture
-def model(
-    run_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[types.SimpleNamespace]:
+def model(run_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
     """A model directory; its averaged weights are others than those of its last step."""
-    # Nothing is written below the home directory, and what is compiled twice is compiled once.
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "xla"))
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path / "xla"),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
     # A user's machine, not the eight devices of the tests: quicker to compile for.
     whole = Partitioning.mesh
     monkeypatch.setattr(Partitioning, "mesh", lambda self: whole(self, jax.devices()[:1]))
@@ -64,9 +51,7 @@ def model(
         samples=16_000,
         data_shards=mesh.shape["data"] * mesh.shape["fsdp"],
     )
-    yield types.SimpleNamespace(directory=directory, loaded=loaded)
-    for name, value in before.items():
-        jax.config.update(name, value)
+    return types.SimpleNamespace(directory=directory, loaded=loaded)
 
 
 @pytest.fixture
