@@ -203,14 +203,17 @@ def fixed_sample(
 ) -> Sample | None:
     """Draws a sample of a split that is the same in every run, at the rates of the mixture.
 
+    No example is drawn twice, so that a small split is in it as a whole.
+
     Args:
         run: The run.
-        mesh: The device mesh, which determines what this process loads.
+        mesh: The device mesh, which determines the rows of this process.
         model_dir: Model directory, for the ids of languages.
         data_dir: Root of the prepared data.
         stream: Name of the stream.
         split: Name of the split.
-        examples: Number of examples, fewer if the split has fewer; rounded up to whole batches.
+        examples: Number of examples, fewer if the split has fewer. The last batch is padded with
+            rows of length 0.
 
     Returns:
         The sample; None if the mixture has no such split, which is logged.
@@ -218,33 +221,88 @@ def fixed_sample(
     from maestro_jax.data.data_dir import data_root
     from maestro_jax.data.data_scope import data_scope
     from maestro_jax.data.loader import StreamLoader
-    from maestro_jax.data.task_listing import get_task_or_mixture, tasks_of
+    from maestro_jax.data.task_listing import get_task_or_mixture, rate_of, tasks_of
 
     config = run.streams[stream]
+    vocabulary: Vocabulary | None = None
+    parts: list[Mapping[str, np.ndarray]] = []
     try:
-        tasks = tasks_of(get_task_or_mixture(config.mixture))
+        provider = get_task_or_mixture(config.mixture)
         with data_scope(data_dir):
-            sizes = [t.source.num_input_examples(split) for t in tasks if split in t.splits]
-        if sizes and None not in sizes:
-            examples = min(examples, sum(sizes))
-        devices = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-        rows = min(-(-examples // devices) * devices, config.batch_size)
-        index, count = run.partitioning.data_shard(mesh)
-        # A seed of its own: the sample does not change with the seed of the run. Without a cache:
-        # no more is read than is sampled.
-        loader = StreamLoader(
-            {stream: dataclasses.replace(config, batch_size=rows, buckets=None, augmentation=None)},
-            split=split,
-            seed=0,
-            data_dir=data_root(data_dir),
-            process_index=index,
-            process_count=count,
-            cache_bytes=0,
-            languages=run_languages(run, model_dir),
-        )
+            tasks = [task for task in tasks_of(provider) if split in task.splits]
+            if not tasks:
+                raise UserError(f"{config.mixture!r} has no split {split!r}.")
+            sizes = [task.source.num_input_examples(split) for task in tasks]
+            rates = [rate_of(provider, task) for task in tasks]
+        languages = run_languages(run, model_dir)
+        for task, count in zip(tasks, quotas(examples, rates, sizes), strict=True):
+            if not count:
+                continue
+            # A seed of its own: the sample does not change with the seed of the run. Without a
+            # cache: no more is read than is sampled.
+            loader = StreamLoader(
+                {
+                    stream: dataclasses.replace(
+                        config,
+                        mixture=task.name,
+                        batch_size=count,
+                        buckets=None,
+                        augmentation=None,
+                    )
+                },
+                split=split,
+                seed=0,
+                data_dir=data_root(data_dir),
+                cache_bytes=0,
+                languages=languages,
+            )
+            with loader:
+                parts.append(next(loader)[stream])
+            vocabulary = loader.vocabulary
     except UserError as error:
         log.warning("no validation of the stream %r: %s", stream, error)
         return None
-    with loader:
-        batches = [next(loader)[stream] for _ in range(-(-examples // rows))]
-    return Sample(batches, loader.vocabulary, loader.languages)
+    features = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    drawn = len(next(iter(features.values())))
+    devices = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    rows = min(-(-drawn // devices) * devices, config.batch_size)
+    batches = -(-drawn // rows)
+    index, count = run.partitioning.data_shard(mesh)
+
+    def local(array: np.ndarray) -> list[np.ndarray]:
+        """Returns the rows of this process, batch by batch."""
+        padding = ((0, batches * rows - drawn), *((0, 0) for _ in array.shape[1:]))
+        return [np.array_split(b, count)[index] for b in np.split(np.pad(array, padding), batches)]
+
+    split_features = {name: local(array) for name, array in features.items()}
+    return Sample(
+        [{name: each[n] for name, each in split_features.items()} for n in range(batches)],
+        vocabulary,
+        languages,
+    )
+
+
+def quotas(total: int, rates: Sequence[float], sizes: Sequence[int | None]) -> list[int]:
+    """Divides a number of examples over tasks by their rates; no task gets more than it has.
+
+    Args:
+        total: Number of examples.
+        rates: Rate of each task.
+        sizes: Number of examples of each task; None if it is not known.
+
+    Returns:
+        Number of examples of each task. What small tasks lack is divided over the others.
+    """
+    counts = [0] * len(rates)
+    for _ in range(total):
+        free = [
+            index
+            for index, size in enumerate(sizes)
+            if rates[index] > 0 and (size is None or counts[index] < size)
+        ]
+        if not free:
+            break
+        # The task that is furthest behind its share gets the next example.
+        least = min(free, key=lambda index: (counts[index] + 1) / rates[index])
+        counts[least] += 1
+    return counts
