@@ -88,6 +88,15 @@ def test_a_finished_demo_does_not_start_over(demo_output: Path, one_device: dict
         assert expected in done.stdout
 
 
+def test_fine_tuning_was_validated(demo_output: Path) -> None:
+    for stage, metric in (("recognition", "wer"), ("translation", "bleu")):
+        lines = (demo_output / stage / "metrics.jsonl").read_text().splitlines()
+        last = json.loads(lines[-1])
+        assert last["validation/loss"] > 0 and last[f"validation/{metric}"] >= 0
+        best = json.loads((demo_output / stage / "best_checkpoint.json").read_text())
+        assert (best["step"], best["value"]) == (last["step"], last[f"validation/{metric}"])
+
+
 def test_fine_tuning_began_from_the_pretrained_average(demo_output: Path) -> None:
     from maestro_jax.training.checkpoints import restore_params
 

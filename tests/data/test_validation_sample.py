@@ -10,16 +10,26 @@ import pytest
 
 from maestro_jax.batches import StreamConfig
 from maestro_jax.training.batch_feed import fixed_sample, quotas
+from maestro_jax.training.diagnostics import DiagnosticsConfig
 from maestro_jax.training.partitioning import Partitioning
 
 
 def drawn(corpus, examples=256, split="validation", mixture="tinyvox_paired", batch_size=16):
     stream = StreamConfig(mixture=mixture, batch_size=batch_size, audio_samples=400, text_tokens=40)
     partitioning = Partitioning(mesh_shape=(-1, 1, 1))
-    run = types.SimpleNamespace(streams={"paired": stream}, partitioning=partitioning)
+    run = types.SimpleNamespace(
+        streams={"paired": stream},
+        used_streams=("paired",),
+        partitioning=partitioning,
+        diagnostics=DiagnosticsConfig(),
+        model=None,
+        languages=(),
+        init_from=None,
+    )
     return fixed_sample(
         run,
         partitioning.mesh(),
+        corpus.root / "no_model_yet",
         corpus.root,
         stream="paired",
         split=split,
