@@ -55,7 +55,7 @@ def paths(directory: pathlib.Path, container: str) -> list[str]:
 def register() -> None:
     """Registers a seqio task that reads the prepared records."""
     from maestro_jax.data.indexed_source import IndexedTfdsSource
-    from maestro_jax.data.registration import add_stream_task
+    from maestro_jax.data.stream_tasks import add_stream_task
 
     source = IndexedTfdsSource("benchmark/en", {"train": "train"}, "the benchmark")
     add_stream_task(TASK, stream="speech", source=source, languages=("en",))

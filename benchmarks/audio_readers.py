@@ -66,10 +66,9 @@ def _batch_size(seconds: float) -> int:
 def _loader(job: dict[str, Any], *, buckets: bool) -> Batches:
     """Reads prepared shards with our loader, without keeping them in memory."""
     from maestro_jax.batches import Buckets, StreamConfig
-    from maestro_jax.data.bucket_search import best_limits
-    from maestro_jax.data.data_scope import data_scope
+    from maestro_jax.data.bucketing import best_limits, mixture_lengths
+    from maestro_jax.data.data_dir import data_scope
     from maestro_jax.data.loader import StreamLoader
-    from maestro_jax.data.mixture_lengths import mixture_lengths
 
     audio_files.register()
     rate = audio_files.SAMPLE_RATE

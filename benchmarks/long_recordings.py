@@ -98,7 +98,7 @@ def texts_of(transcriber: Any, pieces: Sequence[np.ndarray]) -> list[str]:
 
 def measure(options: argparse.Namespace, error_rate: Callable[[str, str], float]) -> None:
     """Prints the error rates."""
-    from maestro_jax.data.loader import evaluation_batches
+    from maestro_jax.data.evaluation_batches import evaluation_batches
     from maestro_jax.gin_utils import gin_config
     from maestro_jax.inference.transcriber import Transcriber
 

@@ -8,9 +8,13 @@ import seqio
 
 from maestro_jax.data.corpora.corpus import corpus_names
 from maestro_jax.data.indexed_source import IndexedTfdsSource
-from maestro_jax.data.preprocessors import stream_preprocessors
-from maestro_jax.data.registration import add_language_mixture, add_stream_task
-from maestro_jax.data.task_features import PreparedVocabulary, StreamTask
+from maestro_jax.data.stream_tasks import (
+    PreparedVocabulary,
+    StreamTask,
+    add_stream_task,
+    stream_preprocessors,
+)
+from maestro_jax.data.task_registry import add_language_mixture
 
 VOCABULARY = PreparedVocabulary(
     "vocabularies/multilingual.model", "maestro vocabulary multilingual --kind char"
@@ -51,7 +55,7 @@ def add_corpus_task(
         layout: What `maestro prepare` takes to read a corpus without a reader of its own:
             `manifest`, `text_files` or `parallel_text`.
         phonemes: Whether texts are converted to phonemes, which needs a vocabulary of phonemes; see
-            `maestro_jax.data.preprocessors.pronounced`.
+            `maestro_jax.data.stream_tasks.pronounced`.
 
     Returns:
         The task.

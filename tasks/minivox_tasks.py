@@ -12,8 +12,7 @@ import math
 
 from maestro_jax.batches import STREAM_FEATURES
 from maestro_jax.data.indexed_source import IndexedTfdsSource
-from maestro_jax.data.registration import add_stream_task
-from maestro_jax.data.task_features import PreparedVocabulary
+from maestro_jax.data.stream_tasks import PreparedVocabulary, add_stream_task
 from maestro_jax.minivox.config import CorpusConfig
 from maestro_jax.minivox.dataset import Minivox
 from maestro_jax.tasks.corpus_tasks import add_corpus_mixtures

@@ -26,9 +26,9 @@ from __future__ import annotations
 import math
 
 from maestro_jax.data.corpora import babel, covost2, libri_light, mls, voxpopuli
-from maestro_jax.data.registration import add_language_mixture
+from maestro_jax.data.task_registry import TaskFamily, add_language_mixture, add_task_family
 from maestro_jax.tasks.corpus_tasks import SPLITS, add_corpus_mixtures, add_corpus_task
-from maestro_jax.text.languages import LANGUAGES
+from maestro_jax.text.languages import LANGUAGES, base_language, config_language
 
 TRAIN = ("train",)
 
@@ -155,24 +155,26 @@ COMMON_VOICE_MIXED = ("en", *covost2.INTO_ENGLISH)
 def add_common_voice() -> None:
     """Registers Common Voice; validated and other clips are only for training."""
     for config in (*LANGUAGES, *COMMON_VOICE_REGIONS):
-        language = config.split("_")[0]
-        for stream in ("paired", "speech", "text"):
-            add_corpus_task(
-                "common_voice", config, stream=stream, language=language, requested=config
-            )
-        for table, stream in (("validated", "paired"), ("other", "speech")):
-            name = f"{config}_{table}"
-            add_corpus_task(
-                "common_voice",
-                name,
-                stream=stream,
-                language=language,
-                splits=TRAIN,
-                requested=name,
-            )
+        _add_common_voice_config(config)
+    add_task_family(
+        TaskFamily("common_voice", ("paired", "speech", "text"), _add_common_voice_config)
+    )
     for stream in ("paired", "speech"):
         stem = f"common_voice_{stream}"
         add_corpus_mixtures(stem, [f"{stem}_{code}" for code in COMMON_VOICE_MIXED])
+
+
+def _add_common_voice_config(config: str) -> None:
+    """Registers the tasks of a language or locale, such as `ml` or `zh_tw`, and of its tables."""
+    locale = config.removesuffix("_validated").removesuffix("_other")
+    language = base_language(config_language(locale))
+    for stream in ("paired", "speech", "text"):
+        add_corpus_task("common_voice", locale, stream=stream, language=language, requested=locale)
+    for table, stream in (("validated", "paired"), ("other", "speech")):
+        name = f"{locale}_{table}"
+        add_corpus_task(
+            "common_voice", name, stream=stream, language=language, splits=TRAIN, requested=name
+        )
 
 
 COVOST2_INTO_ENGLISH = tuple(f"{language}_en" for language in covost2.INTO_ENGLISH)
@@ -206,10 +208,14 @@ def add_fleurs() -> None:
     """Registers FLEURS; its languages all have about ten hours, so `..._equal` differs little."""
     # FLEURS has no Haitian Creole, Guarani or Tok Pisin, and of the Kurdish languages only Sorani.
     languages = [code for code in LANGUAGES if code not in ("ht", "gn", "tpi", "ku")]
-    names = [
-        add_corpus_task("fleurs", code, stream="paired", language=code).name for code in languages
-    ]
+    names = [_add_fleurs_language(code) for code in languages]
+    add_task_family(TaskFamily("fleurs", ("paired",), _add_fleurs_language))
     add_corpus_mixtures("fleurs_paired", names, temperatures={"equal": math.inf})
+
+
+def _add_fleurs_language(config: str) -> str:
+    language = config_language(config)
+    return add_corpus_task("fleurs", config, stream="paired", language=language).name
 
 
 def add_babel() -> None:

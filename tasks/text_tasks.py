@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from maestro_jax.data.task_registry import TaskFamily, add_task_family
+from maestro_jax.errors import UserError
 from maestro_jax.scoring.published import VOXPOPULI_LANGUAGES
 from maestro_jax.tasks.corpus_tasks import add_corpus_mixtures, add_corpus_task
-from maestro_jax.text.languages import LANGUAGES
+from maestro_jax.text.languages import LANGUAGES, config_language, config_name, is_language
 
 # The languages from which CoVoST-2 translates into English and for which mSLAM names texts of WMT
 # and TED to go with it.
@@ -32,7 +34,7 @@ def add_texts(corpus: str, languages: Sequence[str]) -> list[str]:
     """
     return [
         add_corpus_task(
-            corpus, language, stream="text", language=language, layout="text_files"
+            corpus, config_name(language), stream="text", language=language, layout="text_files"
         ).name
         for language in languages
     ]
@@ -64,7 +66,19 @@ def add_translations(corpus: str, pairs: Sequence[str]) -> list[str]:
     return names
 
 
+def _add_text(config: str) -> None:
+    add_texts("text_files", [config_language(config)])
+
+
+def _add_translation(pair: str) -> None:
+    language, _, target = pair.partition("_")
+    if not (is_language(language) and is_language(target)):
+        raise UserError(f"{pair!r} is not a pair of languages such as de_en.")
+    add_translations("parallel_text", [pair])
+
+
 add_texts("text_files", LANGUAGES)
+add_task_family(TaskFamily("text_files", ("text",), _add_text))
 add_corpus_mixtures(
     "text_files_text", [f"text_files_text_{language}" for language in VOXPOPULI_LANGUAGES]
 )
@@ -75,3 +89,4 @@ add_translations("parallel_text", (*_INTO_ENGLISH, *_FROM_ENGLISH))
 add_corpus_mixtures(
     "parallel_text_mt", [f"parallel_text_mt_{language}_en" for language in TRANSLATED]
 )
+add_task_family(TaskFamily("parallel_text", ("mt",), _add_translation))

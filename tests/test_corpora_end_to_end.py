@@ -69,8 +69,8 @@ class Trained:
 
     def examples(self, task: str) -> dict[str, int]:
         """The examples of the splits of a task that has any."""
-        from maestro_jax.data.data_scope import data_scope
-        from maestro_jax.data.task_listing import get_task_or_mixture
+        from maestro_jax.data.data_dir import data_scope
+        from maestro_jax.data.task_registry import get_task_or_mixture
         from maestro_jax.errors import UserError
 
         found = {}
@@ -86,7 +86,7 @@ class Trained:
         """The records behind a split of a task, read without seqio, TensorFlow or the loader."""
         import tensorflow_datasets as tfds
 
-        from maestro_jax.data.task_listing import get_task_or_mixture
+        from maestro_jax.data.task_registry import get_task_or_mixture
 
         source = get_task_or_mixture(task).source
         directory = self.root / source._name / "1.0.0"
@@ -135,7 +135,7 @@ def prepare_all(source: Path, root: Path) -> dict[str, str]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     import seqio
 
-    from maestro_jax.data.task_listing import list_tasks
+    from maestro_jax.data.task_registry import list_tasks
     from maestro_jax.gin_utils import gin_config
     from maestro_jax.training.batch_feed import task_batches
     from maestro_jax.training.trainer import train
@@ -397,7 +397,7 @@ def test_decoding(trained: Trained, transcriber: Transcriber, task: str) -> None
 def test_corpora_of_a_mixture_have_tables_of_their_own(
     trained: Trained, transcriber: Transcriber
 ) -> None:
-    from maestro_jax.data.registration import add_language_mixture
+    from maestro_jax.data.task_registry import add_language_mixture
 
     # All three have English; two have the same ids, for those are numbers of lines.
     tasks = ["ami_paired_en", "wsj_paired_en", "covost2_paired_en_de"]

@@ -71,7 +71,7 @@ def test_the_example_of_a_corpus_of_ones_own(
     run = gin_config.parse_and_build(files, bindings)
 
     from maestro_jax.data.loader import StreamLoader
-    from maestro_jax.data.task_listing import check_prepared, get_task_or_mixture
+    from maestro_jax.data.task_registry import check_prepared, get_task_or_mixture
     from maestro_jax.vocabularies.loading import load_vocabulary
 
     with StreamLoader(run.streams, seed=0) as loader:
@@ -95,7 +95,7 @@ def test_the_example_of_a_corpus_of_ones_own(
 
 
 def test_the_example_of_phonemes() -> None:
-    from maestro_jax.data.task_listing import get_task_or_mixture, register_shipped_tasks
+    from maestro_jax.data.task_registry import get_task_or_mixture, register_shipped_tasks
 
     register_shipped_tasks()
     [tasks, _] = blocks("python")
@@ -124,7 +124,7 @@ def test_every_corpus_and_command_of_the_page_is_understood() -> None:
 
 
 def test_every_mixture_over_several_corpora_is_on_the_page() -> None:
-    from maestro_jax.data.task_listing import register_shipped_tasks
+    from maestro_jax.data.task_registry import register_shipped_tasks
 
     register_shipped_tasks()
     import seqio

@@ -76,7 +76,7 @@ def test_heads(head: str) -> None:
 
 @pytest.mark.parametrize("data", DATA)
 def test_data(data: str) -> None:
-    from maestro_jax.data.task_listing import get_task_or_mixture
+    from maestro_jax.data.task_registry import get_task_or_mixture
 
     run = build(data=data)
     batch_shapes(run.streams)

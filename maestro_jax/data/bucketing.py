@@ -6,16 +6,24 @@ each as wide as its share of the batches. The ends of all of them cut the line i
 draws a cell, and with it a bucket of every stream. A stream's buckets come in their shares, the
 combinations of buckets, for each of which a training step is compiled, are no more than there are
 ends, and streams whose shapes are alike have their short batches at the same steps.
+
+Padding is what costs time: a batch of a bucket takes as long as if all its examples had the
+bucket's length. `find_buckets` finds the lengths that leave the least padding exactly, by dynamic
+programming over the distribution of lengths, at the rates at which the mixture draws its tasks.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from maestro_jax.data.index_plan import IndexPlan
 from maestro_jax.data.lengths import COLUMNS
+from maestro_jax.data.task_readers import open_split
+from maestro_jax.data.task_registry import check_prepared, get_task_or_mixture, rate_of, tasks_of
+from maestro_jax.errors import UserError
 
 _LINE = 1 << 40  # The line in whole numbers: the same cells on every machine.
 
@@ -70,13 +78,6 @@ class BucketSchedule:
         self._widths = np.diff(cuts, prepend=0)
         self._plan = IndexPlan([None] * len(cuts), self._widths.tolist(), seed)
 
-    def combinations(self) -> list[tuple[dict[str, int], float]]:
-        """Every combination of buckets that occurs, by stream, and its share of the steps."""
-        return [
-            ({name: int(buckets[cell]) for name, buckets in self._buckets.items()}, width / _LINE)
-            for cell, width in enumerate(self._widths)
-        ]
-
     def batches(self, stream: str, step: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
         """The buckets of a stream from some step on.
 
@@ -97,3 +98,192 @@ class BucketSchedule:
             here = buckets == bucket
             ordinals[here] = before[of_cell == bucket].sum() + np.arange(here.sum())
         return buckets, ordinals
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LengthDistribution:
+    """How long the examples of a mixture are.
+
+    Attributes:
+        lengths: int32 `[examples, 3]`, see `maestro_jax.data.lengths`.
+        weights: float64 `[examples]`: how often each is drawn, up to a factor.
+    """
+
+    lengths: np.ndarray
+    weights: np.ndarray
+
+
+def mixture_lengths(name: str, split: str = "train") -> LengthDistribution:
+    """Reads the files of lengths beside the shards; no record is read where they are there.
+
+    Args:
+        name: Of a task or mixture.
+        split: Of every task.
+
+    Raises:
+        UserError: It is unknown or not prepared, or a task has no random access or no such split.
+    """
+    provider = get_task_or_mixture(name)
+    check_prepared(provider)
+    lengths, weights = [], []
+    for task in tasks_of(provider):
+        rate = rate_of(provider, task)
+        if rate <= 0 or split not in task.splits:
+            continue
+        opened = open_split(task, split)
+        if opened is None:
+            raise UserError(f"task {task.name!r} has no random access, so it can have no buckets.")
+        lengths.append(opened.lengths())
+        weights.append(np.full(len(lengths[-1]), rate / max(len(lengths[-1]), 1)))
+    if not lengths:
+        raise UserError(f"no task of {name!r} has a split {split!r}.")
+    return LengthDistribution(lengths=np.concatenate(lengths), weights=np.concatenate(weights))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FoundBucket:
+    """A bucket to write into a `Buckets`.
+
+    Attributes:
+        limit: The longest of its examples, in samples or tokens.
+        text_tokens: The same of its texts, in tokens; 0 where buckets are not made by audio or
+            there are none.
+        translation_tokens: The same of its translations.
+        batch_size: Examples a step.
+        share: Of all examples drawn.
+        padding: Padded by real length of its batches.
+    """
+
+    limit: int
+    text_tokens: int
+    translation_tokens: int
+    batch_size: int
+    share: float
+    padding: float
+
+
+def best_limits(
+    lengths: np.ndarray, weights: np.ndarray, count: int, *, longest: int, multiple: int
+) -> list[int]:
+    """The lengths of at most ``count`` buckets that leave the least padding.
+
+    Args:
+        lengths: `[examples]`, of those that are not longer than ``longest``.
+        weights: `[examples]`: how often each is drawn, up to a factor.
+        count: Buckets at most.
+        longest: The length of the last bucket.
+        multiple: Every length but the last is a multiple of it.
+
+    Returns:
+        Rising; the last is ``longest``.
+    """
+    steps = -(-longest // multiple)
+    bins = np.clip(-(-lengths.astype(np.int64) // multiple), 1, steps)
+    mass = np.concatenate([[0.0], np.cumsum(np.bincount(bins, weights, steps + 1)[1:])])
+    ends = np.minimum(np.arange(steps + 1) * multiple, longest).astype(np.float64)
+    # cost[i]: the least padded length of all examples in the first i bins.
+    cost = np.where(np.arange(steps + 1) == 0, 0.0, np.inf)
+    cuts: list[np.ndarray] = []
+    for _ in range(min(count, steps)):
+        # From where the last bucket begins (column) to where it ends (row).
+        totals = cost[None, :] + (mass[:, None] - mass[None, :]) * ends[:, None]
+        totals[np.triu_indices(steps + 1, k=1)] = np.inf
+        cuts.append(totals.argmin(axis=1))
+        cost = totals.min(axis=1)
+    limits, end = [], steps
+    for begins in reversed(cuts):
+        begin = int(begins[end])
+        # An empty bucket is one too many; the last stays, so that nothing has become too long.
+        if begin < end and (end == steps or mass[end] > mass[begin]):
+            limits.append(int(ends[end]))
+        end = begin
+    return limits[::-1]
+
+
+def find_buckets(
+    distribution: LengthDistribution,
+    *,
+    count: int,
+    longest: int,
+    batch_size: int,
+    batch_multiple: int = 1,
+    by: str = "audio",
+    multiple: int = 1280,
+    text_tokens: int = 0,
+    translation_tokens: int = 0,
+    characters_per_token: float = 1.0,
+) -> list[FoundBucket]:
+    """The buckets of a stream.
+
+    Shorter buckets get as many examples a step as make their batches as long, padding included, as
+    that of the longest.
+
+    Args:
+        distribution: How long the examples are.
+        count: Buckets at most, that of the stream's own shape included.
+        longest: Its length, in samples or tokens; what is longer is left out of the account.
+        batch_size: Its examples a step.
+        batch_multiple: Batch sizes are multiples of it: of the chips that share a batch.
+        by: What buckets are made by: "audio", or "text" where there is none.
+        multiple: Lengths are multiples of it; 1280 samples are two frames of an encoder.
+        text_tokens: The tokens of the stream's own shape; 0: it has no text.
+        translation_tokens: Likewise.
+        characters_per_token: See `maestro_jax.batches.Buckets`.
+
+    Raises:
+        UserError: There is no example of such a length.
+    """
+    tokens = {"text": text_tokens, "translation": translation_tokens}
+    columns = distribution.lengths.astype(np.int64)
+    for name in tokens:
+        at = COLUMNS.index(name)
+        columns[:, at] = np.ceil(columns[:, at] / characters_per_token) + 1
+    measured = columns[:, COLUMNS.index(by)]
+    fits = measured <= longest
+    for name in tokens.keys() - {by}:
+        fits &= (columns[:, COLUMNS.index(name)] <= tokens[name]) | (tokens[name] == 0)
+    if not fits.any():
+        raise UserError(f"no example is as short as the longest bucket ({longest}): give it more.")
+    columns, measured, weights = columns[fits], measured[fits], distribution.weights[fits]
+    limits = best_limits(measured, weights, count, longest=longest, multiple=multiple)
+    found, others = [], dict.fromkeys(tokens, 0)
+    for begin, limit in zip([0, *limits[:-1]], limits, strict=True):
+        inside = (measured > begin) & (measured <= limit) if begin else measured <= limit
+        real = float(weights[inside] @ measured[inside])
+        for name, most in tokens.items():
+            # An example must fit the bucket of its audio with its texts, too.
+            longest_text = columns[inside, COLUMNS.index(name)].max(initial=1)
+            others[name] = min(max(others[name], -(-int(longest_text) // 8) * 8), most)
+        size = round(batch_size * longest / limit) // batch_multiple * batch_multiple
+        found.append(
+            FoundBucket(
+                limit=limit,
+                text_tokens=others["text"] if by == "audio" else 0,
+                translation_tokens=others["translation"],
+                batch_size=batch_size if limit == longest else max(size, batch_multiple),
+                share=float(weights[inside].sum() / weights.sum()),
+                padding=float(weights[inside].sum() * limit) / real if real else 1.0,
+            )
+        )
+    # The last has the stream's own shape.
+    found[-1] = dataclasses.replace(
+        found[-1],
+        text_tokens=text_tokens if by == "audio" else 0,
+        translation_tokens=translation_tokens,
+    )
+    return found
+
+
+def padding(distribution: LengthDistribution, limits: Sequence[int], by: str = "audio") -> float:
+    """Padded by real length, with buckets of some lengths.
+
+    Args:
+        distribution: How long the examples are; the longer ones are left out of the account.
+        limits: Of the buckets, rising.
+        by: "audio", or "text".
+    """
+    measured = distribution.lengths[:, COLUMNS.index(by)]
+    inside = measured <= limits[-1]
+    padded = np.asarray(limits)[np.searchsorted(limits, measured[inside])]
+    weights = distribution.weights[inside]
+    return float(weights @ padded / (weights @ measured[inside]))

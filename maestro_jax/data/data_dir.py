@@ -1,13 +1,23 @@
-"""Where data sets, vocabularies and downloads live."""
+"""The data directory: where data sets, vocabularies and downloads live.
+
+Tasks are registered when a module is imported, before a data directory is known. Their sources and
+vocabularies therefore ask for it when they are first read: it is that of the innermost
+`data_scope`, else `data_root()`.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from maestro_jax.errors import UserError
 
 ENVIRONMENT_VARIABLE = "MAESTRO_DATA_DIR"
+
+_scope: contextvars.ContextVar[Path | None] = contextvars.ContextVar("data_scope", default=None)
 
 
 def data_root(data_dir: str | Path | None = None) -> Path:
@@ -30,3 +40,29 @@ def data_root(data_dir: str | Path | None = None) -> Path:
             f"the data directory {chosen} is not on a disk: mount the bucket (gcsfuse), or copy it."
         )
     return Path(chosen).expanduser()
+
+
+@contextlib.contextmanager
+def data_scope(data_dir: str | Path | None) -> Iterator[Path]:
+    """Makes tasks that are opened inside the block read below a data directory.
+
+    Args:
+        data_dir: The data root; None keeps the one in force.
+
+    Yields:
+        The root in force inside the block.
+    """
+    if data_dir is None:
+        yield active_data_root()
+        return
+    root = data_root(data_dir)
+    token = _scope.set(root)
+    try:
+        yield root
+    finally:
+        _scope.reset(token)
+
+
+def active_data_root() -> Path:
+    """The data root in force: of the innermost `data_scope`, else the user's default."""
+    return _scope.get() or data_root()

@@ -19,7 +19,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from maestro_jax.data.data_scope import active_data_root
+from maestro_jax.data.data_dir import active_data_root
 from maestro_jax.data.lengths import (
     TEXTS_ONLY,
     as_array,

@@ -8,33 +8,25 @@ from __future__ import annotations
 
 import atexit
 import collections
-import functools
 import logging
 import queue
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import seqio
 import tensorflow as tf
 
-from maestro_jax.batches import Mixture, StreamConfig, check_streams
+from maestro_jax.batches import StreamConfig, check_streams
 from maestro_jax.data.bucketing import BucketSchedule
-from maestro_jax.data.data_scope import data_scope
-from maestro_jax.data.rows import empty_rows, write_row
-from maestro_jax.data.scored_examples import UNDETERMINED, ScoredExamples
+from maestro_jax.data.data_dir import data_scope
 from maestro_jax.data.stream_reader import StreamReader
-from maestro_jax.data.task_listing import (
-    get_task_or_mixture,
+from maestro_jax.data.task_registry import (
     mixture_languages,
-    task_languages,
-    tasks_of,
 )
-from maestro_jax.data.task_readers import check_features
 from maestro_jax.errors import UserError
-from maestro_jax.text.languages import UNKNOWN_LANGUAGE, LanguageTable
+from maestro_jax.text.languages import LanguageTable
 from maestro_jax.vocabularies.vocabulary import Vocabulary
 
 Batch = dict[str, dict[str, np.ndarray]]
@@ -217,127 +209,3 @@ def _common_vocabulary(streams: list[StreamReader]) -> Vocabulary | None:
                 )
             common = common or (stream.name, stream.vocabulary)
     return common[1] if common else None
-
-
-def _evaluated_language(
-    languages: LanguageTable, warned: set[str], field: str, strings: Mapping[str, str]
-) -> int:
-    """The id of the language of a row; a model may be scored in a language that it never saw.
-
-    Raises:
-        UserError: A model shall write a language that it does not know.
-    """
-    code = strings[field]
-    if code in ("", UNDETERMINED):
-        return UNKNOWN_LANGUAGE
-    if field == "language" and code not in languages:
-        if code not in warned:
-            warned.add(code)
-            _log.warning("the model was not trained with the language %r; it is not told it", code)
-        return UNKNOWN_LANGUAGE
-    return languages.index(code)
-
-
-def evaluation_batches(
-    names: str | Mixture | Sequence[str],
-    split: str,
-    batch_size: int,
-    audio_samples: int,
-    data_dir: Path | str | None = None,
-    *,
-    text_tokens: int = 0,
-    translation_tokens: int = 0,
-    languages: LanguageTable | None = None,
-    keep_examples: bool = False,
-) -> Iterator[tuple[dict[str, np.ndarray], list[dict[str, Any]]]]:
-    """Every example of a split exactly once, in order: task after task.
-
-    Args:
-        names: Of a seqio task or mixture, or of several tasks of one stream.
-        split: Its split.
-        batch_size: Rows of every batch; the last one is filled up with empty rows.
-        audio_samples: The padded length of audio; 0 leaves audio out.
-        data_dir: The data root; None for the user's default.
-        text_tokens: The padded length of texts; 0 leaves their tokens out.
-        translation_tokens: The padded length of translations; 0 leaves their tokens out.
-        languages: The ids of languages; by default as in `StreamLoader`.
-        keep_examples: Whether the metadata of a row hold all features of its task, as ``example``.
-
-    Returns:
-        An iterator of features (audio int16 `[batch, samples]`, tokens int32 `[batch, tokens]`,
-        their lengths and the language ids int32 `[batch]`; length 0 in empty rows) and the metadata
-        of the rows that hold an example: strings id, task, text, raw_text, translation, language,
-        target_language and speaker, empty where the corpus has none; what a task does not name is
-        derived as `maestro_jax.data.scored_examples.ScoredExamples` says. An over-long example
-        keeps its metadata, while its row is empty, so that it counts as an error and not as absent.
-
-    Raises:
-        UserError: An unknown task or split, data that are not prepared, features of a wrong type,
-            or examples with an empty id or the same.
-    """
-    hide_accelerators()
-    mixtures = [names] if isinstance(names, str | Mixture) else list(names)
-    told = ", ".join(repr(str(mixture)) for mixture in mixtures)
-    everything = [task for name in mixtures for task in tasks_of(get_task_or_mixture(name))]
-    tasks = [task for task in everything if split in task.splits]
-    if not tasks:
-        there = sorted({split for task in everything for split in task.splits})
-        raise UserError(f"{told} has no split {split!r}; it has {there}.")
-    given = tasks[0].output_features
-    asked = {"audio": audio_samples, "text": text_tokens, "translation": translation_tokens}
-    limits = {name: limit for name, limit in asked.items() if limit and name in given}
-    identities = ("language", "target_language") if "translation" in given else ("language",)
-    if not limits:
-        raise UserError(
-            f"{told} gives {', '.join(given)}; "
-            "set the padded length of at least one of audio, text or translation that it has."
-        )
-    with data_scope(data_dir):
-        datasets = [
-            (
-                task,
-                task.get_dataset(
-                    split=split, shuffle=False, trim_output_features=False, try_in_mem_cache=False
-                ),
-            )
-            for task in tasks
-        ]
-    for task, dataset in datasets:
-        check_features(task.name, dataset.element_spec, tuple(limits), identities)
-    table = languages or LanguageTable().extended(task_languages(tasks))
-    return _evaluation_batches(datasets, limits, identities, batch_size, table, keep_examples)
-
-
-def _evaluation_batches(
-    datasets: list[tuple[seqio.Task, tf.data.Dataset]],
-    limits: dict[str, int],
-    identities: tuple[str, ...],
-    batch_size: int,
-    languages: LanguageTable,
-    keep_examples: bool,
-) -> Iterator[tuple[dict[str, np.ndarray], list[dict[str, Any]]]]:
-    over_long: collections.Counter[str] = collections.Counter()
-    features = empty_rows(limits, identities, batch_size)
-    metadata: list[dict[str, Any]] = []
-    scored = ScoredExamples(languages)
-    language_id = functools.partial(_evaluated_language, languages, set())
-    for task, dataset in datasets:
-        owner = task.name
-        for example in dataset.as_numpy_iterator():
-            strings = scored.strings(task, example)
-            row = {**example, **{name: language_id(name, strings) for name in identities}}
-            over_long[owner] += write_row(features, len(metadata), row, limits, identities)
-            kept = {"example": example} if keep_examples else {}
-            metadata.append({**strings, **kept})
-            if len(metadata) == batch_size:
-                yield features, metadata
-                features, metadata = empty_rows(limits, identities, batch_size), []
-        if over_long[owner]:
-            _log.warning(
-                "%d examples of %r are longer than %s: they are scored as empty.",
-                over_long[owner],
-                owner,
-                limits,
-            )
-    if metadata:
-        yield features, metadata

@@ -22,15 +22,14 @@ from maestro_jax.batches import SAMPLE_RATE, StreamConfig
 from maestro_jax.data.bucketing import BucketSchedule, assign_buckets
 from maestro_jax.data.index_plan import IndexPlan, hash_words
 from maestro_jax.data.indexed_source import IndexedSplit
-from maestro_jax.data.rows import (
-    empty_rows,
+from maestro_jax.data.padding import (
+    empty_batch,
+    pad_example,
     row_limits,
-    stream_identities,
+    scalar_features,
     stream_limits,
-    write_row,
 )
-from maestro_jax.data.task_features import stream_of, token_vocabulary
-from maestro_jax.data.task_listing import check_prepared, get_task_or_mixture, rate_of, tasks_of
+from maestro_jax.data.stream_tasks import stream_of, token_vocabulary
 from maestro_jax.data.task_readers import (
     CachedReader,
     IndexedReader,
@@ -39,6 +38,7 @@ from maestro_jax.data.task_readers import (
     TaskReader,
     open_split,
 )
+from maestro_jax.data.task_registry import check_prepared, get_task_or_mixture, rate_of, tasks_of
 from maestro_jax.errors import UserError
 from maestro_jax.text.languages import LanguageTable
 
@@ -188,7 +188,7 @@ class StreamReader:
         self._languages = languages
         self._split = split
         self._seed = int(hash_words(seed, zlib.crc32(name.encode()))[0])
-        self._identities = stream_identities(name)
+        self._identities = scalar_features(name)
         self._readers: list[TaskReader] = []
         self._pool: concurrent.futures.ThreadPoolExecutor | None = None
         provider = get_task_or_mixture(config.mixture)
@@ -399,11 +399,11 @@ class StreamReader:
             firsts = list(self._pool.map(change, planned.positions.tolist(), examples))
         else:
             firsts = [example for example, *_ in examples]
-        features = empty_rows(bucket.limits, self._identities, len(firsts))
+        features = empty_batch(bucket.limits, self._identities, len(firsts))
         crops = hash_words(bucket.seed, 4, planned.positions) >> np.uint64(1)
         over_long = 0
         for row, example in enumerate(firsts):
-            over_long += write_row(
+            over_long += pad_example(
                 features,
                 row,
                 example,

@@ -1,13 +1,25 @@
-"""Which tasks of a mixture are scored together."""
+"""Test sets: which tasks are scored together, their published sizes, and their own metrics.
+
+The metric functions and the `postprocess_fn` of seqio tasks are called as seqio calls them:
+`postprocess_fn(text, example=..., is_target=...)` gets the reference and what the model wrote;
+`metric_fn(targets, predictions)` gets lists of what that returns, and returns numbers by name.
+Source: `seqio.metrics.LegacyMetric`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import seqio
 
 from maestro_jax.data.indexed_source import IndexedTfdsSource
-from maestro_jax.data.task_features import StreamTask
+from maestro_jax.data.stream_tasks import StreamTask
+from maestro_jax.errors import UserError
+
+Value = float | str
 
 
 def row_of(task: seqio.Task) -> str | None:
@@ -58,3 +70,179 @@ def _is_one(tasks: Sequence[seqio.Task]) -> bool:
         return False
     rows = [row for task in tasks if (row := row_of(task)) is not None]
     return len(set(rows)) == len(rows)
+
+
+def published_test_sizes(tasks: Sequence[seqio.Task], split: str) -> dict[str, int]:
+    """Utterances that a split should have, by the rows of a table of scores.
+
+    Args:
+        tasks: What is scored.
+        split: Which split of them.
+
+    Returns:
+        From `de`, or `de-en` for a translation, to the published number. A row is left out where
+        the size of one of its tasks was not published, or it is not known which row is the task's.
+    """
+    sizes: dict[str, int | None] = {}
+    for task in tasks:
+        if (row := row_of(task)) is None:
+            continue
+        source = task.source
+        size = source.published(split) if isinstance(source, IndexedTfdsSource) else None
+        before = sizes.get(row, 0)
+        sizes[row] = None if size is None or before is None else before + size
+    return {row: size for row, size in sizes.items() if size is not None}
+
+
+class TaskMetrics:
+    """What the tasks of a test set ask for beside our scores, collected utterance by utterance.
+
+    Args:
+        tasks: Of the test set.
+        field: Which feature the model writes: ``text`` or ``translation``.
+
+    Raises:
+        UserError: A task asks for what an evaluation does not have: scores of targets, auxiliary
+            values, or metric objects.
+    """
+
+    def __init__(self, tasks: Sequence[seqio.Task], field: str) -> None:
+        self._field = field
+        self._tasks = {task.name: task for task in tasks}
+        self._targets: dict[str, list[Any]] = {}
+        self._predictions: dict[str, list[Any]] = {}
+        for task in tasks:
+            _check(task)
+
+    @property
+    def asked(self) -> bool:
+        """Whether any task asks for anything; if not, there is nothing to collect."""
+        return any(
+            task.metric_fns or task.postprocessor is not None for task in self._tasks.values()
+        )
+
+    @property
+    def postprocessed(self) -> tuple[str, ...]:
+        """The tasks whose references and hypotheses are postprocessed."""
+        return tuple(n for n, task in self._tasks.items() if task.postprocessor is not None)
+
+    def postprocess(self, metadata: Mapping[str, Any], hypothesis: str) -> tuple[str, str]:
+        """Notes an utterance for the metric functions.
+
+        Args:
+            metadata: Of the utterance: its task, the texts, and all features as ``example``.
+            hypothesis: What the model wrote.
+
+        Returns:
+            The reference and the hypothesis that our scores compare: postprocessed, if that makes
+            strings of both; as they were, if it makes something else for the metric functions.
+
+        Raises:
+            UserError: The task's `postprocess_fn` fails, or makes no strings and no metric function
+                is there to take what it makes.
+        """
+        task = self._tasks[metadata["task"]]
+        reference = metadata[self._field]
+        target, prediction = reference, hypothesis
+        if task.postprocessor is not None:
+            example = metadata["example"]
+            target, prediction = (
+                self._postprocessed(task, text, example, is_target)
+                for text, is_target in ((reference, True), (hypothesis, False))
+            )
+        if task.metric_fns:
+            self._targets.setdefault(task.name, []).append(target)
+            self._predictions.setdefault(task.name, []).append(prediction)
+        if isinstance(target, str) and isinstance(prediction, str):
+            return target, prediction
+        if not task.metric_fns:
+            raise UserError(
+                f"postprocess_fn of task {task.name!r} makes {type(prediction).__name__} of a "
+                "text and the task has no metric_fns to score it; give it some, or let "
+                "postprocess_fn return text."
+            )
+        return reference, hypothesis
+
+    def compute(self) -> dict[str, dict[str, Value]]:
+        """Calls the metric functions.
+
+        Returns:
+            Numbers and texts by metric, by task. What is neither, such as a histogram, is named
+            with its type.
+
+        Raises:
+            UserError: A function fails, or returns no mapping.
+        """
+        found: dict[str, dict[str, Value]] = {}
+        for name, targets in self._targets.items():
+            for function in self._tasks[name].metric_fns:
+                called = getattr(function, "__name__", repr(function))
+                try:
+                    values = function(targets=targets, predictions=self._predictions[name])
+                    items = dict(values).items()
+                except Exception as error:
+                    raise UserError(
+                        f"the metric function {called} of task {name!r} failed: "
+                        f"{type(error).__name__}: {error}"
+                    ) from error
+                kept = found.setdefault(name, {})
+                for metric, value in items:
+                    # Two functions may call their metrics alike.
+                    key = metric if metric not in kept else f"{called}/{metric}"
+                    kept[key] = _plain(value)
+        return found
+
+    def _postprocessed(
+        self, task: seqio.Task, text: str, example: Mapping[str, Any], is_target: bool
+    ) -> Any:
+        try:
+            return task.postprocess_fn(text, example=example, is_target=is_target)
+        except Exception as error:
+            raise UserError(
+                f"postprocess_fn of task {task.name!r} failed for {text!r} "
+                f"(is_target={is_target}): {type(error).__name__}: {error}"
+            ) from error
+
+
+def _check(task: seqio.Task) -> None:
+    """Refuses what cannot be honoured, before anything is decoded."""
+    try:
+        refused = [
+            (functions, what)
+            for functions, what in (
+                (task.score_metric_fns, "scores of targets"),
+                (task.predict_with_aux_metric_fns, "auxiliary values"),
+            )
+            if functions
+        ]
+    except ValueError as error:
+        raise UserError(f"the metric_fns of task {task.name!r}: {error}") from error
+    for functions, what in refused:
+        names = ", ".join(getattr(one, "__name__", repr(one)) for one in functions)
+        raise UserError(
+            f"the metric function {names} of task {task.name!r} takes {what}, which an evaluation "
+            "of transcripts does not have; register the task without it, or with functions of "
+            "targets and predictions."
+        )
+    if len(task.metric_objs) > len(task.metric_fns):
+        raise UserError(
+            f"task {task.name!r} has metric_objs, which are not supported; give it metric_fns, "
+            "functions of targets and predictions."
+        )
+
+
+def _plain(value: Any) -> Value:
+    """A number or a text of what a metric function returns for one metric."""
+    if isinstance(value, seqio.metrics.Scalar):
+        value = value.value
+    if isinstance(value, seqio.metrics.Text):
+        value = value.textdata
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, str):
+        return value
+    try:
+        number = float(np.asarray(value))
+    except (TypeError, ValueError):
+        return f"({type(value).__name__})"
+    return number if math.isfinite(number) else str(number)

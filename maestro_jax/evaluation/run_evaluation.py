@@ -109,13 +109,11 @@ def evaluate_run(
     Raises:
         UserError: There is nothing to evaluate, or no such checkpoint.
     """
-    from maestro_jax.data.data_scope import data_scope
-    from maestro_jax.data.loader import evaluation_batches
-    from maestro_jax.data.published_sizes import published_sizes
-    from maestro_jax.data.task_features import stream_of
-    from maestro_jax.data.task_listing import get_task_or_mixture, tasks_of
-    from maestro_jax.data.task_metrics import TaskMetrics
-    from maestro_jax.data.test_sets import separate_test_sets
+    from maestro_jax.data.data_dir import data_scope
+    from maestro_jax.data.evaluation_batches import evaluation_batches
+    from maestro_jax.data.stream_tasks import stream_of
+    from maestro_jax.data.task_registry import get_task_or_mixture, tasks_of
+    from maestro_jax.data.test_sets import TaskMetrics, published_test_sizes, separate_test_sets
 
     if transcriber is None:
         directory = Path(model_dir) if step is None else Path(model_dir) / "checkpoints" / str(step)
@@ -161,7 +159,7 @@ def evaluate_run(
         names = [task.name for task in members]
         with data_scope(data_dir):
             examples = sum(task.source.num_input_examples(split) or 0 for task in members)
-            expected = published_sizes(members, split)
+            expected = published_test_sizes(members, split)
         progress = Progress(examples, f"{name} {split}")
         evaluation = evaluate(
             evaluation_batches(

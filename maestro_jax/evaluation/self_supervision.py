@@ -68,7 +68,7 @@ def masked_metrics(
         batch: Utterances at a time; code usage is the average of that of batches.
     """
     # Imported here, as all that reads data is.
-    from maestro_jax.data.rows import empty_rows, write_row
+    from maestro_jax.data.padding import empty_batch, pad_example
 
     @jax.jit
     def metrics(params: Any, stream: Any, rng: jax.Array) -> Any:
@@ -79,10 +79,10 @@ def masked_metrics(
     totals: dict[str, np.ndarray] = {}
     for start in range(0, len(examples), batch):
         some = examples[start : start + batch]
-        stream = empty_rows({"audio": samples}, ("language",), batch)
+        stream = empty_batch({"audio": samples}, ("language",), batch)
         for row, example in enumerate(some):
             spoken = {"audio": example.audio, "language": 0}
-            write_row(stream, row, spoken, {"audio": samples}, ("language",))
+            pad_example(stream, row, spoken, {"audio": samples}, ("language",))
         found = metrics(params, stream, jax.random.fold_in(jax.random.key(run.seed), start))
         for name, pair in found.items():
             if name.startswith("speech/"):

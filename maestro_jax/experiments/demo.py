@@ -130,7 +130,7 @@ def _held_out_file(run: TrainRun, output: Path, data: Path) -> tuple[Path, str, 
     """Writes a test utterance as a wav file; returns path, transcript and English translation."""
     import soundfile
 
-    from maestro_jax.data.loader import evaluation_batches
+    from maestro_jax.data.evaluation_batches import evaluation_batches
 
     stream = run.streams["st"]
     batches = evaluation_batches(stream.mixture, "test", 1, stream.audio_samples, data)

@@ -86,6 +86,11 @@ def config_name(language: str) -> str:
     return normalize_language(language).lower().replace("-", "_")
 
 
+def config_language(config: str) -> str:
+    """Returns the language of a config: `de-CH` for `de_ch`; see `config_name`."""
+    return normalize_language(config.replace("_", "-"))
+
+
 def base_language(language: str) -> str:
     """Returns the language of a tag, without script, region or variant: `sv` for `sv_SE`."""
     return language.strip().lower().replace("_", "-").split("-")[0]

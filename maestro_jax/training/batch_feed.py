@@ -218,10 +218,9 @@ def fixed_sample(
     Returns:
         The sample; None if the mixture has no such split, which is logged.
     """
-    from maestro_jax.data.data_dir import data_root
-    from maestro_jax.data.data_scope import data_scope
+    from maestro_jax.data.data_dir import data_root, data_scope
     from maestro_jax.data.loader import StreamLoader
-    from maestro_jax.data.task_listing import get_task_or_mixture, rate_of, tasks_of
+    from maestro_jax.data.task_registry import get_task_or_mixture, rate_of, tasks_of
 
     config = run.streams[stream]
     vocabulary: Vocabulary | None = None
@@ -231,7 +230,7 @@ def fixed_sample(
         with data_scope(data_dir):
             tasks = [task for task in tasks_of(provider) if split in task.splits]
             if not tasks:
-                raise UserError(f"{config.mixture!r} has no split {split!r}.")
+                raise UserError(f"{provider.name!r} has no split {split!r}.")
             sizes = [task.source.num_input_examples(split) for task in tasks]
             rates = [rate_of(provider, task) for task in tasks]
         languages = run_languages(run, model_dir)

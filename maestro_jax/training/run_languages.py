@@ -54,7 +54,7 @@ def run_languages(run: TrainRun, model_dir: epath.PathLike | None = None) -> Lan
         UserError: The model has no room for all languages, `TrainRun.languages` gives other ids
             than what the run begins with, or a task is unknown.
     """
-    from maestro_jax.data.task_listing import mixture_languages
+    from maestro_jax.data.task_registry import mixture_languages
 
     # Codes in any form are welcome here.
     declared = LanguageTable(()).extended(run.languages)

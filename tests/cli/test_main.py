@@ -211,7 +211,7 @@ def test_tasks_prints_a_table_or_json(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tasks = [FakeTask("corpus_asr_de", 12), FakeTask("corpus_st_de", 3)]
-    module = types.ModuleType("maestro_jax.data.task_listing")
+    module = types.ModuleType("maestro_jax.data.task_registry")
     module.list_tasks = lambda data_dir: tasks
     monkeypatch.setitem(sys.modules, module.__name__, module)
     assert cli.main(["tasks", "--json"]) == 0

@@ -274,7 +274,7 @@ def batch_lengths(features):
 def test_mixing_needs_random_access(corpus):
     import seqio
 
-    from maestro_jax.data.registration import add_stream_task
+    from maestro_jax.data.stream_tasks import add_stream_task
 
     source = seqio.FunctionDataSource(lambda split, shuffle_files: None, splits=("train",))
     add_stream_task("in_order", stream="speech", source=source, languages=("de",))

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from maestro_jax.cli.main import main
-from maestro_jax.data.bucket_search import (
+from maestro_jax.data.bucketing import (
     LengthDistribution,
+    assign_buckets,
     best_limits,
     find_buckets,
     padding,
 )
-from maestro_jax.data.bucketing import assign_buckets
 from maestro_jax.errors import UserError
 
 
@@ -103,7 +103,7 @@ def test_the_command_prints_what_gin_reads(corpus, capsys):
     arguments += ["--tokens=64", f"--data_dir={corpus.root}"]
     assert main(arguments) == 0
     text = capsys.readouterr().out
-    assert "paired/streams.Buckets:" in text and "audio_samples = (" in text
+    assert "paired/batches.Buckets:" in text and "audio_samples = (" in text
     assert main([*arguments, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["stream"] == "paired"

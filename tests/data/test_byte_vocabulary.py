@@ -60,8 +60,8 @@ def test_tasks_read_bytes(corpus, tmp_path):
 
     import seqio
 
-    from maestro_jax.data.data_scope import data_scope
-    from maestro_jax.data.task_features import token_vocabulary
+    from maestro_jax.data.data_dir import data_scope
+    from maestro_jax.data.stream_tasks import token_vocabulary
 
     shutil.copytree(corpus.root / "tinyvox", tmp_path / "tinyvox")
     file = tmp_path / "vocabularies" / "tinyvox.model"

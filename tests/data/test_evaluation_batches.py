@@ -7,7 +7,7 @@ from maestro_jax.vocabularies.loading import load_vocabulary
 
 
 def batches(corpus, name, split="test", batch_size=4, audio_samples=450, **arguments):
-    from maestro_jax.data.loader import evaluation_batches
+    from maestro_jax.data.evaluation_batches import evaluation_batches
 
     return list(
         evaluation_batches(name, split, batch_size, audio_samples, corpus.root, **arguments)
@@ -56,7 +56,7 @@ def test_over_long_examples_keep_their_metadata(corpus, caplog):
 
 
 def test_useful_messages(corpus, tmp_path):
-    from maestro_jax.data.loader import evaluation_batches
+    from maestro_jax.data.evaluation_batches import evaluation_batches
 
     with pytest.raises(UserError, match="Did you mean"):
         batches(corpus, "tinyvox_piared")

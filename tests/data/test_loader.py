@@ -252,8 +252,7 @@ def test_vocabulary(corpus):
 def lines_task(tmp_path, corpus, name, **source_arguments):
     import seqio
 
-    from maestro_jax.data.registration import add_stream_task
-    from maestro_jax.data.task_features import PreparedVocabulary
+    from maestro_jax.data.stream_tasks import PreparedVocabulary, add_stream_task
 
     for part in range(2):
         lines = [f"eins zwei {word}" for word in "drei vier fünf sechs sieben".split()]
@@ -278,7 +277,7 @@ def lines_task(tmp_path, corpus, name, **source_arguments):
 
 
 def test_sources_without_random_access(tmp_path, corpus, caplog):
-    from maestro_jax.data.registration import add_language_mixture
+    from maestro_jax.data.task_registry import add_language_mixture
 
     lines_task(tmp_path, corpus, "lines")
     add_language_mixture("lines_and_text", ["lines", "tinyvox_text_de"])

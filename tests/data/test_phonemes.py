@@ -44,7 +44,7 @@ def test_neither_order_nor_speaking_changes_anything() -> None:
 def test_a_task_of_phonemes(corpus, tmp_path) -> None:
     from maestro_jax.batches import StreamConfig
     from maestro_jax.data.loader import StreamLoader
-    from maestro_jax.data.task_features import PreparedVocabulary
+    from maestro_jax.data.stream_tasks import PreparedVocabulary
     from maestro_jax.data.vocabulary_training import VocabularyRequest, train_vocabulary
     from maestro_jax.tasks.corpus_tasks import add_corpus_task
     from maestro_jax.vocabularies.loading import load_vocabulary

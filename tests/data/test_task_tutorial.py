@@ -118,6 +118,11 @@ class Operator:
         return texts, np.zeros(len(texts))
 
 
+def test_a_model_without_room_for_the_languages_is_refused(capsys) -> None:
+    assert main([*command("train", "--dry_run"), *QUICK, "--gin.LANGUAGES=54"]) == 2
+    assert "the run has 55 languages, but the model has room for 54" in capsys.readouterr().err
+
+
 def test_a_run_remembers_the_module(directory, capsys, monkeypatch) -> None:
     from maestro_jax.inference.transcriber import Transcriber
 
@@ -176,7 +181,7 @@ def test_a_mixture_of_a_gin_file_is_read_at_its_rates(directory, capsys) -> None
 
 def test_another_mixture_of_that_name_is_refused() -> None:
     from maestro_jax.batches import Mixture
-    from maestro_jax.data.task_listing import get_task_or_mixture
+    from maestro_jax.data.task_registry import get_task_or_mixture
     from maestro_jax.gin_utils.user_modules import import_user_modules
 
     import_user_modules(["my_lab.tasks"])

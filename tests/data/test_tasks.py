@@ -11,7 +11,7 @@ from maestro_jax.errors import UserError
 
 @pytest.fixture
 def scope(corpus):
-    from maestro_jax.data.data_scope import data_scope
+    from maestro_jax.data.data_dir import data_scope
 
     with data_scope(corpus.root):
         yield corpus
@@ -88,7 +88,7 @@ def test_a_missing_vocabulary_names_the_remedy(tmp_path, corpus):
 
 
 def test_list_of_tasks(corpus, tmp_path):
-    from maestro_jax.data.task_listing import list_tasks
+    from maestro_jax.data.task_registry import list_tasks
 
     rows = {row.name: row for row in list_tasks(corpus.root)}
     mixture, task = rows["tinyvox_paired"], rows["tinyvox_mt_sl"]
@@ -108,7 +108,7 @@ def test_shipped_names_and_reload(tmp_path):
 
     import maestro_jax.tasks.minivox_tasks as minivox_tasks
     import maestro_jax.tasks.mixtures as mixtures
-    from maestro_jax.data.task_listing import get_task_or_mixture
+    from maestro_jax.data.task_registry import get_task_or_mixture
 
     importlib.reload(minivox_tasks)
     importlib.reload(mixtures)
@@ -126,8 +126,8 @@ def test_shipped_names_and_reload(tmp_path):
 
 
 def test_data_that_are_not_prepared_name_the_command(tmp_path):
-    from maestro_jax.data.data_scope import data_scope
-    from maestro_jax.data.task_listing import get_task_or_mixture
+    from maestro_jax.data.data_dir import data_scope
+    from maestro_jax.data.task_registry import get_task_or_mixture
 
     with data_scope(tmp_path):
         for name in ("minivox_small_speech_de", "minivox_small_paired_de"):
@@ -139,7 +139,7 @@ def test_data_that_are_not_prepared_name_the_command(tmp_path):
 def test_rates_are_those_of_seqio(scope, temperature, maximum):
     import seqio
 
-    from maestro_jax.data.registration import examples_rate
+    from maestro_jax.data.task_registry import examples_rate
 
     for name in ("tinyvox_paired_de", "tinyvox_paired_sl"):
         task = seqio.TaskRegistry.get(name)
@@ -148,7 +148,7 @@ def test_rates_are_those_of_seqio(scope, temperature, maximum):
 
 
 def test_a_mixture_of_an_unknown_task_names_near_misses(corpus):
-    from maestro_jax.data.registration import add_language_mixture
+    from maestro_jax.data.task_registry import add_language_mixture
 
     with pytest.raises(UserError, match="'tinyvox_text_d'.*import.*mean 'tinyvox_text_de'"):
         add_language_mixture("broken", ["tinyvox_text_de", "tinyvox_text_d"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from maestro_jax.data.task_listing import get_task_or_mixture, tasks_of
+from maestro_jax.data.task_registry import get_task_or_mixture, tasks_of
 from maestro_jax.data.test_sets import row_of, separate_test_sets
 
 

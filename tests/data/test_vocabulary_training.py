@@ -55,7 +55,7 @@ def test_shares_by_hand() -> None:
 
 
 def test_all_texts_are_read(corpus) -> None:
-    from maestro_jax.data.data_scope import data_scope
+    from maestro_jax.data.data_dir import data_scope
     from maestro_jax.data.vocabulary_sampling import plan, read, text_sources
 
     with data_scope(corpus.root):
@@ -74,7 +74,7 @@ def test_all_texts_are_read(corpus) -> None:
 
 
 def test_a_sample_is_spread_over_the_whole_of_a_task(corpus) -> None:
-    from maestro_jax.data.data_scope import data_scope
+    from maestro_jax.data.data_dir import data_scope
     from maestro_jax.data.vocabulary_sampling import text_sources
 
     with data_scope(corpus.root):
@@ -87,7 +87,7 @@ def test_a_sample_is_spread_over_the_whole_of_a_task(corpus) -> None:
 
 
 def test_tasks_that_read_the_same_texts_count_once(corpus) -> None:
-    from maestro_jax.data.data_scope import data_scope
+    from maestro_jax.data.data_dir import data_scope
     from maestro_jax.data.vocabulary_sampling import text_sources
 
     with data_scope(corpus.root):
@@ -107,8 +107,7 @@ def test_sources_without_random_access_are_read_too(corpus) -> None:
     import seqio
     import tensorflow as tf
 
-    from maestro_jax.data.registration import add_stream_task
-    from maestro_jax.data.task_features import PreparedVocabulary
+    from maestro_jax.data.stream_tasks import PreparedVocabulary, add_stream_task
     from maestro_jax.data.vocabulary_sampling import text_sources
 
     @seqio.map_over_dataset
@@ -233,7 +232,7 @@ def test_the_shared_vocabulary_is_of_all_that_read_it(
 ) -> None:
     """The remedy of a task without a vocabulary is a command that works as it stands."""
     from maestro_jax.batches import StreamConfig
-    from maestro_jax.data.data_scope import data_scope
+    from maestro_jax.data.data_dir import data_scope
     from maestro_jax.data.loader import StreamLoader
     from maestro_jax.tasks.corpus_tasks import VOCABULARY, add_corpus_task
 
@@ -307,8 +306,8 @@ def test_what_is_not_prepared_is_named(corpus, tmp_path: Path) -> None:
 
     from maestro_jax.batches import StreamConfig
     from maestro_jax.data.loader import StreamLoader
-    from maestro_jax.data.registration import add_language_mixture
-    from maestro_jax.data.task_features import PreparedVocabulary
+    from maestro_jax.data.stream_tasks import PreparedVocabulary
+    from maestro_jax.data.task_registry import add_language_mixture
     from maestro_jax.data.vocabulary_training import VocabularyRequest, train_vocabulary
     from maestro_jax.tasks.corpus_tasks import add_corpus_task
 

@@ -7,9 +7,11 @@ import collections
 import pytest
 import seqio
 
-from maestro_jax.data.task_features import StreamTask, stream_of
-from maestro_jax.data.task_listing import get_task_or_mixture
+from maestro_jax.data.stream_tasks import StreamTask, stream_of
+from maestro_jax.data.task_registry import get_task_or_mixture, list_tasks
+from maestro_jax.errors import UserError
 from maestro_jax.tasks.corpus_tasks import VOCABULARY
+from maestro_jax.text.languages import LANGUAGES
 
 # Stream, number of tasks, number of languages. Facts of the paper: 14 languages of VoxPopuli, 23 of
 # its unlabelled speech, 8 of MLS, 17 of Babel, 21 directions of CoVoST-2, 7 corpora of SpeechStew;
@@ -74,3 +76,52 @@ def test_every_mixture_of_the_paper_is_tested() -> None:
     get_task_or_mixture("maestro_covost2_st")
     there = {name for name in seqio.MixtureRegistry.names() if name.startswith("maestro_")}
     assert there == {*MIXTURES, *(f"{name}_upsampled" for name in MIXTURES)}
+
+
+@pytest.mark.parametrize(
+    ("name", "stream", "languages", "target", "remedy"),
+    [
+        ("text_files_text_ml", "text", ("ml",), "", "text_files --source_dir DIR --languages ml"),
+        ("text_files_text_de_ch", "text", ("de-CH",), "", "--languages de-CH"),
+        ("parallel_text_mt_ml_uk", "mt", ("ml",), "uk", "--languages ml_uk"),
+        ("common_voice_paired_eo", "paired", ("eo",), "", "--languages eo"),
+        ("common_voice_speech_uk_other", "speech", ("uk",), "", "--languages uk_other"),
+        ("fleurs_paired_hi", "paired", ("hi",), "", "--languages hi"),
+    ],
+)
+def test_tasks_of_a_language_that_no_module_lists(name, stream, languages, target, remedy) -> None:
+    try:
+        assert name not in seqio.TaskRegistry.names()
+        task = get_task_or_mixture(name)
+        assert isinstance(task, StreamTask)
+        assert (task.stream, task.languages, task.target_language) == (stream, languages, target)
+        assert remedy in task.source.remedy
+    finally:
+        remove_unlisted()
+
+
+@pytest.mark.parametrize(
+    "name", ["text_files_text_xyz", "fleurs_paired_dutch", "parallel_text_mt_ml", "mls_paired_ml"]
+)
+def test_tasks_that_are_none(name) -> None:
+    with pytest.raises(UserError, match=f"unknown task or mixture '{name}'"):
+        get_task_or_mixture(name)
+
+
+def test_what_is_prepared_in_an_unlisted_language_is_listed(tmp_path) -> None:
+    for config in ("ml", "uk", "notes"):
+        (tmp_path / "text_files" / config).mkdir(parents=True)
+    try:
+        names = {row.name for row in list_tasks(tmp_path)}
+        assert {"text_files_text_ml", "text_files_text_uk", "text_files_text_de"} <= names
+        assert "text_files_text_notes" not in names
+    finally:
+        remove_unlisted()
+
+
+def remove_unlisted() -> None:
+    """Removes the tasks that the tests above have added."""
+    for name in list(seqio.TaskRegistry.names()):
+        task = seqio.TaskRegistry.get(name)
+        if isinstance(task, StreamTask) and not {*task.languages} <= {*LANGUAGES}:
+            seqio.TaskRegistry.remove(name)

@@ -8,7 +8,7 @@ import unicodedata
 import pytest
 import sentencepiece
 
-from maestro_jax.data.vocabulary_measures import measured
+from maestro_jax.data.vocabulary_training import measured
 from maestro_jax.text.composition import spelled
 from maestro_jax.vocabularies.sentencepiece_vocabulary import (
     SentencePieceVocabulary,

@@ -30,9 +30,11 @@ def root(tmp_path_factory):
     import tensorflow as tf
 
     from maestro_jax.data.indexed_source import IndexedSource, IndexedSplit
-    from maestro_jax.data.preprocessors import stream_preprocessors
-    from maestro_jax.data.registration import add_stream_task
-    from maestro_jax.data.task_features import PreparedVocabulary
+    from maestro_jax.data.stream_tasks import (
+        PreparedVocabulary,
+        add_stream_task,
+        stream_preprocessors,
+    )
     from maestro_jax.vocabularies.byte_vocabulary import CONTENT
 
     class Lines(IndexedSplit):

@@ -27,7 +27,7 @@ def own_task():
     import seqio
     import tensorflow as tf
 
-    from maestro_jax.data.registration import add_stream_task
+    from maestro_jax.data.stream_tasks import add_stream_task
 
     def dataset(split, shuffle_files, seed=None):
         return tf.data.Dataset.from_tensor_slices(

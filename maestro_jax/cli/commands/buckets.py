@@ -13,7 +13,7 @@ from maestro_jax.errors import UserError
 from maestro_jax.tables import table
 
 if TYPE_CHECKING:
-    from maestro_jax.data.bucket_search import FoundBucket
+    from maestro_jax.data.bucketing import FoundBucket
 
 _SAMPLE_RATE = 16_000
 
@@ -74,12 +74,11 @@ def run(arguments: argparse.Namespace) -> None:
 
     import_tensorflow()
     from maestro_jax.batches import STREAM_FEATURES
-    from maestro_jax.data import bucket_search
-    from maestro_jax.data.data_dir import data_root
-    from maestro_jax.data.data_scope import data_scope
-    from maestro_jax.data.mixture_lengths import mixture_lengths
-    from maestro_jax.data.task_features import stream_of
-    from maestro_jax.data.task_listing import get_task_or_mixture
+    from maestro_jax.data import bucketing
+    from maestro_jax.data.bucketing import mixture_lengths
+    from maestro_jax.data.data_dir import data_root, data_scope
+    from maestro_jax.data.stream_tasks import stream_of
+    from maestro_jax.data.task_registry import get_task_or_mixture
 
     if arguments.batch_size % arguments.batch_multiple:
         raise UserError(
@@ -96,7 +95,7 @@ def run(arguments: argparse.Namespace) -> None:
     features = STREAM_FEATURES[stream]
     by = "audio" if "audio" in features else "text"
     longest = arguments.seconds * _SAMPLE_RATE if by == "audio" else arguments.tokens
-    found = bucket_search.find_buckets(
+    found = bucketing.find_buckets(
         distribution,
         count=arguments.count,
         longest=longest,
@@ -110,8 +109,8 @@ def run(arguments: argparse.Namespace) -> None:
     )
     limits = [bucket.limit for bucket in found]
     paddings = {
-        "with_buckets": bucket_search.padding(distribution, limits, by),
-        "one_shape": bucket_search.padding(distribution, limits[-1:], by),
+        "with_buckets": bucketing.padding(distribution, limits, by),
+        "one_shape": bucketing.padding(distribution, limits[-1:], by),
     }
     if arguments.json:
         buckets = [dataclasses.asdict(bucket) for bucket in found]

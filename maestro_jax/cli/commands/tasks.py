@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace) -> None:
     from maestro_jax.data.tensorflow_import import import_tensorflow
 
     import_tensorflow()
-    from maestro_jax.data.task_listing import list_tasks
+    from maestro_jax.data.task_registry import list_tasks
 
     rows = [
         dataclasses.asdict(task)

@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
         if value is not None:
             bindings[macro if macro in macros else f"TrainRun.{macro.lower()}"] = str(value)
     train_run = gin_config.parse_and_build(arguments.gin_file, bindings, arguments.imports)
-    _check_tasks(train_run)
+    _check_tasks(train_run, arguments.model_dir)
     if arguments.dry_run:
         from maestro_jax.cli.run_summary import summary
 
@@ -80,14 +80,16 @@ def run(arguments: argparse.Namespace) -> None:
     train_with_report(train_run, model_dir=arguments.model_dir, data_dir=arguments.data_dir)
 
 
-def _check_tasks(run: TrainRun) -> None:
-    """Refuses unknown tasks before any device is touched, if TensorFlow is installed."""
+def _check_tasks(run: TrainRun, model_dir: str | None) -> None:
+    """Refuses unknown tasks and too many languages before any device is touched."""
     if importlib.util.find_spec("tensorflow") is None:
-        return
+        return  # Training on synthetic batches needs none.
     from maestro_jax.data.tensorflow_import import import_tensorflow
 
     import_tensorflow()
-    from maestro_jax.data.task_listing import get_task_or_mixture
+    from maestro_jax.data.task_registry import get_task_or_mixture
+    from maestro_jax.training.run_languages import run_languages
 
     for stream in run.streams.values():
         get_task_or_mixture(stream.mixture)
+    run_languages(run, model_dir)

@@ -34,6 +34,7 @@ from maestro_jax.data.corpora.issues import IssueLog
 from maestro_jax.errors import UserError
 from maestro_jax.text.languages import (
     base_language,
+    config_language,
     config_name,
     is_language,
     normalize_language,
@@ -96,12 +97,12 @@ class Manifest(Corpus):
 
     def utterances(self, source: Path, config: str, issues: IssueLog) -> Iterator[Utterance]:
         """Yields the lines of a language, or all if no line names its language; see `Corpus`."""
-        config_language = normalize_language(config.replace("_", "-"))
+        expected = config_language(config)
         any_language = any(_language(fields) for _, fields in self._lines(source, IssueLog()))
         for path, split in self._files(source):
             for place, fields in _lines(path, split, issues):
-                language = _language(fields) if any_language else config_language
-                if config_language not in (language, base_language(language)):
+                language = _language(fields) if any_language else expected
+                if expected not in (language, base_language(language)):
                     if not is_language(language):
                         detail = f"unknown language {language!r}" if language else "no language"
                         issues.add("bad value", split=split, item=place, detail=detail)
@@ -111,9 +112,7 @@ class Manifest(Corpus):
                 except ValueError as error:
                     issues.add("bad value", split=split, item=place, detail=str(error))
                     continue
-                utterance = _utterance(
-                    path, place, split, config_language, fields, spans, self.text_rules
-                )
+                utterance = _utterance(path, place, split, expected, fields, spans, self.text_rules)
                 if not (utterance.audio or utterance.required):
                     detail = f"neither audio nor text; it has {', '.join(fields)}"
                     issues.add("bad value", split=split, item=place, detail=detail)

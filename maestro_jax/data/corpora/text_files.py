@@ -39,6 +39,7 @@ from maestro_jax.text.invisible_characters import SPELLED_JOINERS
 from maestro_jax.text.languages import (
     LANGUAGES,
     base_language,
+    config_language,
     config_name,
     is_language,
     normalize_language,
@@ -136,7 +137,7 @@ class TextFiles(Corpus):
     def utterances(self, source: Path, config: str, issues: IssueLog) -> Iterator[Utterance]:
         """Yields the sentences of a language, file by file; see `Corpus`."""
         normalize = find_rules(self.text_rules)
-        language = normalize_language(config.replace("_", "-"))
+        language = config_language(config)
         for path in _files_by_language(source, [language])[config]:
             split = split_of(path.name)
             file = str(path.relative_to(source))

@@ -130,8 +130,8 @@ def read_examples(root: Path, task: str, stream: str, count: int) -> list[dict[s
 
 def sizes(root: Path, task: str) -> dict[str, int]:
     """The examples of each split of a task."""
-    from maestro_jax.data.data_scope import data_scope
-    from maestro_jax.data.task_listing import get_task_or_mixture
+    from maestro_jax.data.data_dir import data_scope
+    from maestro_jax.data.task_registry import get_task_or_mixture
 
     with data_scope(root):
         provider = get_task_or_mixture(task)

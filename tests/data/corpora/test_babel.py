@@ -132,7 +132,7 @@ def test_command_and_streams(
 
     import seqio
 
-    from maestro_jax.data.data_scope import data_scope
+    from maestro_jax.data.data_dir import data_scope
 
     with data_scope(tmp_path):
         source_of = seqio.TaskRegistry.get("babel_paired_lt").source

@@ -112,7 +112,8 @@ def test_from_the_command_to_batches(
 ) -> None:
     from maestro_jax.batches import StreamConfig
     from maestro_jax.cli.main import main
-    from maestro_jax.data.loader import StreamLoader, evaluation_batches
+    from maestro_jax.data.evaluation_batches import evaluation_batches
+    from maestro_jax.data.loader import StreamLoader
     from maestro_jax.text.languages import language_id
     from maestro_jax.vocabularies.sentencepiece_vocabulary import train_sentencepiece
 

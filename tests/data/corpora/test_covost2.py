@@ -167,7 +167,7 @@ def test_batches_of_every_stream(root: Path) -> None:
 
 
 def test_scores_ask_for_the_language_of_each_task(root: Path, tmp_path: Path) -> None:
-    from maestro_jax.data.registration import add_language_mixture
+    from maestro_jax.data.task_registry import add_language_mixture
     from maestro_jax.evaluation.run_evaluation import evaluate_run
 
     _, _, german, chinese, _ = ENGLISH[2]
@@ -208,27 +208,27 @@ def test_scores_ask_for_the_language_of_each_task(root: Path, tmp_path: Path) ->
 
 
 def test_published_sizes_by_row(root: Path) -> None:
-    from maestro_jax.data.data_scope import data_scope
-    from maestro_jax.data.published_sizes import published_sizes
-    from maestro_jax.data.task_listing import get_task_or_mixture
+    from maestro_jax.data.data_dir import data_scope
+    from maestro_jax.data.task_registry import get_task_or_mixture
+    from maestro_jax.data.test_sets import published_test_sizes
 
     names = ["covost2_st_en_zh", "covost2_mt_de_en", "covost2_paired_sv_en", "covost2_st_fr_en"]
     tasks = [get_task_or_mixture(name) for name in names]
     with data_scope(root):
-        sizes = published_sizes(tasks, "test")
+        sizes = published_test_sizes(tasks, "test")
         assert sizes == {"en-zh": 15531, "de-en": 13511, "sv": 1595}
         # Common Voice does not say how much German there is.
         both = [
             get_task_or_mixture(name) for name in ("covost2_paired_de_en", "minivox_tiny_text_de")
         ]
-        assert published_sizes(both, "test") == {}
+        assert published_test_sizes(both, "test") == {}
 
 
 def test_every_direction_has_its_tasks() -> None:
     import seqio
 
-    from maestro_jax.data.task_features import stream_of
-    from maestro_jax.data.task_listing import get_task_or_mixture, tasks_of
+    from maestro_jax.data.stream_tasks import stream_of
+    from maestro_jax.data.task_registry import get_task_or_mixture, tasks_of
 
     assert (len(set(INTO_ENGLISH)), len(set(FROM_ENGLISH))) == (21, 15)
     assert all(sizes_of_corpus("covost2", f"{language}_en") for language in INTO_ENGLISH)

@@ -100,9 +100,9 @@ def test_tasks(result: PreparedConfig) -> None:
 
 
 def test_the_sum_of_splits(result: PreparedConfig) -> None:
-    from maestro_jax.data.data_scope import data_scope
+    from maestro_jax.data.data_dir import data_scope
     from maestro_jax.data.indexed_source import IndexedTfdsSource
-    from maestro_jax.data.task_listing import get_task_or_mixture
+    from maestro_jax.data.task_registry import get_task_or_mixture
 
     with data_scope(root_of(result)):
         for ending, word in (("", "go"), ("_other", "stop")):

@@ -15,7 +15,7 @@ from maestro_jax.cli.main import main
 from maestro_jax.data.corpora import prepare
 from maestro_jax.data.corpora.manifest import Manifest
 from maestro_jax.data.corpora.prepare import remove_prepared
-from maestro_jax.data.data_scope import data_scope
+from maestro_jax.data.data_dir import data_scope
 from maestro_jax.data.indexed_source import IndexedTfdsSource
 from maestro_jax.errors import UserError
 

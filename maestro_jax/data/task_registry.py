@@ -1,18 +1,19 @@
-"""Finding tasks and mixtures by name, and the table behind `maestro tasks`."""
+"""The tasks and mixtures that runs can name: looking them up, listing them, mixing them."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import seqio
 
 from maestro_jax.batches import Mixture
-from maestro_jax.data.data_scope import active_data_root, data_scope
+from maestro_jax.data.data_dir import active_data_root, data_scope
 from maestro_jax.data.indexed_source import IndexedSource
-from maestro_jax.data.registration import add_language_mixture, add_mixture
-from maestro_jax.data.task_features import PreparedVocabulary, StreamTask, stream_of
+from maestro_jax.data.stream_tasks import PreparedVocabulary, StreamTask, stream_of
 from maestro_jax.errors import UserError, near_misses
 
 # The mixtures that gin files describe, by name.
@@ -40,6 +41,54 @@ class TaskRow:
     ready: bool
 
 
+@dataclasses.dataclass(frozen=True)
+class TaskFamily:
+    """Tasks of a corpus that exist in any language, registered when they are asked for.
+
+    Attributes:
+        corpus: Name of the corpus, the directory of its prepared data.
+        streams: Streams of its tasks, `{corpus}_{stream}_{config}`.
+        register: Registers the tasks of a config (`ml`, `de_ch`, `ml_en`); raises a `UserError` for
+            what is no config.
+    """
+
+    corpus: str
+    streams: tuple[str, ...]
+    register: Callable[[str], object]
+
+
+_families: dict[str, TaskFamily] = {}
+
+
+def add_task_family(family: TaskFamily) -> None:
+    """Makes the tasks of a corpus known for configs that no module lists."""
+    _families[family.corpus] = family
+
+
+def _register_named(name: str) -> None:
+    """Registers the task of a family that a name may mean."""
+    for family in _families.values():
+        for stream in family.streams:
+            prefix = f"{family.corpus}_{stream}_"
+            if name.startswith(prefix):
+                _register_config(family, name.removeprefix(prefix))
+
+
+def _register_prepared() -> None:
+    """Registers the tasks of all families whose data are prepared below the data directory."""
+    for family in _families.values():
+        directory = active_data_root() / family.corpus
+        for path in sorted(directory.iterdir()) if directory.is_dir() else []:
+            known = (f"{family.corpus}_{stream}_{path.name}" for stream in family.streams)
+            if path.is_dir() and not any(name in seqio.TaskRegistry.names() for name in known):
+                _register_config(family, path.name)
+
+
+def _register_config(family: TaskFamily, config: str) -> None:
+    with contextlib.suppress(UserError):
+        family.register(config)
+
+
 def register_shipped_tasks() -> None:
     """Imports the modules that register the tasks and mixtures of `maestro_jax.tasks`."""
     importlib.import_module("maestro_jax.tasks.mixtures")
@@ -59,6 +108,8 @@ def get_task_or_mixture(name: str | Mixture) -> seqio.Task | seqio.Mixture:
     register_shipped_tasks()
     if isinstance(name, Mixture):
         return _registered_mixture(name)
+    if name not in seqio.MixtureRegistry.names() and name not in seqio.TaskRegistry.names():
+        _register_named(name)
     if name in seqio.MixtureRegistry.names():
         return seqio.MixtureRegistry.get(name)
     if name in seqio.TaskRegistry.names():
@@ -127,6 +178,7 @@ def rate_of(provider: seqio.Task | seqio.Mixture, task: seqio.Task) -> float:
 def registered_tasks() -> list[seqio.Task]:
     """All tasks, sorted by name."""
     register_shipped_tasks()
+    _register_prepared()
     return [seqio.TaskRegistry.get(name) for name in sorted(seqio.TaskRegistry.names())]
 
 
@@ -200,6 +252,7 @@ def list_tasks(data_dir: str | None = None) -> list[TaskRow]:
     """
     register_shipped_tasks()
     with data_scope(data_dir):
+        _register_prepared()
         mixtures = [
             _row(name, seqio.MixtureRegistry.get(name))
             for name in sorted(seqio.MixtureRegistry.names())
@@ -208,3 +261,74 @@ def list_tasks(data_dir: str | None = None) -> list[TaskRow]:
             _row(name, seqio.TaskRegistry.get(name)) for name in sorted(seqio.TaskRegistry.names())
         ]
     return mixtures + tasks
+
+
+def examples_rate(task: seqio.Task, temperature: float = 1.0, maximum: int | None = None) -> float:
+    """The mixing rate ``min(n, maximum) ** (1 / temperature)`` of a task with n training examples.
+
+    The formula of `seqio.mixing_rate_num_examples`, for tasks that are never cached offline.
+
+    Args:
+        task: The task.
+        temperature: 1 draws in proportion to the sizes; the higher, the more often small tasks are
+            seen; infinite draws all tasks equally often.
+        maximum: Sizes above it count as it.
+
+    Raises:
+        UserError: The task's source does not know its size.
+    """
+    examples = task.num_input_examples("train")
+    if not examples:
+        raise UserError(
+            f"task {task.name!r} does not tell its size; give it a fixed rate in the mixture."
+        )
+    return float(min(examples, maximum or examples)) ** (1.0 / temperature)
+
+
+def add_language_mixture(
+    name: str, tasks: Sequence[str], *, temperature: float = 1.0, maximum: int | None = None
+) -> seqio.Mixture:
+    """Registers a mixture of tasks of one stream; a mixture of that name is replaced.
+
+    Args:
+        name: Of the mixture.
+        tasks: Names of tasks with the same features, usually one a language.
+        temperature: See `examples_rate`; above 1, low-resource languages are up-sampled.
+        maximum: See `examples_rate`.
+
+    Returns:
+        The mixture; sizes are looked up when it is first read.
+
+    Raises:
+        UserError: A task is not registered.
+    """
+    for task in tasks:
+        if task not in seqio.TaskRegistry.names():
+            raise UserError(
+                f"mixture {name!r} has a task {task!r}, which is not registered; import the module "
+                f"that registers it first.{near_misses(task, seqio.TaskRegistry.names())}"
+            )
+    rate = functools.partial(examples_rate, temperature=temperature, maximum=maximum)
+    return add_mixture(name, dict.fromkeys(tasks, rate))
+
+
+def add_mixture(
+    name: str, rates: Mapping[str, float | Callable[[seqio.Task], float]]
+) -> seqio.Mixture:
+    """Registers a mixture; a mixture of that name is replaced.
+
+    Args:
+        name: Name of the mixture.
+        rates: Mixing rates, or functions that compute them, by task or mixture.
+
+    Raises:
+        UserError: The tasks have different features or vocabularies.
+    """
+    if name in seqio.MixtureRegistry.names():
+        seqio.MixtureRegistry.remove(name)
+    try:
+        return seqio.MixtureRegistry.add(name, list(rates.items()))
+    except ValueError as error:
+        raise UserError(
+            f"the tasks of mixture {name!r} do not fit together: {' '.join(str(error).split())}"
+        ) from error

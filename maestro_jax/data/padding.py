@@ -30,7 +30,7 @@ def row_limits(stream: str, config: StreamConfig) -> dict[str, int]:
     return limits | {name: limits[to] for name, to in COMPANIONS.items() if name in there}
 
 
-def stream_identities(stream: str) -> tuple[str, ...]:
+def scalar_features(stream: str) -> tuple[str, ...]:
     """The scalar features of a stream: its language ids."""
     return tuple(
         name
@@ -39,7 +39,7 @@ def stream_identities(stream: str) -> tuple[str, ...]:
     )
 
 
-def empty_rows(
+def empty_batch(
     limits: Mapping[str, int], identities: tuple[str, ...], rows: int
 ) -> dict[str, np.ndarray]:
     """Rows without examples.
@@ -63,7 +63,7 @@ def empty_rows(
     return features
 
 
-def write_row(
+def pad_example(
     features: Mapping[str, np.ndarray],
     row: int,
     example: Mapping[str, Any],
@@ -79,7 +79,7 @@ def write_row(
     of it is kept.
 
     Args:
-        features: See `empty_rows`; changed in place.
+        features: See `empty_batch`; changed in place.
         row: Which row.
         example: audio int16 `[samples]`, tokens int `[tokens]`, scalar language ids. What
             accompanies a feature (`streams.COMPANIONS`) is as long as that.
