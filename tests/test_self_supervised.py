@@ -7,10 +7,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-# Under an hour on two cores: `make test-slow` runs it.
+# One to two hours on two cores: `make test-slow` runs it.
 pytestmark = pytest.mark.slow
 
 
@@ -29,7 +30,7 @@ def test_both_learn_from_an_hour_of_untranscribed_speech(tmp_path: Path) -> None
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    for expected in ("masked prediction", "shared encoder", "random weights", "minutes"):
+    for expected in ("masked prediction", "shared 2", "random weights", "minutes"):
         assert expected in done.stdout
     record = json.loads((output / "self_supervised.json").read_text())
     assert set(record["found"]) == {"w2v-BERT", "BEST-RQ"}
@@ -37,19 +38,22 @@ def test_both_learn_from_an_hour_of_untranscribed_speech(tmp_path: Path) -> None
         before, after = found["random weights"], found["trained"]
         metrics = after["metrics"]
         # Who always names the most frequent code is right in `masked_chance` of all cases.
-        learned = 0.15 if name == "w2v-BERT" else 0.04
+        learned = 0.2 if name == "w2v-BERT" else 0.08
         assert metrics["masked_accuracy"] > metrics["masked_chance"] + learned, name
         assert metrics["masked_accuracy"] > 5 * before["metrics"]["masked_accuracy"], name
         assert metrics["code_usage"] > 0.5, name
         if name == "w2v-BERT":
-            assert metrics["contrastive_accuracy"] > metrics["contrastive_chance"] + 0.2
+            assert metrics["contrastive_accuracy"] > metrics["contrastive_chance"] + 0.3
             assert metrics["code_information"] > 0.5
-        shares = {layer: probe["share"] for layer, probe in after["probes"].items()}
-        untrained = {layer: probe["share"] for layer, probe in before["probes"].items()}
-        best = max(shares["speech encoder"], shares["shared encoder"])
+        log_mel = after["probes"]["log-mel"]["share"]
+        assert log_mel == before["probes"]["log-mel"]["share"]
         # Of 7000 frames a share has a standard error of 0.006.
-        heard = 0.045 if name == "w2v-BERT" else 0.02
-        assert best > max(untrained["speech encoder"], untrained["shared encoder"]) + heard, name
-        assert shares["log-mel"] == untrained["log-mel"]
-        if name == "w2v-BERT":
-            assert best > shares["log-mel"]
+        above_random, above_log_mel = (0.12, 0.07) if name == "w2v-BERT" else (0.17, 0.12)
+        assert _best(after) > _best(before) + above_random, name
+        assert _best(after) > log_mel + above_log_mel, name
+
+
+def _best(found: dict[str, Any]) -> float:
+    """The test accuracy of the block with the highest validation accuracy."""
+    blocks = [probe for layer, probe in found["probes"].items() if layer != "log-mel"]
+    return max(blocks, key=lambda probe: probe["validation"])["share"]

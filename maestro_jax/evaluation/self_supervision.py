@@ -27,7 +27,7 @@ class SelfSupervision:
     Attributes:
         metrics: Those that the objective has of untranscribed speech, as in a run's metrics but
             without `speech/`: `masked_accuracy`, `masked_chance`, `code_usage` and so on.
-        probes: The accuracy of a linear probe by layer, of `phoneme_probe.LAYERS`.
+        probes: The accuracy of a linear probe by layer, of `phoneme_probe.layers`.
     """
 
     metrics: Mapping[str, float]
@@ -35,7 +35,11 @@ class SelfSupervision:
 
 
 def evaluate_self_supervision(
-    run: TrainRun, params: Any, train: Sequence[Example], test: Sequence[Example]
+    run: TrainRun,
+    params: Any,
+    train: Sequence[Example],
+    validation: Sequence[Example],
+    test: Sequence[Example],
 ) -> SelfSupervision:
     """Judge the encoder of a run by utterances whose phonemes are known.
 
@@ -43,15 +47,16 @@ def evaluate_self_supervision(
         run: The run, whose objective learns from untranscribed speech.
         params: The model's parameters.
         train: Utterances that probes are fitted to.
+        validation: Utterances that a layer is chosen by.
         test: Utterances that it is judged by.
 
     Returns:
         Metrics and probes on the test utterances.
     """
-    samples = max(len(example.audio) for example in (*train, *test))
+    samples = max(len(example.audio) for example in (*train, *validation, *test))
     return SelfSupervision(
         metrics=masked_metrics(run, params, test, samples=samples),
-        probes=probe_encoder(run.model, params, train, test, samples=samples),
+        probes=probe_encoder(run.model, params, train, validation, test, samples=samples),
     )
 
 

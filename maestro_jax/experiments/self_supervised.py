@@ -2,7 +2,7 @@
 
 Each is trained alone on MiniVox. On voices and sentences that neither has heard it is then asked
 how often it knows the code of what is hidden, how many codes it uses, and how well the phonemes of
-espeak-ng, whose times are known, can be read from its frozen encoder by a linear map: beside the
+espeak-ng, whose times are known, a linear classifier reads from its frozen encoder: beside the
 same encoder with random weights, and beside log-mel features.
 
 Every stage leaves its result in the output directory and is skipped, or continued where it stood,
@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 
+from maestro_jax.evaluation.phoneme_probe import best_layer
 from maestro_jax.evaluation.self_supervision import SelfSupervision, evaluate_self_supervision
 from maestro_jax.experiments.stages import Announcer, Recipe, Stage, training_minutes
 from maestro_jax.tables import table
@@ -46,8 +47,9 @@ RECIPE = Recipe(
 )
 """What the experiment trains on, and for how long."""
 
-PROBED = {"train": 100, "test": 40}
-"""Utterances of each language that probes are fitted to and judged by, by part of the corpus."""
+PROBED = {"train": 100, "validation": 40, "test": 40}
+"""Utterances of each language that probes are fitted to, chosen by and judged by, by part of the
+corpus."""
 RANDOM, TRAINED = "random weights", "trained"
 
 
@@ -91,18 +93,18 @@ def run_self_supervised(
 
     announce("judging them by voices and sentences that they have not heard")
     [corpus] = [c.corpus for c in dataset.Minivox.BUILDER_CONFIGS if c.name == recipe.config]
-    train, test = (
+    parts = [
         [
             make_example(corpus, f"paired_{language}_{part}", index)
             for language in corpus.languages
             for index in range(count)
         ]
-        for part, count in (probed or PROBED).items()
-    )
+        for part, count in {**PROBED, **(probed or {})}.items()
+    ]
     found = {
         name: {
-            RANDOM: evaluate_self_supervision(run, _random(run), train, test),
-            TRAINED: evaluate_self_supervision(run, _trained(run, directories[name]), train, test),
+            RANDOM: evaluate_self_supervision(run, _random(run), *parts),
+            TRAINED: evaluate_self_supervision(run, _trained(run, directories[name]), *parts),
         }
         for name, run in runs.items()
     }
@@ -119,7 +121,9 @@ def run_self_supervised(
 
     print("\nThe objectives, on masked speech of unheard voices, in percent\n")
     print(table([_objective(name, w, e) for name, each in found.items() for w, e in each.items()]))
-    print("\nFrames whose phoneme a linear probe names, in percent\n")
+    print(
+        "\nFrames whose phoneme a linear probe names, in percent; validation chose the best block\n"
+    )
     print(table([_probes(name, w, e) for name, each in found.items() for w, e in each.items()]))
     some = found[recipe.stages[0].name][TRAINED].probes["log-mel"]
     print(f"\n{some.frames:,} frames, {some.phonemes} phonemes; the commonest: {some.majority:.1%}")
@@ -163,4 +167,5 @@ def _objective(name: str, weights: str, found: SelfSupervision) -> dict[str, obj
 def _probes(name: str, weights: str, found: SelfSupervision) -> dict[str, object]:
     """A line of the table of probes."""
     shares = {layer: round(100 * accuracy.share, 1) for layer, accuracy in found.probes.items()}
-    return {"objective": name, "weights": weights, **shares}
+    best = best_layer(found.probes)
+    return {"objective": name, "weights": weights, **shares, "best": f"{best}: {shares[best]}"}
