@@ -36,7 +36,8 @@ def assign_buckets(
     Args:
         lengths: int32 `[examples, 3]`: samples, characters of the text and of the translation.
         shapes: The limit of each feature in each bucket, rising.
-        characters_per_token: Texts are taken to have a token for so many characters, and one more.
+        characters_per_token: Characters per token that texts are taken to have, which also have one
+            token more.
 
     Returns:
         int8 `[examples]`: the number of the bucket, the last one where an example fits none; and
@@ -79,12 +80,12 @@ class BucketSchedule:
         self._plan = IndexPlan([None] * len(cuts), self._widths.tolist(), seed)
 
     def batches(self, stream: str, step: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
-        """The buckets of a stream from some step on.
+        """Returns the buckets of a stream from some step on.
 
         Args:
-            stream: Which.
+            stream: Name of the stream.
             step: The first step.
-            steps: How many.
+            steps: Number of steps.
 
         Returns:
             int64 `[steps]`: the number of the bucket; int64 `[steps]`: how many batches of this
@@ -117,8 +118,8 @@ def mixture_lengths(name: str, split: str = "train") -> LengthDistribution:
     """Reads the files of lengths beside the shards; no record is read where they are there.
 
     Args:
-        name: Of a task or mixture.
-        split: Of every task.
+        name: Name of a task or mixture.
+        split: Split of every task.
 
     Raises:
         UserError: It is unknown or not prepared, or a task has no random access or no such split.
@@ -149,8 +150,8 @@ class FoundBucket:
         text_tokens: The same of its texts, in tokens; 0 where buckets are not made by audio or
             there are none.
         translation_tokens: The same of its translations.
-        batch_size: Examples a step.
-        share: Of all examples drawn.
+        batch_size: Number of examples per step.
+        share: Fraction of all examples drawn.
         padding: Padded by real length of its batches.
     """
 
@@ -165,7 +166,7 @@ class FoundBucket:
 def best_limits(
     lengths: np.ndarray, weights: np.ndarray, count: int, *, longest: int, multiple: int
 ) -> list[int]:
-    """The lengths of at most ``count`` buckets that leave the least padding.
+    """Finds the lengths of at most ``count`` buckets that leave the least padding.
 
     Args:
         lengths: `[examples]`, of those that are not longer than ``longest``.
@@ -213,21 +214,21 @@ def find_buckets(
     translation_tokens: int = 0,
     characters_per_token: float = 1.0,
 ) -> list[FoundBucket]:
-    """The buckets of a stream.
+    """Finds the buckets of a stream that leave the least padding.
 
-    Shorter buckets get as many examples a step as make their batches as long, padding included, as
-    that of the longest.
+    Shorter buckets get as many examples per step as make their batches as long, padding included,
+    as that of the longest.
 
     Args:
         distribution: How long the examples are.
         count: Buckets at most, that of the stream's own shape included.
         longest: Its length, in samples or tokens; what is longer is left out of the account.
-        batch_size: Its examples a step.
+        batch_size: Its number of examples per step.
         batch_multiple: Batch sizes are multiples of it: of the chips that share a batch.
-        by: What buckets are made by: "audio", or "text" where there is none.
+        by: Feature whose length decides: "audio", or "text" if there is none.
         multiple: Lengths are multiples of it; 1280 samples are two frames of an encoder.
         text_tokens: The tokens of the stream's own shape; 0: it has no text.
-        translation_tokens: Likewise.
+        translation_tokens: The same for translations.
         characters_per_token: See `maestro_jax.batches.Buckets`.
 
     Raises:
@@ -246,40 +247,40 @@ def find_buckets(
         raise UserError(f"no example is as short as the longest bucket ({longest}): give it more.")
     columns, measured, weights = columns[fits], measured[fits], distribution.weights[fits]
     limits = best_limits(measured, weights, count, longest=longest, multiple=multiple)
-    found, others = [], dict.fromkeys(tokens, 0)
+    buckets, token_limits = [], dict.fromkeys(tokens, 0)
     for begin, limit in zip([0, *limits[:-1]], limits, strict=True):
         inside = (measured > begin) & (measured <= limit) if begin else measured <= limit
         real = float(weights[inside] @ measured[inside])
         for name, most in tokens.items():
             # An example must fit the bucket of its audio with its texts, too.
             longest_text = columns[inside, COLUMNS.index(name)].max(initial=1)
-            others[name] = min(max(others[name], -(-int(longest_text) // 8) * 8), most)
+            token_limits[name] = min(max(token_limits[name], -(-int(longest_text) // 8) * 8), most)
         size = round(batch_size * longest / limit) // batch_multiple * batch_multiple
-        found.append(
+        buckets.append(
             FoundBucket(
                 limit=limit,
-                text_tokens=others["text"] if by == "audio" else 0,
-                translation_tokens=others["translation"],
+                text_tokens=token_limits["text"] if by == "audio" else 0,
+                translation_tokens=token_limits["translation"],
                 batch_size=batch_size if limit == longest else max(size, batch_multiple),
                 share=float(weights[inside].sum() / weights.sum()),
                 padding=float(weights[inside].sum() * limit) / real if real else 1.0,
             )
         )
     # The last has the stream's own shape.
-    found[-1] = dataclasses.replace(
-        found[-1],
+    buckets[-1] = dataclasses.replace(
+        buckets[-1],
         text_tokens=text_tokens if by == "audio" else 0,
         translation_tokens=translation_tokens,
     )
-    return found
+    return buckets
 
 
 def padding(distribution: LengthDistribution, limits: Sequence[int], by: str = "audio") -> float:
-    """Padded by real length, with buckets of some lengths.
+    """Computes padded by real length, with buckets of some lengths.
 
     Args:
         distribution: How long the examples are; the longer ones are left out of the account.
-        limits: Of the buckets, rising.
+        limits: Lengths of the buckets, rising.
         by: "audio", or "text".
     """
     measured = distribution.lengths[:, COLUMNS.index(by)]

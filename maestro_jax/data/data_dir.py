@@ -21,7 +21,7 @@ _scope: contextvars.ContextVar[Path | None] = contextvars.ContextVar("data_scope
 
 
 def data_root(data_dir: str | Path | None = None) -> Path:
-    """The directory that holds all data.
+    """Returns the directory that holds all data.
 
     Args:
         data_dir: A directory named by the user, which wins over everything else.
@@ -33,13 +33,14 @@ def data_root(data_dir: str | Path | None = None) -> Path:
     Raises:
         UserError: It is the address of a bucket.
     """
-    chosen = data_dir or os.environ.get(ENVIRONMENT_VARIABLE) or "~/maestro_data"
+    directory = data_dir or os.environ.get(ENVIRONMENT_VARIABLE) or "~/maestro_data"
     # As a Path, gs://bucket would silently become the directory gs:/bucket.
-    if "://" in str(chosen):
+    if "://" in str(directory):
         raise UserError(
-            f"the data directory {chosen} is not on a disk: mount the bucket (gcsfuse), or copy it."
+            f"the data directory {directory} is not on a disk: mount the bucket (gcsfuse), or copy "
+            "it."
         )
-    return Path(chosen).expanduser()
+    return Path(directory).expanduser()
 
 
 @contextlib.contextmanager
@@ -64,5 +65,5 @@ def data_scope(data_dir: str | Path | None) -> Iterator[Path]:
 
 
 def active_data_root() -> Path:
-    """The data root in force: of the innermost `data_scope`, else the user's default."""
+    """Returns the data root in force, of the innermost `data_scope` or the user's default."""
     return _scope.get() or data_root()

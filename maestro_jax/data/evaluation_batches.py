@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 def _evaluated_language(
     languages: LanguageTable, warned: set[str], field: str, strings: Mapping[str, str]
 ) -> int:
-    """The id of the language of a row; a model may be scored in a language that it never saw.
+    """Returns the id of a row's language; a model may be scored in one that it never saw.
 
     Raises:
         UserError: A model shall write a language that it does not know.
@@ -62,10 +62,10 @@ def evaluation_batches(
     languages: LanguageTable | None = None,
     keep_examples: bool = False,
 ) -> Iterator[tuple[dict[str, np.ndarray], list[dict[str, Any]]]]:
-    """Every example of a split exactly once, in order: task after task.
+    """Yields every example of a split exactly once, in order: task after task.
 
     Args:
-        names: Of a seqio task or mixture, or of several tasks of one stream.
+        names: Name of a seqio task or mixture, or names of several tasks of one stream.
         split: Its split.
         batch_size: Rows of every batch; the last one is filled up with empty rows.
         audio_samples: The padded length of audio; 0 leaves audio out.
@@ -89,19 +89,19 @@ def evaluation_batches(
     """
     hide_accelerators()
     mixtures = [names] if isinstance(names, str | Mixture) else list(names)
-    told = ", ".join(repr(str(mixture)) for mixture in mixtures)
+    names_text = ", ".join(repr(str(mixture)) for mixture in mixtures)
     everything = [task for name in mixtures for task in tasks_of(get_task_or_mixture(name))]
     tasks = [task for task in everything if split in task.splits]
     if not tasks:
-        there = sorted({split for task in everything for split in task.splits})
-        raise UserError(f"{told} has no split {split!r}; it has {there}.")
+        available = sorted({split for task in everything for split in task.splits})
+        raise UserError(f"{names_text} has no split {split!r}; it has {available}.")
     given = tasks[0].output_features
-    asked = {"audio": audio_samples, "text": text_tokens, "translation": translation_tokens}
-    limits = {name: limit for name, limit in asked.items() if limit and name in given}
+    requested = {"audio": audio_samples, "text": text_tokens, "translation": translation_tokens}
+    limits = {name: limit for name, limit in requested.items() if limit and name in given}
     identities = ("language", "target_language") if "translation" in given else ("language",)
     if not limits:
         raise UserError(
-            f"{told} gives {', '.join(given)}; "
+            f"{names_text} gives {', '.join(given)}; "
             "set the padded length of at least one of audio, text or translation that it has."
         )
     with data_scope(data_dir):
@@ -161,7 +161,7 @@ class ScoredExamples:
     An instance is for one pass: it refuses an id that it has seen.
 
     Args:
-        languages: What the ids of languages mean; by default those of `LANGUAGES`.
+        languages: Ids of languages; by default those of `LANGUAGES`.
     """
 
     def __init__(self, languages: LanguageTable | None = None) -> None:
@@ -172,7 +172,7 @@ class ScoredExamples:
         self._seen: dict[tuple[str, str, str], tuple[str, int]] = {}
 
     def strings(self, task: seqio.Task, example: Mapping[str, Any]) -> dict[str, str]:
-        """The strings of the next example.
+        """Returns the strings of the next example.
 
         Args:
             task: Its task; all examples of a task come one after the other.
@@ -190,7 +190,7 @@ class ScoredExamples:
             self._task, self._number = task, 0
         number = self._number
         self._number += 1
-        found = {
+        strings = {
             "task": task.name,
             "id": self._id(task, example, number),
             "text": self._reference(task, example, "text"),
@@ -200,39 +200,41 @@ class ScoredExamples:
             "target_language": target_language_of(task, example, self._languages),
             "speaker": _string(example, "speaker"),
         }
-        key = (found["language"], found["target_language"], found["id"])
+        key = (strings["language"], strings["target_language"], strings["id"])
         other, before = self._seen.setdefault(key, (task.name, number))
         if (other, before) != (task.name, number):
             if other == task.name:
                 raise UserError(
                     f"examples {before} and {number} of task {task.name!r} have the same id "
-                    f"{found['id']!r}; give each its own, or leave the feature out: examples are "
+                    f"{strings['id']!r}; give each its own, or leave the feature out: examples are "
                     "numbered then."
                 )
             raise UserError(
-                f"tasks {other!r} and {task.name!r} both have an example {found['id']!r} in "
-                f"{found['language']!r}; score them by themselves: --task {other} --task "
+                f"tasks {other!r} and {task.name!r} both have an example {strings['id']!r} in "
+                f"{strings['language']!r}; score them by themselves: --task {other} --task "
                 f"{task.name}."
             )
-        return found
+        return strings
 
     def _id(self, task: seqio.Task, example: Mapping[str, Any], number: int) -> str:
         if "id" not in example:
             return f"{task.name}:{number}"
         value = example["id"]
         try:
-            found = value.decode() if isinstance(value, bytes) else str(np.asarray(value).tolist())
-        except UnicodeDecodeError:
-            found = ""
-        if not found.strip() or np.ndim(value):
-            raise UserError(
-                f"example {number} of task {task.name!r} has the id {found!r}; give each example "
-                "its own, or leave the feature out: examples are numbered then."
+            identity = (
+                value.decode() if isinstance(value, bytes) else str(np.asarray(value).tolist())
             )
-        return found
+        except UnicodeDecodeError:
+            identity = ""
+        if not identity.strip() or np.ndim(value):
+            raise UserError(
+                f"example {number} of task {task.name!r} has the id {identity!r}; give each "
+                "example its own, or leave the feature out: examples are numbered then."
+            )
+        return identity
 
     def _reference(self, task: seqio.Task, example: Mapping[str, Any], field: str) -> str:
-        """The text before it became tokens; where it was not kept, what the tokens spell."""
+        """Returns the text before it became tokens; if it was not kept, what the tokens spell."""
         for name in (f"{field}_pretokenized", field):
             if isinstance(example.get(name), bytes):
                 return example[name].decode()
@@ -248,15 +250,15 @@ class ScoredExamples:
         return task.output_features[field].vocabulary.decode(ids)
 
     def _language(self, task: seqio.Task, example: Mapping[str, Any]) -> str:
-        found = language_of(task, example, self._languages)
-        if not found:
+        language = language_of(task, example, self._languages)
+        if not language:
             self._tell_once(
                 task,
                 "language",
                 f"task {task.name!r} does not say its language; it is scored as {UNDETERMINED!r}, "
                 "by words (give its examples the language's code as a string feature 'language')",
             )
-        return found or UNDETERMINED
+        return language or UNDETERMINED
 
     def _tell_once(self, task: seqio.Task, what: str, message: str) -> None:
         if (task.name, what) not in self._told:

@@ -110,15 +110,15 @@ class IndexPlan:
         self._table = functools.lru_cache(maxsize=16)(self._make_table)
 
     def _task_starts(self, blocks: np.ndarray) -> np.ndarray:
-        """The examples of each task before a block: int64 `[blocks, tasks]`."""
+        """Counts the examples of each task before a block: int64 `[blocks, tasks]`."""
         return (blocks[:, None] * self._shares + self._phases) >> _SHARE_BITS
 
     def _starts(self, blocks: np.ndarray) -> np.ndarray:
-        """The first position of a block: int64 `[blocks]`."""
+        """Returns the first position of a block: int64 `[blocks]`."""
         return self._task_starts(blocks).sum(axis=1)
 
     def _blocks(self, positions: np.ndarray) -> np.ndarray:
-        """The block of each position: a guess from the mean length of a block, then mended."""
+        """Returns the block of each position: a guess from the mean length, then corrected."""
         mean = float(self._shares.sum()) / (1 << _SHARE_BITS)
         blocks = np.maximum((positions / mean).astype(np.int64), 0)
         while True:
@@ -129,15 +129,15 @@ class IndexPlan:
             blocks = blocks - late + early
 
     def _make_table(self, block: int) -> tuple[np.ndarray, np.ndarray]:
-        """The tasks and ordinals of a block's positions, in order."""
+        """Returns the tasks and ordinals of a block's positions, in order."""
         begin, end = self._task_starts(np.array([block, block + 1]))
         labels = np.repeat(np.arange(len(begin)), end - begin)
         order = np.argsort(hash_words(self._seed, 2, block, np.arange(labels.size)), kind="stable")
         tasks = labels[order]
         ordinals = np.empty_like(tasks)
         for task in range(len(begin)):
-            mine = np.flatnonzero(tasks == task)
-            ordinals[mine] = begin[task] + np.arange(mine.size)
+            places = np.flatnonzero(tasks == task)
+            ordinals[places] = begin[task] + np.arange(places.size)
         return tasks, ordinals
 
     def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -161,7 +161,7 @@ class IndexPlan:
         return tasks, ordinals
 
     def counts(self, position: int) -> np.ndarray:
-        """How many examples of each task come before a position: int64 `[tasks]`."""
+        """Counts the examples of each task before a position: int64 `[tasks]`."""
         block = int(self._blocks(np.array([position]))[0])
         begin = self._task_starts(np.array([block]))[0]
         offset = position - int(begin.sum())
@@ -169,10 +169,10 @@ class IndexPlan:
         return begin + np.bincount(tasks[:offset], minlength=len(begin))
 
     def index(self, task: int, ordinals: np.ndarray) -> np.ndarray:
-        """The examples of a task in the order of the epochs.
+        """Returns the examples of a task in the order of the epochs.
 
         Args:
-            task: Which task; its size must be known.
+            task: Number of the task; its size must be known.
             ordinals: int64 `[n]`: how many examples of the task come before.
 
         Returns:

@@ -54,7 +54,7 @@ class IndexedSplit(abc.ABC):
     def __getitem__(self, index: int) -> Mapping[str, Any]: ...
 
     def lengths(self) -> np.ndarray:
-        """How long the records are, here by reading them all.
+        """Measures the records, here by reading them all.
 
         Returns:
             int32 `[records, 3]`, see `maestro_jax.data.lengths`.
@@ -122,14 +122,14 @@ class IndexedSource(seqio.DataSource):
 
     @abc.abstractmethod
     def is_ready(self) -> bool:
-        """Whether the data are there, found out without reading them."""
+        """Returns whether the data are prepared, without reading them."""
 
     def record(self, split: str, index: int) -> Mapping[str, Any]:
-        """The record at an index of a split, as arrays and bytes."""
+        """Returns the record at an index of a split, as arrays and bytes."""
         return self.open_split(split)[index]
 
     def num_input_examples(self, split: str) -> int:
-        """The number of records of a split."""
+        """Returns the number of records of a split."""
         return len(self.open_split(split))
 
     @property
@@ -138,7 +138,7 @@ class IndexedSource(seqio.DataSource):
         return True
 
     def list_shards(self, split: str) -> list[str]:
-        """One name: shards are not files."""
+        """Returns one name: shards are not files."""
         return [split]
 
     def get_dataset(
@@ -152,13 +152,13 @@ class IndexedSource(seqio.DataSource):
         use_cached: bool = False,
         num_epochs: int | None = 1,
     ) -> tf.data.Dataset:
-        """The records of a split, or of a shard of it, as seqio wants them.
+        """Returns the records of a split, or of a shard of it, for seqio.
 
         Args:
-            split: Which split.
+            split: Name of the split.
             shuffle: Whether to shuffle the whole shard.
-            seed: Of the shuffle.
-            shard_info: Which shard, or None for everything.
+            seed: Seed of the shuffle.
+            shard_info: Shard to read; None for everything.
             sequence_length: Unused, as in every seqio source.
             use_cached: Unused.
             num_epochs: Unused.
@@ -174,7 +174,7 @@ class IndexedSource(seqio.DataSource):
 
 
 def _parts(name: str) -> list[str]:
-    """The splits of a sum such as `clean+other`."""
+    """Returns the splits of a sum such as `clean+other`."""
     return name.split("+")
 
 
@@ -201,19 +201,19 @@ class _TfdsSplit(IndexedSplit):
             splits = [_TfdsSplit(self._builder, self._directory, part) for part in parts]
             return np.concatenate([split.lengths() for split in splits])
         path = lengths_file(self._directory, self._name)
-        found = load_lengths(path, len(self))
-        if found is None:
+        lengths = load_lengths(path, len(self))
+        if lengths is None:
             _log.info("reading %d records once, for %s", len(self), path)
-            found = super().lengths()
+            lengths = super().lengths()
             try:
-                save_lengths(path, found)
+                save_lengths(path, lengths)
             except OSError as error:
                 _log.warning(
                     "%s cannot be written (%s): the next run reads all records again",
                     path,
                     error.strerror or error,
                 )
-        return found
+        return lengths
 
     def dataset(
         self, numbers: tf.data.Dataset, index: Callable[[int], int] = int
@@ -238,7 +238,7 @@ class _TfdsSplit(IndexedSplit):
 
 @functools.lru_cache(maxsize=16)
 def _builder(directory: Path, stamp: int) -> Any:
-    """The read-only builder of a prepared data set; ``stamp`` tells a rebuilt one from the old."""
+    """Opens a prepared data set; ``stamp`` distinguishes a rebuilt one from the old."""
     del stamp
     import tensorflow_datasets as tfds
 
@@ -285,10 +285,10 @@ class IndexedTfdsSource(IndexedSource):
         return f"IndexedTfdsSource({self._name!r}, splits={self._split_names!r})"
 
     def _directory(self) -> Path | None:
-        """The newest prepared version of the data set, if there is one."""
-        found = (active_data_root() / self._name).glob("*/dataset_info.json")
+        """Returns the newest prepared version of the data set, if there is one."""
+        summaries = (active_data_root() / self._name).glob("*/dataset_info.json")
         # TFDS builds in directories of other names and renames them when they are complete.
-        versions = [path.parent for path in found if _VERSION.fullmatch(path.parent.name)]
+        versions = [path.parent for path in summaries if _VERSION.fullmatch(path.parent.name)]
         return max(
             versions,
             key=lambda path: tuple(int(part) for part in path.name.split(".")),
@@ -296,11 +296,11 @@ class IndexedTfdsSource(IndexedSource):
         )
 
     def is_ready(self) -> bool:
-        """Whether a prepared version lies below the data root."""
+        """Returns whether a prepared version lies below the data root."""
         return self._directory() is not None
 
     def published(self, split: str) -> int | None:
-        """How many records a split would have, had nothing been wrong with the corpus.
+        """Returns the published number of records of a split.
 
         Args:
             split: One of the task's.
@@ -313,8 +313,8 @@ class IndexedTfdsSource(IndexedSource):
         summary = None if directory is None else directory / "summary.json"
         if summary is None or not summary.is_file() or split not in self._split_names:
             return None
-        told = json.loads(summary.read_text(encoding="utf-8"))["splits"]
-        sizes = {size["split"]: size["published"] for size in told}
+        splits = json.loads(summary.read_text(encoding="utf-8"))["splits"]
+        sizes = {size["split"]: size["published"] for size in splits}
         parts = [sizes.get(part) for part in _parts(self._split_names[split])]
         known = [part for part in parts if part is not None]
         return sum(known) if len(known) == len(parts) else None

@@ -20,12 +20,12 @@ COLUMNS = ("audio", "text", "translation")
 
 
 def lengths_file(directory: Path, split: str) -> Path:
-    """Where the lengths of a split are kept, given the directory of its data set."""
+    """Returns the file of the lengths of a split, given the directory of its data set."""
     return directory / f"lengths_{split}.npy"
 
 
 def record_lengths(record: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Samples of audio, characters of text and of translation; 0 for what a record lacks.
+    """Counts samples of audio, characters of text and of translation; 0 for what is missing.
 
     Args:
         record: Audio `[samples]`, and texts as str or UTF-8.
@@ -39,7 +39,7 @@ def _characters(text: str | bytes) -> int:
 
 
 def as_array(lengths: Iterable[tuple[int, int, int]]) -> np.ndarray:
-    """The lengths of records as int32 `[records, 3]`."""
+    """Returns the lengths of records as int32 `[records, 3]`."""
     return np.fromiter(lengths, np.dtype((np.int32, len(COLUMNS))))
 
 
@@ -58,8 +58,8 @@ def load_lengths(path: Path, records: int) -> np.ndarray | None:
     """Reads the file.
 
     Args:
-        path: See `lengths_file`.
-        records: How many records the split has.
+        path: File of `lengths_file`.
+        records: Number of records of the split.
 
     Returns:
         int32 `[records, 3]`; None if there is no such file, or one of other records.

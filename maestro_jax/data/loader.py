@@ -55,11 +55,11 @@ class StreamLoader:
     Args:
         streams: The configuration of each stream.
         split: The split of every task.
-        seed: Of the order of examples, of buckets, of crops and of augmentation.
+        seed: Seed of the order of examples, of buckets, crops and augmentation.
         start_step: The step of the first batch.
         data_dir: The data root; None for the user's default.
-        process_index: Which process this is.
-        process_count: Of how many.
+        process_index: Index of this process.
+        process_count: Number of processes.
         languages: The ids of languages; by default those of `maestro_jax.text.languages.LANGUAGES`,
             and after them the languages of the streams' tasks.
         cache_bytes: Tasks are kept in memory, preprocessed, while they take less than this in all.
@@ -132,7 +132,7 @@ class StreamLoader:
         self._thread.start()
 
     def _make(self, step: int) -> tuple[Batch, dict[str, int]]:
-        """The batch of a step, and how its counters grow."""
+        """Makes the batch of a step, and returns by how much its counters grow."""
         batch: Batch = {}
         counts: dict[str, int] = {}
         for stream in self._streams:
@@ -142,7 +142,7 @@ class StreamLoader:
         return batch, counts
 
     def _read_ahead(self, step: int) -> None:
-        """The background thread: makes batches until it is told to stop."""
+        """Makes batches in the background thread until it is told to stop."""
         while not self._stop.is_set():
             try:
                 item: Any = self._make(step)
@@ -198,7 +198,7 @@ class StreamLoader:
 
 
 def _common_vocabulary(streams: list[StreamReader]) -> Vocabulary | None:
-    """The vocabulary of all streams; None when no stream has tokens."""
+    """Returns the vocabulary of all streams; None if no stream has tokens."""
     common: tuple[str, Vocabulary] | None = None
     for stream in streams:
         if stream.vocabulary is not None:

@@ -1,4 +1,4 @@
-"""From examples of any length to rows of fixed shape: padding, cropping, emptying."""
+"""Pads or crops examples of any length into batches of fixed shape."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from maestro_jax.batches import (
 
 
 def stream_limits(stream: str, config: StreamConfig) -> dict[str, int]:
-    """The padded length of each feature of a stream that has a length."""
+    """Returns the padded length of each feature of a stream that has a length."""
     return {name: getattr(config, SEQUENCE_LIMITS[name]) for name in stream_sequences(stream)}
 
 
 def row_limits(stream: str, config: StreamConfig) -> dict[str, int]:
-    """`stream_limits`, and the padded length of what accompanies a feature in a batch."""
+    """Returns `stream_limits`, and the padded lengths of features that accompany others."""
     limits = stream_limits(stream, config)
-    there = stream_features(stream, config)
-    return limits | {name: limits[to] for name, to in COMPANIONS.items() if name in there}
+    features = stream_features(stream, config)
+    return limits | {name: limits[to] for name, to in COMPANIONS.items() if name in features}
 
 
 def scalar_features(stream: str) -> tuple[str, ...]:
-    """The scalar features of a stream: its language ids."""
+    """Returns the scalar features of a stream: its language ids."""
     return tuple(
         name
         for name in STREAM_FEATURES[stream]
@@ -42,12 +42,12 @@ def scalar_features(stream: str) -> tuple[str, ...]:
 def empty_batch(
     limits: Mapping[str, int], identities: tuple[str, ...], rows: int
 ) -> dict[str, np.ndarray]:
-    """Rows without examples.
+    """Returns a batch without examples.
 
     Args:
         limits: The padded length of each feature that has one.
         identities: The scalar features.
-        rows: How many.
+        rows: Number of rows.
 
     Returns:
         Zeros: audio int16 `[rows, samples]`, tokens int32 `[rows, tokens]`, their lengths and the
@@ -72,15 +72,15 @@ def pad_example(
     *,
     crop: int | None = None,
 ) -> bool:
-    """Writes an example into an empty row.
+    """Pads an example into an empty row of a batch.
 
     An example with any feature over its limit cannot be shortened without breaking the match of its
     parts, so its row stays empty (every length 0). Audio alone can: with ``crop`` given, a window
     of it is kept.
 
     Args:
-        features: See `empty_batch`; changed in place.
-        row: Which row.
+        features: Batch, as of `empty_batch`; changed in place.
+        row: Index of the row.
         example: audio int16 `[samples]`, tokens int `[tokens]`, scalar language ids. What
             accompanies a feature (`streams.COMPANIONS`) is as long as that.
         limits: The padded length of each feature that has one.

@@ -55,13 +55,12 @@ class _Bucket:
     Args:
         stream: The name of the stream.
         shape: The shape of its batches.
-        seed: Of the order of its examples.
-        sizes: Of each task, the examples that are in the bucket; None where there is no random
-            access.
-        rates: Of each task, its share of the bucket, up to a factor.
-        members: Of each task, the records that are in the bucket; None: all of them.
-        process_index: Which process this is.
-        process_count: Of how many.
+        seed: Seed of the order of its examples.
+        sizes: Number of examples of each task in the bucket; None without random access.
+        rates: Share of each task in the bucket, up to a factor.
+        members: Records of each task in the bucket; None for all of them.
+        process_index: Index of this process.
+        process_count: Number of processes.
     """
 
     def __init__(
@@ -96,7 +95,7 @@ class _Bucket:
         )
 
     def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which records stand at some positions of the bucket.
+        """Finds the records at some positions of the bucket.
 
         Args:
             positions: int64 `[n]`.
@@ -105,30 +104,30 @@ class _Bucket:
             Tasks int64 `[n]`, and keys int64 `[n]`: an index, or an ordinal for a task without
             random access.
         """
-        found, keys = self.plan.locate(positions)
-        tasks = np.asarray(self._tasks)[found]
+        local_tasks, keys = self.plan.locate(positions)
+        tasks = np.asarray(self._tasks)[local_tasks]
         for number, task in enumerate(self._tasks):
-            mine = found == number
-            if self._sizes[task] is not None and mine.any():
-                indices = self.plan.index(number, keys[mine])
+            of_task = local_tasks == number
+            if self._sizes[task] is not None and of_task.any():
+                indices = self.plan.index(number, keys[of_task])
                 members = self._members[task]
-                keys[mine] = indices if members is None else members[indices]
+                keys[of_task] = indices if members is None else members[indices]
         return tasks, keys
 
     def partners(self, positions: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
-        """Which record is mixed into the one at each position: any of the bucket.
+        """Draws the record that is mixed into the one at each position, of the same bucket.
 
         Args:
             positions: int64 `[n]`.
-            share: How many of them get one, 0 ... 1.
+            share: Fraction of them that get one, 0 ... 1.
 
         Returns:
             Tasks int64 `[n]`, -1 where there is none; keys int64 `[n]`.
         """
         drawn = hash_words(self.seed, 7, positions) >> np.uint64(11)
         size = sum(size or 0 for size in self._sizes)
-        others = hash_words(self.seed, 8, positions) % np.uint64(size)
-        tasks, keys = self.locate(others.astype(np.int64))
+        partners = hash_words(self.seed, 8, positions) % np.uint64(size)
+        tasks, keys = self.locate(partners.astype(np.int64))
         return np.where(drawn < share * 2.0**53, tasks, -1), keys
 
 
@@ -138,7 +137,7 @@ class _Step:
 
     Attributes:
         bucket: The number of the bucket.
-        positions: In the bucket, int64 `[rows]`.
+        positions: Positions in the bucket, int64 `[rows]`.
         tasks: int64 `[rows, 1 or 2]`: of the record, and of what is mixed into it, -1 for nothing.
         keys: Index or ordinal, int64 `[rows, 1 or 2]`.
     """
@@ -153,19 +152,19 @@ class StreamReader:
     """One stream of a loader; nothing is read before `start`.
 
     Args:
-        name: Of the stream.
-        config: Where its examples come from, and their shape.
+        name: Name of the stream.
+        config: Source and shape of its examples.
         split: The split of every task.
-        seed: Of the order of examples, of crops and of augmentation.
+        seed: Seed of the order of examples, of crops and of augmentation.
         languages: The ids of languages.
-        process_index: Which process this is.
-        process_count: Of how many.
+        process_index: Index of this process.
+        process_count: Number of processes.
 
     Attributes:
         vocabulary: That of its tokens; None if it has none.
-        weights: Of each bucket, its share of the batches up to a factor, the shortest bucket first.
+        weights: Share of each bucket in the batches, up to a factor, the shortest bucket first.
         cached_bytes: The memory that cached examples take.
-        cached_examples: How many there are.
+        cached_examples: Number of cached examples.
 
     Raises:
         UserError: The stream, a task, a split or a vocabulary is wrong or not prepared.
@@ -219,7 +218,7 @@ class StreamReader:
     def _make_buckets(
         self, rates: list[float], process_index: int, process_count: int
     ) -> tuple[list[_Bucket], list[float]]:
-        """The buckets, and their shares of the batches."""
+        """Makes the buckets, and computes their shares of the batches."""
         shapes = self._config.shapes()
         here = {"process_index": process_index, "process_count": process_count}
         augmentation = self._config.augmentation
@@ -283,7 +282,7 @@ class StreamReader:
         assigned: Sequence[tuple[np.ndarray, np.ndarray]],
         weights: Sequence[float],
     ) -> None:
-        """Says how many examples and batches each bucket has, and what fits none."""
+        """Logs the numbers of examples and batches of each bucket, and of what fits none."""
         counts = np.bincount(np.concatenate([chosen for chosen, _ in assigned]), minlength=1)
         counts = np.pad(counts, (0, len(shapes) - len(counts)))
         for shape, count, weight in zip(shapes, counts, weights, strict=True):
@@ -308,7 +307,7 @@ class StreamReader:
         """Makes the readers.
 
         Args:
-            schedule: Which bucket a step has.
+            schedule: Bucket of each step.
             step: The first one that will be asked for.
             cache_bytes: Tasks are kept in memory while they take less than this in all,
             cache_examples: and while they have fewer examples than this in all.
@@ -341,17 +340,17 @@ class StreamReader:
                 self._readers.append(IndexedReader(spec, opened, upcoming))
 
     def _fits(self, opened: IndexedSplit, cache_bytes: int, cache_examples: int) -> bool:
-        """Whether a split may be cached besides what is."""
+        """Returns whether a split may be cached besides those that are."""
         return (
             opened.num_bytes + self.cached_bytes <= cache_bytes
             and len(opened) + self.cached_examples <= cache_examples
         )
 
     def _make_window(self, window: int) -> list[_Step]:
-        """What this process's rows hold in several steps at once, which saves much time.
+        """Plans this process's rows of several steps at once, which saves much time.
 
         Args:
-            window: Which run of `_window_steps` steps.
+            window: Number of the run of `_window_steps` steps.
         """
         first = window * self._window_steps
         numbers, ordinals = self._schedule.batches(self.name, first, self._window_steps)
@@ -361,20 +360,22 @@ class StreamReader:
         for number in np.unique(numbers).tolist():
             bucket = self._buckets[number]
             here = np.flatnonzero(numbers == number)
+            # [steps of the bucket, rows of this process]
             positions = ordinals[here][:, None] * bucket.batch_size + bucket.rows
-            found = [bucket.locate(positions.ravel())]
+            records = [bucket.locate(positions.ravel())]
             if mixed:
-                found.append(bucket.partners(positions.ravel(), mixed))
+                records.append(bucket.partners(positions.ravel(), mixed))
+            # The record, and what is mixed into it: [steps, rows, 1 or 2].
             tasks, keys = (
-                np.stack(values, axis=-1).reshape(*positions.shape, len(found))
-                for values in zip(*found, strict=True)
+                np.stack(values, axis=-1).reshape(*positions.shape, len(records))
+                for values in zip(*records, strict=True)
             )
             for row, step in enumerate(here.tolist()):
                 steps[step] = _Step(number, positions[row], tasks[row], keys[row])
         return [steps[step] for step in range(self._window_steps)]
 
     def _upcoming(self, task: int, step: int) -> Iterator[int]:
-        """The keys of a task's examples in this process's rows, from a step on."""
+        """Yields the keys of a task's examples in this process's rows, from a step on."""
         window, late = divmod(step, self._window_steps)
         while True:
             for planned in self._window(window)[late:]:
@@ -382,7 +383,7 @@ class StreamReader:
             window, late = window + 1, 0
 
     def rows(self, step: int) -> tuple[dict[str, np.ndarray], int]:
-        """This process's rows of a step, and how many examples were over-long."""
+        """Returns this process's rows of a step, and the number of over-long examples."""
         window, late = divmod(step, self._window_steps)
         planned = self._window(window)[late]
         bucket = self._buckets[planned.bucket]
@@ -417,7 +418,7 @@ class StreamReader:
     def _augmented(
         self, bucket: _Bucket, position: int, examples: list[dict[str, np.ndarray]]
     ) -> dict[str, np.ndarray]:
-        """The first example, with what was drawn for its position done to its audio.
+        """Augments the audio of the first example as was drawn for its position.
 
         What the audio was made of comes along as `clean_audio`.
         """
@@ -441,7 +442,7 @@ class StreamReader:
 
 
 def shape_text(shape: StreamConfig) -> str:
-    """The shape of a batch for a reader: `8 x 15.0 s, 96 tokens`."""
+    """Formats the shape of a batch: `8 x 15.0 s, 96 tokens`."""
     parts = [f"{shape.audio_samples / SAMPLE_RATE:.1f} s"] if shape.audio_samples else []
     parts += [f"{n} tokens" for n in (shape.text_tokens, shape.translation_tokens) if n]
     return f"{shape.batch_size} x {', '.join(parts)}"

@@ -69,7 +69,7 @@ class PreparedVocabulary(seqio.Vocabulary):
         return str(path)
 
     def is_ready(self) -> bool:
-        """Whether the model is there."""
+        """Returns whether the model file exists."""
         return (active_data_root() / self._file).is_file()
 
     @property
@@ -120,11 +120,11 @@ class PreparedVocabulary(seqio.Vocabulary):
 def stream_output_features(
     stream: str, vocabulary: seqio.Vocabulary | None
 ) -> dict[str, seqio.Feature]:
-    """The seqio output features of a task.
+    """Returns the seqio output features of a task.
 
     Args:
         stream: One of `STREAM_FEATURES`.
-        vocabulary: Of the texts and translations; may be None for ``speech``.
+        vocabulary: Vocabulary of texts and translations; may be None for ``speech``.
 
     Returns:
         audio int16 `[samples]`, text and translation int32 `[tokens]` with no end of sequence,
@@ -148,10 +148,10 @@ class StreamTask(seqio.Task):
     """A seqio task that says which stream and languages it is made for.
 
     Args:
-        name: Of the task.
+        name: Name of the task.
         stream: One of `STREAM_FEATURES`.
         languages: ISO 639-1 codes of what is spoken or written in it.
-        target_language: Of its translations; empty if it has none, or does not say.
+        target_language: Language of its translations; empty if it has none or it is unknown.
         **task_arguments: See `seqio.Task`.
     """
 
@@ -217,35 +217,35 @@ def token_vocabulary(features: Mapping[str, seqio.Feature], owner: str) -> Vocab
 def language_of(
     task: seqio.Task, example: Mapping[str, Any], languages: LanguageTable | None = None
 ) -> str:
-    """The language of an example.
+    """Returns the language of an example.
 
     Args:
         task: Its task.
         example: Its features, as NumPy arrays.
-        languages: What ids mean; by default those of `LANGUAGES`.
+        languages: Ids of languages; by default those of `LANGUAGES`.
 
     Returns:
         The string that the example has, else the code of its language id, else what the task was
         registered with, else the end of the task's name, if that is a code; else an empty string.
     """
-    found = _code(task, example, "language", languages or LanguageTable())
-    if not found and isinstance(task, StreamTask) and len(task.languages) == 1:
-        [found] = task.languages
-    if not found and (suffix := task.name.rsplit("_", 1)[-1]) in LANGUAGES:
-        found = suffix
-    return found
+    code = _code(task, example, "language", languages or LanguageTable())
+    if not code and isinstance(task, StreamTask) and len(task.languages) == 1:
+        [code] = task.languages
+    if not code and (suffix := task.name.rsplit("_", 1)[-1]) in LANGUAGES:
+        code = suffix
+    return code
 
 
 def target_language_of(
     task: seqio.Task, example: Mapping[str, Any], languages: LanguageTable | None = None
 ) -> str:
-    """The language that an example is translated into; see `language_of`."""
-    found = _code(task, example, "target_language", languages or LanguageTable())
-    return found or (task.target_language if isinstance(task, StreamTask) else "")
+    """Returns the language that an example is translated into; see `language_of`."""
+    code = _code(task, example, "target_language", languages or LanguageTable())
+    return code or (task.target_language if isinstance(task, StreamTask) else "")
 
 
 def _code(task: seqio.Task, example: Mapping[str, Any], name: str, languages: LanguageTable) -> str:
-    """The code of a language; empty where there is none, or a negative id, which is unknown."""
+    """Returns a code; empty if there is none, or a negative id, which is unknown."""
     identity = example.get(name)
     if identity is None or isinstance(identity, bytes):
         return (identity or b"").decode()
@@ -308,7 +308,7 @@ def stream_preprocessors(
     Args:
         stream: One of `maestro_jax.batches.STREAM_FEATURES`.
         target_language: Code of the language of the translations of ``mt`` and ``st``.
-        phonemes: Whether texts are read as they are pronounced; see `pronounced`.
+        phonemes: Whether texts are converted to phonemes; see `pronounced`.
 
     Returns:
         Preprocessors of a seqio task; tokenised strings stay as ``*_pretokenized``.
@@ -338,19 +338,19 @@ def add_stream_task(
     """Registers a task of a stream; a task of that name is replaced, so modules can be reloaded.
 
     Args:
-        name: Of the task.
+        name: Name of the task.
         stream: One of `maestro_jax.batches.STREAM_FEATURES`.
-        source: Gives records with the strings id, text, raw_text, translation, language, speaker
-            and int16 16 kHz audio, as far as the preprocessors need them.
+        source: Source of records with the strings id, text, raw_text, translation, language,
+            speaker and int16 16 kHz audio, as far as the preprocessors need them.
         languages: ISO 639-1 codes of what is spoken or written.
-        target_language: Of the translations, which the preprocessors set; to find the task's row in
-            a table of scores.
-        vocabulary: Of texts and translations; not needed for ``speech``.
+        target_language: Language of the translations, which the preprocessors set; to find the
+            task's row in a table of scores.
+        vocabulary: Vocabulary of texts and translations; not needed for ``speech``.
         preprocessors: One-to-one steps to the stream's features; by default those of
             `stream_preprocessors`.
-        metric_fns: Of targets and predictions, called beside our scores; see
+        metric_fns: Functions of targets and predictions, called beside the usual scores; see
             `maestro_jax.data.test_sets`.
-        postprocess_fn: What makes them of references and hypotheses; as they are without it.
+        postprocess_fn: Function from references and hypotheses to targets and predictions.
 
     Returns:
         The task.

@@ -1,4 +1,4 @@
-"""Readers of one seqio task: its preprocessed examples, one at a time.
+"""Reads the preprocessed examples of one seqio task, one at a time.
 
 Three kinds: small indexed tasks are preprocessed once and kept in memory,
 large ones are read by index as they are needed, and tasks without random access are read from the
@@ -35,8 +35,9 @@ class ReaderSpec:
         split: Its split.
         sequences: Features with a length, such as audio.
         identities: Scalar features.
-        sequence_length: What preprocessors are told about the padded lengths.
-        seed: Of preprocessors that draw random numbers, and of the shuffle of sequential tasks.
+        sequence_length: Padded lengths, for preprocessors.
+        seed: Seed of preprocessors that draw random numbers and of the shuffle of sequential
+            tasks.
         languages: The ids of the run's languages.
     """
 
@@ -53,11 +54,11 @@ class TaskReader(Protocol):
     """Gives the examples of a task: by index, or by ordinal where there is no random access."""
 
     def example(self, key: int) -> Mapping[str, np.ndarray]:
-        """The features of the example: arrays `[length]` and scalars, read-only."""
+        """Returns the features of an example: arrays `[length]` and scalars, read-only."""
         ...
 
     def close(self) -> None:
-        """Gives up what the reader holds."""
+        """Releases what the reader holds."""
         ...
 
 
@@ -85,7 +86,7 @@ def preprocess(
     Args:
         spec: What to read.
         split: The opened split.
-        count: How many examples to read.
+        count: Number of examples to read.
         index: From ``0 ... count - 1`` to the index of a record; called in this order.
 
     Returns:
@@ -112,8 +113,8 @@ def preprocess(
 def _select(spec: ReaderSpec, dataset: tf.data.Dataset) -> tf.data.Dataset:
     """Keeps the features that are wanted, checked for type and rank."""
     check_features(spec.task.name, dataset.element_spec, spec.sequences, spec.identities)
-    wanted = (*spec.sequences, *(name for name in spec.identities if name in dataset.element_spec))
-    return dataset.map(lambda example: {name: example[name] for name in wanted})
+    names = (*spec.sequences, *(name for name in spec.identities if name in dataset.element_spec))
+    return dataset.map(lambda example: {name: example[name] for name in names})
 
 
 def check_features(
@@ -126,31 +127,31 @@ def check_features(
 
     Args:
         task: Its name, for messages.
-        element_spec: Of the dataset of its examples.
+        element_spec: Types and shapes of its examples.
         sequences: Features with a length: audio int16 `[samples]`, tokens int32 `[tokens]`.
         identities: Languages: codes as strings, or ids as int32 scalars; a task may lack them.
 
     Raises:
         UserError: A feature is not there, or of another type or rank.
     """
-    wanted: dict[str, tuple[tf.DType, int]] = {name: (tf.int32, 1) for name in sequences}
-    if "audio" in wanted:
-        wanted["audio"] = (tf.int16, 1)
+    expected: dict[str, tuple[tf.DType, int]] = {name: (tf.int32, 1) for name in sequences}
+    if "audio" in expected:
+        expected["audio"] = (tf.int16, 1)
     for name in identities:
         if name in element_spec:
             is_code = element_spec[name].dtype == tf.string
-            wanted[name] = (tf.string if is_code else tf.int32, 0)
-    for name, (dtype, rank) in wanted.items():
-        found = element_spec.get(name)
-        if found is None:
+            expected[name] = (tf.string if is_code else tf.int32, 0)
+    for name, (dtype, rank) in expected.items():
+        spec = element_spec.get(name)
+        if spec is None:
             raise UserError(
                 f"task {task!r} gives no feature {name!r}; it gives "
                 f"{', '.join(sorted(element_spec))}."
             )
-        if found.dtype != dtype or found.shape.rank != rank:
+        if spec.dtype != dtype or spec.shape.rank != rank:
             raise UserError(
-                f"feature {name!r} of task {task!r} is {found.dtype.name} of rank "
-                f"{found.shape.rank}; make it {dtype.name} of rank {rank}."
+                f"feature {name!r} of task {task!r} is {spec.dtype.name} of rank "
+                f"{spec.shape.rank}; make it {dtype.name} of rank {rank}."
             )
 
 
@@ -208,7 +209,7 @@ class _Chunk:
 
     Attributes:
         values: The sequences of all examples, one after the other, by feature.
-        offsets: Where each example's sequence begins, and the end: int64 `[examples + 1]`.
+        offsets: Begin of each example's sequence, and the end: int64 `[examples + 1]`.
         scalars: The scalar features `[examples]`.
     """
 
@@ -238,7 +239,7 @@ class _Chunk:
 
     @classmethod
     def joined(cls, chunks: list[_Chunk], spec: ReaderSpec) -> _Chunk:
-        """Chunks one after the other; they are used up, to need the memory only once."""
+        """Concatenates chunks, which are used up, to need the memory only once."""
         values, offsets = {}, {}
         for name in spec.sequences:
             lengths = np.concatenate([np.diff(chunk.offsets[name]) for chunk in chunks])
@@ -255,11 +256,11 @@ class _Chunk:
         return len(next(iter(columns.values())))
 
     def example(self, index: int) -> dict[str, np.ndarray]:
-        """The features of one example; views, not copies."""
-        found = {name: column[index] for name, column in self.scalars.items()}
+        """Returns the features of one example; views, not copies."""
+        features = {name: column[index] for name, column in self.scalars.items()}
         for name, at in self.offsets.items():
-            found[name] = self.values[name][at[index] : at[index + 1]]
-        return found
+            features[name] = self.values[name][at[index] : at[index + 1]]
+        return features
 
 
 class CachedReader:
@@ -282,11 +283,11 @@ class CachedReader:
         return sum(values.nbytes for values in self._examples.values.values())
 
     def example(self, key: int) -> Mapping[str, np.ndarray]:
-        """See `TaskReader`."""
+        """Releases what the reader holds."""
         return self._examples.example(key)
 
     def close(self) -> None:
-        """See `TaskReader`."""
+        """Releases what the reader holds."""
 
 
 class IndexedReader:
@@ -295,7 +296,7 @@ class IndexedReader:
     Args:
         spec: What to read.
         split: The opened split.
-        indices: Gives the indices that will be asked for, in order, for ever.
+        indices: Function that yields the indices that will be asked for, in order, forever.
     """
 
     def __init__(
@@ -309,7 +310,7 @@ class IndexedReader:
         self._expected = indices()
 
     def example(self, key: int) -> Mapping[str, np.ndarray]:
-        """See `TaskReader`; only in the order that was announced."""
+        """Returns an example; only in the order that was announced."""
         expected = next(self._expected)
         if key != expected:
             raise ValueError(f"expected a request for example {expected}, not {key}")
@@ -319,7 +320,7 @@ class IndexedReader:
         return self._chunk.example(self._row - 1)
 
     def close(self) -> None:
-        """See `TaskReader`."""
+        """Releases what the reader holds."""
         self._chunks.close()
 
 
@@ -359,7 +360,7 @@ class SequentialReader:
         self._begin = self._end = first
 
     def example(self, key: int) -> Mapping[str, np.ndarray]:
-        """See `TaskReader`; examples in between are read and left out."""
+        """Returns an example; those in between are read and left out."""
         while key >= self._end:
             self._chunk = next(self._chunks, None)
             if self._chunk is None:
@@ -369,5 +370,5 @@ class SequentialReader:
         return self._chunk.example(key - self._begin)
 
     def close(self) -> None:
-        """See `TaskReader`."""
+        """Releases what the reader holds."""
         self._chunks.close()

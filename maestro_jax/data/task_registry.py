@@ -25,12 +25,12 @@ class TaskRow:
     """One line of the list of tasks.
 
     Attributes:
-        name: Of the task or mixture.
+        name: Name of the task or mixture.
         kind: ``task`` or ``mixture``.
         stream: The stream that it is made for, or an empty string.
         languages: ISO 639-1 codes, in the order of the tasks.
         examples: Examples by split, or None when they are not known before the data are prepared.
-        ready: Whether the data and the vocabulary are there.
+        ready: Whether the data and the vocabulary are prepared.
     """
 
     name: str
@@ -146,7 +146,7 @@ def _registered_mixture(mixture: Mixture) -> seqio.Mixture:
 
 
 def tasks_of(provider: seqio.Task | seqio.Mixture) -> list[seqio.Task]:
-    """The tasks of a mixture, or the task itself."""
+    """Returns the tasks of a mixture, or the task itself."""
     return list(provider.tasks) if isinstance(provider, seqio.Mixture) else [provider]
 
 
@@ -171,19 +171,19 @@ def mixture_languages(names: Iterable[str | Mixture]) -> list[str]:
 
 
 def rate_of(provider: seqio.Task | seqio.Mixture, task: seqio.Task) -> float:
-    """The weight of a task in a mixture; 1 where the provider is the task itself."""
+    """Returns the rate of a task in a mixture; 1 if the provider is the task itself."""
     return float(provider.get_rate(task)) if isinstance(provider, seqio.Mixture) else 1.0
 
 
 def registered_tasks() -> list[seqio.Task]:
-    """All tasks, sorted by name."""
+    """Returns all tasks, sorted by name."""
     register_shipped_tasks()
     _register_prepared()
     return [seqio.TaskRegistry.get(name) for name in sorted(seqio.TaskRegistry.names())]
 
 
 def is_prepared(task: seqio.Task) -> bool:
-    """Whether the data are there; sources of other kinds than ours are taken at their word."""
+    """Returns whether the data are prepared; true of sources other than indexed ones."""
     return not isinstance(task.source, IndexedSource) or task.source.is_ready()
 
 
@@ -207,7 +207,7 @@ def check_prepared(provider: seqio.Task | seqio.Mixture) -> None:
 
 
 def _is_ready(task: seqio.Task) -> bool:
-    """Whether a task can be read."""
+    """Returns whether a task can be read."""
     vocabularies = [feature.vocabulary for feature in task.output_features.values()]
     if any(isinstance(v, PreparedVocabulary) and not v.is_ready() for v in vocabularies):
         return False
@@ -215,7 +215,7 @@ def _is_ready(task: seqio.Task) -> bool:
 
 
 def _examples(tasks: list[seqio.Task]) -> dict[str, int] | None:
-    """Examples by split over some tasks; None when any of them cannot tell."""
+    """Counts examples by split over some tasks; None if any of them does not know."""
     totals: dict[str, int] = {}
     for task in tasks:
         for split in task.splits:
@@ -245,10 +245,10 @@ def _row(name: str, provider: seqio.Task | seqio.Mixture) -> TaskRow:
 
 
 def list_tasks(data_dir: str | None = None) -> list[TaskRow]:
-    """All registered mixtures and tasks, mixtures first, each sorted by name.
+    """Lists all registered mixtures and tasks, mixtures first, each sorted by name.
 
     Args:
-        data_dir: Where to look for prepared data; None for the user's default.
+        data_dir: Directory of prepared data; None for the user's default.
     """
     register_shipped_tasks()
     with data_scope(data_dir):
@@ -291,8 +291,8 @@ def add_language_mixture(
     """Registers a mixture of tasks of one stream; a mixture of that name is replaced.
 
     Args:
-        name: Of the mixture.
-        tasks: Names of tasks with the same features, usually one a language.
+        name: Name of the mixture.
+        tasks: Names of tasks with the same features, usually one per language.
         temperature: See `examples_rate`; above 1, low-resource languages are up-sampled.
         maximum: See `examples_rate`.
 

@@ -23,7 +23,7 @@ Value = float | str
 
 
 def row_of(task: seqio.Task) -> str | None:
-    """The row of a table of scores that a task is: `de`, or `de-en` for a translation.
+    """Returns the row of a task in a table of scores: `de`, or `de-en` for a translation.
 
     Returns:
         None where the task does not say, or has several languages.
@@ -34,7 +34,7 @@ def row_of(task: seqio.Task) -> str | None:
 
 
 def separate_test_sets(name: str, tasks: Sequence[seqio.Task]) -> dict[str, list[seqio.Task]]:
-    """Parts of a mixture that are test sets of their own.
+    """Divides a mixture into test sets.
 
     A table has a row a language. Where several corpora of a mixture have a language, adding their
     utterances up would give a number that nobody reports, so each corpus gets its own table; where
@@ -42,7 +42,7 @@ def separate_test_sets(name: str, tasks: Sequence[seqio.Task]) -> dict[str, list
     not say its language before it is read.
 
     Args:
-        name: Of the mixture.
+        name: Name of the mixture.
         tasks: Its tasks that have the split.
 
     Returns:
@@ -55,17 +55,17 @@ def separate_test_sets(name: str, tasks: Sequence[seqio.Task]) -> dict[str, list
         source = task.source
         corpus = source.corpus if isinstance(source, IndexedTfdsSource) else task.name
         by_corpus.setdefault(corpus, []).append(task)
-    found: dict[str, list[seqio.Task]] = {}
+    test_sets: dict[str, list[seqio.Task]] = {}
     for corpus, members in by_corpus.items():
         if _is_one(members):
-            found[f"{name}.{corpus}"] = members
+            test_sets[f"{name}.{corpus}"] = members
         else:
-            found |= {f"{name}.{task.name}": [task] for task in members}
-    return found
+            test_sets |= {f"{name}.{task.name}": [task] for task in members}
+    return test_sets
 
 
 def _is_one(tasks: Sequence[seqio.Task]) -> bool:
-    """Whether no row is there twice, as far as is known; a task alone is one in any case."""
+    """Returns whether no row occurs twice, as far as is known; true of a single task."""
     if len(tasks) > 1 and not all(isinstance(task, StreamTask) for task in tasks):
         return False
     rows = [row for task in tasks if (row := row_of(task)) is not None]
@@ -73,11 +73,11 @@ def _is_one(tasks: Sequence[seqio.Task]) -> bool:
 
 
 def published_test_sizes(tasks: Sequence[seqio.Task], split: str) -> dict[str, int]:
-    """Utterances that a split should have, by the rows of a table of scores.
+    """Returns the number of utterances that a split should have, by row of a table of scores.
 
     Args:
-        tasks: What is scored.
-        split: Which split of them.
+        tasks: Tasks that are scored.
+        split: Their split.
 
     Returns:
         From `de`, or `de-en` for a translation, to the published number. A row is left out where
@@ -98,8 +98,8 @@ class TaskMetrics:
     """What the tasks of a test set ask for beside our scores, collected utterance by utterance.
 
     Args:
-        tasks: Of the test set.
-        field: Which feature the model writes: ``text`` or ``translation``.
+        tasks: Tasks of the test set.
+        field: Feature that the model writes: ``text`` or ``translation``.
 
     Raises:
         UserError: A task asks for what an evaluation does not have: scores of targets, auxiliary
@@ -130,8 +130,8 @@ class TaskMetrics:
         """Notes an utterance for the metric functions.
 
         Args:
-            metadata: Of the utterance: its task, the texts, and all features as ``example``.
-            hypothesis: What the model wrote.
+            metadata: Metadata of the utterance: task, texts, and all features as ``example``.
+            hypothesis: Text that the model wrote.
 
         Returns:
             The reference and the hypothesis that our scores compare: postprocessed, if that makes
@@ -173,7 +173,7 @@ class TaskMetrics:
         Raises:
             UserError: A function fails, or returns no mapping.
         """
-        found: dict[str, dict[str, Value]] = {}
+        metrics: dict[str, dict[str, Value]] = {}
         for name, targets in self._targets.items():
             for function in self._tasks[name].metric_fns:
                 called = getattr(function, "__name__", repr(function))
@@ -185,12 +185,12 @@ class TaskMetrics:
                         f"the metric function {called} of task {name!r} failed: "
                         f"{type(error).__name__}: {error}"
                     ) from error
-                kept = found.setdefault(name, {})
+                kept = metrics.setdefault(name, {})
                 for metric, value in items:
                     # Two functions may call their metrics alike.
                     key = metric if metric not in kept else f"{called}/{metric}"
                     kept[key] = _plain(value)
-        return found
+        return metrics
 
     def _postprocessed(
         self, task: seqio.Task, text: str, example: Mapping[str, Any], is_target: bool
@@ -232,7 +232,7 @@ def _check(task: seqio.Task) -> None:
 
 
 def _plain(value: Any) -> Value:
-    """A number or a text of what a metric function returns for one metric."""
+    """Converts what a metric function returns for one metric to a number or a text."""
     if isinstance(value, seqio.metrics.Scalar):
         value = value.value
     if isinstance(value, seqio.metrics.Text):

@@ -36,7 +36,7 @@ class TextSource:
         task: The task.
         field: `text` or `translation`.
         language: ISO 639-1 code; codes joined by `+` where a task mixes languages.
-        sentences: How many it has for training.
+        sentences: Number of its sentences for training.
     """
 
     task: seqio.Task
@@ -45,31 +45,31 @@ class TextSource:
     sentences: int
 
     def read(self, take: int) -> Iterator[str]:
-        """Sentences at even distances, in their order; some of them empty.
+        """Yields sentences at even distances, in their order; some of them empty.
 
         Args:
-            take: How many; above `sentences`, they are repeated, each about equally often.
+            take: Number of sentences; above `sentences`, they are repeated about equally often.
         """
         # As integers: the product outgrows the precision of floats.
-        chosen = np.arange(take, dtype=np.int64) * self.sentences // max(take, 1)
-        indices, repeats = np.unique(chosen, return_counts=True)
+        positions = np.arange(take, dtype=np.int64) * self.sentences // max(take, 1)
+        indices, repeats = np.unique(positions, return_counts=True)
         for text, times in zip(_strings(self.task, self.field, indices), repeats, strict=True):
             for _ in range(int(times)):
                 yield text
 
 
 def text_sources(names: Sequence[str]) -> list[TextSource]:
-    """The texts and translations that some tasks and mixtures train on, each once.
+    """Finds the texts and translations that tasks and mixtures train on, each once.
 
     Tasks of several streams often read the same texts; these are counted for the first of them.
 
     Args:
-        names: Of tasks and mixtures.
+        names: Names of tasks and mixtures.
 
     Raises:
         UserError: One is unknown, not prepared, or has no text to train on.
     """
-    found: dict[tuple[str, ...], TextSource] = {}
+    sources: dict[tuple[str, ...], TextSource] = {}
     for name in names:
         texts = 0
         provider = get_task_or_mixture(name)
@@ -80,32 +80,32 @@ def text_sources(names: Sequence[str]) -> list[TextSource]:
                 continue
             texts += 1
             for field in fields:
-                names = [getattr(step, "__qualname__", repr(step)) for step in task.preprocessors]
+                called = [getattr(step, "__qualname__", repr(step)) for step in task.preprocessors]
                 # The language of translations changes no text.
-                steps = [step for step in names if not step.startswith("add_target_language.")]
+                steps = [step for step in called if not step.startswith("add_target_language.")]
                 # Two functions may have one name; sources of other kinds are only like themselves.
                 indexed = isinstance(task.source, IndexedSource)
                 source = repr(task.source) if indexed else f"{id(task.source)}"
                 key = (source, field, *steps)
-                if key not in found:
-                    found[key] = _text_source(task, field)
+                if key not in sources:
+                    sources[key] = _text_source(task, field)
         if not texts:
             raise UserError(
                 f"{name!r} has no text to train a vocabulary on (stream "
                 f"{stream_of(provider) or 'unknown'!r}); name tasks with texts."
             )
-    return list(found.values())
+    return list(sources.values())
 
 
 def shares(sizes: Sequence[int], total: int, temperature: float) -> list[int]:
-    """How many sentences to take of each language.
+    """Computes the number of sentences to take of each language.
 
     In proportion to `size ** (1 / temperature)`. No sentence is taken more than `MAX_REPEATS`
     times; what a language cannot give for that reason is shared by the others.
 
     Args:
-        sizes: How many sentences each has.
-        total: How many to take of all together; no more than there are, repeats counted.
+        sizes: Number of sentences of each language.
+        total: Number of sentences to take in all; no more than there are, repeats counted.
         temperature: 1 follows the sizes, infinity takes all equally often.
 
     Returns:
@@ -114,20 +114,20 @@ def shares(sizes: Sequence[int], total: int, temperature: float) -> list[int]:
     limits = np.asarray(sizes, np.int64) * MAX_REPEATS
     total = min(total, int(limits.sum()))
     weights = np.where(limits > 0, np.asarray(sizes, np.float64) ** (1.0 / temperature), 0.0)
-    wanted = np.zeros(len(limits))
+    ideal = np.zeros(len(limits))
     open_ = limits > 0
     # Who has too few gives all, and the rest is shared anew among the others.
     while open_.any():
         left = total - limits[~open_].sum()
-        wanted[open_] = left * weights[open_] / weights[open_].sum()
-        full = open_ & (wanted > limits)
+        ideal[open_] = left * weights[open_] / weights[open_].sum()
+        full = open_ & (ideal > limits)
         if not full.any():
             break
-        wanted[full] = limits[full]
+        ideal[full] = limits[full]
         open_ &= ~full
-    taken = np.minimum(np.floor(wanted).astype(np.int64), limits)
+    taken = np.minimum(np.floor(ideal).astype(np.int64), limits)
     # What rounding has left goes to those that lost most by it.
-    for place in np.argsort(taken - wanted, kind="stable"):
+    for place in np.argsort(taken - ideal, kind="stable"):
         if taken.sum() == total:
             break
         taken[place] += taken[place] < limits[place]
@@ -140,9 +140,9 @@ class Sample:
 
     Attributes:
         language: ISO 639-1 code.
-        sources: Where from, each with how many sentences to take.
-        sentences: How many there are.
-        taken: How many are taken.
+        sources: Sources, each with the number of sentences to take.
+        sentences: Number of sentences available.
+        taken: Number of sentences taken.
     """
 
     language: str
@@ -155,7 +155,7 @@ def plan(sources: Sequence[TextSource], sentences: int, temperature: float) -> l
     """Shares a sample among languages, and the part of each among its sources by their sizes.
 
     Args:
-        sources: See `text_sources`.
+        sources: Result of `text_sources`.
         sentences: The size of the sample; everything, at most.
         temperature: See `shares`.
 
@@ -177,11 +177,11 @@ def plan(sources: Sequence[TextSource], sentences: int, temperature: float) -> l
 
 
 def read(samples: Sequence[Sample], seen: Callable[[str, str], None]) -> Iterator[str]:
-    """The sentences of a sample, language by language.
+    """Yields the sentences of a sample, language by language.
 
     Args:
-        samples: See `plan`.
-        seen: Called with the language and the sentence, before each.
+        samples: Result of `plan`.
+        seen: Function that is called with language and sentence, before each.
     """
     for sample in samples:
         for source, take in sample.sources:
@@ -211,16 +211,16 @@ def _text_source(task: seqio.Task, field: str) -> TextSource:
 
 
 def _records(task: seqio.Task, indices: np.ndarray) -> tf.data.Dataset:
-    """The records of the training split with these indices, which rise."""
+    """Returns the records of the training split with these indices, which rise."""
     if isinstance(task.source, IndexedSource):
         opened = task.source.open_texts(_SPLIT)
         return opened.dataset(tf.data.Dataset.from_tensor_slices(indices))
-    wanted = tf.constant(indices)
+    sought = tf.constant(indices)
     dataset = task.source.get_dataset(_SPLIT, shuffle=False).enumerate()
     last = int(indices[-1]) + 1 if len(indices) else 0
     return (
         dataset.take(last)
-        .filter(lambda number, _: wanted[tf.searchsorted(wanted, number[None])[0]] == number)
+        .filter(lambda number, _: sought[tf.searchsorted(sought, number[None])[0]] == number)
         .map(lambda _, record: record)
     )
 
@@ -240,16 +240,16 @@ def _until_tokens(task: seqio.Task, dataset: tf.data.Dataset) -> tf.data.Dataset
 
 
 def _strings(task: seqio.Task, field: str, indices: np.ndarray) -> Iterator[str]:
-    """A text of each of some examples."""
+    """Yields a text of each of some examples."""
 
     def text(example: dict[str, Any]) -> tf.Tensor:
-        found = example.get(field)
-        if found is None or found.dtype != tf.string:
+        value = example.get(field)
+        if value is None or value.dtype != tf.string:
             raise UserError(
                 f"task {task.name!r} has no string {field!r} before it is tokenised; let "
                 "seqio.preprocessors.tokenize be the step that makes tokens of it."
             )
-        return found
+        return value
 
     dataset = _until_tokens(task, _records(task, indices)).map(text).batch(_CHUNK)
     for chunk in dataset.prefetch(1).as_numpy_iterator():

@@ -81,10 +81,10 @@ class Trained:
     """A vocabulary.
 
     Attributes:
-        path: Of its file.
+        path: Path of its file.
         size: Pieces, the three special ones counted.
         tasks: On whose texts it was trained.
-        languages: What it does to each language; nothing for bytes.
+        languages: Measures of each language; empty for bytes.
         fresh: Whether it was made by this call, and not there already.
     """
 
@@ -107,10 +107,10 @@ def train_vocabulary(
     The result depends on the request and the prepared data alone.
 
     Args:
-        name: Of the vocabulary.
-        request: What is asked for.
+        name: Name of the vocabulary.
+        request: Kind, size and data of the vocabulary.
         data_dir: The data root; the user's default if there is none.
-        overwrite: Whether to make again what is there.
+        overwrite: Whether to replace an existing vocabulary.
 
     Returns:
         The vocabulary; what is there and was made in the same way is not made again.
@@ -127,12 +127,12 @@ def train_vocabulary(
         if request.kind != "byte":
             tasks = request.tasks or _readers(f"vocabularies/{path.name}", name)
             request = dataclasses.replace(request, tasks=tasks)
-        asked = json.loads(json.dumps(dataclasses.asdict(request)))
+        requested = json.loads(json.dumps(dataclasses.asdict(request)))
         if path.exists() and not overwrite:
-            trained = _there(path, record, asked)
+            trained = _load_existing(path, record, requested)
         else:
             trained = _train(path, request)
-            content = {"request": asked, "languages": [vars(row) for row in trained.languages]}
+            content = {"request": requested, "languages": [vars(row) for row in trained.languages]}
             write_atomically(record, (json.dumps(content, indent=2) + "\n").encode())
         for row in trained.languages:
             if warning := row.warning():
@@ -141,7 +141,7 @@ def train_vocabulary(
 
 
 def _readers(file: str, name: str) -> tuple[str, ...]:
-    """The prepared tasks that read a vocabulary which may not be there yet."""
+    """Returns the prepared tasks that read a vocabulary, which may not exist yet."""
     reading = [
         task
         for task in registered_tasks()
@@ -163,18 +163,18 @@ def _readers(file: str, name: str) -> tuple[str, ...]:
     return ready
 
 
-def _there(path: Path, record: Path, asked: dict[str, object]) -> Trained:
-    """What is known of a vocabulary that is there, if it is the one that is asked for."""
+def _load_existing(path: Path, record: Path, requested: dict[str, object]) -> Trained:
+    """Reads the record of an existing vocabulary, if it is the requested one."""
     made = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     before = made.get("request", {})
     # What earlier versions could not be asked for, they did not do.
     defaults = {"byte_fallback": False} if before else {}
-    different = [key for key, value in asked.items() if {**defaults, **before}.get(key) != value]
-    if different:
-        found = {key: before[key] for key in different if key in before}
-        if len(found.get("tasks", ())) > 3:
-            found["tasks"] = f"{len(found['tasks'])} others"
-        values = ", ".join(f"{key} {value!r}" for key, value in found.items())
+    changed = [key for key, value in requested.items() if {**defaults, **before}.get(key) != value]
+    if changed:
+        differences = {key: before[key] for key in changed if key in before}
+        if len(differences.get("tasks", ())) > 3:
+            differences["tasks"] = f"{len(differences['tasks'])} others"
+        values = ", ".join(f"{key} {value!r}" for key, value in differences.items())
         raise UserError(
             f"{path} was made otherwise ({values or 'it has no record'}); models that were trained "
             "with it need it: take another name, or --overwrite it."
@@ -246,9 +246,9 @@ class LanguageRow:
 
     Attributes:
         language: ISO 639-1 code.
-        sentences: How many there are for training.
-        sampled: How many were read; more than there are where some were read repeatedly.
-        empty: How many of those were empty.
+        sentences: Number of sentences for training.
+        sampled: Number of sentences read; more than there are if some were read repeatedly.
+        empty: Number of those that were empty.
         tokens_a_word: Over the sample, as are all that follow; each text counts once.
         unknown_percent: Tokens in a hundred that the vocabulary cannot write.
         changed: Texts that are another text once they are encoded and decoded; white space and
@@ -280,25 +280,25 @@ class LanguageRow:
         return cls(**{**values, "lost": tuple(values.get("lost", ())), "examples": examples})
 
     def warning(self) -> str | None:
-        """What the vocabulary does not give back, in one line; None if it gives all back."""
+        """Describes in one line what the vocabulary does not give back; None for nothing."""
         if not self.changed:
             return None
         metric = error_rate_of(self.language).upper()
-        said = (
+        text = (
             f"{self.language}: the vocabulary does not give back {self.changed} texts as they are "
             f"({metric} {self.round_trip_error}, BLEU {self.round_trip_bleu_loss} lower)"
         )
         if self.lost:
-            said += f", for want of {', '.join(map(_named, self.lost))}"
-        return said + "".join(f"; {before!r} becomes {after!r}" for before, after in self.examples)
+            text += f", for want of {', '.join(map(_named, self.lost))}"
+        return text + "".join(f"; {before!r} becomes {after!r}" for before, after in self.examples)
 
 
 def measured(vocabulary: Vocabulary, texts: Iterable[str], language: str) -> dict[str, Any]:
-    """How long a language becomes, and how much of it is lost.
+    """Measures how long a language becomes, and how much of it is lost.
 
     Args:
-        vocabulary: What encodes.
-        texts: Of the language; each counts once.
+        vocabulary: The vocabulary.
+        texts: Texts of the language; each counts once.
         language: ISO 639-1 code.
 
     Returns:
@@ -312,12 +312,12 @@ def measured(vocabulary: Vocabulary, texts: Iterable[str], language: str) -> dic
         words += len(text.split())
         tokens += len(ids)
         unknown += ids.count(UNK_ID)
-        expected, found = spelled(text), spelled(vocabulary.decode(ids))
+        expected, decoded_text = spelled(text), spelled(vocabulary.decode(ids))
         before.append(expected)
         units += len(expected.split() if writes_spaces(language) else expected.replace(" ", ""))
-        if found != expected:
-            changed.append((expected, found))
-            lost += collections.Counter(expected) - collections.Counter(found)
+        if decoded_text != expected:
+            changed.append((expected, decoded_text))
+            lost += collections.Counter(expected) - collections.Counter(decoded_text)
     error = bleu_loss = 0.0
     if changed:
         after = dict(changed)
@@ -341,17 +341,17 @@ def measured(vocabulary: Vocabulary, texts: Iterable[str], language: str) -> dic
 
 
 def _rounded(percent: float) -> float:
-    """With as many digits as a table needs; what is above 0 stays so."""
+    """Rounds to two digits; what is above 0 stays above it."""
     return round(percent, 2) or float(f"{percent:.1g}")
 
 
 def _around_the_change(before: str, after: str) -> tuple[str, str]:
-    """Both texts from shortly before they differ."""
+    """Returns both texts from shortly before they differ."""
     start = max(0, len(os.path.commonprefix([before, after])) - _EXAMPLE_LETTERS // 3)
     return before[start : start + _EXAMPLE_LETTERS], after[start : start + _EXAMPLE_LETTERS]
 
 
 def _named(letter: str) -> str:
-    """A character so that it is seen, whatever it is: `U+200C ZERO WIDTH NON-JOINER`."""
+    """Names a character, visible or not: `U+200C ZERO WIDTH NON-JOINER`."""
     name = f"U+{ord(letter):04X} {unicodedata.name(letter, '')}".strip()
     return f"{letter} ({name})" if letter.isprintable() and letter.strip() else name

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 
 def spelled(text: str) -> str:
-    """A text as a vocabulary of this project gives it back.
+    """Returns a text as a vocabulary of this project gives it back.
 
     Returns:
         The text in Unicode's form NFC, words between single spaces.
@@ -26,7 +26,7 @@ def spelled(text: str) -> str:
 
 @functools.cache
 def rules_tsv() -> str:
-    """The rules of `spelled` as SentencePiece reads them (``normalization_rule_tsv``).
+    """Returns the rules of `spelled` for SentencePiece (``normalization_rule_tsv``).
 
     A rule replaces a sequence of characters, the longest that fits; there is one for each sequence
     that composes to a single character. No such sequence stands in a text that is in NFC, so such a
@@ -61,13 +61,13 @@ def _rules() -> Iterator[tuple[str, str]]:
 
 
 def _sequences(parts: str) -> set[str]:
-    """A base and its marks in any order, the base composed with any of the first marks."""
-    found = set()
+    """Yields a base and its marks in any order, the base composed with any first marks."""
+    sequences = set()
     for marks in itertools.permutations(parts[1:]):
         for count in range(len(marks)):
             head = unicodedata.normalize("NFC", parts[0] + "".join(marks[:count]))
-            found.add(head + "".join(marks[count:]))
-    return found
+            sequences.add(head + "".join(marks[count:]))
+    return sequences
 
 
 def _codes(text: str) -> str:

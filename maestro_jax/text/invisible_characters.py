@@ -61,7 +61,7 @@ _JOINER = regex.compile(
 
 
 def without_invisible(text: str) -> str:
-    r"""A text without the characters that are neither seen nor heard.
+    r"""Removes the characters that are neither seen nor heard.
 
     Control and format characters, variation selectors, fillers, private and unassigned characters
     and halves of surrogate pairs go. Joiners stay where they are spelling: between letters of a
@@ -91,5 +91,5 @@ def without_invisible(text: str) -> str:
 
 
 def without_surrogates(text: str) -> str:
-    """A text without halves of surrogate pairs, which JSON can escape and UTF-8 cannot hold."""
+    """Removes halves of surrogate pairs, which JSON can escape and UTF-8 cannot hold."""
     return _SURROGATES.sub("", text)

@@ -188,11 +188,6 @@ def _forms(language: str) -> Sequence[str]:
     return tag, base_language(tag)
 
 
-def language_id(language: str) -> int:
-    """Returns the id of a language among `LANGUAGES`; see `LanguageTable.index`."""
-    return LanguageTable().index(language)
-
-
 def load_languages(directory: epath.PathLike) -> LanguageTable:
     """Reads the table of a model.
 

@@ -20,7 +20,7 @@ _AM = re.compile("\u0e4d([\u0e48-\u0e4b]?)\u0e32|\u0ecd([\u0ec8-\u0ecb]?)\u0eb2"
 
 
 def standard_forms(text: str) -> str:
-    """A text with each letter and digit in its standard form, in Unicode's form NFC.
+    """Writes each letter and digit in its standard form, in Unicode's form NFC.
 
     Only letters and digits are replaced: signs stay as they are, and so do ligatures that stand for
     several words, superscripts and letters of other styles, which are not alike.
@@ -40,12 +40,12 @@ def _am(match: re.Match[str]) -> str:
 
 @functools.cache
 def _standard_letters() -> dict[int, str]:
-    found = {}
+    forms = {}
     # The blocks of Arabic presentation forms, half-width and full-width forms.
     for code in range(0xFB50, 0xFFF0):
         kind, *points = unicodedata.decomposition(chr(code)).split(" ")
         if kind in _SHAPES_AND_WIDTHS and unicodedata.category(chr(code))[0] in "LN":
             standard = "".join(chr(int(point, 16)) for point in points)
             if " " not in standard:
-                found[code] = standard
-    return found
+                forms[code] = standard
+    return forms

@@ -60,7 +60,7 @@ _spoken_character = functools.cache(_spoken)
 
 
 def normalize(text: str, language: str) -> str:
-    """A transcript as it is scored.
+    """Normalises a transcript as it is scored.
 
     Lower case; punctuation, symbols and what is invisible (`without_invisible`) removed;
     apostrophes kept inside words; dashes, ``/`` and ``·`` read as spaces; white space collapsed;

@@ -30,7 +30,7 @@ _REMOVED = re.compile(r"\([a-z-]+\)|[\u02c8\u02cc]")
 
 
 def phonemes(texts: Sequence[str], language: str) -> list[str]:
-    """How texts are pronounced.
+    """Converts texts to phonemes.
 
     Args:
         texts: Sentences.
@@ -67,7 +67,7 @@ def _pronounced(library: ctypes.CDLL, text: str) -> str:
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    """The library, loaded once: pronouncing leaves nothing behind, as speaking does.
+    """Loads the library, once per process: converting text leaves no state behind.
 
     It is a copy of the file: `espeak.synthesise` needs one that it can unload.
     """

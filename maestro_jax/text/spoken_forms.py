@@ -31,7 +31,7 @@ _TOO_LONG = 40  # Digits; nobody says them as one number.
 
 
 def spoken_text(text: str, language: str) -> str:
-    """A written sentence as somebody would read it out, normalised as transcripts are.
+    """Writes a sentence as it would be read out, normalised as transcripts are.
 
     Args:
         text: As it is printed.
@@ -54,15 +54,15 @@ def spoken_text(text: str, language: str) -> str:
 
 
 def without_parentheses(text: str) -> str:
-    """A text without what stands in round or square brackets, nested ones included."""
-    found = 1
-    while found:
-        text, found = _INNERMOST.subn(" ", text)
+    """Removes what stands in round or square brackets, nested ones included."""
+    count = 1
+    while count:
+        text, count = _INNERMOST.subn(" ", text)
     return text
 
 
 def spelled_out(text: str, language: str) -> str:
-    """A text with its numbers in words, without regard to their grammar.
+    """Writes numbers in words, without regard to their grammar.
 
     Groups of three digits are one number (`12.000`, `1,000`); other numbers with points, commas or
     colons inside are said one after the other (`18.4.2009`, `10:45`, `3,5`). Letters around a
@@ -91,7 +91,7 @@ def _say_number(number: str, say: Callable[[str, str], str]) -> str:
 
 @functools.cache
 def _speller(language: str) -> Callable[[str, str], str]:
-    """From digits and `cardinal` or `ordinal` to words."""
+    """Returns a function from digits and `cardinal` or `ordinal` to words."""
     try:
         num2words: Any = importlib.import_module("num2words")
     except ImportError:
@@ -125,7 +125,7 @@ RULES: dict[str, Callable[[str, str], str]] = {
 
 
 def find_rules(name: str) -> Callable[[str, str], str]:
-    """The rules of a name, from a text and its language to the normalised text.
+    """Returns the function of a name, from a text and its language to the normalised text.
 
     Raises:
         UserError: There are none.

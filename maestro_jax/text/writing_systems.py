@@ -21,7 +21,7 @@ UNSPACED: frozenset[str] = frozenset(
 
 
 def writes_spaces(language: str) -> bool:
-    """Whether a language puts spaces between words.
+    """Returns whether a language puts spaces between words.
 
     Args:
         language: ISO 639 code, with or without a region.
@@ -30,7 +30,7 @@ def writes_spaces(language: str) -> bool:
 
 
 def error_rate_of(language: str) -> ErrorRate:
-    """The error rate by which recognition of a language is reported.
+    """Returns the error rate by which recognition of a language is reported.
 
     A word error rate needs words. Where none are written, one wrong character makes a whole
     sentence wrong, so these languages are reported by character, as FLEURS (arXiv 2205.12446) and

@@ -35,13 +35,13 @@ class ByteVocabulary(Vocabulary):
         return OFFSET + 256
 
     def encode(self, text: str) -> list[int]:
-        """The token ids of a text, with no end of sequence."""
+        """Returns the token ids of a text, without an end of sequence."""
         return [OFFSET + byte for byte in text.encode("utf-8")]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids; special ids and bytes that are no UTF-8 are left out."""
-        found = bytes(int(i) - OFFSET for i in ids if OFFSET <= int(i) < self.vocab_size)
-        return found.decode("utf-8", errors="ignore")
+        """Returns the text of token ids; special ids and bytes that are no UTF-8 are left out."""
+        content = bytes(int(i) - OFFSET for i in ids if OFFSET <= int(i) < self.vocab_size)
+        return content.decode("utf-8", errors="ignore")
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """Letters for bytes that are one, `<0xC3>` for others, SentencePiece's mark for blanks."""

@@ -85,9 +85,9 @@ def train_sentencepiece(
             )
     except (RuntimeError, OSError) as error:
         letters = collections.Counter("".join(sentences))
-        others = _FALLBACK_BYTES if byte_fallback else 0
-        remedy = f"ask for at least {len(letters) + 4 + others} pieces"
-        if (fitting := _fitting_coverage(letters, vocab_size - others)) >= LOWEST_COVERAGE:
+        extra = _FALLBACK_BYTES if byte_fallback else 0
+        remedy = f"ask for at least {len(letters) + 4 + extra} pieces"
+        if (fitting := _fitting_coverage(letters, vocab_size - extra)) >= LOWEST_COVERAGE:
             remedy += f", or leave the rarest letters out with a coverage of {fitting}"
         raise UserError(
             f"no vocabulary of {vocab_size} pieces can be trained on {len(sentences)} sentences "
@@ -99,7 +99,7 @@ def train_sentencepiece(
 
 
 def _without_the_name_of_rules(model: bytes) -> bytes:
-    """A model without the path of a temporary file, which would differ each time."""
+    """Removes the path of a temporary file, which would differ each time."""
     messages: Any = importlib.import_module("sentencepiece.sentencepiece_model_pb2")
     proto = messages.ModelProto.FromString(model)
     proto.normalizer_spec.normalization_rule_tsv = ""
@@ -108,7 +108,7 @@ def _without_the_name_of_rules(model: bytes) -> bytes:
 
 
 def _fitting_coverage(letters: collections.Counter[str], vocab_size: int) -> float:
-    """A share of letters that takes no more than three pieces of four."""
+    """Returns a coverage that takes no more than three pieces of four."""
     kept = sum(count for _, count in letters.most_common(max(vocab_size, 0) * 3 // 4))
     return math.floor(1e4 * kept / letters.total()) / 1e4
 
@@ -118,7 +118,7 @@ class SentencePieceVocabulary(Vocabulary):
 
     Args:
         model: A serialized SentencePiece model.
-        origin: Where it came from, for messages.
+        origin: Name of its file, for messages.
 
     Raises:
         UserError: The bytes are no SentencePiece model, or its padding is not id 0.

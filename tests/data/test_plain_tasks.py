@@ -240,6 +240,32 @@ def test_a_vocabulary_knows_the_language_of_a_plain_task() -> None:
     assert list(source.read(2)) == [TEXTS[0], TEXTS[32]]
 
 
+def test_a_task_may_say_nothing_of_its_language(tmp_path) -> None:
+    import seqio
+
+    from maestro_jax.batches import StreamConfig
+    from maestro_jax.data.loader import StreamLoader
+    from maestro_jax.data.stream_tasks import stream_of
+
+    name = register()
+    plain = seqio.TaskRegistry.get(name)
+    features = {key: plain.output_features[key] for key in ("audio", "text")}
+    without = [
+        lambda dataset: dataset.map(lambda example: {k: example[k] for k in features}),
+        *plain.preprocessors,
+    ]
+    seqio.TaskRegistry.remove(name)
+    task = seqio.TaskRegistry.add(
+        name, source=plain.source, preprocessors=without, output_features=features
+    )
+    assert stream_of(task) == "paired"
+    stream = StreamConfig(mixture=name, batch_size=4, audio_samples=100, text_tokens=40)
+    with StreamLoader({"paired": stream}, split="test", seed=1) as loader:
+        assert next(loader)["paired"]["language"].tolist() == [-1] * 4
+    [evaluation] = evaluated(tmp_path, name).evaluations
+    assert [row.language for row in evaluation.rows] == ["und"]
+
+
 def test_references_may_be_tokens_alone(tmp_path, caplog) -> None:
     [evaluation] = evaluated(tmp_path, register(keep_text=False)).evaluations
     assert evaluation.rows[0].scores["wer"].value == pytest.approx(100 * 8 / 128)

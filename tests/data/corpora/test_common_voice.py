@@ -114,7 +114,7 @@ def test_from_the_command_to_batches(
     from maestro_jax.cli.main import main
     from maestro_jax.data.evaluation_batches import evaluation_batches
     from maestro_jax.data.loader import StreamLoader
-    from maestro_jax.text.languages import language_id
+    from maestro_jax.text.languages import LANGUAGES
     from maestro_jax.vocabularies.sentencepiece_vocabulary import train_sentencepiece
 
     command = ["prepare", "common_voice", "--source_dir", str(release), "--data_dir", str(tmp_path)]
@@ -145,14 +145,14 @@ def test_from_the_command_to_batches(
     row = heard["eins zwei"]
     audio = paired["audio"][row, : paired["audio_length"][row]]
     assert likeness(audio, GERMAN["common_voice_de_2.mp3"], "de") > 0.98
-    assert (paired["language"] == language_id("de")).all()
+    assert (paired["language"] == LANGUAGES.index("de")).all()
     audio = batch["speech"]["audio"][0, : batch["speech"]["audio_length"][0]]
     assert likeness(audio, GERMAN["common_voice_de_31.mp3"], "de") > 0.98
 
     [(features, metadata)] = evaluation_batches(
         "common_voice_paired_sv", "test", 1, 60_000, tmp_path
     )
-    assert features["language"].tolist() == [language_id("sv")]
+    assert features["language"].tolist() == [LANGUAGES.index("sv")]
     assert metadata[0]["text"] == "tre" and metadata[0]["target_language"] == ""
 
 

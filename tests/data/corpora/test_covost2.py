@@ -15,7 +15,7 @@ from maestro_jax.data.corpora.corpus import published_sizes as sizes_of_corpus
 from maestro_jax.data.corpora.covost2 import FROM_ENGLISH, INTO_ENGLISH, Covost2
 from maestro_jax.data.corpora.issues import IssueLog
 from maestro_jax.errors import UserError
-from maestro_jax.text.languages import LANGUAGES, language_id
+from maestro_jax.text.languages import LANGUAGES
 
 
 @pytest.fixture(scope="module")
@@ -156,12 +156,12 @@ def test_batches_of_every_stream(root: Path) -> None:
 
     _, sentence, german, chinese, _ = ENGLISH[0]
     assert words("st", "translation") == chinese
-    assert batch["st"]["language"].tolist() == [language_id("en")]
-    assert batch["st"]["target_language"].tolist() == [language_id("zh")]
+    assert batch["st"]["language"].tolist() == [LANGUAGES.index("en")]
+    assert batch["st"]["target_language"].tolist() == [LANGUAGES.index("zh")]
     audio = batch["st"]["audio"][0, : batch["st"]["audio_length"][0]]
     assert likeness(audio, sentence, "en") > 0.98
     assert (words("mt", "text"), words("mt", "translation")) == ("one two", german)
-    assert batch["mt"]["target_language"].tolist() == [language_id("de")]
+    assert batch["mt"]["target_language"].tolist() == [LANGUAGES.index("de")]
     # The one without a transcript is absent.
     assert {words("paired", "text", row) for row in range(3)} == {"das ist gut ja", "eins zwei", ""}
 
