@@ -116,6 +116,9 @@ def prepare_all(source: Path, root: Path) -> dict[str, str]:
         directory = directory if isinstance(directory, Path) else source / corpus
         out, errors = io.StringIO(), io.StringIO()
         command = ["prepare", corpus, "--source_dir", str(directory), "--data_dir", str(root)]
+        # Xhosa, which both layouts have, has no shipped tasks.
+        if languages := {"fleurs": "de,zh", "text_files": "de"}.get(corpus):
+            command += ["--languages", languages]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("sys.stderr", errors)
             if corpus != "common_voice":
@@ -125,7 +128,7 @@ def prepare_all(source: Path, root: Path) -> dict[str, str]:
                 code = main([*command, "--workers", "1"])
         if corpus == "common_voice":
             # The layout has languages with nothing but an empty table, too.
-            assert code == 2 and "nothing could be used of zh" in errors.getvalue()
+            assert code == 2 and "nothing could be used of eo, zh, zh_tw" in errors.getvalue()
         else:
             assert code == 0, errors.getvalue()
         printed[corpus] = out.getvalue()
