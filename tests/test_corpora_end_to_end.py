@@ -216,7 +216,7 @@ def test_whatever_is_wrong_is_counted_and_told(trained: Trained) -> None:
         counts = {split["split"]: split["issues"] for split in summary["splits"]}
         counts[""] = summary["lines"]
         found |= {(name, split): issues for split, issues in counts.items() if issues}
-        path = trained.root / name / "1.0.0" / "issues.tsv"
+        path = trained.root / name / "1.0.0" / "problems.tsv"
         with path.open(encoding="utf-8", newline="") as file:
             lines = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
         written = collections.Counter((line["split"], line["kind"]) for line in lines)

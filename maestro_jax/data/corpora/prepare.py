@@ -38,10 +38,10 @@ from maestro_jax.progress import Progress
 from maestro_jax.text.invisible_characters import without_invisible, without_surrogates
 
 VERSION = "1.0.0"
-ISSUES = "issues.tsv"
+# The name that the file had in all versions: scripts of users read it.
+ISSUES = "problems.tsv"
 SUMMARY = "summary.json"
-# Names in directories that earlier versions prepared.
-_FORMER_ISSUES = "problems.tsv"
+# Names in the summaries that earlier versions wrote.
 _FORMER_FIELDS = {"problems": "issues"}
 
 
@@ -106,8 +106,7 @@ class PreparedConfig:
     @property
     def issues_path(self) -> Path:
         """The table of all issues."""
-        former = self.directory / _FORMER_ISSUES
-        return former if former.is_file() else self.directory / ISSUES
+        return self.directory / ISSUES
 
 
 def prepare(

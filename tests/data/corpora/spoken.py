@@ -86,7 +86,7 @@ def records(result: PreparedConfig, split: str) -> list[dict[str, object]]:
 
 def issues_of(result: PreparedConfig) -> list[tuple[str, str, str]]:
     """Kind, split and item of each issue."""
-    lines = (result.directory / "issues.tsv").read_text(encoding="utf-8").splitlines()[1:]
+    lines = (result.directory / "problems.tsv").read_text(encoding="utf-8").splitlines()[1:]
     return [tuple(line.split("\t")[:3]) for line in lines]  # type: ignore[misc]
 
 

@@ -79,7 +79,7 @@ def test_segments(source: Path, tmp_path: Path) -> None:
     assert ("no counterpart", "train", "BABEL_OP2_304_60001_20131025_190000_inLine") in issues_of(
         result
     )
-    table = (result.directory / "issues.tsv").read_text()
+    table = (result.directory / "problems.tsv").read_text()
     [line] = [line for line in table.splitlines() if line.startswith("unreadable audio")]
     assert SHORTENED in line and "compressed by shorten" in line and "sph2pipe -p -f sph" in line
 

@@ -185,7 +185,7 @@ def test_half_a_character_is_left_out_and_told(tmp_path: Path) -> None:
         "speaker": "",
         "id": "a",
     }
-    table = (result.directory / "issues.tsv").read_text(encoding="utf-8")
+    table = (result.directory / "problems.tsv").read_text(encoding="utf-8")
     assert table.count("broken character") == 4 and r"'Halb \ud83d da.'" in table
     with pytest.raises(UserError, match="broken character"):
         prepared(Manifest(), tmp_path / "in", "de", tmp_path / "strict", strict=True)

@@ -55,7 +55,7 @@ def test_every_utterance_is_written_or_accounted_for(german: PreparedConfig) -> 
     assert ("bad row", "train", "transcripts.txt:6") in lines
     assert ("bad value", "train", "transcripts.txt:7") in lines
     assert ("no counterpart", "train", "transcripts.txt") in lines
-    table = (german.directory / "issues.tsv").read_text(encoding="utf-8")
+    table = (german.directory / "problems.tsv").read_text(encoding="utf-8")
     assert "\t10 lines for 11 of " in table
     assert ("no counterpart", "train_9h", "9009_90_000000") in lines
     assert train.published == 469_942 and train.published_hours == 1966.51
