@@ -59,7 +59,10 @@ def test_the_example_of_a_corpus_of_ones_own(
     place = words.index("--source_dir") + 1
     assert main([*words[1:place], str(source), *words[place + 1 :]]) == 0
     assert "interviews/sl" in capsys.readouterr().out
-    exec(compile(tasks, "interviews_tasks.py", "exec"), {})
+    # As on the page: a file of the present directory, which --import finds.
+    (tmp_path / "interviews_tasks.py").write_text(tasks, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
     [words] = vocabulary
     assert main(words[1:]) == 0
     size = capsys.readouterr().out.split("VOCAB_SIZE=")[1].split()[0]
