@@ -95,7 +95,7 @@ def test_a_dry_run_knows_them(capsys) -> None:
 
 
 def train_command() -> list[str]:
-    train = command("train", "--model_dir")
+    train = list(command("train", "--model_dir"))
     train[train.index("--gin.STEPS=300")] = "--gin.STEPS=2"
     return [*train, *QUICK, "--gin.ENCODER_WARMUP=1", "--gin.DECODER_WARMUP=1"]
 
