@@ -15,6 +15,7 @@ from praatio import textgrid
 from maestro_jax.cli.main import main
 from maestro_jax.gin_utils import gin_config, run_record
 from maestro_jax.inference.aligner import Aligner
+from maestro_jax.text.languages import LanguageTable
 from maestro_jax.training.checkpoints import Checkpoints
 from maestro_jax.training.parameter_trees import unbox
 from maestro_jax.training.partitioning import Partitioning
@@ -46,6 +47,7 @@ def model(run_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> typ
         run=run,
         params=state.ema_params,
         vocabulary=vocabulary,
+        languages=LanguageTable(),
         decoder="transducer",
         translates=False,
         samples=16_000,

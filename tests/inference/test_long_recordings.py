@@ -11,6 +11,7 @@ import pytest
 from maestro_jax.decoding.hypotheses import Hypotheses
 from maestro_jax.errors import UserError
 from maestro_jax.inference.transcriber import ROWS_PER_DEVICE, Transcriber
+from maestro_jax.text.languages import LanguageTable
 
 RATE = 16_000
 DEVICES = 2
@@ -31,6 +32,7 @@ class Fake(Transcriber):
             decode=lambda ids: "".join(f" {i}" for i in ids),
             pieces=lambda ids: [f"\u2581{i}" for i in ids],
         )
+        self.languages = LanguageTable()
         self.decoder = "ctc"
         self.samples = ROOM
         self.batches: list[np.ndarray] = []
@@ -165,5 +167,5 @@ def test_languages_are_looked_at_before_anything_is_read():
         raise AssertionError("read")
         yield
 
-    with pytest.raises(UserError, match="unknown target language 'xx'"):
+    with pytest.raises(UserError, match="unknown language 'xx'"):
         next(Fake().transcribe_chunks(recordings(), target_language="xx"))
