@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import ast
+import base64
+import json
 import pathlib
 import re
 import tomllib
@@ -374,13 +376,19 @@ def api_page(package: str) -> str:
 
 def notebook_files(path: pathlib.Path) -> dict[str, str | bytes]:
     """Converts a notebook, as it was last executed, to a page and its pictures."""
-    from nbconvert import MarkdownExporter
-
-    body, resources = MarkdownExporter().from_filename(str(path))
+    parts: list[str] = []
     files: dict[str, str | bytes] = {}
-    for name, data in resources["outputs"].items():
-        picture = f"{path.stem}_{name.removeprefix('output_')}"
-        body = body.replace(f"({name})", f"({picture})")
-        files[f"tutorials/{picture}"] = data
-    files[f"tutorials/{path.stem}.md"] = body
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        for output in cell.get("outputs", ()):
+            data = output.get("data", {})
+            if "image/png" in data:
+                picture = f"{path.stem}_{len(files)}.png"
+                files[f"tutorials/{picture}"] = base64.b64decode("".join(data["image/png"]))
+                parts.append(f"![]({picture})")
+            else:
+                text = "".join(output.get("text", data.get("text/plain", ())))
+                parts.append(f"```text\n{text.rstrip()}\n```")
+    files[f"tutorials/{path.stem}.md"] = "\n\n".join(parts) + "\n"
     return files
