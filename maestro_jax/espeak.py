@@ -1,14 +1,15 @@
-"""Synthesises speech with the espeak-ng library, in this process.
+"""Synthesises speech, and converts texts to phonemes, with the espeak-ng library in this process.
 
 The library keeps state from one sentence to the next (phases of oscillators, noise generators,
 buffers), so that a sentence would sound slightly different after another one. Each call here
 therefore loads the library anew, which takes about two milliseconds, and seeds its noise: the same
-call always returns the same samples.
+call always returns the same samples. Converting texts to phonemes leaves no state behind.
 """
 
 from __future__ import annotations
 
 import _ctypes
+import atexit
 import ctypes
 import dataclasses
 import functools
@@ -16,8 +17,10 @@ import hashlib
 import importlib
 import os
 import re
+import shutil
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +33,19 @@ SAMPLE_RATE = 16_000
 """Hertz; the rate of all audio in this package."""
 
 # Constants of espeak-ng's speak_lib.h.
-_AUDIO_OUTPUT_SYNCHRONOUS = 2
+_AUDIO_OUTPUT_RETRIEVAL, _AUDIO_OUTPUT_SYNCHRONOUS = 1, 2
 _INITIALIZE_DONT_EXIT = 0x8000
 _INITIALIZE_PHONEME_EVENTS = 0x0001
 _INITIALIZE_PHONEME_IPA = 0x0002
 _CHARS_UTF8 = 1
+_PHONEMES_IPA = 0x02
 _RATE, _PITCH = 1, 3
 _EVENT_LIST_TERMINATED, _EVENT_PHONEME = 0, 7
 _MAX_PHONEME_BYTES = 8
 
 _STRESS = re.compile("[\u02c8\u02cc]")
+# Stress, and the marks of words that it takes for another language's.
+_REMOVED = re.compile(r"\([a-z-]+\)|[\u02c8\u02cc]")
 
 # The library copies its data path into a buffer of about 160 characters.
 _MAX_DATA_PATH = 120
@@ -195,14 +201,65 @@ def _polyphase(rate: int) -> tuple[int, int, np.ndarray]:
     return up, down, signal.firwin(20 * larger + 1, 1 / larger, window=("kaiser", 5.0))
 
 
+def phonemes(texts: Sequence[str], language: str) -> list[str]:
+    """Converts texts to phonemes.
+
+    MAESTRO was trained with phonemes as well as with letters. Stress is left out, for it says
+    little about how long a sound is and spelling does not show it.
+
+    Args:
+        texts: Sentences.
+        language: A language of espeak-ng, such as `de`; Chinese is `cmn` or `zh`.
+
+    Returns:
+        For each text the words in IPA, without stress, separated by blanks.
+
+    Raises:
+        UserError: espeak-ng is not installed, does not load, or knows no such language.
+    """
+    with _phonemes_lock:
+        library = _phonemes_library()
+        voice = _VOICES.get(language, language)
+        if library.espeak_SetVoiceByName(voice.encode()) != 0:
+            raise UserError(f"espeak-ng does not know how {language!r} is pronounced")
+        return [_pronounced(library, text) for text in texts]
+
+
+_phonemes_lock = threading.Lock()
+_VOICES = {"zh": "cmn", "no": "nb"}
+
+
+def _pronounced(library: ctypes.CDLL, text: str) -> str:
+    # It reads up to a zero, and moves the pointer on clause by clause, to NULL at the end.
+    content = ctypes.create_string_buffer(text.replace("\0", "").encode())
+    place = ctypes.c_void_p(ctypes.addressof(content))
+    clauses = []
+    while place.value:
+        found = library.espeak_TextToPhonemes(ctypes.byref(place), _CHARS_UTF8, _PHONEMES_IPA)
+        clauses.append((found or b"").decode())
+    return " ".join(_REMOVED.sub("", " ".join(clauses)).split())
+
+
+@functools.cache
+def _phonemes_library() -> ctypes.CDLL:
+    """Loads the library, once per process.
+
+    It is a copy of the file: `synthesise` needs one that it can unload.
+    """
+    path, data_path = library_files()
+    directory = tempfile.mkdtemp(prefix="espeak-ng-")
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    library = ctypes.CDLL(str(shutil.copy(path, Path(directory) / "phonemes.so")))
+    library.espeak_TextToPhonemes.restype = ctypes.c_char_p
+    rate = library.espeak_Initialize(
+        _AUDIO_OUTPUT_RETRIEVAL, 0, data_path.encode(), _INITIALIZE_DONT_EXIT
+    )
+    if rate <= 0:
+        raise UserError(f"espeak-ng found no usable voice data in {data_path}")
+    return library
+
+
 _REMEDY = "pip install maestro_jax[minivox]"
-
-
-def _loader() -> Any:
-    try:
-        return importlib.import_module("espeakng_loader")
-    except ImportError:
-        raise UserError(f"synthesising speech needs the espeak-ng library; {_REMEDY}") from None
 
 
 def library_files() -> tuple[str, str]:
@@ -211,7 +268,10 @@ def library_files() -> tuple[str, str]:
     Raises:
         UserError: espeak-ng is not installed.
     """
-    loader = _loader()
+    try:
+        loader: Any = importlib.import_module("espeakng_loader")
+    except ImportError:
+        raise UserError(f"synthesising speech needs the espeak-ng library; {_REMEDY}") from None
     return loader.get_library_path(), _shorten(loader.get_data_path())
 
 

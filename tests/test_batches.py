@@ -86,7 +86,7 @@ def test_wrong_configuration(arguments, message):
 def test_streams_vocabularies_audio_and_plan_need_no_tensorflow():
     program = (
         "import sys\n"
-        "import maestro_jax.batches, maestro_jax.audio.reading, maestro_jax.vocabularies.loading\n"
+        "import maestro_jax.batches, maestro_jax.audio.reading, maestro_jax.text.vocabularies\n"
         "import maestro_jax.data.index_plan, maestro_jax.data.padding\n"
         "assert not {'tensorflow', 'seqio', 'tensorflow_datasets'} & set(sys.modules)\n"
     )

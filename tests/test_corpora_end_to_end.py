@@ -31,8 +31,8 @@ from maestro_jax.evaluation.run_evaluation import evaluate_run
 from maestro_jax.files import write_atomically
 from maestro_jax.inference.transcriber import Transcriber
 from maestro_jax.text.languages import LANGUAGES
+from maestro_jax.text.vocabularies import BYTE_MODEL, ByteVocabulary
 from maestro_jax.training.run import TrainRun
-from maestro_jax.vocabularies.byte_vocabulary import CONTENT, ByteVocabulary
 
 # Minutes of compilation: `make test-slow` runs it.
 pytestmark = pytest.mark.slow
@@ -147,7 +147,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     source = tmp_path_factory.mktemp("corpora")
     root = tmp_path_factory.mktemp("data")
     model_dir = tmp_path_factory.mktemp("model")
-    write_atomically(root / "vocabularies" / "multilingual.model", CONTENT)
+    write_atomically(root / "vocabularies" / "multilingual.model", BYTE_MODEL)
     printed = prepare_all(source, root)
 
     tasks: dict[str, list[str]] = collections.defaultdict(list)

@@ -75,7 +75,7 @@ def test_the_example_of_a_corpus_of_ones_own(
 
     from maestro_jax.data.loader import StreamLoader
     from maestro_jax.data.task_registry import check_prepared, get_task_or_mixture
-    from maestro_jax.vocabularies.loading import load_vocabulary
+    from maestro_jax.text.vocabularies import load_vocabulary
 
     with StreamLoader(run.streams, seed=0) as loader:
         batch = next(iter(loader))

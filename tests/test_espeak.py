@@ -8,8 +8,8 @@ import pytest
 
 from maestro_jax import espeak
 from maestro_jax.errors import UserError
+from maestro_jax.espeak import phonemes
 from maestro_jax.minivox.speech import record
-from maestro_jax.text.phonemes import phonemes
 
 # The second and third draw noise: breath of a formant voice, and a Klatt synthesiser.
 

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "maestro_jax"
 LAYERS = (
     {""},
     {"audio", "losses", "text"},
-    {"layers", "scoring", "vocabularies"},
+    {"layers", "scoring"},
     {"modules"},
     {"decoding", "objectives"},
     {"data"},

@@ -161,8 +161,9 @@ def installed(wheel: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def test_an_installed_wheel_works_without_the_checkout(installed: Installed) -> None:
     program = (
-        "import maestro_jax, maestro_jax.tasks, maestro_jax.configs_path as c\n"
-        "print(maestro_jax.__file__, maestro_jax.tasks.__file__, c.config_root())"
+        "import maestro_jax, maestro_jax.tasks\n"
+        "from maestro_jax.gin_utils.gin_source import config_root\n"
+        "print(maestro_jax.__file__, maestro_jax.tasks.__file__, config_root())"
     )
     for path in installed.run("-c", program).stdout.split():
         assert pathlib.Path(path).is_relative_to(installed.target)

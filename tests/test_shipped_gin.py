@@ -10,8 +10,8 @@ import jax
 import pytest
 
 from maestro_jax.batches import batch_shapes
-from maestro_jax.configs_path import config_root
 from maestro_jax.gin_utils import gin_config
+from maestro_jax.gin_utils.gin_source import config_root
 from maestro_jax.modules.duration import SubwordDurations
 from maestro_jax.training import parameter_trees
 from maestro_jax.training.partitioning import Partitioning

@@ -27,7 +27,7 @@ from maestro_jax.data.task_registry import (
 )
 from maestro_jax.errors import UserError
 from maestro_jax.text.languages import LanguageTable
-from maestro_jax.vocabularies.vocabulary import Vocabulary
+from maestro_jax.text.vocabularies import Vocabulary
 
 Batch = dict[str, dict[str, np.ndarray]]
 

@@ -20,9 +20,14 @@ from maestro_jax.batches import SEQUENCE_LIMITS, STREAM_FEATURES, stream_sequenc
 from maestro_jax.data.data_dir import active_data_root
 from maestro_jax.errors import UserError
 from maestro_jax.text.languages import LANGUAGES, LanguageTable, normalize_language
-from maestro_jax.vocabularies.byte_vocabulary import CONTENT, ByteVocabulary
-from maestro_jax.vocabularies.loading import load_vocabulary
-from maestro_jax.vocabularies.vocabulary import EOS_ID, UNK_ID, Vocabulary
+from maestro_jax.text.vocabularies import (
+    BYTE_MODEL,
+    EOS_ID,
+    UNK_ID,
+    ByteVocabulary,
+    Vocabulary,
+    load_vocabulary,
+)
 
 Preprocessor = Callable[[tf.data.Dataset], tf.data.Dataset]
 """Function from the examples of a task to other examples; see seqio."""
@@ -33,7 +38,7 @@ UNDETERMINED = "und"
 
 @functools.lru_cache(maxsize=8)
 def _vocabulary(path: str) -> seqio.SentencePieceVocabulary | seqio.ByteVocabulary:
-    if Path(path).read_bytes() == CONTENT:
+    if Path(path).read_bytes() == BYTE_MODEL:
         return seqio.ByteVocabulary()
     return seqio.SentencePieceVocabulary(path)
 
@@ -285,7 +290,7 @@ def pronounced() -> Preprocessor:
     """
 
     def convert(text: bytes, language: bytes) -> bytes:
-        from maestro_jax.text.phonemes import phonemes
+        from maestro_jax.espeak import phonemes
 
         return phonemes([text.decode()], language.decode())[0].encode()
 

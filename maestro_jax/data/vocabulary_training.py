@@ -22,12 +22,16 @@ from maestro_jax.errors import UserError
 from maestro_jax.files import write_atomically
 from maestro_jax.progress import Progress
 from maestro_jax.scoring.metrics import bleu_tokenizer, get_metric
-from maestro_jax.text.composition import spelled
-from maestro_jax.text.writing_systems import error_rate_of, writes_spaces
-from maestro_jax.vocabularies import byte_vocabulary
-from maestro_jax.vocabularies.loading import load_vocabulary
-from maestro_jax.vocabularies.sentencepiece_vocabulary import LOWEST_COVERAGE, train_sentencepiece
-from maestro_jax.vocabularies.vocabulary import UNK_ID, Vocabulary
+from maestro_jax.text.characters import spelled
+from maestro_jax.text.languages import error_rate_of, writes_spaces
+from maestro_jax.text.vocabularies import (
+    BYTE_MODEL,
+    LOWEST_COVERAGE,
+    UNK_ID,
+    Vocabulary,
+    load_vocabulary,
+    train_sentencepiece,
+)
 
 KINDS = ("unigram", "bpe", "char", "byte")
 
@@ -193,7 +197,7 @@ def _load_existing(path: Path, record: Path, requested: dict[str, object]) -> Tr
 
 def _train(path: Path, request: VocabularyRequest) -> Trained:
     if request.kind == "byte":
-        write_atomically(path, byte_vocabulary.CONTENT)
+        write_atomically(path, BYTE_MODEL)
         return Trained(path, load_vocabulary(path).vocab_size, request.tasks, ())
     samples = plan(text_sources(request.tasks), request.sentences, request.temperature)
     texts: dict[str, list[str]] = {sample.language: [] for sample in samples}

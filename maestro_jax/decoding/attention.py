@@ -33,7 +33,7 @@ from maestro_jax.decoding.hypotheses import (
     top_k,
     where_rows,
 )
-from maestro_jax.vocabularies.vocabulary import EOS_ID, PAD_ID
+from maestro_jax.text.vocabularies import EOS_ID, PAD_ID
 
 Step = Callable[[jax.Array, jax.Array, State], tuple[jax.Array, State]]
 """`(tokens [batch, beam], position, past) -> (logits [batch, beam, vocab], new past)`.

@@ -24,8 +24,8 @@ from maestro_jax.inference.transcriber import Transcriber
 from maestro_jax.progress import Progress
 from maestro_jax.scoring.metrics import Kind
 from maestro_jax.scoring.published import PublishedScores, published_scores
+from maestro_jax.text.vocabularies import Vocabulary
 from maestro_jax.training.run import TrainRun
-from maestro_jax.vocabularies.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 

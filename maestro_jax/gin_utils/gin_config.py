@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, TypeVar
 
 import gin
 
-from maestro_jax.configs_path import config_root
 from maestro_jax.errors import UserError, near_misses
 from maestro_jax.gin_utils import gin_source, renames
 from maestro_jax.gin_utils.user_modules import not_found, prepare_for_user_modules
@@ -227,7 +226,7 @@ def _check_required(source: gin_source.Source) -> None:
 @functools.cache
 def _search_shipped_files() -> None:
     """Lets `include` find the shipped files; runs once per process."""
-    gin.add_config_file_search_path(str(config_root()))
+    gin.add_config_file_search_path(str(gin_source.config_root()))
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ from typing import Any
 
 from gin import config_parser
 
-from maestro_jax.configs_path import config_root
 from maestro_jax.errors import UserError, near_misses
 from maestro_jax.gin_utils import renames
 
@@ -122,6 +121,17 @@ class Source:
             name = f"{scope}{statement.selector}"
             self.bound[name] = where
         self.values[name] = statement.value
+
+
+def config_root() -> pathlib.Path:
+    """Returns the directory that holds `models/`, `objectives/`, `data/` and `runs/`.
+
+    An installed wheel carries the files in `maestro_jax/configs`; a checkout, and an editable
+    install of it, keeps them in `gin/` beside the package.
+    """
+    package = pathlib.Path(__file__).resolve().parents[1]
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "gin"
 
 
 def find_file(name: str, where: str = "") -> pathlib.Path:

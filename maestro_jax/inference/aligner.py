@@ -22,7 +22,7 @@ from maestro_jax.losses.ctc import ctc_alignment
 from maestro_jax.losses.transducer_alignment import Alignment, transducer_alignment
 from maestro_jax.text.languages import normalize_language
 from maestro_jax.text.normalizers import normalize
-from maestro_jax.vocabularies.vocabulary import UNK_ID, Vocabulary
+from maestro_jax.text.vocabularies import UNK_ID, Vocabulary
 
 log = logging.getLogger(__name__)
 

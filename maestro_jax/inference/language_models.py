@@ -30,7 +30,7 @@ from maestro_jax.decoding.hypotheses import Hypotheses
 from maestro_jax.decoding.ngram import NgramLm
 from maestro_jax.errors import UserError
 from maestro_jax.inference.timed_words import WORD_START
-from maestro_jax.vocabularies.vocabulary import EOS_ID, PAD_ID, UNK_ID, Vocabulary
+from maestro_jax.text.vocabularies import EOS_ID, PAD_ID, UNK_ID, Vocabulary
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from maestro_jax.decoding.ngram import NgramLm
 from maestro_jax.decoding.speech import DECODERS
 from maestro_jax.errors import UserError, near_misses
 from maestro_jax.inference.language_models import WordLm, arpa_model, device_model, text_model
+from maestro_jax.text.vocabularies import Vocabulary
 from maestro_jax.training.run import TrainRun
-from maestro_jax.vocabularies.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 

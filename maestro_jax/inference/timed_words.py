@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from maestro_jax.vocabularies.vocabulary import Vocabulary
+from maestro_jax.text.vocabularies import Vocabulary
 
 WORD_START = "\u2581"
 """SentencePiece's mark, which stands for a space: at the beginning of a piece, or alone."""

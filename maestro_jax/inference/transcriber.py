@@ -28,13 +28,13 @@ from maestro_jax.inference.segmentation import (
 from maestro_jax.inference.timed_words import NBestEntry, TimedToken, Transcript
 from maestro_jax.modules.maestro import Maestro
 from maestro_jax.text.languages import LanguageTable, load_languages, normalize_language
+from maestro_jax.text.vocabularies import UNK_ID, Vocabulary
 from maestro_jax.training.checkpoints import Which, as_saved, find_checkpoint, restore_params
 from maestro_jax.training.mesh_decoding import jitted_decoding, longest_audio, longest_text
 from maestro_jax.training.model_vocabulary import load_model_vocabulary
 from maestro_jax.training.partitioning import replicated
 from maestro_jax.training.run import TrainRun
 from maestro_jax.training.state import sharded_state
-from maestro_jax.vocabularies.vocabulary import UNK_ID, Vocabulary
 
 log = logging.getLogger(__name__)
 

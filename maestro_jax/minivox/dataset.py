@@ -36,10 +36,11 @@ from etils import epath
 from maestro_jax.data.corpora.shards import record_features
 from maestro_jax.data.data_dir import data_root
 from maestro_jax.errors import UserError, near_misses
+from maestro_jax.files import write_atomically
 from maestro_jax.minivox import config as corpus_config
 from maestro_jax.minivox.config import CorpusConfig
 from maestro_jax.progress import Progress
-from maestro_jax.vocabularies import byte_vocabulary, sentencepiece_vocabulary
+from maestro_jax.text.vocabularies import BYTE_MODEL, train_sentencepiece
 
 if TYPE_CHECKING:
     from maestro_jax.minivox.corpus import ExamplePool
@@ -231,12 +232,10 @@ def _lock(path: Path) -> Iterator[None]:
 
 def _make_vocabulary(config: MiniVoxConfig, root: Path, path: Path) -> None:
     if config.corpus.vocab_kind == "byte":
-        sentencepiece_vocabulary.write_atomically(path, byte_vocabulary.CONTENT)
+        write_atomically(path, BYTE_MODEL)
         return
     texts = _training_texts(_builder(config, root))
-    sentencepiece_vocabulary.train_sentencepiece(
-        texts, path, config.corpus.vocab_size, config.corpus.vocab_kind
-    )
+    train_sentencepiece(texts, path, config.corpus.vocab_size, config.corpus.vocab_kind)
 
 
 def _training_texts(builder: Minivox) -> Iterable[str]:

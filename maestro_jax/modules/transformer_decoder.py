@@ -189,7 +189,7 @@ class DecoderLayer(nn.Module):
 class TransformerDecoder(nn.Module):
     """Tokens so far and the encoder's output to the logits of the next token.
 
-    A text begins after id 0 and ends with id 1 (`maestro_jax.vocabularies.vocabulary`).
+    A text begins after id 0 and ends with id 1 (`maestro_jax.text.vocabularies`).
 
     Attributes:
         vocab_size: Number of outputs, padding (0) and end of sequence (1) included.

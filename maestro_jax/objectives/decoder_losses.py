@@ -29,7 +29,7 @@ from maestro_jax.objectives.forward import (
     interleave_rows,
     split_rows,
 )
-from maestro_jax.vocabularies.vocabulary import EOS_ID, PAD_ID
+from maestro_jax.text.vocabularies import EOS_ID, PAD_ID
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,8 +25,8 @@ import sacrebleu.metrics.base
 from sacrebleu.metrics import BLEU, CHRF
 
 from maestro_jax.errors import UserError, near_misses
-from maestro_jax.text.invisible_characters import without_invisible
-from maestro_jax.text.writing_systems import error_rate_of, writes_spaces
+from maestro_jax.text.characters import without_invisible
+from maestro_jax.text.languages import error_rate_of, writes_spaces
 
 Kind = Literal["asr", "st", "mt"]
 """Kind of task: speech recognition, speech translation, or translation of text."""

@@ -1,1 +1,1 @@
-"""Languages, and how their text is spelled, normalized and compared."""
+"""Languages, and how their text is spelled, normalized and tokenized."""

@@ -1,4 +1,4 @@
-"""Language codes, and the ids by which a model knows them.
+"""Language codes, the ids by which a model knows them, and which languages write spaces.
 
 Any language with a BCP 47 tag or an ISO 639 code can be prepared, trained on and evaluated. Data
 hold codes; a run gives each code an id, and saves the table of ids with its model.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import langcodes
 from etils import epath
@@ -94,6 +95,45 @@ def config_language(config: str) -> str:
 def base_language(language: str) -> str:
     """Returns the language of a tag, without script, region or variant: `sv` for `sv_SE`."""
     return language.strip().lower().replace("_", "-").split("-")[0]
+
+
+ErrorRate = Literal["wer", "cer"]
+
+UNSPACED: frozenset[str] = frozenset(
+    {
+        # Chinese, in codes of ISO 639-1 and 639-3: Mandarin, Cantonese, Wu, Min, Hakka and so on.
+        *("zh", "zho", "cmn", "yue", "wuu", "nan", "hak", "gan", "hsn", "cdo", "cjy", "lzh"),
+        *("ja", "jpn"),
+        *("th", "tha", "lo", "lao", "km", "khm", "my", "mya", "shn"),  # Thai, Lao, Khmer, Burmese.
+        *("bo", "bod", "dz", "dzo"),  # Tibetan and Dzongkha, which mark syllables.
+    }
+)
+"""Codes of languages whose words are not parted by spaces, or by a mark that is no space."""
+
+
+def writes_spaces(language: str) -> bool:
+    """Returns whether a language puts spaces between words.
+
+    Args:
+        language: ISO 639 code, with or without a region.
+    """
+    return base_language(language) not in UNSPACED
+
+
+def error_rate_of(language: str) -> ErrorRate:
+    """Returns the error rate by which recognition of a language is reported.
+
+    A word error rate needs words. Where none are written, one wrong character makes a whole
+    sentence wrong, so these languages are reported by character, as FLEURS (arXiv 2205.12446) and
+    Whisper (arXiv 2212.04356) do.
+
+    Args:
+        language: ISO 639 code, with or without a region.
+
+    Returns:
+        `wer` or `cer`.
+    """
+    return "wer" if writes_spaces(language) else "cer"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,11 +17,11 @@ from jax.sharding import Mesh
 
 from maestro_jax.errors import UserError
 from maestro_jax.text.languages import LanguageTable
+from maestro_jax.text.vocabularies import Vocabulary
 from maestro_jax.training.metrics import StepTimer
 from maestro_jax.training.model_vocabulary import save_vocabulary
 from maestro_jax.training.partitioning import BATCH_AXES
 from maestro_jax.training.run_languages import run_languages
-from maestro_jax.vocabularies.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from maestro_jax.training.run import TrainRun

@@ -15,6 +15,7 @@ import jax
 from etils import epath
 
 from maestro_jax.errors import UserError
+from maestro_jax.text.vocabularies import MODEL_FILE, Vocabulary, vocabulary_from_bytes
 from maestro_jax.training import parameter_trees
 from maestro_jax.training.checkpoints import (
     find_checkpoint,
@@ -22,8 +23,6 @@ from maestro_jax.training.checkpoints import (
     saved_record,
     saved_shapes,
 )
-from maestro_jax.vocabularies.loading import vocabulary_from_bytes
-from maestro_jax.vocabularies.vocabulary import MODEL_FILE, Vocabulary
 
 if TYPE_CHECKING:
     from maestro_jax.training.run import TrainRun

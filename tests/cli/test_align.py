@@ -16,10 +16,10 @@ from maestro_jax.cli.main import main
 from maestro_jax.gin_utils import gin_config, run_record
 from maestro_jax.inference.aligner import Aligner
 from maestro_jax.text.languages import LanguageTable
+from maestro_jax.text.vocabularies import train_sentencepiece
 from maestro_jax.training.checkpoints import Checkpoints
 from maestro_jax.training.parameter_trees import unbox
 from maestro_jax.training.partitioning import Partitioning
-from maestro_jax.vocabularies.sentencepiece_vocabulary import train_sentencepiece
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 
 from maestro_jax.cli import main as cli
 from maestro_jax.inference.language_models import arpa_model, text_model
-from maestro_jax.vocabularies.sentencepiece_vocabulary import train_sentencepiece
+from maestro_jax.text.vocabularies import train_sentencepiece
 
 SENTENCES = ["ab ba cab", "abc da", "ba ba"]
 

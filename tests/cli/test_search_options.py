@@ -15,10 +15,10 @@ from maestro_jax.cli import main as cli
 from maestro_jax.evaluation.run_evaluation import RunScores
 from maestro_jax.gin_utils import gin_config, run_record
 from maestro_jax.inference.search_config import SearchConfig
+from maestro_jax.text.vocabularies import train_sentencepiece
 from maestro_jax.training.checkpoints import Checkpoints
 from maestro_jax.training.parameter_trees import unbox
 from maestro_jax.training.state import create_state, initial_params
-from maestro_jax.vocabularies.sentencepiece_vocabulary import train_sentencepiece
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def corpus(tmp_path_factory):
     from maestro_jax.data.indexed_source import IndexedTfdsSource
     from maestro_jax.data.stream_tasks import PreparedVocabulary, add_stream_task
     from maestro_jax.data.task_registry import add_language_mixture
-    from maestro_jax.vocabularies.sentencepiece_vocabulary import train_sentencepiece
+    from maestro_jax.text.vocabularies import train_sentencepiece
 
     root = tmp_path_factory.mktemp("data")
     records = {

@@ -15,7 +15,7 @@ from maestro_jax.data.bucketing import BucketSchedule, assign_buckets
 from maestro_jax.data.data_dir import data_scope
 from maestro_jax.data.lengths import lengths_file, load_lengths, record_lengths
 from maestro_jax.errors import UserError
-from maestro_jax.vocabularies.loading import load_vocabulary
+from maestro_jax.text.vocabularies import load_vocabulary
 
 STREAMS = {
     "speech": StreamConfig(

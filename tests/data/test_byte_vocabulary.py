@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 
 from maestro_jax.inference.aligner import encode_transcript
-from maestro_jax.vocabularies.byte_vocabulary import CONTENT, ByteVocabulary
-from maestro_jax.vocabularies.loading import load_vocabulary
-from maestro_jax.vocabularies.sentencepiece_vocabulary import train_sentencepiece
+from maestro_jax.text.vocabularies import (
+    BYTE_MODEL,
+    ByteVocabulary,
+    load_vocabulary,
+    train_sentencepiece,
+)
 
 TEXTS = ["twenty three", "Łódź, žaba", "été\tà  Noël", "日本語 👍", ""]
 BYTES = ByteVocabulary()
@@ -66,7 +69,7 @@ def test_tasks_read_bytes(corpus, tmp_path):
     shutil.copytree(corpus.root / "tinyvox", tmp_path / "tinyvox")
     file = tmp_path / "vocabularies" / "tinyvox.model"
     file.parent.mkdir()
-    file.write_bytes(CONTENT)
+    file.write_bytes(BYTE_MODEL)
     with data_scope(tmp_path):
         task = seqio.TaskRegistry.get("tinyvox_text_sl")
         example = next(task.get_dataset(split="train", shuffle=False).as_numpy_iterator())

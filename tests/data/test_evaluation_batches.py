@@ -3,7 +3,7 @@ import pytest
 
 from maestro_jax.errors import UserError
 from maestro_jax.text.languages import LANGUAGES
-from maestro_jax.vocabularies.loading import load_vocabulary
+from maestro_jax.text.vocabularies import load_vocabulary
 
 
 def batches(corpus, name, split="test", batch_size=4, audio_samples=450, **arguments):

@@ -40,7 +40,7 @@ def directory(tmp_path, monkeypatch):
 def test_the_page(directory, capsys) -> None:
     from maestro_jax.batches import StreamConfig
     from maestro_jax.data.loader import StreamLoader
-    from maestro_jax.vocabularies.byte_vocabulary import CONTENT
+    from maestro_jax.text.vocabularies import BYTE_MODEL
 
     everything, two, tasks = COMMANDS
     assert main([*everything, "--workers", "1"]) == 0
@@ -50,7 +50,7 @@ def test_the_page(directory, capsys) -> None:
     assert {path.name for path in made.iterdir()} == {"de", "qu", "quz", "de_ch"}
 
     (directory / "data" / "vocabularies").mkdir()
-    (directory / "data" / "vocabularies" / "multilingual.model").write_bytes(CONTENT)
+    (directory / "data" / "vocabularies" / "multilingual.model").write_bytes(BYTE_MODEL)
     capsys.readouterr()
     assert main([*tasks, "--json"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}

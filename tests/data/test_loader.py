@@ -8,7 +8,7 @@ import pytest
 from maestro_jax.batches import StreamConfig, batch_shapes
 from maestro_jax.errors import UserError
 from maestro_jax.text.languages import LANGUAGES
-from maestro_jax.vocabularies.loading import load_vocabulary
+from maestro_jax.text.vocabularies import load_vocabulary
 
 STREAMS = {
     "speech": StreamConfig(mixture="tinyvox_speech", batch_size=4, audio_samples=450),

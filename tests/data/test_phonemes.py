@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from maestro_jax.errors import UserError
-from maestro_jax.espeak import synthesise
-from maestro_jax.text.phonemes import phonemes
+from maestro_jax.espeak import phonemes, synthesise
 
 
 def test_words_that_are_known() -> None:
@@ -47,7 +46,7 @@ def test_a_task_of_phonemes(corpus, tmp_path) -> None:
     from maestro_jax.data.stream_tasks import PreparedVocabulary
     from maestro_jax.data.vocabulary_training import VocabularyRequest, train_vocabulary
     from maestro_jax.tasks.corpus_tasks import add_corpus_task
-    from maestro_jax.vocabularies.loading import load_vocabulary
+    from maestro_jax.text.vocabularies import load_vocabulary
 
     task = add_corpus_task(
         "tinyvox",

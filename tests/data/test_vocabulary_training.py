@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from maestro_jax.cli.main import main
 from maestro_jax.errors import UserError
-from maestro_jax.vocabularies.byte_vocabulary import ByteVocabulary
-from maestro_jax.vocabularies.loading import load_vocabulary
+from maestro_jax.text.vocabularies import ByteVocabulary, load_vocabulary
 
 TASKS = ("tinyvox_text", "tinyvox_mt")
 

@@ -21,8 +21,8 @@ from maestro_jax.inference.aligner import Aligner, encode_transcript
 from maestro_jax.inference.timed_words import AlignedToken, aligned_words
 from maestro_jax.losses.transducer_arcs import log_probabilities
 from maestro_jax.text.languages import LanguageTable
+from maestro_jax.text.vocabularies import train_sentencepiece
 from maestro_jax.training.partitioning import Partitioning
-from maestro_jax.vocabularies.sentencepiece_vocabulary import train_sentencepiece
 
 FRAME = 0.04
 SAMPLES = 5200  # 31 mel frames, halved twice: 8 frames

@@ -19,8 +19,7 @@ from maestro_jax.inference.language_models import (
     write_model,
 )
 from maestro_jax.inference.search_config import SearchConfig
-from maestro_jax.vocabularies.sentencepiece_vocabulary import train_sentencepiece
-from maestro_jax.vocabularies.vocabulary import Vocabulary
+from maestro_jax.text.vocabularies import Vocabulary, train_sentencepiece
 
 SENTENCES = ["one two three", "two three", "one one two", "three two one two"]
 WORDS = """\\data\\

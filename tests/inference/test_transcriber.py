@@ -14,9 +14,7 @@ from maestro_jax.inference.search_config import SearchConfig
 from maestro_jax.inference.timed_words import TimedToken, transcript_words
 from maestro_jax.inference.transcriber import Transcriber
 from maestro_jax.text.languages import LANGUAGES, LanguageTable
-from maestro_jax.vocabularies.byte_vocabulary import ByteVocabulary
-from maestro_jax.vocabularies.sentencepiece_vocabulary import train_sentencepiece
-from maestro_jax.vocabularies.vocabulary import Vocabulary
+from maestro_jax.text.vocabularies import ByteVocabulary, Vocabulary, train_sentencepiece
 
 MARK = "\u2581"
 

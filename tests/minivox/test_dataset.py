@@ -7,8 +7,7 @@ from maestro_jax.errors import UserError
 from maestro_jax.minivox import dataset
 from maestro_jax.minivox.config import CorpusConfig
 from maestro_jax.minivox.corpus import make_example
-from maestro_jax.vocabularies.byte_vocabulary import ByteVocabulary
-from maestro_jax.vocabularies.loading import load_vocabulary
+from maestro_jax.text.vocabularies import ByteVocabulary, load_vocabulary
 
 CORPUS = CorpusConfig(
     languages=("en", "sl"),

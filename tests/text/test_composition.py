@@ -9,12 +9,12 @@ import pytest
 import sentencepiece
 
 from maestro_jax.data.vocabulary_training import measured
-from maestro_jax.text.composition import spelled
-from maestro_jax.vocabularies.sentencepiece_vocabulary import (
+from maestro_jax.text.characters import spelled
+from maestro_jax.text.vocabularies import (
     SentencePieceVocabulary,
+    Vocabulary,
     train_sentencepiece,
 )
-from maestro_jax.vocabularies.vocabulary import Vocabulary
 
 TEXTS = {
     "Persian, with joiners": "این کتاب\u200cها را می\u200cخواهم.",

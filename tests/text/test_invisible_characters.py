@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maestro_jax.text.invisible_characters import without_invisible
+from maestro_jax.text.characters import without_invisible
 
 EVERYTHING = [chr(point) for point in range(sys.maxunicode + 1)]
 

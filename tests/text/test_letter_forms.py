@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maestro_jax.text.letter_forms import standard_forms
+from maestro_jax.text.characters import standard_forms
 from maestro_jax.text.normalizers import normalize
 
 

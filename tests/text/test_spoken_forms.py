@@ -9,9 +9,14 @@ import pytest
 
 from maestro_jax.cli.main import main
 from maestro_jax.errors import UserError
-from maestro_jax.text import spoken_forms
-from maestro_jax.text.normalizers import normalize
-from maestro_jax.text.spoken_forms import find_rules, spelled_out, spoken_text, without_parentheses
+from maestro_jax.text import normalizers
+from maestro_jax.text.normalizers import (
+    find_rules,
+    normalize,
+    spelled_out,
+    spoken_text,
+    without_parentheses,
+)
 
 SPOKEN = [
     ("en", "It’s agreed – 21 of 28!", "it's agreed twenty one of twenty eight"),
@@ -76,11 +81,11 @@ def test_numbers_that_are_too_large_are_said_digit_by_digit() -> None:
 
 
 def test_without_num2words_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    spoken_forms._speller.cache_clear()
+    normalizers._speller.cache_clear()
     monkeypatch.setitem(sys.modules, "num2words", None)
     with pytest.raises(UserError, match=r"pip install maestro_jax\[minivox\]"):
         spelled_out("1", "en")
-    spoken_forms._speller.cache_clear()
+    normalizers._speller.cache_clear()
 
 
 def test_rules_by_name() -> None:

@@ -35,7 +35,7 @@ def root(tmp_path_factory):
         add_stream_task,
         stream_preprocessors,
     )
-    from maestro_jax.vocabularies.byte_vocabulary import CONTENT
+    from maestro_jax.text.vocabularies import BYTE_MODEL
 
     class Lines(IndexedSplit):
         num_bytes = 1000
@@ -56,7 +56,7 @@ def root(tmp_path_factory):
 
     root = tmp_path_factory.mktemp("data")
     (root / "vocabularies").mkdir()
-    (root / "vocabularies" / "bytes.model").write_bytes(CONTENT)
+    (root / "vocabularies" / "bytes.model").write_bytes(BYTE_MODEL)
     add_stream_task(
         "bucketed_lines",
         stream="text",

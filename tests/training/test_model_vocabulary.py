@@ -10,6 +10,7 @@ import pytest
 from etils import epath
 
 from maestro_jax.errors import UserError
+from maestro_jax.text.vocabularies import ByteVocabulary, Vocabulary, train_sentencepiece
 from maestro_jax.training.checkpoints import saved_record
 from maestro_jax.training.model_vocabulary import (
     load_model_vocabulary,
@@ -17,9 +18,6 @@ from maestro_jax.training.model_vocabulary import (
     token_names,
 )
 from maestro_jax.training.trainer import train
-from maestro_jax.vocabularies.byte_vocabulary import ByteVocabulary
-from maestro_jax.vocabularies.sentencepiece_vocabulary import train_sentencepiece
-from maestro_jax.vocabularies.vocabulary import Vocabulary
 
 
 @pytest.fixture(scope="module")

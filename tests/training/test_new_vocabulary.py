@@ -9,11 +9,11 @@ import pytest
 from etils import epath
 
 from maestro_jax.errors import UserError
+from maestro_jax.text.vocabularies import train_sentencepiece
 from maestro_jax.training.checkpoints import Checkpoints
 from maestro_jax.training.model_vocabulary import save_vocabulary
 from maestro_jax.training.parameter_trees import unbox
 from maestro_jax.training.state import create_state, initial_params
-from maestro_jax.vocabularies.sentencepiece_vocabulary import train_sentencepiece
 
 
 @pytest.fixture(scope="module")

@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"--output {output} must be a file in a directory that exists")
     environment.prepare_process()
     from maestro_jax.inference.language_models import text_model, write_model
-    from maestro_jax.vocabularies.loading import load_vocabulary
+    from maestro_jax.text.vocabularies import load_vocabulary
 
     vocabulary = load_vocabulary(arguments.vocabulary)
     model = text_model(arguments.text, vocabulary, order=arguments.order, prune=arguments.prune)

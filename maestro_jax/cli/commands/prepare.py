@@ -15,7 +15,7 @@ from maestro_jax.data.corpora.prepare import (
 )
 from maestro_jax.errors import UserError, near_misses
 from maestro_jax.tables import table
-from maestro_jax.text.spoken_forms import RULES
+from maestro_jax.text.normalizers import RULES
 
 # Corpora that are made, not read: the configurations, the first of which is the default.
 MADE = {"minivox": ("small", "low_resource", "full", "tiny")}

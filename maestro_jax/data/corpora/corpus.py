@@ -82,7 +82,7 @@ class Corpus(abc.ABC):
             about 100 MB of audio, which is also what each process loses when it is interrupted.
         ids_are_line_numbers: Whether ids are numbers of lines. They are unique then, and are not
             kept in memory to look for duplicates.
-        text_rules: Name of the normalisation of texts, of `maestro_jax.text.spoken_forms.RULES`;
+        text_rules: Name of the normalisation of texts, of `maestro_jax.text.normalizers.RULES`;
             empty where it cannot be chosen.
     """
 

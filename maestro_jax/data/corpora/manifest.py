@@ -39,7 +39,7 @@ from maestro_jax.text.languages import (
     is_language,
     normalize_language,
 )
-from maestro_jax.text.spoken_forms import find_rules
+from maestro_jax.text.normalizers import find_rules
 
 SUFFIXES = (".jsonl", ".json", ".tsv", ".jsonl.gz", ".json.gz", ".tsv.gz")
 SPLITS = {"train": "train", "validation": "validation", "dev": "validation", "test": "test"}

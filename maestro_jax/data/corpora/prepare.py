@@ -35,7 +35,7 @@ from maestro_jax.data.lengths import TEXTS_ONLY, lengths_file, save_lengths
 from maestro_jax.data.processes import Processes
 from maestro_jax.errors import UserError
 from maestro_jax.progress import Progress
-from maestro_jax.text.invisible_characters import without_invisible, without_surrogates
+from maestro_jax.text.characters import without_invisible, without_surrogates
 
 VERSION = "1.0.0"
 # The name that the file had in all versions: scripts of users read it.

@@ -35,7 +35,7 @@ from maestro_jax.data.corpora import tables
 from maestro_jax.data.corpora.corpus import Corpus, Utterance, select, select_languages
 from maestro_jax.data.corpora.issues import IssueLog
 from maestro_jax.errors import UserError
-from maestro_jax.text.invisible_characters import SPELLED_JOINERS
+from maestro_jax.text.characters import SPELLED_JOINERS
 from maestro_jax.text.languages import (
     LANGUAGES,
     base_language,
@@ -44,7 +44,7 @@ from maestro_jax.text.languages import (
     is_language,
     normalize_language,
 )
-from maestro_jax.text.spoken_forms import find_rules
+from maestro_jax.text.normalizers import find_rules
 
 # Some megabytes of text; each process has several shards in memory.
 LINES_PER_SHARD = 1 << 14

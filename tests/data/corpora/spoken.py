@@ -18,7 +18,7 @@ from maestro_jax.data.corpora.prepare import PreparedConfig, prepare
 from maestro_jax.data.processes import Processes
 from maestro_jax.files import write_atomically
 from maestro_jax.text.languages import LANGUAGES
-from maestro_jax.vocabularies.byte_vocabulary import CONTENT, ByteVocabulary
+from maestro_jax.text.vocabularies import BYTE_MODEL, ByteVocabulary
 
 
 @functools.cache
@@ -104,7 +104,7 @@ def read_examples(root: Path, task: str, stream: str, count: int) -> list[dict[s
     """
     from maestro_jax.data.loader import StreamLoader
 
-    write_atomically(root / "vocabularies" / "multilingual.model", CONTENT)
+    write_atomically(root / "vocabularies" / "multilingual.model", BYTE_MODEL)
     config = StreamConfig(
         mixture=task,
         batch_size=count,

@@ -115,7 +115,7 @@ def test_from_the_command_to_batches(
     from maestro_jax.data.evaluation_batches import evaluation_batches
     from maestro_jax.data.loader import StreamLoader
     from maestro_jax.text.languages import LANGUAGES
-    from maestro_jax.vocabularies.sentencepiece_vocabulary import train_sentencepiece
+    from maestro_jax.text.vocabularies import train_sentencepiece
 
     command = ["prepare", "common_voice", "--source_dir", str(release), "--data_dir", str(tmp_path)]
     assert main([*command, "--languages", "de,sv-SE,de_other", "--workers", "1"]) == 0

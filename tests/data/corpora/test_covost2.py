@@ -121,7 +121,7 @@ def test_joined_tables_are_read_as_they_are(source: Path, tmp_path: Path) -> Non
 def root(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All directions as the command prepares them, and a vocabulary."""
     from maestro_jax.cli.main import main
-    from maestro_jax.vocabularies.sentencepiece_vocabulary import train_sentencepiece
+    from maestro_jax.text.vocabularies import train_sentencepiece
 
     root = tmp_path_factory.mktemp("data")
     command = ["prepare", "covost2", "--source_dir", str(source), "--data_dir", str(root)]

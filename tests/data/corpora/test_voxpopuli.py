@@ -264,8 +264,7 @@ def test_from_the_command_to_batches(
     from maestro_jax.cli.main import main
     from maestro_jax.data.loader import StreamLoader
     from maestro_jax.data.task_registry import list_tasks, register_shipped_tasks
-    from maestro_jax.vocabularies.loading import load_vocabulary
-    from maestro_jax.vocabularies.sentencepiece_vocabulary import train_sentencepiece
+    from maestro_jax.text.vocabularies import load_vocabulary, train_sentencepiece
 
     root = tmp_path / "data"
     options = ["--source_dir", str(source), "--data_dir", str(root), "--workers", "1"]

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from maestro_jax.errors import UserError
-from maestro_jax.vocabularies.loading import load_vocabulary
-from maestro_jax.vocabularies.sentencepiece_vocabulary import train_sentencepiece
+from maestro_jax.text.vocabularies import load_vocabulary, train_sentencepiece
 
 WORDS = "der die das haus baum zug fährt heute morgen łódź žaba niño grün été twenty three".split()
 

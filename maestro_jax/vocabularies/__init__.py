@@ -1,1 +1,0 @@
-"""Token inventories: SentencePiece models and bytes."""
