@@ -122,7 +122,7 @@ def prepare(job: dict[str, Any]) -> tuple[dict[str, Any], Callable[[], object]]:
 
     from maestro_jax.batches import SAMPLE_RATE, synthetic_batch
     from maestro_jax.gin_utils import gin_config
-    from maestro_jax.planning.flops import step_flops
+    from maestro_jax.planning.analytic import step_flops
     from maestro_jax.training.curriculum_controller import initial_controls
     from maestro_jax.training.parameter_trees import unbox
     from maestro_jax.training.state import create_state, initial_params, sharded_state
@@ -146,14 +146,7 @@ def prepare(job: dict[str, Any]) -> tuple[dict[str, Any], Callable[[], object]]:
         },
     )
     shapes = run.batch_shapes()
-    flops = step_flops(
-        run.model,
-        run.objective,
-        run.optimizer,
-        shapes,
-        ema_decay=run.ema_decay,
-        by_stream=False,
-    ).count
+    flops = step_flops(run.model, run.objective, run.optimizer, shapes, ema_decay=run.ema_decay)
     mesh = run.partitioning.mesh()
     places = sharded_state(run, mesh)
     controls = initial_controls(run.objective)

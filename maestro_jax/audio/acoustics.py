@@ -13,11 +13,6 @@ from scipy import fft, signal
 from maestro_jax.batches import SAMPLE_RATE
 
 
-def trim(audio: np.ndarray, threshold: float = 0.01) -> np.ndarray:
-    """Cuts off silence at both ends; see `loud_part`."""
-    return audio[loud_part(audio, threshold)]
-
-
 def loud_part(audio: np.ndarray, threshold: float = 0.01) -> slice:
     """Finds what remains without silence at both ends.
 

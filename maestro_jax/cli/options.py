@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
-import pathlib
 from typing import TYPE_CHECKING, Any
 
-from maestro_jax.errors import UserError, near_misses
+from maestro_jax.errors import UserError
 
 if TYPE_CHECKING:
     from maestro_jax.inference.search_config import SearchConfig
@@ -232,8 +230,6 @@ def search_config(arguments: argparse.Namespace) -> SearchConfig:
     Raises:
         UserError: An option needs another one that is absent, or a value is out of its range.
     """
-    from maestro_jax.decoding.fusion import INTERNAL_ENCODERS
-    from maestro_jax.decoding.speech import DECODERS
     from maestro_jax.gin_utils import gin_config
     from maestro_jax.inference.search_config import SearchConfig
 
@@ -242,30 +238,11 @@ def search_config(arguments: argparse.Namespace) -> SearchConfig:
         for field in dataclasses.fields(SearchConfig)
         if (value := getattr(arguments, field.name)) is not None
     }
-    if len({"lm_text", "lm_arpa"} & given.keys()) > 1:
-        raise UserError("--lm_text and --lm_arpa are two language models: give only one of them")
     config = gin_config.configured(SearchConfig)(**given)
-    files = {"--lm_text": config.lm_text, "--lm_arpa": config.lm_arpa}
-    language_models = {option: file for option, file in files.items() if file is not None}
-    if "lm_weight" in given and not language_models:
+    if "lm_weight" in given and config.lm_text is None and config.lm_arpa is None:
         raise UserError("--lm_weight needs a language model: give --lm_text FILE or --lm_arpa FILE")
     estimated = {"lm_order", "lm_prune"} & given.keys()
     if estimated and config.lm_text is None:
         raise UserError(f"--{min(estimated)} needs --lm_text FILE, from which a model is estimated")
-    for name in ("lm_weight", "length_alpha", "ilm_weight"):
-        value = getattr(config, name)
-        if not 0 <= value < math.inf:
-            raise UserError(f"--{name} must not be negative, and is {value}")
-    if not math.isfinite(config.length_bonus):
-        raise UserError(f"--length_bonus must be a number, and is {config.length_bonus}")
-    for option, file in language_models.items():
-        if not pathlib.Path(file).is_file():
-            raise UserError(f"there is no file {file} for {option}")
-    for name, choices in (("decoder", DECODERS), ("ilm_encoder", INTERNAL_ENCODERS)):
-        value = getattr(config, name)
-        if value is not None and value not in choices:
-            raise UserError(
-                f"unknown --{name} {value!r}; choose one of {', '.join(choices)}."
-                f"{near_misses(value, choices)}"
-            )
+    config.check()
     return config

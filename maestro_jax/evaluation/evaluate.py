@@ -197,8 +197,7 @@ def evaluate(
         seed: Seed of the draws.
 
     Returns:
-        The scores, the same on every process. Rows that lack utterances are marked, and
-        `require_complete` refuses them.
+        The scores, the same on every process. Rows that lack utterances are marked.
 
     Raises:
         UserError: If the test set is empty, an utterance lacks its id, its language or its
@@ -339,24 +338,6 @@ def score(
             )
         )
     return Evaluation(name=name, kind=kind, rows=tuple(rows), metrics=metrics, repeats=repeats)
-
-
-def require_complete(evaluation: Evaluation) -> None:
-    """Refuses scores that rest on other utterances than the test set's.
-
-    Raises:
-        UserError: A row has too few or too many; the message names each.
-    """
-    gaps = [
-        f"{row.direction} {row.utterances} of {row.expected}"
-        for row in evaluation.rows
-        if not row.complete
-    ]
-    if gaps:
-        raise UserError(
-            f"{evaluation.name}: utterances scored differ from the test set: {', '.join(gaps)}; "
-            "prepare the corpus again, or report the scores as partial"
-        )
 
 
 def _prediction(

@@ -1,27 +1,18 @@
-"""The whole workflow on MiniVox: corpus, pretraining, fine-tuning, evaluation, a transcript.
-
-Every stage writes its result to the output directory. When the demo is started again, finished
-stages are skipped and an interrupted one is continued.
-"""
+"""The whole workflow on MiniVox: corpus, pretraining, fine-tuning, evaluation, a transcript."""
 
 from __future__ import annotations
 
-import logging
-import time
 from pathlib import Path
 
 import numpy as np
 
-from maestro_jax.evaluation.run_evaluation import RunScores, evaluate_run
-from maestro_jax.experiments.stages import Announcer, Recipe, Stage
+from maestro_jax.evaluation.run_evaluation import evaluate_run
+from maestro_jax.experiments.stages import Experiment, Recipe, Stage
 from maestro_jax.inference.transcriber import Transcriber
 from maestro_jax.reports.html_report import draw_curves, draw_probe
 from maestro_jax.training.run import TrainRun
 
-log = logging.getLogger(__name__)
-
 LOW_RESOURCE = ("sl",)
-
 
 RECIPE = Recipe(
     stages=(
@@ -60,39 +51,29 @@ def run_demo(
         data_dir: Root of the prepared data; by default `data` in the output directory.
         recipe: Another corpus or other lengths than those of the demo.
     """
-    began = time.monotonic()
-    recipe = recipe or RECIPE
-    output = Path(output_dir).expanduser().absolute()
-    data = Path(data_dir) if data_dir else output / "data"
-    output.mkdir(parents=True, exist_ok=True)
-    announce = Announcer(len(recipe.stages) + 3)
+    experiment = Experiment(recipe or RECIPE, output_dir, data_dir, further_parts=2)
+    experiment.train()
+    runs, directories = experiment.runs, experiment.directories
+    figures = [*map(draw_curves, directories.values()), *draw_probe(directories["pretrain"])]
 
-    announce("synthesising MiniVox: sentences, voices, rooms and noise")
-    from maestro_jax.minivox import dataset
+    experiment.announce("evaluating on speakers and sentences that were not trained on")
+    asr = Transcriber.from_checkpoint(directories["finetune_asr"], runs["finetune_asr"])
+    st = Transcriber.from_checkpoint(directories["finetune_st"], runs["finetune_st"])
+    recognition, translation = (
+        evaluate_run(
+            runs[name],
+            model_dir=directories[name],
+            data_dir=experiment.data,
+            low_resource=LOW_RESOURCE,
+            transcriber=transcriber,
+        )
+        for name, transcriber in (("finetune_asr", asr), ("finetune_st", st))
+    )
 
-    dataset.prepare(recipe.config, data)
-
-    runs: dict[str, TrainRun] = {}
-    directories: dict[str, Path] = {}
-    figures: list[Path] = []
-    for stage in recipe.stages:
-        announce(stage.doing)
-        run, model_dir = recipe.train(stage.name, output, data)
-        runs[stage.name], directories[stage.name] = run, model_dir
-        figures.append(draw_curves(model_dir))
-        if stage.name == "pretrain":
-            figures += draw_probe(model_dir)
-
-    announce("evaluating on speakers and sentences that were not trained on")
-    asr_run, recognizer = runs["finetune_asr"], directories["finetune_asr"]
-    st_run, translator = runs["finetune_st"], directories["finetune_st"]
-    asr = Transcriber.from_checkpoint(recognizer, asr_run)
-    st = Transcriber.from_checkpoint(translator, st_run)
-    recognition = _evaluate(asr_run, recognizer, data, asr)
-    translation = _evaluate(st_run, translator, data, st)
-
-    announce("transcribing one held-out file")
-    file, reference, english = _held_out_file(st_run, output, data)
+    experiment.announce("transcribing one held-out file")
+    file, reference, english = _held_out_file(
+        runs["finetune_st"], experiment.output, experiment.data
+    )
     from maestro_jax.audio.reading import read_audio
 
     samples = read_audio(file)
@@ -109,21 +90,9 @@ def run_demo(
     print(f"Hypothesis:            {transcript.text}")
     print(f"Reference translation: {english}")
     print(f"Translation:           {translated.text}")
-    print(
-        f"\nDone in {(time.monotonic() - began) / 60:.1f} minutes. To transcribe a file yourself:"
-    )
-    print(f"  maestro transcribe {recognizer} {file}")
-
-
-def _evaluate(run: TrainRun, model_dir: Path, data: Path, transcriber: Transcriber) -> RunScores:
-    """Scores one model on its test sets."""
-    return evaluate_run(
-        run,
-        model_dir=model_dir,
-        data_dir=data,
-        low_resource=LOW_RESOURCE,
-        transcriber=transcriber,
-    )
+    experiment.finish()
+    print("To transcribe a file yourself:")
+    print(f"  maestro transcribe {directories['finetune_asr']} {file}")
 
 
 def _held_out_file(run: TrainRun, output: Path, data: Path) -> tuple[Path, str, str]:

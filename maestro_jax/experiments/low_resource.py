@@ -4,23 +4,19 @@ MAESTRO is pretrained on transcribed speech of two other languages, on untranscr
 three, on the 24 utterances and on Slovene text. It is then fine-tuned on the 24 utterances; so is
 the same model from scratch. Both are tested on voices and sentences that neither has trained on,
 with the same searches.
-
-Every stage writes its result to the output directory. When the command is started again, finished
-stages are skipped and an interrupted one is continued.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from pathlib import Path
 
 from maestro_jax.evaluation.comparison import PairedComparison, compare
 from maestro_jax.evaluation.evaluate import Evaluation
 from maestro_jax.evaluation.predictions import read_predictions
 from maestro_jax.evaluation.run_evaluation import evaluate_run
-from maestro_jax.experiments.stages import Announcer, Recipe, Stage, training_minutes
+from maestro_jax.experiments.stages import Experiment, Recipe, Stage
 from maestro_jax.inference.search_config import SearchConfig
 from maestro_jax.reports.html_report import draw_curves, draw_probe
 from maestro_jax.tables import table
@@ -68,25 +64,13 @@ def run_low_resource(
         data_dir: Root of the prepared data; by default `data` in the output directory.
         recipe: Another corpus or other lengths than those of the experiment.
     """
-    began = time.monotonic()
-    recipe = recipe or RECIPE
-    output = Path(output_dir).expanduser().absolute()
-    data = Path(data_dir) if data_dir else output / "data"
-    output.mkdir(parents=True, exist_ok=True)
-    announce = Announcer(len(recipe.stages) + 2)
+    experiment = Experiment(recipe or RECIPE, output_dir, data_dir, further_parts=1)
+    experiment.train()
+    runs, directories = experiment.runs, experiment.directories
+    for directory in directories.values():
+        draw_curves(directory)
 
-    announce("synthesising MiniVox: sentences, voices, rooms and noise")
-    from maestro_jax.minivox import dataset
-
-    dataset.prepare(recipe.config, data)
-
-    runs, directories = {}, {}
-    for stage in recipe.stages:
-        announce(stage.doing)
-        runs[stage.name], directories[stage.name] = recipe.train(stage.name, output, data)
-        draw_curves(directories[stage.name])
-
-    announce("testing both on speakers and sentences that were not trained on")
+    experiment.announce("testing both on speakers and sentences that were not trained on")
     figures = draw_probe(directories["pretrain"])
     rows: list[dict[str, object]] = []
     comparisons: dict[str, PairedComparison] = {}
@@ -98,7 +82,7 @@ def run_low_resource(
             report = evaluate_run(
                 runs[name],
                 model_dir=directories[name],
-                data_dir=data,
+                data_dir=experiment.data,
                 search=search,
                 output_dir=kept,
             )
@@ -110,7 +94,7 @@ def run_low_resource(
         rows += [_row(MODELS[name], how, evaluations[name]) for name in MODELS]
 
     [test_set] = {evaluation.name for evaluation in evaluations.values()}
-    minutes = {name: training_minutes(directory) for name, directory in directories.items()}
+    minutes = experiment.training_minutes()
     record = {
         "test_set": test_set,
         "steps": {name: run.steps for name, run in runs.items()},
@@ -119,7 +103,7 @@ def run_low_resource(
             how: dataclasses.asdict(comparison) for how, comparison in comparisons.items()
         },
     }
-    (output / "low_resource.json").write_text(json.dumps(record, indent=2) + "\n")
+    (experiment.output / "low_resource.json").write_text(json.dumps(record, indent=2) + "\n")
 
     print(f"\n{test_set}, {comparisons['greedy'].utterances} utterances\n")
     print(table(rows))
@@ -137,7 +121,7 @@ def run_low_resource(
     for path in figures:
         print(f"  {path}")
     print(f"Report of pretraining: {directories['pretrain'] / 'report.html'}")
-    print(f"\nDone in {(time.monotonic() - began) / 60:.1f} minutes.")
+    experiment.finish()
 
 
 def _row(model: str, search: str, evaluation: Evaluation) -> dict[str, object]:

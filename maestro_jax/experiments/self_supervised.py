@@ -4,25 +4,24 @@ Each is trained alone on MiniVox. On voices and sentences that neither has heard
 how often it knows the code of what is hidden, how many codes it uses, and how well the phonemes of
 espeak-ng, whose times are known, a linear classifier reads from its frozen encoder: beside the
 same encoder with random weights, and beside log-mel features.
-
-Every stage leaves its result in the output directory and is skipped, or continued where it stood,
-when the command is started again.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from maestro_jax.evaluation.phoneme_probe import best_layer
-from maestro_jax.evaluation.self_supervision import SelfSupervision, evaluate_self_supervision
-from maestro_jax.experiments.stages import Announcer, Recipe, Stage, training_minutes
+from maestro_jax.evaluation.self_supervision import (
+    SelfSupervision,
+    best_layer,
+    evaluate_self_supervision,
+)
+from maestro_jax.experiments.stages import Experiment, Recipe, Stage
 from maestro_jax.tables import table
 from maestro_jax.training import parameter_trees
 from maestro_jax.training.checkpoints import Which, find_checkpoint, restore_params
@@ -59,40 +58,26 @@ def run_self_supervised(
     *,
     recipe: Recipe | None = None,
     probed: Mapping[str, int] | None = None,
-) -> dict[str, Any]:
-    """Build MiniVox, train on its untranscribed speech, and judge what has been learned.
+) -> None:
+    """Builds MiniVox, trains on its untranscribed speech, and judges what has been learned.
 
     The table is printed, and kept in `self_supervised.json` in the output directory.
 
     Args:
-        output_dir: Models and the table go here.
-        data_dir: The root of the prepared data; by default `data` in the output directory.
-        recipe: Another corpus or other lengths than the experiment's.
+        output_dir: Directory of the models and the table.
+        data_dir: Root of the prepared data; by default `data` in the output directory.
+        recipe: Another corpus or other lengths than those of the experiment.
         probed: Another number of utterances than `PROBED`.
-
-    Returns:
-        What stands in `self_supervised.json`.
     """
-    began = time.monotonic()
     recipe = recipe or RECIPE
-    output = Path(output_dir).expanduser().absolute()
-    data = Path(data_dir) if data_dir else output / "data"
-    output.mkdir(parents=True, exist_ok=True)
-    announce = Announcer(len(recipe.stages) + 2)
+    experiment = Experiment(recipe, output_dir, data_dir, further_parts=1)
+    experiment.train()
 
-    announce("speaking MiniVox: sentences, voices, rooms and noise")
-    from maestro_jax.minivox import dataset
+    experiment.announce("judging them by voices and sentences that they have not heard")
     from maestro_jax.minivox.corpus import make_example
+    from maestro_jax.minivox.dataset import Minivox
 
-    dataset.prepare(recipe.config, data)
-
-    runs, directories = {}, {}
-    for stage in recipe.stages:
-        announce(stage.doing)
-        runs[stage.name], directories[stage.name] = recipe.train(stage.name, output, data)
-
-    announce("judging them by voices and sentences that they have not heard")
-    [corpus] = [c.corpus for c in dataset.Minivox.BUILDER_CONFIGS if c.name == recipe.config]
+    [corpus] = [c.corpus for c in Minivox.BUILDER_CONFIGS if c.name == recipe.config]
     parts = [
         [
             make_example(corpus, f"paired_{language}_{part}", index)
@@ -104,20 +89,22 @@ def run_self_supervised(
     found = {
         name: {
             RANDOM: evaluate_self_supervision(run, _random(run), *parts),
-            TRAINED: evaluate_self_supervision(run, _trained(run, directories[name]), *parts),
+            TRAINED: evaluate_self_supervision(
+                run, _trained(run, experiment.directories[name]), *parts
+            ),
         }
-        for name, run in runs.items()
+        for name, run in experiment.runs.items()
     }
-    minutes = {name: training_minutes(directory) for name, directory in directories.items()}
-    record: dict[str, Any] = {
-        "steps": {name: run.steps for name, run in runs.items()},
+    minutes = experiment.training_minutes()
+    record = {
+        "steps": {name: run.steps for name, run in experiment.runs.items()},
         "minutes": minutes,
         "found": {
             name: {weights: dataclasses.asdict(each) for weights, each in by_weights.items()}
             for name, by_weights in found.items()
         },
     }
-    (output / "self_supervised.json").write_text(json.dumps(record, indent=2) + "\n")
+    (experiment.output / "self_supervised.json").write_text(json.dumps(record, indent=2) + "\n")
 
     print("\nThe objectives, on masked speech of unheard voices, in percent\n")
     print(table([_objective(name, w, e) for name, each in found.items() for w, e in each.items()]))
@@ -127,10 +114,9 @@ def run_self_supervised(
     print(table([_probes(name, w, e) for name, each in found.items() for w, e in each.items()]))
     some = found[recipe.stages[0].name][TRAINED].probes["log-mel"]
     print(f"\n{some.frames:,} frames, {some.phonemes} phonemes; the commonest: {some.majority:.1%}")
-    for name, run in runs.items():
+    for name, run in experiment.runs.items():
         print(f"{name}: {run.steps} steps, {minutes[name]:.1f} minutes with compilation")
-    print(f"\nDone in {(time.monotonic() - began) / 60:.1f} minutes.")
-    return record
+    experiment.finish()
 
 
 def _random(run: TrainRun) -> Any:

@@ -1,14 +1,19 @@
-"""Training runs in sequence, each initialised from an earlier one and continued if interrupted."""
+"""Experiments on MiniVox: training runs in sequence, each initialised from an earlier one.
+
+Every stage leaves its result in the output directory. When an experiment is started again, finished
+stages are skipped, and one that was interrupted is continued.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from maestro_jax.experiments.reported import train_with_report
 from maestro_jax.gin_utils import gin_config, run_record
+from maestro_jax.reports.html_report import train_with_report
 from maestro_jax.training.run import TrainRun
 
 
@@ -55,39 +60,88 @@ class Recipe:
         """Returns the stage of that name."""
         return next(stage for stage in self.stages if stage.name == name)
 
-    def train(self, name: str, output: Path, data: Path) -> tuple[TrainRun, Path]:
+
+class Experiment:
+    """Carries out a recipe, and announces each of its parts on standard output.
+
+    Args:
+        recipe: What to train.
+        output_dir: Directory of models, tables and figures.
+        data_dir: Root of the prepared data; by default `data` in the output directory.
+        further_parts: Number of parts that follow training.
+
+    Attributes:
+        recipe: What to train.
+        output: Directory of models, tables and figures.
+        data: Root of the prepared data.
+        runs: The run of each stage that has been trained, by name.
+        directories: Their model directories.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        output_dir: str | Path,
+        data_dir: str | Path | None = None,
+        *,
+        further_parts: int = 0,
+    ) -> None:
+        self.recipe = recipe
+        self.output = Path(output_dir).expanduser().absolute()
+        self.data = Path(data_dir) if data_dir else self.output / "data"
+        self.runs: dict[str, TrainRun] = {}
+        self.directories: dict[str, Path] = {}
+        self._parts = 1 + len(recipe.stages) + further_parts
+        self._begun = 0
+        self._start = time.monotonic()
+
+    def announce(self, doing: str) -> None:
+        """Prints that the next part begins, and the number of parts."""
+        self._begun += 1
+        print(f"\n[{self._begun}/{self._parts}] {doing}", flush=True)
+
+    def train(self) -> None:
+        """Synthesises MiniVox, and trains all stages."""
+        from maestro_jax.minivox import dataset
+
+        self.output.mkdir(parents=True, exist_ok=True)
+        self.announce("synthesising MiniVox: sentences, voices, rooms and noise")
+        dataset.prepare(self.recipe.config, self.data)
+        for stage in self.recipe.stages:
+            self.announce(stage.doing)
+            self.train_stage(stage)
+
+    def train_stage(self, stage: Stage) -> None:
         """Trains one stage, or continues it, and records its configuration.
 
         Args:
-            name: Name of the stage; the stage that it is initialised from must have run.
-            output: Directory of all stages.
-            data: Root of the prepared data.
-
-        Returns:
-            The run and its model directory.
+            stage: A stage of the recipe; the one that it is initialised from has been trained.
         """
-        stage = self.stage(name)
-        files = [stage.file]
-        if self.data_gin is not None:
-            files.append(self.data_gin)
+        recipe = self.recipe
+        files = [stage.file] if recipe.data_gin is None else [stage.file, recipe.data_gin]
         macros = gin_config.macros(files)
-        bindings = {macro: value for macro, value in self.bindings.items() if macro in macros}
+        bindings = {macro: value for macro, value in recipe.bindings.items() if macro in macros}
         bindings |= stage.bindings
-        if name in self.steps:
-            bindings["STEPS"] = str(self.steps[name])
+        if stage.name in recipe.steps:
+            bindings["STEPS"] = str(recipe.steps[stage.name])
         if stage.init_from is not None:
-            bindings["INIT_FROM"] = repr(str(output / self.stage(stage.init_from).directory))
+            source = self.output / recipe.stage(stage.init_from).directory
+            bindings["INIT_FROM"] = repr(str(source))
         elif "INIT_FROM" in macros:
             bindings["INIT_FROM"] = "None"
         run = gin_config.parse_and_build(files, bindings)
-        texts = {
-            "config.gin": gin_config.config_text(),
-            "operative_config.gin": gin_config.operative_config_text(),
-        }
-        model_dir = output / stage.directory
-        run_record.write(model_dir, texts, run_record.command_line())
-        train_with_report(run, model_dir=model_dir, data_dir=data)
-        return run, model_dir
+        model_dir = self.output / stage.directory
+        run_record.write(model_dir, gin_config.record_texts(), run_record.command_line())
+        train_with_report(run, model_dir=model_dir, data_dir=self.data)
+        self.runs[stage.name], self.directories[stage.name] = run, model_dir
+
+    def training_minutes(self) -> dict[str, float]:
+        """Returns the minutes that each stage has trained, by name; see `training_minutes`."""
+        return {name: training_minutes(path) for name, path in self.directories.items()}
+
+    def finish(self) -> None:
+        """Prints how long the experiment took."""
+        print(f"\nDone in {(time.monotonic() - self._start) / 60:.1f} minutes.")
 
 
 def training_minutes(model_dir: Path) -> float:
@@ -98,20 +152,3 @@ def training_minutes(model_dir: Path) -> float:
     """
     last = (model_dir / "metrics.jsonl").read_text().splitlines()[-1]
     return float(json.loads(last)["elapsed_seconds"]) / 60.0
-
-
-class Announcer:
-    """Prints which part of an experiment begins, and the number of parts.
-
-    Attributes:
-        parts: Number of parts.
-    """
-
-    def __init__(self, parts: int) -> None:
-        self.parts = parts
-        self._begun = 0
-
-    def __call__(self, doing: str) -> None:
-        """Prints that the next part begins."""
-        self._begun += 1
-        print(f"\n[{self._begun}/{self.parts}] {doing}", flush=True)

@@ -122,6 +122,11 @@ def operative_config_text() -> str:
     return gin.operative_config_str(max_line_length=100)
 
 
+def record_texts() -> dict[str, str]:
+    """Returns the files with the configuration of the built run, by name, for `run_record`."""
+    return {"config.gin": config_text(), "operative_config.gin": operative_config_text()}
+
+
 def load_run(
     model_dir: str | pathlib.Path,
     bindings: Mapping[str, str] | None = None,

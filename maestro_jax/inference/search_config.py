@@ -49,6 +49,33 @@ class SearchConfig:
     decoder: str | None = None
     length_alpha: float = 0.6
 
+    def check(self) -> None:
+        """Checks what needs neither a model nor its vocabulary.
+
+        Raises:
+            UserError: If there are two language models or a file is missing, a number is out of
+                its range, or a choice is unknown.
+        """
+        if self.lm_text is not None and self.lm_arpa is not None:
+            raise UserError(
+                "--lm_text and --lm_arpa are two language models: give only one of them"
+            )
+        if self.beam_size < 1:
+            raise UserError(f"the beam size must be at least 1, not {self.beam_size}")
+        for name in ("lm_weight", "length_alpha", "ilm_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"--{name} must not be negative, and is {getattr(self, name)}")
+        if not math.isfinite(self.length_bonus):
+            raise UserError(f"--length_bonus must be a number, and is {self.length_bonus}")
+        for option, file in (("--lm_text", self.lm_text), ("--lm_arpa", self.lm_arpa)):
+            if file is not None and not Path(file).is_file():
+                raise UserError(f"there is no file {file} for {option}")
+        if self.ilm_encoder not in INTERNAL_ENCODERS:
+            raise UserError(
+                f"unknown --ilm_encoder {self.ilm_encoder!r}; choose one of "
+                f"{', '.join(INTERNAL_ENCODERS)}.{near_misses(self.ilm_encoder, INTERNAL_ENCODERS)}"
+            )
+
     def language_model(self, vocabulary: Vocabulary, vocab_size: int) -> NgramLm | WordLm | None:
         """Builds the language model that takes part in the search or ranks its hypotheses.
 
@@ -61,10 +88,9 @@ class SearchConfig:
 
         Raises:
             UserError: If the text or the model cannot be read or belongs to another vocabulary, or
-                a model over words is given without a beam.
+                a model over words is given without a beam; see also `check`.
         """
-        if self.lm_text is not None and self.lm_arpa is not None:
-            raise UserError("--lm_text and --lm_arpa are two language models; give one")
+        self.check()
         if self.lm_text is not None:
             model = text_model(self.lm_text, vocabulary, order=self.lm_order, prune=self.lm_prune)
         elif self.lm_arpa is not None:
@@ -89,21 +115,8 @@ class SearchConfig:
             decoder: The decoder; only a transducer has an internal language model.
 
         Raises:
-            UserError: If a number is out of its range, or a choice is unknown or impossible.
+            UserError: If the decoder has no internal language model to subtract.
         """
-        if self.beam_size < 1:
-            raise UserError(f"the beam size must be at least 1, not {self.beam_size}")
-        if not self.lm_weight >= 0:
-            raise UserError(f"the language model's weight must not be negative: {self.lm_weight}")
-        if not 0 <= self.length_alpha < math.inf:
-            raise UserError(f"length_alpha must not be negative, and is {self.length_alpha}")
-        if not 0 <= self.ilm_weight < math.inf:
-            raise UserError(f"--ilm_weight must not be negative, and is {self.ilm_weight}")
-        if self.ilm_encoder not in INTERNAL_ENCODERS:
-            raise UserError(
-                f"unknown --ilm_encoder {self.ilm_encoder!r}; choose one of "
-                f"{', '.join(INTERNAL_ENCODERS)}.{near_misses(self.ilm_encoder, INTERNAL_ENCODERS)}"
-            )
         if self.ilm_weight and decoder != "transducer":
             raise UserError(
                 f"--ilm_weight subtracts the internal language model of a transducer, and the "

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-STREAMS = ("paired", "speech", "text", "mt")
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CorpusConfig:

@@ -1,10 +1,9 @@
 """Plans runs on target topologies: memory, FLOPs, network, time and cost.
 
 - `chips`: topologies (``v5e:16x16``, ``gpu:H100x8``) of the chips in `maestro_jax.chip_table`
-- `flops`: the FLOPs of a step, counted from its jaxpr, by part of the model
 - `compiled`: ahead-of-time compilation for TPUs: memory, largest buffers, cycles
 - `collectives`: the bytes that a compiled program sends, by kind and by mesh axis; `hlo` parses it
-- `analytic`: memory and transfers of one device, without a compiler
+- `analytic`: FLOPs, memory and transfers of one device, without a compiler
 - `roofline`: seconds from FLOPs and bytes
 - `run_time`: hours of a run from seconds per step
 - `estimate`: a whole plan by roofline alone; `plan`: one with the compiler

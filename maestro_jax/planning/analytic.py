@@ -24,6 +24,7 @@ that trace and from the logical axes of the parameters:
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections import defaultdict
 from collections.abc import Mapping
@@ -34,12 +35,12 @@ from jax.extend import core
 
 from maestro_jax.batches import StreamConfig, batch_shapes
 from maestro_jax.errors import UserError
-from maestro_jax.flops import FlopCount, Product
+from maestro_jax.flops import FlopCount, Product, count_flops
 from maestro_jax.planning.collectives import sent_bytes
-from maestro_jax.planning.flops import step_flops
 from maestro_jax.training import parameter_trees
 from maestro_jax.training.partitioning import AXIS_NAMES, Partitioning
 from maestro_jax.training.state import TrainState, abstract_state
+from maestro_jax.training.step import train_step
 
 MeshShape = tuple[int, int, int]
 """Devices along data, fsdp and tensor."""
@@ -204,6 +205,40 @@ class StepTrace:
         return total
 
 
+def step_flops(
+    model: Any,
+    objective: Any,
+    optimizer: Any,
+    shapes: Mapping[str, Any],
+    *,
+    ema_decay: float | None = 0.9999,
+    accumulate: int = 1,
+) -> FlopCount:
+    """Counts the FLOPs of the real training step: loss, gradient and update.
+
+    Args:
+        model: The Linen module.
+        objective: The objective.
+        optimizer: The optimizer's configuration.
+        shapes: ``{stream: {feature: ShapeDtypeStruct}}``, the global batch; streams that have not
+            begun are left out.
+        ema_decay: Decay of the average of the parameters; None for no average.
+        accumulate: Number of microbatches.
+    """
+    ema = ema_decay is not None
+    state = parameter_trees.unbox(abstract_state(model, objective, optimizer, shapes, ema=ema))
+    step = functools.partial(
+        train_step,
+        model=model,
+        objective=objective,
+        optimizer=optimizer,
+        ema_decay=ema_decay,
+        seed=0,
+        accumulate=accumulate,
+    )
+    return count_flops(step, state, shapes)
+
+
 def trace_step(run: Any, rows: Mapping[str, int]) -> StepTrace:
     """Traces a run's step with the rows of one device.
 
@@ -236,8 +271,7 @@ def trace_step(run: Any, rows: Mapping[str, int]) -> StepTrace:
         shapes,
         ema_decay=run.ema_decay,
         accumulate=run.accumulate,
-        by_stream=False,
-    ).count
+    )
     # The gradient is computed one microbatch at a time.
     microbatch = batch_shapes(
         {

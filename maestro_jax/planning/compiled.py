@@ -109,18 +109,12 @@ class CompiledProgram:
         memory: Bytes by purpose.
         largest: The largest buffers at the time of peak memory.
         text: The optimized module, with the compiler's cycles.
-        flops: FLOPs as the compiler counts them; the body of a loop counts once.
-        bytes_accessed: Bytes accessed, counted likewise.
-        optimal_seconds: The compiler's own estimate; None if it gives none.
         compile_seconds: Time of the compilation.
     """
 
     memory: CompiledMemory
     largest: tuple[Buffer, ...]
     text: str
-    flops: float
-    bytes_accessed: float
-    optimal_seconds: float | None
     compile_seconds: float
 
 
@@ -221,15 +215,10 @@ def compile_program(
         code=analysis.generated_code_size_in_bytes,
         capacity=capacity,
     )
-    cost = compiled.cost_analysis() or {}
-    estimate = cost.get("optimal_seconds")
     return CompiledProgram(
         memory=memory,
         largest=largest,
         text=text,
-        flops=cost.get("flops", 0.0),
-        bytes_accessed=cost.get("bytes accessed", 0.0),
-        optimal_seconds=estimate if estimate and estimate > 0 else None,
         compile_seconds=seconds,
     )
 

@@ -23,7 +23,7 @@ from maestro_jax.planning.analytic import (
     trace_step,
 )
 from maestro_jax.planning.chips import GIB, Topology
-from maestro_jax.planning.roofline import Assumptions, StepTime, roofline, slow_bytes
+from maestro_jax.planning.roofline import StepTime, roofline, slow_bytes
 from maestro_jax.planning.run_time import RunTime, Streams, run_phases, run_time
 
 ROOM = 0.8
@@ -107,7 +107,6 @@ def estimate(
     topology: Topology,
     mesh: MeshShape | None = None,
     *,
-    assumptions: Assumptions | None = None,
     traces: Mapping[Streams, StepTrace] | None = None,
 ) -> Estimate:
     """Plans a run by roofline.
@@ -116,7 +115,6 @@ def estimate(
         run: A `TrainRun`.
         topology: The topology.
         mesh: Devices along data, fsdp and tensor; None for the run's own.
-        assumptions: Assumptions on the hardware; None for the defaults.
         traces: Traces of steps with the streams of each phase and the rows of one device; missing
             ones are traced, which takes seconds.
 
@@ -131,7 +129,7 @@ def estimate(
     for phase in phases:
         if phase.streams not in known:
             known[phase.streams] = trace_step(run, {name: rows[name] for name in phase.streams})
-        step = roofline(topology, known[phase.streams], mesh, assumptions=assumptions)
+        step = roofline(topology, known[phase.streams], mesh)
         seconds[phase.streams] = step.seconds
     trace = known[phases[-1].streams]
     return Estimate(
@@ -140,7 +138,7 @@ def estimate(
         rows=rows,
         parameters=trace.parameters,
         memory=trace.memory(mesh),
-        step=roofline(topology, trace, mesh, assumptions=assumptions),
+        step=roofline(topology, trace, mesh),
         transfers=trace.transfers(mesh),
         time=run_time(run, seconds, topology.chips),
     )

@@ -256,13 +256,12 @@ def training_program(
     run: TrainRun,
     topology: Topology,
     mesh: jax.sharding.Mesh,
-    placed: ShardedState | None = None,
     *,
     exact: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> ProgramPlan:
     """Compiles the training step with all streams, as `plan_run` does."""
-    lowered = lower_training(run, mesh, placed=placed)
+    lowered = lower_training(run, mesh)
     options = {} if exact else quick_options(topology.chip)
     return _program(lowered, topology, mesh, "the training step", options, say)
 

@@ -150,7 +150,6 @@ def roofline(
     mesh: MeshShape,
     *,
     transfers: Iterable[Transfer] | None = None,
-    between_slices: float | None = None,
     assumptions: Assumptions | None = None,
 ) -> StepTime:
     """Computes the time of a step.
@@ -160,8 +159,6 @@ def roofline(
         trace: The step with the rows of one device.
         mesh: Devices along data, fsdp and tensor.
         transfers: What one device sends; None for the estimate from mesh and parameters.
-        between_slices: Bytes of them that one device sends to other slices or machines; None for
-            the estimate of `slow_bytes`.
         assumptions: Assumptions on the hardware; None for the defaults.
     """
     assumed = assumptions or Assumptions()
@@ -171,8 +168,6 @@ def roofline(
     scaling = assumed.slice_doubling**doublings
     sends = tuple(trace.transfers(mesh) if transfers is None else transfers)
     slow = sum(slow_bytes(topology, mesh, each) for each in sends)
-    if between_slices is not None:
-        slow = between_slices
     fast = sum(each.sent / axis_bandwidth(topology, mesh, each.axis) for each in sends)
     network = max(fast, slow / (chip.dcn_bandwidth * share)) / assumed.network
     gradient = StepPart(

@@ -3,7 +3,7 @@
     table = scale_run(run, parse_topology("v5e:16x16"), [16, 64, 256, 1024, 4096])
     for row in table:
         row.topology, row.mesh, row.step.seconds, row.efficiency
-    scaling_cells(table, audio_hours), plot_scaling(table, "scaling.png")
+    scaling_cells(table), plot_scaling(table, "scaling.png")
 
 The step is traced once, with the rows of one device: more chips mean a larger batch, and only the
 network and the shards of the state change. Each size gets the fastest mesh of `data` and `fsdp`
@@ -78,10 +78,6 @@ class ScalingRow:
         """Bytes that one device sends in a step."""
         return sum(each.sent for each in self.transfers)
 
-    def hours(self, audio_hours: float) -> float:
-        """Computes the hours in which an amount of audio is read."""
-        return audio_hours / (self.audio_hours_per_second * 3600)
-
 
 def topology_of(chip: Chip, chips: int) -> Topology:
     """Finds the topology of a number of chips: one slice if possible, of the most even shape.
@@ -113,9 +109,6 @@ def scale_run(
     run: Any,
     topology: Topology,
     sizes: Iterable[int] = SIZES,
-    *,
-    trace: StepTrace | None = None,
-    assumptions: Assumptions | None = None,
 ) -> tuple[ScalingRow, ...]:
     """Computes the table of a run: each chip keeps the rows that it has on one topology.
 
@@ -123,8 +116,6 @@ def scale_run(
         run: A `TrainRun`; its mesh gives the number of devices along `tensor`.
         topology: The topology for the run's own batches.
         sizes: Numbers of chips, in ascending order.
-        trace: A step with the rows of one device and all streams; traced if None.
-        assumptions: Assumptions on the hardware; None for the defaults.
 
     Raises:
         UserError: If the run's batches do not fit the topology, or no slices have a size.
@@ -133,12 +124,11 @@ def scale_run(
     rows = rows_of_a_device(run, mesh)
     seconds = sum(count * run.streams[name].audio_samples for name, count in rows.items())
     return weak_scaling(
-        trace_step(run, rows) if trace is None else trace,
+        trace_step(run, rows),
         topology.chip,
         sizes,
         audio_seconds=seconds / SAMPLE_RATE,
         tensor=mesh[2],
-        assumptions=assumptions,
     )
 
 
@@ -224,28 +214,26 @@ HEAD = (
 )  # fmt: skip
 
 
-def scaling_cells(rows: Sequence[ScalingRow], audio_hours: float = 0.0) -> list[list[str]]:
-    """Formats the table, `HEAD` first; with the hours for an amount of audio if it is given."""
-    cells = [[*HEAD, *(("hours", "chip hours") if audio_hours else ())]]
+def scaling_cells(rows: Sequence[ScalingRow]) -> list[list[str]]:
+    """Formats the table, `HEAD` first."""
+    cells = [list(HEAD)]
     for row in rows:
-        line = [
-            f"{row.topology.chips:,}",
-            str(row.topology),
-            "x".join(map(str, row.mesh)),
-            f"{row.memory.total / 2**30:.1f}" + ("" if row.fits else " (too much)"),
-            f"{row.step.seconds:.3f}",
-            f"{row.step.utilisation:.1%}",
-            row.step.bound,
-            f"{row.efficiency:.1%}",
-            f"{row.serial_efficiency:.1%}",
-            f"{row.sent / 2**30:.2f}",
-            f"{row.slow_bytes / 2**30:.3f}",
-            f"{row.audio_hours_per_second:,.1f}",
-        ]
-        if audio_hours:
-            hours = row.hours(audio_hours)
-            line += [f"{hours:,.1f}", f"{hours * row.topology.chips:,.0f}"]
-        cells.append(line)
+        cells.append(
+            [
+                f"{row.topology.chips:,}",
+                str(row.topology),
+                "x".join(map(str, row.mesh)),
+                f"{row.memory.total / 2**30:.1f}" + ("" if row.fits else " (too much)"),
+                f"{row.step.seconds:.3f}",
+                f"{row.step.utilisation:.1%}",
+                row.step.bound,
+                f"{row.efficiency:.1%}",
+                f"{row.serial_efficiency:.1%}",
+                f"{row.sent / 2**30:.2f}",
+                f"{row.slow_bytes / 2**30:.3f}",
+                f"{row.audio_hours_per_second:,.1f}",
+            ]
+        )
     return cells
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from etils import epath
 
@@ -32,7 +33,10 @@ from maestro_jax.reports.figures import (
 )
 from maestro_jax.reports.health_checks import FAIL, OK, WARN, check_health, last
 from maestro_jax.reports.run_log import Curve, RunLog, read_curves, read_run_log
+from maestro_jax.training.callbacks import Callback
 from maestro_jax.training.metrics import duration
+from maestro_jax.training.run import TrainRun
+from maestro_jax.training.trainer import Trainer, train
 
 log = logging.getLogger(__name__)
 
@@ -117,26 +121,54 @@ def tensorboard_images(pngs: Mapping[str, bytes]) -> dict[str, np.ndarray]:
     }
 
 
-def report_writer(model_dir: epath.PathLike) -> Callable[[int], dict[str, np.ndarray]]:
-    """Returns a function that training calls each time that diagnostics have been written.
+def update_report(model_dir: epath.PathLike, step: int) -> dict[str, np.ndarray]:
+    """Writes the report during training; logs errors instead of raising them.
 
     Args:
         model_dir: The model directory.
+        step: Training step, for messages.
 
     Returns:
-        A function of the step that writes the report and returns its figures for TensorBoard. It
-        logs errors instead of raising them.
+        The figures for TensorBoard.
     """
+    try:
+        return tensorboard_images(write_report(model_dir)[1])
+    except Exception:
+        # A figure that cannot be drawn must not end a run of days.
+        log.exception("%s could not be written at step %d", REPORT_FILE, step)
+        return {}
 
-    def write(step: int) -> dict[str, np.ndarray]:
-        try:
-            return tensorboard_images(write_report(model_dir)[1])
-        except Exception:
-            # A figure that cannot be drawn must not end a run of days.
-            log.exception("%s could not be written at step %d", REPORT_FILE, step)
-            return {}
 
-    return write
+class ReportWriter(Callback):
+    """Writes the report with all diagnostics and validations, and gives trackers its figures."""
+
+    def on_log(self, trainer: Trainer, step: int, metrics: Mapping[str, float]) -> None:
+        """Writes the report if diagnostics or a validation have been logged."""
+        if {"diagnostics_seconds", "validation_seconds"}.isdisjoint(metrics):
+            return
+        if jax.process_index() == 0:
+            with trainer.paused():
+                images = update_report(trainer.model_dir, step)
+                for tracker in trainer.trackers:
+                    tracker.log_images(step, images)
+
+
+def train_with_report(
+    run: TrainRun, *, model_dir: str | Path, data_dir: str | Path | None = None
+) -> None:
+    """Trains, and writes `report.html` with all diagnostics and at the end.
+
+    Args:
+        run: The run.
+        model_dir: The model directory.
+        data_dir: Root of the prepared data.
+    """
+    train(run, model_dir=model_dir, data_dir=data_dir, callbacks=[ReportWriter()])
+    path = epath.Path(model_dir).expanduser() / REPORT_FILE
+    if jax.process_index() == 0:
+        if not (run.diagnostics.every or run.validation.every) or not path.exists():
+            update_report(model_dir, run.steps)
+        log.info("the report of the run is %s", path)
 
 
 def draw_curves(model_dir: str | Path) -> Path:

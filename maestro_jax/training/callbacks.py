@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import jax
 
 from maestro_jax.errors import near_misses
+from maestro_jax.scoring.metrics import KINDS, metrics_of_kind
 from maestro_jax.training import model_vocabulary
 from maestro_jax.training.checkpoints import BestCheckpoint
 from maestro_jax.training.metrics import MetricWindow, console_line, throughput
@@ -416,5 +417,11 @@ class Checkpointer(Callback):
 
 
 def _best_mode(metric: str) -> Literal["min", "max"]:
-    name = metric.lower()
-    return "max" if any(word in name for word in ("bleu", "chrf", "accuracy")) else "min"
+    parts = metric.split("/")
+    higher = any(
+        scorer.higher_is_better
+        for kind in KINDS
+        for scorer in metrics_of_kind(kind)
+        if scorer.name in parts
+    )
+    return "max" if higher or "accuracy" in parts[-1] else "min"

@@ -182,11 +182,11 @@ def test_train_refuses_an_unknown_task_before_anything_is_written(
 def test_train_writes_the_record_and_calls_the_loop(
     run_file: str, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ) -> None:
-    from maestro_jax.experiments import reported
+    from maestro_jax.reports import html_report
 
     calls = []
     monkeypatch.setattr(
-        reported, "train_with_report", lambda run, **rest: calls.append((run, rest))
+        html_report, "train_with_report", lambda run, **rest: calls.append((run, rest))
     )
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
     model_dir = str(tmp_path / "model")

@@ -128,7 +128,7 @@ def test_a_run_remembers_the_module(directory, capsys, monkeypatch) -> None:
 
     trained = []
     monkeypatch.setattr(
-        "maestro_jax.experiments.reported.train_with_report", lambda run, **_: trained.append(run)
+        "maestro_jax.reports.html_report.train_with_report", lambda run, **_: trained.append(run)
     )
     assert main(train_command()) == 0
     assert [run.steps for run in trained] == [2]

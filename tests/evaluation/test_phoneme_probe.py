@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from maestro_jax.espeak import Phoneme
-from maestro_jax.evaluation.phoneme_probe import (
+from maestro_jax.evaluation.self_supervision import (
     LOG_MEL,
     Accuracy,
     best_layer,

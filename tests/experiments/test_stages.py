@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from maestro_jax.experiments import demo, low_resource, stages
-from maestro_jax.experiments.stages import Recipe, Stage, training_minutes
+from maestro_jax.experiments.stages import Experiment, Recipe, Stage, training_minutes
 
 
 @pytest.fixture
@@ -41,8 +41,9 @@ def test_stages_begin_where_they_say(trained: list[tuple], tmp_path: Path) -> No
         bindings={"FEATURES": "16", "TEXT_START_STEP": "700"},
         steps={"b": 111},
     )
-    for name in "abc":
-        recipe.train(name, tmp_path, tmp_path / "data")
+    experiment = Experiment(recipe, tmp_path)
+    for stage in recipe.stages:
+        experiment.train_stage(stage)
     [(first, one, data), (second, two, _), (third, three, _)] = trained
     assert (one, two, three) == (tmp_path / "one", tmp_path / "two", tmp_path / "three")
     assert data == tmp_path / "data"
@@ -68,8 +69,9 @@ def test_shipped_recipes_are_whole(recipe: Recipe) -> None:
 def test_both_contenders_are_the_same_model_on_the_same_utterances(
     trained: list[tuple], tmp_path: Path
 ) -> None:
+    experiment = Experiment(low_resource.RECIPE, tmp_path)
     for name in low_resource.MODELS:
-        low_resource.RECIPE.train(name, tmp_path, tmp_path)
+        experiment.train_stage(low_resource.RECIPE.stage(name))
     tuned, scratch = (call[0] for call in trained)
     assert tuned.streams == scratch.streams
     shapes = [
@@ -88,8 +90,22 @@ def test_minutes_come_from_the_last_log_point(tmp_path: Path) -> None:
     assert training_minutes(tmp_path) == 2.5
 
 
-def test_announcements_are_numbered(capsys: pytest.CaptureFixture[str]) -> None:
-    announce = stages.Announcer(2)
-    announce("this")
-    announce("that")
-    assert capsys.readouterr().out == "\n[1/2] this\n\n[2/2] that\n"
+def test_announcements_are_numbered(
+    trained: list[tuple], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys
+) -> None:
+    from maestro_jax.minivox import dataset
+
+    prepared: list[tuple] = []
+    monkeypatch.setattr(dataset, "prepare", lambda *arguments: prepared.append(arguments))
+    stage = Stage(
+        name="a", file="runs/low_resource_pretrain.gin", directory="one", doing="training"
+    )
+    recipe = Recipe(stages=(stage,), config="low_resource")
+    experiment = Experiment(recipe, tmp_path, tmp_path / "corpora", further_parts=1)
+    experiment.train()
+    experiment.announce("testing")
+    assert prepared == [("low_resource", tmp_path / "corpora")]
+    assert [call[2] for call in trained] == [tmp_path / "corpora"]
+    lines = [line for line in capsys.readouterr().out.splitlines() if line]
+    assert [line[:5] for line in lines] == ["[1/3]", "[2/3]", "[3/3]"]
+    assert lines[1:] == ["[2/3] training", "[3/3] testing"]

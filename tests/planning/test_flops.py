@@ -13,7 +13,7 @@ from maestro_jax.flops import OTHER, count_flops
 from maestro_jax.gin_utils import gin_config
 from maestro_jax.layers.conformer import ConformerBlock
 from maestro_jax.modules.transducer import LstmLayer
-from maestro_jax.planning.flops import run_flops, step_flops
+from maestro_jax.planning.analytic import step_flops
 
 
 def shape(*sizes: int, dtype=jnp.float32) -> jax.ShapeDtypeStruct:
@@ -254,9 +254,7 @@ def test_the_papers_model() -> None:
     sizes = {"VOCAB_SIZE": "4096", "TOKENS": "256", "MAX_TEXT_FRAMES": "400"}
     bindings = {"AUDIO_SAMPLES": str(30 * 16000), **sizes, **BAR}
     run = gin_config.parse_and_build(["runs/paper_voxpopuli.gin"], bindings)
-    count = step_flops(
-        run.model, run.objective, run.optimizer, run.batch_shapes(), by_stream=False
-    ).count
+    count = step_flops(run.model, run.objective, run.optimizer, run.batch_shapes())
     by_hand = paper_step(
         speech=1024,
         text=1024,
@@ -283,12 +281,16 @@ def test_streams_add_up_to_the_step() -> None:
     # joined with those of other texts: the shorter the texts, the larger the share of that.
     settings = {"STEPS": "1", "MAX_TEXT_FRAMES": "400"}
     run = gin_config.parse_and_build([*files, "data/minivox_tiny.gin"], settings)
-    found = run_flops(run)
-    assert set(found.by_stream) == set(run.used_streams)
-    assert sum(found.by_stream.values()) == pytest.approx(found.count.model, rel=0.02)
-    # Paired speech has the losses of speech and of text: more an utterance than either.
-    sizes = {name: run.streams[name].batch_size for name in run.used_streams}
-    each = {name: flops / sizes[name] for name, flops in found.by_stream.items()}
+    shapes = run.batch_shapes()
+
+    def flops(*streams: str) -> float:
+        batch = {name: shapes[name] for name in streams}
+        return step_flops(run.model, run.objective, run.optimizer, batch).model
+
+    alone = {name: flops(name) for name in run.used_streams}
+    assert sum(alone.values()) == pytest.approx(flops(*run.used_streams), rel=0.02)
+    # Paired speech has the losses of speech and of text: more per utterance than either.
+    each = {name: alone[name] / run.streams[name].batch_size for name in ("paired", "speech")}
     assert each["paired"] > each["speech"]
 
 

@@ -111,11 +111,13 @@ def test_what_a_compiled_program_sends_takes_the_place_of_the_estimate(small) ->
     trace = trace_step(small.run(), {"speech": 16})
     topology = parse_topology("v5e:16x16", slices=2)
     gather = Transfer(kind="all-gather", axis="fsdp", group=256, sent=2e9)
-    step = roofline(
-        topology, trace, (2, 256, 1), transfers=[gather], between_slices=1e9, assumptions=IDEAL
-    )
-    # 2 GB over four links, or 1 GB over a share of 25 Gb/s of the host's network.
-    assert step.phases[0].network == pytest.approx(max(2e9 / 200e9, 1e9 / 3.125e9))
+    step = roofline(topology, trace, (2, 256, 1), transfers=[gather], assumptions=IDEAL)
+    # 2 GB over four links.
+    assert step.phases[0].network == pytest.approx(2e9 / 200e9)
+    reduce = Transfer(kind="all-reduce", axis="data", group=2, sent=1e9)
+    step = roofline(topology, trace, (2, 256, 1), transfers=[gather, reduce], assumptions=IDEAL)
+    # 1 GB to the other slice, over a share of 25 Gb/s of the host's network.
+    assert step.phases[0].network == pytest.approx(1e9 / 3.125e9)
 
 
 def test_doubling_slices_costs_what_was_measured(small) -> None:

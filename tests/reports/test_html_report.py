@@ -18,8 +18,8 @@ from maestro_jax.evaluation.score_table import write_scores
 from maestro_jax.reports.health_checks import FAIL, OK, WARN, check_health
 from maestro_jax.reports.html_report import (
     draw_probe,
-    report_writer,
     tensorboard_images,
+    update_report,
     write_report,
 )
 
@@ -251,14 +251,14 @@ def test_without_matplotlib_the_health_checks_remain(tmp_path, monkeypatch, capl
         "find_spec",
         lambda name, *rest: None if name == "matplotlib" else find_spec(name, *rest),
     )
-    assert report_writer(tmp_path)(600) == {}
+    assert update_report(tmp_path, 600) == {}
     assert "no figures: matplotlib is not installed" in caplog.text
     page = Page((tmp_path / "report.html").read_text())
     assert not page.images and "by chance in 2%" in " ".join(page.words)
 
 
 def test_a_report_that_fails_does_not_end_training(tmp_path, caplog):
-    assert report_writer(tmp_path / "absent")(3) == {}
+    assert update_report(tmp_path / "absent", 3) == {}
     assert "report.html could not be written at step 3" in caplog.text
     with pytest.raises(UserError, match="cannot read the metrics"):
         write_report(tmp_path / "absent")

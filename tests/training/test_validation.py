@@ -283,3 +283,19 @@ def test_a_callback_from_elsewhere_stops_and_resumes(toy, tmp_path):
 def test_settings_that_cannot_be(settings, told):
     with pytest.raises(UserError, match=told):
         ValidationConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("metric", "mode"),
+    [
+        ("validation/loss", "min"),
+        ("validation/wer/de", "min"),
+        ("validation/bleu", "max"),
+        ("validation/st/bleu/de-en", "max"),
+        ("validation/masked_accuracy", "max"),
+    ],
+)
+def test_metrics_say_which_end_of_them_is_the_better(metric: str, mode: str) -> None:
+    from maestro_jax.training.callbacks import _best_mode
+
+    assert _best_mode(metric) == mode

@@ -64,13 +64,10 @@ def run(arguments: argparse.Namespace) -> None:
         print(gin_config.operative_config_text())
         print(summary(train_run))
         return
-    texts = {
-        "config.gin": gin_config.config_text(),
-        "operative_config.gin": gin_config.operative_config_text(),
-    }
+    texts = gin_config.record_texts()
     import jax
 
-    from maestro_jax.experiments.reported import train_with_report
+    from maestro_jax.reports.html_report import train_with_report
     from maestro_jax.training import distributed
 
     environment.enable_compilation_cache()
