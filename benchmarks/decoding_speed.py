@@ -14,11 +14,14 @@ import inspect
 import pathlib
 import tempfile
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rows import Bar, Row, Table
 from timing import Contender, ContenderError, progress, take_turns
+
+if TYPE_CHECKING:
+    from maestro_jax.modules.maestro import Maestro
 
 GREEDY_BAR = Bar(limit=30.0, on="ours")
 BEAM_BAR = Bar(limit=10.0, on="ours")
@@ -244,17 +247,16 @@ def _search(model: Any, max_labels: int, beam: int | None) -> Callable[..., Any]
     return jax.jit(functools.partial(decode_speech, model, **options))
 
 
-def _encoder(model: Any) -> Callable[..., Any]:
+def _encoder(model: Maestro) -> Callable[..., Any]:
     """Returns the compiled encoders: `(params, audio, lengths) -> frames, numbers of frames`."""
     import jax
 
     @jax.jit
     def encode(params: Any, audio: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
-        call = functools.partial(model.apply, {"params": params})
-        features, mask = call(audio, lengths, method="features")
-        encoded = call(features, mask, method="encode_speech")
-        context = call(encoded, mask, None, method="encode_shared")
-        return call(context, method="project_frames"), mask.sum(axis=1)
+        bound = model.bind({"params": params})
+        features, mask = bound.features(audio, lengths)
+        context = bound.encode_shared(bound.encode_speech(features, mask), mask)
+        return bound.project_frames(context), mask.sum(axis=1)
 
     return encode
 

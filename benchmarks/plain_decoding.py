@@ -10,9 +10,12 @@ only after a label, and there are no scores.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from maestro_jax.modules.maestro import Maestro
 
 BLANK = 0
 
@@ -56,22 +59,20 @@ def plain_greedy(
     return tokens
 
 
-def jitted_networks(model: Any, params: Any) -> tuple[Predict, Best, Any]:
+def jitted_networks(model: Maestro, params: Any) -> tuple[Predict, Best, Any]:
     """Returns the model's own networks, compiled for one utterance, and the initial state."""
     import jax
     import jax.numpy as jnp
 
-    variables = {"params": params}
-
     # The weights are constants of the program; passing them at every call would take longer.
     @jax.jit
     def predict_step(label: jax.Array, state: Any) -> tuple[jax.Array, Any]:
-        outputs, state = model.apply(variables, label[None, None], state, method="prediction_step")
+        outputs, state = model.bind({"params": params}).prediction_step(label[None, None], state)
         return outputs[:, 0], state
 
     @jax.jit
     def joint_step(frame: jax.Array, outputs: jax.Array) -> jax.Array:
-        return jnp.argmax(model.apply(variables, frame, outputs, method="joint")[0])
+        return jnp.argmax(model.bind({"params": params}).joint(frame, outputs)[0])
 
     def predict(label: int, state: Any) -> tuple[Any, Any]:
         return predict_step(np.int32(label), state)
@@ -79,7 +80,7 @@ def jitted_networks(model: Any, params: Any) -> tuple[Predict, Best, Any]:
     def best(frame: np.ndarray, outputs: Any) -> int:
         return int(joint_step(frame, outputs))
 
-    return predict, best, model.apply(variables, 1, method="decoder_state")
+    return predict, best, model.bind({"params": params}).decoder_state(1)
 
 
 def numpy_networks(model: Any, params: Any) -> tuple[Predict, Best, Any]:

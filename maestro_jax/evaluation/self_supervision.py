@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -276,9 +276,10 @@ def evaluate_self_supervision(
         Metrics and probes on the test utterances.
     """
     samples = max(len(example.audio) for example in (*train, *validation, *test))
+    model = cast(Maestro, run.model)
     return SelfSupervision(
         metrics=masked_metrics(run, params, test, samples=samples),
-        probes=probe_encoder(run.model, params, train, validation, test, samples=samples),
+        probes=probe_encoder(model, params, train, validation, test, samples=samples),
     )
 
 

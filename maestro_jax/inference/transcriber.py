@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 
@@ -26,7 +27,6 @@ from maestro_jax.inference.segmentation import (
     join_segments,
 )
 from maestro_jax.inference.timed_words import NBestEntry, TimedToken, Transcript
-from maestro_jax.modules.maestro import Maestro
 from maestro_jax.text.languages import LanguageTable, load_languages, normalize_language
 from maestro_jax.text.vocabularies import UNK_ID, Vocabulary
 from maestro_jax.training.checkpoints import Which, as_saved, find_checkpoint, restore_params
@@ -450,12 +450,12 @@ def _next_or_error(pieces: Iterator[Segment], recording: _Recording) -> Segment 
 
 
 def spoken_language(
-    model: Maestro, rows: int, language: str | None, languages: LanguageTable
+    model: nn.Module, rows: int, language: str | None, languages: LanguageTable
 ) -> dict[str, np.ndarray]:
     """Returns the feature `language` of a batch in one language; empty if the model needs none.
 
     Args:
-        model: The model.
+        model: The `Maestro`.
         rows: Number of rows of the batch.
         language: Code of the spoken language.
         languages: Languages that the model knows.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 
@@ -12,6 +12,7 @@ from maestro_jax.decoding.fusion import Fusion, LabelLm
 from maestro_jax.decoding.hypotheses import Hypotheses
 from maestro_jax.decoding.speech import decode_speech, decode_text
 from maestro_jax.errors import UserError
+from maestro_jax.modules.maestro import Maestro
 from maestro_jax.objectives.forward import audio_samples, default_max_text_frames
 
 if TYPE_CHECKING:
@@ -64,14 +65,15 @@ def jitted_decoding(
         "decoder": decoder,
         "length_alpha": length_alpha,
     }
-    decode: Any = functools.partial(decode_speech, run.model, **options)
+    model = cast(Maestro, run.model)
+    decode: Any = functools.partial(decode_speech, model, **options)
     if written:
         frames = run.objective.max_text_frames
         if frames is None:
             frames = default_max_text_frames(run.model, audio_samples(run.batch_shapes()))
         # A text that is cut loses the end of its translation, so there is room for twice what was
         # trained on, as there is for what is written.
-        decode = functools.partial(decode_text, run.model, max_text_frames=2 * frames, **options)
+        decode = functools.partial(decode_text, model, max_text_frames=2 * frames, **options)
     lm = None if fusion is None else fusion.lm
     if fusion is None or not _is_arrays(lm):
         return jax.jit(functools.partial(decode, fusion=fusion))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
+import flax.linen as nn
 import jax
 
 from maestro_jax.batches import StreamConfig, batch_shapes, check_streams
@@ -67,7 +68,7 @@ class TrainRun:
         validation: Losses and scores of held-out examples.
     """
 
-    model: Any
+    model: nn.Module
     objective: Objective
     optimizer: Optimizer
     streams: Mapping[str, StreamConfig]
