@@ -7,10 +7,13 @@ import os
 import pathlib
 
 
-def prepare_process() -> None:
+def prepare_process(*, tensorflow: bool = False) -> None:
     """Logs maestro_jax at level INFO to stderr, and other libraries from WARNING on.
 
     Call before TensorFlow and JAX are imported. A variable that is already set wins.
+
+    Args:
+        tensorflow: Whether to import TensorFlow as well, as `import_tensorflow` does.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
@@ -29,6 +32,10 @@ def prepare_process() -> None:
         progress.addHandler(handler)
         progress.setLevel(logging.INFO)
         progress.propagate = False
+    if tensorflow:
+        from maestro_jax.data.tensorflow_import import import_tensorflow
+
+        import_tensorflow()
 
 
 def enable_compilation_cache() -> None:

@@ -119,6 +119,17 @@ def positive(text: str) -> int:
     return value
 
 
+def positive_number(text: str) -> float:
+    """Parses a number above 0, infinity included."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
 def not_negative(text: str) -> int:
     """Parses a whole number, 0 included."""
     if not text.isdecimal():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,12 @@ import jax
 
 from maestro_jax.errors import UserError
 from maestro_jax.evaluation.evaluate import Evaluation, evaluate
-from maestro_jax.evaluation.score_table import (
-    format_markdown,
-    format_text,
-    scores_json,
-    write_scores,
-)
+from maestro_jax.evaluation.score_table import ScoreTable
 from maestro_jax.inference.search_config import SearchConfig
 from maestro_jax.inference.transcriber import Transcriber
 from maestro_jax.progress import Progress
 from maestro_jax.scoring.metrics import Kind
-from maestro_jax.scoring.published import PublishedScores, published_scores
+from maestro_jax.scoring.published import published_scores
 from maestro_jax.text.vocabularies import Vocabulary
 from maestro_jax.training.run import TrainRun
 
@@ -34,41 +29,26 @@ _STREAM_OF_KIND: dict[Kind, str] = {"asr": "paired", "st": "st", "mt": "mt"}
 
 @dataclasses.dataclass(frozen=True)
 class RunScores:
-    """The evaluations of a run.
+    """The scores of a run.
 
     Attributes:
-        evaluations: One per test set.
-        low_resource: Languages left out of the average over languages with enough paired speech.
-        published: What was published about each test set.
+        tables: One per test set.
     """
 
-    evaluations: tuple[Evaluation, ...]
-    low_resource: tuple[str, ...] = ()
-    published: tuple[PublishedScores, ...] = ()
+    tables: tuple[ScoreTable, ...]
+
+    @property
+    def evaluations(self) -> tuple[Evaluation, ...]:
+        """One evaluation per test set."""
+        return tuple(table.evaluation for table in self.tables)
 
     def as_dict(self) -> list[dict]:
         """Returns plain JSON values."""
-        return [
-            scores_json(evaluation, low_resource=self.low_resource, groups=known.groups)
-            for evaluation, known in self._pairs()
-        ]
-
-    def markdown(self) -> str:
-        """Returns one Markdown page per test set, joined."""
-        return "\n".join(format_markdown(e, **self._options(known)) for e, known in self._pairs())
+        return [table.as_dict() for table in self.tables]
 
     def text(self) -> str:
         """Returns one table per test set for a terminal."""
-        return "\n".join(format_text(e, **self._options(known)) for e, known in self._pairs())
-
-    def _pairs(self) -> Iterator[tuple[Evaluation, PublishedScores]]:
-        nothing = PublishedScores()
-        return zip(
-            self.evaluations, self.published or (nothing,) * len(self.evaluations), strict=True
-        )
-
-    def _options(self, known: PublishedScores) -> dict[str, Any]:
-        return {"low_resource": self.low_resource, **vars(known)}
+        return "\n".join(table.text() for table in self.tables)
 
 
 def evaluate_run(
@@ -154,7 +134,7 @@ def evaluate_run(
         TaskMetrics(members, "text" if kind == "asr" else "translation")
         for kind, _, _, members in sets
     ]
-    evaluations, published = [], []
+    tables = []
     for (kind, mixture, name, members), own in zip(sets, own_metrics, strict=True):
         names = [task.name for task in members]
         with data_scope(data_dir):
@@ -189,14 +169,11 @@ def evaluate_run(
         )
         progress.close()
         known = published_scores(names, split)
+        tables.append(ScoreTable(evaluation, low_resource, known.groups, known.published))
         if jax.process_index() == 0:
-            markdown, _ = write_scores(
-                evaluation, output_dir, low_resource=low_resource, **vars(known)
-            )
+            markdown, _ = tables[-1].write(output_dir)
             log.info("wrote %s", markdown)
-        evaluations.append(evaluation)
-        published.append(known)
-    return RunScores(tuple(evaluations), tuple(low_resource), tuple(published))
+    return RunScores(tuple(tables))
 
 
 def _texts(decode: Callable[..., Any], features: Mapping[str, Any]) -> Any:

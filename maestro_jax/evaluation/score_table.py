@@ -1,7 +1,8 @@
-"""The scores of an evaluation as a table, in Markdown, plain text and JSON."""
+"""Tables of the scores of an evaluation, as Markdown, plain text and JSON."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -32,79 +33,11 @@ Published = Mapping[str, Mapping[str, float]]
 """Primary scores of other systems, by language, under the names of groups, and under `all`."""
 
 
-def scores_json(
-    evaluation: Evaluation,
-    *,
-    low_resource: Collection[str] = (),
-    groups: Groups | None = None,
-) -> dict[str, Any]:
-    """Returns the whole evaluation as plain JSON values; undefined scores are null.
+@dataclasses.dataclass(frozen=True)
+class ScoreTable:
+    """The scores of an evaluation, with averages and the scores of other systems.
 
-    Args:
-        evaluation: What was scored.
-        low_resource: Languages with little paired speech, left out of the second average.
-        groups: Further averages.
-
-    Returns:
-        Scores in the units that `units` names. Of a row, `primary_metric` is the metric that it is
-        reported by, and `vocabulary_limit` the score of a model that makes no mistake, where its
-        vocabulary cannot write all references, else null. Of an average, `error_rate` is the mean
-        of the primary scores, and `wer` is null where one of them is not a WER.
-    """
-    metrics = evaluation.metrics
-    units = {ERROR_RATE: "percent"} if evaluation.kind == "asr" else {}
-    return {
-        "name": evaluation.name,
-        "kind": evaluation.kind,
-        "units": units | {metric.name: metric.unit for metric in metrics},
-        "titles": {metric.name: metric.title for metric in metrics},
-        "utterances": evaluation.utterances,
-        "complete": evaluation.complete,
-        "repeats": evaluation.repeats,
-        "seconds": evaluation.seconds,
-        "task_metrics": {task: dict(values) for task, values in evaluation.task_metrics.items()},
-        "postprocessed": list(evaluation.postprocessed),
-        "averages": [
-            {
-                "name": name,
-                "rows": [row.direction for row in rows],
-                **{metric: finite_or_none(value) for metric, value in means.items()},
-            }
-            for name, means, rows in _averages(evaluation, low_resource, groups)
-        ],
-        "rows": [
-            {
-                "direction": row.direction,
-                "language": row.language,
-                "low_resource": row.among(low_resource),
-                "primary_metric": row.primary_metric,
-                "vocabulary_limit": finite_or_none(row.vocabulary_limit),
-                "expected": row.expected,
-                "complete": row.complete,
-                "utterances": row.utterances,
-                "empty_references": row.empty_references,
-                "empty_hypotheses": row.empty_hypotheses,
-                **{
-                    key: value
-                    for metric in metrics
-                    for key, value in row.scores[metric.name].to_json(metric.name).items()
-                },
-            }
-            for row in evaluation.rows
-        ],
-    }
-
-
-def format_markdown(
-    evaluation: Evaluation,
-    *,
-    low_resource: Collection[str] = (),
-    groups: Groups | None = None,
-    published: Published | None = None,
-) -> str:
-    """Formats the evaluation as a Markdown page: title, table, and notes on what was compared.
-
-    Args:
+    Attributes:
         evaluation: What was scored.
         low_resource: Languages with little paired speech: marked, and left out of a second
             average, over the languages with enough of it.
@@ -112,131 +45,174 @@ def format_markdown(
         published: Further columns, by the name of the system. Beside an average over a whole
             group, or over all that was published, stands the one stated under the group's name or
             `all`; any other is taken over the rows that ours is over.
-
-    Returns:
-        The page, with a final newline.
     """
-    header, body, averages = _table(evaluation, low_resource, groups, published)
-    bold = [[f"**{cell}**" if cell else "" for cell in cells] for cells in averages]
-    lines = [
-        f"# {_TITLES[evaluation.kind]}: {evaluation.name}",
-        "",
-        _tabulated(header, [*body, *bold], "pipe"),
-        "",
-        *(f"- {note}" for note in _notes(evaluation, low_resource)),
-    ]
-    return "\n".join(lines) + "\n"
 
+    evaluation: Evaluation
+    low_resource: Collection[str] = ()
+    groups: Groups = dataclasses.field(default_factory=dict)
+    published: Published = dataclasses.field(default_factory=dict)
 
-def format_text(
-    evaluation: Evaluation,
-    *,
-    low_resource: Collection[str] = (),
-    groups: Groups | None = None,
-    published: Published | None = None,
-) -> str:
-    """Formats the same table for a terminal; arguments as of `format_markdown`."""
-    header, body, averages = _table(evaluation, low_resource, groups, published)
-    lines = [
-        f"{_TITLES[evaluation.kind]}: {evaluation.name}",
-        "",
-        _tabulated(header, [*body, SEPARATING_LINE, *averages], "simple"),
-        "",
-        *_notes(evaluation, low_resource),
-    ]
-    return "\n".join(lines) + "\n"
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the whole evaluation as plain JSON values; undefined scores are null.
 
+        Returns:
+            Scores in the units that `units` names. Of a row, `primary_metric` is the metric that it
+            is reported by, and `vocabulary_limit` the score of a model that makes no mistake, where
+            its vocabulary cannot write all references, else null. Of an average, `error_rate` is
+            the mean of the primary scores, and `wer` is null where one of them is not a WER.
+        """
+        evaluation, metrics = self.evaluation, self.evaluation.metrics
+        units = {ERROR_RATE: "percent"} if evaluation.kind == "asr" else {}
+        return {
+            "name": evaluation.name,
+            "kind": evaluation.kind,
+            "units": units | {metric.name: metric.unit for metric in metrics},
+            "titles": {metric.name: metric.title for metric in metrics},
+            "utterances": evaluation.utterances,
+            "complete": evaluation.complete,
+            "repeats": evaluation.repeats,
+            "seconds": evaluation.seconds,
+            "task_metrics": {task: dict(each) for task, each in evaluation.task_metrics.items()},
+            "postprocessed": list(evaluation.postprocessed),
+            "averages": [
+                {
+                    "name": name,
+                    "rows": [row.direction for row in rows],
+                    **{metric: finite_or_none(value) for metric, value in means.items()},
+                }
+                for name, means, rows in self._averages()
+            ],
+            "rows": [
+                {
+                    "direction": row.direction,
+                    "language": row.language,
+                    "low_resource": row.among(self.low_resource),
+                    "primary_metric": row.primary_metric,
+                    "vocabulary_limit": finite_or_none(row.vocabulary_limit),
+                    "expected": row.expected,
+                    "complete": row.complete,
+                    "utterances": row.utterances,
+                    "empty_references": row.empty_references,
+                    "empty_hypotheses": row.empty_hypotheses,
+                    **{
+                        key: value
+                        for metric in metrics
+                        for key, value in row.scores[metric.name].to_json(metric.name).items()
+                    },
+                }
+                for row in evaluation.rows
+            ],
+        }
 
-def write_scores(
-    evaluation: Evaluation,
-    output_dir: epath.PathLike,
-    *,
-    low_resource: Collection[str] = (),
-    groups: Groups | None = None,
-    published: Published | None = None,
-) -> tuple[epath.Path, epath.Path]:
-    """Writes `{name}.md` and `{name}.json`; arguments as of `format_markdown`.
+    def markdown(self) -> str:
+        """Formats the table as a Markdown page, with notes on what was compared."""
+        header, body, averages = self._cells()
+        bold = [[f"**{cell}**" if cell else "" for cell in cells] for cells in averages]
+        notes = [f"- {note}" for note in _notes(self.evaluation, self.low_resource)]
+        table = _tabulated(header, [*body, *bold], "pipe")
+        return "\n".join([f"# {self._title}", "", table, "", *notes]) + "\n"
 
-    Args:
-        evaluation: What was scored.
-        output_dir: The `evaluation` folder of a model directory; created if missing.
-        low_resource: Languages left out of the second average.
-        groups: Further averages.
-        published: Further columns of the Markdown page.
+    def text(self) -> str:
+        """Formats the table for a terminal, with notes on what was compared."""
+        header, body, averages = self._cells()
+        table = _tabulated(header, [*body, SEPARATING_LINE, *averages], "simple")
+        notes = _notes(self.evaluation, self.low_resource)
+        return "\n".join([self._title, "", table, "", *notes]) + "\n"
 
-    Returns:
-        The two paths, Markdown first.
-    """
-    output_dir = epath.Path(output_dir).expanduser()
-    output_dir.mkdir(parents=True, exist_ok=True)
-    markdown, values = (output_dir / f"{evaluation.name}.{suffix}" for suffix in ("md", "json"))
-    page = format_markdown(
-        evaluation, low_resource=low_resource, groups=groups, published=published
-    )
-    content = scores_json(evaluation, low_resource=low_resource, groups=groups)
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    markdown.write_bytes(page.encode())
-    values.write_bytes(text.encode())
-    return markdown, values
+    def write(self, output_dir: epath.PathLike) -> tuple[epath.Path, epath.Path]:
+        """Writes `{name}.md` and `{name}.json`.
+
+        Args:
+            output_dir: The `evaluation` folder of a model directory; created if missing.
+
+        Returns:
+            The two paths, Markdown first.
+        """
+        output_dir = epath.Path(output_dir).expanduser()
+        output_dir.mkdir(parents=True, exist_ok=True)
+        name = self.evaluation.name
+        markdown, values = (output_dir / f"{name}.{suffix}" for suffix in ("md", "json"))
+        text = json.dumps(self.as_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        markdown.write_bytes(self.markdown().encode())
+        values.write_bytes(text.encode())
+        return markdown, values
+
+    @property
+    def _title(self) -> str:
+        return f"{_TITLES[self.evaluation.kind]}: {self.evaluation.name}"
+
+    def _averages(self) -> list[tuple[str, dict[str, float], tuple[Row, ...]]]:
+        """Returns name, means and rows of every average of the table."""
+        averages = [("all", *self.evaluation.average())]
+        if any(row.among(self.low_resource) for row in self.evaluation.rows):
+            means, rows = self.evaluation.average(without=self.low_resource)
+            averages.append(("without low-resource", means, rows))
+        for name, languages in self.groups.items():
+            means, rows = self.evaluation.average(only=languages)
+            if rows:
+                averages.append((name, means, rows))
+        return averages
+
+    def _cells(self) -> tuple[list[str], list[list[str]], list[list[str]]]:
+        """Returns header, one line per language, and one line per average, of equal length."""
+        evaluation = self.evaluation
+        columns = _columns(evaluation)
+        first = "language" if evaluation.kind == "asr" else "direction"
+        header = [first, "utterances", *columns, *self.published]
+        body = []
+        for row in evaluation.rows:
+            cells = _cells(evaluation, row)
+            body.append(
+                [
+                    row.direction + (" (low-resource)" if row.among(self.low_resource) else ""),
+                    _utterances(row),
+                    *(cells.get(column, "") for column in columns),
+                    *(_number(_published(numbers, row)) for numbers in self.published.values()),
+                ]
+            )
+        titles = {ERROR_RATE: _ERROR_RATE_TITLE}
+        titles |= {metric.name: metric.title for metric in evaluation.metrics}
+        averages = []
+        for name, means, rows in self._averages():
+            cells = {titles[metric]: _number(value) for metric, value in means.items()}
+            averages.append(
+                [
+                    f"average of {len(rows)}" + ("" if name == "all" else f", {name}"),
+                    "",
+                    *(cells.get(column, "") for column in columns),
+                    *(
+                        _number(self._published_average(numbers, name, rows))
+                        for numbers in self.published.values()
+                    ),
+                ]
+            )
+        return header, body, averages
+
+    def _published_average(
+        self, numbers: Mapping[str, float], name: str, rows: Sequence[Row]
+    ) -> float | None:
+        """Returns the published average over the rows that ours is over; None if one is missing.
+
+        An average that the publication states is taken as it stands: it was computed before
+        rounding, and that of the rounded scores may differ in the last digit.
+
+        Args:
+            numbers: Scores by language, by group and, under `all`, over all of them.
+            name: Name of our average.
+            rows: Rows that our average is over.
+        """
+        languages = set(self.groups.get(name, ()))
+        if name == "all":
+            everything = [language for group in self.groups.values() for language in group]
+            languages = set(everything or numbers) - {"all"}
+        if name in numbers and {base_language(row.language) for row in rows} == languages:
+            return numbers[name]
+        values = [value for row in rows if (value := _published(numbers, row)) is not None]
+        return math.fsum(values) / len(values) if rows and len(values) == len(rows) else None
 
 
 def _tabulated(header: Sequence[str], rows: Sequence[Any], style: str) -> str:
     return align_columns(header, rows, ["left"] + ["right"] * (len(header) - 1), style)
-
-
-def _averages(
-    evaluation: Evaluation, low_resource: Collection[str], groups: Groups | None
-) -> list[tuple[str, dict[str, float], tuple[Row, ...]]]:
-    """Returns name, means and rows of every average of the table."""
-    averages = [("all", *evaluation.average())]
-    if any(row.among(low_resource) for row in evaluation.rows):
-        averages.append(("without low-resource", *evaluation.average(without=low_resource)))
-    for name, languages in (groups or {}).items():
-        means, rows = evaluation.average(only=languages)
-        if rows:
-            averages.append((name, means, rows))
-    return averages
-
-
-def _table(
-    evaluation: Evaluation,
-    low_resource: Collection[str],
-    groups: Groups | None,
-    published: Published | None,
-) -> tuple[list[str], list[list[str]], list[list[str]]]:
-    """Returns header, one line per language, and one line per average, of equal length."""
-    published = published or {}
-    columns = _columns(evaluation)
-    first = "language" if evaluation.kind == "asr" else "direction"
-    header = [first, "utterances", *columns, *published]
-    body = []
-    for row in evaluation.rows:
-        cells = _cells(evaluation, row)
-        body.append(
-            [
-                row.direction + (" (low-resource)" if row.among(low_resource) else ""),
-                _utterances(row),
-                *(cells.get(column, "") for column in columns),
-                *(_number(_published(numbers, row)) for numbers in published.values()),
-            ]
-        )
-    titles = {ERROR_RATE: _ERROR_RATE_TITLE}
-    titles |= {metric.name: metric.title for metric in evaluation.metrics}
-    averages = []
-    for name, means, rows in _averages(evaluation, low_resource, groups):
-        cells = {titles[metric]: _number(value) for metric, value in means.items()}
-        averages.append(
-            [
-                f"average of {len(rows)}" + ("" if name == "all" else f", {name}"),
-                "",
-                *(cells.get(column, "") for column in columns),
-                *(
-                    _number(_published_average(numbers, name, rows, groups))
-                    for numbers in published.values()
-                ),
-            ]
-        )
-    return header, body, averages
 
 
 def _columns(evaluation: Evaluation) -> list[str]:
@@ -269,33 +245,6 @@ def _cells(evaluation: Evaluation, row: Row) -> dict[str, str]:
 
 def _heading(count: str) -> str:
     return _SHORT_COUNTS.get(count, count.replace("_", " "))
-
-
-def _published_average(
-    numbers: Mapping[str, float],
-    name: str,
-    rows: Sequence[Row],
-    groups: Mapping[str, Collection[str]] | None,
-) -> float | None:
-    """Returns the published average over the rows that ours is over; None if one is missing.
-
-    An average that the publication states is taken as it stands: it was computed before rounding,
-    and that of the rounded scores may differ in the last digit.
-
-    Args:
-        numbers: Scores by language, by group and, under `all`, over all of them.
-        name: Name of our average.
-        rows: Rows that our average is over.
-        groups: Languages of the averages that may be stated.
-    """
-    languages = set((groups or {}).get(name, ()))
-    if name == "all":
-        everything = [language for group in (groups or {}).values() for language in group]
-        languages = set(everything or numbers) - {"all"}
-    if name in numbers and {base_language(row.language) for row in rows} == languages:
-        return numbers[name]
-    values = [value for row in rows if (value := _published(numbers, row)) is not None]
-    return math.fsum(values) / len(values) if rows and len(values) == len(rows) else None
 
 
 def _published(numbers: Mapping[str, float], row: Row) -> float | None:

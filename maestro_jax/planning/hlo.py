@@ -259,33 +259,24 @@ def _instruction(line: str) -> HloInstruction | None:
 
 def _closing(text: str, start: int) -> int:
     """Finds the bracket that closes the one at a position."""
-    depth, quoted = 0, False
-    for place in range(start, len(text)):
-        letter = text[place]
-        if letter == '"' and text[place - 1] != "\\":
-            quoted = not quoted
-        if quoted:
-            continue
-        if letter in "([{":
-            depth += 1
-        elif letter in ")]}":
-            depth -= 1
-            if depth == 0:
-                return place
-    return len(text) - 1
+    return next(
+        (place for place, depth, _ in _outside_quotes(text, start) if not depth), len(text) - 1
+    )
 
 
 def _up_to_comma(text: str) -> str:
+    """Returns a text up to its first comma outside of brackets."""
+    ends = (place for place, depth, letter in _outside_quotes(text) if letter == "," and not depth)
+    return text[: next(ends, len(text))]
+
+
+def _outside_quotes(text: str, start: int = 0) -> Iterator[tuple[int, int, str]]:
+    """Yields the place of each letter outside of quotes, the open brackets after it, and itself."""
     depth, quoted = 0, False
-    for place, letter in enumerate(text):
+    for place in range(start, len(text)):
+        letter = text[place]
         if letter == '"' and text[place - 1 : place] != "\\":
             quoted = not quoted
-        if quoted:
-            continue
-        if letter in "([{":
-            depth += 1
-        elif letter in ")]}":
-            depth -= 1
-        elif letter == "," and depth == 0:
-            return text[:place]
-    return text
+        if not quoted:
+            depth += (letter in "([{") - (letter in ")]}")
+            yield place, depth, letter

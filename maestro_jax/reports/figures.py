@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from etils import epath
+from scipy import signal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -529,13 +530,8 @@ def smoothed(values: np.ndarray, weight: float) -> np.ndarray:
     """Smooths by an exponential moving average in both directions, without delay, [points]."""
 
     def one_way(series: np.ndarray) -> np.ndarray:
-        averages = np.empty_like(series)
-        total = norm = 0.0
-        for index, value in enumerate(series):
-            total = weight * total + (1 - weight) * value
-            norm = weight * norm + (1 - weight)
-            averages[index] = total / norm
-        return averages
+        totals, norms = signal.lfilter([1 - weight], [1, -weight], [series, np.ones(len(series))])
+        return totals / norms
 
     return one_way(one_way(values)[::-1])[::-1]
 

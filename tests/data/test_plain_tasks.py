@@ -133,7 +133,7 @@ def test_metric_functions_get_what_seqio_gives_them(tmp_path) -> None:
     assert found["letters"] == expected["letters"].value
     assert found["first"] == expected["first"].textdata == "EINS FALSCH"
     assert found["letters/exact"] == -1
-    assert "exact 87.5" in report.text() and "exact 87.5" in report.markdown()
+    assert "exact 87.5" in report.text() and "exact 87.5" in report.tables[0].markdown()
     [content] = report.as_dict()
     assert content["task_metrics"][name]["exact"] == 87.5
     assert content["postprocessed"] == [name]

@@ -17,7 +17,7 @@ from maestro_jax.evaluation.predictions import (
     read_predictions,
     write_predictions,
 )
-from maestro_jax.evaluation.score_table import format_text, scores_json
+from maestro_jax.evaluation.score_table import ScoreTable
 
 SPOKEN = [
     {"id": "de-1", "language": "de", "text": "Guten Tag!", "translation": "Good day, all of you!"},
@@ -172,9 +172,9 @@ def test_what_a_vocabulary_cannot_write_is_said():
     assert rows["de"].vocabulary_limit == pytest.approx(100 * 4 / 11)
     assert (
         "CANNOT WRITE all references; a model without a mistake would score de WER 36.4"
-        in format_text(evaluation)
+        in ScoreTable(evaluation).text()
     )
-    content = scores_json(evaluation)
+    content = ScoreTable(evaluation).as_dict()
     assert [row["vocabulary_limit"] for row in content["rows"]] == [pytest.approx(400 / 11), None]
     text = "heute fährt ein grüner Zug an die See"
     translated = Prediction(

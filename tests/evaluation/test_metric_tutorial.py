@@ -15,6 +15,7 @@ from maestro_jax.evaluation.comparison import compare
 from maestro_jax.evaluation.evaluate import score
 from maestro_jax.evaluation.predictions import Prediction
 from maestro_jax.evaluation.run_evaluation import RunScores
+from maestro_jax.evaluation.score_table import ScoreTable
 from maestro_jax.scoring import metrics
 
 TUTORIAL = pathlib.Path(__file__).resolve().parents[2] / "docs" / "how_to" / "metric.md"
@@ -46,7 +47,7 @@ def test_the_metric_of_the_tutorial_is_in_the_table(
     ]
 
     def evaluate_run(*_, **__):
-        return RunScores((score(predictions, kind="asr", name="toy.test"),))
+        return RunScores((ScoreTable(score(predictions, kind="asr", name="toy.test")),))
 
     monkeypatch.setattr("maestro_jax.evaluation.run_evaluation.evaluate_run", evaluate_run)
     # The run itself, whose model would have to be built, is not needed.

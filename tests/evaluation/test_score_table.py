@@ -6,12 +6,7 @@ import pytest
 
 from maestro_jax.evaluation.evaluate import score
 from maestro_jax.evaluation.predictions import Prediction
-from maestro_jax.evaluation.score_table import (
-    format_markdown,
-    format_text,
-    scores_json,
-    write_scores,
-)
+from maestro_jax.evaluation.score_table import ScoreTable
 from maestro_jax.scoring.published import (
     COVOST_BLEU,
     COVOST_GROUPS,
@@ -61,7 +56,7 @@ def table(markdown):
 
 
 def test_markdown_table(recognition):
-    header, *rows = table(format_markdown(recognition, low_resource={"sl"}))
+    header, *rows = table(ScoreTable(recognition, low_resource={"sl"}).markdown())
     assert header[:3] == ["language", "utterances", "WER %"]
     named = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
     assert list(named) == [
@@ -81,7 +76,7 @@ def test_markdown_table(recognition):
 
 
 def test_notes_tell_what_the_numbers_rest_on(recognition):
-    page = format_markdown(recognition, low_resource={"sl"})
+    page = ScoreTable(recognition, low_resource={"sl"}).markdown()
     assert "INCOMPLETE" in page and "en 2 of 3" in page
     assert "empty reference: en 1" in page
     assert "empty hypothesis: sl 1" in page
@@ -89,7 +84,7 @@ def test_notes_tell_what_the_numbers_rest_on(recognition):
 
 
 def test_text_table_is_aligned(recognition):
-    lines = format_text(recognition).splitlines()
+    lines = ScoreTable(recognition).text().splitlines()
     header = next(line for line in lines if line.startswith("language"))
     column = header.index("WER %") + len("WER %")
     rows = [line for line in lines if line.startswith(("de ", "en ", "sl ", "average"))]
@@ -99,7 +94,7 @@ def test_text_table_is_aligned(recognition):
 
 
 def test_translation_table_shows_signatures(translation):
-    page = format_markdown(translation)
+    page = ScoreTable(translation).markdown()
     header, *rows = table(page)
     assert header[0] == "direction"
     assert [row[0] for row in rows] == ["de-en", "en-ja", "average of 2"]
@@ -109,11 +104,12 @@ def test_translation_table_shows_signatures(translation):
 
 
 def test_files(recognition, tmp_path):
-    markdown, values = write_scores(recognition, tmp_path / "evaluation", low_resource={"sl"})
+    scores = ScoreTable(recognition, low_resource={"sl"})
+    markdown, values = scores.write(tmp_path / "evaluation")
     assert (markdown.name, values.name) == ("toy.md", "toy.json")
-    assert markdown.read_text() == format_markdown(recognition, low_resource={"sl"})
+    assert markdown.read_text() == ScoreTable(recognition, low_resource={"sl"}).markdown()
     content = json.loads(values.read_text())
-    assert content == json.loads(json.dumps(scores_json(recognition, low_resource={"sl"})))
+    assert content == json.loads(json.dumps(ScoreTable(recognition, low_resource={"sl"}).as_dict()))
     assert [row["direction"] for row in content["rows"]] == ["de", "en", "sl"]
     assert [row["low_resource"] for row in content["rows"]] == [False, False, True]
     assert content["rows"][1]["wer"] == 100.0
@@ -126,14 +122,14 @@ def test_files(recognition, tmp_path):
 
 def test_undefined_scores_are_null_in_json_and_marked_in_the_table(tmp_path):
     evaluation = score(recognised("de", ("", "x")), kind="asr", name="toy", expected={"fr": 3})
-    _, values = write_scores(evaluation, tmp_path)
+    _, values = ScoreTable(evaluation).write(tmp_path)
     assert [row["wer"] for row in json.loads(values.read_text())["rows"]] == [None, None]
-    _, *rows = table(format_markdown(evaluation))
+    _, *rows = table(ScoreTable(evaluation).markdown())
     assert [row[2] for row in rows] == ["inf", "-", "-"]
 
 
 def test_published_columns_average_over_the_same_languages(recognition):
-    header, *rows = table(format_markdown(recognition, published=VOXPOPULI_WER))
+    header, *rows = table(ScoreTable(recognition, published=VOXPOPULI_WER).markdown())
     column = header.index("MAESTRO")
     assert [row[column] for row in rows[:3]] == ["7.9", "6.3", "14.2"]
     assert rows[3][column] == f"{(7.9 + 6.3 + 14.2) / 3:.1f}"
@@ -151,7 +147,7 @@ def test_a_stated_average_needs_the_whole_group():
         for language in (*COVOST_GROUPS["high"], *COVOST_GROUPS["mid"][:2])
     ]
     evaluation = score(predictions, kind="st", name="covost")
-    page = format_markdown(evaluation, groups=COVOST_GROUPS, published=COVOST_BLEU)
+    page = ScoreTable(evaluation, groups=COVOST_GROUPS, published=COVOST_BLEU).markdown()
     header, *rows = table(page)
     column = header.index("MAESTRO")
     averages = {row[0]: row[column] for row in rows if row[0].startswith("average")}
@@ -167,7 +163,7 @@ def test_the_average_of_the_paper_is_the_one_that_it_prints():
     ]
     for languages, expected in ((14, ["8.8", "8.2"]), (2, ["7.6", "7.1"])):
         evaluation = score(predictions[:languages], kind="asr", name="parliament")
-        header, *rows = table(format_markdown(evaluation, published=VOXPOPULI_WER))
+        header, *rows = table(ScoreTable(evaluation, published=VOXPOPULI_WER).markdown())
         columns = [header.index(name) for name in ("w2v-BERT", "MAESTRO")]
         assert [rows[-1][column] for column in columns] == expected
 
@@ -181,7 +177,7 @@ def test_languages_without_spaces_lead_with_the_character_error_rate():
         *recognised("cmn_hans_cn", ("这 是 一 本 书", "这是一本书")),
     ]
     evaluation = score(predictions, kind="asr", name="toy", bootstrap_samples=100)
-    content = scores_json(evaluation)
+    content = ScoreTable(evaluation).as_dict()
     rows = {row["direction"]: row for row in content["rows"]}
     assert {name: row["primary_metric"] for name, row in rows.items()} == {
         "ja": "cer",
@@ -193,7 +189,7 @@ def test_languages_without_spaces_lead_with_the_character_error_rate():
     [average] = content["averages"]
     assert average["error_rate"] == pytest.approx((10 + 25 + 0) / 3)
     assert average["wer"] is None
-    header, *cells = table(format_markdown(evaluation))
+    header, *cells = table(ScoreTable(evaluation).markdown())
     named = {row[0]: dict(zip(header, row, strict=True)) for row in cells}
     assert header[2] == "error %"
     assert (named["ja"]["error %"], named["ja"]["metric"]) == ("10.0", "CER")
@@ -204,10 +200,10 @@ def test_languages_without_spaces_lead_with_the_character_error_rate():
     low, high = map(float, named["ja"]["95% interval"].split(" to "))
     assert low == 0.0 and high == 20.0
     alone = score(predictions[:2], kind="asr", name="toy")
-    header, *cells = table(format_markdown(alone))
+    header, *cells = table(ScoreTable(alone).markdown())
     assert header[2:6] == ["CER %", "95% interval", "WER %", "characters"]
     assert [row[2] for row in cells] == ["10.0", "10.0"]
-    assert "Scored by character" in format_text(alone)
+    assert "Scored by character" in ScoreTable(alone).text()
 
 
 def test_published_numbers_agree_with_their_averages():

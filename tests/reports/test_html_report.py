@@ -14,7 +14,7 @@ from maestro_jax.cli.main import main
 from maestro_jax.errors import UserError
 from maestro_jax.evaluation.evaluate import score
 from maestro_jax.evaluation.predictions import Prediction
-from maestro_jax.evaluation.score_table import write_scores
+from maestro_jax.evaluation.score_table import ScoreTable
 from maestro_jax.reports.health_checks import FAIL, OK, WARN, check_health
 from maestro_jax.reports.html_report import (
     draw_probe,
@@ -330,7 +330,7 @@ def test_scores_are_on_the_page_also_those_of_earlier_versions(tmp_path):
     write_run(tmp_path, healthy(), probes=False, described=False)
     folder = tmp_path / "evaluation"
     predictions = [Prediction(id="1", language="de", reference="eins zwei", hypothesis="eins")]
-    write_scores(score(predictions, kind="asr", name="new.test"), folder)
+    ScoreTable(score(predictions, kind="asr", name="new.test")).write(folder)
     earlier = {
         "name": "old.test",
         "units": {"error_rate": "percent", "wer": "percent"},

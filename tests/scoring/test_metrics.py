@@ -14,7 +14,7 @@ from maestro_jax.errors import UserError
 from maestro_jax.evaluation.comparison import compare
 from maestro_jax.evaluation.evaluate import score
 from maestro_jax.evaluation.predictions import Prediction
-from maestro_jax.evaluation.score_table import format_markdown, scores_json
+from maestro_jax.evaluation.score_table import ScoreTable
 from maestro_jax.scoring import metrics
 from maestro_jax.scoring.metrics import (
     Metric,
@@ -294,11 +294,11 @@ def test_a_metric_of_ones_own_is_in_tables_and_files(registry):
     # Case and punctuation are there for this metric, and normalised away for the error rates.
     assert [row.value("cased") for row in evaluation.rows] == [100.0, 0.0]
     assert [row.value("wer") for row in evaluation.rows] == [0.0, 0.0]
-    page = format_markdown(evaluation)
+    page = ScoreTable(evaluation).markdown()
     header = [cell.strip() for cell in page.splitlines()[2].strip("|").split("|")]
     average = [cell.strip(" *") for cell in page.splitlines()[6].strip("|").split("|")]
     assert average[header.index("case %")] == "50.0"
-    content = scores_json(evaluation)
+    content = ScoreTable(evaluation).as_dict()
     assert content["units"]["cased"] == "percent" and content["titles"]["cased"] == "case %"
     assert content["averages"][0]["cased"] == 50.0
     assert content["rows"][0]["cased_interval"] == [100.0, 100.0]

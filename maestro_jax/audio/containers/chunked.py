@@ -98,7 +98,16 @@ def examine(file: IO[bytes], begin: int = 0) -> Layout:
     known = stated or 0
     second, is_samples = 0, True
     if not where.is_endless:
-        second, is_samples = _behind(file, first + known, size, _CHUNKS.get(name), begin)
+        chunks = _CHUNKS.get(name, _Chunks(0, "", b""))
+        second, is_samples = headers.behind_chunk(
+            file,
+            first + known,
+            size,
+            chunks.head,
+            begin=begin,
+            align=chunks.align,
+            counts_head=chunks.counts_head,
+        )
     end = size
     if is_samples and (at := headers.find(read_range(file, first + known, size))):
         end = second = first + known + at
@@ -112,41 +121,6 @@ def examine(file: IO[bytes], begin: int = 0) -> Layout:
         stated = min(end - first + where.more, _NOT_KNOWN[where.order[1]][-1])
         struct.pack_into(where.order, content, where.field - begin, stated)
     return Layout(name, (Piece(bytes(content), known, end - first),), end=second)
-
-
-def _behind(
-    file: IO[bytes], at: int, size: int, chunks: _Chunks | None, begin: int
-) -> tuple[int, bool]:
-    """Finds what follows the counted samples: other chunks, another file, or more samples.
-
-    Args:
-        file: The file.
-        at: Position after the samples.
-        size: Size of the file.
-        chunks: Layout of chunks; None for formats without chunks.
-        begin: Position of the file.
-
-    Returns:
-        The position of another file, or 0, and whether there are more samples.
-    """
-    if headers.begins(file, at):
-        return at, False
-    if chunks is None:
-        return 0, bool(read_range(file, at, size).strip(b"\0"))
-    at += (begin - at) % chunks.align
-    head = struct.Struct(chunks.head)
-    while at + head.size <= size:
-        file.seek(at)
-        name, length = head.unpack(file.read(head.size))
-        if headers.begins(file, at):
-            return at, False
-        length -= head.size if chunks.counts_head else 0
-        is_name = all(32 <= letter < 127 for letter in name[:4])
-        if not is_name or not 0 <= length <= size + 1 - at - head.size:
-            return 0, bool(read_range(file, at, size).strip(b"\0"))
-        at += head.size + length
-        at += (begin - at) % chunks.align
-    return 0, False
 
 
 def _chunk(file: IO[bytes], begin: int, size: int, chunks: _Chunks) -> _Samples | None:

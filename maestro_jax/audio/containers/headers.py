@@ -7,10 +7,12 @@ one regular expression of all headers.
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Iterator
 from typing import IO
 
 from maestro_jax.audio.containers import media, mpeg
+from maestro_jax.audio.containers.layout import read_range
 
 # Bytes that suffice to recognise a header; MPEG audio takes a few frames.
 _LONGEST = 8192
@@ -88,6 +90,52 @@ def find(content: bytes, at: int = 0, but: str = "") -> int:
                 place = content.find(sync, place + 1, end)
             end = place if place >= 0 else end
     return end if end < len(content) else 0
+
+
+def behind_chunk(
+    file: IO[bytes],
+    at: int,
+    size: int,
+    head: str,
+    *,
+    begin: int = 0,
+    align: int = 1,
+    counts_head: bool = False,
+) -> tuple[int, bool]:
+    """Finds what follows the counted samples: other chunks, another file, or more samples.
+
+    Args:
+        file: The file.
+        at: Position after the samples.
+        size: Size of the file.
+        head: Format of name and size of a chunk, for `struct`; empty for formats without chunks.
+        begin: Position of the first byte, from which chunks are aligned.
+        align: Alignment of chunks.
+        counts_head: Whether a size counts the head of its chunk.
+
+    Returns:
+        The position of another file, or 0, and whether there are more samples.
+    """
+    # Some writers do not pad.
+    if begins(file, at):
+        return at, False
+    if not head:
+        return 0, bool(read_range(file, at, size).strip(b"\0"))
+    at += (begin - at) % align
+    layout = struct.Struct(head)
+    while at + layout.size <= size:
+        if begins(file, at):
+            return at, False
+        file.seek(at)
+        name, length = layout.unpack(file.read(layout.size))
+        length -= layout.size if counts_head else 0
+        is_name = all(32 <= letter < 127 for letter in name[:4])
+        if not is_name or not 0 <= length <= size + 1 - at - layout.size:
+            is_tag = name.startswith((b"TAG", b"ID3", b"APET"))
+            return 0, not is_tag and bool(read_range(file, at, size).strip(b"\0"))
+        at += layout.size + length
+        at += (begin - at) % align
+    return 0, False
 
 
 def _is_frames(content: bytes, at: int) -> bool:

@@ -82,7 +82,10 @@ def examine(file: IO[bytes], begin: int = 0) -> Layout:
     is_plain = _tag(fmt, header, order) in _PLAIN
     second, is_samples = 0, True
     if is_plain or not is_unknown:
-        second, is_samples = _behind(file, first, 0 if is_unknown else stated, size, order)
+        after = first + (0 if is_unknown else stated)
+        second, is_samples = headers.behind_chunk(
+            file, after, size, f"{order}4sI", begin=first, align=2
+        )
     if is_unknown:
         # Written to a pipe, perhaps followed by another file. Chunks are not samples.
         content = read_range(file, first, second or size) if is_samples or stated else b""
@@ -143,35 +146,6 @@ def _tag(fmt: _Format, header: bytes, order: str) -> int:
     if fmt.tag == _EXTENSIBLE and len(header) >= 26:
         return int(struct.unpack_from(f"{order}H", header, 24)[0])
     return fmt.tag
-
-
-def _behind(file: IO[bytes], first: int, stated: int, size: int, order: str) -> tuple[int, bool]:
-    """Finds what follows the counted samples: other chunks, another file, or more samples.
-
-    Args:
-        file: The file.
-        first: Position of the samples.
-        stated: Stated size of the samples.
-        size: Size of the file.
-        order: Byte order, as `struct` writes it.
-
-    Returns:
-        The position of another file, or 0, and whether there are more samples.
-    """
-    at = first + stated + stated % 2
-    if stated % 2 and headers.begins(file, at - 1):
-        # Some writers do not pad to an even number.
-        return at - 1, False
-    while at + _CHUNK <= size:
-        file.seek(at)
-        name, length = struct.unpack(f"{order}4sI", file.read(_CHUNK))
-        if headers.begins(file, at):
-            return at, False
-        if not all(32 <= letter < 127 for letter in name) or at + _CHUNK + length > size + 1:
-            tag = name.startswith((b"TAG", b"ID3", b"APET"))
-            return 0, not tag and bool(read_range(file, at, size).strip(b"\0"))
-        at += _CHUNK + length + length % 2
-    return 0, False
 
 
 def _rebuilt(header: bytes, samples: bytes, order: str) -> bytes:

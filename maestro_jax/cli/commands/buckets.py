@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--characters_per_token",
-        type=_positive_number,
+        type=options.positive_number,
         default=1.0,
         metavar="X",
         help="characters per token to assume; default: 1",
@@ -69,10 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
-    environment.prepare_process()
-    from maestro_jax.data.tensorflow_import import import_tensorflow
-
-    import_tensorflow()
+    environment.prepare_process(tensorflow=True)
     from maestro_jax.batches import STREAM_FEATURES
     from maestro_jax.data import bucketing
     from maestro_jax.data.bucketing import mixture_lengths
@@ -163,13 +160,3 @@ def _gin(stream: str, buckets: Sequence[FoundBucket], by: str, characters: float
     if characters != 1:
         lines.append(f"  characters_per_token = {characters:g}")
     return "\n".join(lines)
-
-
-def _positive_number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return value

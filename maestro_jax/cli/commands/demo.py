@@ -33,10 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
-    environment.prepare_process()
-    from maestro_jax.data.tensorflow_import import import_tensorflow
-
-    import_tensorflow()
+    environment.prepare_process(tensorflow=True)
     environment.enable_compilation_cache()
     if arguments.experiment == "low_resource":
         from maestro_jax.experiments.low_resource import run_low_resource

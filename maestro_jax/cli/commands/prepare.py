@@ -72,11 +72,8 @@ def _make(arguments: argparse.Namespace) -> None:
     if config not in MADE[corpus]:
         remedy = near_misses(config, MADE[corpus]) or f" It has: {', '.join(MADE[corpus])}."
         raise UserError(f"{corpus} has no configuration {config!r}.{remedy}")
-    environment.prepare_process()
+    environment.prepare_process(tensorflow=True)
     from maestro_jax.data.data_dir import data_root
-    from maestro_jax.data.tensorflow_import import import_tensorflow
-
-    import_tensorflow()
     from maestro_jax.minivox import dataset
 
     dataset.prepare(config, data_root(arguments.data_dir))

@@ -21,10 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
-    environment.prepare_process()
-    from maestro_jax.data.tensorflow_import import import_tensorflow
-
-    import_tensorflow()
+    environment.prepare_process(tensorflow=True)
     from maestro_jax.data.task_registry import list_tasks
 
     rows = [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import math
 from typing import TYPE_CHECKING
 
 from maestro_jax.cli import environment, options
@@ -43,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--temperature",
-        type=_temperature,
+        type=options.positive_number,
         default=3.0,
         metavar="T",
         help="sampling temperature over languages: 1 samples by size, inf uniformly; default: 3",
@@ -77,10 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
-    environment.prepare_process()
-    from maestro_jax.data.tensorflow_import import import_tensorflow
-
-    import_tensorflow()
+    environment.prepare_process(tensorflow=True)
     from maestro_jax.data.vocabulary_training import VocabularyRequest, train_vocabulary
 
     request = VocabularyRequest(
@@ -112,13 +108,3 @@ def _shown(row: LanguageRow) -> dict[str, object]:
     for name in ("lost", "examples"):
         del columns[name]
     return columns
-
-
-def _temperature(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return value

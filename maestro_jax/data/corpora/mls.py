@@ -97,20 +97,21 @@ class MlsText(SentencesByLanguage):
     def files(self, source: Path) -> Mapping[str, Path]:
         """Returns the file of each language; see `SentencesByLanguage`."""
         files: dict[str, Path] = {}
-        for language, code in LANGUAGES.items():
-            name = f"mls_lm_{language}"
-            directory = source if source.name == name else source / name
+        for code, directory in _directories(source, ["mls_lm_{}"]).items():
             for path in (directory / file for file in TEXT_FILES):
                 if path.is_file():
                     files.setdefault(code, path)
         return files
 
 
-def _directories(source: Path) -> dict[str, Path]:
+def _directories(
+    source: Path, patterns: Sequence[str] = ("mls_{}", "mls_{}_opus")
+) -> dict[str, Path]:
     """Returns the directory of each available language, which may be `source` itself."""
     directories: dict[str, Path] = {}
     for language, code in LANGUAGES.items():
-        for name in (f"mls_{language}", f"mls_{language}_opus"):
+        for pattern in patterns:
+            name = pattern.format(language)
             path = source if source.name == name else source / name
             if path.is_dir():
                 directories.setdefault(code, path)
