@@ -13,7 +13,7 @@ from maestro_jax.cli.run_summary import phases_text
 from maestro_jax.gin_utils import gin_config
 from maestro_jax.modules.duration import SubwordDurations
 from maestro_jax.objectives.curriculum import weight_at
-from maestro_jax.planning.run_time import RunPhase, run_phases
+from maestro_jax.planning.estimate import RunPhase, run_phases
 from maestro_jax.training import parameter_trees
 
 RUNS = ("speechstew", "voxpopuli", "covost2")

@@ -9,7 +9,7 @@ import jax
 
 from maestro_jax.batches import SAMPLE_RATE, StreamConfig, batch_shapes
 from maestro_jax.objectives.curriculum import Schedule, Weight
-from maestro_jax.planning.run_time import run_phases
+from maestro_jax.planning.estimate import run_phases
 from maestro_jax.tables import table
 from maestro_jax.training.parameter_trees import parameters_by_module, unbox
 from maestro_jax.training.step import train_step
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 
 def summary(run: TrainRun) -> str:
     """Traces a whole training step without computing it, and formats the sizes of the run.
-
-    Args:
-        run: The run.
 
     Returns:
         Lines of text: the streams with their shapes, the parameters by part, the step's metrics,
@@ -80,9 +77,6 @@ def _frames(run: TrainRun, shape: StreamConfig) -> int | None:
 
 def phases_text(run: TrainRun) -> str:
     """Formats the phases of a run: the first step of each stream, and the losses it adds.
-
-    Args:
-        run: The run.
 
     Returns:
         A table with one line per stream and phase; below it, one line per gate, and one about

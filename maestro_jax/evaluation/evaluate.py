@@ -166,8 +166,6 @@ def evaluate(
     progress: Callable[[int], None] | None = None,
     round_trip: Callable[[str], str] | None = None,
     postprocess: Callable[[Mapping[str, Any], str], tuple[str, str]] | None = None,
-    bootstrap_samples: int = 1000,
-    seed: int = 0,
 ) -> Evaluation:
     """Decodes a test set and scores it, language by language.
 
@@ -193,8 +191,6 @@ def evaluate(
         round_trip: From a reference to what the model's vocabulary makes of it.
         postprocess: From the metadata of an utterance and its hypothesis to the reference and the
             hypothesis that are scored.
-        bootstrap_samples: Number of draws for the confidence intervals; 0 for none.
-        seed: Seed of the draws.
 
     Returns:
         The scores, the same on every process. Rows that lack utterances are marked.
@@ -225,15 +221,7 @@ def evaluate(
         raise UserError(f"the test set {name!r} has no utterances; check its split and data_dir")
     if output_dir is not None and _first_process():
         write_predictions(merged, epath.Path(output_dir) / f"{name}.predictions.jsonl")
-    evaluation = score(
-        merged,
-        kind=kind,
-        name=name,
-        expected=expected,
-        round_trip=round_trip,
-        bootstrap_samples=bootstrap_samples,
-        seed=seed,
-    )
+    evaluation = score(merged, kind=kind, name=name, expected=expected, round_trip=round_trip)
     return dataclasses.replace(evaluation, repeats=repeats, seconds=seconds)
 
 
@@ -243,20 +231,20 @@ def score(
     kind: Kind,
     name: str,
     expected: Mapping[str, int] | None = None,
-    normalizer: Callable[[str, str], str] = normalize,
     round_trip: Callable[[str], str] | None = None,
     bootstrap_samples: int = 1000,
     seed: int = 0,
 ) -> Evaluation:
     """Scores predictions, fresh or read from a file.
 
+    Metrics of recognition compare normalised texts; translations are compared as they are, but for
+    Unicode's form, NFC.
+
     Args:
         predictions: Predictions of any directions, in any order.
         kind: `asr`, `st` or `mt`.
         name: Name of the test set.
         expected: Number of utterances of each language or direction.
-        normalizer: From a text and its language to the text that metrics of recognition compare.
-            Translations are compared as they are, but for Unicode's form, NFC.
         round_trip: From a reference to what the model's vocabulary makes of it, if it is known.
         bootstrap_samples: Number of draws for the confidence intervals; 0 for none.
         seed: Seed of the draws.
@@ -291,7 +279,7 @@ def score(
             texts: Iterable[str], normalized: bool, language: str = written_in
         ) -> list[str]:
             if kind == "asr" and normalized:
-                return [normalizer(text, language) for text in texts]
+                return [normalize(text, language) for text in texts]
             return [unicodedata.normalize("NFC", text) for text in texts]
 
         compared = {

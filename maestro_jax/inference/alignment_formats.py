@@ -40,9 +40,6 @@ def as_json(alignment: AlignedTranscript, *, file: str) -> str:
 def as_rows(alignment: AlignedTranscript) -> list[dict[str, str]]:
     """Formats an alignment as a table, one row per token; a word is in the row of its first token.
 
-    Args:
-        alignment: The alignment.
-
     Returns:
         Records of strings; times in seconds, padded to align their decimal points.
     """
@@ -67,9 +64,6 @@ def as_textgrid(alignment: AlignedTranscript) -> str:
     intervals without text. A unit without duration takes the gap after it, or else shares the
     interval of the next unit, their texts separated by a space. A tier without units is one empty
     interval.
-
-    Args:
-        alignment: The alignment.
 
     Returns:
         The content of the file, to be written as UTF-8.

@@ -5,8 +5,7 @@
 - `collectives`: the bytes that a compiled program sends, by kind and by mesh axis; `hlo` parses it
 - `analytic`: FLOPs, memory and transfers of one device, without a compiler
 - `roofline`: seconds from FLOPs and bytes
-- `run_time`: hours of a run from seconds per step
-- `estimate`: a whole plan by roofline alone; `plan`: one with the compiler
+- `estimate`: a whole plan by roofline alone, and its hours; `plan`: one with the compiler
 - `search`: the fastest mesh and batch; `scaling`: the same rows per chip on more and more chips
 
 Planning imports training, but neither gin nor TensorFlow.

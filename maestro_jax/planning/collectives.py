@@ -150,9 +150,9 @@ def _kind(
     kind = opcode.removesuffix("-start").replace("ragged-all-to-all", "all-to-all")
     if kind not in KINDS:
         return None
-    if kind == "all-reduce" and "all-reduce-scatter" in computation:
-        if any(each.root and "slice" in each.opcode for each in others.values()):
-            return "reduce-scatter"
+    keeps_a_shard = any(each.root and "slice" in each.opcode for each in others.values())
+    if kind == "all-reduce" and "all-reduce-scatter" in computation and keeps_a_shard:
+        return "reduce-scatter"
     return kind
 
 
@@ -181,7 +181,7 @@ def _collective(
         else _groups(instruction.attribute("replica_groups") or "{}", layout.devices)
     )
     size = max(map(len, groups), default=1)
-    payload = _result_bytes(instruction, kind)
+    payload = _result_bytes(instruction)
     # The result of a reduce-scatter is a shard; the all-reduce of TPUs has the whole.
     if instruction.opcode.startswith("reduce-scatter"):
         payload *= size
@@ -189,7 +189,7 @@ def _collective(
     return Collective(**common, axes=axes, group=size, payload=payload, crosses_slices=crosses)
 
 
-def _result_bytes(instruction: HloInstruction, kind: str) -> float:
+def _result_bytes(instruction: HloInstruction) -> float:
     result = instruction.type
     if instruction.opcode in ("all-gather-start", "collective-permute-start"):
         # A tuple of operands, results, and transfer contexts.

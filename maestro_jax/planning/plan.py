@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -42,6 +43,8 @@ from maestro_jax.training.parameter_trees import parameters_by_module, unbox
 from maestro_jax.training.run import TrainRun
 from maestro_jax.training.state import ShardedState, sharded_state
 from maestro_jax.training.step import jit_train_step
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -181,7 +184,6 @@ def plan_run(
     decoding: bool = True,
     decoding_rows: int = 1,
     beam_size: int = 1,
-    say: Callable[[str], None] = lambda line: None,
 ) -> Plan:
     """Plans a run.
 
@@ -193,7 +195,6 @@ def plan_run(
         decoding: Whether to compile the decoding as well.
         decoding_rows: Number of utterances that each device decodes at once.
         beam_size: Beam size of the decoding.
-        say: Called with messages on the progress.
 
     Raises:
         UserError: If mesh, batches and topology do not match, or libtpu is missing.
@@ -203,33 +204,32 @@ def plan_run(
     rows_of_a_device(run, shape)
     devices = compiler_devices(topology) if compiling else []
     options = quick_options(topology.chip) if compiling and not exact else {}
+    log.info("tracing the step for %s, mesh %s", topology, " x ".join(map(str, shape)))
     if not compiling:
-        say(f"tracing the step for {topology}, mesh {_mesh_text(shape)}")
         estimated = estimate(run, topology, shape)
         training, decoded, shardings = None, None, {}
     else:
         mesh = run.partitioning.mesh(devices)
         placed = sharded_state(run, mesh)
         shardings = parameter_shardings(placed)
-        say(f"tracing the step for {topology}, mesh {_mesh_text(shape)}")
         lowered = lower_training(run, mesh, placed=placed)
         # Much of a compilation runs on one core: the rest of the plan is made at the same time.
         with concurrent.futures.ThreadPoolExecutor(max_workers=1) as executor:
-            say("compiling the training step (minutes for a large model)")
+            log.info("compiling the training step (minutes for a large model)")
             compiled = executor.submit(
-                _program, lowered, topology, mesh, "the training step", options, say
+                _program, lowered, topology, mesh, "the training step", options
             )
             decoded = None
             if decoding and any(stream.audio_samples for stream in run.streams.values()):
-                say("compiling the decoding")
+                log.info("compiling the decoding")
                 lowered = lower_decoding(
                     run, mesh, rows_per_device=decoding_rows, beam_size=beam_size, placed=placed
                 )
-                decoded = _program(lowered, topology, mesh, "the decoding", options, say)
-                say(f"compiled the decoding in {decoded.compile_seconds:.0f} s")
+                decoded = _program(lowered, topology, mesh, "the decoding", options)
+                log.info("compiled the decoding in %.0f s", decoded.compile_seconds)
             estimated = estimate(run, topology, shape)
             training = compiled.result()
-            say(f"compiled the training step in {training.compile_seconds:.0f} s")
+            log.info("compiled the training step in %.0f s", training.compile_seconds)
     boxed = run.abstract_state()
     return Plan(
         topology=topology,
@@ -258,12 +258,11 @@ def training_program(
     mesh: jax.sharding.Mesh,
     *,
     exact: bool = False,
-    say: Callable[[str], None] = lambda line: None,
 ) -> ProgramPlan:
     """Compiles the training step with all streams, as `plan_run` does."""
     lowered = lower_training(run, mesh)
     options = {} if exact else quick_options(topology.chip)
-    return _program(lowered, topology, mesh, "the training step", options, say)
+    return _program(lowered, topology, mesh, "the training step", options)
 
 
 def _program(
@@ -272,7 +271,6 @@ def _program(
     mesh: Any,
     what: str,
     options: Mapping[str, str],
-    say: Callable[[str], None] = lambda line: None,
 ) -> ProgramPlan:
     start = time.perf_counter()
     try:
@@ -281,9 +279,9 @@ def _program(
         if not options:
             seconds = time.perf_counter() - start
             return ProgramPlan(memory=None, refusal=str(error), compile_seconds=seconds)
-        say(f"{what} cannot be compiled with smaller tiles; compiling it as training does")
+        log.info("%s cannot be compiled with smaller tiles; compiling it as training does", what)
         refused = time.perf_counter() - start
-        program = _program(lowered, topology, mesh, what, {}, say)
+        program = _program(lowered, topology, mesh, what, {})
         return dataclasses.replace(program, compile_seconds=refused + program.compile_seconds)
     except DoesNotFit as error:
         return ProgramPlan(
@@ -321,10 +319,6 @@ def _program_dict(program: ProgramPlan | None) -> dict[str, Any] | None:
         if memory is None
         else {**dataclasses.asdict(memory), "used": memory.used, "free_share": memory.free_share},
     }
-
-
-def _mesh_text(shape: tuple[int, int, int]) -> str:
-    return " x ".join(map(str, shape))
 
 
 def lower_training(

@@ -89,7 +89,7 @@ def topology_of(chip: Chip, chips: int) -> Topology:
     exact = [shape for shape in shapes if math.prod(shape) == chips]
     if exact:
         return Topology(chip=chip, shape=min(exact, key=lambda shape: max(shape)))
-    largest = shapes[-1] if chip.torus != 3 else _largest_part(chip, shapes, chips)
+    largest = shapes[-1] if chip.torus != 3 else _largest_part(shapes, chips)
     slices, rest = divmod(chips, math.prod(largest))
     if rest or not slices:
         raise UserError(
@@ -99,7 +99,7 @@ def topology_of(chip: Chip, chips: int) -> Topology:
     return Topology(chip=chip, shape=largest, slices=slices)
 
 
-def _largest_part(chip: Chip, shapes: Sequence[tuple[int, ...]], chips: int) -> tuple[int, ...]:
+def _largest_part(shapes: Sequence[tuple[int, ...]], chips: int) -> tuple[int, ...]:
     """Finds the largest, most even slice whose multiple is a number of chips."""
     parts = [shape for shape in shapes if chips % math.prod(shape) == 0]
     return max(parts, key=lambda shape: (math.prod(shape), -max(shape)))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from maestro_jax.batches import SAMPLE_RATE
@@ -83,7 +83,6 @@ def search(
     times: Sequence[float] = TIMES,
     tensor: Sequence[int] = TENSOR,
     exact: bool = False,
-    say: Callable[[str], None] = lambda line: None,
 ) -> tuple[Candidate, ...]:
     """Tries meshes and batches.
 
@@ -95,7 +94,6 @@ def search(
         times: Factors of the run's batches.
         tensor: Numbers of devices along the tensor axis.
         exact: Whether to compile as training does, without `quick_options`.
-        say: Called with a message if a program cannot be compiled with smaller tiles.
 
     Returns:
         Candidates that fit, compiled ones first, the fastest first; then those that do not fit.
@@ -130,9 +128,7 @@ def search(
             partitioning = dataclasses.replace(run.partitioning, mesh_shape=each.mesh)
             streams = _streams(run, each.times)
             changed = dataclasses.replace(run, partitioning=partitioning, streams=streams)
-            program = training_program(
-                changed, topology, partitioning.mesh(devices), exact=exact, say=say
-            )
+            program = training_program(changed, topology, partitioning.mesh(devices), exact=exact)
             candidates[place] = dataclasses.replace(each, program=program)
             if program.fits:
                 accepted += 1

@@ -120,7 +120,6 @@ def run(arguments: argparse.Namespace) -> None:
         decoding=beam_size > 0,
         decoding_rows=arguments.decoding_rows,
         beam_size=max(beam_size, 1),
-        say=lambda line: print(line, file=sys.stderr, flush=True),
     )
     print(json.dumps(plan.as_dict(), indent=2) if arguments.json else plan_text(plan), flush=True)
     if plan.refusals:
@@ -151,7 +150,6 @@ def _search(arguments: argparse.Namespace, train_run: TrainRun, topology: Topolo
         topology,
         compiled=0 if arguments.roofline else 1,
         exact=arguments.exact,
-        say=lambda line: print(line, file=sys.stderr, flush=True),
     )
     records = [each.as_dict() for each in found]
     print(json.dumps(records, indent=2) if arguments.json else table(records), flush=True)
