@@ -10,6 +10,7 @@ from maestro_jax.errors import UserError
 from maestro_jax.gin_utils import gin_config
 from maestro_jax.planning.chips import parse_topology
 from maestro_jax.planning.estimate import RunPhase, estimate, run_phases, run_time
+from maestro_jax.planning.roofline import slow_bytes
 
 
 def test_the_papers_curriculum() -> None:
