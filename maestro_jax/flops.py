@@ -247,12 +247,10 @@ _MOVES = frozenset(
 
 
 def _dot_flops(eqn: Any) -> float:
-    left, right = (v.aval.shape for v in eqn.invars)
-    (contracted, _), (batch, _) = eqn.params["dimension_numbers"]
+    left = eqn.invars[0].aval.shape
+    (contracted, _), _ = eqn.params["dimension_numbers"]
     inner = math.prod(left[axis] for axis in contracted)
-    outer = math.prod(eqn.outvars[0].aval.shape)
-    del right, batch
-    return 2.0 * outer * inner
+    return 2.0 * math.prod(eqn.outvars[0].aval.shape) * inner
 
 
 def _convolution_flops(eqn: Any) -> float:

@@ -56,7 +56,7 @@ def augment(
         return Augmented(audio, audio)
     wave = audio / np.float64(32768.0)
     if speed != 1.0 and not len(audio) <= longest < _samples_at(len(audio), speed):
-        wave = _at_speed(wave, speed)
+        wave = resample(wave, *_rates(speed)).astype(np.float64)
     clean = wave
     if in_room:
         # The direct path comes first, without a delay: frames stay those of the clean audio.
@@ -92,10 +92,6 @@ def _rates(speed: float) -> tuple[int, int]:
 def _samples_at(samples: int, speed: float) -> int:
     rate, target = _rates(speed)
     return -(-samples * target // rate)
-
-
-def _at_speed(wave: np.ndarray, speed: float) -> np.ndarray:
-    return resample(wave, *_rates(speed)).astype(np.float64)
 
 
 def _mix(

@@ -101,7 +101,6 @@ class Minivox(tfds.core.GeneratorBasedBuilder):
     def _split_generators(
         self, dl_manager: tfds.download.DownloadManager
     ) -> dict[str, Iterator[tuple[int, dict[str, object]]]]:
-        del dl_manager
         # Imported here, for it needs packages of the extra `minivox`.
         from maestro_jax.minivox.corpus import ExamplePool
 

@@ -102,7 +102,6 @@ class Grammar:
 
     def agree(self, number: int, gender: str, case: str) -> str:
         """Spells a number in front of a noun."""
-        del gender, case
         return self.words(number)
 
     def counted(self, number: int, name: str, case: str) -> Slot:
@@ -130,12 +129,10 @@ class Grammar:
 
     def number(self, values: Values, case: str) -> Slot:
         """Words a number that names something: page 12."""
-        del case
         return Slot(self.words(values[0]), str(values[0]))
 
     def digits(self, values: Values, case: str) -> Slot:
         """Words digits that are read one by one."""
-        del case
         spoken = " ".join(self.words(value) for value in values)
         return Slot(spoken, " ".join(map(str, values)))
 
@@ -149,14 +146,12 @@ class Grammar:
 
     def year(self, values: Values, case: str) -> Slot:
         """Words a year."""
-        del case
         return Slot(self.words(values[0], "year"), str(values[0]))
 
     # Dates and times.
 
     def weekday(self, values: Values, case: str) -> Slot:
         """Words a day of the week; 0 is Monday."""
-        del case
         name = format_date(datetime.date(2024, 1, 1 + values[0]), "EEEE", locale=self.language)
         return Slot(name, name)
 

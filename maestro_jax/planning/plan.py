@@ -346,7 +346,9 @@ def lower_training(
     names = run.used_streams if streams is None else tuple(streams)
     rows = run.partitioning.batch_sharding(mesh)
     batch = {
-        name: {feature: _placed(leaf, rows) for feature, leaf in features.items()}
+        name: jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows), features
+        )
         for name, features in run.batch_shapes().items()
         if name in names
     }
@@ -406,7 +408,3 @@ def parameter_shardings(placed: ShardedState) -> dict[str, str]:
         "/".join(str(getattr(key, "key", key)) for key in path): str(tuple(sharding.spec))
         for path, sharding in leaves
     }
-
-
-def _placed(leaf: jax.ShapeDtypeStruct, sharding: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

@@ -154,10 +154,10 @@ def _pairs(
         if any(size % shards for size in sizes.values()):
             continue
         rows = {name: int(size) // shards for name, size in sizes.items()}
-        for fsdp in (n for n in range(1, shards + 1) if shards % n == 0):
-            data = shards // fsdp
-            if data % topology.slices == 0 and fsdp in _useful(shards // topology.slices):
-                yield (data, fsdp, parts), factor, rows
+        for fsdp in sorted(_useful(shards // topology.slices)):
+            # Slices are joined along `data`.
+            if shards % (fsdp * topology.slices) == 0:
+                yield (shards // fsdp, fsdp, parts), factor, rows
 
 
 def _useful(shards: int) -> set[int]:

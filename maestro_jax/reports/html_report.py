@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import dataclasses
 import html
-import importlib.util
 import io
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -78,8 +77,6 @@ class ReportFigure:
 def write_report(model_dir: epath.PathLike) -> tuple[epath.Path, dict[str, bytes]]:
     """Writes `report.html` into a model directory.
 
-    Where matplotlib is not installed, the page has no figures, and a line of the log says so.
-
     Args:
         model_dir: The model directory.
 
@@ -91,17 +88,14 @@ def write_report(model_dir: epath.PathLike) -> tuple[epath.Path, dict[str, bytes
     """
     directory = epath.Path(model_dir).expanduser()
     run_log = read_run_log(directory)
-    has_matplotlib = importlib.util.find_spec("matplotlib") is not None
-    if not has_matplotlib:
-        log.warning("%s has no figures: matplotlib is not installed", REPORT_FILE)
     pngs: dict[str, bytes] = {}
     sections = []
     for name, title, draw in SECTIONS:
-        figures = draw(run_log) if has_matplotlib else []
+        figures = draw(run_log)
         for index, figure in enumerate(figures):
             pngs[figure.name or f"{name}_{index}"] = figure.png
         body = "\n".join(map(_figure_html, figures))
-        body = body or f'<p class="note">{_reason_for_no_figure(name, has_matplotlib)}</p>'
+        body = body or f'<p class="note">{_reason_for_no_figure(name)}</p>'
         sections.append(_section(name, title, body))
     path = directory / REPORT_FILE
     path.write_text(_page(directory.name, run_log, sections), encoding="utf-8")
@@ -337,9 +331,7 @@ def _figure_html(figure: ReportFigure) -> str:
     )
 
 
-def _reason_for_no_figure(section: str, has_matplotlib: bool) -> str:
-    if not has_matplotlib:
-        return "No figure: matplotlib is not installed."
+def _reason_for_no_figure(section: str) -> str:
     needs = {
         "validation": "EVAL_EVERY above 0, and a validation split",
         "gradients": "DiagnosticsConfig.every above 0",

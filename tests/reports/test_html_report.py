@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import builtins
 import html.parser
-import importlib.util
 import json
 
 import numpy as np
@@ -234,27 +232,6 @@ def test_a_run_without_diagnostics_has_a_page(tmp_path):
     page = Page(write_report(tmp_path)[0].read_text())
     assert tuple(page.sections) == SECTIONS and set(page.images) == {"losses", "learning_rates"}
     assert "Nothing to show yet" in " ".join(page.words)
-
-
-def test_without_matplotlib_the_health_checks_remain(tmp_path, monkeypatch, caplog):
-    write_run(tmp_path, healthy())
-    find_spec, import_ = importlib.util.find_spec, builtins.__import__
-
-    def refuse(name, *arguments, **options):
-        if name.split(".")[0] == "matplotlib":
-            raise ImportError(name)
-        return import_(name, *arguments, **options)
-
-    monkeypatch.setattr(builtins, "__import__", refuse)
-    monkeypatch.setattr(
-        importlib.util,
-        "find_spec",
-        lambda name, *rest: None if name == "matplotlib" else find_spec(name, *rest),
-    )
-    assert update_report(tmp_path, 600) == {}
-    assert "no figures: matplotlib is not installed" in caplog.text
-    page = Page((tmp_path / "report.html").read_text())
-    assert not page.images and "by chance in 2%" in " ".join(page.words)
 
 
 def test_a_report_that_fails_does_not_end_training(tmp_path, caplog):

@@ -95,7 +95,7 @@ def examine(content: bytes) -> Layout:
     findings = []
     if junk:
         findings.append(Finding("damaged audio", f"{junk} bytes between its frames are none"))
-    if partial and not any(_is_short(stream) for stream in streams):
+    if partial and not any(len(one.frames) < one.stated for one in streams):
         findings.append(Finding("cut short", "it ends in the middle of a frame"))
     is_right = len(streams) == 1 and abs(len(streams[0].frames) - streams[0].stated) <= 1
     around = (
@@ -108,10 +108,6 @@ def examine(content: bytes) -> Layout:
         Piece(_indexed(content, stream), stream.stated, len(stream.frames)) for stream in streams
     )
     return Layout("mp3", pieces, tuple(findings))
-
-
-def _is_short(stream: _Stream) -> bool:
-    return len(stream.frames) < stream.stated
 
 
 def begins(content: bytes) -> bool:

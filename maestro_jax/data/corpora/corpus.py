@@ -126,7 +126,6 @@ class Corpus(abc.ABC):
             source: Directory of the corpus, whose name may tell the release.
             config: One of `configs`.
         """
-        del source
         return published_sizes(self.name, config)
 
 

@@ -130,7 +130,6 @@ class Covost2(Corpus):
 
     def published(self, source: Path, config: str) -> Mapping[str, PublishedSize]:
         """Returns the sizes of the joined splits, which all directions from English share."""
-        del source
         language, target = config.split("_")
         from_english = language == "en" and target in FROM_ENGLISH
         return published_sizes(self.name, "en_x" if from_english else config)

@@ -41,7 +41,6 @@ class LibriSpeech(Corpus):
 
     def utterances(self, source: Path, config: str, issues: IssueLog) -> Iterator[Utterance]:
         """Yields the lines of the transcript files, split by split; see `Corpus`."""
-        del config
         root = _root(source)
         speakers = _read_speakers(root / SPEAKERS, issues)
         for split in self.splits:

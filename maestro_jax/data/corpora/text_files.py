@@ -88,7 +88,6 @@ class SentencesByLanguage(Corpus):
 
     def text(self, line: str, language: str) -> str:
         """Normalises a line; by default it is only put in lower case."""
-        del language
         return lower_case(line)
 
     @abc.abstractmethod
@@ -101,7 +100,6 @@ class SentencesByLanguage(Corpus):
 
     def utterances(self, source: Path, config: str, issues: IssueLog) -> Iterator[Utterance]:
         """Yields the lines of a language; see `Corpus`."""
-        del issues
         for number, line in tables.lines(self.files(source)[config]):
             yield Utterance(
                 id=str(number),
@@ -235,7 +233,7 @@ def sentences(text: str, max_characters: int = MAX_CHARACTERS) -> Iterator[str]:
     characters, words = 0, False
     for sentence in _sentences(text):
         for piece in _pieces(sentence, max_characters):
-            new = _has_words(piece)
+            new = any(map(str.isalnum, piece))
             if pending and ((words and new) or characters + 1 + len(piece) > max_characters):
                 yield " ".join(pending)
                 pending, characters, words = [], 0, False
@@ -277,10 +275,6 @@ def _between_letters(sentence: str, end: int) -> int:
         if not (_JOINS_NEXT.match(before) or _JOINS_PREVIOUS.match(after)):
             return place
     return end
-
-
-def _has_words(piece: str) -> bool:
-    return any(map(str.isalnum, piece))
 
 
 _CODE = r"[a-z]{2,3}(?:[-_][A-Z]{2})?"
