@@ -221,7 +221,7 @@ def phonemes(texts: Sequence[str], language: str) -> list[str]:
         library = _phonemes_library()
         voice = _VOICES.get(language, language)
         if library.espeak_SetVoiceByName(voice.encode()) != 0:
-            raise UserError(f"espeak-ng does not know how {language!r} is pronounced")
+            raise UserError(f"espeak-ng has no pronunciation of {language!r}; leave out phonemes")
         return [_pronounced(library, text) for text in texts]
 
 

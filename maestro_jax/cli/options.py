@@ -142,7 +142,7 @@ def checkpoint_step(text: str) -> int | str:
     if text in ("best", "latest"):
         return text
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no step; give a number, best or latest")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a step; give a number, best or latest")
     return int(text)
 
 

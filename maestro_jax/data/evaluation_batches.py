@@ -206,12 +206,12 @@ class ScoredExamples:
             if other == task.name:
                 raise UserError(
                     f"examples {before} and {number} of task {task.name!r} have the same id "
-                    f"{strings['id']!r}; give each its own, or leave the feature out: examples are "
-                    "numbered then."
+                    f"{strings['id']!r}; give each its own id, or remove the feature, and "
+                    "examples are numbered."
                 )
             raise UserError(
                 f"tasks {other!r} and {task.name!r} both have an example {strings['id']!r} in "
-                f"{strings['language']!r}; score them by themselves: --task {other} --task "
+                f"{strings['language']!r}; score them separately: --task {other} --task "
                 f"{task.name}."
             )
         return strings
@@ -229,7 +229,7 @@ class ScoredExamples:
         if not identity.strip() or np.ndim(value):
             raise UserError(
                 f"example {number} of task {task.name!r} has the id {identity!r}; give each "
-                "example its own, or leave the feature out: examples are numbered then."
+                "example its own id, or remove the feature, and examples are numbered."
             )
         return identity
 

@@ -194,9 +194,7 @@ class StreamReader:
         mixture = provider.name
         made_for = stream_of(provider)
         if made_for is not None and made_for != name:
-            raise UserError(
-                f"stream {name!r} reads {mixture!r}, which is made for stream {made_for!r}."
-            )
+            raise UserError(f"stream {name!r} reads {mixture!r}, which is for stream {made_for!r}.")
         check_prepared(provider)
         self.vocabulary = token_vocabulary(provider.output_features, mixture)
         tasks = [

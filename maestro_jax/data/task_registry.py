@@ -122,11 +122,13 @@ def get_task_or_mixture(name: str | Mixture) -> seqio.Task | seqio.Mixture:
 
 def _registered_mixture(mixture: Mixture) -> seqio.Mixture:
     if mixture.name in seqio.TaskRegistry.names():
-        raise UserError(f"Mixture.name is {mixture.name!r}, as a task is called; take another.")
+        raise UserError(
+            f"Mixture.name is {mixture.name!r}, which is the name of a task; choose another."
+        )
     if mixture.name in seqio.MixtureRegistry.names():
         if _described.get(mixture.name) != mixture:
             raise UserError(
-                f"Mixture.name is {mixture.name!r}, as another mixture is called; take another."
+                f"Mixture.name is {mixture.name!r}, the name of another mixture; choose another."
             )
         return seqio.MixtureRegistry.get(mixture.name)
     if isinstance(mixture.tasks, Mapping):
@@ -280,7 +282,7 @@ def examples_rate(task: seqio.Task, temperature: float = 1.0, maximum: int | Non
     examples = task.num_input_examples("train")
     if not examples:
         raise UserError(
-            f"task {task.name!r} does not tell its size; give it a fixed rate in the mixture."
+            f"the size of task {task.name!r} is unknown; give it a fixed rate in the mixture."
         )
     return float(min(examples, maximum or examples)) ** (1.0 / temperature)
 

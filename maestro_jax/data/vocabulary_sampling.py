@@ -194,8 +194,8 @@ def _text_source(task: seqio.Task, field: str) -> TextSource:
     examples = task.num_input_examples(_SPLIT)
     if not examples:
         raise UserError(
-            f"task {task.name!r} does not tell how many examples it has, so no sample of them can "
-            "be taken; prepare it as a data set with random access."
+            f"the size of task {task.name!r} is unknown, so its texts cannot be sampled; prepare "
+            "it as a data set with random access."
         )
     if field == "text" and isinstance(task, StreamTask):
         codes = task.languages

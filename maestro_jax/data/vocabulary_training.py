@@ -124,7 +124,7 @@ def train_vocabulary(
             without texts, or there is too little text for a vocabulary of that size.
     """
     if not name.isidentifier():
-        raise UserError(f"{name!r} is no name for a vocabulary; use letters, digits and _.")
+        raise UserError(f"{name!r} is not a name; use letters, digits and _.")
     with data_scope(data_dir) as root:
         path = root / "vocabularies" / f"{name}.model"
         record = path.with_suffix(".json")
@@ -156,7 +156,7 @@ def _readers(file: str, name: str) -> tuple[str, ...]:
     ]
     if not reading:
         raise UserError(
-            f"no task reads a vocabulary {name!r}; say whose texts to train it on: --task TASK."
+            f"no task uses the vocabulary {name!r}; name tasks to train it on: --task TASK."
         )
     ready = tuple(task.name for task in reading if is_prepared(task) and "train" in task.splits)
     if not ready:
@@ -180,8 +180,8 @@ def _load_existing(path: Path, record: Path, requested: dict[str, object]) -> Tr
             differences["tasks"] = f"{len(differences['tasks'])} others"
         values = ", ".join(f"{key} {value!r}" for key, value in differences.items())
         raise UserError(
-            f"{path} was made otherwise ({values or 'it has no record'}); models that were trained "
-            "with it need it: take another name, or --overwrite it."
+            f"{path} was trained with other options ({values or 'it has no record'}), and models "
+            "may need it; choose another name, or pass --overwrite."
         )
     rows = tuple(LanguageRow.from_json(row) for row in made["languages"])
     if any(row.changed is None for row in rows):

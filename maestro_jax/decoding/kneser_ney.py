@@ -105,11 +105,11 @@ def cut_offs(prune: Sequence[int], order: int) -> tuple[int, ...]:
     """
     given = ",".join(str(number) for number in prune)
     if len(prune) > order:
-        raise UserError(f"cut-offs {given} are for {len(prune)} lengths, and the order is {order}")
+        raise UserError(f"cut-offs {given} are for {len(prune)} lengths, but the order is {order}")
     numbers = tuple(prune) or (0,)
     if numbers[0] != 0 or any(a > b for a, b in itertools.pairwise(numbers)):
         raise UserError(
-            f"cut-offs must begin with 0, as no unigram can be left out, and must not fall: {given}"
+            f"cut-offs are {given}; they must begin with 0, for unigrams, and must not decrease"
         )
     return numbers + numbers[-1:] * (order - len(numbers))
 

@@ -116,7 +116,7 @@ def evaluate_run(
             if stream in run.used_streams and kind != "mt":
                 selected.append((kind, get_task_or_mixture(run.streams[stream].mixture).name))
     if not selected:
-        raise UserError("the run has neither a paired nor an st stream: name one with --task.")
+        raise UserError("the run has no stream paired or st; name a task with --task.")
 
     output_dir = Path(output_dir or Path(model_dir) / "evaluation")
     shards = transcriber.data_shards

@@ -180,7 +180,7 @@ def _as_gin_value(name: str, text: str, source: gin_source.Source) -> str:
         return text
     flag = f"--gin.{name}={text}"
     if text.lower() in _NOT_GIN_NAMES:
-        raise UserError(f"{flag}: gin values are Python's: write {_NOT_GIN_NAMES[text.lower()]}")
+        raise UserError(f"{flag}: gin has Python's names: write {_NOT_GIN_NAMES[text.lower()]}")
     if not text or text[0] in "\"'([{@%":
         raise UserError(
             f"{flag} is not a gin value: check its quotes and brackets, "

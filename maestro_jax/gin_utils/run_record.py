@@ -67,10 +67,10 @@ def latest(model_dir: str | os.PathLike[str], name: str) -> epath.Path:
     """
     directory = epath.Path(model_dir)
     if not directory.is_dir():
-        raise UserError(f"there is no model directory {model_dir}")
+        raise UserError(f"there is no model directory {model_dir}; check the path")
     newest = _newest(directory, name)
     if newest is None:
-        raise UserError(f"{model_dir} is not a model directory: it holds no {name}")
+        raise UserError(f"{model_dir} is not a model directory: it has no {name}")
     return newest[1]
 
 

@@ -64,9 +64,9 @@ class SearchConfig:
             raise UserError(f"the beam size must be at least 1, not {self.beam_size}")
         for name in ("lm_weight", "length_alpha", "ilm_weight"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"--{name} must not be negative, and is {getattr(self, name)}")
+                raise UserError(f"--{name} is {getattr(self, name)}; it must be 0 or more")
         if not math.isfinite(self.length_bonus):
-            raise UserError(f"--length_bonus must be a number, and is {self.length_bonus}")
+            raise UserError(f"--length_bonus is {self.length_bonus}; it must be finite")
         for option, file in (("--lm_text", self.lm_text), ("--lm_arpa", self.lm_arpa)):
             if file is not None and not Path(file).is_file():
                 raise UserError(f"there is no file {file} for {option}")

@@ -469,7 +469,6 @@ def spoken_language(
         return {}
     if language is None:
         raise UserError(
-            "this model needs to know the language that is spoken: give --language, "
-            "an ISO code such as 'de'."
+            "this model needs the language of the speech: give --language, a code such as 'de'."
         )
     return {"language": np.full(rows, languages.index(language), np.int32)}

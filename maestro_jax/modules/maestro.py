@@ -472,7 +472,7 @@ class Maestro(nn.Module):
 
 
 def _require(part: Part | None, name: str) -> Part:
-    """Returns a part of the model that is optional, or says that it is missing."""
+    """Returns an optional part of the model, and raises if the model lacks it."""
     if part is None:
-        raise ValueError(f"Maestro.{name} is None; give the model one, or do without it.")
+        raise ValueError(f"Maestro.{name} is None, but this call needs it; set it in the model.")
     return part

@@ -86,9 +86,7 @@ class Learned:
         if not 0.0 <= self.jitter <= 1.0:
             raise UserError(f"Learned.jitter is {self.jitter}; choose a probability, 0 for none.")
         if self.min_frames < 1:
-            raise UserError(
-                f"Learned.min_frames is {self.min_frames}; a token that lasts has a frame at least."
-            )
+            raise UserError(f"Learned.min_frames is {self.min_frames}; it must be 1 or more.")
 
     @property
     def trained_through(self) -> bool:

@@ -408,8 +408,8 @@ def default_max_text_frames(model: Any, audio_samples: Mapping[str, int]) -> int
         if name in audio_samples:
             return model.frame_count(audio_samples[name])
     raise UserError(
-        "no stream has audio from which the largest number of frames of a resampled text could "
-        "follow; set MAX_TEXT_FRAMES (max_text_frames of the objective) to a number such as 400."
+        "MAX_TEXT_FRAMES (max_text_frames of the objective) is None, but no stream has audio whose "
+        "length could be used; set it to a number such as 400."
     )
 
 

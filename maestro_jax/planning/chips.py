@@ -110,7 +110,7 @@ class Topology:
             UserError: If these are GPUs, for which ahead-of-time compilation takes a GPU.
         """
         if not self.chip.libtpu:
-            raise UserError(f"{self.name} has no compiler to ask: GPUs are planned by roofline.")
+            raise UserError(f"{self.name} cannot be compiled for ahead of time; pass --roofline.")
         return f"{self.chip.libtpu}:{_written(self.shape)}"
 
     @property

@@ -93,8 +93,8 @@ def topology_of(chip: Chip, chips: int) -> Topology:
     slices, rest = divmod(chips, math.prod(largest))
     if rest or not slices:
         raise UserError(
-            f"No slices of {chip.name} have {chips} chips together: one has up to "
-            f"{math.prod(shapes[-1])}, several of the largest a multiple of that."
+            f"No slices of {chip.name} have {chips} chips in all; one slice has up to "
+            f"{math.prod(shapes[-1])}, and several of the largest have a multiple of that."
         )
     return Topology(chip=chip, shape=largest, slices=slices)
 
@@ -191,7 +191,8 @@ def _fastest(
     per_slice = topology.devices_per_slice
     if per_slice % tensor:
         raise UserError(
-            f"{topology.name} has {per_slice} devices, which {tensor} along tensor do not divide."
+            f"{topology.name} has {per_slice} devices, not a multiple of the {tensor} along the "
+            "tensor axis; change MESH."
         )
     candidates: list[tuple[bool, float, MeshShape, StepTime]] = []
     for fsdp in _divisors(per_slice // tensor):

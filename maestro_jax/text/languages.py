@@ -154,7 +154,7 @@ class LanguageTable:
         """
         for code in self.codes:
             if (canonical := normalize_language(code)) != code:
-                raise UserError(f"the language {code!r} is written {canonical!r}.")
+                raise UserError(f"write the language {code!r} as {canonical!r}.")
         if twice := {code for code in self.codes if self.codes.count(code) > 1}:
             raise UserError(f"the languages {', '.join(sorted(twice))} are listed twice.")
 

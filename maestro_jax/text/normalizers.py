@@ -218,7 +218,7 @@ def find_rules(name: str) -> Callable[[str, str], str]:
     """
     if name not in RULES:
         raise UserError(
-            f"texts are normalised as {' or '.join(map(repr, RULES))}, not {name!r}."
+            f"unknown text rules {name!r}; choose {' or '.join(map(repr, RULES))}."
             f"{near_misses(name, RULES)}"
         )
     return RULES[name]

@@ -215,7 +215,7 @@ class NonFiniteGuard(Callback):
         """
         if self._consecutive >= self._max_consecutive:
             raise FloatingPointError(
-                f"Loss or gradient of the last {self._consecutive} steps were not finite; lower "
+                f"Loss or gradient of the last {self._consecutive} steps was not finite; lower "
                 "the learning rate, or look at the data."
             )
 

@@ -254,7 +254,7 @@ class Checkpoints:
             raise UserError(
                 f"No checkpoint is whole: {self.directory / str(steps[-1])} ({reason})"
                 + (f", nor {len(steps) - 1} before it" if len(steps) > 1 else "")
-                + "; copy one again from where it is whole, or choose another model directory."
+                + "; copy an undamaged one there, or choose another model directory."
             )
         return chosen, damaged
 
@@ -292,9 +292,9 @@ class Checkpoints:
             name = names[0][0]
             if all(changed.startswith(f"{FROZEN_DURATIONS}/") for changed, _ in names):
                 raise UserError(
-                    f"The checkpoint {directory} does not hold the durations that this run holds: "
-                    "it was made by an earlier version, or without the stream of texts. Begin anew "
-                    "in another model directory, with init_from the model that this one began with."
+                    f"The checkpoint {directory} lacks the frozen durations of this run: it was "
+                    "written by an earlier version, or without a stream of texts; start a new run "
+                    "in another model directory, with the init_from of this one."
                 )
             raise UserError(
                 f"The checkpoint {directory} is of another model or setting: {field} {name} is "

@@ -74,7 +74,7 @@ def load_model_vocabulary(checkpoint: epath.PathLike, vocab_size: int | None = N
     path = model_dir / MODEL_FILE
     if not path.exists():
         raise UserError(
-            f"there is no vocabulary {path}; copy the one that the model was trained with there."
+            f"there is no vocabulary {path}; copy the one with which the model was trained to it."
         )
     vocabulary = vocabulary_from_bytes(path.read_bytes(), str(path))
     trained = recorded(step_directory)
@@ -82,13 +82,13 @@ def load_model_vocabulary(checkpoint: epath.PathLike, vocab_size: int | None = N
     if trained is not None and found != trained:
         raise UserError(
             f"{path} is not the vocabulary that {step_directory} was trained with: it has "
-            f"{found['pieces']} pieces and SHA-256 {found['sha256'][:12]}, that has "
-            f"{trained['pieces']} and {trained['sha256'][:12]}; put that one back."
+            f"{found['pieces']} pieces and SHA-256 {found['sha256'][:12]} instead of "
+            f"{trained['pieces']} and {trained['sha256'][:12]}; copy the right one there."
         )
     if vocab_size is not None and vocabulary.vocab_size > vocab_size:
         raise UserError(
             f"{path} has {vocabulary.vocab_size} pieces, but the model {step_directory} writes "
-            f"{vocab_size} tokens: it is the vocabulary of another model; put this model's back."
+            f"{vocab_size} tokens: it is the vocabulary of another model; copy the right one there."
         )
     if trained is None and vocab_size is not None and vocabulary.vocab_size < vocab_size:
         log.info(

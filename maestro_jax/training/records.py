@@ -103,7 +103,7 @@ class TrainingRecord:
         """
         if self.seed != run.seed:
             raise UserError(
-                f"{model_dir} was begun with seed {self.seed}, not {run.seed}; set seed to "
+                f"{model_dir} was started with seed {self.seed}, not {run.seed}; set seed to "
                 f"{self.seed}, or choose another model directory."
             )
         for stream, config in run.streams.items():

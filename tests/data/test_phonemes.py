@@ -20,7 +20,7 @@ def test_words_that_are_known() -> None:
     assert phonemes(["chat"], "fr") != phonemes(["chat"], "en")
     [two] = {*phonemes(["peace", "piece"], "en")}
     assert two.isalpha()
-    with pytest.raises(UserError, match="does not know how 'xx' is pronounced"):
+    with pytest.raises(UserError, match="has no pronunciation of 'xx'"):
         phonemes(["x"], "xx")
 
 

@@ -187,7 +187,7 @@ def test_another_mixture_of_that_name_is_refused() -> None:
     import_user_modules(["my_lab.tasks"])
     mixture = Mixture(name="mostly_german", tasks=["calls_de", "calls_en"])
     assert get_task_or_mixture(mixture) is get_task_or_mixture(mixture)
-    with pytest.raises(UserError, match="as another mixture is called"):
+    with pytest.raises(UserError, match="the name of another mixture"):
         get_task_or_mixture(Mixture(name="calls", tasks=["calls_de"]))
     with pytest.raises(UserError, match=r"unknown task .*'calls_d'.*calls_de"):
         get_task_or_mixture(Mixture(name="other", tasks={"calls_d": 1.0}))

@@ -163,7 +163,9 @@ def test_training_is_deterministic_and_writes_what_it_did(corpus) -> None:
     again = train_vocabulary("first", request, data_dir=corpus.root)
     assert not again.fresh and again.languages == first.languages
     other = VocabularyRequest(tasks=TASKS, size=50, kind="char", temperature=2.0)
-    with pytest.raises(UserError, match=r"made otherwise \(kind 'bpe', size 60\).*--overwrite"):
+    with pytest.raises(
+        UserError, match=r"trained with other options \(kind 'bpe', size 60\).*--overwrite"
+    ):
         train_vocabulary("first", other, data_dir=corpus.root)
     letters = train_vocabulary("first", other, data_dir=corpus.root, overwrite=True)
     everything = "".join(text for split in corpus.records for text in texts_of(corpus, split))
@@ -205,7 +207,7 @@ def test_an_older_record_is_still_read(corpus, caplog) -> None:
     assert not again.fresh and {row.changed for row in again.languages} == {None}
     assert "made by an earlier version" in caplog.text
     bytes_ = VocabularyRequest(tasks=TASKS, size=400, byte_fallback=True)
-    with pytest.raises(UserError, match="made otherwise"):
+    with pytest.raises(UserError, match="trained with other options"):
         train_vocabulary("older", bytes_, data_dir=corpus.root)
 
 
@@ -274,7 +276,10 @@ def test_the_shared_vocabulary_is_of_all_that_read_it(
     # Whoever adds a corpus later has to take a decision.
     capsys.readouterr()
     assert main([*command, "--task", "tinyvox_text"]) == 2
-    assert "made otherwise (tasks ['shared_mt_sl', 'shared_text_sl'])" in capsys.readouterr().err
+    assert (
+        "trained with other options (tasks ['shared_mt_sl', 'shared_text_sl'])"
+        in capsys.readouterr().err
+    )
     Path(record["path"]).unlink()
 
 

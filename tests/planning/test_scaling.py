@@ -73,7 +73,7 @@ def test_each_mesh_is_the_fastest_that_fits(trace) -> None:
         assert row.step.seconds <= step.seconds
     (row,) = weak_scaling(trace, CHIPS["v5e"], [64], tensor=4)
     assert row.mesh[2] == 4
-    with pytest.raises(UserError, match="do not divide"):
+    with pytest.raises(UserError, match="not a multiple of"):
         weak_scaling(trace, CHIPS["v5e"], [16], tensor=3)
 
 

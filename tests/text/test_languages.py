@@ -90,7 +90,7 @@ def test_a_table_is_read_as_it_was_saved(tmp_path) -> None:
     with pytest.raises(UserError, match=r"languages.txt: the languages qu are listed twice"):
         load_languages(tmp_path)
     (tmp_path / "languages.txt").write_text("que\n")
-    with pytest.raises(UserError, match="'que' is written 'qu'"):
+    with pytest.raises(UserError, match="'que' as 'qu'"):
         load_languages(tmp_path)
 
 

@@ -115,4 +115,4 @@ def test_texts_are_prepared_by_the_rules_that_are_asked_for(
     capsys.readouterr()
     command[1] = "librispeech"
     assert main([*command, "--text_rules", "spoken"]) == 2
-    assert "librispeech has rules of its own" in capsys.readouterr().err
+    assert "--text_rules does not apply to librispeech" in capsys.readouterr().err

@@ -83,7 +83,7 @@ def test_a_run_goes_on_from_an_earlier_record(toy, tmp_path):
 
 def test_another_seed_is_refused_and_another_stream_is_told(toy, caplog):
     record = TrainingRecord.from_json(EARLIER)
-    with pytest.raises(UserError, match="some_dir was begun with seed 0, not 3"):
+    with pytest.raises(UserError, match="some_dir was started with seed 0, not 3"):
         record.check_compatible(toy.run(seed=3), "some_dir")
     with caplog.at_level(logging.WARNING):
         record.check_compatible(toy.run(), "some_dir")

@@ -176,7 +176,7 @@ def test_a_finished_run_returns_at_once(toy, uninterrupted, caplog):
 
 
 def test_going_on_with_another_seed_is_refused(toy, uninterrupted):
-    with pytest.raises(UserError, match="begun with seed 0, not 3"):
+    with pytest.raises(UserError, match="started with seed 0, not 3"):
         train(toy.run(seed=3), uninterrupted[0], batches=toy.batches)
 
 

@@ -92,17 +92,22 @@ def _read(arguments: argparse.Namespace) -> None:
         )
     if arguments.name:
         if arguments.corpus not in NAMED:
-            raise UserError(f"--name is for {', '.join(NAMED)}; the other corpora have names.")
+            raise UserError(f"--name is for {', '.join(NAMED)}; leave it out for other corpora.")
         if not arguments.name.isidentifier():
-            raise UserError(f"--name {arguments.name!r} is no name; use letters, digits and _.")
+            raise UserError(f"--name {arguments.name!r} is not a name; use letters, digits and _.")
         corpus.name = arguments.name
     if arguments.text_rules:
         if not corpus.text_rules:
-            raise UserError(f"{arguments.corpus} has rules of its own; leave --text_rules out.")
+            raise UserError(
+                f"--text_rules does not apply to {arguments.corpus}, whose rules are fixed; leave "
+                "it out."
+            )
         corpus.text_rules = arguments.text_rules
     source = Path(arguments.source_dir).expanduser()
     if not source.is_dir():
-        raise UserError(f"there is no directory {source}; say where {corpus.title} lies.")
+        raise UserError(
+            f"--source_dir {source} is not a directory; name the directory of {corpus.title}."
+        )
     wanted = options.names(arguments.languages or "")
     configs = corpus.configs(source, wanted)
     environment.prepare_process()
@@ -130,7 +135,7 @@ def _read(arguments: argparse.Namespace) -> None:
         print(_closing_table(corpus.name, done))
     if failed:
         raise UserError(
-            f"nothing could be used of {', '.join(failed)}; name what you want with --languages. "
+            f"no utterance of {', '.join(failed)} could be used; select others with --languages. "
             + " ".join(failed.values())
         )
 

@@ -82,7 +82,9 @@ class CommonVoice(Corpus):
         paths = {split: path for split, path in paths.items() if path.is_file()}
         if not table:
             if not paths:
-                raise UserError(f"there is none of {', '.join(TABLES.values())} in {directory}.")
+                raise UserError(
+                    f"{directory} has none of {', '.join(TABLES.values())}; unpack the release."
+                )
             for split, path in paths.items():
                 yield from _utterances(path, language, split, issues, required=("text",))
             return

@@ -46,7 +46,9 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
                     raise UserError(f"{path}:{number} is not UTF-8; convert the file.")
                 yield number, line.rstrip("\r\n")
         except (OSError, EOFError) as error:
-            raise UserError(f"{path} cannot be read to its end ({error}).") from error
+            raise UserError(
+                f"{path} cannot be read to its end ({error}); get the file again."
+            ) from error
 
 
 def _is_encodable(line: str) -> bool:

@@ -326,7 +326,7 @@ def _raw_speech(source: Path, subset: str, language: str, issues: IssueLog) -> I
     path = _find_table(source, table, "unlabelled_data", "annotations")
     if path is None:
         raise UserError(
-            f"there is no {table}.tsv.gz in {source}; download it, for it lists the segments."
+            f"there is no {table}.tsv.gz in {source}; download it: it lists the segments."
         )
     rows = tables.rows(path, issues, delimiter=delimiter, required=columns, split="train")
     suffix = f"_{language}"
