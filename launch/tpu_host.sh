@@ -181,7 +181,7 @@ from maestro_jax.training import distributed
 
 logging.basicConfig(level=logging.INFO, format=f"{socket.gethostname()}: %(message)s")
 distributed.initialize()
-# A number from each device, added up over all of them.
+# Adds up one number from each device.
 count = jax.device_count()
 mesh = jax.sharding.Mesh(np.asarray(jax.devices()), ("all",))
 ones = jax.make_array_from_callback(
@@ -192,7 +192,7 @@ print(f"{socket.gethostname()}: {jax.process_count()} hosts, {count} devices, su
 END
 }
 
-# Sends SIGTERM, so that the run saves and ends, and waits that many seconds.
+# Sends SIGTERM, so that the run saves and ends, and waits for the given number of seconds.
 terminate() {
   local seconds=$1 waited
   kill -TERM "$(cat "$run/pid")" 2>/dev/null || true
@@ -213,7 +213,7 @@ stop() {
   say "stopped; exit status $(cat "$run/exit")"
 }
 
-# For a run whose other hosts have failed: it may hang in a collective operation, deaf to SIGTERM.
+# Kills a run whose other hosts have failed: it may hang in a collective operation and ignore SIGTERM.
 end() {
   is_running || return 0
   terminate 60 || kill -KILL "$(cat "$run/pid")"

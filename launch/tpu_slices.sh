@@ -1,8 +1,8 @@
 # shellcheck shell=bash
-# Slices and what is done on their hosts: sourced by tpu_run.sh, which sets the variables that are options there.
+# Functions for slices and their hosts. tpu_run.sh sources this file and sets the variables of its options.
 # shellcheck disable=SC2154
 
-# The names of the TPU nodes. A queued resource of several names them itself, in the same way.
+# Prints the names of the TPU nodes. A queued resource of several nodes names them in the same way.
 nodes() {
   local i
   if ((slices == 1)); then
@@ -12,7 +12,7 @@ nodes() {
   fi
 }
 
-# What describe prints, MISSING if there is no such thing, UNKNOWN if it cannot be asked.
+# Prints what gcloud describes; MISSING if there is no such resource, UNKNOWN if gcloud fails.
 described() {
   local answer errors
   errors=$(mktemp)
@@ -38,7 +38,7 @@ describe_request() {
   "$@" queued-resources describe "$name" --format='value(state.state)'
 }
 
-# MISSING, WAITING, ACTIVE, GONE (preempted, failed or in part missing: to be deleted), UNKNOWN
+# Prints MISSING, WAITING, ACTIVE, GONE (preempted, failed or partly missing: must be deleted) or UNKNOWN.
 state() {
   local all
   if ((direct)); then
@@ -208,11 +208,11 @@ train() {
   on_hosts "bash tpu_host.sh start $(quoted_all "${host_options[@]}" -- "${arguments[@]}")"
 }
 
-# A host that was never set up has no script. The host's shell expands this.
+# A host without setup has no script. The shell of the host expands this.
 # shellcheck disable=SC2016
 readonly ask_host='if [ -f tpu_host.sh ]; then bash tpu_host.sh status; else echo "MAESTRO_HOST $(hostname) absent"; fi'
 
-# The run as a whole: unreachable, absent, ready, running, done, stopped, interrupted, or "failed CODE"
+# Prints the state of the whole run: unreachable, absent, ready, running, done, stopped, interrupted, or "failed CODE"
 run_state() {
   local answer bad
   answer=$(on_hosts "$ask_host" 2>/dev/null | sed -n 's/^MAESTRO_HOST [^ ]* //p') || true
