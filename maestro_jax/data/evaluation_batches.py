@@ -45,7 +45,10 @@ def _evaluated_language(
     if field == "language" and code not in languages:
         if code not in warned:
             warned.add(code)
-            _log.warning("the model was not trained with the language %r; it is not told it", code)
+            _log.warning(
+                "the model was not trained with the language %r, so it is not told the language",
+                code,
+            )
         return UNKNOWN_LANGUAGE
     return languages.index(code)
 

@@ -296,7 +296,7 @@ class StreamReader:
                 "stream %r: %d examples are longer than its longest bucket; they are %s",
                 self.name,
                 too_long,
-                "cropped" if self.name == "speech" else "left out where they turn out to be",
+                "cropped" if self.name == "speech" else "left out if they do not fit",
             )
 
     def start(

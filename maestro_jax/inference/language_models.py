@@ -190,8 +190,7 @@ def arpa_model(path: str | Path, vocabulary: Vocabulary) -> BackoffModel | WordL
     boundary, unknown = len(words), len(words) + 1
     model = file.model(words, size=len(words) + 2, unknown=unknown, boundary=boundary)
     log.warning(
-        "%s is a language model over %d words: it ranks the hypotheses after the search, and does "
-        "not take part in it",
+        "%s is a language model over %d words: it rescores the hypotheses after the search",
         path,
         len(ordinary),
     )

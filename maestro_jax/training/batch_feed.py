@@ -170,7 +170,7 @@ def held_out_pairs(
             languages=run_languages(run, model_dir),
         )
     except UserError as error:
-        log.warning("diagnostics go without held-out pairs: %s", error)
+        log.warning("diagnostics have no held-out pairs: %s", error)
         return None
     with loader:
         return next(loader)["paired"]

@@ -364,8 +364,7 @@ class Checkpointer(Callback):
             if "validation_seconds" in metrics and not self._is_missing_told:
                 self._is_missing_told = True
                 log.warning(
-                    "best_metric %r is no metric of the validation, so no best checkpoint is kept."
-                    "%s",
+                    "best_metric %r is not a validation metric, so no best checkpoint is kept.%s",
                     metric,
                     near_misses(metric, [n for n in metrics if n.startswith("validation/")]),
                 )

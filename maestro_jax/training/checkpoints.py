@@ -268,7 +268,7 @@ class Checkpoints:
                 number += 1
             path = self.directory / str(newer)
             log.warning(
-                "the checkpoint %s is damaged (%s) and was moved to %s; going on from step %d",
+                "the checkpoint %s is damaged (%s) and was moved to %s; continuing from step %d",
                 path,
                 reason,
                 target,
@@ -634,8 +634,8 @@ def as_begun(run: TrainRun, directory: epath.PathLike, steps: Sequence[int]) -> 
             continue
         if begun is not run:
             log.warning(
-                "%s was begun by an earlier version: its refiner ends without a layer "
-                "normalisation, and stays so",
+                "%s was started by an earlier version: its refiner stays without a final layer "
+                "normalisation",
                 epath.Path(directory).parent,
             )
         return begun

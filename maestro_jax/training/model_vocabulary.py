@@ -92,8 +92,8 @@ def load_model_vocabulary(checkpoint: epath.PathLike, vocab_size: int | None = N
         )
     if trained is None and vocab_size is not None and vocabulary.vocab_size < vocab_size:
         log.info(
-            "%s has %d pieces, the model %d tokens; the checkpoint does not hold which vocabulary "
-            "it was trained with",
+            "%s has %d pieces, the model %d tokens; the checkpoint does not say with which "
+            "vocabulary it was trained",
             path,
             vocabulary.vocab_size,
             vocab_size,

@@ -112,8 +112,8 @@ class TrainingRecord:
             current = json.loads(json.dumps(dataclasses.asdict(config)))
             if any(saved.get(name) != current[name] for name in _ORDER_OF_EXAMPLES):
                 log.warning(
-                    "the stream %r changed since the checkpoint: its examples go on from another "
-                    "place",
+                    "the stream %r changed since the checkpoint: its examples continue at another "
+                    "position",
                     stream,
                 )
 

@@ -212,7 +212,7 @@ def test_training_goes_on_from_the_newest_that_is_whole(
         restored, record = checkpoints.restore_latest(abstract())
     assert (int(restored.step), record["step"]) == (4, 4)
     [line] = [one.getMessage() for one in caplog.records if "damaged" in one.getMessage()]
-    assert f"{copied / 'checkpoints' / '5'} is damaged" in line and "going on from step 4" in line
+    assert f"{copied / 'checkpoints' / '5'} is damaged" in line and "continuing from step 4" in line
     assert (copied / SET_ASIDE / "5" / "state").is_dir()
     assert checkpoints.all_steps() == [4]
     # The step is saved anew when training comes to it.

@@ -60,6 +60,6 @@ def test_a_run_goes_on_with_the_model_with_which_it_began(run, tmp_path, earlier
     (checkpoints.directory / "6" / "state" / "_METADATA").unlink()
     found = as_begun(run, checkpoints.directory, checkpoints.all_steps())
     assert found.model.refiner.normalize != earlier
-    assert ("begun by an earlier version" in caplog.text) == earlier
+    assert ("started by an earlier version" in caplog.text) == earlier
     checkpoints.close()
     assert as_begun(run, checkpoints.directory, ()) is run

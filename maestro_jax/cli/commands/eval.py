@@ -21,13 +21,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME,NAME",
         help="tasks or mixtures (see `maestro tasks`); repeatable; default: those of the run",
     )
-    parser.add_argument("--split", default="test", help="default: %(default)s")
+    parser.add_argument("--split", default="test", help="split to score; default: %(default)s")
     parser.add_argument(
         "--step",
         type=options.checkpoint_step,
         metavar="STEP",
-        help="step of the checkpoint, or best for the one with the best validation metric; the "
-        "latest by default",
+        help="step of the checkpoint, or best for the one with the best validation metric; "
+        "default: the latest",
     )
     options.add_search(parser)
     options.add_data_dir(parser)

@@ -39,15 +39,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="L,L",
         help="languages or pairs to prepare, as de,fr or de_en; default: all in the directory",
     )
-    parser.add_argument("--name", help=f"name of the corpus, with {', '.join(NAMED)}")
+    parser.add_argument("--name", help=f"name of the corpus; only for {', '.join(NAMED)}")
     parser.add_argument(
         "--text_rules",
         choices=tuple(RULES),
-        help="normalisation of your own corpora and of plain text: that of scoring (the default), "
-        "or spoken form, with numbers in words and without parentheses",
+        help="normalisation of your own corpora and of plain text: as transcripts are scored (the "
+        "default), or as text is spoken, with numbers in words and without parentheses",
     )
     parser.add_argument("--strict", action="store_true", help="stop at the first issue")
-    parser.add_argument("--overwrite", action="store_true", help="replace what was prepared before")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace data that are already prepared"
+    )
     parser.add_argument(
         "--workers",
         type=options.positive,

@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--coverage",
         type=float,
         default=1.0,
-        metavar="SHARE",
+        metavar="FRACTION",
         help="fraction of the letters that pieces must cover, 0.98 to 1; default: 1",
     )
     parser.add_argument(

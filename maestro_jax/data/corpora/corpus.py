@@ -234,7 +234,9 @@ def select_languages(available: Sequence[str], requested: Sequence[str], source:
     selected = select(available, names, source, "languages")
     languages = [language for language in selected if is_language(language)]
     if unknown := [language for language in selected if language not in languages]:
-        _log.warning("%s: left out, for they are no language codes: %s", source, " ".join(unknown))
+        _log.warning(
+            "%s: left out, because they are not language codes: %s", source, " ".join(unknown)
+        )
     if requested or not languages:
         config_name(*unknown[:1] or selected[:1])  # Raises for what is no language.
     return languages
