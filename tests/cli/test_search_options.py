@@ -153,9 +153,12 @@ def test_evaluation_searches_as_told(
         (["--lm_arpa", "a", "--lm_order", "3"], "--lm_order needs --lm_text FILE"),
         (["--lm_prune", "0,0,1"], "--lm_prune needs --lm_text FILE"),
         (["--lm_prune", "0,-1"], "'0,-1' is not whole numbers"),
-        (["--lm_text", str(described / "config.gin"), "--lm_weight", "-1"], "negative"),
-        (["--length_bonus", "inf"], "--length_bonus must be a number"),
-        (["--ilm_weight", "-0.1"], "--ilm_weight must not be negative, and is -0.1"),
+        (
+            ["--lm_text", str(described / "config.gin"), "--lm_weight", "-1"],
+            "is -1.0; it must be 0 or more",
+        ),
+        (["--length_bonus", "inf"], "--length_bonus is inf; it must be finite"),
+        (["--ilm_weight", "-0.1"], "--ilm_weight is -0.1; it must be 0 or more"),
         (["--ilm_encoder", "meen"], "unknown --ilm_encoder 'meen'; choose one of zero, mean"),
     ]:
         capsys.readouterr()

@@ -368,7 +368,7 @@ def test_close_is_quick_and_final(corpus):
     "stream,changes,arguments,message",
     [
         ("text", {"mixture": "tinyvox_txt"}, {}, "unknown task.*Did you mean.*tinyvox_text"),
-        ("text", {"mixture": "tinyvox_mt"}, {}, "made for stream 'mt'"),
+        ("text", {"mixture": "tinyvox_mt"}, {}, "is for stream 'mt'"),
         ("text", {}, {"split": "test"}, "no split 'test'|has a split 'test'"),
         ("text", {}, {"process_count": 3}, "multiple of 3"),
         ("paired", {"audio_samples": 0}, {}, "audio_samples > 0"),

@@ -288,11 +288,11 @@ def test_the_shared_vocabulary_is_of_all_that_read_it(
     [
         (["tiny", "--task", "tinyvox_txt"], "unknown task or mixture 'tinyvox_txt'"),
         (["tiny", "--task", "tinyvox_speech"], "'tinyvox_speech' has no text"),
-        (["no/name", "--task", "tinyvox_text"], "'no/name' is no name for a vocabulary"),
+        (["no/name", "--task", "tinyvox_text"], "'no/name' is not a name"),
         (["tiny", "--task", "tinyvox_text", "--size", "9"], "ask for at least"),
         (["tiny", "--task", "tinyvox_text", "--temperature", "0"], "not a number above 0"),
         (["tiny", "--task", "tinyvox_text", "--coverage", "0.1"], "coverage is 0.1"),
-        (["tiny"], "no task reads a vocabulary 'tiny'"),
+        (["tiny"], "no task uses the vocabulary 'tiny'"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -97,7 +97,7 @@ def test_a_model_over_other_pieces_is_one_clear_line(vocabulary, text, tmp_path)
         ({"lm_arpa": "text.txt"}, "text.txt has no line .data.*--lm_text"),
         ({"lm_arpa": "lm.arpa", "lm_text": "text.txt"}, "two language models"),
         ({"lm_arpa": "words.arpa"}, "words, which ranks .* --beam_size 8"),
-        ({"lm_text": "text.txt", "lm_prune": (0, 1, 0)}, "must not fall"),
+        ({"lm_text": "text.txt", "lm_prune": (0, 1, 0)}, "must not decrease"),
     ],
 )
 def test_bad_options_are_one_clear_line(options, message, vocabulary, text, tmp_path):

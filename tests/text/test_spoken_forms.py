@@ -90,7 +90,9 @@ def test_without_num2words_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) 
 
 def test_rules_by_name() -> None:
     assert find_rules("spoken") is spoken_text
-    with pytest.raises(UserError, match="'transcript' or 'spoken', not 'spokn'.*Did you mean"):
+    with pytest.raises(
+        UserError, match="rules 'spokn'; choose 'transcript' or 'spoken'.*Did you mean"
+    ):
         find_rules("spokn")
 
 
