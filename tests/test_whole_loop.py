@@ -73,6 +73,20 @@ def test_the_demo_leaves_tables_pictures_and_a_transcript(demo_output: Path) -> 
     scores = json.loads(st.read_text())
     assert {row["direction"] for row in scores["rows"]} == {"de-en", "sl-en"}
     assert all("tok:13a" in row["bleu_signature"] for row in scores["rows"])
+    with_lm = demo_output / "translation" / "evaluation" / "language_model" / st.name
+    assert {row["direction"] for row in json.loads(with_lm.read_text())["rows"]} == {
+        "de-en",
+        "sl-en",
+    }
+
+
+def test_the_language_models_know_no_test_sentence(demo_output: Path) -> None:
+    for stage, name in (("recognition", "transcripts"), ("translation", "english")):
+        texts = (demo_output / "texts" / f"{name}.txt").read_text().splitlines()
+        [file] = (demo_output / stage / "evaluation").glob("*.predictions.jsonl")
+        references = [json.loads(line)["reference"] for line in file.read_text().splitlines()]
+        assert len(texts) > 100 and len(references) >= 8
+        assert not set(references) & set(texts)
 
 
 def test_a_finished_demo_does_not_start_over(demo_output: Path, one_device: dict[str, str]) -> None:
