@@ -15,6 +15,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from maestro_jax.batches import Mixture
 from maestro_jax.data.evaluation_batches import UNDETERMINED, language_of, target_language_of
 from maestro_jax.data.indexed_source import IndexedSource
 from maestro_jax.data.stream_tasks import StreamTask, stream_of
@@ -58,13 +59,13 @@ class TextSource:
                 yield text
 
 
-def text_sources(names: Sequence[str]) -> list[TextSource]:
+def text_sources(names: Sequence[str | Mixture]) -> list[TextSource]:
     """Finds the texts and translations that tasks and mixtures train on, each once.
 
     Tasks of several streams often read the same texts; these are counted for the first of them.
 
     Args:
-        names: Names of tasks and mixtures.
+        names: Tasks and mixtures.
 
     Raises:
         UserError: One is unknown, not prepared, or has no text to train on.
@@ -91,7 +92,7 @@ def text_sources(names: Sequence[str]) -> list[TextSource]:
                     sources[key] = _text_source(task, field)
         if not texts:
             raise UserError(
-                f"{name!r} has no text to train a vocabulary on (stream "
+                f"{str(name)!r} has no text to train a vocabulary on (stream "
                 f"{stream_of(provider) or 'unknown'!r}); name tasks with texts."
             )
     return list(sources.values())
