@@ -22,9 +22,10 @@ def near_misses(word: str, candidates: Iterable[str], limit: int = 3) -> str:
         limit: At most so many names.
 
     Returns:
-        `` Did you mean 'x' or 'y'?`` with a leading space; the empty string if nothing is near.
+        `` Did you mean 'x', 'y' or 'z'?`` with a leading space; empty if nothing is near.
     """
     matches = difflib.get_close_matches(word, list(candidates), n=limit, cutoff=0.5)
     if not matches:
         return ""
-    return " Did you mean " + " or ".join(repr(match) for match in matches) + "?"
+    *others, last = map(repr, matches)
+    return f" Did you mean {', '.join(others)} or {last}?" if others else f" Did you mean {last}?"

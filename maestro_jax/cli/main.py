@@ -87,9 +87,11 @@ class _Parser(argparse.ArgumentParser):
             if word.startswith("-"):
                 options = list(self._option_string_actions)
                 flag = word.split("=")[0]
+                remedy = near_misses(flag, options)
+                if "--gin_file" in options and (flag[2:].isupper() or "." in flag):
+                    remedy = f" A gin binding is written --gin.{word.lstrip('-')}."
                 raise UserError(
-                    f"{self.prog} has no option {flag}.{near_misses(flag, options)}"
-                    f" (see {self.prog} --help)"
+                    f"{self.prog} has no option {flag}.{remedy} See {self.prog} --help."
                 )
         return namespace, unknown
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import jax
@@ -34,11 +35,12 @@ def summary(run: TrainRun) -> str:
         ema_decay=run.ema_decay,
         seed=run.seed,
     )
-    if any(stream.buckets for stream in run.streams.values()):
+    used = {name: run.streams[name] for name in run.used_streams}
+    if any(stream.buckets for stream in used.values()):
         # Where the shortest and the longest buckets fit, those in between do, too.
-        shortest = {name: stream.shapes()[0] for name, stream in run.streams.items()}
+        shortest = {name: stream.shapes()[0] for name, stream in used.items()}
         jax.eval_shape(step, state, batch_shapes(shortest))
-    _, metrics = jax.eval_shape(step, state, run.batch_shapes())
+    _, metrics = jax.eval_shape(step, state, batch_shapes(used))
     streams = [
         {
             "stream": name,
@@ -49,9 +51,10 @@ def summary(run: TrainRun) -> str:
             "translation": shape.translation_tokens or None,
             "frames": _frames(run, shape),
         }
-        for name, stream in run.streams.items()
+        for name, stream in used.items()
         for shape in stream.shapes()
     ]
+    unused = [name for name in run.streams if name not in used]
     counts = parameters_by_module(state.params)
     parameters = [
         {"part": name, "parameters": count}
@@ -59,13 +62,21 @@ def summary(run: TrainRun) -> str:
     ]
     return "\n\n".join(
         [
-            table(streams),
+            table(streams) + _unused_text(run, unused),
             table(parameters),
             "metrics: " + ", ".join(sorted(metrics)),
             phases_text(run),
             f"{run.steps} steps; all shapes fit; nothing was written.",
         ]
     )
+
+
+def _unused_text(run: TrainRun, unused: Sequence[str]) -> str:
+    """Says which streams of the run the objective does not read, as a line below a table."""
+    if not unused:
+        return ""
+    objective = type(run.objective).__name__
+    return f"\nnot read, because {objective} does not use them: {', '.join(unused)}"
 
 
 def _frames(run: TrainRun, shape: StreamConfig) -> int | None:

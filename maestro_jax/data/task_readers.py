@@ -349,10 +349,10 @@ class SequentialReader:
                 raise
             raise UserError(f"task {task.name!r} cannot be read: {error}") from error
         _log.warning(
-            "task %r has no random access: it is shuffled within a buffer only, and resuming reads "
-            "past all that was seen before (now %d examples).",
+            "task %r has no random access: it is shuffled within a buffer only, and a run that is "
+            "resumed reads again all examples that it has seen%s",
             task.name,
-            first,
+            f": now {first}." if first else ".",
         )
         self._name = task.name
         self._chunks = _read(spec, _select(spec, dataset).skip(first))

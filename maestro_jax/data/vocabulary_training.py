@@ -203,7 +203,7 @@ def _train(path: Path, request: VocabularyRequest) -> Trained:
     texts: dict[str, list[str]] = {sample.language: [] for sample in samples}
     empty = dict.fromkeys(texts, 0)
     total = sum(sample.taken for sample in samples)
-    with Progress(total, f"reading {len(samples)} languages") as progress:
+    with Progress(total, "reading the texts") as progress:
 
         def see(language: str, text: str) -> None:
             progress.update()
@@ -244,6 +244,9 @@ _EXAMPLES = 3  # Texts that are shown where some are not given back.
 _EXAMPLE_LETTERS = 60
 
 
+_EARLIER_FIELDS = {"tokens_a_word": "tokens_per_word"}
+
+
 @dataclasses.dataclass(frozen=True)
 class LanguageRow:
     """What became of a language.
@@ -253,7 +256,7 @@ class LanguageRow:
         sentences: Number of sentences for training.
         sampled: Number of sentences read; more than there are if some were read repeatedly.
         empty: Number of those that were empty.
-        tokens_a_word: Over the sample, as are all that follow; each text counts once.
+        tokens_per_word: Over the sample, as are all that follow; each text counts once.
         unknown_percent: Tokens in a hundred that the vocabulary cannot write.
         changed: Texts that are another text once they are encoded and decoded; white space and
             Unicode's forms NFC and NFD make no difference.
@@ -268,7 +271,7 @@ class LanguageRow:
     sentences: int
     sampled: int
     empty: int
-    tokens_a_word: float
+    tokens_per_word: float
     unknown_percent: float
     # None of a vocabulary that was made before they were measured.
     changed: int | None = None
@@ -279,7 +282,8 @@ class LanguageRow:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> LanguageRow:
-        """Reads what `dataclasses.asdict` made."""
+        """Reads what `dataclasses.asdict` made, in this version or an earlier one."""
+        values = {_EARLIER_FIELDS.get(name, name): value for name, value in values.items()}
         examples = tuple((before, after) for before, after in values.get("examples", ()))
         return cls(**{**values, "lost": tuple(values.get("lost", ())), "examples": examples})
 
@@ -334,7 +338,7 @@ def measured(vocabulary: Vocabulary, texts: Iterable[str], language: str) -> dic
         decoded = [after.get(text, text) for text in before]
         bleu_loss = 100.0 - bleu.corpus_score(decoded, [before]).score
     return {
-        "tokens_a_word": round(tokens / max(words, 1), 2),
+        "tokens_per_word": round(tokens / max(words, 1), 2),
         "unknown_percent": round(100.0 * unknown / max(tokens, 1), 3),
         "changed": len(changed),
         "round_trip_error": _rounded(error),

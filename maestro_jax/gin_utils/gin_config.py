@@ -14,7 +14,7 @@ import inspect
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import gin
@@ -71,7 +71,7 @@ def parse(
             with _files_alone():
                 gin.parse_config_file(str(path))
         except (ValueError, NameError, AttributeError, SyntaxError, ImportError, OSError) as error:
-            raise _user_error(error, str(path), source.selectors) from error
+            raise _user_error(error, str(path), source) from error
     for name, value in assignments:
         text = f"{name} = {value}"
         # A reference means what it would mean in the files: under their imports. With imports a
@@ -81,7 +81,7 @@ def parse(
         try:
             gin.parse_config(text)
         except (ValueError, NameError, AttributeError, SyntaxError) as error:
-            raise _user_error(error, f"--gin.{name}", source.selectors) from error
+            raise _user_error(error, f"--gin.{name}", source) from error
     gin.finalize()
 
 
@@ -215,9 +215,12 @@ def _check_macros(source: gin_source.Source) -> None:
         raise UserError(f"{where}: nothing reads a macro named {name!r}.{remedy}")
     unset = {name: where for name, where in source.referenced.items() if name not in source.bound}
     for name, where in unset.items():
+        # Whole parts of a run, such as MODEL, come from a file each.
+        files = gin_source.shipped_files_that_set(name)
+        add = f"add a gin file that sets it ({', '.join(files)}), or " if files else ""
         remedy = near_misses(name, source.bound)
         raise UserError(
-            f"{where}: the macro {name!r} is read but never set: pass --gin.{name}=...{remedy}"
+            f"{where}: the macro {name!r} is read but never set: {add}pass --gin.{name}=...{remedy}"
         )
 
 
@@ -251,13 +254,15 @@ def _files_alone() -> Iterator[None]:
         readers[:] = kept
 
 
-def _user_error(error: Exception, where: str = "", known: Iterable[str] = ()) -> UserError:
+def _user_error(
+    error: Exception, where: str = "", source: gin_source.Source | None = None
+) -> UserError:
     """Makes one line of gin's several, with file, line and near misses.
 
     Args:
         error: What gin raised.
         where: File or option, where the error does not name a line.
-        known: Selectors that the files use.
+        source: What the files bind and import.
     """
     text = str(error)
     lines = text.splitlines() or [type(error).__name__]
@@ -265,33 +270,50 @@ def _user_error(error: Exception, where: str = "", known: Iterable[str] = ()) ->
         where = f"{location[1]}:{location[2]}"
     elif not where and (configurable := re.search(r"In call to configurable '([^']+)'", text)):
         where = configurable[1]
-    message = _in_plain_words(lines[0].strip(), known)
+    message = _in_plain_words(lines[0].strip(), source or gin_source.Source())
     return UserError(f"{where}: {message}" if where and not message.startswith(where) else message)
 
 
-def _in_plain_words(message: str, known: Iterable[str]) -> str:
+def _in_plain_words(message: str, source: gin_source.Source) -> str:
     """Rewrites messages of gin and Python about names, with near misses."""
     if match := re.match(r"Configurable '(.+)' doesn't have a parameter named '(.+)'", message):
         target = gin.get_configurable(match[1])
         # The signature of gin's own metaclass would hide that of the class.
         function = target.__init__ if inspect.isclass(target) else target
-        parameters = inspect.signature(function).parameters
+        parameters = [name for name in inspect.signature(function).parameters if name != "self"]
         return f"{match[1]} has no parameter {match[2]!r}.{near_misses(match[2], parameters)}"
     if match := re.match(r"Couldn't resolve .*<module '([^']+)'.*no attribute (\w+)", message):
         names = [name for name in dir(importlib.import_module(match[1])) if name[0] != "_"]
         return f"the module {match[1]} has no {match[2]!r}.{near_misses(match[2], names)}"
     if match := re.match(r"'(\w+)' was not provided by an import", message):
-        return f"{match[1]!r} is not imported: write `from ... import {match[1]}` at the file's top"
+        return f"{match[1]!r} is not imported: {_how_to_import(match[1], source)}"
     if match := re.match(r"No configurable matching (?:reference )?'@?([^'()]+)", message):
-        name = match[1].rsplit(".", 1)[-1]
-        others = {selector.rsplit(".", 1)[-1] for selector in known} - {name}
-        return f"these files name no class or function {match[1]!r}.{near_misses(name, others)}"
+        module, _, name = match[1].rpartition(".")
+        others = {selector.rsplit(".", 1)[-1] for selector in source.selectors} - {name}
+        remedy = (
+            " A file that names the classes of a module begins with `from __gin__ import "
+            "dynamic_registration`, and imports the module."
+            if module
+            else near_misses(name, others)
+        )
+        return f"these files name no class or function {match[1]!r}.{remedy}"
     if match := re.match(r"(?:.*\.)?(\w+)\.__init__\(\) missing .*arguments?: (.*)", message):
         names = re.findall(r"'(\w+)'", match[2])
         flags = " ".join(f"--gin.{match[1]}.{name}=..." for name in names)
-        return f"{match[1]} needs {', '.join(names)}: set them in a gin file or pass {flags}"
+        them = "it" if len(names) == 1 else "them"
+        return f"{match[1]} needs {', '.join(names)}: set {them} in a gin file, or pass {flags}"
     if match := re.match(r"No module named '([\w.]+)'", message):
         return not_found(match[1])
     if match := re.match(r"cannot import name '(\w+)' from '([^']+)'", message):
         return f"the module {match[2]} has no {match[1]!r}"
     return message
+
+
+def _how_to_import(name: str, source: gin_source.Source) -> str:
+    """Says how a file imports a name, as the other files of the run import it if they do."""
+    for selector in sorted(source.selectors):
+        module, _, class_name = selector.rpartition(".")
+        statements = [text for text in source.imports if text.split()[-1] == module]
+        if class_name == name and statements:
+            return f"write `{statements[0]}` at the file's top, and `{selector}` here"
+    return f"write `from ... import {name}` at the file's top"

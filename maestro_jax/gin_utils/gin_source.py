@@ -169,6 +169,18 @@ def shipped_macros() -> set[str]:
     return set(source.referenced)
 
 
+def shipped_files_that_set(macro: str) -> list[str]:
+    """Returns the shipped models, objectives and data files that set a macro."""
+    files = []
+    for name in shipped_files():
+        if not name.startswith("runs/"):
+            source = Source()
+            source.read(config_root() / name)
+            if macro in source.bound:
+                files.append(name)
+    return files
+
+
 def is_value(text: str) -> bool:
     """Returns whether a text is one gin value: a Python literal, `@reference` or `%macro`."""
     try:

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from maestro_jax.errors import UserError
 from maestro_jax.layers.dot_product_attention import (
     BLOCK,
     LARGE_NEGATIVE,
@@ -26,6 +27,26 @@ __all__ = ["IMPLEMENTATIONS", "LARGE_NEGATIVE", "SelfAttention"]
 
 IMPLEMENTATIONS = ("auto", "whole", "blocked", "local", "cudnn", "pallas")
 _WITHOUT_BAND = ("cudnn", "pallas")
+
+
+def check_heads(features: int, heads: int, owner: str) -> None:
+    """Refuses a number of heads that does not divide the features.
+
+    Args:
+        features: Model size.
+        heads: Number of heads.
+        owner: The class whose field `heads` is.
+
+    Raises:
+        UserError: It does not, so that a few features would be lost without a word.
+    """
+    if heads < 1 or features % heads:
+        divisors = [number for number in range(1, features + 1) if features % number == 0]
+        nearest = sorted(divisors, key=lambda number: abs(number - heads))[:3]
+        raise UserError(
+            f"{owner}.heads is {heads}, which does not divide the {features} features; choose one "
+            f"of {', '.join(map(str, sorted(nearest)))}."
+        )
 
 
 class SelfAttention(nn.Module):
@@ -91,9 +112,11 @@ class SelfAttention(nn.Module):
         """Maps `[batch, frames, features]` with mask `[batch, frames]` to the same shape.
 
         Raises:
+            UserError: The heads do not divide the features.
             ValueError: The implementation asked for cannot compute this here.
         """
         features = x.shape[-1]
+        check_heads(features, self.heads, "SelfAttention")
         size = features // self.heads
         shape, axes = (self.heads, size), ("embed", "heads", "kv")
         query = Dense(shape, axes, dtype=self.dtype, name="query")(x)

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from maestro_jax.layers.attention import check_heads
 from maestro_jax.layers.dropout import Dropout
 from maestro_jax.layers.masking import zero_padding
 from maestro_jax.layers.normalization import layer_norm
@@ -64,13 +65,9 @@ class LightweightConv(nn.Module):
         """Maps `[batch, positions, features]` with mask `[batch, positions]` to the same shape.
 
         Raises:
-            ValueError: The heads do not divide the features.
+            UserError: The heads do not divide the features.
         """
-        if x.shape[-1] % self.heads:
-            raise ValueError(
-                f"LightweightConv.heads is {self.heads}, which does not divide {x.shape[-1]} "
-                "features; choose a divisor."
-            )
+        check_heads(x.shape[-1], self.heads, "LightweightConv")
         init, shape = nn.initializers.normal(0.1), (self.kernel_size, self.heads)
         weights = parameter(self, "weights", init, ("kernel", "heads"), shape)
         kernel = jax.nn.softmax(weights, axis=0).astype(self.dtype)

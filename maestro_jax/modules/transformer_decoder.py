@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from maestro_jax.layers.attention import LARGE_NEGATIVE
+from maestro_jax.layers.attention import LARGE_NEGATIVE, check_heads
 from maestro_jax.layers.conformer import FeedForward
 from maestro_jax.layers.dropout import Dropout
 from maestro_jax.layers.normalization import layer_norm
@@ -66,6 +66,7 @@ class Attention(nn.Module):
 
     def setup(self) -> None:
         """Creates the parameters."""
+        check_heads(self.features, self.heads, "TransformerDecoder")
         shape, axes = (self.heads, self.features // self.heads), ("embed", "heads", "kv")
         self.query = Dense(shape, axes, dtype=self.dtype)
         self.key = Dense(shape, axes, dtype=self.dtype)

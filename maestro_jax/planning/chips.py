@@ -148,22 +148,22 @@ def parse_topology(text: str, slices: int = 1) -> Topology:
     accelerator = re.fullmatch(r"([A-Za-z0-9]+)-(\d+)", text)
     if accelerator and (chip := _find_chip(accelerator[1], "tpu")):
         raise UserError(
-            f"Topology {text!r} names no shape: write it as {chip.name}:{_SHAPES_OF[chip.torus]}. "
+            f"topology {text!r} names no shape: write it as {chip.name}:{_SHAPES_OF[chip.torus]}. "
             f"Valid: {_valid_shapes(chip)}."
         )
     chip = _find_chip(name, "tpu")
     if chip is None:
         gpu = _find_chip(re.sub(r"[xX:].*", "", text), "gpu")
         if gpu:
-            raise UserError(f"Topology {text!r}: GPUs are written gpu:{gpu.name}x8.")
+            raise UserError(f"topology {text!r}: GPUs are written gpu:{gpu.name}x8.")
         names = [c.name for c in CHIPS.values() if c.kind == "tpu"]
         raise UserError(
-            f"No TPU is called {name!r} in topology {text!r}.{near_misses(name, names)} There are "
+            f"topology {text!r}: no TPU is called {name!r}.{near_misses(name, names)} There are "
             f"{', '.join(names)}, and GPUs as gpu:H100x8."
         )
     if not colon or not re.fullmatch(r"\d+(x\d+)*", shape_text):
         raise UserError(
-            f"Topology {text!r} needs a shape: {chip.name}:{_SHAPES_OF[chip.torus]}. "
+            f"topology {text!r} needs a shape: {chip.name}:{_SHAPES_OF[chip.torus]}. "
             f"Valid: {_valid_shapes(chip)}."
         )
     shape = tuple(int(size) for size in shape_text.split("x"))
@@ -209,15 +209,15 @@ def _parse_gpu(text: str, slices: int) -> Topology:
     if match is None or chip is None:
         name = match[1] if match else text[len("gpu:") :]
         raise UserError(
-            f"No GPU is called {name!r} in topology {text!r}.{near_misses(name, names)} There are "
+            f"topology {text!r}: no GPU is called {name!r}.{near_misses(name, names)} There are "
             f"{', '.join(names)}, as gpu:H100x8, or gpu:H100x8x4 for four machines."
         )
     count, nodes = int(match[2] or 1), int(match[3] or 1)
     if slices > 1 and match[3]:
-        raise UserError(f"Topology {text!r} has its machines in its name: leave --slices out.")
+        raise UserError(f"topology {text!r} has its machines in its name: leave --slices out.")
     if count not in (1, 2, 4, 8) or nodes < 1:
         raise UserError(
-            f"Topology {text!r}: a machine has 1, 2, 4 or 8 GPUs; more are written as machines, "
+            f"topology {text!r}: a machine has 1, 2, 4 or 8 GPUs; more are written as machines, "
             f"gpu:{chip.name}x8x{max(2, count // 8)}."
         )
     return Topology(chip=chip, shape=(count,), slices=max(nodes, slices))

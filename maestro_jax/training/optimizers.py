@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from maestro_jax.errors import UserError, near_misses
+from maestro_jax.field_types import check_fields
 from maestro_jax.training import parameter_groups, parameter_trees
 from maestro_jax.training.parameter_groups import BASE, ParameterGroup
 
@@ -74,6 +75,7 @@ class OptimizerConfig(abc.ABC):
 
     def __post_init__(self) -> None:
         """Checks the values."""
+        check_fields(self)
         if self.schedule_name not in SCHEDULES:
             raise UserError(
                 f"The schedule {self.schedule_name!r} is unknown; there are "

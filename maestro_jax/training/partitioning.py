@@ -21,6 +21,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from maestro_jax.errors import UserError, near_misses
+from maestro_jax.field_types import check_fields
 from maestro_jax.training import parameter_trees
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ class Partitioning:
 
     def __post_init__(self) -> None:
         """Checks shapes and rules."""
+        check_fields(self)
         # gin hands over lists; rules must be hashable to be part of a compilation key.
         object.__setattr__(self, "rules", _as_rules(self.rules))
         for field in ("mesh_shape", "slices"):

@@ -11,6 +11,7 @@ import jax
 
 from maestro_jax.batches import StreamConfig, batch_shapes, check_streams
 from maestro_jax.errors import UserError, near_misses
+from maestro_jax.field_types import check_fields
 from maestro_jax.objectives.base import Objective
 from maestro_jax.objectives.forward import audio_samples
 from maestro_jax.training import parameter_groups
@@ -98,6 +99,7 @@ class TrainRun:
 
     def __post_init__(self) -> None:
         """Checks what can be checked before any device is touched."""
+        check_fields(self)
         for name in (
             "steps",
             "accumulate",
@@ -133,10 +135,7 @@ class TrainRun:
                         "@my_module.MyClass() with parentheses in gin."
                     )
         for name in ("init_include", "init_exclude"):
-            patterns = getattr(self, name)
-            if isinstance(patterns, str):
-                raise UserError(f"{name} is {patterns!r}; write a tuple: ({patterns!r},).")
-            for pattern in patterns:
+            for pattern in getattr(self, name):
                 parameter_groups.check_pattern(pattern, f"of {name}")
         if self.profile_steps is not None:
             first, last = self.profile_steps

@@ -104,6 +104,8 @@ def test_a_macro_that_is_read_and_never_set(run_file: str) -> None:
 def test_a_misspelt_parameter(run_file: str) -> None:
     text = message([run_file], {"STEPS": "1", "TrainRun.stepz": "3"})
     assert "'stepz'" in text and "Did you mean 'steps'" in text
+    # The first argument of a method is none of the parameters.
+    assert "'self'" not in message([run_file], {"STEPS": "1", "TrainRun.selv": "3"})
     mine = appended(
         run_file,
         "from __gin__ import dynamic_registration\n"
@@ -123,6 +125,10 @@ def test_a_misspelt_parameter(run_file: str) -> None:
             "no 'TrainRum'. Did you mean 'TrainRun'",
         ),
         ("runs.TrainRun.steps = 1", "'runs' is not imported"),
+        (
+            "TrainRun.steps = 1",
+            "write `from maestro_jax.training import run` at the file's top, and",
+        ),
         ("import no_such_package", "no_such_package"),
     ],
 )
@@ -130,6 +136,12 @@ def test_unknown_modules_and_classes(run_file: str, lines: str, expected: str) -
     mine = appended(run_file, f"from __gin__ import dynamic_registration\n{lines}")
     text = message([mine])
     assert expected in text and "mine.gin:" in text
+
+
+def test_a_file_that_does_not_register_what_it_imports(run_file: str) -> None:
+    lines = "from maestro_jax.training import trackers\nTrainRun.trackers = (@trackers.Csv(),)"
+    text = message([appended(run_file, lines)])
+    assert "mine.gin:" in text and "begins with `from __gin__ import dynamic_registration`" in text
 
 
 def test_an_unknown_class_on_the_command_line(run_file: str) -> None:
@@ -167,7 +179,8 @@ def test_shipped_includes_are_found_quietly(
     mine.write_text("include 'runs/pretrain.gin'\n")
     monkeypatch.chdir(tmp_path)
     # The run file leaves model, objective and data to others.
-    assert "the macro 'MODEL' is read but never set" in message([str(mine)], {"STEPS": "1"})
+    text = message([str(mine)], {"STEPS": "1"})
+    assert "the macro 'MODEL' is read but never set: add a gin file that sets it (models/" in text
     whole = tmp_path / "whole.gin"
     whole.write_text("include 'runs/demo_pretrain.gin'\n")
     gin_config.parse([str(whole)])
@@ -295,3 +308,20 @@ def test_buckets_and_augmentation_are_set_a_stream(run_file: str) -> None:
     # Its table has a line a shape; the shortest and the longest have been traced.
     lines = [line.split() for line in summary(run).splitlines() if line.startswith("paired")]
     assert [line[2:5] for line in lines] == [["4", "0.5", "8"], ["2", "1", "8"]]
+
+
+def test_a_summary_leaves_out_streams_that_the_objective_does_not_use(run_file: str) -> None:
+    mine = appended(
+        run_file,
+        "from __gin__ import dynamic_registration\n"
+        "from maestro_jax import batches\n"
+        "from maestro_jax.training import run\n"
+        "run.TrainRun.streams = {\n"
+        "  'paired': @paired/batches.StreamConfig(), 'text': @text/batches.StreamConfig()}\n"
+        "text/batches.StreamConfig.mixture = 'minivox_small_text'\n"
+        "text/batches.StreamConfig.batch_size = 2\n"
+        "text/batches.StreamConfig.text_tokens = 8\n",
+    )
+    text = summary(gin_config.parse_and_build([mine], {"STEPS": "1"}))
+    assert "not read, because SpeechRecognition does not use them: text" in text
+    assert "minivox_small_text" not in text and "text/examples" not in text

@@ -68,6 +68,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["train"], "--gin_file runs/pretrain.gin"),
         (["train", "--gin_file", "runs/pretrain.gin"], "--model_dir DIR, or --dry_run"),
         (["train", "--modle_dir=x"], "no option --modle_dir. Did you mean '--model_dir'"),
+        (["train", "--LEARNING_RATE=1e-3"], "written --gin.LEARNING_RATE=1e-3. See maestro train"),
+        (["train", "--TrainRun.seed=1"], "written --gin.TrainRun.seed=1."),
         (["train", "--gin_file", "nowhere.gin", "--dry_run"], "no gin file 'nowhere.gin'"),
         (["train", "--steps", "0"], "'0' is not a whole number above 0"),
         (["train", "--steps", "many"], "'many' is not a whole number above 0"),
@@ -219,8 +221,10 @@ def test_tasks_prints_a_table_or_json(
     assert cli.main(["tasks", "_st_"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["name", "examples"] and lines[2].split() == ["corpus_st_de", "3"]
-    assert cli.main(["tasks", "nothing"]) == 0
-    assert "no task has 'nothing'" in capsys.readouterr().out
+    assert cli.main(["tasks", "corpsu"]) == 2
+    assert "has 'corpsu' in its name. Did you mean 'corpus'" in capsys.readouterr().err
+    assert cli.main(["tasks", "nothing", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
 
 
 def test_tables_align() -> None:

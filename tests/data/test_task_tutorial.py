@@ -82,6 +82,12 @@ def test_a_vocabulary_is_trained_on_them(directory, capsys) -> None:
     rows = json.loads(capsys.readouterr().out)["languages"]
     assert {row["language"]: row["sentences"] for row in rows} == {"de": 64, "en": 64}
     assert (directory / "data" / "vocabularies" / "calls.model").is_file()
+    # As the page tells a task to read it.
+    from maestro_jax.data.stream_tasks import PreparedVocabulary
+
+    [line] = re.findall(r"^    (PreparedVocabulary\(.*)", TUTORIAL.read_text(), re.M)
+    vocabulary = eval(line, {"PreparedVocabulary": PreparedVocabulary})
+    assert vocabulary.decode(vocabulary.encode("zwei eins")) == "zwei eins"
 
 
 def test_buckets_need_random_access(capsys) -> None:

@@ -155,7 +155,7 @@ def test_training_is_deterministic_and_writes_what_it_did(corpus) -> None:
     english = texts_of(corpus, "mt_de_train", "mt_sl_train", fields=["translation"])
     tokens = sum(len(vocabulary.encode(text)) for text in english)
     words = sum(len(text.split()) for text in english)
-    assert rows["en"].tokens_a_word == pytest.approx(tokens / words, rel=0.1)
+    assert rows["en"].tokens_per_word == pytest.approx(tokens / words, rel=0.1)
     assert {row.unknown_percent for row in rows.values()} == {0.0}
     assert {row.round_trip_error for row in rows.values()} == {0.0}
     assert {row.changed for row in rows.values()} == {0}
@@ -202,9 +202,12 @@ def test_an_older_record_is_still_read(corpus, caplog) -> None:
     for row in content["languages"]:
         for name in ("changed", "round_trip_error", "round_trip_bleu_loss", "lost", "examples"):
             del row[name]
+        row["tokens_a_word"] = row.pop("tokens_per_word")
     record.write_text(json.dumps(content))
     again = train_vocabulary("older", request, data_dir=corpus.root)
     assert not again.fresh and {row.changed for row in again.languages} == {None}
+    tokens = [row.tokens_per_word for row in made.languages]
+    assert [row.tokens_per_word for row in again.languages] == tokens
     assert "made by an earlier version" in caplog.text
     bytes_ = VocabularyRequest(tasks=TASKS, size=400, byte_fallback=True)
     with pytest.raises(UserError, match="trained with other options"):
@@ -218,7 +221,7 @@ def test_from_the_command_line(corpus, capsys: pytest.CaptureFixture[str]) -> No
     out, err = capsys.readouterr()
     assert out.splitlines()[-1].endswith("mine.model has 40 pieces: --gin.VOCAB_SIZE=40")
     assert out.split("\n\n")[0].splitlines()[2].split()[0] == "de"
-    assert "reading 3 languages: 100% 20/20" in err
+    assert "reading the texts: 100% 20/20" in err
     assert main([*command, "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert (record["size"], record["fresh"]) == (40, False)

@@ -6,7 +6,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from maestro_jax.errors import UserError
+from maestro_jax.layers.attention import SelfAttention
 from maestro_jax.layers.conformer import ConformerStack
 from maestro_jax.layers.convolution import LightweightConv, depthwise_convolution
 from maestro_jax.layers.masking import length_mask, span_mask
@@ -42,6 +45,13 @@ def test_lightweight_convolution_shares_a_normalised_kernel_within_a_head() -> N
             normalised = np.exp(head) / np.exp(head).sum()
             expected = sum(normalised[i] * padded[frame + i, channel] for i in range(3))
             np.testing.assert_allclose(found[0, frame, channel], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("module", [LightweightConv(heads=3), SelfAttention(heads=3)])
+def test_heads_that_do_not_divide_the_features_are_refused(module: nn.Module) -> None:
+    x, mask = jnp.zeros((1, 6, 8)), jnp.ones((1, 6), bool)
+    with pytest.raises(UserError, match=r"heads is 3, .* 8 features; choose one of 1, 2, 4\."):
+        jax.eval_shape(module.init, jax.random.key(0), x, mask)
 
 
 def test_group_norm_is_flax_s_where_nothing_is_padded() -> None:

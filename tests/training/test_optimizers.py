@@ -103,6 +103,7 @@ def test_clipping_limits_the_global_norm():
         ({"clip_norm": 0.0}, "clip_norm"),
         ({"weight_decay_exclude": ("(",)}, "regular expression"),
         ({"learning_rate": -1.0}, "negative"),
+        ({"learning_rate": "fast"}, "learning_rate is 'fast'; it must be a number"),
     ],
 )
 def test_bad_values_are_refused(changes, message):

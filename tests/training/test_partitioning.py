@@ -35,6 +35,8 @@ def test_a_shape_that_does_not_fit_names_the_number_of_devices(shape):
 def test_a_shape_that_no_machine_has_is_refused(shape):
     with pytest.raises(UserError, match="mesh_shape"):
         Partitioning(mesh_shape=shape)
+    with pytest.raises(UserError, match="mesh_shape is 8; it must be a tuple of 3 whole numbers"):
+        Partitioning(mesh_shape=8)
 
 
 def test_a_rule_for_an_unknown_mesh_axis_is_refused():

@@ -28,6 +28,8 @@ PAIRED = StreamConfig(mixture="m", batch_size=2, audio_samples=160, text_tokens=
         ({"init_include": "up/.*"}, r"write a tuple: \('up/\.\*',\)"),
         ({"profile_steps": (3, 9)}, "profile_steps"),
         ({"streams": {}}, "stream"),
+        ({"optimizer": "adam"}, r"TrainRun.optimizer is 'adam'; it must be an Optimizer"),
+        ({"objective": "maestro"}, r"TrainRun.objective is 'maestro'; it must be an Objective"),
         ({"streams": {"pared": PAIRED}}, "Did you mean 'paired'"),
         ({"streams": {"paired": PAIRED}}, "learns from text, mt, but the run has only .* paired"),
     ],

@@ -7,6 +7,7 @@ import dataclasses
 import json
 
 from maestro_jax.cli import environment, options
+from maestro_jax.errors import UserError, near_misses
 from maestro_jax.tables import table
 
 
@@ -24,14 +25,16 @@ def run(arguments: argparse.Namespace) -> None:
     environment.prepare_process(tensorflow=True)
     from maestro_jax.data.task_registry import list_tasks
 
-    rows = [
-        dataclasses.asdict(task)
-        for task in list_tasks(arguments.data_dir)
-        if arguments.filter in task.name
-    ]
+    tasks = list_tasks(arguments.data_dir)
+    rows = [dataclasses.asdict(task) for task in tasks if arguments.filter in task.name]
     if arguments.json:
         print(json.dumps(rows, indent=2, ensure_ascii=False))
     elif rows:
         print(table(rows))
     else:
-        print(f"no task has {arguments.filter!r} in its name")
+        # Names begin with that of the corpus: minivox_small_paired.
+        parts = [task.name.split("_")[0] for task in tasks] + [task.name for task in tasks]
+        raise UserError(
+            f"no task or mixture has {arguments.filter!r} in its name."
+            f"{near_misses(arguments.filter, dict.fromkeys(parts))}"
+        )
