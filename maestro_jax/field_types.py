@@ -16,6 +16,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
+
 from maestro_jax.errors import UserError, near_misses
 
 # Fields of every Flax module, which Flax itself sets.
@@ -38,9 +40,11 @@ def check_fields(config: Any) -> None:
     Raises:
         UserError: A value is of another type than its field.
     """
-    annotations = _annotations(type(config))
+    cls: type = type(config)
+    annotations = _annotations(cls)
+    of_flax = _FLAX_FIELDS if isinstance(config, nn.Module) else ()
     for field in dataclasses.fields(config):
-        if field.name in _FLAX_FIELDS or not hasattr(config, field.name):
+        if field.name in of_flax or not hasattr(config, field.name):
             continue
         value = getattr(config, field.name)
         annotation = annotations.get(field.name, Any)
@@ -99,7 +103,7 @@ def _fits(value: Any, annotation: Any) -> bool:
     expected = _NUMBERS.get(annotation, origin or annotation)
     if annotation in _NUMBERS and isinstance(value, bool):
         return False
-    if not isinstance(expected, type):
+    if annotation is Any or not isinstance(expected, type):
         return True
     if expected in (bool, str, types.NoneType, *_NUMBERS.values()):
         return isinstance(value, expected)
@@ -119,7 +123,7 @@ def _described(value: Any, annotation: Any) -> str:
         return f"the class {name}, not an object of it; write @{name}() with parentheses in gin."
     if isinstance(value, str) and typing.get_origin(annotation) is tuple:
         return f"{value!r}; write a tuple: ({value!r},)."
-    expected = [each for each in _alternatives(annotation) if each is not Any]
+    expected = _alternatives(annotation)
     remedy = ""
     if any(isinstance(each, type) and each.__module__ != "builtins" for each in expected):
         remedy = ", an object that gin writes as @module.Class()"

@@ -62,6 +62,11 @@ class PreparedVocabulary(seqio.Vocabulary):
         return self._file
 
     @property
+    def remedy(self) -> str:
+        """The command that makes the vocabulary."""
+        return self._remedy
+
+    @property
     def sentencepiece_model_file(self) -> str:
         """The path of the model, or of the file that says that tokens are bytes.
 

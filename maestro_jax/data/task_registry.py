@@ -31,6 +31,7 @@ class TaskRow:
         languages: ISO 639-1 codes, in the order of the tasks.
         examples: Examples by split, or None when they are not known before the data are prepared.
         ready: Whether the data and the vocabulary are prepared.
+        missing: The commands that prepare what is missing.
     """
 
     name: str
@@ -39,6 +40,7 @@ class TaskRow:
     languages: tuple[str, ...]
     examples: dict[str, int] | None
     ready: bool
+    missing: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,12 +210,16 @@ def check_prepared(provider: seqio.Task | seqio.Mixture) -> None:
         )
 
 
-def _is_ready(task: seqio.Task) -> bool:
-    """Returns whether a task can be read."""
-    vocabularies = [feature.vocabulary for feature in task.output_features.values()]
-    if any(isinstance(v, PreparedVocabulary) and not v.is_ready() for v in vocabularies):
-        return False
-    return is_prepared(task)
+def _missing(tasks: Sequence[seqio.Task]) -> tuple[str, ...]:
+    """Returns the commands that prepare what tasks lack: data first, then vocabularies."""
+    data = [getattr(task.source, "remedy", "") for task in tasks if not is_prepared(task)]
+    vocabularies = [
+        feature.vocabulary.remedy
+        for task in tasks
+        for feature in task.output_features.values()
+        if isinstance(feature.vocabulary, PreparedVocabulary) and not feature.vocabulary.is_ready()
+    ]
+    return tuple(dict.fromkeys(data + vocabularies))
 
 
 def _examples(tasks: list[seqio.Task]) -> dict[str, int] | None:
@@ -235,14 +241,15 @@ def _examples(tasks: list[seqio.Task]) -> dict[str, int] | None:
 def _row(name: str, provider: seqio.Task | seqio.Mixture) -> TaskRow:
     tasks = tasks_of(provider)
     languages = [code for task in tasks if isinstance(task, StreamTask) for code in task.languages]
-    ready = all(_is_ready(task) for task in tasks)
+    missing = _missing(tasks)
     return TaskRow(
         name=name,
         kind="mixture" if isinstance(provider, seqio.Mixture) else "task",
         stream=stream_of(provider) or "",
         languages=tuple(dict.fromkeys(languages)),
-        examples=_examples(tasks) if ready else None,
-        ready=ready,
+        examples=_examples(tasks) if all(map(is_prepared, tasks)) else None,
+        ready=not missing,
+        missing=missing,
     )
 
 

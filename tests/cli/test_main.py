@@ -207,17 +207,23 @@ def test_train_writes_the_record_and_calls_the_loop(
 class FakeTask:
     name: str
     examples: int
+    missing: tuple[str, ...] = ()
 
 
 def test_tasks_prints_a_table_or_json(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tasks = [FakeTask("corpus_asr_de", 12), FakeTask("corpus_st_de", 3)]
+    tasks = [FakeTask("corpus_asr_de", 12, ("prepare",)), FakeTask("corpus_st_de", 3)]
     module = types.ModuleType("maestro_jax.data.task_registry")
     module.list_tasks = lambda data_dir: tasks
     monkeypatch.setitem(sys.modules, module.__name__, module)
     assert cli.main(["tasks", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == [dataclasses.asdict(task) for task in tasks]
+    [first, _] = json.loads(capsys.readouterr().out)
+    assert first == {"name": "corpus_asr_de", "examples": 12, "missing": ["prepare"]}
+    assert cli.main(["tasks"]) == 0
+    assert "prepare" not in capsys.readouterr().out
+    assert cli.main(["tasks", "_asr_"]) == 0
+    assert capsys.readouterr().out.endswith("\n\nTo make all of them ready, run:\n  prepare\n")
     assert cli.main(["tasks", "_st_"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["name", "examples"] and lines[2].split() == ["corpus_st_de", "3"]

@@ -88,6 +88,8 @@ def test_a_missing_vocabulary_names_the_remedy(tmp_path, corpus):
 
 
 def test_list_of_tasks(corpus, tmp_path):
+    import shutil
+
     from maestro_jax.data.task_registry import list_tasks
 
     rows = {row.name: row for row in list_tasks(corpus.root)}
@@ -100,6 +102,12 @@ def test_list_of_tasks(corpus, tmp_path):
     rows = {row.name: row for row in list_tasks(tmp_path)}
     assert not rows["tinyvox_paired"].ready
     assert rows["tinyvox_paired"].examples is None
+    assert rows["tinyvox_paired"].missing == ("maestro prepare tinyvox",)
+    # Prepared data are counted, whether or not there is a vocabulary.
+    shutil.copytree(corpus.root / "tinyvox", tmp_path / "tinyvox")
+    rows = {row.name: row for row in list_tasks(tmp_path)}
+    assert not rows["tinyvox_paired"].ready and rows["tinyvox_paired"].missing
+    assert rows["tinyvox_paired"].examples == mixture.examples
     assert rows["minivox_small_paired"].stream == "paired"
 
 

@@ -47,7 +47,7 @@ def test_lightweight_convolution_shares_a_normalised_kernel_within_a_head() -> N
             np.testing.assert_allclose(found[0, frame, channel], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("module", [LightweightConv(heads=3), SelfAttention(heads=3)])
+@pytest.mark.parametrize("module", [LightweightConv(3, 3), SelfAttention(3)])
 def test_heads_that_do_not_divide_the_features_are_refused(module: nn.Module) -> None:
     x, mask = jnp.zeros((1, 6, 8)), jnp.ones((1, 6), bool)
     with pytest.raises(UserError, match=r"heads is 3, .* 8 features; choose one of 1, 2, 4\."):

@@ -96,8 +96,8 @@ def test_names_that_people_use() -> None:
         ("gpu:H10x8", ["'H100'"]),
         ("gpu:H100x16", ["gpu:H100x8x2"]),
         ("H100x8", ["gpu:H100x8"]),
-        ("gpu:", ["No GPU is called ''"]),
-        ("", ["No TPU is called ''"]),
+        ("gpu:", ["no GPU is called ''"]),
+        ("", ["no TPU is called ''"]),
     ],
 )
 def test_what_is_no_topology_gets_one_line(text: str, says: list[str]) -> None:

@@ -30,7 +30,12 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(rows, indent=2, ensure_ascii=False))
     elif rows:
+        commands = dict.fromkeys(command for row in rows for command in row.pop("missing"))
         print(table(rows))
+        if arguments.filter and commands:
+            # Without a filter, this would be every corpus that there is.
+            print("\nTo make all of them ready, run:")
+            print("\n".join(f"  {command}" for command in commands))
     else:
         # Names begin with that of the corpus: minivox_small_paired.
         parts = [task.name.split("_")[0] for task in tasks] + [task.name for task in tasks]
