@@ -27,7 +27,7 @@ def directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv("MAESTRO_DATA_DIR", str(tmp_path / "data"))
-    monkeypatch.setattr("maestro_jax.cli.environment.prepare_process", lambda: None)
+    monkeypatch.setattr("maestro_jax.cli.environment.prepare_process", lambda **_: None)
     yield tmp_path
     import seqio
 

@@ -62,7 +62,7 @@ def here(directory, monkeypatch) -> None:
     monkeypatch.chdir(directory)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv("MAESTRO_DATA_DIR", str(directory / "data"))
-    monkeypatch.setattr("maestro_jax.cli.environment.prepare_process", lambda: None)
+    monkeypatch.setattr("maestro_jax.cli.environment.prepare_process", lambda **_: None)
     monkeypatch.setattr("maestro_jax.cli.environment.enable_compilation_cache", lambda: None)
     forget()
     yield
