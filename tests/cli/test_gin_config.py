@@ -279,7 +279,7 @@ def test_the_commit_of_an_archive_is_announced(monkeypatch: pytest.MonkeyPatch) 
 def test_a_directory_that_is_no_model(tmp_path: pathlib.Path) -> None:
     with pytest.raises(UserError, match="no model directory"):
         gin_config.load_run(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="holds no config.gin"):
+    with pytest.raises(UserError, match="has no config.gin"):
         gin_config.load_run(tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write the model directory"):
