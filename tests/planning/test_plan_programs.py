@@ -21,7 +21,7 @@ def asked(monkeypatch):
     """The options of each program that the planner would have compiled."""
     found = []
 
-    def program(lowered, topology, mesh, what, options, say):
+    def program(lowered, topology, mesh, what, options):
         found.append(dict(options))
         return planning.ProgramPlan(memory=None, refusal="not compiled", compiler_options=options)
 
