@@ -55,7 +55,8 @@ def refusing(monkeypatch, refusals):
 
     monkeypatch.setattr(planning, "compile_program", compile_program)
     said: list[str] = []
-    found = planning._program(None, TOPOLOGY, None, "the step", QUICK, said.append)
+    monkeypatch.setattr(planning.log, "info", lambda text, *values: said.append(text % values))
+    found = planning._program(None, TOPOLOGY, None, "the step", QUICK)
     return found, asked, said
 
 
