@@ -189,6 +189,8 @@ class ArpaFile:
         return header
 
     def _logarithms(self, values: array.array[float], length: int, what: str) -> np.ndarray:
+        # Some writers have -inf for a probability of zero: as -99 it stays finite when weights are
+        # added.
         numbers = np.maximum(np.frombuffer(values, np.float32), np.float32(_ZERO))
         if np.isnan(numbers).any() or (what == "probability" and numbers.max(initial=-1.0) > 1e-3):
             raise self._error(f"has an invalid {what} among the {length}-grams")

@@ -124,12 +124,15 @@ def attention_decode(
     beam = _Beam(
         tokens=empty.tokens,
         token_scores=empty.token_scores,
+        # One live hypothesis, the empty one: with equal copies the beam would hold the same texts
+        # again and again.
         scores=jnp.where(present[:, None] & is_first, 0.0, NEG_INF).astype(jnp.float32),
         fused=jnp.zeros(shape, jnp.float32),
         past=past,
         lm_state=fusion.initial_lm_state(shape),
     )
     _, _, finished = jax.lax.while_loop(
+        # Step max_labels is for the ends of hypotheses without room: max_labels + 1 steps in all.
         lambda carry: (carry[0] <= max_labels) & jnp.any(carry[1].scores > NEG_INF),
         lambda carry: search.grow(*carry),
         (jnp.zeros((), jnp.int32), beam, empty._replace(scores=absent, fused_scores=absent)),
@@ -161,6 +164,7 @@ class _AttentionBeamSearch:
         live: _Candidates = gather_beams(candidates, kept)
         is_done = self._is_done(position, fused_score, finished)
         alive = (fused_score > NEG_INF) & ~is_done[:, None]
+        # No slot matches in the last step, in which nothing but ends is left.
         appended = jnp.arange(self.max_labels) == position
         old_tokens, old_token_scores, past, lm_state = gather_beams(
             (beam.tokens, beam.token_scores, past, lm_state), live.source
@@ -178,6 +182,7 @@ class _AttentionBeamSearch:
     def _continuations(self, position: jax.Array, beam: _Beam) -> tuple[_Candidates, State, State]:
         """Ranks all continuations; returns the best, and the new states of decoder and model."""
         slots = jnp.arange(self.max_labels)
+        # [batch, beam]. At position 0 no slot matches, and the sum is 0: the id that begins a text.
         previous = jnp.sum(jnp.where(slots == position - 1, beam.tokens, 0), axis=-1)
         logits, past = self.step(previous, position, beam.past)
         vocab = logits.shape[-1]
@@ -222,6 +227,8 @@ class _AttentionBeamSearch:
         """Adds the candidates that end to the finished hypotheses, and keeps the best."""
         source, fused_score = candidates.source, candidates.fused_score
         ends = (candidates.token == EOS_ID) & (fused_score > NEG_INF)
+        # An end counts among the first `beam_size` candidates alone, as in a beam that is not twice
+        # as wide.
         ends &= jnp.arange(fused_score.shape[1]) < self.shape[1]
         tokens, token_scores = gather_beams((beam.tokens, beam.token_scores), source)
         ending = Hypotheses(
@@ -233,6 +240,7 @@ class _AttentionBeamSearch:
             fused_scores=jnp.where(ends, self._normalised(fused_score, position + 1), NEG_INF),
             truncated=candidates.is_cut,
         )
+        # Earlier ones first: they win ties.
         both = jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=1), finished, ending)
         ranked, kept = top_k(both.fused_scores, self.shape[1])
         return gather_beams(both, kept)._replace(fused_scores=ranked)
@@ -250,6 +258,7 @@ class _AttentionBeamSearch:
         bound = jnp.maximum(
             self._normalised(bound, self.max_labels + 1), self._normalised(bound, position + 2)
         )
+        # -inf until as many have finished as the beam holds.
         worst = finished.fused_scores[:, -1]
         return (worst > NEG_INF) & ((bound <= worst) | (self.shape[1] == 1))
 

@@ -114,12 +114,14 @@ class BackoffModel:
             history: The tokens before, with the boundary first if they begin a text.
             token: The next token; the boundary is the end of text.
         """
+        # At most order - 1 tokens of history matter.
         history = tuple(history)[max(0, len(history) + 1 - self.order) :]
         backoff = 0.0
         while history:
             ngram = self.find((*history, token))
             if ngram >= 0:
                 return backoff + float(self.levels[len(history)].log_probs[ngram])
+            # A context that is not listed has weight log 1 = 0.
             context = self.find(history)
             if context >= 0:
                 backoff += float(self.levels[len(history) - 1].backoffs[context])
@@ -242,6 +244,9 @@ def _levels(
         log_probs = listed[length - 1].log_probs[order]
         prefixes, suffixes = prefixes[order].astype(np.int32), suffixes[order].astype(np.int32)
         below = levels[-1]
+        # An n-gram that was added has the probability that backing off would give it: its listing
+        # changes nothing. The suffix may have been added too, in the level below, and has its value
+        # by now.
         backed_off = below.backoffs[prefixes] + below.log_probs[suffixes]
         levels.append(
             Level(

@@ -199,6 +199,7 @@ def _internal_encoded(
     if fusion.internal_encoder == "mean":
         valid = (jnp.arange(encoded.shape[1]) < frame_lengths)[..., None]
         total = jnp.sum(jnp.where(valid, encoded.astype(jnp.float32), 0.0), axis=1, keepdims=True)
+        # Float32 sums: an utterance has thousands of frames. An absent example has a mean of 0.
         replacement = total / jnp.maximum(frame_lengths, 1)[..., None]
     return jnp.repeat(replacement.astype(encoded.dtype), beam_size, axis=1)
 
@@ -223,6 +224,8 @@ class _TransducerBeamSearch:
     def start(self, initial_state: State, empty: Hypotheses) -> tuple[_Beam, Hypotheses]:
         """Returns a beam of the empty hypothesis alone, and the finished hypotheses."""
         batch, beam_size = self.shape
+        # Places 1 and on are empty, with -inf and not with NEG: -inf plus anything stays -inf, so
+        # that no arc brings an empty place to life, and a comparison tells it.
         score = jnp.where(jnp.arange(beam_size) == 0, 0.0, NEG_INF)
         score = jnp.broadcast_to(score, self.shape)
         beam = _Beam(
@@ -264,7 +267,11 @@ class _TransducerBeamSearch:
 
     def _score_arcs(self, beam: _Beam) -> _Arcs:
         """Applies the joint network to the frame and the context of each hypothesis."""
+        # Finished hypotheses point behind the last frame; they are no longer alive, and what they
+        # read is discarded below.
         index = jnp.minimum(beam.frame, self.encoded.shape[1] - 1)
+        # [batch, beam, features]: hypotheses of one row may be on different frames, as labels
+        # consume none.
         encoded = jnp.take_along_axis(self.encoded, index[..., None], axis=1)
         outputs = flatten_beam_dim(beam.context.outputs)
         logits = self.joint(flatten_beam_dim(encoded), outputs)
@@ -278,6 +285,8 @@ class _TransducerBeamSearch:
         fused = fused + self.fusion.length_bonus
         if self.fusion.internal_weight:
             internal = self.joint(flatten_beam_dim(self.internal_encoded), outputs)
+            # The label softmax without the blank, also for a model that was trained with one
+            # softmax over both.
             internal = jnp.where(is_blank, NEG, internal.astype(jnp.float32))
             internal = unflatten_beam_dim(jax.nn.log_softmax(internal), self.shape)
             fused = fused - self.fusion.internal_weight * internal
@@ -301,8 +310,11 @@ class _TransducerBeamSearch:
         # Maxima over parents: no two hypotheses of a beam are equal, so a child has at most one.
         inflow = jnp.max(live.scores[..., None] + label_arcs, axis=1)
         inflow_path = jnp.max(beam.path[..., None] + label_arcs, axis=1)
+        # alpha(n + 1, y): the sum over both ways in. The likeliest alignment, for the times, is a
+        # maximum beside it.
         joined = _Joined(
             score=jnp.logaddexp(live.scores + arcs.blank, inflow),
+            # A tie goes to the blank: the alignment that emitted the label earlier.
             by_label=inflow_path > beam.path + arcs.blank,
             parent=jnp.argmax(is_parent, axis=1),
             arc=jnp.max(label_arcs, axis=1),
@@ -334,6 +346,8 @@ class _TransducerBeamSearch:
 
         is_new = kept >= beam_size
         place = jnp.maximum(kept - beam_size, 0)
+        # Candidate i of `kept` is hypothesis i, and candidate beam + h * width + k the k-th label
+        # of h.
         source = jnp.where(is_new, place // width, jnp.minimum(kept, beam_size - 1))
         from_parent = gather_beams(joined.by_label, source) & ~is_new
         old_arc = gather_beams(jnp.where(joined.by_label, joined.arc, arcs.blank), source)
@@ -356,6 +370,8 @@ class _TransducerBeamSearch:
         source: Hypotheses = gather_beams(
             beam.live._replace(truncated=beam.live.truncated | overflows), choice.source
         )
+        # The likeliest alignment decides over `symbols`: paths with the same labels after the same
+        # number of arcs are on the same frame, but may have emitted more or fewer of them there.
         path, frame, symbols, frames, token_scores = gather_beams(
             (beam.path, beam.frame, beam.symbols, beam.live.frames, beam.live.token_scores),
             choice.aligned,
@@ -375,6 +391,8 @@ class _TransducerBeamSearch:
             fused_scores=choice.fused_score,
             truncated=source.truncated,
         )
+        # All places feed the networks, as shapes are static; those without a new label keep what
+        # they had.
         old = gather_beams(beam.context, choice.source)
         new = self._read(choice.token, old.state, old.lm_state)
         return _Beam(

@@ -82,7 +82,10 @@ def ctc_greedy(log_probs: jax.Array, frame_lengths: jax.Array, *, max_labels: in
     log_probs = jnp.where(valid[:, :, None], log_probs.astype(jnp.float32), 0.0)
     path = jnp.where(valid, jnp.argmax(log_probs, axis=-1), BLANK_ID).astype(jnp.int32)
     best = jnp.max(log_probs, axis=-1)
+    # The symbol of the frame before; a blank before the first frame, so that it begins a token.
     previous = jnp.pad(path, ((0, 0), (1, 0)), constant_values=BLANK_ID)[:, :-1]
+    # A token begins where the symbol changes to a label; a blank between equal labels separates
+    # them.
     begins = (path != BLANK_ID) & (path != previous)
     count = jnp.cumsum(begins, axis=1)  # Tokens up to each frame, [batch, frames].
     # Masked sums in place of scatters leave a sharded batch sharded: [batch, frames, max_labels].
@@ -92,6 +95,8 @@ def ctc_greedy(log_probs: jax.Array, frame_lengths: jax.Array, *, max_labels: in
     def collect(x: jax.Array) -> jax.Array:
         return jnp.sum(jnp.where(place, x[:, :, None], 0), axis=1)
 
+    # Where there is no room the blank is taken, whose score is then the path's; frames of the
+    # padding add 0.
     scores = jnp.sum(jnp.where(beyond, log_probs[:, :, BLANK_ID], best), axis=1)
     return Hypotheses(
         tokens=collect(path),
@@ -149,14 +154,16 @@ def ctc_beam_search(
     def step(carry: tuple[jax.Array, _Beam]) -> tuple[jax.Array, _Beam]:
         frame, beam = carry
         present = frame < frame_lengths
-        now = jax.lax.dynamic_index_in_dim(log_probs, frame, axis=1, keepdims=False)
+        frame_log_probs = jax.lax.dynamic_index_in_dim(log_probs, frame, axis=1, keepdims=False)
         # Padding may hold anything.
-        now = jnp.where(present[:, None], now, 0.0)[:, None, :]  # [batch, 1, vocab]
-        added = jnp.zeros((*shape, now.shape[-1]))
+        frame_log_probs = jnp.where(present[:, None], frame_log_probs, 0.0)[
+            :, None, :
+        ]  # [batch, 1, vocab]
+        added = jnp.zeros((*shape, frame_log_probs.shape[-1]))
         if fusion.active_lm is not None:
             added = beam.lm_scores
         added = fusion.length_bonus + added
-        beam_after = _prune(beam, _extend(beam, now, added), added, fusion)
+        beam_after = _prune(beam, _extend(beam, frame_log_probs, added), added, fusion)
         return frame + 1, where_rows(present, beam_after, beam)
 
     lm_scores, lm_state = fusion.score_next(
@@ -167,6 +174,7 @@ def ctc_beam_search(
     start = _Beam(
         tokens=empty.tokens,
         lengths=empty.lengths,
+        # The empty hypothesis counts as ending in a blank: it has no last label to repeat.
         blank=jnp.broadcast_to(first, shape),
         label=empty.scores,
         fused=jnp.zeros(shape, jnp.float32),
@@ -185,6 +193,8 @@ def ctc_beam_search(
     exists = fused_scores > NEG_INF
     tokens = jnp.where(exists[..., None], beam.tokens, BLANK_ID)
     lengths = jnp.where(exists, beam.lengths, 0)
+    # The search adds alignments up and keeps none: the likeliest is found afterwards, for the
+    # results alone.
     path = jax.vmap(ctc_alignment, in_axes=(None, 1, None, 1), out_axes=1)(
         log_probs, tokens, frame_lengths, lengths
     )
@@ -199,26 +209,29 @@ def ctc_beam_search(
     )
 
 
-def _extend(beam: _Beam, now: jax.Array, added: jax.Array) -> _Extended:
+def _extend(beam: _Beam, frame_log_probs: jax.Array, added: jax.Array) -> _Extended:
     """Reads a frame: every hypothesis stays, or grows by any label.
 
     Args:
         beam: The hypotheses.
-        now: Log-probabilities of the frame, `[batch, 1, vocab]`.
+        frame_log_probs: Log-probabilities of the frame, `[batch, 1, vocab]`.
         added: What fusion adds to each label, `[batch, beam, vocab]`.
     """
-    vocabulary = jnp.arange(now.shape[-1])
+    vocabulary = jnp.arange(frame_log_probs.shape[-1])
     last = last_tokens(beam.tokens, beam.lengths)
     is_last = (vocabulary == last[..., None]) & (beam.lengths > 0)[..., None]
-    stay_blank = beam.scores + now[..., BLANK_ID]
-    repeated = jnp.take_along_axis(jnp.broadcast_to(now, added.shape), last[..., None], axis=2)
+    # Hannun et al. 2014, algorithm 1: p_b and p_nb of the same labels after this frame.
+    stay_blank = beam.scores + frame_log_probs[..., BLANK_ID]
+    repeated = jnp.take_along_axis(
+        jnp.broadcast_to(frame_log_probs, added.shape), last[..., None], axis=2
+    )
     stay_label = jnp.where(beam.lengths > 0, beam.label + repeated[..., 0], NEG_INF)
     # The last label comes again only after a blank: otherwise the two would be merged.
-    grown = jnp.where(is_last, beam.blank[..., None], beam.scores[..., None]) + now
+    grown = jnp.where(is_last, beam.blank[..., None], beam.scores[..., None]) + frame_log_probs
     grown = jnp.where(vocabulary == BLANK_ID, NEG_INF, grown)
     is_full = beam.lengths >= beam.tokens.shape[-1]
-    wants_more = jnp.max(grown + added, axis=-1) > jnp.logaddexp(stay_blank, stay_label)
-    truncated = beam.truncated | (is_full & wants_more)
+    label_is_likelier = jnp.max(grown + added, axis=-1) > jnp.logaddexp(stay_blank, stay_label)
+    truncated = beam.truncated | (is_full & label_is_likelier)
     grown = jnp.where(is_full[..., None], NEG_INF, grown)
 
     # A hypothesis that grows into another one of the beam adds to that one's probability. It must
@@ -226,6 +239,7 @@ def _extend(beam: _Beam, now: jax.Array, added: jax.Array) -> _Extended:
     is_parent = parents(beam.tokens, beam.lengths, beam.scores > NEG_INF)  # [batch, parent, child]
     to_child = jnp.broadcast_to(last[:, None, :], is_parent.shape)
     inflow = jnp.where(is_parent, jnp.take_along_axis(grown, to_child, axis=2), NEG_INF)
+    # A maximum over parents picks the only one: no two hypotheses of a beam are equal.
     stay_label = jnp.logaddexp(stay_label, jnp.max(inflow, axis=1))
     is_used = jnp.any(is_parent[..., None] & (vocabulary == to_child[..., None]), axis=2)
     grown = jnp.where(is_used, NEG_INF, grown)
@@ -249,6 +263,7 @@ def _prune(beam: _Beam, extended: _Extended, added: jax.Array, fusion: Fusion) -
 
     is_new = kept >= beam_size
     place = jnp.maximum(kept - beam_size, 0)
+    # Candidate i of `kept` is hypothesis i, and candidate beam + h * width + k the k-th label of h.
     source = jnp.where(is_new, place // width, jnp.minimum(kept, beam_size - 1))
     token = gather_beams(token.reshape(candidates), place)
     old: _Beam = gather_beams(beam, source)
@@ -265,6 +280,7 @@ def _prune(beam: _Beam, extended: _Extended, added: jax.Array, fusion: Fusion) -
     return _Beam(
         tokens=jnp.where(appended & is_new[..., None], token[..., None], old.tokens),
         lengths=old.lengths + is_new,
+        # What has just grown ends in its new label, not in a blank.
         blank=jnp.where(exists & ~is_new, stay_blank, NEG_INF),
         label=jnp.where(exists, label, NEG_INF),
         fused=jnp.where(is_new, new_fused, old.fused),

@@ -94,7 +94,9 @@ def greedy_decode(
 
     def step(search: _Search) -> _Search:
         hypotheses = search.hypotheses
+        # Rows are on frames of their own.
         frame = search.frame[:, None] + ahead  # [batch, window]
+        # Frames behind the last read it again, and `valid` discards what they say.
         index = jnp.minimum(frame, frames - 1)
         encoded_frames = jnp.take_along_axis(encoded, index[..., None], axis=1)
         outputs = jnp.broadcast_to(
@@ -120,15 +122,19 @@ def greedy_decode(
         is_full = (hypotheses.lengths >= max_labels)[:, None]
         emits = is_label & ~is_full
         emitting = jnp.any(emits, axis=1)  # [batch]
+        # argmax finds the first True; without any, all of the window is skipped.
         first = jnp.where(emitting, jnp.argmax(emits, axis=1), window)
         # Frames before it take their blank.
         skipped = (ahead < first[:, None]) & valid
         emitted = (ahead == first[:, None]) & emitting[:, None]
+        # At most one frame of a row emits: masked sums pick its label and score.
         symbol = jnp.sum(jnp.where(emitted, label, 0), axis=1).astype(jnp.int32)
         label_score = jnp.sum(jnp.where(emitted, best, 0.0), axis=1)
 
         appended = emitting[:, None] & (slots == hypotheses.lengths[:, None])
         emission_frame = search.frame + first.astype(jnp.int32)
+        # A frame that emits does not take its blank yet: the next iteration reads it again with the
+        # new label, unless labels consume frames.
         score = hypotheses.scores + label_score + jnp.sum(jnp.where(skipped, blank, 0.0), axis=1)
         hypotheses = Hypotheses(
             tokens=jnp.where(appended, symbol[:, None], hypotheses.tokens),
@@ -149,6 +155,7 @@ def greedy_decode(
             jnp.any(emitting), feed, lambda: (search.outputs, search.state)
         )
         consumes = emitting & one_label_per_frame
+        # On the first frame of the window this is one label more, on a later one the first.
         symbols = jnp.where(first == 0, search.symbols + 1, 1)
         return _Search(
             frame=search.frame + jnp.sum(skipped, axis=1, dtype=jnp.int32) + consumes,

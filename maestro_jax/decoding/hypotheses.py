@@ -124,6 +124,7 @@ def where_rows(rows: jax.Array, yes: Any, no: Any) -> Any:
     """
 
     def choose(a: jax.Array, b: jax.Array) -> jax.Array:
+        # Axes of one at the end, as many as the array has more than `rows`.
         return jnp.where(rows.reshape(rows.shape + (1,) * (a.ndim - rows.ndim)), a, b)
 
     return jax.tree.map(choose, yes, no)
@@ -187,6 +188,7 @@ def parents(tokens: jax.Array, lengths: jax.Array, alive: jax.Array) -> jax.Arra
     """
     same = tokens[:, :, None] == tokens[:, None]  # [batch, i, j, max_labels]
     slots = jnp.arange(tokens.shape[-1])
+    # Compared up to the length of i: what stands behind its end is room.
     same = jnp.all(same | (slots >= lengths[:, :, None, None]), axis=-1)
     longer = lengths[:, None, :] == lengths[:, :, None] + 1
     return same & longer & alive[:, :, None] & alive[:, None, :]
@@ -207,11 +209,13 @@ def top_k(x: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     """
     places = jnp.arange(x.shape[-1], dtype=jnp.int32)
 
-    def largest(left: jax.Array, _: None) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        best = jnp.max(left, axis=-1, keepdims=True)
+    def largest(remaining: jax.Array, _: None) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        best = jnp.max(remaining, axis=-1, keepdims=True)
         # Not argmax, which XLA does not vectorise on CPU.
-        place = jnp.min(jnp.where(left == best, places, x.shape[-1] - 1), axis=-1, keepdims=True)
-        return jnp.where(places == place, NEG_INF, left), (best[..., 0], place[..., 0])
+        place = jnp.min(
+            jnp.where(remaining == best, places, x.shape[-1] - 1), axis=-1, keepdims=True
+        )
+        return jnp.where(places == place, NEG_INF, remaining), (best[..., 0], place[..., 0])
 
     _, (values, indices) = jax.lax.scan(largest, x, None, length=count, unroll=min(count, 8))
     return jnp.moveaxis(values, 0, -1), jnp.moveaxis(indices, 0, -1)

@@ -73,11 +73,16 @@ def estimate(
     new_index = np.zeros(1, np.int64)  # and the index of each among them.
     for at, (level, amounts) in enumerate(zip(counted, adjusted, strict=True)):
         kept = level.counts > cutoffs[at] if at else np.ones(vocab_size, bool)
+        # Discount of each n-gram, by its count of 1, 2, or 3 and more.
         discounts = _discounts(amounts)[np.minimum(amounts, 3)]
         total = np.bincount(level.prefixes, amounts, len(below))
+        # Mass that the context gives away: the discounts of what is kept, and all of what is cut
+        # off.
         freed = np.bincount(level.prefixes, np.where(kept, discounts, amounts), len(below))
         # A context that nothing follows backs off with weight one.
         backoffs = np.where(total > 0, freed / np.maximum(total, 1), 1.0)
+        # The equation of P(w | h) above, interpolated: `below` is the distribution one token
+        # shorter.
         probabilities = (amounts - discounts) / total[level.prefixes]
         probabilities += backoffs[level.prefixes] * below[level.suffixes]
         if at:
@@ -93,6 +98,8 @@ def estimate(
                 backoffs=np.zeros(len(kept_rows), np.float32),
             )
         )
+        # Of all n-grams, also of those cut off: longer ones interpolate with them. `new_index` of
+        # an n-gram that is kept is its place among the kept.
         below, new_index = probabilities, np.cumsum(kept) - 1
     return BackoffModel(tuple(levels), boundary)
 
@@ -118,6 +125,8 @@ def _discounts(amounts: np.ndarray) -> np.ndarray:
     """Computes the discounts of counts 0, 1, 2, and 3 or more, float64 `[4]`."""
     one, two, three, four = (float(np.count_nonzero(amounts == n)) for n in (1, 2, 3, 4))
     if one and two and three:
+        # Y = n_1 / (n_1 + 2 n_2), and D_i = i - (i + 1) Y n_(i+1) / n_i, with n_i the number of
+        # n-grams of count i (Chen and Goodman 1998).
         ratio = one / (one + 2 * two)
         discounts = (
             1 - 2 * ratio * two / one,
@@ -238,6 +247,7 @@ def count_ngrams(
             for block in blocks:
                 where, key = _grown(block, vocab_size)
                 block.ending = np.full(len(block.tokens), -1, np.int32)
+                # The index of each n-gram in the sorted keys, to be extended by the next token.
                 block.ending[where] = np.searchsorted(grown, key)
         levels.append(
             Counts(
@@ -279,6 +289,7 @@ def _block(
     tokens = np.frombuffer(read, np.int64)
     first = np.zeros(len(tokens), bool)
     first[np.frombuffer(starts, np.int64)] = True
+    # Labels alone: neither a first boundary nor the one before the next text.
     inner = ~first & ~np.append(first[1:], True)
     wrong = tokens[inner & ((tokens == boundary) | (tokens < 0) | (tokens >= vocab_size))]
     if len(wrong):

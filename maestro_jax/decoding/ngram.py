@@ -77,6 +77,7 @@ class NgramLm:
         """
         levels, vocab = model.levels, model.vocab_size
         starts = np.concatenate([[0], np.cumsum(model.counts)])  # First n-gram of each length.
+        # The empty context, and all n-grams but the longest.
         nodes = 1 + starts[model.order - 1]
         tokens = np.concatenate([level.tokens for level in levels])
         width = np.uint16 if vocab <= 1 << 16 else np.int32
@@ -84,6 +85,8 @@ class NgramLm:
         # First context before the n-grams of each length: an n-gram of the length below.
         offsets = [0, *(1 + starts[: model.order - 1])]
         for level, offset in zip(levels, offsets, strict=True):
+            # Counts of the continuations of each context, one place to the right: their running sum
+            # is where those of each context begin.
             np.add.at(first, 1 + offset + level.prefixes, 1)
         widest = int(first.max())
         first = np.cumsum(first)
@@ -99,6 +102,8 @@ class NgramLm:
         for at, level in enumerate(levels[: dense_order + 1]):
             contexts = slice(offsets[at], offsets[at] + (len(levels[at - 1]) if at else 1))
             if at:
+                # Katz: back off to the shorter context everywhere, then overwrite what the context
+                # lists. Shorter contexts are complete by then, as lengths go up.
                 table[contexts] = table[shorter[contexts]] + backoffs[contexts, None]
             table[offsets[at] + level.prefixes, level.tokens] = level.log_probs
         return cls(
@@ -169,6 +174,7 @@ class NgramLm:
             extended = 1 + self._find(context, labels)
             is_context = (extended > 0) & (extended < len(self.shorter))
             longest = jnp.where((longest == 0) & is_context, extended, longest)
+            # Drops the first token; the empty context maps to itself.
             context = self.shorter[context]
         # Every unigram is listed. The blank begins a new text.
         longest = jnp.where(longest == 0, 1 + labels, longest)
@@ -188,6 +194,8 @@ class NgramLm:
                 jnp.where(is_open & ~before, middle, high),
             )
 
+        # Bisection of n elements ends after bit_length(n) steps. All rows take as many, those that
+        # are done without effect.
         low, _ = jax.lax.fori_loop(0, self.widest.bit_length(), halve, (low, end))
         is_listed = (low < end) & (self.tokens[low].astype(jnp.int32) == labels)
         return jnp.where(is_listed, low, -1)
@@ -201,6 +209,7 @@ class NgramLm:
             chain.append(context)
             weights.append(weights[-1] + jnp.where(backs_off, self.backoffs[context], 0.0))
             context = jnp.where(backs_off, self.shorter[context], context)
+        # [rows, vocab]; then from the shortest context to the longest, as longer ones overwrite.
         scores = self.dense[context] + weights[-1][:, None]
         for context, weight in zip(reversed(chain), reversed(weights[:-1]), strict=True):
             scores = self._overwrite(scores, context, weight)
@@ -221,6 +230,8 @@ class NgramLm:
         places = jnp.arange(_CHUNK)
 
         def write(chunk: jax.Array, scores: jax.Array) -> jax.Array:
+            # [rows, _CHUNK]. Indices behind the table are clamped by the gathers, and masked as
+            # beyond `end`.
             ngrams = begin[:, None] + chunk * _CHUNK + places
             tokens = self.tokens[ngrams].astype(jnp.int32)
             # An index out of bounds is dropped.

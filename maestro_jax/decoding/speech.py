@@ -190,6 +190,7 @@ def decode_encoded(
             length_alpha=length_alpha,
             fusion=fusion,
         )
+    # Valid frames come first, so that their number is where they end.
     frame_lengths = mask.sum(axis=1, dtype="int32")
     if decoder == "ctc":
         log_probs = jax.nn.log_softmax(bound().ctc_logits(context), axis=-1)

@@ -12,11 +12,11 @@ from maestro_jax.errors import UserError
 from maestro_jax.layers.dot_product_attention import (
     BLOCK,
     LARGE_NEGATIVE,
-    band_pays,
     blocked_attention,
     cudnn_attention,
-    cudnn_takes,
+    cudnn_supports,
     local_attention,
+    local_is_cheaper,
     pallas_attention,
     whole_attention,
 )
@@ -26,7 +26,7 @@ from maestro_jax.layers.positions import rotate
 __all__ = ["IMPLEMENTATIONS", "LARGE_NEGATIVE", "SelfAttention"]
 
 IMPLEMENTATIONS = ("auto", "whole", "blocked", "local", "cudnn", "pallas")
-_WITHOUT_BAND = ("cudnn", "pallas")
+_WHOLE_SEQUENCE_KERNELS = ("cudnn", "pallas")
 
 
 def check_heads(features: int, heads: int, owner: str) -> None:
@@ -100,7 +100,7 @@ class SelfAttention(nn.Module):
                 "SelfAttention.implementation is 'local', but there is no context; give one, or "
                 "choose 'auto'."
             )
-        if self.context is not None and self.implementation in _WITHOUT_BAND:
+        if self.context is not None and self.implementation in _WHOLE_SEQUENCE_KERNELS:
             raise ValueError(
                 f"SelfAttention.implementation is {self.implementation!r}, which cannot be limited "
                 f"to a context of {self.context}; choose 'auto' or 'local'."
@@ -118,18 +118,21 @@ class SelfAttention(nn.Module):
         features = x.shape[-1]
         check_heads(features, self.heads, "SelfAttention")
         size = features // self.heads
+        # [batch, frames, features] -> [batch, frames, heads, size]
         shape, axes = (self.heads, size), ("embed", "heads", "kv")
         query = Dense(shape, axes, dtype=self.dtype, name="query")(x)
         key = Dense(shape, axes, dtype=self.dtype, name="key")(x)
         value = Dense(shape, axes, dtype=self.dtype, name="value")(x)
         if self.rotary:
+            # Values carry no position: only the products of queries and keys depend on it.
             query, key = rotate(query), rotate(key)
+        # Whole heads per device: attention needs no communication between them.
         query = constrain(query, "batch", "frames", "act_heads", None)
         key = constrain(key, "batch", "frames", "act_heads", None)
         value = constrain(value, "batch", "frames", "act_heads", None)
         rng = None if deterministic or not self.dropout else self.make_rng("dropout")
         implementation = self.resolved_implementation(x.shape[1], size, drops=rng is not None)
-        if implementation in _WITHOUT_BAND:
+        if implementation in _WHOLE_SEQUENCE_KERNELS:
             kernel = cudnn_attention if implementation == "cudnn" else pallas_attention
             mixed = kernel(query, key, value, mask)
         else:
@@ -159,6 +162,8 @@ class SelfAttention(nn.Module):
         visible = mask[:, None, None, :]  # [batch, 1, queries, keys]
         if self.context is not None:
             frames = jnp.arange(mask.shape[1])
+            # [batch, 1, queries, keys]. Queries are not masked: what a padded query gets is zeroed
+            # at the top of the stack.
             visible = visible & (jnp.abs(frames[:, None] - frames[None, :]) <= self.context)
         return whole_attention(query, key, value, visible, **drop)
 
@@ -178,18 +183,18 @@ class SelfAttention(nn.Module):
         """
         implementation = self.implementation
         on_gpu = jax.default_backend() == "gpu"
-        if implementation == "cudnn" and not (on_gpu and cudnn_takes(self.dtype, size)):
+        if implementation == "cudnn" and not (on_gpu and cudnn_supports(self.dtype, size)):
             raise ValueError(
                 "SelfAttention.implementation is 'cudnn', which needs a GPU, bfloat16 or float16, "
                 f"and heads of at most 128 features, a multiple of 8; here are "
                 f"{jax.default_backend()}, {jnp.dtype(self.dtype).name} and {size}. Choose 'auto'."
             )
-        if implementation in _WITHOUT_BAND and drops:
+        if implementation in _WHOLE_SEQUENCE_KERNELS and drops:
             return "blocked"
         if implementation != "auto":
             return implementation
-        if self.context is not None and band_pays(frames, self.context):
+        if self.context is not None and local_is_cheaper(frames, self.context):
             return "local"
-        if on_gpu and self.context is None and not drops and cudnn_takes(self.dtype, size):
+        if on_gpu and self.context is None and not drops and cudnn_supports(self.dtype, size):
             return "cudnn"
         return "blocked" if frames >= 2 * BLOCK else "whole"

@@ -70,6 +70,7 @@ class FeedForward(nn.Module):
         features = x.shape[-1]
         y = layer_norm(dtype=self.dtype, name="norm")(x)
         y = nn.swish(Dense(self.hidden, ("embed", "mlp"), dtype=self.dtype, name="up")(y))
+        # Split over devices along the hidden axis, "up" needs no communication and "down" one sum.
         y = constrain(y, "batch", "frames", "act_mlp")
         y = Dropout(self.dropout)(y, deterministic=deterministic)
         y = Dense(features, ("mlp", "embed"), dtype=self.dtype, name="down")(y)
@@ -99,7 +100,10 @@ class ConvolutionModule(nn.Module):
         # Two maps instead of one that is split: the halves stay whole under tensor sharding.
         value = Dense(features, ("embed", "mlp"), dtype=self.dtype, name="value")(y)
         gate = Dense(features, ("embed", "mlp"), dtype=self.dtype, name="gate")(y)
+        # The biases above have made the padding nonzero, and the convolution reaches kernel_size //
+        # 2 frames into it: zeroed, it is to the last frames what the edge of the array would be.
         y = zero_padding(value * nn.sigmoid(gate), mask)
+        # A sum of kernel_size products of unit variance keeps unit variance.
         init, shape = nn.initializers.normal(self.kernel_size**-0.5), (self.kernel_size, features)
         kernel = parameter(self, "depthwise", init, ("kernel", "mlp"), shape)
         y = depthwise_convolution(y, kernel.astype(self.dtype))
@@ -153,6 +157,7 @@ class ConformerBlock(nn.Module):
     ) -> jax.Array:
         """Maps `[batch, frames, features]` to the same shape; see `EncoderBlock`."""
         common = {"dropout": self.dropout, "dtype": self.dtype}
+        # x + FFN(x) / 2, x + MHSA(x), x + Conv(x), x + FFN(x) / 2, norm: equation 1 of the paper.
         x = x + 0.5 * FeedForward(self.hidden, **common, name="feed_forward_in")(
             x, deterministic=deterministic
         )
@@ -318,6 +323,7 @@ class ConformerStack(nn.Module):
         """
         if layer is not None and not 1 <= layer <= self.layers:
             raise ValueError(f"there is no block {layer} among {self.layers}; count them from 1.")
+        # The last block needs no second entry in the carry of the scan.
         if layer == self.layers:
             layer = None
         if self.positions == "sinusoidal":
@@ -344,6 +350,8 @@ class ConformerStack(nn.Module):
 
             carry, _ = nn.scan(
                 body,
+                # Stacked along a leading axis: parameters of each block's own. Dropout too must
+                # differ from block to block.
                 variable_axes={"params": 0},
                 split_rngs={"params": True, "dropout": True},
                 length=self.layers,
@@ -359,6 +367,9 @@ class ConformerStack(nn.Module):
                 x = run(self._new_block(f"layer_{number - 1}"), x)
                 if number == layer or layer is None:
                     intermediate = x
+        # Within the stack the padding holds whatever the biases make of it. Attention and
+        # convolution mask it where they read it; here it becomes zero for those who sum over
+        # frames.
         top = zero_padding(x, mask)
         return top, top if layer is None else zero_padding(intermediate, mask)
 

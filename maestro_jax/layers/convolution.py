@@ -34,6 +34,7 @@ def depthwise_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """
     width, frames = kernel.shape[0], x.shape[1]
     padded = jnp.pad(x, ((0, 0), (width // 2, width // 2), (0, 0)))
+    # y[t] = sum over i of kernel[i] x[t + i - width // 2], with zeros beyond both ends.
     products = (padded[:, i : i + frames] * kernel[i] for i in range(width))
     return sum(products, jnp.zeros((), x.dtype))
 
@@ -70,6 +71,7 @@ class LightweightConv(nn.Module):
         check_heads(x.shape[-1], self.heads, "LightweightConv")
         init, shape = nn.initializers.normal(0.1), (self.kernel_size, self.heads)
         weights = parameter(self, "weights", init, ("kernel", "heads"), shape)
+        # Wu et al. 2019, equation 5: each kernel sums to 1 over its width. The softmax is float32.
         kernel = jax.nn.softmax(weights, axis=0).astype(self.dtype)
         # Channel c belongs to head c // (features / heads).
         kernel = jnp.repeat(kernel, x.shape[-1] // self.heads, axis=1)

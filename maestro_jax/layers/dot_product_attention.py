@@ -27,6 +27,8 @@ from jax.sharding import PartitionSpec
 
 from maestro_jax.layers.dropout import keep_mask
 
+# Masked logits are finite: a row without any visible key then has equal weights, where -inf would
+# make NaN of its softmax and of every gradient that meets it.
 LARGE_NEGATIVE = -1e9
 BLOCK = 128
 """Queries of a block at most: the weights of one stay in a processor's cache."""
@@ -59,6 +61,7 @@ def whole_attention(
     Returns:
         `[batch, heads, queries, size]` in the type of the value.
     """
+    # [batch, heads, queries, keys], float32 whatever the dtype of the operands.
     logits = jnp.where(visible, _logits(_scaled(query), key), LARGE_NEGATIVE)
     weights = jax.nn.softmax(logits, axis=-1)
     if rng is not None:
@@ -98,10 +101,11 @@ def blocked_attention(
     rows = -(-frames // blocks)
     blocks = -(-frames // rows)
     padded = ((0, 0), (0, 0), (0, blocks * rows - frames), (0, 0))
+    # Rows beyond the last frame are computed and cut off; they get no cotangent.
     query = jnp.pad(_scaled(query), padded)
     # [batch, heads, blocks * rows, size] -> [blocks, batch, heads, rows, size]
     query = query.reshape(*query.shape[:2], blocks, rows, -1).transpose(2, 0, 1, 3, 4)
-    y = _in_blocks(query, key, value, mask, rng, context, dropout)
+    y = _blocked(query, key, value, mask, rng, context, dropout)
     y = y.transpose(1, 2, 0, 3, 4).reshape(*y.shape[1:3], blocks * rows, -1)
     return y[:, :, :frames]
 
@@ -147,6 +151,8 @@ def local_attention(
         """Adds ``context`` rows before and after to the rows of each block."""
         if not context:
             return x
+        # Blocks are at least `context` long, so that all neighbours lie in the blocks beside it.
+        # The edges are zeros: for the mask, which goes the same way, False.
         edge = jnp.zeros_like(x[:, :1, ..., :context, :])
         before = jnp.concatenate([edge, x[:, :-1, ..., rows - context :, :]], axis=1)
         behind = jnp.concatenate([x[:, 1:, ..., :context, :], edge], axis=1)
@@ -171,12 +177,12 @@ def band_block(context: int) -> int:
     return max(context, _SHORTEST_BAND_BLOCK)
 
 
-def band_pays(frames: int, context: int) -> bool:
+def local_is_cheaper(frames: int, context: int) -> bool:
     """Returns whether a band has at most half of the weights of the whole square."""
     return 2 * (band_block(context) + 2 * context) <= frames
 
 
-def cudnn_takes(dtype: Any, size: int) -> bool:
+def cudnn_supports(dtype: Any, size: int) -> bool:
     """Returns whether cuDNN's kernel supports this dtype and head size on all its GPUs."""
     half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
     return half and size % 8 == 0 and size <= _LARGEST_CUDNN_HEAD
@@ -240,12 +246,14 @@ def _pallas_on_one_device(
     from jax.experimental.pallas.ops.tpu import flash_attention as kernel
 
     frames, size = query.shape[1], query.shape[-1]
+    # The kernel takes whole tiles of 128 positions, and blocks that divide the length.
     padding = -frames % _PALLAS_LANES
     block = next(block for block in _PALLAS_BLOCKS if (frames + padding) % block == 0)
     query, key, value = (
         jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))).transpose(0, 2, 1, 3)
         for x in (query, key, value)
     )
+    # Segment 1 is data and segment 0 padding; the kernel lets equal segments see each other.
     segments = jnp.pad(mask, ((0, 0), (0, padding))).astype(jnp.int32)
     sizes = kernel.BlockSizes(
         block_q=block,
@@ -272,6 +280,7 @@ def _pallas_on_one_device(
 
 
 def _scaled(query: jax.Array) -> jax.Array:
+    # On the query: size numbers per position are fewer than one per key.
     return query * query.shape[-1] ** -0.5
 
 
@@ -294,6 +303,7 @@ def _visible_keys(number: jax.Array, rows: int, mask: jax.Array, context: int | 
     """Returns the keys that the queries of a block see, `[batch or 1, 1, rows or 1, keys]`."""
     visible = mask[:, None, None, :]
     if context is not None:
+        # Positions in the whole sequence of the rows of this block.
         queries = number * rows + jnp.arange(rows)
         visible = visible & (jnp.abs(queries[:, None] - jnp.arange(mask.shape[1])) <= context)
     return visible
@@ -314,10 +324,10 @@ def _forward(
     def block(
         _: None, inputs: tuple[jax.Array, jax.Array]
     ) -> tuple[None, tuple[jax.Array, jax.Array, jax.Array]]:
-        number, some = inputs
+        number, query_block = inputs
         visible = _visible_keys(number, rows, mask, context)
         # [batch, heads, rows, keys]
-        logits = jnp.where(visible, _logits(some, key), LARGE_NEGATIVE)
+        logits = jnp.where(visible, _logits(query_block, key), LARGE_NEGATIVE)
         # The maximum is subtracted so that the exponential cannot overflow.
         largest = jnp.max(logits, axis=-1, keepdims=True)  # [batch, heads, rows, 1]
         weights = jnp.exp(logits - largest)
@@ -328,11 +338,12 @@ def _forward(
         # Normalised here and not above: there are fewer outputs than weights.
         return None, ((mixed / total).astype(value.dtype), largest, total)
 
+    # Scanned and not mapped over with vmap: the weights of one block exist at a time.
     return jax.lax.scan(block, None, (jnp.arange(blocks), query))[1]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _in_blocks(
+def _blocked(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
@@ -345,7 +356,7 @@ def _in_blocks(
     return _forward(query, key, value, mask, rng, context, dropout)[0]
 
 
-def _keep(
+def _forward_with_residuals(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
@@ -358,45 +369,57 @@ def _keep(
     return output, (query, key, value, mask, rng, output, largest, total)
 
 
-def _gradient(
+def _backward(
     context: int | None,
     dropout: float,
-    kept: tuple[jax.Array, ...],
+    residuals: tuple[jax.Array, ...],
     cotangent: jax.Array,
 ) -> tuple[jax.Array | None, ...]:
-    query, key, value, mask, rng, output, largest, total = kept
+    query, key, value, mask, rng, output, largest, total = residuals
     blocks, _, _, rows, _ = query.shape
-    wide = total.dtype
+    sum_dtype = total.dtype
 
     def block(
         sums: tuple[jax.Array, jax.Array], inputs: tuple[jax.Array, ...]
     ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-        number, some, y, largest, total, dy = inputs
+        number, query_block, output_block, largest, total, d_output = inputs
         visible = _visible_keys(number, rows, mask, context)
         with jax.named_scope("recomputed"):
-            logits = jnp.where(visible, _logits(some, key), LARGE_NEGATIVE)
+            logits = jnp.where(visible, _logits(query_block, key), LARGE_NEGATIVE)
         # The softmax of the forward pass again, from the maximum and the sum that it kept.
         weights = jnp.exp(logits - largest) / total
-        dweights = jnp.einsum("bhqd,bhkd->bhqk", dy, value, preferred_element_type=wide)
-        used = weights
+        d_weights = jnp.einsum("bhqd,bhkd->bhqk", d_output, value, preferred_element_type=sum_dtype)
+        dropped = weights
         if rng is not None:
+            # The same key as in the forward pass, and so the same mask, which was not kept.
             factor = _kept(jax.random.fold_in(rng, number), weights.shape, dropout)
-            used, dweights = weights * factor, dweights * factor
-        # The softmax's gradient is weights * (dweights - sum(weights * dweights)); the sum over
+            dropped, d_weights = weights * factor, d_weights * factor
+        # The softmax's gradient is weights * (d_weights - sum(weights * d_weights)); the sum over
         # keys equals the product of output and cotangent, which needs no weights.
-        common = jnp.sum(dy.astype(wide) * y.astype(wide), axis=-1, keepdims=True)
-        dlogits = jnp.where(visible, weights * (dweights - common), 0.0).astype(key.dtype)
-        dvalue = jnp.einsum(
-            "bhqk,bhqd->bhkd", used.astype(dy.dtype), dy, preferred_element_type=wide
+        common = jnp.sum(
+            d_output.astype(sum_dtype) * output_block.astype(sum_dtype), axis=-1, keepdims=True
         )
-        dkey = jnp.einsum("bhqk,bhqd->bhkd", dlogits, some, preferred_element_type=wide)
-        dsome = jnp.einsum("bhqk,bhkd->bhqd", dlogits, key)
-        return (sums[0] + dkey, sums[1] + dvalue), dsome
+        # Zero where LARGE_NEGATIVE stood, a constant. A query without keys has equal weights, whose
+        # gradient ends here.
+        d_logits = jnp.where(visible, weights * (d_weights - common), 0.0).astype(key.dtype)
+        d_value = jnp.einsum(
+            "bhqk,bhqd->bhkd",
+            dropped.astype(d_output.dtype),
+            d_output,
+            preferred_element_type=sum_dtype,
+        )
+        d_key = jnp.einsum(
+            "bhqk,bhqd->bhkd", d_logits, query_block, preferred_element_type=sum_dtype
+        )
+        d_query = jnp.einsum("bhqk,bhkd->bhqd", d_logits, key)
+        return (sums[0] + d_key, sums[1] + d_value), d_query
 
-    zeros = (jnp.zeros(key.shape, wide), jnp.zeros(value.shape, wide))
+    # Every block adds to the gradient of all keys and values: a carry in float32. The gradient of
+    # its queries is its own: an output.
+    zeros = (jnp.zeros(key.shape, sum_dtype), jnp.zeros(value.shape, sum_dtype))
     inputs = (jnp.arange(blocks), query, output, largest, total, cotangent)
-    (dkey, dvalue), dquery = jax.lax.scan(block, zeros, inputs)
-    return dquery, dkey.astype(key.dtype), dvalue.astype(value.dtype), None, None
+    (d_key, d_value), d_queries = jax.lax.scan(block, zeros, inputs)
+    return d_queries, d_key.astype(key.dtype), d_value.astype(value.dtype), None, None
 
 
-_in_blocks.defvjp(_keep, _gradient)
+_blocked.defvjp(_forward_with_residuals, _backward)

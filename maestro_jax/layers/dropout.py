@@ -37,12 +37,12 @@ def sample(draw: Draw, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """
     return jax.lax.platform_dependent(
         key,
-        tpu=lambda key: drawn_by_hardware(draw, key, shape),
+        tpu=lambda key: hardware_sample(draw, key, shape),
         default=lambda key: draw(key, shape),
     )
 
 
-def drawn_by_hardware(
+def hardware_sample(
     draw: Draw, key: jax.Array, shape: tuple[int, ...], place: int = 0
 ) -> jax.Array:
     """Draws like `sample` with XLA's own generator, on each device for its rows.
@@ -61,6 +61,7 @@ def drawn_by_hardware(
     def drawn(key: jax.Array) -> jax.Array:
         first, second = jax.random.key_data(key).astype(jnp.uint32)
         high, low = jnp.uint32(place >> 32), jnp.uint32(place & 0xFFFFFFFF)
+        # Rows on different devices must differ, though all of them have the same key.
         device = jax.lax.axis_index(tuple(axes)).astype(jnp.uint32) if axes else jnp.uint32(0)
         # Two words of a generator's key, and two of its counter, whose upper one no draw reaches.
         words = jnp.stack([first ^ high, second ^ low, high, device])
@@ -92,6 +93,7 @@ class Dropout(nn.Module):
         keep = 1.0 - self.rate
         key = self.make_rng("dropout")
         kept = keep_mask(key, keep, x.shape, self._unfolded())
+        # Scaled in training, so that inference needs no factor.
         return jnp.where(kept, x / keep, jnp.zeros_like(x))
 
     def _unfolded(self) -> tuple[jax.Array, int]:
@@ -139,6 +141,8 @@ def hardware_mask(key: jax.Array, place: int, keep: float, shape: tuple[int, ...
 
     def draw(key: jax.Array, local: tuple[int, ...]) -> jax.Array:
         bits = jax.random.bits(key, local, jnp.uint16)
+        # 16 random bits per element are enough for a rate, and half the memory of 32. 65536 itself
+        # is no uint16.
         return bits < min(round(keep * 2**16), 2**16 - 1)
 
-    return drawn_by_hardware(draw, key, shape, place)
+    return hardware_sample(draw, key, shape, place)

@@ -41,12 +41,16 @@ def power_spectrum(frames: jax.Array, points: int) -> jax.Array:
     for halves, sign in ((first + second, 1.0), (first - second, -1.0)):
         # Element n - 1 of the mirrored half is h - n. What is its own mirror, n = 0 and n = q,
         # meets a row of zeros where it does not belong.
-        there, back = halves[..., 1:quarter], jnp.flip(halves[..., quarter + 1 :], axis=-1)
+        near, far = halves[..., 1:quarter], jnp.flip(halves[..., quarter + 1 :], axis=-1)
         zero, middle = halves[..., :1], halves[..., quarter : quarter + 1]
-        for mirrored in (there + sign * back, there - sign * back):
-            operands.append(jnp.concatenate([zero, mirrored, middle], axis=-1))
+        # Against the cosines the terms n and h - n of the even bins add up, and of the odd bins
+        # subtract, since cos(pi k - x) = (-1)^k cos(x); against the sines the other way round.
+        for folded in (near + sign * far, near - sign * far):
+            operands.append(jnp.concatenate([zero, folded, middle], axis=-1))
         matrices += _matrices(points, odd=sign < 0)
     parts = jnp.einsum("p...t,ptb->p...b", jnp.stack(operands), np.stack(matrices), precision=EXACT)
+    # [4, ..., points // 4 + 1]: real and imaginary parts, up to sign, of the even and of the odd
+    # bins.
     even = jnp.square(parts[0]) + jnp.square(parts[1])
     odd = (jnp.square(parts[2]) + jnp.square(parts[3]))[..., :-1]
     return jnp.concatenate([even, odd], axis=-1)

@@ -50,6 +50,8 @@ class LanguageEmbedding(nn.Module):
                 "say which language each row is in."
             )
         table = embedding(self.languages, self.features, rows=None, dtype=self.dtype, name="table")
+        # A negative id would count from the end of the table: it looks up 0, and its vector is
+        # dropped.
         added = table(jnp.maximum(language, 0))
         added = jnp.where((language >= 0)[:, None], added, jnp.zeros((), added.dtype))
         return x + added[:, None, :].astype(x.dtype)
@@ -105,16 +107,19 @@ class ResidualAdapter(nn.Module):
         )
         up_bias = self._weights("up_bias", zeros, (features,), ("embed",), language)
 
+        # Layer normalisation written out, as its scale and shift differ from row to row.
         wide = x.astype(jnp.float32)
         centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
         variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
         y = centred * jax.lax.rsqrt(variance + 1e-5)
         y = (y * scale[:, None] + shift[:, None]).astype(self.dtype)
+        # The weights are [batch or 1, ...]: where all rows share them, einsum broadcasts the 1.
         y = jnp.einsum("bfe,bed->bfd", y, down.astype(self.dtype))
         y = nn.relu(y + down_bias[:, None].astype(self.dtype))
         y = jnp.einsum("bfd,bde->bfe", y, up.astype(self.dtype))
         y = y + up_bias[:, None].astype(self.dtype)
         if self.languages and language is not None:
+            # The residual alone where the language is unknown.
             y = jnp.where((language >= 0)[:, None, None], y, jnp.zeros((), y.dtype))
         return constrain(x + y.astype(x.dtype), "batch", "frames", "act_embed")
 

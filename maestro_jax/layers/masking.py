@@ -40,9 +40,11 @@ def span_mask(
     Returns:
         `[batch, frames]` bool, True = masked; never True outside `valid`.
     """
+    # Starts in the padding mask nothing: spans reach to the right, and `valid` cuts them.
     starts = jax.random.bernoulli(rng, start_probability, valid.shape)
     covered = starts
     for offset in range(1, min(span, valid.shape[1])):
+        # A frame is masked if a span began at most span - 1 frames before it.
         covered = covered | jnp.pad(starts[:, :-offset], ((0, 0), (offset, 0)))
     return covered & valid
 
@@ -65,6 +67,7 @@ def block_mask(
     batch = sizes.shape[0]
     width_rng, start_rng = jax.random.split(rng)
     limit = jnp.minimum(jnp.broadcast_to(jnp.asarray(max_width), (batch,)), sizes)
+    # Widths 0 ... limit and starts 0 ... size - width, all equally likely; [batch, blocks].
     widths = jnp.floor(
         jax.random.uniform(width_rng, (batch, blocks)) * (limit[:, None] + 1).astype(jnp.float32)
     )
@@ -72,5 +75,6 @@ def block_mask(
         jax.random.uniform(start_rng, (batch, blocks)) * (sizes[:, None] - widths + 1)
     )
     positions = jnp.arange(length, dtype=jnp.float32)[None, None, :]
+    # [batch, blocks, length]
     inside = (positions >= starts[:, :, None]) & (positions < (starts + widths)[:, :, None])
     return jnp.any(inside, axis=1)

@@ -44,11 +44,15 @@ class MaskedGroupNorm(nn.Module):
         channels = x.shape[-1]
         scale = parameter(self, "scale", nn.initializers.ones_init(), ("mlp",), (channels,))
         bias = parameter(self, "bias", ZERO_INIT, ("mlp",), (channels,))
+        # [batch, frames, groups, channels / groups]; sums over thousands of numbers need float32.
         grouped = x.astype(jnp.float32).reshape(*x.shape[:2], self.groups, -1)
         weight = mask.astype(jnp.float32)[:, :, None, None]
+        # 1 for an absent example, whose sums are 0: its frames are then normalised to finite
+        # numbers.
         count = jnp.maximum(jnp.sum(weight, axis=1, keepdims=True) * grouped.shape[-1], 1.0)
         average = jnp.sum(grouped * weight, axis=(1, 3), keepdims=True) / count
         centred = grouped - average
+        # In two passes: E[x^2] - E[x]^2 loses its digits where the average is large.
         variance = jnp.sum(jnp.square(centred) * weight, axis=(1, 3), keepdims=True) / count
         normalized = (centred * jax.lax.rsqrt(variance + self.epsilon)).reshape(x.shape)
         return (normalized * scale + bias).astype(self.dtype)

@@ -74,6 +74,7 @@ class Dense(nn.Module):
         inputs = x.shape[x.ndim - self.contracted :]
 
         def as_matrix(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+            # Fan-in and fan-out are those of the flat matrix, however many axes the kernel has.
             flat = (math.prod(inputs), math.prod(outputs))
             return self.kernel_init(key, flat, dtype).reshape(shape)
 

@@ -69,10 +69,12 @@ def rematerialised(
     name = {True: "full", False: "none"}[policy] if isinstance(policy, bool) else policy
     if name == "none":
         return function
+    # Outside of a scan XLA would merge the recomputation with the first computation; `prevent_cse`
+    # keeps them apart. Inside, nothing could merge them, and its barriers would only cost time.
     return nn.remat(function, policy=_saveable(name), prevent_cse=not scanned)
 
 
-def looped(
+def scan_layers(
     function: Callable[[Any, jax.Array], jax.Array], module: nn.Module, x: jax.Array, times: int
 ) -> jax.Array:
     """Applies a layer to its own output, compiled once, with parameters of its own every time.

@@ -36,11 +36,14 @@ def sample_distractors(rng: jax.Array, masked: jax.Array, count: int) -> jax.Arr
     order = jnp.argsort(~masked, axis=1, stable=True)
     rank = jnp.cumsum(masked, axis=1) - 1
     total = jnp.sum(masked, axis=1)[:, None, None]
+    # Ranks 0 ... total - 2 at random; the minimum guards against a product that rounds up to
+    # `others`.
     uniform = jax.random.uniform(rng, (batch, frames, count))
     others = jnp.maximum(total - 1, 1)
     draw = jnp.minimum(jnp.floor(uniform * others).astype(jnp.int32), others - 1)
     # Drawn among all but one: ranks from the frame's own on are shifted past it.
     draw = draw + (draw >= rank[:, :, None])
+    # The only masked frame of an utterance has none to shift to: it draws itself.
     draw = jnp.minimum(draw, jnp.maximum(total - 1, 0))
     return jnp.take_along_axis(order[:, :, None], draw.reshape(batch, -1, 1), axis=1).reshape(
         batch, frames, count
@@ -81,12 +84,15 @@ def contrastive_loss(
     # All similarities of frames with frames, then a gather: frames^2 numbers in place of
     # frames x distractors x features.
     similarity = jnp.einsum("btd,bsd->bts", context, codes, precision=EXACT) / temperature
+    # [batch, frames]: a frame and its own code.
     positive = jnp.diagonal(similarity, axis1=1, axis2=2)
     negatives = jnp.take_along_axis(similarity, sampled, axis=2)
     sampled_ids = jnp.take_along_axis(ids, sampled.reshape(len(ids), -1), axis=1)
     is_positive = sampled_ids.reshape(sampled.shape) == ids[:, :, None]
+    # exp(-1e9) is 0: no weight in the softmax, and never the most similar.
     negatives = jnp.where(is_positive, -1e9, negatives)  # [batch, frames, distractors]
     logits = jnp.concatenate([positive[:, :, None], negatives], axis=2)
+    # -log softmax of entry 0, the positive.
     loss = jax.nn.logsumexp(logits, axis=2) - positive
     usable = masked & jnp.any(~is_positive, axis=2)
     correct = positive > jnp.max(negatives, axis=2)
@@ -138,6 +144,7 @@ def perplexity(probabilities: jax.Array) -> jax.Array:
     Returns:
         `[...]` float32.
     """
+    # An unused code has probability 0; 1e-9 keeps its logarithm, and the gradient, finite.
     return jnp.exp(-jnp.sum(probabilities * jnp.log(probabilities + 1e-9), axis=-1))
 
 

@@ -62,6 +62,7 @@ def smoothed_cross_entropy(
     nats = -jnp.sum(jnp.where(is_target, log_probabilities, 0.0), axis=-1)
     loss = nats
     if smoothing:
+        # -sum_v q(v) log p(v), where the uniform part is smoothing / V times a sum over V: a mean.
         loss = (1.0 - smoothing) * nats - smoothing * jnp.mean(log_probabilities, axis=-1)
     correct = jnp.argmax(logits, axis=-1) == targets
     return CrossEntropy(masked_sum(loss, mask), masked_sum(nats, mask), masked_sum(correct, mask))
@@ -82,9 +83,11 @@ def masked_prediction_loss(
         of masked frames.
     """
     logits = logits.astype(jnp.float32)
+    # -log softmax as a difference: no array of log-probabilities of all codes is made.
     target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     loss = jax.nn.logsumexp(logits, axis=-1) - target_logits
     correct = (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)
+    # The mean over codebooks, 1/K in the equation.
     if targets.ndim == 3:
         loss, correct = jnp.mean(loss, axis=-1), jnp.mean(correct, axis=-1)
     return masked_sum(loss, masked), masked_sum(correct, masked)

@@ -32,6 +32,7 @@ def has_path(labels: jax.Array, frame_lengths: jax.Array, label_lengths: jax.Arr
     Returns:
         `[batch]` bool; True for zero labels.
     """
+    # Label n repeats label n - 1; both must be valid.
     inside = jnp.arange(1, labels.shape[1]) < label_lengths[:, None]
     repeated = jnp.sum((labels[:, 1:] == labels[:, :-1]) & inside, axis=1)
     return label_lengths + repeated <= frame_lengths
@@ -126,6 +127,7 @@ def ctc_alignment(
     def forward(
         score: jax.Array, emission: jax.Array
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        # Graves et al. 2006, equations 6 and 7, with max in place of the sum.
         stay, step = score, from_state(score, 1)
         skip = jnp.where(can_skip, from_state(score, 2), NEG)
         best = jnp.maximum(jnp.maximum(stay, step), skip)
@@ -135,6 +137,7 @@ def ctc_alignment(
         score = best + emission
         return score, (move, score)
 
+    # Before frame 0 a path is on the first blank: frame 0 then stays there or steps to label 0.
     start = jnp.where(jnp.arange(states) == 0, 0.0, NEG).astype(dtype)
     start = jnp.broadcast_to(start, (batch, states))
     _, (moves, scores) = jax.lax.scan(forward, start, jnp.swapaxes(emissions, 0, 1))
@@ -145,7 +148,7 @@ def ctc_alignment(
         return jnp.sum(jnp.where(jnp.arange(states) == state[:, None], x, 0), axis=-1)
 
     # A path ends on the last label or on the blank after it.
-    on_last = (jnp.arange(frames)[:, None] == frame_lengths - 1)[:, :, None]
+    on_last = (jnp.arange(frames)[:, None] == frame_lengths - 1)[:, :, None]  # [frames, batch, 1]
     final = jnp.sum(jnp.where(on_last, scores, 0.0), axis=0)  # [batch, states]
     last_label = jnp.maximum(2 * label_lengths - 1, 0)
     ends_on_label = at(final, last_label) >= at(final, 2 * label_lengths)

@@ -51,8 +51,10 @@ def duration_loss(
     """
     aligned = jax.lax.stop_gradient(targets).astype(jnp.float32)
     longest = jnp.inf if max_frames is None else float(max_frames)
+    # The last label of an utterance owns the silence at the end, which says nothing of the token.
     targets = jnp.minimum(aligned, longest)
     is_nonzero = targets > 0
+    # From log-odds: log(sigmoid) of a saturated head would be minus infinity.
     presence = optax.sigmoid_binary_cross_entropy(nonzero_logit, is_nonzero.astype(jnp.float32))
     if form == "l1":
         distance = jnp.abs(frames - targets)
@@ -60,6 +62,7 @@ def duration_loss(
         distance = jnp.square(jnp.log1p(frames) - jnp.log1p(targets))
     else:
         raise ValueError(f"Unknown duration form {form!r}; choose one of {FORMS}.")
+    # The second head predicts the duration given that there is one; silent tokens teach it nothing.
     loss = presence + jnp.where(is_nonzero, distance, 0.0)
     # The threshold in log-odds: a sigmoid in float32 saturates, the logit does not.
     log_odds = math.log(threshold) - math.log1p(-threshold)

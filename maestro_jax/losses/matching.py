@@ -110,7 +110,11 @@ def _frame_contrastive(
         others = others & (labels[:, :, None] != labels[:, None, :])
     # The positive stays even in padding: a log-sum-exp over nothing is minus infinity.
     similarity = jnp.where(others | own, similarity, -jnp.inf)
+    # [batch, frames]. Zeros off the diagonal in place of -inf: no product can make them NaN.
     positive = jnp.einsum("bss->bs", jnp.where(own, similarity, 0.0))
+    # L(a, b) of the module docstring: -log softmax of the diagonal, along rows and along columns.
     to_text = jax.nn.logsumexp(similarity, axis=2) - positive
     to_speech = jax.nn.logsumexp(similarity, axis=1) - positive
+    # `others` is symmetric in its last two axes: a frame has negatives in both directions or in
+    # neither.
     return masked_sum(0.5 * (to_text + to_speech), mask & jnp.any(others, axis=2))

@@ -22,6 +22,7 @@ def standardize(x: jax.Array) -> jax.Array:
     """Normalises each frame of `[batch, frames, features]` to mean 0 and variance 1, in float32."""
     x = x.astype(jnp.float32)
     centred = x - jnp.mean(x, axis=-1, keepdims=True)
+    # 1e-5 bounds the gradient of constant frames, such as those of the padding.
     return centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + 1e-5)
 
 
@@ -30,6 +31,7 @@ def cosine_similarity(a: jax.Array, b: jax.Array) -> jax.Array:
     a, b = a.astype(jnp.float32), b.astype(jnp.float32)
     product = jnp.sum(a * b, axis=-1)
     squares = jnp.sum(a * a, axis=-1) * jnp.sum(b * b, axis=-1)
+    # The root of the product and not the product of roots: one rsqrt, and 0 for a zero vector.
     return product * jax.lax.rsqrt(squares + 1e-8)
 
 
@@ -121,11 +123,16 @@ def retrieval_accuracy(
 
     def hit_rate(similarity: jax.Array, targets: jax.Array) -> Weighted:
         """Counts hits over the last axis; of several best candidates, the fraction of targets."""
+        # The maximum over no candidate is -inf, which then equals every candidate; `& pairs` takes
+        # those out.
         candidates = jnp.where(pairs, similarity, -jnp.inf)
         best = (candidates == jnp.max(candidates, axis=-1, keepdims=True)) & pairs
+        # Ties share the hit. All candidates tie for `uniform`, which makes this rate the chance
+        # level.
         hits = jnp.sum(best & targets, axis=-1) / jnp.maximum(jnp.sum(best, axis=-1), 1)
         return jnp.sum(hits), queries
 
+    # Both masks are symmetric, so that one serves both directions.
     uniform, transposed = jnp.zeros_like(similarity), jnp.swapaxes(similarity, 1, 2)
     return Retrieval(
         frame_speech_to_text=hit_rate(similarity, same_frame),

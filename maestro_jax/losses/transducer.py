@@ -119,8 +119,13 @@ def transducer_loss_from_lattices(
         ValueError: If the shapes do not belong together.
     """
     if delay_penalty:
+        # The gain of frame t is `delay_penalty * ((T - 1) / 2 - t)`, with T the frames of the
+        # example and not of the batch. Its average over the frames is 0: a model that emits
+        # anywhere with equal probability neither gains nor loses.
         middle = (frame_lengths[:, None].astype(log_label.dtype) - 1.0) / 2.0
-        gain = delay_penalty * (middle - jnp.arange(log_label.shape[1]))
+        gain = delay_penalty * (middle - jnp.arange(log_label.shape[1]))  # [batch, frames]
+        # All label arcs of a frame share its gain. Frames of the padding get one too, which nobody
+        # reads: their arcs become NEG in the lattice.
         log_label = log_label + gain[:, :, None].astype(log_label.dtype)
     return lattice_loss(
         log_blank,

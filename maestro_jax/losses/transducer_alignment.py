@@ -87,6 +87,8 @@ def transducer_alignment(
     """
     check_lattices(log_blank, log_label, frame_lengths, label_lengths)
     dtype = jnp.promote_types(jnp.promote_types(log_blank.dtype, log_label.dtype), jnp.float32)
+    # An alignment is a target. Without tangents JAX does not differentiate the scans below, which
+    # would keep every wavefront.
     log_blank = jax.lax.stop_gradient(log_blank).astype(dtype)
     log_label = jax.lax.stop_gradient(log_label).astype(dtype)
     wavefronts = to_wavefronts(
@@ -98,11 +100,14 @@ def transducer_alignment(
         score: jax.Array, arcs: tuple[jax.Array, jax.Array]
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         by_blank = score + arcs[0]  # [batch, labels + 1]
-        by_label = shift_right(score + arcs[1])
+        by_label = shift_right(score + arcs[1])  # arrives with one label more
         score = jnp.maximum(by_blank, by_label)
+        # Strictly greater: on a tie the node is entered by the blank. The walk back then meets
+        # every label as late as it can, which emits each as early as possible.
         return score, (by_label > by_blank, score)
 
     start = initial_scores(wavefronts.blank[0])
+    # Both [arcs, batch, labels + 1]; entry n describes the nodes that n + 1 arcs lead to.
     _, (entered_by_label, scores) = jax.lax.scan(
         forward, start, (wavefronts.blank, wavefronts.label)
     )
@@ -120,6 +125,7 @@ def transducer_alignment(
         is_label = is_label & (position > 0) & (arcs_taken <= wavefronts.steps)
         return position - is_label.astype(position.dtype), position
 
+    # Entry n of the scores was computed after arc n + 1, hence the count from 1.
     arcs_taken = jnp.arange(1, entered_by_label.shape[0] + 1)
     _, positions = jax.lax.scan(
         backward, label_lengths.astype(jnp.int32), (arcs_taken, entered_by_label), reverse=True
@@ -135,7 +141,9 @@ def transducer_alignment(
     frames = wavefront if one_label_per_frame else wavefront - index
     frames = jnp.where(valid, jnp.minimum(frames, last_frame), 0).astype(jnp.int32)
 
+    # [batch, frames, labels]: the one frame of each label. No label of the padding has one.
     emitted = (jnp.arange(log_label.shape[1])[:, None] == frames[:, None, :]) & valid[:, None, :]
+    # [arcs, batch, labels + 1]: the node that the last arc of each example leads to.
     at_end = (jnp.arange(len(scores))[:, None] == wavefronts.steps - 1)[:, :, None] & (
         jnp.arange(labels + 1) == label_lengths[:, None]
     )
@@ -167,8 +175,10 @@ def durations_from_emissions(
     """
     index = jnp.arange(frames.shape[1])
     valid = (index < label_lengths[:, None]) & (frame_lengths > 0)[:, None]
+    # The first label owns the frames before its emission too.
     starts = jnp.where(index == 0, 0, frames)
     following = jnp.concatenate([starts[:, 1:], jnp.zeros_like(starts[:, :1])], axis=-1)
+    # The label after the last valid one is padding, whose emission of 0 is not an end.
     ends = jnp.where(index == label_lengths[:, None] - 1, frame_lengths[:, None], following)
     return jnp.where(valid, ends - starts, 0).astype(jnp.int32)
 
@@ -203,8 +213,11 @@ def emission_posterior(
             label_lengths,
             one_label_per_frame=one_label_per_frame,
         )
+        # Without a path there is no posterior: a constant in place of its loss sends no gradient.
         return jnp.sum(jnp.where(losses > NO_PATH, 0.0, losses))
 
+    # gamma = d log P / d y, and the loss is -log P: hence the sign. The gradient of the loss is
+    # that of its custom rule, which knows the posteriors without differentiating the scan.
     return -jax.grad(negative_log_likelihood)(jax.lax.stop_gradient(log_label)).astype(jnp.float32)
 
 
@@ -217,8 +230,10 @@ def posterior_entropy(posterior: jax.Array) -> Weighted:
     Returns:
         Total entropy in nats, and the number of labels that have a posterior.
     """
+    # 0 log 0 counts as 0, and its logarithm must be finite, as 0 times minus infinity is NaN.
     log_posterior = jnp.log(jnp.maximum(posterior, 1e-30))
     entropy = -jnp.sum(jnp.where(posterior > 0, posterior * log_posterior, 0.0), axis=1)
+    # A posterior sums to 1 for a valid label, up to rounding, and to exactly 0 in the padding.
     return masked_sum(entropy, jnp.sum(posterior, axis=1) > 0.5)
 
 

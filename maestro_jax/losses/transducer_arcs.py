@@ -40,7 +40,10 @@ def log_probabilities(logits: jax.Array, *, blank_id: int = 0, hat: bool = False
         return jax.nn.log_softmax(x, axis=-1)
     is_blank = jnp.arange(x.shape[-1]) == blank_id
     blank = x[..., blank_id, None]
+    # exp(NEG) is exactly 0, so that the blank is no part of the softmax of the labels.
     labels = jax.nn.log_softmax(jnp.where(is_blank, NEG, x), axis=-1)
+    # log(1 - sigmoid(z)) as log sigmoid(-z): the difference would be 0, and its logarithm minus
+    # infinity, where the blank is nearly certain.
     return jnp.where(is_blank, jax.nn.log_sigmoid(blank), jax.nn.log_sigmoid(-blank) + labels)
 
 
@@ -103,8 +106,11 @@ def blank_label_log_probs(
     dtype = jnp.promote_types(logits.dtype, jnp.float32)
     # With HAT the softmax is over the labels alone.
     summed = jnp.where(jnp.arange(logits.shape[-1]) == blank_id, NEG, logits) if hat else logits
+    # [batch, frames, labels + 1]. Float32 also for logits of bfloat16, whose 8 bits could not hold
+    # a sum of thousands of terms.
     normaliser = jax.nn.logsumexp(summed.astype(dtype), axis=-1)
     blank = logits[..., blank_id].astype(dtype)
+    # [batch, frames, labels]: node u offers label u, and the last node none.
     label_logits = jnp.take_along_axis(logits[:, :, :-1], labels[:, None, :, None], axis=-1)[..., 0]
     log_label = label_logits.astype(dtype) - normaliser[..., :-1]
     if hat:
@@ -143,17 +149,23 @@ def blank_label_gradient(
     """
     vocabulary = jnp.arange(logits.shape[-1])
     is_blank = vocabulary == blank_id
+    # No label arc leaves the last node: its gradient is 0, and any id may stand for its label.
     label = jnp.pad(label, ((0, 0), (0, 0), (0, 1)))  # [batch, frames, labels + 1]
+    # [batch, 1, labels + 1, 1], compared below with the ids of the vocabulary.
     labels = jnp.pad(labels, ((0, 0), (0, 1)))[:, None, :, None]
-    softmax = jnp.exp(logits.astype(normaliser.dtype) - normaliser[..., None])
+    softmax = jnp.exp(logits.astype(normaliser.dtype) - normaliser[..., None])  # [.., vocab]
     total = blank + label
     if hat:
+        # With s = sigmoid(z): d log s / dz = 1 - s and d log (1 - s) / dz = -s, together g_b (1 -
+        # s) - g_y s = g_b - (g_b + g_y) s.
         blank_probability = jax.nn.sigmoid(logits[..., blank_id].astype(normaliser.dtype))
         # A `where` in place of 0 * x, here and below: x may be infinite or NaN in the padding.
         at_blank = jnp.where(total == 0, 0.0, blank - total * blank_probability)
         softmax, total = jnp.where(is_blank, 0.0, softmax), label
     else:
         at_blank = blank
+    # g_b [v = blank] + g_y [v = y] - total softmax_v, by comparison of ids in place of a scatter:
+    # all of it is elementwise and fuses into one pass over the vocabulary.
     gradient = (
         jnp.where(is_blank, at_blank[..., None], 0.0)
         + jnp.where(vocabulary == labels, label[..., None], 0.0)

@@ -54,8 +54,11 @@ def chunk_rule(batch: int, frames: int, width: int, vocab: int) -> int:
         Frames per chunk, between 1 and `frames`.
     """
     frame_bytes = 4 * batch * width * vocab
+    # `-(-a // b)` is a / b rounded up.
     chunk = max(-(-frames // MOST_CHUNKS), SMALLEST_CHUNK_BYTES // frame_bytes)
     chunk = max(1, min(chunk, LARGEST_CHUNK_BYTES // frame_bytes, frames))
+    # As many chunks as that takes, of equal length: a short last chunk would be padded with frames
+    # whose logits are computed for nothing.
     chunks = -(-frames // chunk)
     return -(-frames // chunks)
 
@@ -125,7 +128,7 @@ def joint_lattices(
     log_blank, log_label = _joint_lattices(
         padded, predictions, kernel, bias, labels, (blank_id, hat, chunk, constrain)
     )
-    return log_blank[:, :length], log_label[:, :length]
+    return log_blank[:, :length], log_label[:, :length]  # the padded frames get a cotangent of 0
 
 
 _Options = tuple[int, bool, int, Constrain]
@@ -144,6 +147,7 @@ def _logits(
     dtype = jnp.promote_types(hidden.dtype, jnp.float32)
     # One product of two matrices: a product with four axes is slow on CPU.
     rows = hidden.reshape(-1, hidden.shape[-1])
+    # Operands may be bfloat16; products are added up in float32, and never rounded before softmax.
     logits = jnp.matmul(rows, weights, preferred_element_type=dtype)
     logits = logits.reshape(*hidden.shape[:-1], -1) + bias.astype(dtype)
     return constrain(logits, "batch", "frames", None, "act_vocab")
@@ -177,6 +181,8 @@ def _joint_and_residuals(
             _logits(hidden, weights, bias, constrain), labels, blank_id, hat
         )
 
+    # One chunk after the other, each [batch, chunk, labels + 1, vocab] while it lasts. Of each node
+    # the backward pass keeps the normaliser alone.
     chunks = jax.lax.map(chunk_step, _to_chunks(frames, size))
     log_blank, log_label, normaliser = (_from_chunks(x) for x in chunks)
     return (log_blank, log_label), (frames, predictions, kernel, bias, labels, normaliser)
@@ -219,6 +225,8 @@ def _joint_backward(
             *("batch", "frames", None, "act_vocab"),
         )
         rows = d_logits.astype(frames.dtype).reshape(-1, d_logits.shape[-1])  # [nodes, vocab]
+        # The sums over chunks are float32 whatever the dtype of the products: a running sum in
+        # bfloat16 would drop what late chunks add.
         d_kernel += jnp.matmul(
             hidden.reshape(-1, hidden.shape[-1]).T, rows, preferred_element_type=dtype
         )

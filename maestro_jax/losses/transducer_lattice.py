@@ -121,9 +121,12 @@ def to_wavefronts(
         `frames + labels` wavefronts, or `frames` with one label per frame.
     """
     _, frames, width = log_blank.shape
+    # Of U labels, blanks leave the nodes 0 ... U and labels the nodes 0 ... U - 1. Everything else
+    # is NEG, so that no path passes the padding, whatever it holds.
     valid_frame = jnp.arange(frames)[None, :, None] < frame_lengths[:, None, None]
     position = jnp.arange(width)[None, None, :]
     end = label_lengths[:, None, None]
+    # A column for node u = labels, from which no label arc leaves: both arrays get one shape.
     log_label = jnp.pad(log_label, ((0, 0), (0, 0), (0, 1)), constant_values=NEG)
     # The maximum turns arcs of minus infinity into NEG: no infinity enters the recursion.
     blank = jnp.where(valid_frame & (position <= end), jnp.maximum(log_blank, NEG), NEG)
@@ -160,6 +163,8 @@ def _unskew(wavefronts: jax.Array, frames: int) -> jax.Array:
     """Inverts `_skew`: converts `[diagonals, batch, width]` to `[batch, frames, width]`."""
     diagonals, batch, width = wavefronts.shape
     flat = wavefronts.transpose(1, 2, 0).reshape(batch, width * diagonals)
+    # Read in rows that are one entry longer, row u begins at entry u of the old row u, which moves
+    # its numbers to the left by u.
     flat = jnp.pad(flat, ((0, 0), (0, width)))
     return flat.reshape(batch, width, diagonals + 1)[:, :, :frames].transpose(0, 2, 1)
 
@@ -176,12 +181,15 @@ def _shift_left(row: jax.Array) -> jax.Array:
 
 def _logaddexp(a: jax.Array, b: jax.Array) -> jax.Array:
     """Computes `log(exp(a) + exp(b))` of finite numbers, without branches for infinities."""
+    # exp of a number that is not positive cannot overflow. Of two impossible scores it is NEG
+    # again: in float32, adding log 2 to -1e30 changes nothing.
     return jnp.maximum(a, b) + jnp.log1p(jnp.exp(-jnp.abs(a - b)))
 
 
 def initial_scores(like: jax.Array) -> jax.Array:
     """Returns the scores of the first wavefront: 0 at the start node and `NEG` elsewhere."""
     start = jnp.arange(like.shape[-1]) == 0
+    # [width], added to zeros [batch, width].
     return jnp.where(start, 0.0, NEG).astype(like.dtype) + jnp.zeros_like(like)
 
 
@@ -198,6 +206,7 @@ def _rescale(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
         The rescaled scores, `[batch, width]`, and what was subtracted, `[batch]`.
     """
     top = jnp.max(scores, axis=-1)
+    # Subtracting NEG from an impossible wavefront would make its scores 0, that is, certain.
     top = jnp.where(top > NEG / 2, top, 0.0)
     return scores - top[:, None], top
 
@@ -212,6 +221,7 @@ def _forward(wavefronts: Wavefronts, label_lengths: jax.Array) -> tuple[jax.Arra
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
         blank, label = arcs  # [batch, width] each
         alpha, scale = _rescale(alpha)
+        # The equation of alpha: a blank keeps u, a label adds one.
         following = _logaddexp(alpha + blank, shift_right(alpha + label))
         # A masked sum in place of a gather costs nothing here and leaves a sharded batch sharded.
         return following, (alpha, scale, jnp.sum(jnp.where(at_end, following, 0.0), axis=-1))
@@ -269,6 +279,7 @@ def _backward(
     """Computes the gradient of both lattices from the stored alphas and a scan for the betas."""
     blank, label, steps, alphas, loss, frame_lengths, label_lengths = residuals
     count, _, width = blank.shape
+    # A skewed lattice has frames + width - 1 wavefronts.
     frames = count if one_label_per_frame else count + 1 - width
     index = jnp.arange(count)[:, None]
     at_end = jnp.arange(width) == label_lengths[:, None]
@@ -280,6 +291,7 @@ def _backward(
         beta, _ = _rescale(beta)
         # The path of an example ends in the node that its last arc leads to.
         beta = jnp.where(is_last[:, None] & at_end, 0.0, beta)
+        # The equation of beta: the node behind a label arc is u + 1, hence the shift to the left.
         return _logaddexp(beta + blank_arcs, _shift_left(beta) + label_arcs), beta
 
     after_end = jnp.full_like(blank[0], NEG)
@@ -294,10 +306,13 @@ def _backward(
     by_blank, by_label = jnp.exp(by_blank - top), jnp.exp(by_label - top)
     total = jnp.sum(by_blank + by_label, axis=-1, keepdims=True)
     # No gradient beyond the example's end, for absent examples, and where there is no path.
+    # Not `loss <= -NEG / 2`: a loss of NaN must show in the gradient too.
     has_gradient = (index < steps) & (frame_lengths > 0) & ~(loss > -NEG / 2)
     scale = jnp.where(has_gradient, -cotangent, 0.0)[..., None] / total
     return (
         _from_wavefronts(scale * by_blank, frames, one_label_per_frame),
+        # FastEmit (Yu et al. 2021): label arcs alone get 1 + lambda of their gradient. The column
+        # that stands for no label arc is cut off.
         _from_wavefronts((1.0 + fastemit) * scale * by_label, frames, one_label_per_frame)[
             ..., :-1
         ],

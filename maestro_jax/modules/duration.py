@@ -103,14 +103,18 @@ class DurationModel(nn.Module):
                 dtype=self.dtype,
                 name=f"block_{index}",
             )(x, mask, deterministic=deterministic)
+        # From here in float32 and with exact products: a duration that rounding moves over a half
+        # is another number of frames.
         x = layer_norm(name="output_norm")(x.astype(jnp.float32))
         nonzero = Dense(1, ("embed", None), name="nonzero", precision=EXACT)(x)[..., 0]
         frames = Dense(1, ("embed", None), name="frames", precision=EXACT)(x)[..., 0]
+        # softplus(1) is 1.3 frames: at first every token that is not silent lasts about one frame.
         frames = nn.softplus(frames + 1.0)
         return DurationPrediction(nonzero_logit=nonzero, frames=frames)
 
-    def lasts(self, prediction: DurationPrediction) -> jax.Array:
+    def predicts_nonzero(self, prediction: DurationPrediction) -> jax.Array:
         """Returns the tokens that last at least a frame by the first head, `[batch, tokens]`."""
+        # The threshold in log-odds, in float64: a sigmoid in float32 saturates, the logit does not.
         log_odds = math.log(self.zero_threshold) - math.log1p(-self.zero_threshold)
         return prediction.nonzero_logit > log_odds
 
@@ -127,8 +131,9 @@ class DurationModel(nn.Module):
         Returns:
             `[batch, tokens]` float32 frames, 0 on padding.
         """
+        # At least 1: rounded to 0, a token that lasts would be silent after all.
         frames = jnp.clip(prediction.frames, 1.0, float(self.max_frames))
-        return jnp.where(mask & self.lasts(prediction), frames, 0.0)
+        return jnp.where(mask & self.predicts_nonzero(prediction), frames, 0.0)
 
     def round(self, prediction: DurationPrediction, mask: jax.Array) -> jax.Array:
         """Rounds the durations of `durations` to whole frames.
@@ -192,6 +197,8 @@ class SubwordDurations(nn.Module):
 
         common = zeros("common", (None,), (2,))
         own = zeros("own", ("vocab", None), (self.vocab_size, 2))
+        # [batch, tokens, 2]: factors of mean and deviation, positive without a constraint. Padding
+        # has an id of the vocabulary too, and the loss masks it.
         factors = jnp.exp(common + jnp.take(own, tokens, axis=0, mode="clip"))
         spread = jnp.square(self.initial_deviation * factors[..., 1])
         return Gaussians(

@@ -33,6 +33,7 @@ WINDOW_SHAPES = ("hann", "hanning", "povey")
 def window_samples(shape: str, size: int) -> np.ndarray:
     """Returns the weights `[size]` float32 of one of `WINDOW_SHAPES`."""
     if shape == "hann":
+        # Periodic: one period of the cosine in `size` samples; NumPy makes symmetric windows.
         window = np.hanning(size + 1)[:-1]
     else:
         window = np.hanning(size) ** (0.85 if shape == "povey" else 1.0)
@@ -128,7 +129,7 @@ class LogMelFrontend(nn.Module):
     def __call__(
         self, audio: jax.Array, audio_length: jax.Array, *, augment: jax.Array | bool = False
     ) -> tuple[jax.Array, jax.Array]:
-        """Features and their lengths.
+        """Computes features and their lengths.
 
         Args:
             audio: `[batch, samples]`, int16, or float in [-1, 1).
@@ -158,21 +159,28 @@ class LogMelFrontend(nn.Module):
 
         if self.remove_offset:
             framed = framed - jnp.mean(framed, axis=-1, keepdims=True)
+        # Within the frame, as Kaldi does: its first sample has itself as predecessor.
         previous = jnp.concatenate([framed[:, :, :1], framed[:, :, :-1]], axis=-1)
         window = window_samples(self.window_shape, self.window)
         framed = (framed - self.preemphasis * previous) * window
+        # The next power of two: 512 points for 400 samples.
         fft_size = 1 << (self.window - 1).bit_length()
         power = power_spectrum(framed, fft_size)
         filters = mel_filterbank(self.bins, fft_size, self.sample_rate, self.low_hz, self.high_hz)
+        # The powers of a frame span ten orders of magnitude: rounded operands would drown quiet
+        # bins.
         energies = jnp.matmul(power, even_before_odd(filters), precision=EXACT)
         features = jnp.log(jnp.maximum(energies, self.floor))
         features = zero_padding(features, mask)
         if self.normalize:
+            # Padding is zero in both sums and not in the count. In two passes: E[x^2] - E[x]^2 of
+            # log-mels near 15 would lose its digits.
             count = jnp.maximum(lengths, 1).astype(jnp.float32)[:, None, None]
             mean = jnp.sum(features, axis=1, keepdims=True) / count
             centred = zero_padding(features - mean, mask)
             variance = jnp.sum(jnp.square(centred), axis=1, keepdims=True) / count
             features = centred * jax.lax.rsqrt(variance + 1e-2)
+        # Nothing here is trained; the spectrum need not be kept for a backward pass.
         features = jax.lax.stop_gradient(features)
         if augment is not False:
             features = self.spec_augment(features, lengths, augment)
@@ -209,6 +217,8 @@ class LogMelFrontend(nn.Module):
             )
             features = jnp.where(band[:, None, :], 0.0, features)
         if self.time_masks:
+            # As a share of the utterance (Park et al. 2020, arXiv 1912.05533): short ones keep
+            # their words.
             widest = jnp.floor(lengths * self.time_mask_ratio).astype(jnp.int32)
             stretch = block_mask(
                 time_rng, lengths, frames, blocks=self.time_masks, max_width=widest
@@ -218,7 +228,7 @@ class LogMelFrontend(nn.Module):
 
 
 def stack_frames(x: jax.Array, factor: int) -> jax.Array:
-    """Frames side by side, at the rate of an encoder that sees every `factor`-th.
+    """Stacks frames side by side, to the rate of an encoder that sees every `factor`-th.
 
     Args:
         x: `[batch, frames, features]`.
@@ -251,7 +261,7 @@ class ConvSubsampling(nn.Module):
 
     @property
     def factor(self) -> int:
-        """Log-mel frames an encoder frame stands for."""
+        """Number of log-mel frames per encoder frame."""
         return 2 ** len(self.channels)
 
     @overload
@@ -283,6 +293,7 @@ class ConvSubsampling(nn.Module):
                 name=f"conv_{index}",
             )(x)
             x = nn.relu(x)
+            # Kernel 3, stride 2, one frame of padding: ceil(n / 2) frames out of n.
             lengths = (lengths + 1) // 2
             mask = length_mask(lengths, x.shape[1])
             # A product and no choice: XLA would write the mask out for every channel.

@@ -122,6 +122,7 @@ class Maestro(nn.Module):
     @property
     def frame_seconds(self) -> float:
         """Duration of an encoder frame."""
+        # 4 * 160 / 16000 s, 40 ms, with the sizes of the paper.
         return self.subsampling.factor * self.frontend.hop / self.frontend.sample_rate
 
     def frame_count(self, samples: int) -> int:
@@ -135,6 +136,7 @@ class Maestro(nn.Module):
             batch: Ignored but for its batch size: parameters do not depend on any length.
         """
         size = 1
+        # Long enough for a few encoder frames.
         audio = jnp.zeros((size, 8 * self.frontend.window), jnp.int16)
         full = jnp.full((size,), audio.shape[1], jnp.int32)
         language = jnp.zeros((size,), jnp.int32)
@@ -313,6 +315,7 @@ class Maestro(nn.Module):
         """
         layer = None
         if self.contrastive_layer is not None and self.contrasts_in_shared_encoder:
+            # Layers are counted from the bottom through both encoders.
             layer = self.contrastive_layer - self.speech_encoder.stack.layers
         return self.shared_encoder(
             x,

@@ -113,6 +113,9 @@ class GumbelQuantizer(nn.Module):
             soft = probabilities
         else:
             noise = sample(jax.random.gumbel, self.make_rng("gumbel"), logits.shape)
+            # wav2vec 2.0, equation 1. The Gumbel noise makes the argmax a sample of the softmax;
+            # the temperature changes how sharp `soft`, and so the gradient, is, and not which code
+            # is chosen.
             soft = jax.nn.softmax((logits + noise) / temperature, axis=-1)
         sampled = jnp.argmax(soft, axis=-1).astype(jnp.int32)  # [batch, frames]
         hard = jax.nn.one_hot(sampled, self.codes)  # [batch, frames, codes]
@@ -129,7 +132,7 @@ class GumbelQuantizer(nn.Module):
 
 
 def _centred(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-    """Codes in all directions.
+    """Draws codes in all directions.
 
     wav2vec 2.0 draws from 0 ... 1, where any two codes have a cosine of 3/4, and has a projection
     behind the codebook that can mend it; here codes are compared as they are.
@@ -182,6 +185,8 @@ class RandomProjectionQuantizer(nn.Module):
             jnp.float32,
         )
         x = jax.lax.stop_gradient(features.astype(jnp.float32))
+        # Frames of the padding are zero and stay so; their codes mean nothing, and the loss masks
+        # them.
         x = x - jnp.mean(x, axis=-1, keepdims=True)
         x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-5)
 
@@ -201,5 +206,5 @@ class RandomProjectionQuantizer(nn.Module):
 
 
 def _unit_normal(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-    """Directions without preference: normal vectors of length one."""
+    """Draws vectors of length one, uniformly over all directions: normal ones, scaled."""
     return l2_normalize(jax.random.normal(key, shape, dtype), epsilon=0.0)

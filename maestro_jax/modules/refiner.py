@@ -19,7 +19,7 @@ from maestro_jax.layers.convolution import LightweightConvBlock
 from maestro_jax.layers.masking import zero_padding
 from maestro_jax.layers.normalization import layer_norm
 from maestro_jax.layers.partitioned import Dense, constrain
-from maestro_jax.layers.rematerialisation import Policy, check_policy, looped, rematerialised
+from maestro_jax.layers.rematerialisation import Policy, check_policy, rematerialised, scan_layers
 
 MIXERS = ("lconv", "attention_lconv")
 
@@ -81,7 +81,7 @@ class Refiner(nn.Module):
         run = rematerialised(run, self.remat, scanned=scanned)
         settings = (self.heads, self.kernel_size, self.hidden, self.dropout, self.dtype)
         if scanned:
-            x = looped(run, LightweightConvBlock(*settings, name="blocks"), x, self.layers)
+            x = scan_layers(run, LightweightConvBlock(*settings, name="blocks"), x, self.layers)
         else:
             for index in range(self.layers):
                 if self.mixer == "attention_lconv":

@@ -68,11 +68,13 @@ def frame_index(durations: jax.Array, frames: int) -> FrameIndex:
     Returns:
         The frame index.
     """
+    # [batch, tokens]: token u owns the frames ends[u - 1] ... ends[u] - 1.
     ends = jnp.cumsum(durations, axis=1)
     total = ends[:, -1]
     times = jnp.arange(frames)
     # The first token whose end lies beyond the frame; a token of zero frames is never it.
     token = jax.vmap(lambda row: jnp.searchsorted(row, times, side="right"))(ends)
+    # Frames behind the last token find none; the clipped index is masked.
     token = jnp.minimum(token, durations.shape[1] - 1).astype(jnp.int32)
     starts = jnp.take_along_axis(ends - durations, token, axis=1)
     lengths = jnp.minimum(total, frames)
@@ -132,7 +134,10 @@ class Resampler(nn.Module):
         """
         features = embedded.shape[-1]
         index = frame_index(durations, frames)
+        # [batch, frames, features]. The gradient of a token is the sum over its frames.
         copied = jnp.take_along_axis(embedded, index.token[:, :, None], axis=1)
+        # At the centre of the frame, so that the only frame of a token is at its middle. Padding
+        # has a duration of 0: the maximum keeps 0 / 0 away.
         fraction = (index.position + 0.5) / jnp.maximum(index.duration, 1)
         position = intra_token_position(index.position, index.duration, fraction, features)
         position = Dense(
@@ -158,6 +163,7 @@ def whole_durations(durations: jax.Array) -> jax.Array:
     if jnp.issubdtype(durations.dtype, jnp.integer):
         return durations.astype(jnp.int32)
     ends = jnp.cumsum(jax.lax.stop_gradient(durations).astype(jnp.float32), axis=1)
+    # A centre t + 1/2 lies before an end e if t < e - 1/2: that many frames are ceil(e - 1/2).
     return jnp.diff(jnp.ceil(ends - 0.5).astype(jnp.int32), axis=1, prepend=0)
 
 
@@ -174,14 +180,17 @@ def gaussian_weights(durations: jax.Array, ranges: jax.Array, frames: int) -> ja
         duration holds means nothing but is finite.
     """
     durations = durations.astype(jnp.float32)
-    lasts = durations > 0  # [batch, tokens]
-    deviations = ranges * jnp.where(lasts, durations, 1.0)
+    nonzero = durations > 0  # [batch, tokens]
+    # 1 in place of 0 before the division and the logarithm: a `where` behind them would stop the
+    # value, and still let NaN into the gradient.
+    deviations = ranges * jnp.where(nonzero, durations, 1.0)
     centres = jnp.cumsum(durations, axis=1) - 0.5 * durations
     times = jnp.arange(frames, dtype=jnp.float32)[None, :, None] + 0.5
     # [batch, frames, tokens]
     distance = (times - centres[:, None, :]) / deviations[:, None, :]
+    # log N up to a constant, which the softmax over tokens divides out.
     logits = -0.5 * jnp.square(distance) - jnp.log(deviations)[:, None, :]
-    return jax.nn.softmax(jnp.where(lasts[:, None, :], logits, LARGE_NEGATIVE), axis=-1)
+    return jax.nn.softmax(jnp.where(nonzero[:, None, :], logits, LARGE_NEGATIVE), axis=-1)
 
 
 class GaussianUpsampling(nn.Module):
@@ -243,6 +252,8 @@ class GaussianUpsampling(nn.Module):
         # The position of a frame in each token is linear in its time, so that four weighted sums
         # over tokens give the mean position in place of [batch, frames, tokens] of them.
         starts = jnp.cumsum(durations, axis=1) - durations
+        # (t + 1/2 - start_u) / d_u = (t + 1/2) / d_u - start_u / d_u, weighted by w[t, u]: rate and
+        # offset below.
         per_frame = jnp.where(durations > 0, 1.0, 0.0) / jnp.where(durations > 0, durations, 1.0)
         columns = jnp.stack([starts, durations, per_frame, starts * per_frame], axis=-1)
         sums = jnp.matmul(weights, columns, precision=EXACT)  # [batch, frames, 4]

@@ -78,6 +78,7 @@ class SharedEncoder(nn.Module):
             ValueError: The encoder uses the language and is given none.
         """
         if self.languages and target_language is not None:
+            # A negative id asks for no translation: it looks up 0, and its vector is dropped.
             target = self.language_embedding(jnp.maximum(target_language, 0))
             target = jnp.where((target_language >= 0)[:, None], target, jnp.zeros((), target.dtype))
             x = x + target[:, None, :].astype(x.dtype)

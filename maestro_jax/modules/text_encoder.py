@@ -21,7 +21,7 @@ from maestro_jax.layers.masking import zero_padding
 from maestro_jax.layers.normalization import layer_norm
 from maestro_jax.layers.partitioned import Dense, constrain, embedding
 from maestro_jax.layers.positions import sinusoids
-from maestro_jax.layers.rematerialisation import Policy, check_policy, looped, rematerialised
+from maestro_jax.layers.rematerialisation import Policy, check_policy, rematerialised, scan_layers
 
 
 class TransformerBlock(nn.Module):
@@ -111,6 +111,7 @@ class TextEncoder(nn.Module):
             `[batch, tokens, features]`: the paper's e_t.
         """
         x = embedding(self.vocab_size, self.features, dtype=self.dtype, name="tokens")(tokens)
+        # From variance 1 / features to 1, beside which the positions do not drown them.
         x = x * self.features**0.5
         if self.languages and language is not None:
             table = embedding(
@@ -119,6 +120,8 @@ class TextEncoder(nn.Module):
             x = x + table(language)[:, None, :]
         drop = Dropout(self.dropout, deterministic=deterministic)
         for index in range(self.conv_layers):
+            # Before each layer, whose window reaches into the padding, where biases make nonzero
+            # numbers.
             x = zero_padding(x, mask)
             # A convolution over a short sequence as one matrix product of the unfolded window.
             half = self.conv_kernel // 2
@@ -140,7 +143,7 @@ class TextEncoder(nn.Module):
         run = rematerialised(run, self.remat, scanned=scanned)
         settings = (self.heads, self.hidden, self.dropout, self.dtype)
         if scanned:
-            x = looped(run, TransformerBlock(*settings, name="layers"), x, self.layers)
+            x = scan_layers(run, TransformerBlock(*settings, name="layers"), x, self.layers)
         else:
             for index in range(self.layers):
                 x = run(TransformerBlock(*settings, name=f"layer_{index}"), x)

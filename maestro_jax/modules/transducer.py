@@ -49,6 +49,7 @@ class LstmLayer(nn.Module):
         Returns:
             Outputs `[batch, steps, units]` and the last state.
         """
+        # [batch, steps, 4 * units]; the order of the gates is input, forget, candidate, output.
         gates = Dense(4 * self.units, ("embed", "mlp"), dtype=self.dtype, name="input")(x)
         init, shape = nn.initializers.orthogonal(), (self.units, 4 * self.units)
         recurrent = parameter(self, "recurrent", init, ("embed", "mlp"), shape).astype(self.dtype)
@@ -58,6 +59,8 @@ class LstmLayer(nn.Module):
 
         def step(carry: LstmState, gate: jax.Array) -> tuple[LstmState, jax.Array]:
             hidden, cell = carry
+            # The product in the computation dtype; gates and cell, which is a sum over all steps,
+            # in float32.
             gate = (gate + hidden.astype(self.dtype) @ recurrent).astype(jnp.float32)
             entry, forget, candidate, output = jnp.split(gate, 4, axis=-1)
             # A forget gate that starts open (bias 1) lets gradients through from the first step.
@@ -163,6 +166,7 @@ class TransducerDecoder(nn.Module):
         self.embed = embedding(self.vocab_size, self.embedding_features, dtype=self.dtype)
         self.lstm = [LstmLayer(self.units, self.dtype) for _ in range(self.layers)]
         self.frame_projection = Dense(self.joint_features, ("embed", "joint"), dtype=self.dtype)
+        # Without a bias: the sum of both projections has the one of the frames.
         self.label_projection = Dense(
             self.joint_features, ("embed", "joint"), use_bias=False, dtype=self.dtype
         )
@@ -173,6 +177,7 @@ class TransducerDecoder(nn.Module):
 
     def initial_state(self, batch: int) -> tuple[LstmState, ...]:
         """Returns zero states of all layers, each a pair of `[batch, units]`."""
+        # Float32 whatever the dtype: a loop carries the state, and its types must not change.
         zeros = jnp.zeros((batch, self.units), jnp.float32)
         return tuple((zeros, zeros) for _ in range(self.layers))
 
@@ -207,6 +212,8 @@ class TransducerDecoder(nn.Module):
 
     def prediction_network(self, labels: jax.Array, *, deterministic: bool = True) -> jax.Array:
         """Maps texts `[batch, labels]` to `[batch, labels + 1, joint_features]`, from blank on."""
+        # The blank begins every text: row u of the output has read u labels. Labels of the padding
+        # come after all valid ones, and an LSTM does not look ahead.
         shifted = jnp.pad(labels, ((0, 0), (1, 0)))
         state = self.initial_state(labels.shape[0])
         return self.predict(shifted, state, deterministic=deterministic)[0]

@@ -95,10 +95,12 @@ class Attention(nn.Module):
         Returns:
             `[batch, queries, features]`.
         """
+        # [batch, queries, heads, size]
         query = constrain(self.query(x), "batch", "frames", "act_heads", None)
         query = query * (self.features // self.heads) ** -0.5
         # Keys per query while decoding a beam, [b, q, k, h, d], else shared, [b, k, h, d].
         axes = "bqkhd" if attended.keys.ndim == 5 else "bkhd"
+        # [batch, heads, queries, positions] float32
         logits = jnp.einsum(
             f"bqhd,{axes}->bhqk", query, attended.keys, preferred_element_type=jnp.float32
         )
@@ -167,13 +169,16 @@ class DecoderLayer(nn.Module):
             known, index = new, jnp.arange(x.shape[1])
             visible = index[:, None] >= index  # [queries, keys], causal
         else:
+            # [batch, beam, 1, heads, size] written at `position` of [batch, beam, length, heads,
+            # size].
             known = KeysValues(
                 *(
                     jax.lax.dynamic_update_slice_in_dim(old, one[:, :, None], position, axis=2)
                     for old, one in zip(past, new, strict=True)
                 )
             )
-            visible = jnp.arange(known.keys.shape[2]) <= position  # [keys]
+            # [keys]: the zeros of positions not yet written must have no weight.
+            visible = jnp.arange(known.keys.shape[2]) <= position
         y = self.self_attention(y, known, visible, deterministic=deterministic)
         x = x + self.drop(y, deterministic=deterministic)
         y = self.cross_attention(
@@ -270,6 +275,8 @@ class TransformerDecoder(nn.Module):
         x = self.drop(x, deterministic=deterministic)
 
         def run(layer: DecoderLayer, x: jax.Array) -> jax.Array:
+            # Keys and values of the encoder are computed inside, so that rematerialisation can drop
+            # them.
             return layer(x, layer.context(encoded), mask, deterministic=deterministic)[0]
 
         run = rematerialised(run, self.remat)
@@ -298,6 +305,7 @@ class TransformerDecoder(nn.Module):
         Returns:
             The cache.
         """
+        # Room for all tokens from the start: a loop needs arrays of constant shapes.
         batch = len(encoded)
         shape = (batch, beam, length, self.heads, self.features // self.heads)
         empty = KeysValues(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
@@ -329,6 +337,8 @@ class TransformerDecoder(nn.Module):
         return self._logits(x), cache._replace(past=tuple(past))
 
     def _embed(self, tokens: jax.Array, positions: jax.Array, language: jax.Array) -> jax.Array:
+        # The table has variance 1 / features, as the tied output layer wants; scaled, embeddings
+        # have variance 1, beside which positions do not drown them.
         x = self.tokens(tokens) * self.features**0.5 + language[:, None, :]
         x = x + sinusoids(positions, self.features).astype(self.dtype)
         return constrain(x, "batch", "frames", "act_embed")
@@ -345,6 +355,7 @@ class TransformerDecoder(nn.Module):
         x = self.output_norm(x)
         if self.tied:
             table = self.tokens.embedding.astype(self.dtype)
+            # Summed up in float32, for a softmax over the whole vocabulary.
             logits = jnp.matmul(x, table.T, preferred_element_type=jnp.float32)
         else:
             logits = self.output(x)

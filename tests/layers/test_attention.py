@@ -16,10 +16,10 @@ from jax.test_util import check_grads
 from maestro_jax.layers.attention import IMPLEMENTATIONS, SelfAttention
 from maestro_jax.layers.conformer import ConformerBlock, ConformerStack
 from maestro_jax.layers.dot_product_attention import (
-    band_pays,
     blocked_attention,
-    cudnn_takes,
+    cudnn_supports,
     local_attention,
+    local_is_cheaper,
     pallas_attention,
     whole_attention,
 )
@@ -162,17 +162,17 @@ def test_the_implementation_follows_from_shapes() -> None:
 
     assert chosen(60) == "whole"
     assert chosen(750) == "blocked"
-    assert chosen(750, context=128) == ("local" if band_pays(750, 128) else "blocked")
+    assert chosen(750, context=128) == ("local" if local_is_cheaper(750, 128) else "blocked")
     assert chosen(1500, context=128) == "local"
     assert chosen(300, context=128) == "blocked"
     assert chosen(750, implementation="pallas") == "pallas"
     assert chosen(750, implementation="pallas", drops=True) == "blocked"
     with pytest.raises(ValueError, match="needs a GPU"):
         chosen(750, implementation="cudnn")
-    assert cudnn_takes(jnp.bfloat16, 128)
-    assert not cudnn_takes(jnp.float32, 128)
-    assert not cudnn_takes(jnp.float16, 136)
-    assert not cudnn_takes(jnp.float16, 60)
+    assert cudnn_supports(jnp.bfloat16, 128)
+    assert not cudnn_supports(jnp.float32, 128)
+    assert not cudnn_supports(jnp.float16, 136)
+    assert not cudnn_supports(jnp.float16, 60)
 
 
 @pytest.mark.parametrize(
