@@ -45,6 +45,7 @@ def assign_buckets(
     """
     buckets = np.full(len(lengths), len(shapes) - 1, np.int8)
     over_long = np.ones(len(lengths), bool)
+    # From the longest to the shortest: the shortest that fits is written last.
     for number in reversed(range(len(shapes))):
         fits = np.ones(len(lengths), bool)
         for name, limit in shapes[number].items():
@@ -66,6 +67,7 @@ class BucketSchedule:
 
     def __init__(self, weights: Mapping[str, Sequence[float]], seed: int) -> None:
         ends = {
+            # Float shares are rounded once to whole numbers; from here on all is exact.
             name: np.rint(np.cumsum(shares) / np.sum(shares) * _LINE).astype(np.int64)
             for name, shares in weights.items()
         }
@@ -91,13 +93,15 @@ class BucketSchedule:
             int64 `[steps]`: the number of the bucket; int64 `[steps]`: how many batches of this
             bucket came before.
         """
-        of_cell = self._buckets[stream]
-        buckets = of_cell[self._plan.locate(np.arange(step, step + steps))[0]]
+        bucket_of_cell = self._buckets[stream]
+        buckets = bucket_of_cell[self._plan.locate(np.arange(step, step + steps))[0]]
         before = self._plan.counts(step)
         ordinals = np.empty_like(buckets)
         for bucket in np.unique(buckets):
-            here = buckets == bucket
-            ordinals[here] = before[of_cell == bucket].sum() + np.arange(here.sum())
+            in_bucket = buckets == bucket
+            ordinals[in_bucket] = before[bucket_of_cell == bucket].sum() + np.arange(
+                in_bucket.sum()
+            )
         return buckets, ordinals
 
 
@@ -179,7 +183,9 @@ def best_limits(
         Rising; the last is ``longest``.
     """
     steps = -(-longest // multiple)
+    # Bin i holds the lengths above (i - 1) * multiple and up to i * multiple.
     bins = np.clip(-(-lengths.astype(np.int64) // multiple), 1, steps)
+    # [steps + 1]: weight of all examples in the bins up to each.
     mass = np.concatenate([[0.0], np.cumsum(np.bincount(bins, weights, steps + 1)[1:])])
     ends = np.minimum(np.arange(steps + 1) * multiple, longest).astype(np.float64)
     # cost[i]: the least padded length of all examples in the first i bins.
@@ -188,9 +194,12 @@ def best_limits(
     for _ in range(min(count, steps)):
         # From where the last bucket begins (column) to where it ends (row).
         totals = cost[None, :] + (mass[:, None] - mass[None, :]) * ends[:, None]
+        # A bucket cannot begin behind its end. One of no width costs nothing: fewer buckets are
+        # allowed.
         totals[np.triu_indices(steps + 1, k=1)] = np.inf
         cuts.append(totals.argmin(axis=1))
         cost = totals.min(axis=1)
+    # Back along the choices, from the last bucket to the first.
     limits, end = [], steps
     for begins in reversed(cuts):
         begin = int(begins[end])
@@ -255,6 +264,7 @@ def find_buckets(
             # An example must fit the bucket of its audio with its texts, too.
             longest_text = columns[inside, COLUMNS.index(name)].max(initial=1)
             token_limits[name] = min(max(token_limits[name], -(-int(longest_text) // 8) * 8), most)
+        # As many examples as make the batch as long, rounded down to what the chips can share.
         size = round(batch_size * longest / limit) // batch_multiple * batch_multiple
         buckets.append(
             FoundBucket(

@@ -44,6 +44,7 @@ def hash_words(*words: int | np.ndarray) -> np.ndarray:
     for word in words:
         if isinstance(word, int):
             word = np.asarray([word & _MASK], np.uint64)
+        # Arithmetic on uint64 wraps around modulo 2^64, as the hash wants it.
         state = state * np.uint64(0x9E3779B97F4A7C15) + np.asarray(word).astype(np.uint64)
         state = state + np.uint64(0x9E3779B97F4A7C15)
         state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -65,16 +66,21 @@ def permute(indices: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
         whole.
     """
     # A domain of at least 64 values keeps the permutations of very small sets well mixed.
+    # A Feistel network permutes pairs of equal halves: the domain is the next even power of two,
+    # less than four times the size (64 for the smallest).
     half_bits = max(3, ((size - 1).bit_length() + 1) // 2)
     mask = np.uint64((1 << half_bits) - 1)
     shift = np.uint64(half_bits)
     keys = np.broadcast_to(keys, indices.shape)
     values = indices.astype(np.uint64)
+    # Cycle walking: a value that falls outside is permuted again until it falls inside. Following
+    # the cycles of a permutation, no two indices can meet.
     walking = np.arange(values.size)
     while walking.size:
         left, right = values[walking] >> shift, values[walking] & mask
         for round_number in range(_ROUNDS):
             scramble = hash_words(keys[walking], round_number, right) & mask
+            # A round can be undone whatever `scramble` is, which makes it a permutation.
             left, right = right, left ^ scramble
         values[walking] = (left << shift) | right
         walking = walking[values[walking] >= size]
@@ -99,6 +105,7 @@ class IndexPlan:
             raise ValueError(f"every task needs an example, got sizes {list(sizes)}")
         self._sizes = tuple(sizes)
         self._seed = seed
+        # Four examples of an average task per block at least, so that a block mixes all of them.
         block = max(_MIN_BLOCK, 4 * len(sizes))
         one = 1 << _SHARE_BITS
         # Shares are the examples of a task in a block; phases spread the first of rare tasks.
@@ -111,6 +118,8 @@ class IndexPlan:
 
     def _task_starts(self, blocks: np.ndarray) -> np.ndarray:
         """Counts the examples of each task before a block: int64 `[blocks, tasks]`."""
+        # floor(block * share + phase), exactly: shares accumulate over blocks without rounding
+        # errors.
         return (blocks[:, None] * self._shares + self._phases) >> _SHARE_BITS
 
     def _starts(self, blocks: np.ndarray) -> np.ndarray:
@@ -120,6 +129,8 @@ class IndexPlan:
     def _blocks(self, positions: np.ndarray) -> np.ndarray:
         """Returns the block of each position: a guess from the mean length, then corrected."""
         mean = float(self._shares.sum()) / (1 << _SHARE_BITS)
+        # The division is the only floating-point number here; it decides nothing, since the
+        # integers below correct it.
         blocks = np.maximum((positions / mean).astype(np.int64), 0)
         while True:
             late = self._starts(blocks) > positions
@@ -131,6 +142,8 @@ class IndexPlan:
     def _make_table(self, block: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the tasks and ordinals of a block's positions, in order."""
         begin, end = self._task_starts(np.array([block, block + 1]))
+        # [positions of the block]: each task as often as it occurs, then shuffled by sorting
+        # hashes.
         labels = np.repeat(np.arange(len(begin)), end - begin)
         order = np.argsort(hash_words(self._seed, 2, block, np.arange(labels.size)), kind="stable")
         tasks = labels[order]
@@ -153,11 +166,11 @@ class IndexPlan:
         tasks, ordinals = np.empty_like(positions), np.empty_like(positions)
         blocks = self._blocks(positions)
         for block in np.unique(blocks):
-            here = blocks == block
+            in_block = blocks == block
             block_tasks, block_ordinals = self._table(int(block))
-            offsets = positions[here] - self._starts(np.array([block]))[0]
-            tasks[here] = block_tasks[offsets]
-            ordinals[here] = block_ordinals[offsets]
+            offsets = positions[in_block] - self._starts(np.array([block]))[0]
+            tasks[in_block] = block_tasks[offsets]
+            ordinals[in_block] = block_ordinals[offsets]
         return tasks, ordinals
 
     def counts(self, position: int) -> np.ndarray:
@@ -182,5 +195,6 @@ class IndexPlan:
         if size is None:
             raise ValueError(f"task {task} has no random access")
         ordinals = np.asarray(ordinals, np.int64)
+        # A key per epoch: each epoch is another permutation of the task.
         epochs, indices = np.divmod(ordinals, size)
         return permute(indices, size, hash_words(self._seed, 3, task, epochs))

@@ -343,9 +343,9 @@ class IndexedTfdsSource(IndexedSource):
             if set(_parts(name)) <= set(_builder(apart.parent, stamp).info.splits):
                 return _tfds_split(apart.parent, stamp, name)
         stamp = (directory / "dataset_info.json").stat().st_mtime_ns
-        there = _builder(directory, stamp).info.splits
+        available = _builder(directory, stamp).info.splits
         for part in _parts(name):
-            if part not in there:
+            if part not in available:
                 raise UserError(
                     f"{directory} has no split {part!r}; run `{self._remedy}` to rebuild it."
                 )

@@ -115,6 +115,7 @@ class StreamLoader:
             schedule = BucketSchedule({s.name: s.weights for s in self._streams}, seed)
             for stream in self._streams:
                 stream.start(schedule, start_step, cache_bytes, cache_examples)
+                # What one stream has cached is not there for the next.
                 cache_bytes -= stream.cached_bytes
                 cache_examples -= stream.cached_examples
             self.vocabulary = _common_vocabulary(self._streams)
@@ -147,9 +148,13 @@ class StreamLoader:
             try:
                 item: Any = self._make(step)
             except BaseException as error:  # noqa: BLE001 - the consumer raises it.
+                # Passed on through the queue: an error is raised for the batch that it belongs to,
+                # and not earlier.
                 item = error
             while not self._stop.is_set():
                 try:
+                    # With a timeout, so that a full queue does not keep the thread from seeing that
+                    # it is to stop.
                     self._queue.put(item, timeout=0.1)
                     break
                 except queue.Full:

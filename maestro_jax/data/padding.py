@@ -82,7 +82,7 @@ def pad_example(
         features: Batch, as of `empty_batch`; changed in place.
         row: Index of the row.
         example: audio int16 `[samples]`, tokens int `[tokens]`, scalar language ids. What
-            accompanies a feature (`streams.COMPANIONS`) is as long as that.
+            accompanies a feature (`batches.COMPANIONS`) is as long as that.
         limits: The padded length of each feature that has one.
         identities: The scalar features.
         crop: Any non-negative integer: chooses the window of over-long audio.
@@ -98,6 +98,8 @@ def pad_example(
     for name, limit in limits.items():
         values = example[name]
         if len(values) > limit and crop is not None:
+            # Companions have the length of what they accompany, and with the same number the same
+            # window.
             begin = crop % (len(values) - limit + 1)
             values = values[begin : begin + limit]
         features[name][row, : len(values)] = values

@@ -82,6 +82,8 @@ class _Bucket:
                 f"{process_count}."
             )
         rows = shape.batch_size // process_count
+        # Rows of the global batch; together the processes have each row once, however many they
+        # are.
         self.rows = np.arange(process_index * rows, (process_index + 1) * rows)
         self.batch_size = shape.batch_size
         self.limits = row_limits(stream, shape)
@@ -124,6 +126,7 @@ class _Bucket:
         Returns:
             Tasks int64 `[n]`, -1 where there is none; keys int64 `[n]`.
         """
+        # 53 bits, as many as a float64 holds exactly, against a share of 2^53.
         drawn = hash_words(self.seed, 7, positions) >> np.uint64(11)
         size = sum(size or 0 for size in self._sizes)
         partners = hash_words(self.seed, 8, positions) % np.uint64(size)
@@ -186,6 +189,7 @@ class StreamReader:
         self._config = config
         self._languages = languages
         self._split = split
+        # Streams with the same tasks draw in orders of their own.
         self._seed = int(hash_words(seed, zlib.crc32(name.encode()))[0])
         self._identities = scalar_features(name)
         self._readers: list[TaskReader] = []
@@ -218,7 +222,7 @@ class StreamReader:
     ) -> tuple[list[_Bucket], list[float]]:
         """Makes the buckets, and computes their shares of the batches."""
         shapes = self._config.shapes()
-        here = {"process_index": process_index, "process_count": process_count}
+        process = {"process_index": process_index, "process_count": process_count}
         augmentation = self._config.augmentation
         if len(shapes) > 1 or (augmentation and augmentation.mix_probability):
             for task, opened in zip(self._tasks, self._splits, strict=True):
@@ -236,7 +240,7 @@ class StreamReader:
                 sizes=sizes,
                 rates=rates,
                 members=[None] * len(sizes),
-                **here,
+                **process,
             )
             return [bucket], [1.0]
         assert self._config.buckets is not None
@@ -252,11 +256,12 @@ class StreamReader:
             members = [np.flatnonzero(chosen == number).astype(np.int32) for chosen, _ in assigned]
             # A task gives the bucket its rate, as far as its examples are of the bucket.
             shares = [
-                rate / sum(rates) * len(mine) / len(chosen)
-                for rate, mine, (chosen, _) in zip(rates, members, assigned, strict=True)
+                rate / sum(rates) * len(task_members) / len(chosen)
+                for rate, task_members, (chosen, _) in zip(rates, members, assigned, strict=True)
             ]
+            # Batches of a bucket: its examples over those of one batch.
             weights.append(sum(shares) / shape.batch_size)
-            if not any(len(mine) for mine in members):
+            if not any(len(task_members) for task_members in members):
                 # It never has its turn; the plan wants something to plan.
                 members = [np.zeros(1, np.int32) for _ in members]
                 shares = [1.0] * len(members)
@@ -265,16 +270,16 @@ class StreamReader:
                     self.name,
                     shape,
                     int(hash_words(self._seed, 6, number)[0]),
-                    sizes=[len(mine) for mine in members],
+                    sizes=[len(task_members) for task_members in members],
                     rates=shares,
                     members=members,
-                    **here,
+                    **process,
                 )
             )
-        self._tell(shapes, assigned, weights)
+        self._log_buckets(shapes, assigned, weights)
         return buckets, weights
 
-    def _tell(
+    def _log_buckets(
         self,
         shapes: Sequence[StreamConfig],
         assigned: Sequence[tuple[np.ndarray, np.ndarray]],
@@ -326,6 +331,8 @@ class StreamReader:
             )
             if opened is None:
                 [bucket] = self._buckets
+                # A reader without random access is asked for ordinals: on resume it skips those
+                # before.
                 first = int(bucket.plan.counts(step * bucket.batch_size)[number])
                 self._readers.append(SequentialReader(spec, first))
             elif self._fits(opened, cache_bytes, cache_examples):
@@ -357,9 +364,9 @@ class StreamReader:
         steps: dict[int, _Step] = {}
         for number in np.unique(numbers).tolist():
             bucket = self._buckets[number]
-            here = np.flatnonzero(numbers == number)
+            of_bucket = np.flatnonzero(numbers == number)
             # [steps of the bucket, rows of this process]
-            positions = ordinals[here][:, None] * bucket.batch_size + bucket.rows
+            positions = ordinals[of_bucket][:, None] * bucket.batch_size + bucket.rows
             records = [bucket.locate(positions.ravel())]
             if mixed:
                 records.append(bucket.partners(positions.ravel(), mixed))
@@ -368,22 +375,24 @@ class StreamReader:
                 np.stack(values, axis=-1).reshape(*positions.shape, len(records))
                 for values in zip(*records, strict=True)
             )
-            for row, step in enumerate(here.tolist()):
+            for row, step in enumerate(of_bucket.tolist()):
                 steps[step] = _Step(number, positions[row], tasks[row], keys[row])
         return [steps[step] for step in range(self._window_steps)]
 
     def _upcoming(self, task: int, step: int) -> Iterator[int]:
         """Yields the keys of a task's examples in this process's rows, from a step on."""
-        window, late = divmod(step, self._window_steps)
+        window, offset = divmod(step, self._window_steps)
         while True:
-            for planned in self._window(window)[late:]:
+            for planned in self._window(window)[offset:]:
+                # In the order in which `rows` asks: row by row, the record before what is mixed
+                # into it.
                 yield from planned.keys[planned.tasks == task].tolist()
-            window, late = window + 1, 0
+            window, offset = window + 1, 0
 
     def rows(self, step: int) -> tuple[dict[str, np.ndarray], int]:
         """Returns this process's rows of a step, and the number of over-long examples."""
-        window, late = divmod(step, self._window_steps)
-        planned = self._window(window)[late]
+        window, offset = divmod(step, self._window_steps)
+        planned = self._window(window)[offset]
         bucket = self._buckets[planned.bucket]
         examples = [
             [
@@ -399,6 +408,8 @@ class StreamReader:
         else:
             firsts = [example for example, *_ in examples]
         features = empty_batch(bucket.limits, self._identities, len(firsts))
+        # A function of the position: the window of an example does not depend on the processes
+        # either.
         crops = hash_words(bucket.seed, 4, planned.positions) >> np.uint64(1)
         over_long = 0
         for row, example in enumerate(firsts):

@@ -243,6 +243,7 @@ class _Chunk:
         values, offsets = {}, {}
         for name in spec.sequences:
             lengths = np.concatenate([np.diff(chunk.offsets[name]) for chunk in chunks])
+            # All sequences side by side: one array per feature, and no object per example.
             offsets[name] = np.concatenate([[0], np.cumsum(lengths)])
             values[name] = np.concatenate([chunk.values.pop(name) for chunk in chunks])
         scalars = {
@@ -283,7 +284,7 @@ class CachedReader:
         return sum(values.nbytes for values in self._examples.values.values())
 
     def example(self, key: int) -> Mapping[str, np.ndarray]:
-        """Releases what the reader holds."""
+        """Returns the example with an index."""
         return self._examples.example(key)
 
     def close(self) -> None:
@@ -302,6 +303,8 @@ class IndexedReader:
     def __init__(
         self, spec: ReaderSpec, split: IndexedSplit, indices: Callable[[], Iterator[int]]
     ) -> None:
+        # Two iterators over the same indices: TensorFlow reads ahead with the first, and requests
+        # are checked against the second.
         upcoming = indices()
         dataset = preprocess(spec, split, _ENDLESS, lambda _: next(upcoming))
         self._chunks = _read(spec, dataset)

@@ -116,16 +116,16 @@ def shares(sizes: Sequence[int], total: int, temperature: float) -> list[int]:
     total = min(total, int(limits.sum()))
     weights = np.where(limits > 0, np.asarray(sizes, np.float64) ** (1.0 / temperature), 0.0)
     ideal = np.zeros(len(limits))
-    open_ = limits > 0
+    is_open = limits > 0
     # Who has too few gives all, and the rest is shared anew among the others.
-    while open_.any():
-        left = total - limits[~open_].sum()
-        ideal[open_] = left * weights[open_] / weights[open_].sum()
-        full = open_ & (ideal > limits)
-        if not full.any():
+    while is_open.any():
+        left = total - limits[~is_open].sum()
+        ideal[is_open] = left * weights[is_open] / weights[is_open].sum()
+        exceeds = is_open & (ideal > limits)
+        if not exceeds.any():
             break
-        ideal[full] = limits[full]
-        open_ &= ~full
+        ideal[exceeds] = limits[exceeds]
+        is_open &= ~exceeds
     taken = np.minimum(np.floor(ideal).astype(np.int64), limits)
     # What rounding has left goes to those that lost most by it.
     for place in np.argsort(taken - ideal, kind="stable"):

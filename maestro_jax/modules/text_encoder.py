@@ -104,7 +104,8 @@ class TextEncoder(nn.Module):
         Args:
             tokens: `[batch, tokens]` int32.
             mask: `[batch, tokens]` bool, True = valid.
-            language: `[batch]` language ids, used if the module has languages.
+            language: `[batch]` language ids, used if the module has languages; nothing is added
+                where they are negative.
             deterministic: No dropout.
 
         Returns:
@@ -117,7 +118,11 @@ class TextEncoder(nn.Module):
             table = embedding(
                 self.languages, self.features, rows=None, dtype=self.dtype, name="languages"
             )
-            x = x + table(language)[:, None, :]
+            # A negative id, an unknown language, would count from the end of the table: it looks up
+            # 0, and its vector is dropped.
+            added = table(jnp.maximum(language, 0))
+            added = jnp.where((language >= 0)[:, None], added, jnp.zeros((), added.dtype))
+            x = x + added[:, None, :]
         drop = Dropout(self.dropout, deterministic=deterministic)
         for index in range(self.conv_layers):
             # Before each layer, whose window reaches into the padding, where biases make nonzero

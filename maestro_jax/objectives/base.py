@@ -191,9 +191,10 @@ class Objective(abc.ABC):
             The scalar loss, and the metrics of `loss_metrics`.
         """
         del params
-        clock = step if controls is None else controls.curriculum_step
+        curriculum_step = step if controls is None else controls.curriculum_step
         factors: dict[str, jax.Array] = {}
         if self.weighting is not None and controls is not None:
+            # Inputs of the compiled step, so that it need not be compiled again when they change.
             factors = {name: controls.learned_weights[name] for name in terms}
         weights = self.term_weights
         unknown = [name for name in terms if name not in weights]
@@ -204,7 +205,8 @@ class Objective(abc.ABC):
             )
         total = jnp.zeros(())
         for name, term in terms.items():
-            total += weight_at(weights[name], clock) * factors.get(name, 1.0) * mean(term)
+            # A term without examples has a mean of 0: it adds neither loss nor gradient.
+            total += weight_at(weights[name], curriculum_step) * factors.get(name, 1.0) * mean(term)
         return total, loss_metrics(terms, total, factors)
 
     def loss(
@@ -255,6 +257,8 @@ def bind(model: Module, params: Any, rng: jax.Array | None = None) -> Module:
     """
     rngs = None
     if rng is not None:
+        # A key of its own for each stream of random numbers: masks do not change where dropout is
+        # switched off.
         keys = jax.random.split(rng, len(RANDOM_STREAMS))
         rngs = {name: keys[index] for index, name in enumerate(RANDOM_STREAMS)}
     return model.bind({"params": params}, rngs=rngs)

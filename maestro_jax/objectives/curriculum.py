@@ -44,11 +44,13 @@ class Schedule:
 
     def at(self, step: jax.Array | int) -> jax.Array:
         """Returns the weight at a curriculum step, a float32 scalar."""
+        # Float32 holds whole steps exactly up to 2^24, 16 million.
         steps = jnp.asarray([float(step) for step, _ in self.points])
         weights = jnp.asarray([float(weight) for _, weight in self.points])
         now = jnp.asarray(step, jnp.float32)
         if self.shape == "linear":
             return jnp.interp(now, steps, weights)
+        # The last point at or before the step; before the first point, the first.
         index = jnp.searchsorted(steps, now, side="right") - 1
         return weights[jnp.maximum(index, 0)]
 
@@ -88,6 +90,7 @@ class Gate:
 
     def is_open(self, value: float | None) -> bool:
         """Returns whether a value lets the phase begin; a metric that is not logged does not."""
+        # A NaN is not equal to itself; it opens no gate.
         if value is None or value != value:
             return False
         return (self.below is None or value < self.below) and (

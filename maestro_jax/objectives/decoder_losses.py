@@ -105,6 +105,7 @@ def transducer_losses(
         feasible = frame_lengths > 0
         if one_label_per_frame:
             feasible &= label_lengths <= frame_lengths
+        # Without a path a loss is about 1e30, whose gradient is 0 already.
         losses = jnp.where(feasible, losses, 0.0)
         counts = jnp.where(feasible, label_lengths, 0).astype(jnp.float32)
         rows = [len(contexts[name]) for name in group]
@@ -273,6 +274,7 @@ def attention_losses(
                 interleave_rows(labels[name].lengths for name in group),
             )
         )
+        # Without frames not even the end of the text counts, which is a target of the empty one.
         counts = counts & jnp.any(masks, axis=1)[:, None]
         logits = model.translation_logits(
             decoder_inputs,
@@ -297,6 +299,8 @@ def shift_right(labels: TargetLabels) -> tuple[jax.Array, jax.Array, jax.Array]:
         Inputs `[batch, labels + 1]`, with padding (0) in front; targets of the same shape, with the
         end of sequence (1) behind; and which targets count, bool of the same shape.
     """
+    # Of the labels a b: inputs 0 a b, targets a b 1. Behind them the inputs hold padding, which no
+    # valid position sees, as the decoder is causal.
     index = jnp.arange(labels.tokens.shape[1] + 1)
     inside = index < labels.lengths[:, None]
     padded = jnp.pad(labels.tokens, ((0, 0), (0, 1)))

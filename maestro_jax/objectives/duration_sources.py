@@ -47,7 +47,7 @@ class DurationSource(Protocol):
         *,
         deterministic: bool,
     ) -> jax.Array:
-        """Durations in frames.
+        """Returns durations in frames.
 
         Args:
             rng: Random key; equal keys give equal durations.
@@ -118,13 +118,14 @@ class Learned:
             frames = model.continuous_durations(predicted, mask)
         else:
             frames = model.round_durations(predicted, mask)
-        longer = frames
+        jittered = frames
         if self.jitter:
             moved_rng, direction_rng = jax.random.split(rng)
             moved = jax.random.bernoulli(moved_rng, self.jitter, frames.shape)
             up = jax.random.bernoulli(direction_rng, 0.5, frames.shape)
-            longer = frames + jnp.where(moved, jnp.where(up, 1, -1), 0).astype(frames.dtype)
-        return jnp.where(frames > 0, jnp.maximum(longer, self.min_frames), 0).astype(frames.dtype)
+            jittered = frames + jnp.where(moved, jnp.where(up, 1, -1), 0).astype(frames.dtype)
+        # Silent tokens stay silent: whether a token lasts is not jittered.
+        return jnp.where(frames > 0, jnp.maximum(jittered, self.min_frames), 0).astype(frames.dtype)
 
 
 class _WithoutModel:
@@ -198,6 +199,7 @@ class RandomRepetition(_WithoutModel):
     ) -> jax.Array:
         """Draws a whole number of frames per token."""
         del model, embedded, tokens, deterministic
+        # randint leaves its upper bound out.
         drawn = jax.random.randint(rng, mask.shape, self.low, self.high + 1)
         return jnp.where(mask, drawn, 0).astype(jnp.int32)
 
@@ -254,4 +256,5 @@ class SubwordGaussian:
         gaussians = model.subword_gaussians(tokens)
         drawn = gaussians.mean + gaussians.deviation * jax.random.normal(rng, mask.shape)
         whole = jnp.clip(jnp.round(drawn), self.min_frames, self.max_frames).astype(jnp.int32)
+        # Means and deviations learn from alignments alone.
         return jax.lax.stop_gradient(jnp.where(mask, whole, 0))

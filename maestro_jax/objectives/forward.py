@@ -60,6 +60,8 @@ def interleave_rows(arrays: Iterable[jax.Array]) -> jax.Array:
         `[sum of rows, ...]`.
     """
     arrays = list(arrays)
+    # The devices divide the batch sizes of all streams, and so their greatest common divisor: each
+    # device holds whole blocks.
     blocks = math.gcd(*map(len, arrays))
     # [rows, ...] -> [blocks, rows / blocks, ...]
     blocked = [_split_by_rows(x.reshape(blocks, -1, *x.shape[1:])) for x in arrays]
@@ -229,6 +231,7 @@ def encode_speech(
             masked_frames=masked_frames,
             deterministic=deterministic,
         )
+        # Log-mel features before masks and SpecAugment: targets and alignments are made of them.
         columns = {
             "mel": mels,
             "mel_lengths": mel_lengths,
@@ -332,12 +335,15 @@ def encode_text(
         embedded = model.encode_text(
             joined.tokens, mask, joined.language, deterministic=deterministic
         )
+        # Stays 0 only where all texts of the group are aligned, whose durations come from there.
         durations = jnp.zeros_like(joined.tokens)
         if any(name not in aligned for name in group):
             durations = durations_of(joined, mask, embedded)
         columns = [split_rows(array, rows) for array in (mask, embedded, durations)]
         for name, *arrays in zip(group, *columns, strict=True):
             encoding = TextEncoding(*arrays)
+            # Where aligned and other texts share a pass, what was predicted for the former is not
+            # used.
             encodings[name] = dataclasses.replace(
                 encoding, durations=aligned.get(name, encoding.durations)
             )
@@ -376,6 +382,7 @@ def upsample(
             max_frames[group[0]],
             deterministic=deterministic,
         )
+        # [batch]. Without frames the transducer counts neither the loss nor the labels of a text.
         fits = index.overflow == 0
         mask = index.mask & fits[:, None]
         lengths = jnp.where(fits, index.lengths, 0)

@@ -251,8 +251,8 @@ class MaestroPretraining(Objective):
         """Computes the weighted sum of all terms; see `Objective.weighted_loss`."""
         if not isinstance(self.weighting, learned.UncertaintyWeighting):
             return super().weighted_loss(terms, params, step=step, controls=controls)
-        clock = step if controls is None else controls.curriculum_step
-        weights = {name: weight_at(self.term_weights[name], clock) for name in terms}
+        curriculum_step = step if controls is None else controls.curriculum_step
+        weights = {name: weight_at(self.term_weights[name], curriculum_step) for name in terms}
         total, factors = self.weighting.total(terms, weights, params[learned.PARAMETERS])
         return total, loss_metrics(terms, total, factors)
 
@@ -271,14 +271,16 @@ class MaestroPretraining(Objective):
         """Computes the terms of all streams of the batch; see `Objective.loss_terms`."""
         augment: jax.Array | bool = self.augment_paired and train
         if augment and self.augment_paired_start_step:
-            clock = step if controls is None else controls.curriculum_step
-            augment = jnp.asarray(clock) >= self.augment_paired_start_step
+            curriculum_step = step if controls is None else controls.curriculum_step
+            augment = jnp.asarray(curriculum_step) >= self.augment_paired_start_step
         self.self_supervised.check(model)
         self.durations.check(model)
         keys = iter(jax.random.split(rng, 6))
         deterministic = not train
         bound = bind(model, params, next(keys))
         averaged = ema_params if self.align_with_ema and ema_params is not None else params
+        # Alignments and durations are targets: no gradient reaches what they are made with. Without
+        # random keys there is no dropout either.
         aligner = bind(model, duration_params(frozen(averaged)))
 
         speech = encode_speech(
@@ -297,6 +299,8 @@ class MaestroPretraining(Objective):
         inputs, labels = self._decoder_task(batch, speech, upsampled, next(keys))
         outputs = encode_shared_with_intermediate(bound, inputs, deterministic=deterministic)
         contexts = {name: context for name, (context, _) in outputs.items()}
+        # The layer that the contrastive loss reads lies in the shared encoder, which has run by
+        # now.
         if "speech" in batch and model.contrasts_in_shared_encoder:
             speech["speech"] = dataclasses.replace(
                 speech["speech"], intermediate=outputs["speech"][1]
@@ -410,6 +414,8 @@ class MaestroPretraining(Objective):
         keys = iter(jax.random.split(rng, 8))
 
         def durations_of(text: TokenBatch, mask: jax.Array, embedded: jax.Array) -> jax.Array:
+            # Where losses on the text train the durations, they are of the trained model and with
+            # its dropout; otherwise targets as alignments are.
             if self.durations.trained_through:
                 source, no_dropout = model, deterministic
             else:
@@ -450,6 +456,8 @@ class MaestroPretraining(Objective):
             target = stream.get("target_language")
             if target is not None and concatenated:
                 translation, translation_mask = masked(f"{name}_translation")
+                # Translation language modelling: the translation follows the last valid frame of
+                # the source, without padding between them.
                 values, count = concat_valid(
                     values,
                     jnp.sum(mask, axis=1),
@@ -494,6 +502,8 @@ class MaestroPretraining(Objective):
         deterministic: bool,
     ) -> tuple[dict[str, Weighted], Metrics]:
         """Computes the matching and duration losses, which train the text encoder from pairs."""
+        # Aligned durations sum to the frames of the speech, so that the masks differ only where
+        # there is no text.
         both = speech.mask & upsampled.index.mask
         matching = self.matching.loss(
             speech.encoded,
@@ -503,6 +513,7 @@ class MaestroPretraining(Objective):
             self.matching.matched_frames(upsampled.index, path.frames, speech.mask),
         )
         embedded = text.embedded
+        # The duration loss then trains the duration model alone, on e_t as it is.
         if not self.duration_trains_text_encoder:
             embedded = jax.lax.stop_gradient(embedded)
         predicted = model.predict_durations(embedded, text.mask, deterministic=deterministic)

@@ -74,6 +74,7 @@ def alignment_collapse(
     valid = jnp.any(frames, axis=1)[:, None] & labels
     first = jnp.arange(labels.shape[1])[None, :] == 0
     followed = jnp.pad(labels[:, 1:], ((0, 0), (0, 1)))
+    # Frames of the utterances that have labels, which their durations add up to.
     count = jnp.sum((frames & jnp.any(labels, axis=1)[:, None]).astype(jnp.float32))
     return {
         "paired/alignment_entropy": entropy,
@@ -201,6 +202,7 @@ def _duration_errors(
     """
     labels = jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1)
     total = jnp.sum(jnp.where(mask, aligned, 0), axis=1, keepdims=True)
+    # [batch, 1]: the mean duration of the utterance's own labels.
     constant = total / labels
     return {
         "duration_error": masked_sum(jnp.abs(predicted - aligned), mask),
@@ -220,6 +222,7 @@ def _similarity_metrics(
         for side in (speech, text)
     ]
     frames = jnp.sum(mask.astype(jnp.float32), axis=1)
+    # Less the pairs that belong together: of frames^2 pairs, frames * (frames - 1) are left.
     pairs = jnp.sum(sums[0] * sums[1]) - matched[0]
     retrieval = retrieval_accuracy(speech, text, token, mask)
     return {

@@ -130,6 +130,8 @@ class W2vBert:
         if speech.clean_mel is not None:
             features, _ = model.subsample(speech.clean_mel, speech.mel_lengths)
         quantized = model.quantize(features, step, deterministic=deterministic)
+        # Negatives are told from the positive by the codes that were sampled, whose vectors are
+        # compared. Masked prediction, below, learns the likeliest code, without noise.
         contrastive, contrastive_accuracy = contrastive_loss(
             rng,
             model.contrastive_context(speech.intermediate),
@@ -155,6 +157,7 @@ class W2vBert:
         one = jnp.ones(())
         return {
             "contrastive": contrastive,
+            # The diversity is that of the whole batch: one value, or none without frames.
             "diversity": (diversity, jnp.minimum(jnp.sum(speech.mask.astype(jnp.float32)), one)),
             "masked_prediction": prediction,
         }, {

@@ -83,16 +83,17 @@ class Matching:
             `[batch, frames]` bool.
         """
         # Frames since the token was emitted. Where several labels share a frame, the last owns it.
-        since = jnp.arange(mask.shape[1])[None, :] - jnp.take_along_axis(
+        frames_since = jnp.arange(mask.shape[1])[None, :] - jnp.take_along_axis(
             emissions, index.token, axis=1
         )
         matched = mask & index.mask
+        # Negative in the frames before the first emission alone.
         if self.frames == "labelled":
-            matched = matched & (since >= 0)
+            matched = matched & (frames_since >= 0)
         elif self.frames == "emitting":
-            matched = matched & (since == 0)
+            matched = matched & (frames_since == 0)
         if self.token_frames is not None:
-            matched = matched & (since < self.token_frames)
+            matched = matched & (frames_since < self.token_frames)
         return matched
 
     def loss(

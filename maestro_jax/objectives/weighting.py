@@ -65,9 +65,13 @@ class UncertaintyWeighting:
         factors = {}
         for name, term in terms.items():
             bound = (-jnp.log(self.largest), -jnp.log(self.smallest))
+            # Clipped before both uses: at a bound the factor stays, and s_i has no gradient that
+            # would take it further.
             log_variance = jnp.clip(params["log_variance"][name], *bound)
             counts = (term[1] > 0) & (jnp.asarray(weights[name]) != 0)
             total += weights[name] * jnp.exp(-log_variance) * mean(term)
+            # For a term without examples s_i / 2 alone would be minimised, which drives its weight
+            # up.
             total += jnp.where(counts, 0.5 * log_variance, 0.0)
             factors[name] = jnp.exp(-log_variance)
         return total, factors
@@ -128,9 +132,11 @@ class GradientNormWeighting:
         typical = sum(ratios.values()) / len(measured)
         moved = dict(weights)
         for name in measured:
+            # GradNorm, equation 2: mean(G) r_i^alpha.
             target = average * (ratios[name] / typical) ** self.alpha
             factor = (target / sizes[name]) ** self.rate
             moved[name] = min(max(weights[name] * factor, 1.0 / self.largest), self.largest)
+        # Weights of absent terms are left alone, and out of the average of 1.
         scale = len(measured) / sum(moved[name] for name in measured)
         return {name: w * scale if name in measured else w for name, w in moved.items()}
 

@@ -42,6 +42,8 @@ def micro_batches(batch: Any, count: int) -> Any:
 
     def split(array: jax.Array) -> jax.Array:
         rows, *rest = array.shape
+        # [rows] -> [devices, count, rows / (devices * count)] -> [count, devices, ...]: swapping
+        # the first two axes moves no row to another device.
         by_device = array.reshape(devices, count, rows // (devices * count), *rest)
         microbatches = jnp.swapaxes(by_device, 0, 1).reshape(count, rows // count, *rest)
         return constrain(microbatches, None, "batch", *(None for _ in rest))
@@ -78,11 +80,13 @@ class MicrobatchedTerms:
             return {name: jnp.asarray(count, jnp.float32) for name, (_, count) in terms.items()}
 
         def body(carry: None, each: tuple[jax.Array, Any]) -> tuple[None, dict[str, jax.Array]]:
+            # As in `gradient`.
             averages, each = jax.lax.optimization_barrier((self.averages, each))
             inside = dataclasses.replace(self, averages=averages)
             return carry, _without_dead_code(functools.partial(of_microbatch, inside), *each)
 
         _, by_microbatch = jax.lax.scan(body, None, (jnp.arange(self.count), self.microbatches))
+        # Over the microbatches, [count].
         return {name: jnp.sum(counts) for name, counts in by_microbatch.items()}
 
     def gradient(
@@ -110,12 +114,14 @@ class MicrobatchedTerms:
             for name, leaf in parameter_trees.named_leaves(params)
             if trained is None or name in trained
         }
-        places = {} if shardings is None else dict(parameter_trees.named_leaves(shardings))
+        sharding_by_name = (
+            {} if shardings is None else dict(parameter_trees.named_leaves(shardings))
+        )
 
-        def laid_out(sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        def constrained(sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
             return {
-                name: jax.lax.with_sharding_constraint(leaf, places[name])
-                if name in places
+                name: jax.lax.with_sharding_constraint(leaf, sharding_by_name[name])
+                if name in sharding_by_name
                 else leaf
                 for name, leaf in sums.items()
             }
@@ -135,15 +141,16 @@ class MicrobatchedTerms:
                 )
                 return scaled, (totals, metrics)
 
-            gradients, aside = jax.grad(weighted, has_aux=True)(
+            gradients, outputs = jax.grad(weighted, has_aux=True)(
                 {name: leaves[name] for name in sums}
             )
             sums = {name: sums[name] + leaf.astype(jnp.float32) for name, leaf in gradients.items()}
-            return laid_out(sums), aside
+            return constrained(sums), outputs
 
+        # In float32 also for gradients of bfloat16, whose sum would drop the last microbatches.
         zeros = {name: jnp.zeros(leaf.shape, jnp.float32) for name, leaf in leaves_to_train.items()}
         sums, (totals, metrics) = jax.lax.scan(
-            body, laid_out(zeros), (jnp.arange(self.count), self.microbatches)
+            body, constrained(zeros), (jnp.arange(self.count), self.microbatches)
         )
         return sums, jax.tree.map(jnp.sum, totals), _of_the_batch(metrics)
 
@@ -189,6 +196,8 @@ def accumulated_loss(
         weighted = {name: (totals[name], counts[name]) for name in totals}
         return objective.weighted_loss(weighted, params, step=step, controls=controls)
 
+    # The loss is linear in the totals, so that its slopes at 0 are its slopes everywhere: for a sum
+    # of means, weight over count.
     loss_scales = jax.grad(lambda totals: loss(totals, params)[0])(
         {name: jnp.zeros(()) for name in counts}
     )

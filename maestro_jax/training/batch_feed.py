@@ -264,6 +264,8 @@ def fixed_sample(
     features = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     drawn = len(next(iter(features.values())))
     devices = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    # One batch if the sample fits into one, rounded up to the devices; otherwise batches of the
+    # training's size, whose memory is known to suffice.
     rows = min(-(-drawn // devices) * devices, config.batch_size)
     batches = -(-drawn // rows)
     index, count = run.partitioning.data_shard(mesh)

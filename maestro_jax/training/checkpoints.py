@@ -284,11 +284,12 @@ class Checkpoints:
         directory = self.directory / str(step)
         saved = _metadata(directory)
         for field in ("params", "ema_params"):
-            there = _shapes(saved.get(field))
-            here = _shapes(getattr(abstract, field))
-            if there == here:
+            in_checkpoint = _shapes(saved.get(field))
+            in_run = _shapes(getattr(abstract, field))
+            if in_checkpoint == in_run:
                 continue
-            names = sorted(set(there.items()) ^ set(here.items()))
+            # What one of them lacks, or has in another shape.
+            names = sorted(set(in_checkpoint.items()) ^ set(in_run.items()))
             name = names[0][0]
             if all(changed.startswith(f"{FROZEN_DURATIONS}/") for changed, _ in names):
                 raise UserError(
@@ -298,8 +299,8 @@ class Checkpoints:
                 )
             raise UserError(
                 f"The checkpoint {directory} is of another model or setting: {field} {name} is "
-                f"{there.get(name, 'absent')} there and {here.get(name, 'absent')} here; choose "
-                "another model directory, or give this one as init_from."
+                f"{in_checkpoint.get(name, 'absent')} there and {in_run.get(name, 'absent')} here; "
+                "choose another model directory, or give this one as init_from."
             )
 
 

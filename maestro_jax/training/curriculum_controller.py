@@ -53,6 +53,7 @@ class CurriculumController(Callback):
         for phase in self._curriculum.phases if self._curriculum else ():
             if not phase.gates:
                 continue
+            # Steps for which earlier phases were held shift all later ones.
             due = phase.start_step + held
             opened = self._opened.get(phase.name)
             start = None if opened is None else max(due, opened)

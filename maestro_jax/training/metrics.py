@@ -137,6 +137,7 @@ class StepTimer:
         """
         waited = self._waited.pop(step, 0.0)
         if counted:
+            # From one completion to the next, without what was paused in between.
             seconds = max(at - self._last - self._paused, 0.0)
             waited = min(waited, seconds)
             self._times.append(_StepTime(step=step, seconds=seconds, waited=waited, flops=flops))
@@ -163,6 +164,7 @@ class StepTimer:
         values["steps_per_second"] = speed
         values["seconds_left"] = (self._steps - step) / speed
         values["data_wait_fraction"] = sum(each.waited for each in times) / seconds
+        # Per device: the FLOPs of a step are those of all devices.
         flops = sum(each.flops for each in times) / seconds / self._devices
         if flops:
             values["model_tflops_per_second"] = flops / 1e12

@@ -78,11 +78,11 @@ def load_model_vocabulary(checkpoint: epath.PathLike, vocab_size: int | None = N
         )
     vocabulary = vocabulary_from_bytes(path.read_bytes(), str(path))
     trained = recorded(step_directory)
-    found = fingerprint(vocabulary)
-    if trained is not None and found != trained:
+    present = fingerprint(vocabulary)
+    if trained is not None and present != trained:
         raise UserError(
             f"{path} is not the vocabulary that {step_directory} was trained with: it has "
-            f"{found['pieces']} pieces and SHA-256 {found['sha256'][:12]} instead of "
+            f"{present['pieces']} pieces and SHA-256 {present['sha256'][:12]} instead of "
             f"{trained['pieces']} and {trained['sha256'][:12]}; copy the right one there."
         )
     if vocab_size is not None and vocabulary.vocab_size > vocab_size:

@@ -121,6 +121,7 @@ class OptimizerConfig(abc.ABC):
           ``p (e + (1 - e) (1 + cos(pi min((n - w) / (decay_steps - w), 1))) / 2)``
           with e the end fraction.
         """
+        # Counted from 1: the first update has a learning rate above 0.
         n = jnp.asarray(step, jnp.float32) + 1.0
         w = float(max(self.warmup_steps, 1))
         rising = jnp.minimum(n / w, 1.0)
@@ -171,6 +172,7 @@ class OptimizerConfig(abc.ABC):
         Raises:
             UserError: A pattern of a group matches no parameter, or a group is empty.
         """
+        # First of all, on the gradient as it is: moments are those of clipped gradients.
         clip = [] if self.clip_norm is None else [optax.clip_by_global_norm(self.clip_norm)]
         if not self.groups:
             return optax.chain(*clip, *self._unclipped())
@@ -209,6 +211,8 @@ class OptimizerConfig(abc.ABC):
             raise UserError(f"The parameter group {group.name!r}{thaws}: {error}") from error
 
     def _unclipped(self) -> list[optax.GradientTransformation]:
+        # Decoupled (Loshchilov and Hutter 2019): the decay is added behind the moments and before
+        # the learning rate.
         transformations = self._scaled()
         if self.weight_decay:
             exclude = (*self.weight_decay_exclude, FROZEN)
@@ -322,7 +326,7 @@ def scale_by_factored_rms(
 
         def boxed(field: str) -> Any:
             return jax.tree.map(
-                lambda param, value: _in_a_box(param, value, field, smallest),
+                lambda param, value: _boxed_like(param, value, field, smallest),
                 params,
                 getattr(state, field),
                 is_leaf=parameter_trees.is_box,
@@ -342,11 +346,12 @@ def factored_axes(shape: tuple[int, ...], smallest: int) -> tuple[int, int] | No
     """
     if len(shape) < 2:
         return None
+    # As optax chooses them: the two largest axes.
     *_, second, largest = (int(axis) for axis in np.argsort(shape))
     return None if shape[second] < smallest else (second, largest)
 
 
-def _in_a_box(param: Any, value: jax.Array, field: str, smallest: int) -> Any:
+def _boxed_like(param: Any, value: jax.Array, field: str, smallest: int) -> Any:
     """Boxes the statistics of a parameter like the parameter, if they have logical axes."""
     names = tuple(getattr(param, "names", ())) if parameter_trees.is_box(param) else ()
     if not names:
@@ -357,8 +362,8 @@ def _in_a_box(param: Any, value: jax.Array, field: str, smallest: int) -> Any:
         # A placeholder for statistics that are not kept.
         return value
     if axes is not None:
-        gone = axes[1] if field == "v_row" else axes[0]
-        names = names[:gone] + names[gone + 1 :]
+        averaged_axis = axes[1] if field == "v_row" else axes[0]
+        names = names[:averaged_axis] + names[averaged_axis + 1 :]
     return param.replace(value=value, names=names)
 
 
@@ -398,4 +403,7 @@ def update_ema(average: Any, params: Any, step: jax.typing.ArrayLike, decay: flo
         decay: The decay that is approached.
     """
     d = ema_decay_at(step, decay)
+    # As a difference and not as d a + (1 - d) p: an average that equals its parameter stays equal,
+    # without rounding. Float32 also for parameters of bfloat16, where adding 1e-4 of a difference
+    # would change nothing.
     return jax.tree.map(lambda a, p: a + (1.0 - d) * (p.astype(jnp.float32) - a), average, params)

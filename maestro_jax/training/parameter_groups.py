@@ -116,11 +116,11 @@ def assign(params: Any, groups: Sequence[ParameterGroup]) -> dict[str, str]:
         for pattern in group.patterns:
             check_match(pattern, names, f"of the parameter group {group.name!r}")
         if group.name not in owners.values():
-            takers = {owners[name] for name in names if group.matches(name)}
+            first_matches = {owners[name] for name in names if group.matches(name)}
             raise UserError(
                 f"The parameter group {group.name!r} is empty: all that it matches is in "
-                f"{', '.join(sorted(takers))}; the first group that matches counts, so put it "
-                "further to the front."
+                f"{', '.join(sorted(first_matches))}; the first group that matches counts, so put "
+                "it further to the front."
             )
     return owners
 
@@ -190,24 +190,30 @@ def grouped(
         )
 
     def update(updates: Any, state: GroupedState, params: Any = None) -> tuple[Any, GroupedState]:
-        moving = {group: state.count >= steps for group, steps in frozen_steps.items() if steps > 0}
+        # Of the groups that are frozen for some steps alone; decided on the device, so that a thaw
+        # needs no other program.
+        is_trained = {
+            group: state.count >= steps for group, steps in frozen_steps.items() if steps > 0
+        }
 
         def choose(group: str, new: Any, old: Any) -> Any:
-            if group not in moving:
+            if group not in is_trained:
                 return new
-            return jax.tree.map(lambda n, o: jnp.where(moving[group], n, o), new, old)
+            return jax.tree.map(lambda n, o: jnp.where(is_trained[group], n, o), new, old)
 
         parts = split(updates, owners, frozen)
-        still = {group: jax.tree.map(jnp.zeros_like, part) for group, part in parts.items()}
-        parts = {group: choose(group, part, still[group]) for group, part in parts.items()}
+        zeros = {group: jax.tree.map(jnp.zeros_like, part) for group, part in parts.items()}
+        parts = {group: choose(group, part, zeros[group]) for group, part in parts.items()}
+        # By the norm over all groups together, in which frozen ones count 0.
         parts, _ = clip.update(parts, clip.init(parts))
         values = split(params, owners, frozen)
         results: dict[str, Any] = {}
         states: dict[str, Any] = {}
         for group, part in parts.items():
             before = state.groups[group]
+            # Computed for frozen groups too, and discarded: neither parameters nor moments change.
             result, after = transformations[group].update(part, before, values[group])
-            results |= parameter_trees.named_leaves(choose(group, result, still[group]))
+            results |= parameter_trees.named_leaves(choose(group, result, zeros[group]))
             states[group] = choose(group, after, before)
         merged = parameter_trees.map_named(
             lambda name, leaf: results[name] if name in results else jnp.zeros_like(leaf), updates

@@ -120,16 +120,16 @@ class TrainingRecord:
 
 def _callbacks_before(data: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Returns the states of callbacks from a record with a key for each of their values."""
-    steering = data.get("steering") or {}
+    controller = data.get("steering") or {}
     return {
         "metric_logger": {"window": data.get("window")},
         "non_finite_guard": {
             "skipped_steps": data.get("skipped_steps", 0),
             "consecutive": data.get("skipped_in_a_row", 0),
         },
-        "curriculum": {"opened": steering.get("opened", {})},
+        "curriculum": {"opened": controller.get("opened", {})},
         "loss_balancer": {
-            "weights": steering.get("weights", {}),
-            "first_losses": steering.get("first_losses", {}),
+            "weights": controller.get("weights", {}),
+            "first_losses": controller.get("first_losses", {}),
         },
     }

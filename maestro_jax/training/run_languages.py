@@ -83,7 +83,7 @@ def run_languages(run: TrainRun, model_dir: epath.PathLike | None = None) -> Lan
 
 
 def _before(run: TrainRun, model_dir: epath.PathLike | None) -> tuple[LanguageTable | None, str]:
-    """The table that a run goes on with, and whose it is."""
+    """Returns the table that a run goes on with, and whose it is."""
     if model_dir is not None:
         directory = epath.Path(model_dir)
         if (directory / LANGUAGES_FILE).exists() or (directory / "checkpoints").exists():

@@ -88,6 +88,7 @@ def train_step(
     Returns:
         The state after the step, and ``{name: (total, count)}`` of float32 scalars.
     """
+    # A function of seed and step: a resumed run draws what an uninterrupted one would have.
     rng = jax.random.fold_in(jax.random.key(seed), state.step)
 
     if accumulate > 1:
@@ -119,6 +120,7 @@ def train_step(
     # Without the parameters that are frozen for good: the compiler then drops their gradients.
     by_group = optimizer.by_group(gradients)
     gradient_norm = optax.tree.norm(by_group)
+    # A norm is finite only if every element is.
     finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
 
     updates, opt_state = optimizer.build(state.params).update(
@@ -130,9 +132,11 @@ def train_step(
         average = update_ema(average, params, state.step, ema_decay)
 
     def keep_if_finite(new: Any, old: Any) -> Any:
+        # A choice on the device: no step waits for the host to look at the loss.
         return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
 
     new_state = TrainState(
+        # Also for a step that was skipped: its batch and its key are used up, and would fail again.
         step=state.step + 1,
         params=keep_if_finite(params, state.params),
         opt_state=keep_if_finite(opt_state, state.opt_state),
@@ -267,6 +271,7 @@ def _norms_over_microbatches(
 
     def of_term(one_hot: jax.Array) -> tuple[jax.Array, jax.Array]:
         scales = {
+            # The slope of one mean, total over count, and 0 for the other terms.
             name: one_hot[index] / jnp.maximum(counts[name], 1.0)
             for index, name in enumerate(names)
         }

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from maestro_jax.modules.duration import DurationModel, DurationPrediction
 from maestro_jax.modules.quantizer import GumbelQuantizer
 from maestro_jax.modules.resampler import frame_index
+from maestro_jax.modules.text_encoder import TextEncoder
 from maestro_jax.modules.transducer import LstmLayer, TransducerDecoder
 
 
@@ -38,6 +39,17 @@ def test_durations_are_rounded_by_the_rules() -> None:
     mask = jnp.array([[True, True, True, True, False]])
     found = DurationModel(max_frames=120).round(prediction, mask)
     np.testing.assert_array_equal(found, [[1, 0, 3, 120, 0]])
+
+
+def test_a_text_of_unknown_language_has_no_language_embedding() -> None:
+    module = TextEncoder(vocab_size=5, features=4, layers=1, heads=1, hidden=4, languages=3)
+    tokens, mask = jnp.array([[1, 2, 3]] * 3), jnp.ones((3, 3), bool)
+    language = jnp.array([-1, 0, 2])
+    params = nn.unbox(module.init(jax.random.key(0), tokens, mask, language))["params"]
+    without = {**params, "languages": jax.tree.map(jnp.zeros_like, params["languages"])}
+    told, untold = (module.apply({"params": p}, tokens, mask, language) for p in (params, without))
+    np.testing.assert_array_equal(told[0], untold[0])
+    assert np.abs(told[1:] - untold[1:]).max(axis=(1, 2)).min() > 1e-3
 
 
 def test_quantizer() -> None:
