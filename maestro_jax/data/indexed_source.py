@@ -134,7 +134,7 @@ class IndexedSource(seqio.DataSource):
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
-        """True: a shard is every n-th record."""
+        """Returns True: a shard is every n-th record."""
         return True
 
     def list_shards(self, split: str) -> list[str]:
@@ -196,7 +196,7 @@ class _TfdsSplit(IndexedSplit):
         return self._records[index]
 
     def lengths(self) -> np.ndarray:
-        """See `IndexedSplit`; kept beside the shards, since reading all records may take hours."""
+        """Reads the lengths from a file beside the shards; reading all records may take hours."""
         if len(parts := _parts(self._name)) > 1:
             splits = [_TfdsSplit(self._builder, self._directory, part) for part in parts]
             return np.concatenate([split.lengths() for split in splits])
@@ -218,7 +218,7 @@ class _TfdsSplit(IndexedSplit):
     def dataset(
         self, numbers: tf.data.Dataset, index: Callable[[int], int] = int
     ) -> tf.data.Dataset:
-        """See `IndexedSplit`; parses in TensorFlow, several times faster than in Python."""
+        """Parses records in TensorFlow, several times faster than in Python; see `IndexedSplit`."""
         serialized = self._records.data_source
 
         def read(chunk: np.ndarray) -> np.ndarray:
@@ -273,12 +273,12 @@ class IndexedTfdsSource(IndexedSource):
 
     @property
     def corpus(self) -> str:
-        """The builder's name, which is the corpus'."""
+        """Returns the builder's name, which is that of the corpus."""
         return self._name.partition("/")[0]
 
     @property
     def remedy(self) -> str:
-        """The command that prepares the data."""
+        """Returns the command that prepares the data."""
         return self._remedy
 
     def __repr__(self) -> str:
@@ -324,7 +324,7 @@ class IndexedTfdsSource(IndexedSource):
         return self._open(split, self._texts)
 
     def open_texts(self, split: str) -> IndexedSplit:
-        """See `IndexedSource`."""
+        """Opens a split for its texts alone; see `IndexedSource`."""
         return self._open(split, True)
 
     def _open(self, split: str, texts: bool) -> IndexedSplit:

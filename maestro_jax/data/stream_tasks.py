@@ -58,7 +58,7 @@ class PreparedVocabulary(seqio.Vocabulary):
 
     @property
     def file(self) -> str:
-        """The path of the model below the data root."""
+        """Returns the path of the model below the data root."""
         return self._file
 
     @property
@@ -68,7 +68,7 @@ class PreparedVocabulary(seqio.Vocabulary):
 
     @property
     def sentencepiece_model_file(self) -> str:
-        """The path of the model, or of the file that says that tokens are bytes.
+        """Returns the path of the model, or of the file that says that tokens are bytes.
 
         Raises:
             UserError: It is not there.
@@ -88,17 +88,17 @@ class PreparedVocabulary(seqio.Vocabulary):
 
     @property
     def bos_id(self) -> int | None:
-        """None: there is no beginning of sequence."""
+        """Returns None: there is no beginning of sequence."""
         return None
 
     @property
     def eos_id(self) -> int:
-        """The end of sequence."""
+        """Returns the id of the end of sequence."""
         return EOS_ID
 
     @property
     def unk_id(self) -> int:
-        """The unknown piece."""
+        """Returns the id of the unknown piece."""
         return UNK_ID
 
     @property

@@ -280,7 +280,7 @@ class CachedReader:
 
     @property
     def num_bytes(self) -> int:
-        """The memory that the examples take."""
+        """Returns the number of bytes that the examples take."""
         return sum(values.nbytes for values in self._examples.values.values())
 
     def example(self, key: int) -> Mapping[str, np.ndarray]:

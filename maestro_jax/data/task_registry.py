@@ -273,9 +273,10 @@ def list_tasks(data_dir: str | None = None) -> list[TaskRow]:
 
 
 def examples_rate(task: seqio.Task, temperature: float = 1.0, maximum: int | None = None) -> float:
-    """The mixing rate ``min(n, maximum) ** (1 / temperature)`` of a task with n training examples.
+    """Computes the mixing rate of a task: ``min(n, maximum) ** (1 / temperature)``.
 
-    The formula of `seqio.mixing_rate_num_examples`, for tasks that are never cached offline.
+    With n its number of training examples, this is the formula of
+    `seqio.mixing_rate_num_examples`, for tasks that are never cached offline.
 
     Args:
         task: The task.

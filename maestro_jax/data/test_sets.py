@@ -116,14 +116,14 @@ class TaskMetrics:
 
     @property
     def asked(self) -> bool:
-        """Whether any task asks for anything; if not, there is nothing to collect."""
+        """Returns whether any task asks for anything; if not, there is nothing to collect."""
         return any(
             task.metric_fns or task.postprocessor is not None for task in self._tasks.values()
         )
 
     @property
     def postprocessed(self) -> tuple[str, ...]:
-        """The tasks whose references and hypotheses are postprocessed."""
+        """Returns the tasks whose references and hypotheses are postprocessed."""
         return tuple(n for n, task in self._tasks.items() if task.postprocessor is not None)
 
     def postprocess(self, metadata: Mapping[str, Any], hypothesis: str) -> tuple[str, str]:

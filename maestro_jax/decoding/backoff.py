@@ -62,17 +62,17 @@ class BackoffModel:
 
     @property
     def order(self) -> int:
-        """Tokens of the longest n-gram."""
+        """Returns the number of tokens of the longest n-gram."""
         return len(self.levels)
 
     @property
     def vocab_size(self) -> int:
-        """Number of tokens."""
+        """Returns the number of tokens."""
         return len(self.levels[0])
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Number of n-grams by length."""
+        """Returns the number of n-grams of each length."""
         return tuple(len(level) for level in self.levels)
 
     @functools.cached_property

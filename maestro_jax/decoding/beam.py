@@ -75,7 +75,7 @@ class _Beam(NamedTuple):
 
     @property
     def alive(self) -> jax.Array:
-        """Bool `[batch, beam]`, False for empty places."""
+        """Returns bool `[batch, beam]`, False for empty places."""
         return self.live.scores > NEG_INF
 
 

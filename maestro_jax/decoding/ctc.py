@@ -46,7 +46,7 @@ class _Beam(NamedTuple):
 
     @property
     def scores(self) -> jax.Array:
-        """Log-probability of all alignments."""
+        """Returns the log-probability of all alignments, `[batch, beam]`."""
         return jnp.logaddexp(self.blank, self.label)
 
 

@@ -96,12 +96,12 @@ class Fusion:
 
     @property
     def only_lowers(self) -> bool:
-        """Whether no label can raise a score, so that a search can stop early."""
+        """Returns whether no label can raise a score, so that a search can stop early."""
         return self.length_bonus <= 0 and self.internal_weight == 0
 
     @property
     def active_lm(self) -> LabelLm | None:
-        """The language model, unless its weight is 0."""
+        """Returns the language model, unless its weight is 0."""
         return self.lm if self.weight else None
 
     def initial_lm_state(self, shape: tuple[int, int]) -> State:

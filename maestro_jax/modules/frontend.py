@@ -261,7 +261,7 @@ class ConvSubsampling(nn.Module):
 
     @property
     def factor(self) -> int:
-        """Number of log-mel frames per encoder frame."""
+        """Returns the number of log-mel frames per encoder frame."""
         return 2 ** len(self.channels)
 
     @overload

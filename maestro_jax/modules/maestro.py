@@ -98,7 +98,7 @@ class Maestro(nn.Module):
 
     @property
     def needs_language(self) -> bool:
-        """Whether the encoders must be told the language of what they encode."""
+        """Returns whether the encoders must be told the language of their input."""
         return any(
             encoder.source_languages or encoder.stack.adapter_languages
             for encoder in (self.speech_encoder, self.shared_encoder)
@@ -106,7 +106,7 @@ class Maestro(nn.Module):
 
     @property
     def vocab_sizes(self) -> dict[str, int]:
-        """Number of tokens that each decoder there is can write, blank or padding included."""
+        """Returns the number of tokens that each decoder can write, blank or padding included."""
         heads = {
             "transducer": self.decoder,
             "ctc": self.ctc_head,
@@ -116,12 +116,12 @@ class Maestro(nn.Module):
 
     @property
     def vocab_size(self) -> int:
-        """Number of tokens that every decoder can write, blank included."""
+        """Returns the number of tokens that every decoder can write, blank included."""
         return min(self.vocab_sizes.values())
 
     @property
     def frame_seconds(self) -> float:
-        """Duration of an encoder frame."""
+        """Returns the duration of an encoder frame, in seconds."""
         # 4 * 160 / 16000 s, 40 ms, with the sizes of the paper.
         return self.subsampling.factor * self.frontend.hop / self.frontend.sample_rate
 
@@ -260,7 +260,7 @@ class Maestro(nn.Module):
 
     @property
     def contrasts_in_shared_encoder(self) -> bool:
-        """Whether the contrastive loss reads a layer above the speech encoder."""
+        """Returns whether the contrastive loss reads a layer above the speech encoder."""
         layer = self.contrastive_layer
         return layer is not None and layer > self.speech_encoder.stack.layers
 

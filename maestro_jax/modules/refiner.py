@@ -85,6 +85,8 @@ class Refiner(nn.Module):
         else:
             for index in range(self.layers):
                 if self.mixer == "attention_lconv":
+                    # The paper read literally: x + attention(norm(x)) before each convolution
+                    # block.
                     y = layer_norm(dtype=self.dtype, name=f"attention_norm_{index}")(x)
                     x = x + SelfAttention(
                         self.heads, self.dropout, dtype=self.dtype, name=f"attention_{index}"

@@ -90,4 +90,5 @@ class SharedEncoder(nn.Module):
 
     def code_logits(self, encoded: jax.Array) -> jax.Array:
         """Maps `[batch, frames, features]` to float32 `[batch, frames, codebooks * codes]`."""
+        # In float32, whatever the encoder computes in: a softmax over thousands of codes follows.
         return self.code_head(encoded.astype(jnp.float32))

@@ -106,6 +106,8 @@ class SpeechEncoder(nn.Module):
                 hidden = 0.1 * sample(jax.random.normal, self.make_rng("masking"), x.shape)
             else:
                 hidden = self.mask_vector
+            # Behind the projection and before the first block: what this frame held goes no
+            # further.
             x = jnp.where(masked_frames[:, :, None], hidden.astype(x.dtype), x)
         if self.source_languages:
             x = self.language_embedding(x, language)
@@ -116,4 +118,5 @@ class SpeechEncoder(nn.Module):
 
     def contrastive_context(self, intermediate: jax.Array) -> jax.Array:
         """Maps `[batch, frames, features]` to `[batch, frames, code_features]` float32."""
+        # In float32 and with an exact product: what is compared are cosines.
         return self.contrastive_projection(intermediate.astype(jnp.float32))

@@ -138,6 +138,8 @@ class TextEncoder(nn.Module):
                 window
             )
             x = drop(nn.relu(layer_norm(dtype=self.dtype, name=f"conv_norm_{index}")(y)))
+        # Behind the convolutions, which see positions by themselves, and before attention, which
+        # does not.
         x = x + sinusoids(jnp.arange(x.shape[1]), self.features).astype(self.dtype)
         x = constrain(x, "batch", "frames", "act_embed")
 

@@ -104,6 +104,8 @@ class JointOutput(nn.Module):
 
     def __call__(self, hidden: jax.Array) -> jax.Array:
         """Maps `[..., joint_features]` to logits `[..., vocab]` float32."""
+        # One product of two matrices, added up in float32, as in `transducer_joint`: decoding and
+        # training must agree on the logits.
         rows = hidden.reshape(-1, hidden.shape[-1])
         kernel = self.kernel.astype(self.dtype)
         logits = jnp.matmul(rows, kernel, preferred_element_type=jnp.float32) + self.bias

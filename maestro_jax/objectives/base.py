@@ -73,18 +73,18 @@ class Objective(abc.ABC):
 
     @property
     def decoders(self) -> tuple[str, ...]:
-        """Names of the decoders that the objective trains, the preferred one first."""
+        """Returns the names of the decoders that the objective trains, the preferred one first."""
         return ("transducer",)
 
     @property
     def term_units(self) -> Mapping[str, str]:
-        """Units of the terms, `{term: unit}`; a term without one counts as `loss`."""
+        """Returns the units of the terms, `{term: unit}`; a term without one counts as `loss`."""
         return {}
 
     @property
     @abc.abstractmethod
     def loss_weights(self) -> Mapping[str, Mapping[str, Weight]]:
-        """Weights of the terms that each stream adds to the loss, `{stream: {term: weight}}`.
+        """Returns the weights of the terms that each stream adds, `{stream: {term: weight}}`.
 
         Every stream that the objective can use is a key, and a batch may lack any of them. A weight
         is a number or a `Schedule` over the curriculum step.
@@ -124,12 +124,12 @@ class Objective(abc.ABC):
 
     @property
     def streams(self) -> tuple[str, ...]:
-        """Names of the streams that the objective can use."""
+        """Returns the names of the streams that the objective can use."""
         return tuple(self.loss_weights)
 
     @property
     def term_weights(self) -> dict[str, Weight]:
-        """The weights of the terms of all streams, `{term: weight}`."""
+        """Returns the weights of the terms of all streams, `{term: weight}`."""
         return {name: w for terms in self.loss_weights.values() for name, w in terms.items()}
 
     def active_streams(self, step: int) -> tuple[str, ...]:

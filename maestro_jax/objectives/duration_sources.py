@@ -25,7 +25,7 @@ class DurationSource(Protocol):
 
     @property
     def trained_through(self) -> bool:
-        """Whether the source is to be given the trained model and gradients flow through it.
+        """Returns whether gradients flow through the source, which is then given the trained model.
 
         Otherwise it is given the averaged one.
         """
@@ -90,7 +90,7 @@ class Learned:
 
     @property
     def trained_through(self) -> bool:
-        """Durations that are not rounded have a gradient."""
+        """Returns whether durations have a gradient, which those that are rounded lack."""
         return self.continuous
 
     def check(self, model: Maestro) -> None:
@@ -230,7 +230,7 @@ class SubwordGaussian:
 
     @property
     def trained_through(self) -> bool:
-        """Draws are rounded."""
+        """Returns False: draws are rounded."""
         return False
 
     def check(self, model: Maestro) -> None:

@@ -153,7 +153,7 @@ class SpeechEncoding:
 
     @property
     def target_mel(self) -> jax.Array:
-        """`[batch, mel_frames, bins]`, the log-mel features that targets are made of."""
+        """Returns the log-mel features that targets are made of, `[batch, mel_frames, bins]`."""
         return self.mel if self.clean_mel is None else self.clean_mel
 
 
@@ -162,7 +162,7 @@ class SpeechMasking(Protocol):
 
     @property
     def masks_mel(self) -> bool:
-        """Whether log-mel features are masked, by `mask_mel`, or the speech encoder's input."""
+        """Returns whether `mask_mel` masks log-mel features; else the encoder's input is masked."""
 
     def sample_mask(self, rng: jax.Array, valid: jax.Array) -> jax.Array:
         """Draws the frames to mask, `[batch, frames]` bool, of those that are valid."""

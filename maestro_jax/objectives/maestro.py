@@ -180,12 +180,12 @@ class MaestroPretraining(Objective):
 
     @property
     def term_units(self) -> dict[str, str]:
-        """Units of all terms."""
+        """Returns the units of all terms."""
         return TERM_UNITS
 
     @property
     def loss_weights(self) -> dict[str, dict[str, Weight]]:
-        """Weights of the terms that each stream adds, those that are asked for."""
+        """Returns the weights of the terms that each stream adds, those that are asked for."""
         paired: dict[str, Weight] = {
             "transducer": self.transducer_weight,
             "matching": self.matching_weight,
@@ -232,7 +232,7 @@ class MaestroPretraining(Objective):
         return params
 
     def _freezes_durations(self, batch: Batch) -> bool:
-        """Whether texts alone would change the durations of a run with these streams."""
+        """Returns whether texts alone would change the durations of a run with these streams."""
         learned_from_pairs = "paired" in batch and self.duration_weight != 0
         texts = {"text", "mt"}
         if self.translation_packing == "concatenated":
@@ -283,6 +283,8 @@ class MaestroPretraining(Objective):
         # random keys there is no dropout either.
         aligner = bind(model, duration_params(frozen(averaged)))
 
+        # Section 2.1: e_s of all speech. The untranscribed stream is masked, the others get
+        # SpecAugment.
         speech = encode_speech(
             bound,
             {name: batch[name] for name in SPEECH_STREAMS if name in batch},
@@ -291,11 +293,15 @@ class MaestroPretraining(Objective):
             augment=augment,
             deterministic=deterministic,
         )
+        # Section 2.2: e_t and durations, aligned with the speech for pairs and from a source for
+        # the rest; then ê_t, resampled by them and refined.
         texts, alignment = self._encode_texts(
             bound, aligner, batch, speech, next(keys), deterministic=deterministic
         )
         max_frames = {name: self._max_frames(model, batch, name) for name in texts}
         upsampled = upsample(bound, texts, max_frames, deterministic=deterministic)
+        # Section 2.3: Mask(ê_t) stands in the place of e_s, and the RNN-T writes the same labels.
+        # All streams share the encoder and the decoder.
         inputs, labels = self._decoder_task(batch, speech, upsampled, next(keys))
         outputs = encode_shared_with_intermediate(bound, inputs, deterministic=deterministic)
         contexts = {name: context for name, (context, _) in outputs.items()}
@@ -487,6 +493,7 @@ class MaestroPretraining(Objective):
         if "paired" in batch and self.text_masks.on_paired:
             language = batch["paired"]["language"]
             inputs["paired_text"] = EncoderInput(*masked("paired"), language=language)
+            # The same labels from the text side, resampled by its true alignment.
             labels["paired_text"] = labels["paired"]
         return inputs, labels
 

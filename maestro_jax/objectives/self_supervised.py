@@ -71,12 +71,12 @@ class W2vBert:
 
     @property
     def term_names(self) -> tuple[str, ...]:
-        """Names of the terms that `loss_terms` returns."""
+        """Returns the names of the terms of `loss_terms`."""
         return ("contrastive", "diversity", "masked_prediction")
 
     @property
     def masks_mel(self) -> bool:
-        """False: the input of the speech encoder is masked, and the quantizer reads it unmasked."""
+        """Returns False: the speech encoder's input is masked; the quantizer reads it unmasked."""
         return False
 
     def check(self, model: Maestro) -> None:
@@ -201,12 +201,12 @@ class BestRq:
 
     @property
     def term_names(self) -> tuple[str, ...]:
-        """Names of the terms that `loss_terms` returns."""
+        """Returns the names of the terms of `loss_terms`."""
         return ("masked_prediction",)
 
     @property
     def masks_mel(self) -> bool:
-        """True: log-mel features are masked, and targets are made of the unmasked ones."""
+        """Returns True: log-mel features are masked; targets are made of the unmasked ones."""
         return True
 
     def check(self, model: Maestro) -> None:

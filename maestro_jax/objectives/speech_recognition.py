@@ -50,18 +50,18 @@ class SpeechRecognition(Objective):
 
     @property
     def decoders(self) -> tuple[str, ...]:
-        """The decoders that are trained, the one to decode with first."""
+        """Returns the decoders that are trained, the one to decode with first."""
         return tuple(self.loss_weights["paired"])
 
     @property
     def loss_weights(self) -> dict[str, dict[str, float]]:
-        """Weights of RNN-T and CTC, as far as they are trained, on the paired stream."""
+        """Returns the weights of RNN-T and CTC on the paired stream, without zeros."""
         weights = {"transducer": self.transducer_weight, "ctc": self.ctc_weight}
         return {"paired": {name: weight for name, weight in weights.items() if weight}}
 
     @property
     def term_units(self) -> dict[str, str]:
-        """Both terms are in nats per label."""
+        """Returns the unit of both terms, nats per label."""
         return {"transducer": "nats per label", "ctc": "nats per label"}
 
     def loss_terms(

@@ -102,17 +102,17 @@ class SpeechTranslation(Objective):
 
     @property
     def decoders(self) -> tuple[str, ...]:
-        """The decoder that is trained."""
+        """Returns the decoder that is trained."""
         return (self.decoder,)
 
     @property
     def loss_weights(self) -> dict[str, dict[str, float]]:
-        """Weights of ST and MT; each term bears the name of its stream."""
+        """Returns the weights of ST and MT; each term bears the name of its stream."""
         return {"st": {"st": 1.0}, "mt": {"mt": self.mt_weight}}
 
     @property
     def term_units(self) -> dict[str, str]:
-        """Both terms are in nats per label."""
+        """Returns the unit of both terms, nats per label."""
         return {"st": "nats per label", "mt": "nats per label"}
 
     def for_run(self, model: Maestro, audio_samples: Mapping[str, int]) -> Self:

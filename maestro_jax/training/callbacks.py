@@ -86,10 +86,10 @@ class Callback:
             cls.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
 
     def on_start(self, trainer: Trainer) -> None:
-        """Called before the first step of this process, with the state restored or initialised."""
+        """Runs before the first step of this process, with the state restored or initialised."""
 
     def on_step(self, trainer: Trainer, info: StepInfo) -> None:
-        """Called after each step has been dispatched.
+        """Runs after each step has been dispatched.
 
         Work that takes time belongs into ``with trainer.paused()``, which waits for the step and
         excludes the block from the measured speed.
@@ -100,7 +100,7 @@ class Callback:
         return {}
 
     def on_log(self, trainer: Trainer, step: int, metrics: Mapping[str, float]) -> None:
-        """Called when metrics of a step have been written.
+        """Runs when metrics of a step have been written.
 
         Args:
             trainer: The trainer.
@@ -109,7 +109,7 @@ class Callback:
         """
 
     def on_end(self, trainer: Trainer) -> None:
-        """Called when training ends for any reason, an error included, in reverse order."""
+        """Runs when training ends for any reason, an error included, in reverse order."""
 
     def state(self) -> Mapping[str, Any]:
         """Returns what a checkpoint has to save of the callback, as JSON values."""

@@ -60,6 +60,8 @@ class MetricWindow:
 
     def _sums(self) -> tuple[dict[str, float], dict[str, float]]:
         totals, counts = dict(self._totals), dict(self._counts)
+        # One transfer for all steps of the window, and none at each step: reading a metric waits
+        # for its step.
         for metrics in jax.device_get(self._steps):
             for name, (total, count) in metrics.items():
                 totals[name] = totals.get(name, 0.0) + float(np.float64(total))

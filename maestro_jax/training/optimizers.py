@@ -126,11 +126,13 @@ class OptimizerConfig(abc.ABC):
         w = float(max(self.warmup_steps, 1))
         rising = jnp.minimum(n / w, 1.0)
         if self.schedule_name == "inverse_sqrt":
+            # Both are 1 at n = w, where the first stops being the smaller one.
             factor = jnp.minimum(n / w, jnp.sqrt(w / n))
         elif self.schedule_name == "cosine":
             assert self.decay_steps is not None
             progress = jnp.clip((n - w) / (self.decay_steps - w), 0.0, 1.0)
             cosine = 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+            # The progress is 0 while the learning rate rises, and the cosine 1.
             factor = rising * (self.end_fraction + (1.0 - self.end_fraction) * cosine)
         else:
             factor = rising

@@ -47,8 +47,10 @@ def jit_train_step(run: TrainRun, mesh: Mesh, shardings: TrainState) -> Any:
             accumulate=run.accumulate,
             param_shardings=shardings.params,
         ),
+        # State as laid out, rows of batches split over devices, controls on all of them.
         in_shardings=(shardings, run.partitioning.batch_sharding(mesh), replicated(mesh)),
         out_shardings=(shardings, replicated(mesh)),
+        # The new state takes the buffers of the old one: two would not fit beside each other.
         donate_argnums=0,
     )
 

@@ -157,6 +157,7 @@ class Trainer:
         self.validation = Validation(run.validation, validation_samples)
         self._logger = MetricLogger()
         self.callbacks: tuple[Callback, ...] = (
+            # First: it has the metrics of a step before any other callback asks for a log point.
             self._logger,
             self.curriculum,
             self.balancer,
@@ -310,6 +311,7 @@ class Trainer:
             self._flops[shapes] = count_jaxpr_flops(traced.jaxpr).model
         began = time.monotonic()
         with jax.profiler.StepTraceAnnotation("train", step_num=step):
+            # The old state is donated: nothing may hold on to its arrays.
             self.state, metrics = self._train_step(self.state, batch, controls)
         if is_new:
             self.timer.complete(step, _completion_time(metrics), counted=False)
@@ -430,6 +432,7 @@ def _new_state(
 ) -> TrainState:
     """Creates a state from ``init_from`` or from scratch, sharded from the start."""
     with run.partitioning.activate(mesh):
+        # Sharded where they are computed: no device ever holds all parameters whole.
         params = jax.jit(
             lambda: parameter_trees.unbox(
                 initial_params(run.model, run.objective, run.batch_shapes(), run.seed)

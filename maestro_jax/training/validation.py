@@ -165,6 +165,7 @@ class Validation(Callback):
 
         def losses(state: Any, batch: Any, controls: Any) -> Any:
             average = state.ema_params
+            # The parameters that are evaluated also make alignments and durations.
             loss, metrics = run.objective.loss(
                 run.model,
                 state.params if average is None else average,

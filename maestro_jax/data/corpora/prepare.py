@@ -105,7 +105,7 @@ class PreparedConfig:
 
     @property
     def issues_path(self) -> Path:
-        """The table of all issues."""
+        """Returns the path of the table of all issues."""
         return self.directory / ISSUES
 
 
