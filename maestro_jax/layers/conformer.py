@@ -100,8 +100,8 @@ class ConvolutionModule(nn.Module):
         # Two maps instead of one that is split: the halves stay whole under tensor sharding.
         value = Dense(features, ("embed", "mlp"), dtype=self.dtype, name="value")(y)
         gate = Dense(features, ("embed", "mlp"), dtype=self.dtype, name="gate")(y)
-        # The biases above have made the padding nonzero, and the convolution reaches kernel_size //
-        # 2 frames into it: zeroed, it is to the last frames what the edge of the array would be.
+        # The biases above have made the padding nonzero, and the convolution reaches half a kernel
+        # into it: zeroed, it is to the last frames what the edge of the array would be.
         y = zero_padding(value * nn.sigmoid(gate), mask)
         # A sum of kernel_size products of unit variance keeps unit variance.
         init, shape = nn.initializers.normal(self.kernel_size**-0.5), (self.kernel_size, features)

@@ -280,7 +280,7 @@ def _pallas_on_one_device(
 
 
 def _scaled(query: jax.Array) -> jax.Array:
-    # On the query: size numbers per position are fewer than one per key.
+    # On the query, which has fewer numbers than the logits of a long sequence.
     return query * query.shape[-1] ** -0.5
 
 

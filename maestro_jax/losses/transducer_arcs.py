@@ -153,11 +153,11 @@ def blank_label_gradient(
     label = jnp.pad(label, ((0, 0), (0, 0), (0, 1)))  # [batch, frames, labels + 1]
     # [batch, 1, labels + 1, 1], compared below with the ids of the vocabulary.
     labels = jnp.pad(labels, ((0, 0), (0, 1)))[:, None, :, None]
-    softmax = jnp.exp(logits.astype(normaliser.dtype) - normaliser[..., None])  # [.., vocab]
+    softmax = jnp.exp(logits.astype(normaliser.dtype) - normaliser[..., None])  # [..., vocab]
     total = blank + label
     if hat:
-        # With s = sigmoid(z): d log s / dz = 1 - s and d log (1 - s) / dz = -s, together g_b (1 -
-        # s) - g_y s = g_b - (g_b + g_y) s.
+        # With s = sigmoid(z): d log s / dz = 1 - s and d log(1 - s) / dz = -s. Together they give
+        # g_b (1 - s) - g_y s = g_b - (g_b + g_y) s.
         blank_probability = jax.nn.sigmoid(logits[..., blank_id].astype(normaliser.dtype))
         # A `where` in place of 0 * x, here and below: x may be infinite or NaN in the padding.
         at_blank = jnp.where(total == 0, 0.0, blank - total * blank_probability)

@@ -217,8 +217,8 @@ class LogMelFrontend(nn.Module):
             )
             features = jnp.where(band[:, None, :], 0.0, features)
         if self.time_masks:
-            # As a share of the utterance (Park et al. 2020, arXiv 1912.05533): short ones keep
-            # their words.
+            # As a share of the utterance (Park et al. 2020, arXiv 1912.05533), so that short ones
+            # are not masked whole.
             widest = jnp.floor(lengths * self.time_mask_ratio).astype(jnp.int32)
             stretch = block_mask(
                 time_rng, lengths, frames, blocks=self.time_masks, max_width=widest
