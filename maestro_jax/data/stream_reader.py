@@ -404,6 +404,7 @@ class StreamReader:
         ]
         if self._pool is not None:
             change = functools.partial(self._augmented, bucket)
+            # In the order of the rows, whichever thread is done first.
             firsts = list(self._pool.map(change, planned.positions.tolist(), examples))
         else:
             firsts = [example for example, *_ in examples]
@@ -436,6 +437,7 @@ class StreamReader:
         audio, clean = augment(
             example["audio"],
             self._config.augmentation,
+            # A generator per position: threads and processes may come in any order.
             np.random.default_rng([bucket.seed, position]),
             longest=bucket.limits["audio"],
             other=others[0]["audio"] if others else None,

@@ -388,6 +388,7 @@ def upsample(
         lengths = jnp.where(fits, index.lengths, 0)
         index = dataclasses.replace(index, mask=mask, lengths=lengths)
         refined = zero_padding(refined, mask)
+        # The frame index is split by rows like an array: all of its fields have rows first.
         leaves, structure = jax.tree.flatten((refined, index, fits))
         columns = [split_rows(leaf, rows) for leaf in leaves]
         for name, *arrays in zip(group, *columns, strict=True):

@@ -50,6 +50,7 @@ def frame_variance_ratio(encoded: jax.Array, mask: jax.Array) -> Weighted:
     weight = mask.astype(jnp.float32)[:, :, None]
     count = jnp.maximum(jnp.sum(weight, axis=1, keepdims=True), 1.0)
     average = jnp.sum(encoded * weight, axis=1, keepdims=True) / count  # [batch, 1, features]
+    # Summed over the batch before the division: long utterances count by their frames.
     variance = jnp.sum(jnp.square(encoded - average) * weight)
     return variance, jnp.sum(jnp.square(encoded) * weight)
 

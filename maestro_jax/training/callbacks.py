@@ -133,6 +133,7 @@ class MetricLogger(Callback):
         """Adds the metrics of the step; at a log point, they wait to be written."""
         self._window.add(info.metrics)
         if info.step % trainer.run.log_every == 0 or info.step == trainer.run.steps:
+            # Not written yet: that would wait for the step, while the next one could be dispatched.
             self._pending, self._window = (info.step, self._window), MetricWindow()
 
     def write(self, trainer: Trainer, measured: Mapping[str, float]) -> None:
@@ -172,6 +173,7 @@ class MetricLogger(Callback):
 
     def state(self) -> Mapping[str, Any]:
         """Returns the window that is open."""
+        # Sums of the steps since the last log point: a resumed run logs the means of all of them.
         return {"window": self._window.state()}
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -204,6 +206,7 @@ class NonFiniteGuard(Callback):
         """Counts the skipped steps of a window; the log has their number since the run began."""
         skipped = round(window.totals["skipped_steps"])
         self._skipped += skipped
+        # Only the sum of a window is known: it continues a row if all of its steps were skipped.
         self._consecutive = self._consecutive + skipped if skipped == window.steps else 0
         return {"skipped_steps": float(self._skipped)}
 
@@ -383,6 +386,8 @@ class Checkpointer(Callback):
         run = trainer.run
         is_due = info.step % run.checkpoint_every == 0 or info.step == run.steps
         if is_due or trainer.is_stopping or trainer.has_measured:
+            # What is due is written first. Its steps are then not in the window that the record
+            # saves, and a validation of this step has decided whether this is the best checkpoint.
             trainer.flush_log()
         if not (is_due or trainer.is_stopping or self._improved):
             return

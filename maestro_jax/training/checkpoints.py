@@ -246,6 +246,8 @@ class Checkpoints:
         if jax.process_index() == 0:
             chosen, damaged = checkpoint_files.newest_whole(self.directory, steps)
         if jax.process_count() > 1:
+            # The first process decides for all: others may see other files of a shared directory,
+            # and must not restore another step.
             sent = np.int32(-1 if chosen is None else chosen)
             step = int(multihost_utils.broadcast_one_to_all(sent))
             chosen = None if step < 0 else step

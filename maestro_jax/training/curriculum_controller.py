@@ -176,6 +176,7 @@ class LossBalancer(Callback):
         losses = {name: float(loss) for name, loss in losses.items()}
         for name, loss in losses.items():
             if loss > 0.0:
+                # The loss that a term began with, whenever its stream begins.
                 self._first_losses.setdefault(name, loss)
         weighted_norms = {
             name: float(norms[name])

@@ -48,6 +48,7 @@ def create_state(params: Any, optimizer: Optimizer, *, ema: bool = True) -> Trai
     # A copy, because the buffers of the state are donated and may not be shared.
     average = jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), params) if ema else None
     return TrainState(
+        # An array and not a Python number: a constant would compile every step anew.
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=optimizer.build(params).init(params),
