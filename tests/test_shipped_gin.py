@@ -12,6 +12,7 @@ import pytest
 from maestro_jax.batches import batch_shapes
 from maestro_jax.gin_utils import gin_config
 from maestro_jax.gin_utils.gin_source import config_root
+from maestro_jax.minivox import config as minivox_config
 from maestro_jax.modules.duration import SubwordDurations
 from maestro_jax.training import parameter_trees
 from maestro_jax.training.partitioning import Partitioning
@@ -255,3 +256,9 @@ def test_choices_of_the_objective_from_the_command_line(binding: tuple[str, str]
     bindings = {"STEPS": "1000", "WARMUP_STEPS": "10"}
     plain = gin_config.parse_and_build(files, bindings).objective
     assert gin_config.parse_and_build(files, bindings | dict([binding])).objective != plain
+
+
+@pytest.mark.parametrize("corpus", ["TINY", "SMALL", "LOW_RESOURCE"])
+def test_the_vocabulary_of_minivox_fits_the_model_of_the_tutorials(corpus: str) -> None:
+    run = build(data=f"minivox_{corpus.lower()}.gin")
+    assert run.model.vocab_size >= getattr(minivox_config, corpus).vocab_size

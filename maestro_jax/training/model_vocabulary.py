@@ -128,7 +128,8 @@ def save_vocabulary(run: TrainRun, vocabulary: Vocabulary, model_dir: epath.Path
     if size is not None and vocabulary.vocab_size > size:
         raise UserError(
             f"The vocabulary has {vocabulary.vocab_size} tokens, but the model's vocab_size is "
-            f"{size}; set vocab_size to {vocabulary.vocab_size} or more."
+            f"{size}; set VOCAB_SIZE (vocab_size of the text encoder and the decoders) to "
+            f"{vocabulary.vocab_size} or more."
         )
     content = vocabulary.model_bytes
     path = model_dir / MODEL_FILE
