@@ -335,7 +335,8 @@ class IndexedTfdsSource(IndexedSource):
         directory = self._directory()
         if directory is None:
             raise UserError(
-                f"{self._name} is not prepared below {active_data_root()}; run `{self._remedy}`."
+                f"{self._name} is not prepared below {active_data_root()}; run `{self._remedy}`, "
+                "or give --data_dir or MAESTRO_DATA_DIR if it is prepared elsewhere."
             )
         name = self._split_names[split]
         if texts and (apart := directory / TEXTS_ONLY / "dataset_info.json").is_file():

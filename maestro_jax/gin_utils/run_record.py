@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from etils import epath
 
 from maestro_jax.errors import UserError
+from maestro_jax.files import models_below
 
 _ENVIRONMENT = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_PLATFORMS", "JAX_ENABLE_X64")
 _PACKAGES = (
@@ -70,7 +71,9 @@ def latest(model_dir: str | os.PathLike[str], name: str) -> epath.Path:
         raise UserError(f"there is no model directory {model_dir}; check the path")
     newest = _newest(directory, name)
     if newest is None:
-        raise UserError(f"{model_dir} is not a model directory: it has no {name}")
+        raise UserError(
+            f"{model_dir} is not a model directory: it has no {name}{models_below(directory)}"
+        )
     return newest[1]
 
 

@@ -157,7 +157,10 @@ def compiler_devices(topology: Topology) -> list[Any]:
     """
     name = topology.libtpu_name
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError("the TPU compiler is not installed: pip install libtpu")
+        raise UserError(
+            "the TPU compiler is not installed: pip install libtpu, or give --roofline for an "
+            "estimate without it"
+        )
     for variable, value in _ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     from jax.experimental import topologies

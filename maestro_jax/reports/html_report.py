@@ -340,7 +340,7 @@ def _reason_for_no_figure(section: str) -> str:
         "retrieval": "diagnostics with held-out pairs",
         "codes": "a quantizer and a stream of speech",
     }.get(section, "a log point")
-    return f"Nothing to show yet: this section needs {needs}."
+    return f"Nothing to show: this section needs {needs}."
 
 
 def losses(run_log: RunLog) -> list[ReportFigure]:

@@ -15,6 +15,7 @@ import numpy as np
 from etils import epath
 
 from maestro_jax.errors import UserError, near_misses
+from maestro_jax.files import models_below
 from maestro_jax.renamed_metrics import present_name
 from maestro_jax.training.model_vocabulary import token_names
 
@@ -148,7 +149,7 @@ def read_curves(
     except OSError as error:
         raise UserError(
             f"cannot read the metrics of a run from {path}: {error.strerror}; "
-            "name a model directory that a training run has logged to"
+            f"name a model directory that a training run has logged to{models_below(model_dir)}"
         ) from error
     curves: dict[str, dict[int, float]] = {}
     for number, line in enumerate(lines, start=1):

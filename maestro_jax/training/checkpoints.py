@@ -28,6 +28,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from maestro_jax.errors import UserError
+from maestro_jax.files import models_below
 from maestro_jax.modules.duration import FROZEN_DURATIONS, freeze_durations, names_to_freeze
 from maestro_jax.training import checkpoint_files, parameter_groups, parameter_trees
 from maestro_jax.training.checkpoint_files import RECORD, STATE, check_whole
@@ -574,7 +575,7 @@ def find_checkpoint(directory: epath.PathLike) -> epath.Path:
                 return parent / str(max(steps))
     raise UserError(
         f"{directory} is not a checkpoint directory: give a model directory that holds "
-        f"{SUBDIRECTORY}/<step>, or one such step."
+        f"{SUBDIRECTORY}/<step>, or one such step{models_below(path)}."
     )
 
 

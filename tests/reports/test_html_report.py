@@ -231,7 +231,7 @@ def test_a_run_without_diagnostics_has_a_page(tmp_path):
     write_run(tmp_path, curves, probes=False, described=False)
     page = Page(write_report(tmp_path)[0].read_text())
     assert tuple(page.sections) == SECTIONS and set(page.images) == {"losses", "learning_rates"}
-    assert "Nothing to show yet" in " ".join(page.words)
+    assert "Nothing to show: this section needs" in " ".join(page.words)
 
 
 def test_a_report_that_fails_does_not_end_training(tmp_path, caplog):

@@ -142,6 +142,9 @@ def test_what_is_no_checkpoint_is_said_so(tmp_path):
     (tmp_path / "checkpoints" / "7.orbax-checkpoint-tmp-1").mkdir(parents=True)
     with pytest.raises(UserError, match="is not a checkpoint directory"):
         find_checkpoint(tmp_path)
+    (tmp_path / "runs" / "asr" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"; below it are asr\.$"):
+        find_checkpoint(tmp_path / "runs")
 
 
 def test_unknown_kind_of_parameters(saved):

@@ -202,7 +202,8 @@ def plan_text(plan: Plan) -> str:
     topology, chip = plan.topology, plan.topology.chip
     data, fsdp, tensor = plan.mesh
     head = (
-        f"{topology}: {topology.chips} chips on {topology.hosts} hosts; mesh data {data}, "
+        f"{topology}: {_count(topology.chips, 'chip')} on {_count(topology.hosts, 'host')}; "
+        f"mesh data {data}, "
         f"fsdp {fsdp}, tensor {tensor}; {sum(plan.parameters.values()):,} parameters"
     )
     sections = [head, table(_streams(plan))]
@@ -330,6 +331,17 @@ def _sent(plan: Plan) -> list[dict[str, Any]]:
     return rows or [{f"sent per chip and step, {source}": "nothing", "MiB": 0.0}]
 
 
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _rounded(value: float, digits: int) -> float:
+    """Rounds to so many decimals, but keeps two significant digits of a small value."""
+    if value * 10**digits < 10:
+        return float(f"{value:.2g}")
+    return round(value, digits or None)
+
+
 def _hours(plan: Plan) -> str:
     time = plan.estimate.time
     rows = [
@@ -337,14 +349,14 @@ def _hours(plan: Plan) -> str:
             "from step": each.phase.begins,
             "steps": each.phase.steps,
             "streams": each.phase.streams,
-            "s per step": round(each.step_seconds, 3),
-            "hours": round(each.hours, 1),
-            "chip-hours": round(each.hours * time.chips),
+            "s per step": _rounded(each.step_seconds, 3),
+            "hours": _rounded(each.hours, 1),
+            "chip-hours": _rounded(each.hours * time.chips, 0),
             "audio hours per second": round(each.audio_hours_per_second, 2),
         }
         for each in time.phases
     ]
     return table(rows) + (
-        f"\ntotal {time.hours:.1f} hours, {time.chip_hours:,.0f} chip-hours, "
+        f"\ntotal {_rounded(time.hours, 1):,} hours, {_rounded(time.chip_hours, 0):,} chip-hours, "
         f"{time.audio_hours:,.0f} hours of audio ({time.audio_hours_per_second:.2f} per second)"
     )
