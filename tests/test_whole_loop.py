@@ -78,6 +78,7 @@ def test_the_demo_leaves_tables_pictures_and_a_transcript(demo_output: Path) -> 
         "de-en",
         "sl-en",
     }
+    assert "de-en" in (demo_output / "translation" / "report.html").read_text()
 
 
 def test_the_language_models_know_no_test_sentence(demo_output: Path) -> None:

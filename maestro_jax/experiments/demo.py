@@ -11,7 +11,7 @@ from maestro_jax.evaluation.run_evaluation import evaluate_run
 from maestro_jax.experiments.stages import Experiment, Recipe, Stage
 from maestro_jax.inference.search_config import SearchConfig
 from maestro_jax.inference.transcriber import Transcriber
-from maestro_jax.reports.html_report import draw_curves, draw_probe
+from maestro_jax.reports.html_report import draw_curves, draw_probe, write_report
 from maestro_jax.training.run import TrainRun
 
 LOW_RESOURCE = ("sl",)
@@ -88,6 +88,7 @@ def run_demo(
                 output_dir=directories[name] / directory,
             )
             tables.append(f"{title}\n{scores.text()}")
+        write_report(directories[name])  # The one of the end of training has no scores.
 
     experiment.announce("transcribing one held-out file")
     file, reference, english = _held_out_file(

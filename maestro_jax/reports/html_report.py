@@ -223,7 +223,8 @@ def _section(name: str, title: str, body: str) -> str:
 def _page(name: str, run_log: RunLog, figure_sections: Sequence[str]) -> str:
     first = [("summary", "Summary", _summary(run_log)), ("health", "Health", _health(run_log))]
     if run_log.scores:
-        first.append(("scores", "Scores", "\n".join(map(_scores, run_log.scores.values()))))
+        tables = [_scores(title, content) for title, content in run_log.scores.items()]
+        first.append(("scores", "Scores", "\n".join(tables)))
     names = [(section, title) for section, title, _ in (*first, *SECTIONS)]
     links = "".join(f'<a href="#{section}">{html.escape(title)}</a>' for section, title in names)
     sections = [*(_section(*section) for section in first), *figure_sections]
@@ -288,7 +289,7 @@ def _health(run_log: RunLog) -> str:
     return f"<table>\n{rows}\n</table>"
 
 
-def _scores(content: Mapping[str, Any]) -> str:
+def _scores(title: str, content: Mapping[str, Any]) -> str:
     """Formats a score file of `maestro eval` as a table with all metrics that it has."""
     metrics = [name for name in content["units"] if name != "error_rate"]
     # Files of earlier versions have no titles.
@@ -313,7 +314,7 @@ def _scores(content: Mapping[str, Any]) -> str:
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
         for cells in rows
     ]
-    return f"<h3>{html.escape(content['name'])}</h3>\n<table>\n{chr(10).join(lines)}\n</table>"
+    return f"<h3>{html.escape(title)}</h3>\n<table>\n{chr(10).join(lines)}\n</table>"
 
 
 def _score(value: float | None, interval: Sequence[float] | None = None) -> str:

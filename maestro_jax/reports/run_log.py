@@ -34,7 +34,8 @@ class RunLog:
         description: Content of `diagnostics/run.json`; empty for a run without diagnostics.
         probes: Step and arrays of the first and of the last probe of held-out pairs, if any.
         pieces: Tokens of the held-out utterance that figures show, as text.
-        scores: Content of the score files of `evaluation`, by the name of their test set.
+        scores: Content of the score files of `evaluation`, by their test set, with
+            the folder that they are in, which names a search.
     """
 
     curves: Mapping[str, Curve]
@@ -109,14 +110,18 @@ def _read_scores(directory: epath.Path) -> dict[str, Mapping[str, Any]]:
     """Reads the score files that `maestro eval` wrote, with the present names of their keys."""
     folder = directory / "evaluation"
     scores: dict[str, Mapping[str, Any]] = {}
-    for path in sorted(folder.glob("*.json")) if folder.exists() else ():
+    if not folder.exists():
+        return scores
+    # A folder in it holds the scores of another search, as in the output of `maestro demo`.
+    for path in (*sorted(folder.glob("*.json")), *sorted(folder.glob("*/*.json"))):
         content = json.loads(path.read_text())
         if not isinstance(content, dict) or "rows" not in content:
             continue
         for row in content["rows"]:
             # The key of earlier versions.
             row.setdefault("primary_metric", row.get("leading"))
-        scores[content["name"]] = content
+        search = "" if path.parent == folder else f" ({path.parent.name.replace('_', ' ')})"
+        scores[content["name"] + search] = content
     return scores
 
 

@@ -316,6 +316,7 @@ def test_scores_are_on_the_page_also_those_of_earlier_versions(tmp_path):
     }
     (folder / "old.test.json").write_text(json.dumps(earlier))
     (folder / "other.json").write_text("[]")
+    ScoreTable(score(predictions, kind="asr", name="new.test")).write(folder / "beam_of_8")
     assert main(["report", str(tmp_path)]) == 0
     page = Page((tmp_path / "report.html").read_text())
     assert page.sections[2] == "scores"
@@ -325,6 +326,7 @@ def test_scores_are_on_the_page_also_those_of_earlier_versions(tmp_path):
         *("new.test", "utterances", "WER %", "CER %", "de", "1", "50.0 (50.0 to 50.0)"),
         *("55.6 (55.6 to 55.6)", "average of 1", "50.0", "55.6"),
     ]
+    assert words.index("new.test (beam of 8)") > start + 11
     start = words.index("old.test")
     assert words[start : start + 7] == "old.test utterances WER fr 7 12.5".split() + [
         "average of 1"
