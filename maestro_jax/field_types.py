@@ -118,6 +118,8 @@ def _is_instance(value: Any, cls: type) -> bool:
 
 def _described(value: Any, annotation: Any) -> str:
     """Describes a wrong value, what is expected, and what to write in gin."""
+    if isinstance(value, (tuple, list)):
+        value = next((each for each in value if isinstance(each, type)), value)
     if isinstance(value, type):
         name = value.__name__
         return f"the class {name}, not an object of it; write @{name}() with parentheses in gin."

@@ -151,7 +151,7 @@ def expected(size: Size) -> dict[str, int]:
 @pytest.mark.parametrize("name", SIZES)
 def test_parameters_by_module(name: str) -> None:
     files = ["runs/pretrain.gin", f"models/{name}.gin", "objectives/maestro.gin"]
-    run = gin_config.parse_and_build([*files, "data/minivox_tiny.gin"], {"STEPS": "1000"})
+    run = gin_config.parse_and_build([*files, "data/minivox_small.gin"], {"STEPS": "1000"})
     # Shapes alone: the large model is never allocated.
     params = jax.eval_shape(
         lambda: unbox(run.objective.init(run.model, jax.random.key(0), run.batch_shapes()))

@@ -9,7 +9,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 import types
 
 import pytest
@@ -20,10 +19,8 @@ from maestro_jax.tables import table
 PYTHON = [sys.executable, "-m", "maestro_jax.cli.main"]
 
 
-def test_help_is_quick_and_lists_every_command() -> None:
-    start = time.perf_counter()
+def test_help_lists_every_command_without_loading_what_takes_seconds() -> None:
     process = subprocess.run([*PYTHON, "--help"], capture_output=True, text=True, check=True)
-    assert time.perf_counter() - start < 1.0
     assert all(f"  {name} " in process.stdout for name in cli.COMMANDS)
     heavy = (
         "import sys, maestro_jax.cli.main; print({'jax', 'gin', 'tensorflow'} & set(sys.modules))"

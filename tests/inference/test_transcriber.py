@@ -76,8 +76,8 @@ def test_a_text_becomes_a_model_of_it(vocabulary, tmp_path):
     [
         ({"beam_size": 0}, "at least 1, not 0"),
         ({"lm_text": "nowhere.txt"}, "nowhere.txt"),
-        ({"lm_weight": -1.0}, "negative"),
-        ({"lm_weight": float("nan")}, "negative"),
+        ({"lm_weight": -1.0}, "lm_weight is -1.0; it must be 0 or more"),
+        ({"lm_weight": float("nan")}, "lm_weight is nan; it must be 0 or more"),
         ({"lm_text": "empty"}, "no text in"),
         ({"lm_text": "latin"}, "cannot read"),
     ],

@@ -84,7 +84,7 @@ def test_gradients_are_those_of_finite_differences_of_the_definition():
 def test_settings_that_cannot_work_are_refused():
     with pytest.raises(ValueError, match="kernel_size is 4"):
         LightweightConv(heads=2, kernel_size=4)
-    with pytest.raises(ValueError, match="does not divide 6"):
+    with pytest.raises(ValueError, match="heads is 4, which does not divide the 6 features"):
         LightweightConv(heads=4, kernel_size=3).init(
             jax.random.key(0), normal(1, 3, 6), jnp.ones((1, 3), bool)
         )

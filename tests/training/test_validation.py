@@ -273,7 +273,7 @@ def test_a_callback_from_elsewhere_stops_and_resumes(toy, tmp_path):
     assert written[6]["mean"] == written[6]["loss"]
     with pytest.raises(UserError, match="Two callbacks have the name 'stop'"):
         train(toy.run(), tmp_path / "new", batches=toy.batches, callbacks=[first, Stop(at=1)])
-    with pytest.raises(UserError, match=r"callbacks has .*, which is no Callback"):
+    with pytest.raises(UserError, match=r"callbacks is the class Stop, .*write @Stop\(\)"):
         toy.run(callbacks=[Stop])
 
 
