@@ -178,7 +178,7 @@ def _collective(
     groups = (
         _rings(_explicit(pairs))
         if pairs is not None
-        else _groups(instruction.attribute("replica_groups") or "{}", layout.devices)
+        else replica_groups(instruction.attribute("replica_groups") or "{}", layout.devices)
     )
     size = max(map(len, groups), default=1)
     payload = _result_bytes(instruction)
@@ -236,9 +236,18 @@ class _Layout:
         return tuple(name for name in self.mesh if name in differ), crosses
 
 
-def _groups(text: str, devices: int) -> list[list[int]]:
-    """Parses replica groups: ``{{0,1},{2,3}}``, ``[2,4]<=[8]``, ``[4,2]<=[2,4]T(1,0)``, ``{}``."""
+def replica_groups(text: str, devices: int) -> list[list[int]]:
+    """Parses replica groups, in any of the forms that XLA writes.
+
+    ``{{0,1},{2,3}}``, ``[2,4]<=[8]``, ``[4,2]<=[2,4]T(1,0)``, ``{}`` for all devices, and from jax
+    0.12 the axes of a mesh: ``mesh['data'=2,'fsdp'=4] {'data'}``.
+
+    Raises:
+        ValueError: The text has another form.
+    """
     text = text.strip()
+    if mesh := re.fullmatch(r"mesh\[([^\]]*)\] *\{([^}]*)\}", text):
+        return _groups_of_axes(mesh[1], mesh[2])
     iota = re.fullmatch(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
     if iota:
         shape, sizes = _numbers(iota[1]), _numbers(iota[2])
@@ -246,7 +255,35 @@ def _groups(text: str, devices: int) -> list[list[int]]:
         if iota[3]:
             ids = ids.transpose(_numbers(iota[3]))
         return ids.reshape(shape[0], -1).tolist()
+    if not re.fullmatch(r"\{(\{[\d,]+\},?)*\}", text.replace(" ", "")):
+        raise ValueError(f"replica groups of an unknown form: {text!r}")
     return _explicit(text) or [list(range(devices))]
+
+
+def _groups_of_axes(mesh: str, axes: str) -> list[list[int]]:
+    """Parses groups along axes of a mesh, or along parts of them: ``'data':(2)4``.
+
+    A part ``(pre)size`` of an axis is what remains of it after its `pre` outermost parts: the axis
+    is taken as `[pre, size, rest]`.
+    """
+    sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh)}
+    parts = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", axes)
+    if re.sub(r"'[^']+'(:\(\d+\)\d+)?,?", "", axes.replace(" ", "")) or not sizes:
+        raise ValueError(f"replica groups of an unknown form: mesh[{mesh}] {{{axes}}}")
+    if len({name for name, *_ in parts}) < len(parts):
+        raise ValueError(f"two parts of an axis in replica groups: mesh[{mesh}] {{{axes}}}")
+    # Every axis becomes three dimensions, so that each part is one of its own.
+    shape: list[int] = []
+    along: dict[str, int] = {}
+    cuts = {name: (int(pre or 1), int(size or sizes[name])) for name, pre, size in parts}
+    for name, size in sizes.items():
+        pre, taken = cuts.get(name, (1, size))
+        along[name] = len(shape) + 1
+        shape += [pre, taken, size // (pre * taken)]
+    ids = np.arange(math.prod(shape)).reshape(shape)
+    inner = [along[name] for name in cuts]
+    outer = [d for d in range(len(shape)) if d not in inner]
+    return ids.transpose(outer + inner).reshape(-1, math.prod(shape[d] for d in inner)).tolist()
 
 
 def _explicit(text: str) -> list[list[int]]:

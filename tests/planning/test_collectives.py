@@ -12,6 +12,7 @@ from maestro_jax.planning.collectives import (
     between_slices,
     by_kind_and_axes,
     find_collectives,
+    replica_groups,
     sent_bytes,
 )
 from maestro_jax.planning.hlo import arrays, parse_hlo, parts_of_tuple
@@ -297,3 +298,26 @@ def test_types() -> None:
         "token[]",
     ]
     assert sent_bytes("all-to-all", 8.0, 4) == 6.0
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("mesh['data'=2,'fsdp'=4] {'data'}", [[0, 4], [1, 5], [2, 6], [3, 7]]),
+        ("mesh['data'=2,'fsdp'=4] {'fsdp'}", [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        ("mesh['data'=2,'fsdp'=4] {'data','fsdp'}", [list(range(8))]),
+        ("mesh['data'=2,'fsdp'=4] {'fsdp':(1)2}", [[0, 2], [1, 3], [4, 6], [5, 7]]),
+        ("mesh['data'=2,'fsdp'=4] {'fsdp':(2)2}", [[0, 1], [2, 3], [4, 5], [6, 7]]),
+        ("[4,2]<=[2,4]T(1,0)", [[0, 4], [1, 5], [2, 6], [3, 7]]),
+        ("{{0,4},{1,5}}", [[0, 4], [1, 5]]),
+        ("{}", [list(range(8))]),
+    ],
+)
+def test_replica_groups_in_every_form(text: str, expected: list[list[int]]) -> None:
+    assert sorted(replica_groups(text, 8)) == expected
+
+
+@pytest.mark.parametrize("text", ["mesh['data'=2] {data}", "[4,2]<=(8)", "{0,1}", "all"])
+def test_replica_groups_of_an_unknown_form_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="unknown form"):
+        replica_groups(text, 8)

@@ -279,7 +279,7 @@ def test_streams_add_up_to_the_step() -> None:
     files = ["runs/pretrain.gin", "models/tiny.gin", "objectives/maestro.gin"]
     # With room for 400 frames. In a step, the texts of pairs pass the duration model as well,
     # joined with those of other texts: the shorter the texts, the larger the share of that.
-    settings = {"STEPS": "1", "MAX_TEXT_FRAMES": "400"}
+    settings = {"STEPS": "1", "MAX_TEXT_FRAMES": "400", "VOCAB_SIZE": "64"}
     run = gin_config.parse_and_build([*files, "data/minivox_tiny.gin"], settings)
     shapes = run.batch_shapes()
 
