@@ -59,6 +59,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 # JAX keeps every program that it compiled; after some hundred modules they fill gigabytes.
 _FREE_ABOVE = 1.5 * 2**30
+_FREE_IN_A_MODULE = 1.9 * 2**30
 _FREE_AFTER_GROWTH = 0.4 * 2**30
 _kept = 0.0
 
@@ -74,10 +75,25 @@ def resident_bytes() -> int:
 
 @pytest.fixture(scope="module", autouse=True)
 def free_programs():
-    """Drops compiled programs, open figures and freed heap pages once they have grown large."""
-    global _kept
+    """Frees memory after a module, whose tests share most programs."""
     yield
-    if resident_bytes() < max(_FREE_ABOVE, _kept + _FREE_AFTER_GROWTH):
+    free_memory(_FREE_ABOVE)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown() -> None:
+    """Frees memory after a test, from a higher level: the next may compile some programs again."""
+    free_memory(_FREE_IN_A_MODULE)
+
+
+def free_memory(above: float) -> None:
+    """Drops compiled programs, open figures and freed heap pages once they have grown large.
+
+    Args:
+        above: Memory of the process up to which nothing is dropped, bytes.
+    """
+    global _kept
+    if resident_bytes() < max(above, _kept + _FREE_AFTER_GROWTH):
         return
     if "matplotlib.pyplot" in sys.modules:
         sys.modules["matplotlib.pyplot"].close("all")

@@ -178,7 +178,7 @@ def _collective(
     groups = (
         _rings(_explicit(pairs))
         if pairs is not None
-        else replica_groups(instruction.attribute("replica_groups") or "{}", layout.devices)
+        else replica_groups(_groups_text(instruction), layout.devices)
     )
     size = max(map(len, groups), default=1)
     payload = _result_bytes(instruction)
@@ -236,18 +236,29 @@ class _Layout:
         return tuple(name for name in self.mesh if name in differ), crosses
 
 
+def _groups_text(instruction: HloInstruction) -> str:
+    """Returns the replica groups of a collective as they are written; ``{}`` without any."""
+    text = instruction.attribute("replica_groups") or "{}"
+    # A mesh whose devices are in another order has that order behind a comma, before the axes.
+    order = instruction.attribute("device_ids") if text.startswith("mesh[") else None
+    return f"{text}, device_ids={order}" if order else text
+
+
 def replica_groups(text: str, devices: int) -> list[list[int]]:
     """Parses replica groups, in any of the forms that XLA writes.
 
     ``{{0,1},{2,3}}``, ``[2,4]<=[8]``, ``[4,2]<=[2,4]T(1,0)``, ``{}`` for all devices, and from jax
-    0.12 the axes of a mesh: ``mesh['data'=2,'fsdp'=4] {'data'}``.
+    0.10 the axes of a mesh: ``mesh['a'=2,'b'=4] {'a'}``, also with the order of its devices:
+    ``mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'a'}``.
 
     Raises:
         ValueError: The text has another form.
     """
     text = text.strip()
-    if mesh := re.fullmatch(r"mesh\[([^\]]*)\] *\{([^}]*)\}", text):
-        return _groups_of_axes(mesh[1], mesh[2])
+    if mesh := re.fullmatch(
+        r"mesh\[([^\]]*)\](?:, device_ids=\((\[[\d,]+\]T\([\d,]+\)|[\d,]+)\))? *\{([^}]*)\}", text
+    ):
+        return _groups_of_axes(mesh[1], mesh[3], mesh[2])
     iota = re.fullmatch(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
     if iota:
         shape, sizes = _numbers(iota[1]), _numbers(iota[2])
@@ -260,11 +271,11 @@ def replica_groups(text: str, devices: int) -> list[list[int]]:
     return _explicit(text) or [list(range(devices))]
 
 
-def _groups_of_axes(mesh: str, axes: str) -> list[list[int]]:
+def _groups_of_axes(mesh: str, axes: str, order: str | None) -> list[list[int]]:
     """Parses groups along axes of a mesh, or along parts of them: ``'data':(2)4``.
 
     A part ``(pre)size`` of an axis is what remains of it after its `pre` outermost parts: the axis
-    is taken as `[pre, size, rest]`.
+    is taken as `[pre, size, rest]`. The order of the devices is theirs, row by row, if not given.
     """
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh)}
     parts = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", axes)
@@ -280,7 +291,12 @@ def _groups_of_axes(mesh: str, axes: str) -> list[list[int]]:
         pre, taken = cuts.get(name, (1, size))
         along[name] = len(shape) + 1
         shape += [pre, taken, size // (pre * taken)]
-    ids = np.arange(math.prod(shape)).reshape(shape)
+    ids = np.arange(math.prod(shape))
+    if order and (iota := re.fullmatch(r"\[([\d,]+)\]T\(([\d,]+)\)", order)):
+        ids = ids.reshape(_numbers(iota[1])).transpose(_numbers(iota[2]))
+    elif order:
+        ids = np.array(_numbers(order))
+    ids = ids.reshape(shape)
     inner = [along[name] for name in cuts]
     outer = [d for d in range(len(shape)) if d not in inner]
     return ids.transpose(outer + inner).reshape(-1, math.prod(shape[d] for d in inner)).tolist()
