@@ -1,4 +1,8 @@
-"""The whole workflow on MiniVox: corpus, pretraining, fine-tuning, evaluation, a transcript."""
+"""The whole workflow on MiniVox: corpus, pretraining, fine-tuning, evaluation, a transcript.
+
+Both fine-tuned models are evaluated by greedy search, and by beam search with an n-gram language
+model of the texts that pretraining reads.
+"""
 
 from __future__ import annotations
 
@@ -88,7 +92,8 @@ def run_demo(
                 output_dir=directories[name] / directory,
             )
             tables.append(f"{title}\n{scores.text()}")
-        write_report(directories[name])  # The one of the end of training has no scores.
+        # The report that training wrote at its end has no scores yet.
+        write_report(directories[name])
 
     experiment.announce("transcribing one held-out file")
     file, reference, english = _held_out_file(

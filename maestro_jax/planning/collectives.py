@@ -275,7 +275,8 @@ def _groups_of_axes(mesh: str, axes: str, order: str | None) -> list[list[int]]:
     """Parses groups along axes of a mesh, or along parts of them: ``'data':(2)4``.
 
     A part ``(pre)size`` of an axis is what remains of it after its `pre` outermost parts: the axis
-    is taken as `[pre, size, rest]`. The order of the devices is theirs, row by row, if not given.
+    is taken as `[pre, size, rest]`. `order` lists the devices of the mesh, row by row; None means
+    ascending ids.
     """
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh)}
     parts = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", axes)

@@ -101,3 +101,5 @@ def test_a_tracker_that_is_not_installed_is_said_so(toy, tmp_path, monkeypatch):
         train(toy.run(trackers=[WandbTracker("speech")]), tmp_path, batches=toy.batches)
     with pytest.raises(UserError, match=r"trackers is the class W.*write @WandbTracker\(\)"):
         toy.run(trackers=[WandbTracker])
+    with pytest.raises(UserError, match=r"trackers has .*, which is no Tracker"):
+        toy.run(trackers=[object()])

@@ -275,6 +275,8 @@ def test_a_callback_from_elsewhere_stops_and_resumes(toy, tmp_path):
         train(toy.run(), tmp_path / "new", batches=toy.batches, callbacks=[first, Stop(at=1)])
     with pytest.raises(UserError, match=r"callbacks is the class Stop, .*write @Stop\(\)"):
         toy.run(callbacks=[Stop])
+    with pytest.raises(UserError, match=r"callbacks has .*, which is no Callback"):
+        toy.run(callbacks=[object()])
 
 
 @pytest.mark.parametrize(

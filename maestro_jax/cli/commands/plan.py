@@ -332,11 +332,12 @@ def _sent(plan: Plan) -> list[dict[str, Any]]:
 
 
 def _count(number: int, noun: str) -> str:
+    """Writes a number with its noun, in the plural unless it is 1."""
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def _rounded(value: float, digits: int) -> float:
-    """Rounds to so many decimals, but keeps two significant digits of a small value."""
+    """Rounds to `digits` decimals, but keeps two significant digits of a small value."""
     if value * 10**digits < 10:
         return float(f"{value:.2g}")
     return round(value, digits or None)
