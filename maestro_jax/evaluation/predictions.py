@@ -22,6 +22,16 @@ class Prediction:
         target_language: Code of the language of a translation; empty for a transcript.
         reference: Transcript or translation as the corpus has it, not normalised.
         hypothesis: Text that the model wrote, not normalised.
+        task: Name of the seqio task that the utterance is of.
+        index: Its place in the split of the task; -1 where it is not known.
+        seconds: Duration of the audio; 0 for a text.
+        segments: Number of segments that over-long audio was cut into; 1 for what was decoded
+            whole.
+        score: Log-probability of the hypothesis under the decoder, nats.
+        words: Words of the hypothesis: text, start in seconds (None where the decoder gives no
+            times) and score in nats.
+        speaker: Speaker, where the corpus names them.
+        heard: Code of the language that the hypothesis is written in, where it was recognised.
     """
 
     id: str
@@ -29,6 +39,18 @@ class Prediction:
     target_language: str = ""
     reference: str
     hypothesis: str
+    task: str = ""
+    index: int = -1
+    seconds: float = 0.0
+    segments: int = 1
+    score: float | None = None
+    words: tuple[tuple[str, float | None, float], ...] = ()
+    speaker: str = ""
+    heard: str = ""
+
+    def __post_init__(self) -> None:
+        """Makes tuples of the words, which JSON has as lists."""
+        object.__setattr__(self, "words", tuple(tuple(word) for word in self.words))
 
     @property
     def direction(self) -> str:
