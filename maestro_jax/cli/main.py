@@ -59,6 +59,10 @@ COMMANDS = {
         "score a trained model on its tasks: WER, CER, BLEU, chrF and metrics of your own",
         "maestro eval --model_dir /data/run1 --task minivox_small_paired_de",
     ),
+    "compare": (
+        "compare two runs on the same utterances, with intervals and significance tests",
+        "maestro compare /data/run1 /data/run2 --metric wer,cer",
+    ),
     "transcribe": (
         "transcribe or translate audio files with a trained model",
         "maestro transcribe /data/run1 speech.wav --target_language en",

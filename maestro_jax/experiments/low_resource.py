@@ -8,7 +8,6 @@ with the same searches.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -90,7 +89,7 @@ def run_low_resource(
             predictions.append(
                 read_predictions(kept / f"{evaluations[name].name}.predictions.jsonl")
             )
-        comparisons[how] = compare(*predictions)
+        comparisons[how] = compare(*predictions).average
         rows += [_row(MODELS[name], how, evaluations[name]) for name in MODELS]
 
     [test_set] = {evaluation.name for evaluation in evaluations.values()}
@@ -99,9 +98,7 @@ def run_low_resource(
         "test_set": test_set,
         "steps": {name: run.steps for name, run in runs.items()},
         "minutes": minutes,
-        "searches": {
-            how: dataclasses.asdict(comparison) for how, comparison in comparisons.items()
-        },
+        "searches": {how: comparison.as_dict() for how, comparison in comparisons.items()},
     }
     (experiment.output / "low_resource.json").write_text(json.dumps(record, indent=2) + "\n")
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+
 import numpy as np
 import pytest
+from sacrebleu.metrics import BLEU
+from sacrebleu.significance import PairedTest
 
 from maestro_jax.errors import UserError
-from maestro_jax.evaluation.comparison import compare
+from maestro_jax.evaluation.comparison import PairedComparison, compare
 from maestro_jax.evaluation.predictions import Prediction
 
 REFERENCES = ("ena dva tri", "štiri pet", "šest sedem osem devet", "deset")
@@ -23,12 +28,22 @@ def predictions(hypotheses: tuple[str, ...]) -> list[Prediction]:
     ]
 
 
+def pair(first: tuple[str, ...], second: tuple[str, ...], **options) -> PairedComparison:
+    """Compares two models on one language."""
+    result = compare(predictions(first), predictions(second), **options)
+    [row] = result.rows
+    assert result.average == dataclasses.replace(row, name="average")
+    return row
+
+
 def test_rates_and_ratio() -> None:
-    result = compare(predictions(OURS), predictions(THEIRS)[::-1])
-    assert result.utterances == 4
-    assert result.score == pytest.approx(100 * sum(OUR_ERRORS) / sum(WORDS))
-    assert result.baseline_score == pytest.approx(100 * sum(THEIR_ERRORS) / sum(WORDS))
-    assert result.ratio == pytest.approx(sum(OUR_ERRORS) / sum(THEIR_ERRORS))
+    [row] = compare(predictions(OURS), predictions(THEIRS)[::-1]).rows
+    assert (row.name, row.metric, row.utterances) == ("sl", "wer", 4)
+    assert row.score == pytest.approx(100 * sum(OUR_ERRORS) / sum(WORDS))
+    assert row.baseline_score == pytest.approx(100 * sum(THEIR_ERRORS) / sum(WORDS))
+    assert row.difference == pytest.approx(-60.0)
+    assert row.ratio == pytest.approx(sum(OUR_ERRORS) / sum(THEIR_ERRORS))
+    assert row.model_is_better and not row.significant
 
 
 def test_the_interval_draws_the_same_utterances_for_both() -> None:
@@ -41,33 +56,148 @@ def test_the_interval_draws_the_same_utterances_for_both() -> None:
         Prediction(id=f"u{i}", language="sl", reference="a b c d", hypothesis="a b")
         for i in range(9)
     ]
-    assert compare(half, whole).ratio_interval == pytest.approx((0.5, 0.5))
-    low, high = compare(predictions(OURS), predictions(THEIRS)).ratio_interval
+    assert compare(half, whole).average.ratio_interval == pytest.approx((0.5, 0.5))
+    row = pair(OURS, THEIRS, bootstrap_samples=10_000)
     rng = np.random.default_rng(7)
     draws = rng.integers(4, size=(20000, 4))
+    words = np.asarray(WORDS)[draws].sum(1)
     ours, theirs = np.asarray(OUR_ERRORS)[draws].sum(1), np.asarray(THEIR_ERRORS)[draws].sum(1)
     ratios = ours[theirs > 0] / theirs[theirs > 0]
-    assert low == pytest.approx(np.percentile(ratios, 2.5), abs=0.05)
-    assert high == pytest.approx(np.percentile(ratios, 97.5), abs=0.15)
-    assert (
-        compare(predictions(OURS), predictions(THEIRS), bootstrap_samples=0).ratio_interval is None
-    )
+    expected = {
+        "interval": 100 * ours / words,
+        "baseline_interval": 100 * theirs / words,
+        "difference_interval": 100 * (ours - theirs) / words,
+        "ratio_interval": ratios,
+    }
+    for name, values in expected.items():
+        ends = np.percentile(values, [2.5, 97.5])
+        assert getattr(row, name) == pytest.approx(tuple(ends), rel=0.05), name
+    assert pair(OURS, THEIRS, bootstrap_samples=0).ratio_interval is None
+
+
+def test_randomisation_agrees_with_all_assignments() -> None:
+    # Each of the 2^4 ways of exchanging the outputs of the four utterances.
+    ours, theirs = np.asarray(OUR_ERRORS), np.asarray(THEIR_ERRORS)
+    reached = 0
+    for exchanged in itertools.product((False, True), repeat=4):
+        difference = np.where(exchanged, theirs - ours, ours - theirs).sum()
+        reached += abs(difference) >= abs((ours - theirs).sum())
+    assert 2 <= reached < 16
+    row = pair(OURS, THEIRS, randomisations=20_000, bootstrap_samples=0)
+    assert row.randomisation_p_value == pytest.approx(reached / 16, abs=0.02)
+    assert row.bootstrap_p_value is None
+    assert pair(OURS, THEIRS, randomisations=0).randomisation_p_value is None
+
+
+def test_equal_models_do_not_differ() -> None:
+    row = pair(THEIRS, THEIRS)
+    assert (row.difference, row.bootstrap_p_value, row.randomisation_p_value) == (0.0, 1.0, 1.0)
+    assert not row.significant and not row.model_is_better
+
+
+def translations(seed: int, errors: float, count: int = 60) -> tuple[list[str], list[str]]:
+    rng = np.random.default_rng(0)
+    references = [" ".join(rng.choice(list("abcdefgh"), 12)) for _ in range(count)]
+    rng = np.random.default_rng(seed)
+    hypotheses = [
+        " ".join(word if rng.random() > errors else "x" for word in text.split())
+        for text in references
+    ]
+    return references, hypotheses
+
+
+def test_bleu_agrees_with_sacrebleu(monkeypatch: pytest.MonkeyPatch) -> None:
+    references, first = translations(1, 0.30)
+    _, second = translations(2, 0.25)
+    monkeypatch.setenv("SACREBLEU_SEED", "12345")
+    results = {}
+    for test in ("ar", "bs"):
+        systems = [("baseline", first), ("model", second)]
+        paired = PairedTest(systems, {"bleu": BLEU()}, [references], test, n_samples=4000)
+        results[test] = paired()[1]["BLEU"]
+    sides = [
+        [
+            Prediction(
+                id=f"{i:03d}",
+                language="de",
+                target_language="en",
+                reference=reference,
+                hypothesis=hypothesis,
+            )
+            for i, (reference, hypothesis) in enumerate(zip(references, hypotheses, strict=True))
+        ]
+        for hypotheses in (second, first)
+    ]
+    [row] = compare(*sides, seed=12345, bootstrap_samples=4000, randomisations=4000).rows
+    assert row.metric == "bleu" and row.higher_is_better
+    assert row.baseline_score == pytest.approx(results["bs"][0].score)
+    assert row.score == pytest.approx(results["bs"][1].score)
+    # The same draws from the same seed.
+    assert 0.005 < results["ar"][1].p_value < 0.2
+    assert row.randomisation_p_value == pytest.approx(results["ar"][1].p_value, abs=1e-3)
+    low, high = row.interval
+    assert (high - low) / 2 == pytest.approx(results["bs"][1].ci, rel=0.01)
+    # sacreBLEU counts one of two sides, where no draw changes the sign.
+    assert row.bootstrap_p_value == pytest.approx(2 * results["bs"][1].p_value, rel=0.3)
+
+
+def test_averages_draw_within_each_language() -> None:
+    rng = np.random.default_rng(3)
+    sides: tuple[list[Prediction], list[Prediction]] = ([], [])
+    errors: dict[str, np.ndarray] = {}
+    for language, count in (("de", 30), ("sl", 10)):
+        # [utterances, models]: how many of the ten words are wrong.
+        errors[language] = rng.integers(0, 6, size=(count, 2))
+        for i, both in enumerate(errors[language]):
+            for side, wrong in zip(sides, both, strict=True):
+                words = " ".join("ab"[int(place < wrong)] for place in range(10))
+                side.append(
+                    Prediction(
+                        id=f"{i:02d}", language=language, reference="a " * 10, hypothesis=words
+                    )
+                )
+    result = compare(*sides, bootstrap_samples=4000)
+    rates = {language: 10.0 * counts.mean(axis=0) for language, counts in errors.items()}
+    average = np.mean(list(rates.values()), axis=0)
+    assert [row.name for row in result.rows] == ["de", "sl"]
+    assert result.average.utterances == 40
+    assert (result.average.score, result.average.baseline_score) == pytest.approx(tuple(average))
+    draws = np.zeros((20_000, 2))
+    rng = np.random.default_rng(11)
+    for counts in errors.values():
+        draws += 5.0 * counts[rng.integers(len(counts), size=(20_000, len(counts)))].mean(axis=1)
+    for interval, values in (
+        (result.average.interval, draws[:, 0]),
+        (result.average.difference_interval, draws[:, 0] - draws[:, 1]),
+    ):
+        assert interval == pytest.approx(tuple(np.percentile(values, [2.5, 97.5])), abs=0.4)
 
 
 def test_other_utterances_are_refused() -> None:
-    with pytest.raises(UserError, match="different test sets"):
-        compare(predictions(OURS), predictions(THEIRS)[1:])
-    with pytest.raises(UserError, match="different test sets"):
-        compare([], [])
+    names = ("run1", "run2")
+    with pytest.raises(UserError, match=r"run2 lacks 1 of 4 utterances \(sl 'u0'\)"):
+        compare(predictions(OURS), predictions(THEIRS)[1:], names=names)
+    with pytest.raises(UserError, match="no predictions of run1 and of run2"):
+        compare([], [], names=names)
+    changed = predictions(THEIRS)
+    changed[3] = dataclasses.replace(changed[3], reference="enajst")
+    with pytest.raises(UserError, match="1 references differ, as of sl 'u3': 'deset' and 'enajst'"):
+        compare(predictions(OURS), changed, names=names)
 
 
-def test_languages_without_spaces_are_compared_by_character() -> None:
+def test_each_language_has_its_own_metric() -> None:
     def said(hypothesis: str, language: str = "ja") -> list[Prediction]:
         return [
             Prediction(id="u", language=language, reference="今日は暑い", hypothesis=hypothesis)
         ]
 
-    result = compare(said("今日も暑い"), said("明日も暑い"), bootstrap_samples=0)
-    assert (result.metric, result.score, result.baseline_score) == ("cer", 20.0, 40.0)
-    with pytest.raises(UserError, match="scored by cer and by wer"):
-        compare([*said("x"), *said("x", "de")], [*said("x"), *said("x", "de")])
+    result = compare(
+        [*said("今日も暑い"), *said("今日も暑い", "de")],
+        [*said("明日も暑い"), *said("今日は暑い", "de")],
+        bootstrap_samples=0,
+    )
+    assert [(row.name, row.metric) for row in result.rows] == [("de", "wer"), ("ja", "cer")]
+    assert [(row.score, row.baseline_score) for row in result.rows] == [(100.0, 0.0), (20.0, 40.0)]
+    assert (result.average.metric, result.average.score) == ("error_rate", 60.0)
+    with pytest.raises(UserError, match="'bleu' does not score transcripts"):
+        compare(said("x"), said("x"), metric="bleu")

@@ -65,7 +65,7 @@ def test_the_metric_of_the_tutorial_is_in_the_table(
         [content] = json.loads(capsys.readouterr().out)
         [scores] = content["rows"]
         assert scores["ser"] == 50.0 and scores["ser_interval"] == [0.0, 100.0]
-        result = compare(predictions, predictions, metric="ser")
+        result = compare(predictions, predictions, metric="ser").average
     finally:
         sys.modules.pop("my_metrics", None)
         importlib.invalidate_caches()
