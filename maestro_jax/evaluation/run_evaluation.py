@@ -14,6 +14,7 @@ import jax
 from maestro_jax.errors import UserError
 from maestro_jax.evaluation.evaluate import Evaluation, evaluate
 from maestro_jax.evaluation.score_table import ScoreTable
+from maestro_jax.files import as_path
 from maestro_jax.inference.search_config import SearchConfig
 from maestro_jax.inference.transcriber import Transcriber
 from maestro_jax.progress import Progress
@@ -96,7 +97,9 @@ def evaluate_run(
     from maestro_jax.data.test_sets import TaskMetrics, published_test_sizes, separate_test_sets
 
     if transcriber is None:
-        directory = Path(model_dir) if step is None else Path(model_dir) / "checkpoints" / str(step)
+        directory = as_path(model_dir)
+        if step is not None:
+            directory = directory / "checkpoints" / str(step)
         transcriber = Transcriber.from_checkpoint(directory, run, search=search)
     selected: list[tuple[Kind, str]] = []
     if tasks:
@@ -118,7 +121,7 @@ def evaluate_run(
     if not selected:
         raise UserError("the run has no stream paired or st; name a task with --task.")
 
-    output_dir = Path(output_dir or Path(model_dir) / "evaluation")
+    output_dir = as_path(output_dir or as_path(model_dir) / "evaluation")
     shards = transcriber.data_shards
     vocabulary: Vocabulary | None = getattr(transcriber, "vocabulary", None)
     batch_size = -(-batch_size // shards) * shards

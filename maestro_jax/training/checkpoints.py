@@ -28,7 +28,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from maestro_jax.errors import UserError
-from maestro_jax.files import models_below
+from maestro_jax.files import absolute_path, models_below
 from maestro_jax.modules.duration import FROZEN_DURATIONS, freeze_durations, names_to_freeze
 from maestro_jax.training import checkpoint_files, parameter_groups, parameter_trees
 from maestro_jax.training.checkpoint_files import RECORD, STATE, check_whole
@@ -105,7 +105,7 @@ class Checkpoints:
 
     def __init__(self, model_dir: epath.PathLike, *, keep: int = 2) -> None:
         """Opens the directory, and creates it if necessary."""
-        self.directory = epath.Path(model_dir).expanduser().absolute() / SUBDIRECTORY
+        self.directory = absolute_path(model_dir) / SUBDIRECTORY
         self.best: BestCheckpoint | None = None
         self._saving = -1
         self._digesting = concurrent.futures.ThreadPoolExecutor(1)
@@ -561,7 +561,7 @@ def find_checkpoint(directory: epath.PathLike) -> epath.Path:
     Raises:
         UserError: There is no complete checkpoint, or none that is known as the best.
     """
-    path = epath.Path(directory).expanduser().absolute()
+    path = absolute_path(directory)
     if (path / STATE).is_dir():
         return path
     if path.name == "best" and not path.exists():

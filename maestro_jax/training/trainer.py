@@ -25,6 +25,7 @@ from etils import epath
 
 from maestro_jax.chip_table import chip_of
 from maestro_jax.errors import UserError
+from maestro_jax.files import absolute_path
 from maestro_jax.flops import count_jaxpr_flops
 from maestro_jax.objectives.base import Controls
 from maestro_jax.training import parameter_trees
@@ -147,7 +148,7 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
     ) -> None:
         self.run = run
-        self.model_dir = epath.Path(model_dir).expanduser().absolute()
+        self.model_dir = absolute_path(model_dir)
         self.data_dir = data_dir
         self.step = self.start_step = 0
         self.loads_data = batches is None

@@ -1,0 +1,135 @@
+"""Paths that users give: what is refused, and what real clients make of `gs://`."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pathlib
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from maestro_jax import files
+from maestro_jax.errors import UserError
+from maestro_jax.files import (
+    absolute_path,
+    as_path,
+    is_remote,
+    local_copy,
+    read_bytes,
+    write_atomically,
+)
+
+
+def test_local_paths(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert os.fspath(as_path("~/a/b")) == f"{tmp_path}/a/b"
+    assert os.fspath(as_path("a/b")) == "a/b"
+    assert os.fspath(as_path(pathlib.Path("/a"))) == "/a"
+    assert os.fspath(absolute_path("a/../b")) == os.path.abspath("b")
+    assert not is_remote("/gsm/a") and not is_remote("a:b")
+    write_atomically(as_path("~/new/file"), b"content")
+    assert read_bytes("~/new/file") == b"content"
+    assert local_copy("~/new/file") == tmp_path / "new" / "file"
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["file"]
+
+
+def test_a_path_in_a_bucket_stays_one():
+    path = as_path("gs://bucket/runs/a")
+    assert is_remote(path) and is_remote(path / "checkpoints")
+    assert os.fspath(path.parent / "b") == "gs://bucket/runs/b"
+    assert os.fspath(as_path(path)) == "gs://bucket/runs/a"
+    assert os.fspath(absolute_path(path)) == "gs://bucket/runs/a"
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("s3://bucket/a", "s3://bucket/a: of object stores only gs:// is supported"),
+        (pathlib.Path("gs://bucket/a"), "gs:/bucket/a has one slash too few: write gs://bucket/a"),
+        ("gs://", "names no bucket"),
+        ("gs:///a", "names no bucket"),
+    ],
+)
+def test_refused_addresses(path, message):
+    with pytest.raises(UserError, match=message):
+        as_path(path)
+
+
+def test_a_client_that_is_not_installed(monkeypatch):
+    found = importlib.util.find_spec
+
+    def find_spec(name: str):
+        if name == "google.cloud.storage":
+            raise ModuleNotFoundError("No module named 'google'")
+        return found(name)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
+    files._check_clients.cache_clear()
+    with pytest.raises(UserError, match=r"pip install 'maestro_jax\[gcs\]'"):
+        as_path("gs://bucket/a")
+    files._check_clients.cache_clear()
+
+
+def test_reading_what_is_not_there(tmp_path):
+    with pytest.raises(UserError, match=f"there is no vocabulary {tmp_path}/none; check the path"):
+        read_bytes(tmp_path / "none", "vocabulary")
+    with pytest.raises(UserError, match="the text .* cannot be used: Is a directory"):
+        read_bytes(tmp_path, "text")
+
+
+def test_failures_of_other_code_are_not_called_failures_of_storage():
+    assert files.storage_failure(ValueError("gs://bucket")) is None
+
+
+def test_files_in_a_bucket(emulator, bucket, tmp_path):
+    """Writes, reads, lists and copies with TensorFlow's client, in a process of its own."""
+    code = f"""
+    from maestro_jax.errors import UserError
+    from maestro_jax.files import as_path, local_copy, models_below, read_bytes, write_atomically
+
+    def refused(call, *arguments):
+        try:
+            call(*arguments)
+        except UserError as error:
+            return print("refused:", error)
+        raise AssertionError("it was not refused")
+
+    root = as_path("gs://{bucket}/runs")
+    content = bytes(range(256)) * 5000
+    write_atomically(root / "a" / "checkpoints" / "x", b"1")
+    write_atomically(root / "file.bin", b"before")
+    write_atomically(root / "file.bin", content)
+    assert read_bytes(str(root / "file.bin")) == content
+    assert sorted(path.name for path in root.iterdir()) == ["a", "file.bin"]
+    assert models_below(root) == "; below it are a"
+    copy = local_copy(root / "file.bin")
+    assert copy.name == "file.bin" and copy.read_bytes() == content
+    before = copy.stat().st_mtime_ns
+    assert local_copy(root / "file.bin").stat().st_mtime_ns == before
+    write_atomically(root / "file.bin", b"longer ago")
+    assert local_copy(root / "file.bin").read_bytes() == b"longer ago"
+    refused(local_copy, root / "none")
+    refused(local_copy, root / "a")
+    refused(read_bytes, "gs://{bucket}x/none", "text")
+    """
+    environment = os.environ | emulator.environment | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        f"refused: there is no file gs://{bucket}/runs/none; check the path",
+        f"refused: the file gs://{bucket}/runs/a is a directory; name a file",
+        f"refused: there is no text gs://{bucket}x/none; check the path",
+    ]
+    # What the server has, asked without any of the clients.
+    assert emulator.read(bucket, "runs/file.bin") == b"longer ago"
+    assert set(emulator.objects(bucket)) == {"runs/a/checkpoints/x", "runs/file.bin"}
+    copies = sorted((tmp_path / "cache" / "maestro_jax" / "files").glob("*/*"))
+    assert [copy.name for copy in copies] == ["file.bin", "file.bin"]
