@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import importlib
 import importlib.util
 import os
 import pathlib
@@ -25,6 +26,7 @@ from collections.abc import Iterator
 from etils import epath
 
 from maestro_jax.errors import UserError
+from maestro_jax.stderr import held_back_stderr
 
 _CHUNK = 1 << 24
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
@@ -53,7 +55,7 @@ def as_path(path: epath.PathLike) -> epath.Path:
         )
     if not text.removeprefix("gs://").split("/")[0]:
         raise UserError(f"{text} names no bucket: write gs://BUCKET/PATH")
-    _check_clients(text)
+    _load_clients(text)
     return epath.Path(text)
 
 
@@ -91,6 +93,34 @@ def write_atomically(path: epath.PathLike, content: bytes) -> None:
         raise
 
 
+@contextlib.contextmanager
+def written_locally(path: epath.PathLike) -> Iterator[pathlib.Path]:
+    """Lets a library that writes local files only write a file, which appears when it is complete.
+
+    Args:
+        path: The file to write, as `as_path` takes it.
+
+    Yields:
+        Another file to write, removed afterwards: beside a local one, else in a directory for
+        temporary files, from where it is copied.
+    """
+    target = as_path(path)
+    if not is_remote(target):
+        local = pathlib.Path(target)
+        part = local.with_name(f".{local.name}.part")
+        try:
+            yield part
+            part.replace(local)
+        finally:
+            part.unlink(missing_ok=True)
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        part = pathlib.Path(directory) / target.name
+        yield part
+        with part.open("rb") as source, target.open("wb") as copy:
+            shutil.copyfileobj(source, copy, _CHUNK)
+
+
 def read_bytes(path: epath.PathLike, what: str = "file") -> bytes:
     """Reads a whole file.
 
@@ -103,6 +133,29 @@ def read_bytes(path: epath.PathLike, what: str = "file") -> bytes:
     """
     with naming_failures(path, what):
         return as_path(path).read_bytes()
+
+
+def check_output(path: epath.PathLike, option: str = "--output") -> epath.Path:
+    """Checks, before a long computation, that its output can be written where a user wants it.
+
+    Args:
+        path: The file to write.
+        option: The option that names it, for messages.
+
+    Returns:
+        The path.
+
+    Raises:
+        UserError: It is a directory, or its directory does not exist.
+    """
+    output = as_path(path)
+    if output.is_dir():
+        raise UserError(f"{option} {os.fspath(path)} is a directory; name a file.")
+    # Buckets have no directories that must be there before.
+    if not is_remote(output) and not output.parent.is_dir():
+        parent = absolute_path(output).parent
+        raise UserError(f"{option} {os.fspath(path)}: make the directory {parent}.")
+    return output
 
 
 @contextlib.contextmanager
@@ -164,6 +217,42 @@ def storage_failure(error: BaseException) -> str | None:
     return f"Google Cloud Storage failed: {text}"
 
 
+def files_below(directory: epath.Path) -> Iterator[epath.Path]:
+    """Yields all files below a directory, in the order of their names."""
+    for path in sorted(directory.iterdir()):
+        if path.is_dir():
+            yield from files_below(path)
+        else:
+            yield path
+
+
+def copy_tree(source: epath.Path, target: epath.Path) -> None:
+    """Copies all files below a directory, local or in a bucket, into another one."""
+    for path in files_below(source):
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        path.copy(copy, overwrite=True)
+
+
+def local_directory(path: epath.PathLike, what: str) -> pathlib.Path:
+    """Returns a directory that libraries use as one on a disk, with random access to its files.
+
+    Args:
+        path: The directory.
+        what: What it is, for messages.
+
+    Raises:
+        UserError: It is in a bucket.
+    """
+    # As a Path, gs://bucket would silently become the directory gs:/bucket.
+    if _SCHEME.match(os.fspath(path)):
+        raise UserError(
+            f"the {what} {os.fspath(path)} is not on a disk: mount the bucket (gcsfuse), or copy "
+            "it."
+        )
+    return pathlib.Path(path).expanduser()
+
+
 def local_copy(path: epath.PathLike, what: str = "file") -> pathlib.Path:
     """Returns a file for libraries that read local files only.
 
@@ -218,20 +307,27 @@ def models_below(directory: epath.PathLike) -> str:
     return f"; below it are {', '.join(names[:5])}" if names else ""
 
 
-@functools.cache
-def _check_clients(path: str) -> None:
-    """Checks that the libraries that speak to Google Cloud Storage are installed.
+def _load_clients(path: str) -> None:
+    """Imports what speaks to Google Cloud Storage, before others do so with a page of messages.
 
     Raises:
-        UserError: One is not.
+        UserError: A client is not installed.
     """
     for module in ("tensorflow", "google.cloud.storage"):
-        try:
-            found = importlib.util.find_spec(module) is not None
-        except ModuleNotFoundError:  # A package above it.
-            found = False
-        if not found:
+        if not _is_installed(module):
             raise UserError(
                 f"{path} needs the clients of Google Cloud Storage ({module} is not installed): "
                 "pip install 'maestro_jax[gcs]'"
             )
+    if "tensorflow" not in sys.modules:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        with held_back_stderr():
+            importlib.import_module("tensorflow")
+
+
+@functools.cache
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # A package above it.
+        return False

@@ -15,6 +15,7 @@ import numpy as np
 
 from maestro_jax.batches import SAMPLE_RATE
 from maestro_jax.errors import UserError
+from maestro_jax.files import as_path, files_below, is_remote, naming_failures
 from maestro_jax.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -50,17 +51,22 @@ class AudioInput:
         """
         if self.error is not None:
             raise self.error
-        if self.name != STDIN:
+        if self.name != STDIN and not is_remote(self.name):
             yield from self._read(Path(self.name))
             return
         with tempfile.TemporaryDirectory() as directory:
             path = Path(directory) / "audio"
             with path.open("wb") as file:
-                shutil.copyfileobj(sys.stdin.buffer, file)
+                if self.name == STDIN:
+                    shutil.copyfileobj(sys.stdin.buffer, file)
+                else:
+                    with naming_failures(self.name, "recording"):
+                        with as_path(self.name).open("rb") as source:
+                            shutil.copyfileobj(source, file, 1 << 24)
             try:
                 yield from self._read(path)
             except UserError as error:
-                raise UserError(str(error).replace(str(path), _STDIN_NAME)) from error
+                raise UserError(str(error).replace(str(path), self.shown)) from error
 
     def _read(self, path: Path) -> Iterator[np.ndarray]:
         from maestro_jax.audio.chunks import audio_chunks
@@ -91,7 +97,7 @@ def audio_inputs(names: Sequence[str]) -> list[AudioInput]:
     repeated = 0
     for name in names:
         for one in _expanded(name):
-            key = STDIN if one.name == STDIN else _identity(Path(one.name).expanduser())
+            key = one.name if one.name == STDIN or is_remote(one.name) else _identity(one.name)
             repeated += key in found
             found.setdefault(key, one)
     if repeated:
@@ -108,8 +114,7 @@ def audio_input(name: str) -> AudioInput:
     Returns:
         The recording, with an error if there is no such file.
     """
-    path = Path(name).expanduser()
-    if name != STDIN and path.is_dir():
+    if name != STDIN and as_path(name).is_dir():
         return AudioInput(name, UserError(f"{name} is a directory; name a recording in it."))
     return next(_expanded(name))
 
@@ -126,7 +131,12 @@ class ReadingProgress:
     def __init__(self, names: Sequence[str]) -> None:
         from maestro_jax.audio.chunks import stated_seconds
 
-        seconds = sum(stated_seconds(name) for name in names if name != STDIN)
+        seconds = sum(
+            # What is in a bucket is not opened twice.
+            stated_seconds(name)
+            for name in names
+            if name != STDIN and not is_remote(name)
+        )
         shown = seconds >= _WORTH_A_LINE
         self._progress = (
             Progress(round(seconds), "transcribing", unit="s of audio") if shown else None
@@ -168,6 +178,9 @@ def _expanded(name: str) -> Iterator[AudioInput]:
         message = "- reads a recording from standard input: pipe one in, as in `cat a.wav | ...`."
         yield AudioInput(STDIN, UserError(message) if terminal else None)
         return
+    if is_remote(name):
+        yield from _in_bucket(name)
+        return
     path = Path(name).expanduser()
     if not path.is_dir():
         yield AudioInput(name, _missing(path))
@@ -201,6 +214,33 @@ def _expanded(name: str) -> Iterator[AudioInput]:
         yield AudioInput(name, UserError(message))
 
 
+def _in_bucket(name: str) -> Iterator[AudioInput]:
+    """Yields a recording in a bucket, or all that are below a directory there."""
+    from maestro_jax.audio.reading import EXTENSIONS
+
+    try:
+        path = as_path(name)
+        with naming_failures(name, "recording"):
+            if not path.is_dir():
+                error = UserError(f"there is no recording {name}; check the path")
+                yield AudioInput(name, None if path.exists() else error)
+                return
+            files = list(files_below(path))
+    except UserError as error:
+        yield AudioInput(name, error)
+        return
+    audio = [file for file in files if file.suffix.lower() in EXTENSIONS]
+    if len(audio) < len(files) and audio:
+        ignored = len(files) - len(audio)
+        log.info("%s: %d recordings; %d other files are ignored", name, len(audio), ignored)
+    for file in audio:
+        yield AudioInput(os.fspath(file))
+    if not audio:
+        extensions = ", *".join(EXTENSIONS)
+        message = f"there is no recording in the directory {name}: no file *{extensions}."
+        yield AudioInput(name, UserError(message))
+
+
 def _missing(path: Path) -> UserError | None:
     """Returns the error of a file that cannot be opened; None if it can."""
     if not path.exists():
@@ -210,7 +250,8 @@ def _missing(path: Path) -> UserError | None:
     return None
 
 
-def _identity(path: Path) -> object:
+def _identity(name: str) -> object:
+    path = Path(name).expanduser()
     try:
         return path.resolve()
     except OSError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pathlib
 
 
 def prepare_process(*, tensorflow: bool = False) -> None:
@@ -48,8 +47,9 @@ def enable_compilation_cache() -> None:
 
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
-    base = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    directory = base / "maestro_jax" / "xla"
+    from maestro_jax.files import cache_dir
+
+    directory = cache_dir() / "xla"
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError:

@@ -134,6 +134,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         # What is still buffered has no reader: keep the interpreter from complaining at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
+    except Exception as error:
+        # The clients of object stores have errors of their own, wherever a path is used.
+        files = sys.modules.get("maestro_jax.files")
+        reason = files.storage_failure(error) if files is not None else None
+        if reason is None:
+            raise
+        print(f"error: {reason}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from maestro_jax.errors import UserError
+from maestro_jax.files import local_directory
 
 ENVIRONMENT_VARIABLE = "MAESTRO_DATA_DIR"
 
@@ -34,13 +34,7 @@ def data_root(data_dir: str | Path | None = None) -> Path:
         UserError: It is the address of a bucket.
     """
     directory = data_dir or os.environ.get(ENVIRONMENT_VARIABLE) or "~/maestro_data"
-    # As a Path, gs://bucket would silently become the directory gs:/bucket.
-    if "://" in str(directory):
-        raise UserError(
-            f"the data directory {directory} is not on a disk: mount the bucket (gcsfuse), or copy "
-            "it."
-        )
-    return Path(directory).expanduser()
+    return local_directory(directory, "data directory")
 
 
 @contextlib.contextmanager

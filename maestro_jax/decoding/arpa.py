@@ -25,9 +25,11 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
+from etils import epath
 
 from maestro_jax.decoding.backoff import BackoffModel, Ngrams, build
 from maestro_jax.errors import UserError
+from maestro_jax.files import as_path, local_copy, written_locally
 
 BEGIN, END = "<s>", "</s>"
 UNKNOWN = ("<unk>", "<UNK>")
@@ -42,18 +44,20 @@ _HEADER_LINES = 100
 _KENLM = b"mmap lm http://kheafield.com/code"
 
 
-def open_text(path: str | Path) -> IO[bytes]:
+def open_text(path: epath.PathLike) -> IO[bytes]:
     """Opens a file for reading, decompressed if its first bytes are those of gzip.
 
     Raises:
         OSError: If it cannot be opened.
+        UserError: If it is in a bucket and cannot be copied from there.
     """
+    path = local_copy(path)
     with open(path, "rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
     return gzip.open(path) if packed else open(path, "rb")  # type: ignore[return-value]
 
 
-def is_arpa(path: str | Path) -> bool:
+def is_arpa(path: epath.PathLike) -> bool:
     """Tells whether a file is a language model in the ARPA format, as opposed to a text.
 
     Raises:
@@ -78,7 +82,7 @@ class ArpaFile:
             probabilities and of back-off weights, float32 `[n-grams]` each.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: epath.PathLike) -> None:
         """Reads a file.
 
         Raises:
@@ -252,7 +256,12 @@ def _shown(line: bytes) -> str:
     return repr(text if len(text) <= 60 else f"{text[:60]}...") if text else "nothing"
 
 
-def write_arpa(model: BackoffModel, path: str | Path, names: Sequence[str | None]) -> None:
+def _opened(path: Path, packed: bool) -> IO[str]:
+    opener: Callable[..., IO[str]] = gzip.open if packed else open  # type: ignore[assignment]
+    return opener(path, "wt", encoding="utf-8", newline="\n")
+
+
+def write_arpa(model: BackoffModel, path: epath.PathLike, names: Sequence[str | None]) -> None:
     """Writes a model, compressed if the file name ends in `.gz`.
 
     Args:
@@ -260,13 +269,11 @@ def write_arpa(model: BackoffModel, path: str | Path, names: Sequence[str | None
         path: The file to write.
         names: Word of each token. Tokens with None, or beyond the end, are left out.
     """
-    path = Path(path)
-    part = path.with_name(f".{path.name}.part")
+    path = as_path(path)
     names = [*names, *[None] * (model.vocab_size - len(names))]
     boundary = model.boundary
-    opener: Callable[..., IO[str]] = gzip.open if path.suffix == ".gz" else open  # type: ignore[assignment]
     unigrams = [i for i, name in enumerate(names) if name is not None and i != boundary]
-    with opener(part, "wt", encoding="utf-8", newline="\n") as file:
+    with written_locally(path) as part, _opened(part, path.suffix == ".gz") as file:
         counts = [len(unigrams) + 2, *model.counts[1:]]
         file.write("\\data\\\n")
         file.writelines(f"ngram {length}={n}\n" for length, n in enumerate(counts, start=1))
@@ -301,4 +308,3 @@ def write_arpa(model: BackoffModel, path: str | Path, names: Sequence[str | None
                 )
             prefixes = rows
         file.write("\n\\end\\\n")
-    part.replace(path)

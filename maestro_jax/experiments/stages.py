@@ -12,6 +12,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from maestro_jax.data.data_dir import data_root
+from maestro_jax.files import local_directory
 from maestro_jax.gin_utils import gin_config, run_record
 from maestro_jax.reports.html_report import train_with_report
 from maestro_jax.training.run import TrainRun
@@ -87,8 +89,8 @@ class Experiment:
         further_parts: int = 0,
     ) -> None:
         self.recipe = recipe
-        self.output = Path(output_dir).expanduser().absolute()
-        self.data = Path(data_dir) if data_dir else self.output / "data"
+        self.output = local_directory(output_dir, "output directory").absolute()
+        self.data = data_root(data_dir) if data_dir else self.output / "data"
         self.runs: dict[str, TrainRun] = {}
         self.directories: dict[str, Path] = {}
         self._parts = 1 + len(recipe.stages) + further_parts

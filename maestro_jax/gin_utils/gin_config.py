@@ -11,15 +11,15 @@ import contextlib
 import functools
 import importlib
 import inspect
-import os
 import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import IO, TYPE_CHECKING, TypeVar
 
 import gin
 
 from maestro_jax.errors import UserError, near_misses
+from maestro_jax.files import as_path
 from maestro_jax.gin_utils import gin_source, renames
 from maestro_jax.gin_utils.user_modules import not_found, prepare_for_user_modules
 
@@ -247,11 +247,15 @@ def _files_alone() -> Iterator[None]:
     """
     readers = gin.config._FILE_READERS
     kept = list(readers)
-    readers[:] = [(renames.opened, os.path.isfile)]
+    readers[:] = [(_opened, lambda path: as_path(path).is_file())]
     try:
         yield
     finally:
         readers[:] = kept
+
+
+def _opened(path: str) -> IO[str]:
+    return renames.opened(path, lambda name: as_path(name).open())  # type: ignore[arg-type, return-value]
 
 
 def _user_error(

@@ -8,9 +8,11 @@ import tokenize
 from collections.abc import Iterator
 from typing import Any
 
+from etils import epath
 from gin import config_parser
 
 from maestro_jax.errors import UserError, near_misses
+from maestro_jax.files import as_path, is_remote, naming_failures
 from maestro_jax.gin_utils import renames
 
 _REQUIRED = object()
@@ -58,7 +60,7 @@ class Source:
         self.imports: dict[str, None] = {}
         self.modules: dict[str, None] = {}
 
-    def read(self, path: pathlib.Path, including: tuple[pathlib.Path, ...] = ()) -> None:
+    def read(self, path: epath.Path, including: tuple[epath.Path, ...] = ()) -> None:
         """Adds a file and what it includes.
 
         Args:
@@ -71,8 +73,9 @@ class Source:
         if path in including:
             raise UserError(f"{including[-1]}: includes {path}, which includes it")
         try:
-            text = renames.with_present_names(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
+            with naming_failures(path, "gin file"):
+                text = renames.with_present_names(path.read_bytes().decode())
+        except UnicodeDecodeError as error:
             raise UserError(f"cannot read the gin file {path}: {error}") from error
         for statement in self._statements(text, str(path)):
             if isinstance(statement, config_parser.ImportStatement):
@@ -134,19 +137,25 @@ def config_root() -> pathlib.Path:
     return installed if installed.is_dir() else package.parent / "gin"
 
 
-def find_file(name: str, where: str = "") -> pathlib.Path:
+def find_file(name: str, where: str = "") -> epath.Path:
     """Finds a gin file: a path as it stands, else one of the shipped files.
 
     Args:
-        name: `my/file.gin`, or `runs/pretrain.gin` below the shipped files' root.
+        name: `my/file.gin` (or `gs://bucket/file.gin`), or `runs/pretrain.gin` below the shipped
+            files' root.
         where: File and line of an include, with which an error begins.
 
     Raises:
         UserError: If there is no such file, with the shipped files that are spelt like it.
     """
-    for path in (pathlib.Path(name), config_root() / name):
-        if path.is_file():
-            return path
+    path = as_path(name)
+    if path.is_file():
+        return path
+    if is_remote(path):
+        raise UserError(f"{where}there is no gin file {path}; check the path")
+    shipped_path = epath.Path(config_root() / name)
+    if shipped_path.is_file():
+        return shipped_path
     shipped = shipped_files()
     remedy = near_misses(name, shipped)
     if not remedy and shipped:
@@ -165,7 +174,7 @@ def shipped_macros() -> set[str]:
     """Returns the macros that the shipped gin files read."""
     source = Source()
     for name in shipped_files():
-        source.read(config_root() / name)
+        source.read(epath.Path(config_root() / name))
     return set(source.referenced)
 
 
@@ -175,7 +184,7 @@ def shipped_files_that_set(macro: str) -> list[str]:
     for name in shipped_files():
         if not name.startswith("runs/"):
             source = Source()
-            source.read(config_root() / name)
+            source.read(epath.Path(config_root() / name))
             if macro in source.bound:
                 files.append(name)
     return files

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from etils import epath
 
 from maestro_jax.errors import UserError
-from maestro_jax.files import models_below
+from maestro_jax.files import as_path, models_below, naming_failures
 
 _ENVIRONMENT = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_PLATFORMS", "JAX_ENABLE_X64")
 _PACKAGES = (
@@ -29,8 +29,7 @@ def write(
     """Writes texts, and `versions.json`, without overwriting what an earlier start wrote.
 
     A file that says the same as the latest one is not written again; one that says something else
-    takes the next suffix: `config.gin`, `config.gin.1`, `config.gin.2`. Any file system that epath
-    knows will do, `gs://` included.
+    takes the next suffix: `config.gin`, `config.gin.1`, `config.gin.2`.
 
     Args:
         model_dir: Created if need be.
@@ -43,9 +42,9 @@ def write(
     Raises:
         UserError: If the directory cannot be written.
     """
-    directory = epath.Path(model_dir)
+    directory = as_path(model_dir)
     written = []
-    try:
+    with naming_failures(model_dir, "model directory"):
         directory.mkdir(parents=True, exist_ok=True)
         for name, text in {**texts, "versions.json": versions_text(argv)}.items():
             newest = _newest(directory, name)
@@ -55,8 +54,6 @@ def write(
             path = directory / (f"{name}.{number}" if number else name)
             path.write_text(text)
             written.append(path)
-    except OSError as error:
-        raise UserError(f"cannot write the model directory {model_dir}: {error}") from error
     return written
 
 
@@ -66,7 +63,7 @@ def latest(model_dir: str | os.PathLike[str], name: str) -> epath.Path:
     Raises:
         UserError: The directory or the file does not exist.
     """
-    directory = epath.Path(model_dir)
+    directory = as_path(model_dir)
     if not directory.is_dir():
         raise UserError(f"there is no model directory {model_dir}; check the path")
     newest = _newest(directory, name)

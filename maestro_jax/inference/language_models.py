@@ -18,10 +18,10 @@ import logging
 import string
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
+from etils import epath
 
 from maestro_jax.decoding import kneser_ney
 from maestro_jax.decoding.arpa import BEGIN, END, UNKNOWN, ArpaFile, is_arpa, open_text, write_arpa
@@ -29,6 +29,7 @@ from maestro_jax.decoding.backoff import BackoffModel
 from maestro_jax.decoding.hypotheses import Hypotheses
 from maestro_jax.decoding.ngram import NgramLm
 from maestro_jax.errors import UserError
+from maestro_jax.files import naming_failures
 from maestro_jax.inference.timed_words import WORD_START
 from maestro_jax.text.vocabularies import EOS_ID, PAD_ID, UNK_ID, Vocabulary
 
@@ -117,7 +118,7 @@ class Rescoring:
 
 
 def text_model(
-    path: str | Path, vocabulary: Vocabulary, *, order: int, prune: Sequence[int] = ()
+    path: epath.PathLike, vocabulary: Vocabulary, *, order: int, prune: Sequence[int] = ()
 ) -> BackoffModel:
     """Estimates a model over pieces from text.
 
@@ -155,7 +156,7 @@ def text_model(
     return model
 
 
-def arpa_model(path: str | Path, vocabulary: Vocabulary) -> BackoffModel | WordLm:
+def arpa_model(path: epath.PathLike, vocabulary: Vocabulary) -> BackoffModel | WordLm:
     """Reads a model over a vocabulary's pieces, or over words.
 
     Args:
@@ -219,7 +220,7 @@ def device_model(model: BackoffModel, vocabulary: Vocabulary, vocab_size: int) -
     return lm
 
 
-def write_model(model: BackoffModel, path: str | Path, vocabulary: Vocabulary) -> None:
+def write_model(model: BackoffModel, path: epath.PathLike, vocabulary: Vocabulary) -> None:
     """Writes a model over pieces in the ARPA format, compressed if the name ends in `.gz`.
 
     Args:
@@ -233,10 +234,8 @@ def write_model(model: BackoffModel, path: str | Path, vocabulary: Vocabulary) -
     names: list[str | None] = list(vocabulary.pieces(range(vocabulary.vocab_size)))
     names[PAD_ID] = names[EOS_ID] = None
     names[UNK_ID] = UNKNOWN[0]
-    try:
+    with naming_failures(path, "language model"):
         write_arpa(model, path, names)
-    except OSError as error:
-        raise UserError(f"cannot write the language model {path}: {error}") from error
 
 
 def _listed(model: BackoffModel) -> str:

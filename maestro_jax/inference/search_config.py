@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from pathlib import Path
+
+from etils import epath
 
 from maestro_jax.decoding.fusion import INTERNAL_ENCODERS, Fusion, LabelLm
 from maestro_jax.decoding.ngram import NgramLm
 from maestro_jax.decoding.speech import DECODERS
 from maestro_jax.errors import UserError, near_misses
+from maestro_jax.files import as_path
 from maestro_jax.inference.language_models import WordLm, arpa_model, device_model, text_model
 from maestro_jax.text.vocabularies import Vocabulary
 from maestro_jax.training.run import TrainRun
@@ -38,8 +40,8 @@ class SearchConfig:
     """
 
     beam_size: int = 1
-    lm_text: str | Path | None = None
-    lm_arpa: str | Path | None = None
+    lm_text: epath.PathLike | None = None
+    lm_arpa: epath.PathLike | None = None
     lm_weight: float = 0.3
     lm_order: int = 4
     lm_prune: tuple[int, ...] = ()
@@ -68,7 +70,7 @@ class SearchConfig:
         if not math.isfinite(self.length_bonus):
             raise UserError(f"--length_bonus is {self.length_bonus}; it must be finite")
         for option, file in (("--lm_text", self.lm_text), ("--lm_arpa", self.lm_arpa)):
-            if file is not None and not Path(file).is_file():
+            if file is not None and not as_path(file).is_file():
                 raise UserError(f"there is no file {file} for {option}")
         if self.ilm_encoder not in INTERNAL_ENCODERS:
             raise UserError(

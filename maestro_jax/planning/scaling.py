@@ -15,6 +15,7 @@ overlaps with computation, the worst case.
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
 import os
 from collections.abc import Iterable, Sequence
@@ -24,6 +25,7 @@ import numpy as np
 
 from maestro_jax.batches import SAMPLE_RATE
 from maestro_jax.errors import UserError
+from maestro_jax.files import as_path, naming_failures
 from maestro_jax.planning.analytic import (
     EstimatedMemory,
     MeshShape,
@@ -289,4 +291,8 @@ def plot_scaling(rows: Sequence[ScalingRow], path: str | os.PathLike[str]) -> No
     for axis in (left, right):
         axis.set_xlabel("chips")
         axis.grid(alpha=0.25, axis="y")
-    figure.savefig(path, dpi=130)
+    file = as_path(path)
+    content = io.BytesIO()
+    figure.savefig(content, dpi=130, format=file.suffix[1:] or "png")
+    with naming_failures(file, "figure"):
+        file.write_bytes(content.getvalue())

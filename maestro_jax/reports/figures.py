@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from etils import epath
 from scipy import signal
+
+from maestro_jax.files import as_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -503,7 +504,7 @@ def save_figure(figure: Figure, path: Target) -> None:
     if isinstance(path, io.BytesIO):
         figure.savefig(path, format="png", dpi=_DPI)
         return
-    file = epath.Path(path).expanduser()
+    file = as_path(path)
     # Drawn in memory first: the model directory may be in an object store.
     buffer = io.BytesIO()
     figure.savefig(buffer, format=file.suffix[1:] or "png", dpi=_DPI)

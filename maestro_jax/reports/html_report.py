@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from maestro_jax.files import as_path
 from maestro_jax.reports.figures import (
     Panel,
     plot_alignment,
@@ -86,7 +87,7 @@ def write_report(model_dir: epath.PathLike) -> tuple[epath.Path, dict[str, bytes
     Raises:
         UserError: The directory has no metrics.
     """
-    directory = epath.Path(model_dir).expanduser()
+    directory = as_path(model_dir)
     run_log = read_run_log(directory)
     pngs: dict[str, bytes] = {}
     sections = []
@@ -142,6 +143,9 @@ class ReportWriter(Callback):
             return
         if jax.process_index() == 0:
             with trainer.paused():
+                # The report is made of the metrics, which a bucket does not have line by line.
+                for tracker in trainer.trackers:
+                    tracker.flush()
                 images = update_report(trainer.model_dir, step)
                 for tracker in trainer.trackers:
                     tracker.log_images(step, images)
@@ -158,22 +162,21 @@ def train_with_report(
         data_dir: Root of the prepared data.
     """
     train(run, model_dir=model_dir, data_dir=data_dir, callbacks=[ReportWriter()])
-    path = epath.Path(model_dir).expanduser() / REPORT_FILE
+    path = as_path(model_dir) / REPORT_FILE
     if jax.process_index() == 0:
         if not (run.diagnostics.every or run.validation.every) or not path.exists():
             update_report(model_dir, run.steps)
         log.info("the report of the run is %s", path)
 
 
-def draw_curves(model_dir: str | Path) -> Path:
+def draw_curves(model_dir: epath.PathLike) -> epath.Path:
     """Draws the loss curves of a run to `evaluation/losses.png`, and returns that path."""
-    path = Path(model_dir) / "evaluation" / "losses.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = as_path(model_dir) / "evaluation" / "losses.png"
     plot_losses(read_curves(model_dir, ["loss", "loss/*"]), path)
     return path
 
 
-def draw_probe(model_dir: str | Path) -> list[Path]:
+def draw_probe(model_dir: epath.PathLike) -> list[epath.Path]:
     """Draws an alignment, durations and the similarity of speech and text of a run's last probe.
 
     Args:
@@ -190,7 +193,7 @@ def draw_probe(model_dir: str | Path) -> list[Path]:
         return []
     step, arrays = run_log.probes[-1]
     seconds = run_log.frame_seconds
-    directory = Path(model_dir) / "evaluation"
+    directory = as_path(model_dir) / "evaluation"
     title = "".join(run_log.pieces).replace("\u2581", " ").strip()
     paths = [directory / f"{name}.png" for name in ("alignment", "durations", "similarity")]
     plot_alignment(

@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 
 from maestro_jax.errors import UserError, near_misses
-from maestro_jax.files import models_below
+from maestro_jax.files import as_path, models_below
 from maestro_jax.renamed_metrics import present_name
 from maestro_jax.training.model_vocabulary import token_names
 
@@ -89,7 +89,7 @@ def read_run_log(model_dir: epath.PathLike) -> RunLog:
     Raises:
         UserError: The directory has no metrics.
     """
-    directory = epath.Path(model_dir).expanduser()
+    directory = as_path(model_dir)
     curves = read_curves(directory)
     folder = directory / "diagnostics"
     description: dict[str, Any] = {}
@@ -146,14 +146,15 @@ def read_curves(
     Raises:
         UserError: If the file is missing or empty, is not JSON lines, or a name is unknown.
     """
-    path = epath.Path(model_dir).expanduser()
+    path = as_path(model_dir)
     if path.is_dir() or path.suffix != ".jsonl":
         path = path / METRICS_FILE
     try:
         lines = path.read_bytes().decode(errors="replace").split("\n")
     except OSError as error:
+        reason = error.strerror or "there is no such file"
         raise UserError(
-            f"cannot read the metrics of a run from {path}: {error.strerror}; "
+            f"cannot read the metrics of a run from {path}: {reason}; "
             f"name a model directory that a training run has logged to{models_below(model_dir)}"
         ) from error
     curves: dict[str, dict[int, float]] = {}

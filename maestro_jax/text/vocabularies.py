@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import sentencepiece
+from etils import epath
 
 from maestro_jax.errors import UserError
-from maestro_jax.files import write_atomically
+from maestro_jax.files import as_path, write_atomically
 from maestro_jax.text.characters import rules_tsv, spelled
 
 PAD_ID = 0
@@ -58,9 +59,9 @@ class Vocabulary(abc.ABC):
         """Returns what a model that makes no mistake writes in place of a text."""
         return self.decode(self.encode(text))
 
-    def save(self, directory: str | Path) -> Path:
+    def save(self, directory: epath.PathLike) -> epath.Path:
         """Writes ``vocabulary.model`` into a directory and returns its path."""
-        path = Path(directory) / MODEL_FILE
+        path = as_path(directory) / MODEL_FILE
         write_atomically(path, self.model_bytes)
         return path
 
@@ -179,7 +180,7 @@ class ByteVocabulary(Vocabulary):
         return chr(byte) if 0x20 < byte < 0x7F else f"<0x{byte:02X}>"
 
 
-def load_vocabulary(path: str | Path) -> Vocabulary:
+def load_vocabulary(path: epath.PathLike) -> Vocabulary:
     """Reads a vocabulary: a ``.model`` file, or a directory that holds ``vocabulary.model``.
 
     Returns:
@@ -188,7 +189,7 @@ def load_vocabulary(path: str | Path) -> Vocabulary:
     Raises:
         UserError: There is no such file, or it is no SentencePiece model.
     """
-    path = Path(path)
+    path = as_path(path)
     if path.is_dir():
         path = path / MODEL_FILE
     if not path.is_file():

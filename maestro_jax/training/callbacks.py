@@ -16,14 +16,17 @@ import dataclasses
 import logging
 import re
 import signal
+import tempfile
 import threading
 from collections.abc import Mapping
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
+from etils import epath
 
 from maestro_jax.errors import near_misses
+from maestro_jax.files import copy_tree, is_remote
 from maestro_jax.scoring.metrics import KINDS, metrics_of_kind
 from maestro_jax.training import model_vocabulary
 from maestro_jax.training.checkpoints import BestCheckpoint
@@ -243,6 +246,7 @@ class Profiler(Callback):
     def __init__(self, first: int, last: int) -> None:
         self._first, self._last = first, last
         self._is_tracing = False
+        self._directory = self._written = epath.Path()
 
     def on_start(self, trainer: Trainer) -> None:
         """Starts the profile, if it begins with the first step of this process."""
@@ -261,13 +265,21 @@ class Profiler(Callback):
 
     def _start_before(self, trainer: Trainer, step: int) -> None:
         if step == self._first:
-            jax.profiler.start_trace(str(trainer.model_dir / "profile"))
+            self._directory = trainer.model_dir / "profile"
+            self._written = self._directory
+            if is_remote(self._directory):
+                # JAX writes profiles to a disk only.
+                self._written = epath.Path(tempfile.mkdtemp(prefix="profile"))
+            jax.profiler.start_trace(str(self._written))
             self._is_tracing = True
 
     def _stop(self) -> None:
         if self._is_tracing:
             jax.profiler.stop_trace()
             self._is_tracing = False
+            if self._written != self._directory:
+                copy_tree(self._written, self._directory)
+                self._written.rmtree()
 
 
 class TrainingPreempted(SystemExit):  # noqa: N818 - an exit, not an error

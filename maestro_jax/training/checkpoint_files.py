@@ -14,12 +14,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from etils import epath
 
 from maestro_jax.errors import UserError
+from maestro_jax.files import files_below, is_remote
 
 FILES = "files.json"
 """File in the directory of a step: from the name of each file to its size and digest."""
@@ -41,11 +42,11 @@ def write_list(step_directory: epath.PathLike, *, digests: bool) -> None:
             bytes themselves, are not read.
     """
     directory = epath.Path(step_directory)
-    digests = digests and not _is_remote(directory)
+    digests = digests and not is_remote(directory)
     files = {
         str(path.relative_to(directory)): (path.stat().length, _digest(path) if digests else "")
         for item in (STATE, RECORD)
-        for path in _files(directory / item)
+        for path in files_below(directory / item)
         if path.name not in _MARKERS
     }
     # Renamed when complete: half a list would make an intact checkpoint look damaged.
@@ -133,20 +134,6 @@ def check_whole(step_directory: epath.Path) -> None:
     raise UserError(f"The checkpoint {step_directory} is damaged ({reason}); {remedy}.")
 
 
-def _files(directory: epath.Path) -> Iterator[epath.Path]:
-    """Yields all files below a directory; paths of epath have no such method."""
-    for path in sorted(directory.iterdir()):
-        if path.is_dir():
-            yield from _files(path)
-        else:
-            yield path
-
-
-def _is_remote(path: epath.Path) -> bool:
-    """Returns whether a path is in an object store, which verifies bytes itself."""
-    return "://" in os.fspath(path)
-
-
 def _digest(path: epath.Path) -> str:
     digest = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
@@ -183,7 +170,7 @@ def _unreadable_array(directory: epath.Path, name: str) -> str | None:
     base = os.fspath(directory / STATE)
     store = {
         "driver": "ocdbt",
-        "base": base if _is_remote(directory) else f"file://{base}",
+        "base": base if is_remote(directory) else f"file://{base}",
         "path": f"{name}/",
     }
     try:

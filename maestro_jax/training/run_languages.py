@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from etils import epath
 
 from maestro_jax.errors import UserError
+from maestro_jax.files import as_path
 from maestro_jax.text.languages import LANGUAGES_FILE, LanguageTable, load_languages
 from maestro_jax.training.checkpoints import find_checkpoint
 
@@ -85,7 +86,7 @@ def run_languages(run: TrainRun, model_dir: epath.PathLike | None = None) -> Lan
 def _before(run: TrainRun, model_dir: epath.PathLike | None) -> tuple[LanguageTable | None, str]:
     """Returns the table that a run goes on with, and whose it is."""
     if model_dir is not None:
-        directory = epath.Path(model_dir)
+        directory = as_path(model_dir)
         if (directory / LANGUAGES_FILE).exists() or (directory / "checkpoints").exists():
             return load_languages(directory), str(model_dir)
     if run.init_from is not None:

@@ -17,6 +17,7 @@ import json
 import logging
 import math
 import secrets
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,7 @@ import numpy as np
 from etils import epath
 
 from maestro_jax.errors import UserError
+from maestro_jax.files import as_path, is_remote, storage_failure, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -80,11 +82,16 @@ class JsonlTracker(Tracker):
 
     Lines of steps that will be done again are removed at the start, so that a step has one line. A
     value that is not finite is null.
+
+    Buckets cannot append: there the whole file is written again, with every checkpoint and report,
+    and once a minute in between. If that fails, the next time does it.
     """
+
+    _UPLOAD_SECONDS = 60.0
 
     def start(self, model_dir: epath.Path, start_step: int, config: Mapping[str, Any]) -> None:
         """Opens the file."""
-        directory = epath.Path(model_dir).expanduser()
+        directory = as_path(model_dir)
         directory.mkdir(parents=True, exist_ok=True)
         self._path = directory / METRICS_FILE
         self._lines = [
@@ -92,9 +99,9 @@ class JsonlTracker(Tracker):
             for line in (self._path.read_text().splitlines() if self._path.exists() else [])
             if _step_of(line) <= start_step
         ]
-        # Object stores cannot append: there the file is rewritten at each flush.
-        self._appends = "://" not in str(directory)
-        self._rewrite()
+        self._appends = not is_remote(directory)
+        write_atomically(self._path, self._content())
+        self._uploaded, self._is_new = time.monotonic(), False
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Appends a line."""
@@ -106,18 +113,31 @@ class JsonlTracker(Tracker):
         if self._appends:
             with self._path.open("a") as file:
                 file.write(line + "\n")
+            return
+        self._is_new = True
+        if time.monotonic() - self._uploaded >= self._UPLOAD_SECONDS:
+            self.flush()
 
     def flush(self) -> None:
-        """Rewrites the file where it cannot be appended to."""
-        if not self._appends:
-            self._rewrite()
+        """Writes the file again where it cannot be appended to."""
+        if self._appends or not self._is_new:
+            return
+        self._uploaded = time.monotonic()
+        try:
+            write_atomically(self._path, self._content())
+            self._is_new = False
+        except Exception as error:
+            # A failure of some minutes must not end a run of days.
+            if (reason := storage_failure(error)) is None:
+                raise
+            log.warning("%s was not written: %s", self._path, reason)
 
     def close(self) -> None:
         """Flushes the file."""
         self.flush()
 
-    def _rewrite(self) -> None:
-        self._path.write_text("".join(line + "\n" for line in self._lines))
+    def _content(self) -> bytes:
+        return "".join(line + "\n" for line in self._lines).encode()
 
 
 def _step_of(line: str) -> float:
@@ -145,7 +165,7 @@ class TensorBoardTracker(Tracker):
                 "No TensorBoard files are written (%s); %s has all metrics", error, METRICS_FILE
             )
             return
-        directory = epath.Path(model_dir).expanduser() / "metrics"
+        directory = as_path(model_dir) / "metrics"
         self._writer = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(directory)))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -219,7 +239,8 @@ class WandbTracker(Tracker):
             name=self._name or model_dir.name,
             id=path.read_text().strip(),
             resume="allow",
-            dir=str(model_dir),
+            # W&B writes local files, which it sends itself.
+            dir=None if is_remote(model_dir) else str(model_dir),
             mode=self._mode,
             config=dict(config),
         )

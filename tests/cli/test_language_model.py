@@ -35,7 +35,7 @@ def test_it_writes_the_model_of_the_text(
     ("argv", "message"),
     [
         (["m", "t"], "--output"),
-        (["m", "t", "--output", "nowhere/lm.arpa"], "a directory that exists"),
+        (["m", "t", "--output", "nowhere/lm.arpa"], "make the directory"),
         (["m", "t", "--output", "lm.arpa", "--prune", "one"], "'one' is not whole numbers"),
         (["m", "t", "--output", "lm.arpa"], "no vocabulary at m"),
     ],

@@ -67,10 +67,10 @@ def test_a_client_that_is_not_installed(monkeypatch):
         return found(name)
 
     monkeypatch.setattr(importlib.util, "find_spec", find_spec)
-    files._check_clients.cache_clear()
+    files._is_installed.cache_clear()
     with pytest.raises(UserError, match=r"pip install 'maestro_jax\[gcs\]'"):
         as_path("gs://bucket/a")
-    files._check_clients.cache_clear()
+    files._is_installed.cache_clear()
 
 
 def test_reading_what_is_not_there(tmp_path):

@@ -54,6 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
     import numpy as np
 
     from maestro_jax.cli.audio_inputs import audio_input
+    from maestro_jax.files import as_path, check_output, naming_failures
     from maestro_jax.gin_utils import gin_config
     from maestro_jax.training.checkpoints import find_checkpoint
 
@@ -62,11 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError("the text is empty; write what is said in the recording, in quotes.")
     samples = np.concatenate(list(audio_input(arguments.file).chunks()))
     if arguments.output:
-        output = Path(arguments.output).expanduser().resolve()
-        if output.is_dir():
-            raise UserError(f"--output {arguments.output} is a directory; name a file.")
-        if not output.parent.is_dir():
-            raise UserError(f"--output {arguments.output}: make the directory {output.parent}.")
+        check_output(arguments.output)
     checkpoint = find_checkpoint(arguments.checkpoint)
     model_dir = checkpoint.parent.parent
     from maestro_jax.inference.aligner import Aligner, encode_transcript
@@ -102,9 +99,7 @@ def run(arguments: argparse.Namespace) -> None:
     if not arguments.output:
         print(page, end="", flush=True)
         return
-    path = Path(arguments.output).expanduser()
-    try:
-        path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--output {path} cannot be written: {error.strerror}.") from error
+    path = as_path(arguments.output)
+    with naming_failures(path, "file of --output"):
+        path.write_bytes(page.encode())
     print(f"wrote {path}", flush=True)

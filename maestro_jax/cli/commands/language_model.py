@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import pathlib
 
 from maestro_jax.cli import environment, options
-from maestro_jax.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,10 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
-    output = pathlib.Path(arguments.output)
-    if output.is_dir() or not output.parent.is_dir():
-        raise UserError(f"--output {output} must be a file in a directory that exists")
     environment.prepare_process()
+    from maestro_jax.files import check_output
+
+    output = check_output(arguments.output)
     from maestro_jax.inference.language_models import text_model, write_model
     from maestro_jax.text.vocabularies import load_vocabulary
 

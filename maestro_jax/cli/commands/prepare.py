@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from maestro_jax.cli import environment, options
 from maestro_jax.data.corpora.corpus import corpus_names, find_corpus
@@ -14,6 +13,7 @@ from maestro_jax.data.corpora.prepare import (
     remove_prepared,
 )
 from maestro_jax.errors import UserError, near_misses
+from maestro_jax.files import local_directory
 from maestro_jax.tables import table
 from maestro_jax.text.normalizers import RULES
 
@@ -105,7 +105,7 @@ def _read(arguments: argparse.Namespace) -> None:
                 "it out."
             )
         corpus.text_rules = arguments.text_rules
-    source = Path(arguments.source_dir).expanduser()
+    source = local_directory(arguments.source_dir, "directory of the corpus,")
     if not source.is_dir():
         raise UserError(
             f"--source_dir {source} is not a directory; name the directory of {corpus.title}."
