@@ -98,7 +98,7 @@ def texts_of(transcriber: Any, pieces: Sequence[np.ndarray]) -> list[str]:
 
 def measure(options: argparse.Namespace, error_rate: Callable[[str, str], float]) -> None:
     """Prints the error rates."""
-    from maestro_jax.data.evaluation_batches import evaluation_batches
+    from maestro_jax.data.evaluation_examples import evaluation_examples
     from maestro_jax.gin_utils import gin_config
     from maestro_jax.inference.transcriber import Transcriber
 
@@ -106,12 +106,9 @@ def measure(options: argparse.Namespace, error_rate: Callable[[str, str], float]
         options.model_dir, gin_config.load_run(options.model_dir)
     )
     utterances, references = [], []
-    for features, metadata in evaluation_batches(
-        options.task, options.split, 1, transcriber.samples, options.data_dir
-    ):
-        length = int(features["audio_length"][0])
-        utterances.append(features["audio"][0, :length] / np.float32(32768))
-        references.append(metadata[0]["text"])
+    for example in evaluation_examples(options.task, options.split, options.data_dir):
+        utterances.append(example.features["audio"] / np.float32(32768))
+        references.append(example.strings["text"])
     if options.memory:
         _measure_memory(options.model_dir, joined(utterances, 1.0, -60.0))
         return

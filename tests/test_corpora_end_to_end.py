@@ -368,11 +368,10 @@ def test_decoding(trained: Trained, transcriber: Transcriber, task: str) -> None
         tasks=(task,),
         split=split,
         transcriber=transcriber,
-        batch_size=DEVICES,
     )
     [evaluation] = report.evaluations
-    stem = trained.model_dir / "evaluation" / f"{task}.{split}"
-    predictions = read_predictions(stem.with_name(f"{stem.name}.predictions.jsonl"))
+    stem = report.directory / f"{task}.{split}"
+    predictions = read_predictions(stem.with_name(f"{stem.name}.hypotheses.jsonl"))
     assert sorted(p.id for p in predictions) == sorted(record["id"] for record in records)
     assert sorted(p.reference for p in predictions) == sorted(REFERENCES[task])
     assert evaluation.utterances == len(records) and evaluation.repeats == 0
@@ -413,7 +412,6 @@ def test_corpora_of_a_mixture_have_tables_of_their_own(
         data_dir=trained.root,
         tasks=("three_in_english",),
         transcriber=transcriber,
-        batch_size=DEVICES,
     )
     found = {
         e.name: [(row.direction, row.utterances) for row in e.rows] for e in report.evaluations
@@ -443,7 +441,9 @@ def translate(transcriber: Transcriber, text: str, language: str, target: str) -
     features["text"][0, : len(ids)] = ids
     features["text_length"][0] = len(ids)
     features["language"][0] = LANGUAGES.index(language)
-    return transcriber.translate(features, target)[0][:1]
+    hypotheses = transcriber.search_text(features, target)
+    ids = hypotheses.tokens[0, 0, : hypotheses.lengths[0, 0]]
+    return [transcriber.vocabulary.decode(ids.tolist())]
 
 
 def test_speech_without_transcripts_is_transcribed(

@@ -65,15 +65,15 @@ def test_the_demo_leaves_tables_pictures_and_a_transcript(demo_output: Path) -> 
     for picture in ("alignment", "durations", "similarity"):
         path = demo_output / "pretrained" / "evaluation" / f"{picture}.png"
         assert path.stat().st_size > 5_000
-    [asr] = (demo_output / "recognition" / "evaluation").glob("*.json")
+    [asr] = (demo_output / "recognition" / "evaluation").glob("*-greedy/*.json")
     scores = json.loads(asr.read_text())
     assert [row["utterances"] for row in scores["rows"]] == [4, 4, 4]
     assert asr.with_suffix(".md").read_text().startswith("# ")
-    [st] = (demo_output / "translation" / "evaluation").glob("*.json")
+    [st] = (demo_output / "translation" / "evaluation").glob("*-greedy/*.json")
     scores = json.loads(st.read_text())
     assert {row["direction"] for row in scores["rows"]} == {"de-en", "sl-en"}
     assert all("tok:13a" in row["bleu_signature"] for row in scores["rows"])
-    with_lm = demo_output / "translation" / "evaluation" / "language_model" / st.name
+    [with_lm] = (demo_output / "translation" / "evaluation").glob(f"*-lm*/{st.name}")
     assert {row["direction"] for row in json.loads(with_lm.read_text())["rows"]} == {
         "de-en",
         "sl-en",
@@ -84,7 +84,7 @@ def test_the_demo_leaves_tables_pictures_and_a_transcript(demo_output: Path) -> 
 def test_the_language_models_know_no_test_sentence(demo_output: Path) -> None:
     for stage, name in (("recognition", "transcripts"), ("translation", "english")):
         texts = (demo_output / "texts" / f"{name}.txt").read_text().splitlines()
-        [file] = (demo_output / stage / "evaluation").glob("*.predictions.jsonl")
+        [file] = (demo_output / stage / "evaluation").glob("*-greedy/*.hypotheses.jsonl")
         references = [json.loads(line)["reference"] for line in file.read_text().splitlines()]
         assert len(texts) > 100 and len(references) >= 8
         assert not set(references) & set(texts)

@@ -7,8 +7,12 @@ well, if its output features have the streams' names and types.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import contextvars
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,7 @@ from maestro_jax.text.languages import LANGUAGES, LanguageTable, normalize_langu
 from maestro_jax.text.vocabularies import (
     BYTE_MODEL,
     EOS_ID,
+    MODEL_FILE,
     UNK_ID,
     ByteVocabulary,
     Vocabulary,
@@ -41,6 +46,42 @@ def _vocabulary(path: str) -> seqio.SentencePieceVocabulary | seqio.ByteVocabula
     if Path(path).read_bytes() == BYTE_MODEL:
         return seqio.ByteVocabulary()
     return seqio.SentencePieceVocabulary(path)
+
+
+_replacement: contextvars.ContextVar[str | None] = contextvars.ContextVar(
+    "vocabulary_scope", default=None
+)
+
+
+@contextlib.contextmanager
+def vocabulary_scope(vocabulary: Vocabulary | None) -> Iterator[None]:
+    """Makes tasks that are opened inside the block write the tokens of a model's own vocabulary.
+
+    A model has its vocabulary beside its checkpoints, so that it can be evaluated on data whose
+    vocabulary is another one, or is not there.
+
+    Args:
+        vocabulary: The vocabulary of the model; None for those that were prepared with the data.
+    """
+    if vocabulary is None:
+        yield
+        return
+    # seqio opens files only. This one may be opened until the last dataset is read, so it stays
+    # until the process ends.
+    token = _replacement.set(_vocabulary_file(vocabulary.model_bytes))
+    try:
+        yield
+    finally:
+        _replacement.reset(token)
+
+
+@functools.lru_cache(maxsize=8)
+def _vocabulary_file(content: bytes) -> str:
+    directory = tempfile.TemporaryDirectory(prefix="maestro_jax_vocabulary_")
+    atexit.register(directory.cleanup)
+    path = Path(directory.name) / MODEL_FILE
+    path.write_bytes(content)
+    return str(path)
 
 
 class PreparedVocabulary(seqio.Vocabulary):
@@ -73,6 +114,8 @@ class PreparedVocabulary(seqio.Vocabulary):
         Raises:
             UserError: It is not there.
         """
+        if (replacement := _replacement.get()) is not None:
+            return replacement
         path = active_data_root() / self._file
         if not path.is_file():
             raise UserError(f"there is no vocabulary {path}; run `{self._remedy}`.")

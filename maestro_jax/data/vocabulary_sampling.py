@@ -16,9 +16,14 @@ import seqio
 import tensorflow as tf
 
 from maestro_jax.batches import Mixture
-from maestro_jax.data.evaluation_batches import UNDETERMINED, language_of, target_language_of
 from maestro_jax.data.indexed_source import IndexedSource
-from maestro_jax.data.stream_tasks import StreamTask, stream_of
+from maestro_jax.data.stream_tasks import (
+    UNDETERMINED,
+    StreamTask,
+    language_of,
+    stream_of,
+    target_language_of,
+)
 from maestro_jax.data.task_registry import check_prepared, get_task_or_mixture, tasks_of
 from maestro_jax.errors import UserError
 

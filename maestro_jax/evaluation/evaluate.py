@@ -1,8 +1,4 @@
-"""Decodes the batches of a test set and scores the texts, language by language.
-
-The loop knows neither models nor hosts: `decode` turns the features of a batch into strings,
-however many devices it takes, and `gather` brings the predictions of all processes together.
-"""
+"""Scores what a model wrote for a test set, language by language."""
 
 from __future__ import annotations
 
@@ -11,19 +7,9 @@ import math
 import time
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any
 
-from etils import epath
-
-from maestro_jax.errors import UserError
-from maestro_jax.evaluation.predictions import (
-    Prediction,
-    gather_across_processes,
-    merge,
-    write_predictions,
-)
+from maestro_jax.evaluation.predictions import Prediction, merge
 from maestro_jax.scoring.metrics import (
-    KINDS,
     Kind,
     Metric,
     Score,
@@ -36,6 +22,53 @@ from maestro_jax.text.normalizers import base_language, normalize
 
 ERROR_RATE = "error_rate"
 """Average of the primary metric of recognition: WER, or CER of languages without spaces."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class DecodingStatistics:
+    """What it took to decode a test set, or a process's part of it.
+
+    Attributes:
+        utterances: Number of utterances decoded.
+        audio_seconds: Duration of their audio.
+        padded_seconds: Duration of the batches, padding included.
+        input_seconds: Time spent waiting for examples.
+        compile_seconds: Time spent compiling.
+        decode_seconds: Time spent in encoders and search, and making text of tokens.
+    """
+
+    utterances: int = 0
+    audio_seconds: float = 0.0
+    padded_seconds: float = 0.0
+    input_seconds: float = 0.0
+    compile_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+    @property
+    def rtfx(self) -> float:
+        """Seconds of audio decoded per second of decoding (inverse real-time factor)."""
+        return self.audio_seconds / self.decode_seconds if self.decode_seconds else math.nan
+
+    @property
+    def padding(self) -> float:
+        """Padded by real length."""
+        return self.padded_seconds / self.audio_seconds if self.audio_seconds else math.nan
+
+    @classmethod
+    def of_processes(cls, parts: Iterable[DecodingStatistics]) -> DecodingStatistics:
+        """Joins those of processes that worked side by side: amounts add up, the longest time
+        counts.
+        """
+        parts = list(parts)
+        sums = ("utterances", "audio_seconds", "padded_seconds")
+        return cls(
+            **{
+                field.name: (sum if field.name in sums else max)(
+                    getattr(part, field.name) for part in parts
+                )
+                for field in dataclasses.fields(cls)
+            }
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,8 +127,11 @@ class Evaluation:
         kind: `asr`, `st` or `mt`.
         rows: One per language or direction, in alphabetical order.
         metrics: Metrics of which every row has a score, in the order of the columns.
+        over_long: The same, over the utterances that had to be cut into segments alone; they are
+            among those of `rows` as well.
         repeats: Number of utterances that came more than once and were scored once.
-        seconds: Time spent decoding, with reading the batches; 0 when scored from a file.
+        decoding: What decoding took; None when scored from a file.
+        score_seconds: Time spent scoring.
         task_metrics: What the metric functions of seqio tasks return, by metric, by task.
         postprocessed: Tasks whose references and hypotheses are what their `postprocess_fn` makes
             of them.
@@ -105,8 +141,10 @@ class Evaluation:
     kind: Kind
     rows: tuple[Row, ...]
     metrics: tuple[Metric, ...]
+    over_long: tuple[Row, ...] = ()
     repeats: int = 0
-    seconds: float = 0.0
+    decoding: DecodingStatistics | None = None
+    score_seconds: float = 0.0
     task_metrics: Mapping[str, Mapping[str, float | str]] = dataclasses.field(default_factory=dict)
     postprocessed: tuple[str, ...] = ()
 
@@ -153,78 +191,6 @@ class Evaluation:
         return means, rows
 
 
-def evaluate(
-    batches: Iterable[tuple[Any, Sequence[Mapping[str, Any]]]],
-    decode: Callable[[Any], Sequence[str]],
-    *,
-    kind: Kind,
-    name: str,
-    output_dir: epath.PathLike | None = None,
-    expected: Mapping[str, int] | None = None,
-    target_language: str = "en",
-    gather: Callable[[Sequence[Prediction]], Sequence[Prediction]] = gather_across_processes,
-    progress: Callable[[int], None] | None = None,
-    round_trip: Callable[[str], str] | None = None,
-    postprocess: Callable[[Mapping[str, Any], str], tuple[str, str]] | None = None,
-) -> Evaluation:
-    """Decodes a test set and scores it, language by language.
-
-    With several processes, each brings its own batches. Where `decode` is one computation over
-    all of them, every process needs the same number: give the short ones batches of padding with
-    no metadata.
-
-    Args:
-        batches: Pairs of features, as `decode` takes them, and metadata: one mapping per row that
-            is an utterance, with `id`, `language` and `text` (asr) or `translation` (st, mt). Rows
-            beyond the metadata are padding.
-        decode: From the features of a batch to a string per row.
-        kind: `asr`, whose texts are normalised before they are compared, or `st` or `mt`, whose
-            translations are compared as they are.
-        name: Name of the test set.
-        output_dir: Directory of `{name}.predictions.jsonl`, which the first process writes, one
-            line per utterance; None for no file.
-        expected: Number of utterances of each language or direction of the test set. A language
-            that is missing altogether is noticed only here.
-        target_language: Target language of translations whose metadata names none.
-        gather: Brings the predictions of all processes together.
-        progress: Called after each batch with the number of utterances decoded so far.
-        round_trip: From a reference to what the model's vocabulary makes of it.
-        postprocess: From the metadata of an utterance and its hypothesis to the reference and the
-            hypothesis that are scored.
-
-    Returns:
-        The scores, the same on every process. Rows that lack utterances are marked.
-
-    Raises:
-        UserError: If the test set is empty, an utterance lacks its id, its language or its
-            reference field, or two utterances share an id.
-        ValueError: If `decode` returns fewer strings than a batch has utterances.
-    """
-    if kind not in KINDS:
-        raise UserError(f"unknown kind of evaluation {kind!r}; take 'asr', 'st' or 'mt'")
-    start = time.monotonic()
-    predictions: list[Prediction] = []
-    for features, metadata in batches:
-        hypotheses = decode(features)
-        if len(hypotheses) < len(metadata):
-            raise ValueError(f"{len(hypotheses)} hypotheses for {len(metadata)} utterances")
-        predictions += [
-            _prediction(example, hypothesis, kind, target_language, postprocess)
-            # Not strict: the hypotheses of padding rows have no metadata.
-            for example, hypothesis in zip(metadata, hypotheses, strict=False)
-        ]
-        if progress is not None:
-            progress(len(predictions))
-    seconds = time.monotonic() - start
-    merged, repeats = merge(gather(predictions))
-    if not merged:
-        raise UserError(f"the test set {name!r} has no utterances; check its split and data_dir")
-    if output_dir is not None and _first_process():
-        write_predictions(merged, epath.Path(output_dir) / f"{name}.predictions.jsonl")
-    evaluation = score(merged, kind=kind, name=name, expected=expected, round_trip=round_trip)
-    return dataclasses.replace(evaluation, repeats=repeats, seconds=seconds)
-
-
 def score(
     predictions: Iterable[Prediction],
     *,
@@ -264,106 +230,101 @@ def score(
         siblings = [row for row in by_direction if by_direction[row][0].language == language]
         if direction not in counts and language in counts and len(siblings) == 1:
             counts[direction] = counts.pop(language)
-    rows = []
-    for direction in sorted({*by_direction, *counts}):
-        members = by_direction.get(direction, [])
-        if members:
-            language, target = members[0].language, members[0].target_language
-        elif kind == "asr":
-            language, target = direction, ""
-        else:
-            language, _, target = direction.partition("-")
-        written_in = target or language
+    start = time.monotonic()
 
-        def comparable(
-            texts: Iterable[str], normalized: bool, language: str = written_in
-        ) -> list[str]:
-            if kind == "asr" and normalized:
-                return [normalize(text, language) for text in texts]
-            return [unicodedata.normalize("NFC", text) for text in texts]
-
-        compared = {
-            normalized: (
-                comparable((member.reference for member in members), normalized),
-                comparable((member.hypothesis for member in members), normalized),
-            )
-            for normalized in {True, *(metric.normalized for metric in metrics)}
-        }
-        scores = {
-            metric.name: compute_score(
-                metric,
-                *compared[metric.normalized],
-                language=written_in,
-                bootstrap_samples=bootstrap_samples,
-                seed=seed,
-            )
-            for metric in metrics
-        }
-        references, hypotheses = compared[True]
-        primary = primary_metric(kind, written_in)
-        limit = None
-        if round_trip is not None:
-            written = comparable((round_trip(member.reference) for member in members), True)
-            if any(a.split() != b.split() for a, b in zip(references, written, strict=True)):
-                limit = compute_score(
-                    get_metric(primary),
-                    references,
-                    written,
-                    language=written_in,
-                    bootstrap_samples=0,
-                ).value
-        rows.append(
-            Row(
-                direction=direction,
-                language=language,
-                primary_metric=primary,
-                scores=scores,
-                utterances=len(members),
-                empty_references=sum(not text.strip() for text in references),
-                empty_hypotheses=sum(not text.strip() for text in hypotheses),
-                expected=counts.get(direction),
-                vocabulary_limit=limit,
-            )
+    def row(direction: str, members: Sequence[Prediction], draws: int) -> Row:
+        return _row(
+            direction,
+            members,
+            kind=kind,
+            metrics=metrics,
+            expected=counts.get(direction),
+            round_trip=round_trip,
+            bootstrap_samples=draws,
+            seed=seed,
         )
-    return Evaluation(name=name, kind=kind, rows=tuple(rows), metrics=metrics, repeats=repeats)
 
-
-def _prediction(
-    example: Mapping[str, Any],
-    hypothesis: str,
-    kind: Kind,
-    target_language: str,
-    postprocess: Callable[[Mapping[str, Any], str], tuple[str, str]] | None,
-) -> Prediction:
-    field = "text" if kind == "asr" else "translation"
-    # A reference may be empty; an id or a language that is tells nothing from anything.
-    missing = [key for key in ("id", "language") if example.get(key) in (None, "", b"")]
-    missing += [field] if example.get(field) is None else []
-    if missing:
-        raise UserError(
-            f"an utterance of the test set has no {missing[0]!r}; "
-            f"an evaluation of kind {kind!r} needs 'id', 'language' and {field!r}"
-        )
-    reference = _text(example[field])
-    if postprocess is not None:
-        reference, hypothesis = postprocess(example, hypothesis)
-    return Prediction(
-        id=_text(example["id"]),
-        language=_text(example["language"]),
-        target_language=""
-        if kind == "asr"
-        else _text(example.get("target_language") or target_language),
-        reference=reference,
-        hypothesis=hypothesis,
+    rows = [
+        row(direction, by_direction.get(direction, []), bootstrap_samples)
+        for direction in sorted({*by_direction, *counts})
+    ]
+    over_long = {
+        direction: [member for member in members if member.segments > 1]
+        for direction, members in by_direction.items()
+    }
+    cut = [row(direction, over_long[direction], 0) for direction in sorted(over_long)]
+    return Evaluation(
+        name=name,
+        kind=kind,
+        rows=tuple(rows),
+        metrics=metrics,
+        over_long=tuple(
+            dataclasses.replace(each, expected=None) for each in cut if each.utterances
+        ),
+        repeats=repeats,
+        score_seconds=time.monotonic() - start,
     )
 
 
-def _text(value: Any) -> str:
-    """Returns a value of a record, which may be bytes or another scalar, as a string."""
-    return value.decode() if isinstance(value, bytes) else str(value)
+def _row(
+    direction: str,
+    members: Sequence[Prediction],
+    *,
+    kind: Kind,
+    metrics: Sequence[Metric],
+    expected: int | None,
+    round_trip: Callable[[str], str] | None,
+    bootstrap_samples: int,
+    seed: int,
+) -> Row:
+    """Scores the predictions of one direction."""
+    if members:
+        language, target = members[0].language, members[0].target_language
+    elif kind == "asr":
+        language, target = direction, ""
+    else:
+        language, _, target = direction.partition("-")
+    written_in = target or language
 
+    def comparable(texts: Iterable[str], normalized: bool) -> list[str]:
+        if kind == "asr" and normalized:
+            return [normalize(text, written_in) for text in texts]
+        return [unicodedata.normalize("NFC", text) for text in texts]
 
-def _first_process() -> bool:
-    import jax
-
-    return jax.process_index() == 0
+    compared = {
+        normalized: (
+            comparable((member.reference for member in members), normalized),
+            comparable((member.hypothesis for member in members), normalized),
+        )
+        for normalized in {True, *(metric.normalized for metric in metrics)}
+    }
+    scores = {
+        metric.name: compute_score(
+            metric,
+            *compared[metric.normalized],
+            language=written_in,
+            bootstrap_samples=bootstrap_samples,
+            seed=seed,
+        )
+        for metric in metrics
+    }
+    references, hypotheses = compared[True]
+    primary = primary_metric(kind, written_in)
+    limit = None
+    if round_trip is not None:
+        written = comparable((round_trip(member.reference) for member in members), True)
+        if any(a.split() != b.split() for a, b in zip(references, written, strict=True)):
+            limit = compute_score(
+                get_metric(primary), references, written, language=written_in, bootstrap_samples=0
+            ).value
+    return Row(
+        direction=direction,
+        language=language,
+        primary_metric=primary,
+        scores=scores,
+        utterances=len(members),
+        empty_references=sum(not text.strip() for text in references),
+        empty_hypotheses=sum(not text.strip() for text in hypotheses),
+        expected=expected,
+        vocabulary_limit=limit,
+    )

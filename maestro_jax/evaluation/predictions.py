@@ -1,15 +1,15 @@
-"""Predictions of a model: one JSON line per utterance, gathered from all processes."""
+"""Predictions of a model: one JSON line per utterance."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-import numpy as np
 from etils import epath
 
 from maestro_jax.errors import UserError
+from maestro_jax.files import as_path, write_atomically
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,14 +63,14 @@ class Prediction:
 def merge(predictions: Iterable[Prediction]) -> tuple[list[Prediction], int]:
     """Sorts predictions by direction and id, and keeps each utterance once.
 
-    Shards of an evaluation may overlap (a host wraps around to fill its last batch); the first
-    prediction of an utterance counts.
+    The first prediction of an utterance counts: a part of a test set may have been decoded twice
+    before and after an interruption.
 
     Returns:
         The predictions, and how many repeats were left out.
 
     Raises:
-        UserError: If two utterances of a direction share an id but not a reference.
+        UserError: If two utterances of a direction share an id.
     """
     merged: dict[tuple[str, str], Prediction] = {}
     repeats = 0
@@ -79,6 +79,17 @@ def merge(predictions: Iterable[Prediction]) -> tuple[list[Prediction], int]:
         known = merged.setdefault(key, prediction)
         if known is prediction:
             continue
+        places = {(each.task, each.index) for each in (known, prediction) if each.index >= 0}
+        if len(places) > 1:
+            (task, first), (other, second) = sorted(places)
+            raise UserError(
+                f"examples {first} and {second} of task {task!r} have the same id "
+                f"{prediction.id!r}; give each its own id, or remove the feature, and examples "
+                "are numbered."
+                if task == other
+                else f"tasks {task!r} and {other!r} both have an example {prediction.id!r} in "
+                f"{prediction.direction!r}; score them separately: --task {task} --task {other}."
+            )
         if known.reference != prediction.reference:
             raise UserError(
                 f"two utterances of {prediction.direction} have the id {prediction.id!r} and "
@@ -88,34 +99,12 @@ def merge(predictions: Iterable[Prediction]) -> tuple[list[Prediction], int]:
     return [merged[key] for key in sorted(merged)], repeats
 
 
-def gather_across_processes(predictions: Sequence[Prediction]) -> list[Prediction]:
-    """Returns the predictions of all processes, on every process.
-
-    This is a collective operation: every process must call it, also one without predictions.
-    """
-    import jax
-
-    if jax.process_count() == 1:
-        return list(predictions)
-    from jax.experimental import multihost_utils
-
-    encoded = "\n".join(map(_to_line, predictions)).encode()
-    local = np.frombuffer(encoded, np.uint8)
-    lengths = np.asarray(multihost_utils.process_allgather(np.int32(local.size))).reshape(-1)
-    padded = np.zeros(max(1, int(lengths.max())), np.uint8)
-    padded[: local.size] = local
-    everyone = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(lengths), -1)
-    gathered = []
-    for row, length in zip(everyone, lengths, strict=True):
-        gathered += _from_lines(row[:length].tobytes().decode(), "another process")
-    return gathered
-
-
 def write_predictions(predictions: Iterable[Prediction], path: epath.PathLike) -> None:
     """Writes one JSON object per line; `read_predictions` reads them back."""
-    path = epath.Path(path).expanduser()
+    path = as_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes("".join(_to_line(prediction) + "\n" for prediction in predictions).encode())
+    content = "".join(_to_line(prediction) + "\n" for prediction in predictions)
+    write_atomically(path, content.encode())
 
 
 def read_predictions(path: epath.PathLike) -> list[Prediction]:
@@ -132,7 +121,15 @@ def read_predictions(path: epath.PathLike) -> list[Prediction]:
 
 
 def _to_line(prediction: Prediction) -> str:
-    return json.dumps(dataclasses.asdict(prediction), ensure_ascii=False)
+    values = {
+        field.name: getattr(prediction, field.name)
+        for field in dataclasses.fields(prediction)
+        # What is not known needs no room in files of many thousand lines.
+        if field.default is dataclasses.MISSING
+        or getattr(prediction, field.name) != field.default
+        or field.name == "target_language"
+    }
+    return json.dumps(values, ensure_ascii=False)
 
 
 def _from_lines(text: str, source: str) -> list[Prediction]:

@@ -1,18 +1,31 @@
-"""Scores a trained model on the test sets of its tasks."""
+"""Scores a trained model on the test sets of its tasks, on any number of processes.
+
+Each process decodes every n-th utterance on its own devices and writes what it decoded into the
+directory of the results, which all processes share. The first process reads it all, scores it and
+writes the tables. See `maestro_jax.evaluation.results` for the files.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
+import datetime
+import itertools
+import json
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
+import numpy as np
+from etils import epath
 
+from maestro_jax import provenance
 from maestro_jax.errors import UserError
-from maestro_jax.evaluation.evaluate import Evaluation, evaluate
+from maestro_jax.evaluation.decoding import TestSetDecoder
+from maestro_jax.evaluation.evaluate import DecodingStatistics, Evaluation, score
+from maestro_jax.evaluation.predictions import Prediction, merge, read_predictions
+from maestro_jax.evaluation.results import HypothesisFiles, result_directory, search_settings
 from maestro_jax.evaluation.score_table import ScoreTable
 from maestro_jax.files import as_path
 from maestro_jax.inference.search_config import SearchConfig
@@ -20,12 +33,22 @@ from maestro_jax.inference.transcriber import Transcriber
 from maestro_jax.progress import Progress
 from maestro_jax.scoring.metrics import Kind
 from maestro_jax.scoring.published import published_scores
-from maestro_jax.text.vocabularies import Vocabulary
+from maestro_jax.training import distributed
+from maestro_jax.training.checkpoint_files import FILES
+from maestro_jax.training.checkpoints import Which, find_checkpoint
 from maestro_jax.training.run import TrainRun
+
+if TYPE_CHECKING:
+    import seqio
+
+    from maestro_jax.data.test_sets import TaskMetrics
 
 log = logging.getLogger(__name__)
 
 _STREAM_OF_KIND: dict[Kind, str] = {"asr": "paired", "st": "st", "mt": "mt"}
+
+Transform = Callable[[np.ndarray, str], np.ndarray]
+"""From the samples int16 `[samples]` and the id of an utterance to other samples."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +56,12 @@ class RunScores:
     """The scores of a run.
 
     Attributes:
-        tables: One per test set.
+        tables: One per test set; none on any process but the first.
+        directory: Directory of the results.
     """
 
     tables: tuple[ScoreTable, ...]
+    directory: epath.Path | None = None
 
     @property
     def evaluations(self) -> tuple[Evaluation, ...]:
@@ -52,6 +77,37 @@ class RunScores:
         return "\n".join(table.text() for table in self.tables)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TestSet:
+    """Tasks that are scored in one table.
+
+    Attributes:
+        name: Name of the test set, without its split.
+        kind: `asr`, `st` or `mt`.
+        tasks: Names of its tasks, which have the split.
+        split: The split.
+        transform: Changes the audio of every utterance.
+    """
+
+    __test__ = False  # Not a class of tests, whatever pytest makes of its name.
+
+    name: str
+    kind: Kind
+    tasks: tuple[str, ...]
+    split: str
+    transform: Transform | None = None
+
+    @property
+    def title(self) -> str:
+        """The name with its split, which begins the names of its files."""
+        return f"{self.name}.{self.split}"
+
+    @property
+    def feature(self) -> str:
+        """The feature that is decoded: `audio` or `text`."""
+        return "text" if self.kind == "mt" else "audio"
+
+
 def evaluate_run(
     run: TrainRun,
     *,
@@ -60,16 +116,17 @@ def evaluate_run(
     tasks: Sequence[str] = (),
     split: str = "test",
     step: int | str | None = None,
-    batch_size: int = 32,
+    weights: Which = "ema",
     low_resource: Collection[str] = (),
     transcriber: Transcriber | None = None,
     search: SearchConfig | None = None,
     output_dir: str | Path | None = None,
+    overwrite: bool = False,
 ) -> RunScores:
-    """Decodes and scores test sets, and writes their score tables and predictions.
+    """Decodes and scores test sets, and writes their score tables and hypotheses.
 
     A mixture in which several corpora have a language is scored corpus by corpus (see
-    `maestro_jax.data.test_sets.separate_test_sets`).
+    `maestro_jax.data.test_sets.separate_test_sets`). Every process of several calls this.
 
     Args:
         run: The run that trained the model.
@@ -78,107 +135,413 @@ def evaluate_run(
         tasks: Tasks or mixtures; by default the paired and ST mixtures that the objective trains.
         split: Split of the tasks.
         step: Step of the checkpoint; the latest by default.
-        batch_size: Utterances decoded at once, rounded up to a multiple of the data devices.
+        weights: `ema` for the averaged weights, `params` for the last.
         low_resource: Languages left out of the second average.
-        transcriber: A model that is already loaded; it knows how to search.
-        search: How a model that is loaded here searches; greedily by default.
-        output_dir: Directory of tables and predictions; by default `evaluation` in `model_dir`.
+        transcriber: A model that is already loaded, of `step` and `weights`; it searches as
+            `search` says.
+        search: How the model searches; greedily by default.
+        output_dir: Directory of the results; by default that of `result_directory`.
+        overwrite: Whether to decode again what an interrupted evaluation, or a complete one of
+            the same model, search, data and version, has decoded.
 
     Returns:
-        The scores of all test sets.
+        The scores of all test sets, on the first process.
 
     Raises:
-        UserError: There is nothing to evaluate, or no such checkpoint.
+        UserError: There is nothing to evaluate, or no such checkpoint; or the model does not do
+            what a test set asks for.
     """
-    from maestro_jax.data.data_dir import data_scope
-    from maestro_jax.data.evaluation_batches import evaluation_batches
-    from maestro_jax.data.stream_tasks import stream_of
-    from maestro_jax.data.task_registry import get_task_or_mixture, tasks_of
-    from maestro_jax.data.test_sets import TaskMetrics, published_test_sizes, separate_test_sets
-
+    search = search or SearchConfig()
+    test_sets = select_test_sets(tasks or _tasks_of_run(run), split)
+    for test_set in test_sets:
+        _check_trained(run, test_set)
+    checkpoint = _checkpoint(model_dir, step)
+    if run.ema_decay is None:
+        weights = "params"
     if transcriber is None:
-        directory = as_path(model_dir)
-        if step is not None:
-            directory = directory / "checkpoints" / str(step)
-        transcriber = Transcriber.from_checkpoint(directory, run, search=search)
-    selected: list[tuple[Kind, str]] = []
-    if tasks:
-        for name in tasks:
-            stream = stream_of(get_task_or_mixture(name))
-            kinds: list[Kind] = [k for k, s in _STREAM_OF_KIND.items() if s == stream]
-            if not kinds:
-                of = f"of the stream {stream!r}" if stream else "of no stream, by its features"
-                raise UserError(
-                    f"{name!r} is {of}; only 'paired' (audio, text, language), 'st' (audio, "
-                    "translation, language, target_language) and 'mt' (text, translation, "
-                    "language, target_language) can be scored."
-                )
-            selected.append((kinds[0], name))
-    else:
-        for kind, stream in _STREAM_OF_KIND.items():
-            if stream in run.used_streams and kind != "mt":
-                selected.append((kind, get_task_or_mixture(run.streams[stream].mixture).name))
-    if not selected:
-        raise UserError("the run has no stream paired or st; name a task with --task.")
+        transcriber = Transcriber.from_checkpoint(
+            str(checkpoint), run, which=weights, search=search
+        )
+    directory = (
+        as_path(output_dir)
+        if output_dir
+        else result_directory(model_dir, checkpoint.name, weights, search)
+    )
+    return evaluate_test_sets(
+        test_sets,
+        transcriber,
+        directory=directory,
+        data_dir=data_dir,
+        low_resource=low_resource,
+        origin=_origin(checkpoint, weights, search),
+        overwrite=overwrite,
+    )
 
-    output_dir = as_path(output_dir or as_path(model_dir) / "evaluation")
-    shards = transcriber.data_shards
-    vocabulary: Vocabulary | None = getattr(transcriber, "vocabulary", None)
-    batch_size = -(-batch_size // shards) * shards
-    sets = [
-        (kind, name, test_set, members)
-        for kind, name in selected
-        for test_set, members in separate_test_sets(
-            name, [task for task in tasks_of(get_task_or_mixture(name)) if split in task.splits]
-        ).items()
-    ]
+
+def evaluate_test_sets(
+    test_sets: Sequence[TestSet],
+    transcriber: Transcriber,
+    *,
+    directory: epath.PathLike,
+    data_dir: str | Path | None = None,
+    low_resource: Collection[str] = (),
+    origin: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> RunScores:
+    """Decodes and scores test sets with a model that is loaded; see `evaluate_run`.
+
+    Args:
+        test_sets: Test sets, as of `select_test_sets`.
+        transcriber: The model.
+        directory: Directory of the results.
+        data_dir: Root of the prepared data.
+        low_resource: Languages left out of the second average.
+        origin: How the hypotheses come about, for the files of the results.
+        overwrite: As of `evaluate_run`.
+    """
+    directory = as_path(directory)
     # All are checked before anything is decoded: some ask for what cannot be given.
-    own_metrics = [
-        TaskMetrics(members, "text" if kind == "asr" else "translation")
-        for kind, _, _, members in sets
+    metrics = [_task_metrics(test_set) for test_set in test_sets]
+    tables = [
+        _evaluate_test_set(
+            test_set,
+            own,
+            transcriber,
+            directory=directory,
+            data_dir=data_dir,
+            low_resource=low_resource,
+            origin=origin or {},
+            overwrite=overwrite,
+        )
+        for test_set, own in zip(test_sets, metrics, strict=True)
     ]
-    tables = []
-    for (kind, mixture, name, members), own in zip(sets, own_metrics, strict=True):
-        names = [task.name for task in members]
-        with data_scope(data_dir):
-            examples = sum(task.source.num_input_examples(split) or 0 for task in members)
-            expected = published_test_sizes(members, split)
-        progress = Progress(examples, f"{name} {split}")
-        evaluation = evaluate(
-            evaluation_batches(
-                names or mixture,
-                split,
-                batch_size,
-                transcriber.samples,
-                data_dir,
-                text_tokens=transcriber.tokens if kind == "mt" else 0,
-                languages=getattr(transcriber, "languages", None),
-                keep_examples=own.asked,
-            ),
-            functools.partial(
-                _texts, transcriber.translate if kind == "mt" else transcriber.decode
-            ),
-            kind=kind,
-            name=f"{name}.{split}",
-            output_dir=output_dir,
-            expected=expected,
-            progress=progress.update_to,
-            # What postprocess_fn makes of a reference is not for the vocabulary to write.
-            round_trip=None if vocabulary is None or own.postprocessed else vocabulary.round_trip,
-            postprocess=own.postprocess if own.asked else None,
-        )
-        evaluation = dataclasses.replace(
-            evaluation, task_metrics=own.compute(), postprocessed=own.postprocessed
-        )
-        progress.close()
-        known = published_scores(names, split)
-        tables.append(ScoreTable(evaluation, low_resource, known.groups, known.published))
-        if jax.process_index() == 0:
-            markdown, _ = tables[-1].write(output_dir)
-            log.info("wrote %s", markdown)
-    return RunScores(tuple(tables))
+    return RunScores(tuple(table for table in tables if table is not None), directory)
 
 
-def _texts(decode: Callable[..., Any], features: Mapping[str, Any]) -> Any:
-    """Decodes a batch, each row into the language that its task translates into."""
-    return decode(features, features.get("target_language"))[0]
+def select_test_sets(names: Sequence[str], split: str) -> list[TestSet]:
+    """Divides tasks and mixtures into test sets.
+
+    Args:
+        names: Tasks and mixtures.
+        split: Their split.
+
+    Raises:
+        UserError: One is unknown or cannot be scored, or lacks the split.
+    """
+    from maestro_jax.data.evaluation_examples import evaluation_tasks
+    from maestro_jax.data.stream_tasks import stream_of
+    from maestro_jax.data.task_registry import get_task_or_mixture
+    from maestro_jax.data.test_sets import separate_test_sets
+
+    test_sets = []
+    for mixture in names:
+        stream = stream_of(get_task_or_mixture(mixture))
+        kinds: list[Kind] = [k for k, s in _STREAM_OF_KIND.items() if s == stream]
+        if not kinds:
+            of = f"of the stream {stream!r}" if stream else "of no stream, by its features"
+            raise UserError(
+                f"{mixture!r} is {of}; only 'paired' (audio, text, language), 'st' (audio, "
+                "translation, language, target_language) and 'mt' (text, translation, "
+                "language, target_language) can be scored."
+            )
+        members = separate_test_sets(mixture, evaluation_tasks(mixture, split))
+        test_sets += [
+            TestSet(
+                name=name,
+                kind=kinds[0],
+                tasks=tuple(task.name for task in tasks),
+                split=split,
+            )
+            for name, tasks in members.items()
+        ]
+    return test_sets
+
+
+def _tasks_of_run(run: TrainRun) -> list[str]:
+    """Returns the mixtures of speech with texts that a run trains on."""
+    from maestro_jax.data.task_registry import get_task_or_mixture
+
+    names = [
+        get_task_or_mixture(run.streams[stream].mixture).name
+        for stream in ("paired", "st")
+        if stream in run.used_streams
+    ]
+    if not names:
+        raise UserError("the run has no stream paired or st; name a task with --task.")
+    return names
+
+
+def _check_trained(run: TrainRun, test_set: TestSet) -> None:
+    """Refuses a test set of what the model was never trained to write."""
+    trained = set(run.objective.streams)
+    if test_set.kind == "asr" and "paired" not in trained and "st" in trained:
+        raise UserError(
+            f"the model was trained to translate, and {test_set.name!r} asks for transcripts; "
+            "evaluate it on a task of translation, such as covost2_st_de_en."
+        )
+    if test_set.kind != "asr" and not trained & {"st", "mt"}:
+        raise UserError(
+            f"the model was trained to transcribe, and {test_set.name!r} asks for translations; "
+            "fine-tune it for translation (runs/paper_covost2_finetune.gin), or evaluate it on a "
+            "task of recognition."
+        )
+
+
+def _task_metrics(test_set: TestSet) -> TaskMetrics:
+    from maestro_jax.data.task_registry import get_task_or_mixture
+    from maestro_jax.data.test_sets import TaskMetrics
+
+    members: list[seqio.Task] = [get_task_or_mixture(name) for name in test_set.tasks]
+    return TaskMetrics(members, "text" if test_set.kind == "asr" else "translation")
+
+
+def _checkpoint(model_dir: str | Path, step: int | str | None) -> epath.Path:
+    """Returns the checkpoint to evaluate, the same on every process while training writes more."""
+    directory = as_path(model_dir)
+    checkpoint = find_checkpoint(
+        directory if step is None else directory / "checkpoints" / str(step)
+    )
+    if not checkpoint.name.isdecimal():
+        return checkpoint
+    newest = distributed.first_process_decides(int(checkpoint.name))
+    return checkpoint.parent / str(newest)
+
+
+def _origin(checkpoint: epath.Path, weights: str, search: SearchConfig) -> dict[str, Any]:
+    """Describes how hypotheses come about, for the files of the results."""
+    devices = jax.devices()
+    files = checkpoint / FILES
+    return {
+        "checkpoint": str(checkpoint),
+        "checkpoint_files": provenance.digest(files.read_text() if files.exists() else ""),
+        "step": int(checkpoint.name) if checkpoint.name.isdecimal() else checkpoint.name,
+        "weights": weights,
+        "search": search_settings(search),
+        "normalizer": "voxpopuli",
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "devices": {
+            "kind": devices[0].device_kind,
+            "count": len(devices),
+            "processes": jax.process_count(),
+        },
+        **provenance.versions(provenance.command_line()),
+    }
+
+
+def _identity(
+    origin: Mapping[str, Any], test_set: TestSet, lengths: np.ndarray | None
+) -> dict[str, Any]:
+    """Returns what the hypotheses of a test set depend on."""
+    named = ("step", "weights", "search", "checkpoint_files", "git")
+    return {
+        **{name: origin.get(name) for name in named},
+        "tasks": list(test_set.tasks),
+        "data": None if lengths is None else provenance.digest(lengths.tobytes()),
+    }
+
+
+def _evaluate_test_set(
+    test_set: TestSet,
+    own: TaskMetrics,
+    transcriber: Transcriber,
+    *,
+    directory: epath.Path,
+    data_dir: str | Path | None,
+    low_resource: Collection[str],
+    origin: Mapping[str, Any],
+    overwrite: bool,
+) -> ScoreTable | None:
+    """Decodes a test set and, on the first process, scores it and writes its files."""
+    lengths = _lengths(test_set, transcriber, data_dir)
+    identity = _identity(origin, test_set, lengths)
+    files = HypothesisFiles(directory, test_set.title, identity)
+    predictions, statistics = None, None
+    # Hypotheses that postprocess_fn has changed cannot be given to it again.
+    complete = None if overwrite or own.asked else _complete(files, directory, test_set, identity)
+    if distributed.first_process_decides(int(complete is not None)):
+        predictions = complete
+    else:
+        collected = _decode(test_set, transcriber, files, lengths, data_dir, overwrite)
+        if collected is not None:
+            predictions, statistics = collected
+    if distributed.process_index() or predictions is None:
+        return None
+    table, predictions = _score(
+        test_set,
+        own,
+        transcriber,
+        predictions,
+        lengths,
+        data_dir=data_dir,
+        low_resource=low_resource,
+    )
+    table = dataclasses.replace(
+        table,
+        evaluation=dataclasses.replace(table.evaluation, decoding=statistics),
+        provenance={**origin, "identity": identity} if origin else {},
+    )
+    if complete is None:
+        files.finish(predictions)
+    markdown, _ = table.write(directory)
+    log.info("wrote %s", markdown)
+    return table
+
+
+def _lengths(
+    test_set: TestSet, transcriber: Transcriber, data_dir: str | Path | None
+) -> np.ndarray | None:
+    """Returns samples or tokens of all utterances, `[utterances]`; None if they are not known."""
+    from maestro_jax.data.evaluation_examples import evaluation_examples, evaluation_lengths
+
+    if test_set.feature == "audio":
+        lengths = evaluation_lengths(test_set.tasks, test_set.split, data_dir)
+        return None if lengths is None else lengths[:, 0]
+    texts = evaluation_examples(
+        test_set.tasks,
+        test_set.split,
+        data_dir,
+        features=("text",),
+        languages=transcriber.languages,
+        vocabulary=transcriber.vocabulary,
+    )
+    return np.fromiter((len(text.features["text"]) for text in texts), np.int64)
+
+
+def _complete(
+    files: HypothesisFiles,
+    directory: epath.Path,
+    test_set: TestSet,
+    identity: Mapping[str, Any],
+) -> list[Prediction] | None:
+    """Returns the hypotheses of a complete evaluation that would come out the same again."""
+    path = directory / f"{test_set.title}.json"
+    if distributed.process_index() or not path.exists() or not files.final.exists():
+        return None
+    try:
+        before = json.loads(path.read_text())["provenance"]["identity"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    # Files that differ from the commit may differ in any way.
+    changed = (identity["git"] or {}).get("changed", identity["step"] is None)
+    if changed or before != json.loads(json.dumps(identity)):
+        return None
+    log.info("%s is complete: it is scored again; --overwrite decodes it again", files.final)
+    return read_predictions(files.final)
+
+
+def _decode(
+    test_set: TestSet,
+    transcriber: Transcriber,
+    files: HypothesisFiles,
+    lengths: np.ndarray | None,
+    data_dir: str | Path | None,
+    overwrite: bool,
+) -> tuple[list[Prediction], DecodingStatistics] | None:
+    """Decodes this process's part of a test set; returns all parts on the first process."""
+    from maestro_jax.data.evaluation_examples import evaluation_examples
+
+    process, processes = jax.process_index(), jax.process_count()
+    recovered = files.recover(overwrite=overwrite)
+    done = {(prediction.task, prediction.index) for prediction in recovered}
+    if done and process == 0:
+        log.info("%s: %d utterances were decoded before", test_set.title, len(done))
+    decoder = TestSetDecoder(transcriber, test_set.kind, lengths, transform=test_set.transform)
+    decoder.fit_memory()
+    if process == 0:
+        log.info("%s: %s", test_set.title, decoder.describe())
+    examples = evaluation_examples(
+        test_set.tasks,
+        test_set.split,
+        data_dir,
+        features=(test_set.feature,),
+        languages=transcriber.languages,
+        vocabulary=transcriber.vocabulary,
+        shard=(process, processes),
+    )
+    examples = itertools.filterfalse(
+        lambda example: (example.strings["task"], example.index) in done, examples
+    )
+    total = 0 if lengths is None else -(-(len(lengths) - len(done)) // processes)
+    label = test_set.title if processes == 1 else f"{test_set.title}, part of one host"
+    with Progress(total, label, unit="utterance") as progress:
+        for prediction in decoder.decode(examples):
+            files.add(prediction)
+            progress.update(1)
+    return files.collect(decoder.statistics)
+
+
+def _score(
+    test_set: TestSet,
+    own: TaskMetrics,
+    transcriber: Transcriber,
+    predictions: Sequence[Prediction],
+    lengths: np.ndarray | None,
+    *,
+    data_dir: str | Path | None,
+    low_resource: Collection[str],
+) -> tuple[ScoreTable, list[Prediction]]:
+    """Scores the hypotheses of a whole test set; returns what was scored as well, in order."""
+    from maestro_jax.data.data_dir import data_scope
+    from maestro_jax.data.evaluation_examples import evaluation_tasks
+    from maestro_jax.data.test_sets import published_test_sizes
+
+    if not predictions:
+        raise UserError(
+            f"the test set {test_set.title!r} has no utterances; check --split and --data_dir"
+        )
+    merged, repeats = merge(predictions)
+    if lengths is not None and len(merged) != len(lengths):
+        log.warning(
+            "%s: %d utterances were scored, and the data have %d records",
+            test_set.title,
+            len(merged),
+            len(lengths),
+        )
+    if own.asked:
+        merged = _postprocessed(test_set, own, merged, transcriber, data_dir)
+    with data_scope(data_dir):
+        expected = published_test_sizes(
+            evaluation_tasks(test_set.tasks, test_set.split), test_set.split
+        )
+    evaluation = score(
+        merged,
+        kind=test_set.kind,
+        name=test_set.title,
+        expected=expected,
+        # What postprocess_fn makes of a reference is not for the vocabulary to write.
+        round_trip=None if own.postprocessed else transcriber.vocabulary.round_trip,
+    )
+    evaluation = dataclasses.replace(
+        evaluation,
+        repeats=repeats,
+        task_metrics=own.compute(),
+        postprocessed=own.postprocessed,
+    )
+    known = published_scores(test_set.tasks, test_set.split)
+    return ScoreTable(evaluation, low_resource, known.groups, known.published), merged
+
+
+def _postprocessed(
+    test_set: TestSet,
+    own: TaskMetrics,
+    predictions: Sequence[Prediction],
+    transcriber: Transcriber,
+    data_dir: str | Path | None,
+) -> list[Prediction]:
+    """Gives all utterances to the functions of their tasks, which need the examples again."""
+    from maestro_jax.data.evaluation_examples import evaluation_examples
+
+    by_place = {(one.task, one.index): one for one in predictions}
+    processed = []
+    for example in evaluation_examples(
+        test_set.tasks,
+        test_set.split,
+        data_dir,
+        features=(test_set.feature,),
+        languages=transcriber.languages,
+    ):
+        one = by_place[(example.strings["task"], example.index)]
+        metadata = {**example.strings, "example": example.features}
+        reference, hypothesis = own.postprocess(metadata, one.hypothesis)
+        processed.append(dataclasses.replace(one, reference=reference, hypothesis=hypothesis))
+    return sorted(processed, key=lambda one: (one.direction, one.id))

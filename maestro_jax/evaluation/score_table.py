@@ -12,6 +12,7 @@ from etils import epath
 from tabulate import SEPARATING_LINE
 
 from maestro_jax.evaluation.evaluate import ERROR_RATE, Evaluation, Row
+from maestro_jax.inference.search_config import SearchConfig
 from maestro_jax.scoring.metrics import finite_or_none
 from maestro_jax.tables import align_columns
 from maestro_jax.text.normalizers import base_language
@@ -45,12 +46,14 @@ class ScoreTable:
         published: Further columns, by the name of the system. Beside an average over a whole
             group, or over all that was published, stands the one stated under the group's name or
             `all`; any other is taken over the rows that ours is over.
+        provenance: Checkpoint, weights, search, versions, command and devices.
     """
 
     evaluation: Evaluation
     low_resource: Collection[str] = ()
     groups: Groups = dataclasses.field(default_factory=dict)
     published: Published = dataclasses.field(default_factory=dict)
+    provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the whole evaluation as plain JSON values; undefined scores are null.
@@ -71,7 +74,8 @@ class ScoreTable:
             "utterances": evaluation.utterances,
             "complete": evaluation.complete,
             "repeats": evaluation.repeats,
-            "seconds": evaluation.seconds,
+            "decoding": _decoding(evaluation),
+            "provenance": dict(self.provenance),
             "task_metrics": {task: dict(each) for task, each in evaluation.task_metrics.items()},
             "postprocessed": list(evaluation.postprocessed),
             "averages": [
@@ -82,33 +86,34 @@ class ScoreTable:
                 }
                 for name, means, rows in self._averages()
             ],
-            "rows": [
-                {
-                    "direction": row.direction,
-                    "language": row.language,
-                    "low_resource": row.among(self.low_resource),
-                    "primary_metric": row.primary_metric,
-                    "vocabulary_limit": finite_or_none(row.vocabulary_limit),
-                    "expected": row.expected,
-                    "complete": row.complete,
-                    "utterances": row.utterances,
-                    "empty_references": row.empty_references,
-                    "empty_hypotheses": row.empty_hypotheses,
-                    **{
-                        key: value
-                        for metric in metrics
-                        for key, value in row.scores[metric.name].to_json(metric.name).items()
-                    },
-                }
-                for row in evaluation.rows
-            ],
+            "rows": [self._row(row) for row in evaluation.rows],
+            "over_long": [self._row(row) for row in evaluation.over_long],
+        }
+
+    def _row(self, row: Row) -> dict[str, Any]:
+        return {
+            "direction": row.direction,
+            "language": row.language,
+            "low_resource": row.among(self.low_resource),
+            "primary_metric": row.primary_metric,
+            "vocabulary_limit": finite_or_none(row.vocabulary_limit),
+            "expected": row.expected,
+            "complete": row.complete,
+            "utterances": row.utterances,
+            "empty_references": row.empty_references,
+            "empty_hypotheses": row.empty_hypotheses,
+            **{
+                key: value
+                for metric in self.evaluation.metrics
+                for key, value in row.scores[metric.name].to_json(metric.name).items()
+            },
         }
 
     def markdown(self) -> str:
         """Formats the table as a Markdown page, with notes on what was compared."""
         header, body, averages = self._cells()
         bold = [[f"**{cell}**" if cell else "" for cell in cells] for cells in averages]
-        notes = [f"- {note}" for note in _notes(self.evaluation, self.low_resource)]
+        notes = [f"- {note}" for note in self._notes()]
         table = _tabulated(header, [*body, *bold], "pipe")
         return "\n".join([f"# {self._title}", "", table, "", *notes]) + "\n"
 
@@ -116,8 +121,7 @@ class ScoreTable:
         """Formats the table for a terminal, with notes on what was compared."""
         header, body, averages = self._cells()
         table = _tabulated(header, [*body, SEPARATING_LINE, *averages], "simple")
-        notes = _notes(self.evaluation, self.low_resource)
-        return "\n".join([self._title, "", table, "", *notes]) + "\n"
+        return "\n".join([self._title, "", table, "", *self._notes()]) + "\n"
 
     def write(self, output_dir: epath.PathLike) -> tuple[epath.Path, epath.Path]:
         """Writes `{name}.md` and `{name}.json`.
@@ -136,6 +140,10 @@ class ScoreTable:
         markdown.write_bytes(self.markdown().encode())
         values.write_bytes(text.encode())
         return markdown, values
+
+    def _notes(self) -> list[str]:
+        notes = _notes(self.evaluation, self.low_resource)
+        return notes + _decoding_notes(self.evaluation) + _provenance_notes(self.provenance)
 
     @property
     def _title(self) -> str:
@@ -168,6 +176,16 @@ class ScoreTable:
                     _utterances(row),
                     *(cells.get(column, "") for column in columns),
                     *(_number(_published(numbers, row)) for numbers in self.published.values()),
+                ]
+            )
+        for row in evaluation.over_long:
+            cells = _cells(evaluation, row)
+            body.append(
+                [
+                    f"{row.direction}, over-long",
+                    str(row.utterances),
+                    *(cells.get(column, "") for column in columns),
+                    *("" for _ in self.published),
                 ]
             )
         titles = {ERROR_RATE: _ERROR_RATE_TITLE}
@@ -209,6 +227,66 @@ class ScoreTable:
             return numbers[name]
         values = [value for row in rows if (value := _published(numbers, row)) is not None]
         return math.fsum(values) / len(values) if rows and len(values) == len(rows) else None
+
+
+def _decoding(evaluation: Evaluation) -> dict[str, float] | None:
+    """Returns what decoding and scoring took, for JSON files; None when scored from a file."""
+    if evaluation.decoding is None:
+        return None
+    return {
+        **dataclasses.asdict(evaluation.decoding),
+        "score_seconds": evaluation.score_seconds,
+        "padding": finite_or_none(evaluation.decoding.padding),
+        "rtfx": finite_or_none(evaluation.decoding.rtfx),
+    }
+
+
+def _decoding_notes(evaluation: Evaluation) -> list[str]:
+    decoding = evaluation.decoding
+    if decoding is None:
+        return []
+    note = (
+        f"Decoding took {decoding.decode_seconds:.1f} s for {decoding.utterances} utterances, "
+        f"compiling {decoding.compile_seconds:.1f} s, waiting for input "
+        f"{decoding.input_seconds:.1f} s, scoring {evaluation.score_seconds:.1f} s"
+    )
+    if decoding.audio_seconds:
+        note += (
+            f"; {decoding.audio_seconds:.0f} s of audio, RTFx {decoding.rtfx:.0f} (seconds of "
+            f"audio per second of decoding), padded by real length {decoding.padding:.2f}"
+        )
+    return [f"{note}."]
+
+
+def _provenance_notes(provenance: Mapping[str, Any]) -> list[str]:
+    """Returns one sentence on the model and its search, and one on the software."""
+    if not provenance:
+        return []
+    weights = {"ema": "averaged weights", "params": "weights of that step"}
+    git, devices = provenance["git"], provenance["devices"]
+    commit = ""
+    if git:
+        commit = f" at commit {git['commit'][:12]}" + (" with changes" if git["changed"] else "")
+    packages = provenance["packages"]
+    return [
+        f"Checkpoint {provenance['step']}, {weights.get(provenance['weights'], 'other weights')}, "
+        f"{_search(provenance['search'])}.",
+        f"maestro_jax {packages.get('maestro_jax', '?')}{commit}, jax {packages.get('jax', '?')}; "
+        f"{devices['count']} x {devices['kind']}, processes: {devices['processes']}; "
+        f"{provenance['date']}.",
+    ]
+
+
+def _search(settings: Mapping[str, Any]) -> str:
+    """Describes a search: its beam, and what is not the default."""
+    beam = settings["beam_size"]
+    defaults = {field.name: field.default for field in dataclasses.fields(SearchConfig)}
+    others = [
+        f"{name} {value}"
+        for name, value in settings.items()
+        if name in defaults and value not in (defaults[name], []) and name != "beam_size"
+    ]
+    return ", ".join(["greedy search" if beam == 1 else f"beam of {beam}", *others])
 
 
 def _tabulated(header: Sequence[str], rows: Sequence[Any], style: str) -> str:
@@ -312,6 +390,12 @@ def _notes(evaluation: Evaluation, low_resource: Collection[str]) -> list[str]:
         notes.append(
             "The model's vocabulary CANNOT WRITE all references; a model without a mistake would "
             f"score {listed}."
+        )
+    if evaluation.over_long:
+        listed = ", ".join(f"{row.direction} {row.utterances}" for row in evaluation.over_long)
+        notes.append(
+            "Utterances longer than any that the model was trained on, cut at pauses and counted "
+            f"in the rows of their languages too: {listed}."
         )
     if evaluation.repeats:
         notes.append(f"{evaluation.repeats} repeated utterances were scored once.")

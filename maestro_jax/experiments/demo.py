@@ -79,9 +79,9 @@ def run_demo(
             directories[name], runs[name], search=search
         )
         with_lm = f"Beam search ({search.beam_size}) with a language model of the training texts"
-        for title, transcriber, directory in (
-            ("Greedy search", None, "evaluation"),
-            (with_lm, transcribers[name], "evaluation/language_model"),
+        for title, transcriber, used in (
+            ("Greedy search", None, None),
+            (with_lm, transcribers[name], search),
         ):
             scores = evaluate_run(
                 runs[name],
@@ -89,7 +89,7 @@ def run_demo(
                 data_dir=experiment.data,
                 low_resource=LOW_RESOURCE,
                 transcriber=transcriber,
-                output_dir=directories[name] / directory,
+                search=used,
             )
             tables.append(f"{title}\n{scores.text()}")
         # The report that training wrote at its end has no scores yet.
@@ -154,12 +154,9 @@ def _held_out_file(run: TrainRun, output: Path, data: Path) -> tuple[Path, str, 
     """Writes a test utterance as a wav file; returns path, transcript and English translation."""
     import soundfile
 
-    from maestro_jax.data.evaluation_batches import evaluation_batches
+    from maestro_jax.data.evaluation_examples import evaluation_examples
 
-    stream = run.streams["st"]
-    batches = evaluation_batches(stream.mixture, "test", 1, stream.audio_samples, data)
-    features, metadata = next(iter(batches))
+    example = next(evaluation_examples(run.streams["st"].mixture, "test", data))
     path = output / "held_out.wav"
-    samples = features["audio"][0, : int(features["audio_length"][0])]
-    soundfile.write(path, np.asarray(samples, np.int16), 16_000)
-    return path, metadata[0]["text"], metadata[0]["translation"]
+    soundfile.write(path, np.asarray(example.features["audio"], np.int16), 16_000)
+    return path, example.strings["text"], example.strings["translation"]

@@ -87,7 +87,7 @@ def run_low_resource(
             )
             [evaluations[name]] = report.evaluations
             predictions.append(
-                read_predictions(kept / f"{evaluations[name].name}.predictions.jsonl")
+                read_predictions(kept / f"{evaluations[name].name}.hypotheses.jsonl")
             )
         comparisons[how] = compare(*predictions).average
         rows += [_row(MODELS[name], how, evaluations[name]) for name in MODELS]

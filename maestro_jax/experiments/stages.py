@@ -15,6 +15,7 @@ from pathlib import Path
 from maestro_jax.data.data_dir import data_root
 from maestro_jax.files import local_directory
 from maestro_jax.gin_utils import gin_config, run_record
+from maestro_jax.provenance import command_line
 from maestro_jax.reports.html_report import train_with_report
 from maestro_jax.training.run import TrainRun
 
@@ -133,7 +134,7 @@ class Experiment:
             bindings["INIT_FROM"] = "None"
         run = gin_config.parse_and_build(files, bindings)
         model_dir = self.output / stage.directory
-        run_record.write(model_dir, gin_config.record_texts(), run_record.command_line())
+        run_record.write(model_dir, gin_config.record_texts(), command_line())
         train_with_report(run, model_dir=model_dir, data_dir=self.data)
         self.runs[stage.name], self.directories[stage.name] = run, model_dir
 

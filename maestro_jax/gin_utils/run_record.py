@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
-import pathlib
-import platform
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 
 from etils import epath
 
 from maestro_jax.errors import UserError
 from maestro_jax.files import as_path, models_below, naming_failures
-
-_ENVIRONMENT = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_PLATFORMS", "JAX_ENABLE_X64")
-_PACKAGES = (
-    "maestro_jax jax jaxlib libtpu flax optax orbax-checkpoint numpy seqio tensorflow "
-    "tensorflow-text tensorflow-datasets array_record sentencepiece gin-config clu"
-).split()
+from maestro_jax.provenance import versions
 
 
 def write(
@@ -46,7 +36,8 @@ def write(
     written = []
     with naming_failures(model_dir, "model directory"):
         directory.mkdir(parents=True, exist_ok=True)
-        for name, text in {**texts, "versions.json": versions_text(argv)}.items():
+        record = json.dumps(versions(argv), indent=2) + "\n"
+        for name, text in {**texts, "versions.json": record}.items():
             newest = _newest(directory, name)
             if newest is not None and newest[1].read_text() == text:
                 continue
@@ -74,29 +65,6 @@ def latest(model_dir: str | os.PathLike[str], name: str) -> epath.Path:
     return newest[1]
 
 
-def versions_text(argv: Sequence[str]) -> str:
-    """Returns versions, git commit, command line and XLA flags of this process as JSON."""
-    installed = {}
-    for package in _PACKAGES:
-        try:
-            installed[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    record = {
-        "argv": list(argv),
-        "python": platform.python_version(),
-        "packages": installed,
-        "git": _git_state(),
-        "environment": {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
-    }
-    return json.dumps(record, indent=2) + "\n"
-
-
-def command_line() -> list[str]:
-    """Returns the command line of this process, with the name of the program only."""
-    return [pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]
-
-
 def _newest(directory: epath.Path, name: str) -> tuple[int, epath.Path] | None:
     """Returns the highest suffix of a file (0 for none) and its path."""
     found = []
@@ -107,32 +75,3 @@ def _newest(directory: epath.Path, name: str) -> tuple[int, epath.Path] | None:
         elif rest[0] == "." and rest[1:].isdigit():
             found.append((int(rest[1:]), path))
     return max(found, key=lambda pair: pair[0], default=None)
-
-
-def _git_state() -> dict[str, str | bool] | None:
-    """Returns the commit of the package's checkout, and whether files differ from it.
-
-    Where there is no checkout, it is `$MAESTRO_GIT_COMMIT`, which launch scripts set on hosts that
-    get an archive.
-    """
-    package = pathlib.Path(__file__).resolve().parents[1]
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(package), *arguments]
-        process = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
-        return process.stdout
-
-    try:
-        # A wheel installed below some other repository must not report that repository's commit.
-        if not git("ls-files", "__init__.py"):
-            return _git_announced()
-        commit = git("rev-parse", "HEAD").strip()
-        changed = bool(git("status", "--porcelain", "--untracked-files=no").strip())
-    except (OSError, subprocess.SubprocessError):
-        return _git_announced()
-    return {"commit": commit, "changed": changed}
-
-
-def _git_announced() -> dict[str, str | bool] | None:
-    commit = os.environ.get("MAESTRO_GIT_COMMIT")
-    return {"commit": commit, "changed": False} if commit else None

@@ -1,9 +1,15 @@
-"""Transcribes and translates audio, and translates text, with a trained model."""
+"""Transcribes and translates audio, and translates text, with a trained model.
+
+Each process of several decodes what it is given on its own devices: the parameters are laid out
+over them alone, and no program waits for another process.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -40,6 +46,41 @@ log = logging.getLogger(__name__)
 
 ROWS_PER_DEVICE = 8
 """Number of segments that a device decodes at once, if there are enough."""
+
+_SHORTEST_ROOM = 48_000  # Samples. Below 3 seconds, padding costs less than compiling again.
+
+
+@dataclasses.dataclass(frozen=True)
+class _Program:
+    """A compiled search.
+
+    Attributes:
+        call: From parameters and inputs to hypotheses.
+        seconds: Time that compiling took.
+        memory_bytes: Memory that a device needs to run it, with its arguments; 0 if not known.
+    """
+
+    call: Callable[..., Hypotheses]
+    seconds: float
+    memory_bytes: int
+
+    @classmethod
+    def compile(cls, function: Any, params: Any, inputs: Mapping[str, Any]) -> _Program:
+        start = time.monotonic()
+        # Tables of a language model are bound to the jitted function as its first argument.
+        bound = function.args if isinstance(function, functools.partial) else ()
+        jitted = function.func if bound else function
+        compiled = jitted.lower(*bound, params, **inputs).compile()
+        analysis = compiled.memory_analysis()
+        sizes = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
+        return cls(
+            functools.partial(compiled, *bound),
+            time.monotonic() - start,
+            sum(int(getattr(analysis, name, 0)) for name in sizes),
+        )
+
+    def __call__(self, params: Any, **inputs: Any) -> Hypotheses:
+        return self.call(params, **inputs)
 
 
 @dataclasses.dataclass
@@ -92,13 +133,13 @@ class Transcriber:
         rescoring: Rescoring | None = None,
         languages: LanguageTable | None = None,
     ) -> None:
-        self.run = run
+        self.run = on_local_devices(run)
         self.decoder = choose_decoder(run, decoder)
         self.params = params
         self.vocabulary = vocabulary
         self.rescoring = rescoring
         self.languages = languages or LanguageTable()
-        self._mesh = run.partitioning.mesh()
+        self._mesh = self.run.partitioning.mesh(jax.local_devices())
         if fusion is not None and isinstance(fusion.lm, NgramLm):
             lm = jax.device_put(fusion.lm, replicated(self._mesh))
             fusion = dataclasses.replace(fusion, lm=lm)
@@ -112,6 +153,7 @@ class Transcriber:
         }
         self._decode = jitted_decoding(run, **options)
         self._decode_text = jitted_decoding(run, **options, written=True)
+        self._programs: dict[Any, _Program] = {}
 
     @classmethod
     def from_checkpoint(
@@ -146,8 +188,9 @@ class Transcriber:
             rescoring = Rescoring(lm=lm, weight=search.lm_weight, length_alpha=alpha)
         if run.ema_decay is None:
             which = "params"
-        run = as_saved(run, step_directory, which)
-        abstract = sharded_state(run, run.partitioning.mesh()).abstract.params
+        run = on_local_devices(as_saved(run, step_directory, which))
+        mesh = run.partitioning.mesh(jax.local_devices())
+        abstract = sharded_state(run, mesh).abstract.params
         params = restore_params(step_directory, which, abstract_params=abstract)
         return cls(
             run,
@@ -191,20 +234,20 @@ class Transcriber:
         """
         return self._best(self.search(features, target_language, language))
 
-    def translate(
+    def search_text(
         self, features: Mapping[str, np.ndarray], target_language: str | np.ndarray = "en"
-    ) -> tuple[list[str], np.ndarray]:
-        """Translates one batch of texts.
+    ) -> Hypotheses:
+        """Translates one batch of texts to tokens.
 
         Args:
             features: `text` int32 `[batch, tokens]`, `text_length` and `language` `[batch]`.
             target_language: ISO code, or language ids `[batch]`.
 
         Returns:
-            As `decode`.
+            As `search`.
         """
         inputs = {name: features[name] for name in ("text", "text_length", "language")}
-        return self._best(self._run(self._decode_text, inputs, target_language))
+        return self._run(self._decode_text, inputs, target_language)
 
     def _best(self, hypotheses: Hypotheses) -> tuple[list[str], np.ndarray]:
         texts = [
@@ -254,13 +297,31 @@ class Transcriber:
             inputs["target_language"] = target_language
         with self.run.partitioning.activate(self._mesh):
             placed = self.run.partitioning.shard_batch(self._mesh, inputs)
-            hypotheses = jax.device_get(function(self.params, **placed))
+            hypotheses = jax.device_get(self._program(function, placed)(self.params, **placed))
         if self.rescoring is not None:
             hypotheses = self.rescoring(hypotheses, self._texts(hypotheses))
         cut = int(hypotheses.truncated[:, 0].sum())
         if cut:
             log.warning("%d of %d hypotheses ran out of room and were cut", cut, batch)
         return hypotheses
+
+    def _program(self, function: Callable[..., Hypotheses], placed: dict[str, Any]) -> _Program:
+        """Returns the program for inputs of some shapes, compiled when it is first used."""
+        shapes = tuple(sorted((name, array.shape) for name, array in placed.items()))
+        key = (function is self._decode_text, shapes)
+        if key not in self._programs:
+            self._programs[key] = _Program.compile(function, self.params, placed)
+        return self._programs[key]
+
+    @property
+    def compile_seconds(self) -> float:
+        """Seconds that compiling has taken so far."""
+        return sum(program.seconds for program in self._programs.values())
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory per device of the program that takes most of those compiled; 0 if not known."""
+        return max((program.memory_bytes for program in self._programs.values()), default=0)
 
     def _texts(self, hypotheses: Hypotheses) -> list[list[str]]:
         """Decodes the text of each hypothesis, `[batch][beam]`."""
@@ -272,11 +333,20 @@ class Transcriber:
             for row, lengths in zip(hypotheses.tokens, hypotheses.lengths, strict=True)
         ]
 
-    def _segment(self, hypotheses: Hypotheses, row: int, segment: Segment) -> DecodedSegment:
-        """Returns the hypotheses of a row, without empty places."""
+    def decoded_segment(
+        self, hypotheses: Hypotheses, row: int, segment: Segment, *, nbest: int | None = None
+    ) -> DecodedSegment:
+        """Returns the hypotheses of a row, without empty places.
+
+        Args:
+            hypotheses: Those of a batch, as of `search`.
+            row: Index of the row.
+            segment: What was decoded in it.
+            nbest: Number of hypotheses to return; None for all.
+        """
         best: list[int] = []
         alternatives: list[NBestEntry] = []
-        for place in np.flatnonzero(np.isfinite(hypotheses.scores[row])):
+        for place in np.flatnonzero(np.isfinite(hypotheses.scores[row]))[:nbest]:
             one = jax.tree.map(lambda x, place=place: x[row, place], hypotheses)
             ids = one.tokens[: one.lengths].tolist()
             if not alternatives:
@@ -408,7 +478,7 @@ class Transcriber:
         language: str | None,
     ) -> None:
         """Decodes segments, and adds their hypotheses to their recordings."""
-        audio = np.zeros((rows, self.samples), np.int16)
+        audio = np.zeros((rows, self._room(batch)), np.int16)
         lengths = np.zeros(rows, np.int32)
         for row, (_, segment) in enumerate(batch):
             audio[row, : len(segment.samples)] = segment.samples
@@ -417,8 +487,16 @@ class Transcriber:
             {"audio": audio, "audio_length": lengths}, target_language, language
         )
         for row, (recording, segment) in enumerate(batch):
-            recording.decoded.append(self._segment(hypotheses, row, segment))
+            recording.decoded.append(self.decoded_segment(hypotheses, row, segment))
             recording.pending -= 1
+
+    def _room(self, batch: Sequence[tuple[_Recording, Segment]]) -> int:
+        """Returns the length to pad a batch to: one of a few, each of which is compiled for."""
+        longest = max(len(segment.samples) for _, segment in batch)
+        room = self.samples
+        while room % 2 == 0 and room // 2 >= max(longest, _SHORTEST_ROOM):
+            room //= 2
+        return room
 
     def _result(self, recording: _Recording, target_language: str | None) -> Transcript | UserError:
         return recording.error or join_segments(
@@ -427,6 +505,12 @@ class Transcriber:
             decode=self.vocabulary.decode,
             target_language=target_language,
         )
+
+
+def on_local_devices(run: TrainRun) -> TrainRun:
+    """Returns a run whose arrays are laid out over the devices of this process alone."""
+    partitioning = run.partitioning.fitted(jax.local_device_count())
+    return dataclasses.replace(run, partitioning=partitioning)
 
 
 def _count_samples(

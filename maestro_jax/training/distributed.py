@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from maestro_jax.errors import UserError
 
@@ -82,3 +84,29 @@ def initialize() -> bool:
         jax.devices()[0].device_kind,
     )
     return True
+
+
+def process_index() -> int:
+    """Returns the number of this process; 0 for the only one."""
+    return jax.process_index()
+
+
+def synchronize(name: str) -> None:
+    """Waits until all processes have come to this point.
+
+    Args:
+        name: What has been done, the same on every process.
+    """
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def first_process_decides(value: int) -> int:
+    """Returns the value of the first process, on every process.
+
+    Args:
+        value: A number below 2**31; that of the first process counts.
+    """
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))

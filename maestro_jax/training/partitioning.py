@@ -114,6 +114,20 @@ class Partitioning:
         data, fsdp, tensor = (device_count // known if n == -1 else n for n in self.mesh_shape)
         return data, fsdp, tensor
 
+    def fitted(self, device_count: int) -> Partitioning:
+        """Returns a partitioning for fewer devices: those of one process, or of another machine.
+
+        The axes ``tensor`` and ``fsdp`` stay as large as divides the devices; ``data`` takes what
+        is left.
+
+        Args:
+            device_count: Number of devices, all of one slice.
+        """
+        _, fsdp, tensor = (max(n, 1) for n in self.mesh_shape)
+        tensor = math.gcd(tensor, device_count)
+        fsdp = math.gcd(fsdp, device_count // tensor)
+        return dataclasses.replace(self, mesh_shape=(-1, fsdp, tensor), slices=(-1, 1, 1))
+
     def mesh(self, devices: Sequence[Any] | None = None) -> Mesh:
         """Creates the device mesh.
 

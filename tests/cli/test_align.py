@@ -27,7 +27,7 @@ def model(run_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> typ
     """A model directory; its averaged weights are others than those of its last step."""
     # A user's machine, not the eight devices of the tests: quicker to compile for.
     whole = Partitioning.mesh
-    monkeypatch.setattr(Partitioning, "mesh", lambda self: whole(self, jax.devices()[:1]))
+    monkeypatch.setattr(Partitioning, "mesh", lambda self, _=None: whole(self, jax.devices()[:1]))
     run = gin_config.parse_and_build([run_file], {"STEPS": "1"})
     directory = tmp_path / "model"
     run_record.write(directory, {"config.gin": gin_config.config_text()}, ["maestro"])

@@ -6,6 +6,7 @@ import pathlib
 
 import pytest
 
+from maestro_jax import provenance
 from maestro_jax.cli.run_summary import summary
 from maestro_jax.errors import UserError
 from maestro_jax.gin_utils import gin_config, gin_source, run_record
@@ -270,10 +271,10 @@ def test_the_commit_of_an_archive_is_announced(monkeypatch: pytest.MonkeyPatch) 
     """Hosts that got an archive have no checkout to ask."""
     monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("MAESTRO_GIT_COMMIT", "0" * 40)
-    record = json.loads(run_record.versions_text(["maestro"]))
+    record = provenance.versions(["maestro"])
     assert record["git"] == {"commit": "0" * 40, "changed": False}
     monkeypatch.delenv("MAESTRO_GIT_COMMIT")
-    assert json.loads(run_record.versions_text(["maestro"]))["git"] is None
+    assert provenance.versions(["maestro"])["git"] is None
 
 
 def test_a_directory_that_is_no_model(tmp_path: pathlib.Path) -> None:

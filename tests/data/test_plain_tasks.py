@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+from answering import Answering
 
 from maestro_jax.errors import UserError
 from maestro_jax.text.languages import LANGUAGES
@@ -16,16 +17,6 @@ UTTERANCES = 64
 WRONG = tuple(range(0, UTTERANCES, 8))
 TEXTS = [f"{WORDS[n % 8]} {WORDS[n // 8]}." for n in range(UTTERANCES)]
 SAID = [f"{WORDS[n % 8]} falsch." if n in WRONG else text for n, text in enumerate(TEXTS)]
-
-
-class Listener:
-    """Reads the number of the utterance out of its samples, and says what `SAID` has for it."""
-
-    data_shards, samples, tokens = 1, 100, 40
-
-    def decode(self, features, target=None):
-        numbers = features["audio"][:, 0]
-        return [SAID[number % UTTERANCES] for number in numbers], np.zeros(len(numbers))
 
 
 numbers_of_tasks = itertools.count()
@@ -72,11 +63,12 @@ def register(
 
 
 def evaluated(tmp_path, *names):
-    from maestro_jax.evaluation.run_evaluation import evaluate_run
+    from maestro_jax.evaluation.run_evaluation import evaluate_test_sets, select_test_sets
 
-    return evaluate_run(
-        None, model_dir=tmp_path, tasks=names, batch_size=24, transcriber=Listener()
-    )
+    # Reads the number of the utterance out of its samples.
+    listener = Answering(lambda audio, _: SAID[audio[0] % UTTERANCES], samples=100)
+    sets = select_test_sets(names, "test")
+    return evaluate_test_sets(sets, listener, directory=tmp_path / "evaluation")
 
 
 def test_every_utterance_is_scored(tmp_path) -> None:
@@ -86,7 +78,7 @@ def test_every_utterance_is_scored(tmp_path) -> None:
     [row] = evaluation.rows
     assert (row.direction, row.utterances, evaluation.repeats) == ("de", 64, 0)
     assert row.scores["wer"].value == pytest.approx(100 * len(WRONG) / (2 * UTTERANCES))
-    lines = (tmp_path / f"evaluation/{name}.test.predictions.jsonl").read_text().splitlines()
+    lines = (tmp_path / f"evaluation/{name}.test.hypotheses.jsonl").read_text().splitlines()
     assert {json.loads(line)["id"] for line in lines} == {f"{name}:{n}" for n in range(64)}
 
 
@@ -139,7 +131,7 @@ def test_metric_functions_get_what_seqio_gives_them(tmp_path) -> None:
     assert content["postprocessed"] == [name]
     # Our own scores compare the same strings.
     assert evaluation.rows[0].scores["wer"].value == pytest.approx(100 * 8 / 128)
-    lines = (tmp_path / f"evaluation/{name}.test.predictions.jsonl").read_text().splitlines()
+    lines = (tmp_path / f"evaluation/{name}.test.hypotheses.jsonl").read_text().splitlines()
     assert json.loads(lines[0])["hypothesis"].isupper()
 
 
@@ -201,7 +193,7 @@ def test_ids_may_be_numbers(tmp_path) -> None:
     name = register(ids=np.arange(100, 164))
     [evaluation] = evaluated(tmp_path, name).evaluations
     assert evaluation.utterances == 64
-    lines = (tmp_path / f"evaluation/{name}.test.predictions.jsonl").read_text().splitlines()
+    lines = (tmp_path / f"evaluation/{name}.test.hypotheses.jsonl").read_text().splitlines()
     assert json.loads(lines[0])["id"] == "100"
 
 

@@ -1,16 +1,12 @@
-"""The loop over batches: padding, shards, gaps and averages."""
+"""Scores of languages and directions: counts, gaps, averages, what a vocabulary cannot write."""
 
 import re
-import socket
-import subprocess
-import sys
-import textwrap
 import unicodedata
 
 import pytest
 
 from maestro_jax.errors import UserError
-from maestro_jax.evaluation.evaluate import evaluate, score
+from maestro_jax.evaluation.evaluate import DecodingStatistics, score
 from maestro_jax.evaluation.predictions import (
     Prediction,
     merge,
@@ -19,37 +15,22 @@ from maestro_jax.evaluation.predictions import (
 )
 from maestro_jax.evaluation.score_table import ScoreTable
 
-SPOKEN = [
-    {"id": "de-1", "language": "de", "text": "Guten Tag!", "translation": "Good day, all of you!"},
-    {"id": "de-2", "language": "de", "text": "eins zwei drei", "translation": "one two three four"},
-    {"id": "fr-1", "language": "fr", "text": "l'eau", "translation": "the water of the sea"},
-]
 
-
-def in_batches(examples, size):
-    """Features are the texts themselves; the last batch is filled up with padding."""
-    for start in range(0, len(examples), size):
-        rows = examples[start : start + size]
-        features = [row["text"] for row in rows] + ["PADDING"] * (size - len(rows))
-        yield features, rows
-
-
-def echo(features):
-    return list(features)
-
-
-def test_every_language_is_scored_by_itself(tmp_path):
-    answers = {"Guten Tag!": "guten tag", "eins zwei drei": "eins zwo drei", "l'eau": "l’eau"}
-    seen = []
-    evaluation = evaluate(
-        in_batches(SPOKEN, 2),
-        lambda features: [answers.get(text, "padding speaks") for text in features],
-        kind="asr",
-        name="toy",
-        output_dir=tmp_path,
-        expected={"de": 2, "fr": 1},
-        progress=seen.append,
+def spoken(id, language, reference, hypothesis=None, **fields):
+    """A prediction, right if no hypothesis is given."""
+    hypothesis = reference if hypothesis is None else hypothesis
+    return Prediction(
+        id=id, language=language, reference=reference, hypothesis=hypothesis, **fields
     )
+
+
+def test_every_language_is_scored_by_itself():
+    predictions = [
+        spoken("fr-1", "fr", "l'eau", "l’eau"),
+        spoken("de-2", "de", "eins zwei drei", "eins zwo drei"),
+        spoken("de-1", "de", "Guten Tag!", "guten tag"),
+    ]
+    evaluation = score(predictions, kind="asr", name="toy", expected={"de": 2, "fr": 1})
     rows = {row.direction: row for row in evaluation.rows}
     assert sorted(rows) == ["de", "fr"]
     assert rows["de"].value("wer") == pytest.approx(100 / 5)
@@ -57,41 +38,27 @@ def test_every_language_is_scored_by_itself(tmp_path):
     means, averaged = evaluation.average()
     assert means["wer"] == pytest.approx((20 + 0) / 2)
     assert [row.direction for row in averaged] == ["de", "fr"]
-    assert seen == [2, 3]
     assert evaluation.complete
-
-    lines = read_predictions(tmp_path / "toy.predictions.jsonl")
-    assert [line.id for line in lines] == ["de-1", "de-2", "fr-1"]
-    assert lines[0].reference == "Guten Tag!"
-    assert lines[2].hypothesis == "l’eau"
-    assert score(lines, kind="asr", name="toy").rows[0].scores == rows["de"].scores
 
 
 def test_translation_directions():
-    translations = {row["text"]: row["translation"] for row in SPOKEN}
-    evaluation = evaluate(
-        in_batches(SPOKEN, 3),
-        lambda features: [translations[text] for text in features],
-        kind="st",
-        name="toy",
-        expected={"de": 2, "fr-en": 1},
-    )
+    predictions = [
+        spoken("1", "de", "Good day, all of you!", target_language="en"),
+        spoken("2", "de", "one two three four", target_language="en"),
+        spoken("1", "fr", "the water of the sea", target_language="en"),
+    ]
+    evaluation = score(predictions, kind="st", name="toy", expected={"de": 2, "fr-en": 1})
     assert [row.direction for row in evaluation.rows] == ["de-en", "fr-en"]
     assert evaluation.complete
     assert evaluation.average()[0]["bleu"] == pytest.approx(100)
 
 
 def test_several_targets_of_one_language():
-    examples = [
-        {"id": "1", "language": "en", "translation": "ein Haus am See", "target_language": "de"},
-        {"id": "1", "language": "en", "translation": "海边的房子", "target_language": "zh-CN"},
+    predictions = [
+        spoken("1", "en", "ein Haus am See", target_language="de"),
+        spoken("1", "en", "海边的房子", target_language="zh-CN"),
     ]
-    evaluation = evaluate(
-        [([0, 1], examples)],
-        lambda features: ["ein Haus am See", "海边的房子"],
-        kind="st",
-        name="toy",
-    )
+    evaluation = score(predictions, kind="st", name="toy")
     assert {row.direction: round(row.value("bleu")) for row in evaluation.rows} == {
         "en-de": 100,
         "en-zh-CN": 100,
@@ -100,35 +67,57 @@ def test_several_targets_of_one_language():
     assert "tok:13a" in signatures[0] and "tok:char" in signatures[1]
 
 
-def test_shards_are_gathered_and_repeats_scored_once():
-    other_process = [
-        Prediction(id="de-1", language="de", reference="Guten Tag!", hypothesis="again"),
-        Prediction(id="de-3", language="de", reference="ja", hypothesis="nein"),
+def test_repeats_are_scored_once():
+    """Parts that were written before and after an interruption may overlap."""
+    predictions = [
+        spoken("de-1", "de", "Guten Tag!", task="t", index=0),
+        spoken("de-1", "de", "Guten Tag!", "again", task="t", index=0),
+        spoken("de-3", "de", "ja", "nein", task="t", index=2),
     ]
-    evaluation = evaluate(
-        in_batches(SPOKEN[:2], 2),
-        echo,
-        kind="asr",
-        name="toy",
-        expected={"de": 3},
-        gather=lambda mine: [*mine, *other_process],
-    )
+    evaluation = score(predictions, kind="asr", name="toy", expected={"de": 2})
     assert evaluation.repeats == 1
-    assert evaluation.utterances == 3
+    assert evaluation.utterances == 2
     assert evaluation.rows[0].scores["wer"].counts["errors"] == 1
     assert evaluation.complete
 
 
 def test_gaps_are_marked():
-    evaluation = evaluate(
-        in_batches(SPOKEN[:2], 2), echo, kind="asr", name="toy", expected={"de": 3, "sl": 4}
-    )
+    predictions = [spoken("1", "de", "eins"), spoken("2", "de", "zwei")]
+    evaluation = score(predictions, kind="asr", name="toy", expected={"de": 3, "sl": 4})
     assert [(row.direction, row.complete) for row in evaluation.rows] == [
         ("de", False),
         ("sl", False),
     ]
     # The absent language has no score, so it is in no average.
     assert [row.direction for row in evaluation.average()[1]] == ["de"]
+
+
+def test_over_long_utterances_have_a_row_of_their_own():
+    predictions = [
+        spoken("1", "de", "eins zwei drei", "eins", segments=2),
+        spoken("2", "de", "eins zwei drei"),
+        spoken("1", "sl", "ena"),
+    ]
+    evaluation = score(predictions, kind="asr", name="toy", expected={"de": 2, "sl": 1})
+    [cut] = evaluation.over_long
+    assert (cut.direction, cut.utterances) == ("de", 1)
+    assert cut.value("wer") == pytest.approx(100 * 2 / 3)
+    # They are in the row of their language too, and in no average twice.
+    assert evaluation.rows[0].value("wer") == pytest.approx(100 * 2 / 6)
+    assert evaluation.average()[0]["wer"] == pytest.approx(100 / 6)
+    text = ScoreTable(evaluation).text()
+    assert re.search(r"^de, over-long +1 +66\.7", text, re.MULTILINE)
+    [row] = ScoreTable(evaluation).as_dict()["over_long"]
+    assert row["wer"] == pytest.approx(200 / 3)
+
+
+def test_statistics_of_processes():
+    """Work adds up, and side by side the slowest counts."""
+    one = DecodingStatistics(utterances=3, audio_seconds=6.0, decode_seconds=2.0)
+    other = DecodingStatistics(utterances=2, audio_seconds=4.0, decode_seconds=4.0)
+    both = DecodingStatistics.of_processes([one, other])
+    assert (both.utterances, both.audio_seconds, both.decode_seconds) == (5, 10.0, 4.0)
+    assert both.rtfx == 2.5
 
 
 def test_averages_over_chosen_languages():
@@ -199,32 +188,28 @@ def test_one_id_for_two_utterances_is_refused():
         merge(predictions)
 
 
-@pytest.mark.parametrize("key", ["id", "language", "text"])
-def test_metadata_without_a_field_is_refused(key):
-    example = {name: value for name, value in SPOKEN[0].items() if name != key}
-    with pytest.raises(UserError, match=repr(key)):
-        evaluate([(["x"], [example])], echo, kind="asr", name="toy")
+def test_one_id_in_two_places_is_refused():
+    """Two processes see one example each, and neither sees that their ids are the same."""
+    same = [spoken("1", "de", "ja", task="t", index=index) for index in (4, 7)]
+    with pytest.raises(UserError, match="examples 4 and 7 of task 't' have the same id '1'"):
+        merge(same)
+    tasks = [spoken("1", "de", "ja", task=task, index=0) for task in ("a", "b")]
+    with pytest.raises(UserError, match="score them separately: --task a --task b"):
+        merge(tasks)
 
 
-def test_a_reference_may_be_empty_and_strings_may_be_bytes():
-    example = {"id": b"1", "language": b"de", "text": b""}
-    evaluation = evaluate([(["x"], [example])], echo, kind="asr", name="toy")
+def test_a_reference_may_be_empty():
+    evaluation = score([spoken("1", "de", "")], kind="asr", name="toy")
     assert evaluation.rows[0].empty_references == 1
-
-
-def test_bad_calls():
-    with pytest.raises(ValueError, match="1 hypotheses for 2"):
-        evaluate([(["x"], SPOKEN[:2])], echo, kind="asr", name="toy")
-    with pytest.raises(UserError, match="no utterances"):
-        evaluate([], echo, kind="asr", name="toy")
-    with pytest.raises(UserError, match="'tts'"):
-        evaluate([], echo, kind="tts", name="toy")
 
 
 def test_predictions_survive_any_text(tmp_path):
     path = tmp_path / "deep" / "lines.jsonl"
     odd = 'line\nbreak \u2028 "quote" ž 今\x85'
-    predictions = [Prediction(id="1", language="sl", reference=odd, hypothesis=odd[::-1])]
+    predictions = [
+        Prediction(id="1", language="sl", reference=odd, hypothesis=odd[::-1]),
+        spoken("2", "sl", "a b", words=[["a", 0.5, -0.25], ["b", None, -1.0]], seconds=1.5),
+    ]
     write_predictions(predictions, path)
     assert read_predictions(path) == predictions
     path.write_text('{"id": "1"}\n')
@@ -232,40 +217,3 @@ def test_predictions_survive_any_text(tmp_path):
         read_predictions(path)
     with pytest.raises(UserError, match="cannot read"):
         read_predictions(tmp_path / "absent.jsonl")
-
-
-@pytest.mark.multiprocess
-def test_gathering_from_two_processes(tmp_path):
-    program = textwrap.dedent(
-        """
-        import sys
-        import jax
-        from maestro_jax.evaluation.evaluate import evaluate
-        address, rank, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-        jax.distributed.initialize(address, num_processes=2, process_id=rank)
-        # Shards of unlike size, that share the utterance "2".
-        ids = [["0", "1", "2"], ["2"]][rank]
-        metadata = [{"id": i, "language": "de", "text": "wort ž " + i} for i in ids]
-        evaluation = evaluate(
-            [([m["text"] for m in metadata], metadata)], list, kind="asr", name="toy",
-            output_dir=folder, expected={"de": 3},
-        )
-        assert evaluation.complete and evaluation.repeats == 1, evaluation
-        assert evaluation.rows[0].value("wer") == 0
-        """
-    )
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", program, address, str(rank), str(tmp_path)],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    for process in processes:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
-    assert [line.id for line in read_predictions(tmp_path / "toy.predictions.jsonl")] == list("012")

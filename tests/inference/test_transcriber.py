@@ -101,7 +101,8 @@ def test_rows_may_ask_for_different_languages():
         return types.SimpleNamespace(truncated=np.zeros((2, 1)))
 
     transcriber = object.__new__(Transcriber)
-    transcriber.params, transcriber._mesh, transcriber._decode = None, None, search
+    transcriber.params, transcriber._mesh, transcriber._decode = None, None, None
+    transcriber._program = lambda function, placed: search
     transcriber.rescoring, transcriber.languages = None, LanguageTable()
     transcriber.run = types.SimpleNamespace(
         model=types.SimpleNamespace(needs_language=False),

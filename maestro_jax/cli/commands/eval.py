@@ -29,13 +29,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="step of the checkpoint, or best for the one with the best validation metric; "
         "default: the latest",
     )
+    parser.add_argument(
+        "--weights",
+        choices=("ema", "params"),
+        default="ema",
+        help="ema for the averaged weights, params for those of the step; default: %(default)s",
+    )
     options.add_search(parser)
     options.add_data_dir(parser)
+    parser.add_argument(
+        "--output_dir",
+        metavar="DIR",
+        help="directory of the results; default: evaluation/STEP-WEIGHTS-SEARCH in the model "
+        "directory",
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="decode again what an earlier evaluation of the same model has decoded",
+    )
     options.add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Runs the command."""
+    """Runs the command, on each of several processes."""
     if not arguments.model_dir:
         raise UserError("eval needs --model_dir DIR, the model directory of a run")
     environment.prepare_process()
@@ -46,6 +63,9 @@ def run(arguments: argparse.Namespace) -> None:
 
     import_tensorflow()
     environment.enable_compilation_cache()
+    from maestro_jax.training import distributed
+
+    distributed.initialize()
     search = options.search_config(arguments)
     from maestro_jax.evaluation.run_evaluation import evaluate_run
 
@@ -56,8 +76,13 @@ def run(arguments: argparse.Namespace) -> None:
         tasks=arguments.task,
         split=arguments.split,
         step=arguments.step,
+        weights=arguments.weights,
         search=search,
+        output_dir=arguments.output_dir,
+        overwrite=arguments.overwrite,
     )
+    if distributed.process_index():
+        return
     if arguments.json:
         print(json.dumps(scores.as_dict(), indent=2, ensure_ascii=False))
     else:

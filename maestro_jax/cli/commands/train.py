@@ -48,6 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError("train needs --model_dir DIR, or --dry_run")
     environment.prepare_process()
     from maestro_jax.gin_utils import gin_config, run_record
+    from maestro_jax.provenance import command_line
 
     # A file that has a macro for it may use its value elsewhere too: a schedule needs STEPS.
     macros = gin_config.macros(arguments.gin_file)
@@ -73,7 +74,7 @@ def run(arguments: argparse.Namespace) -> None:
     environment.enable_compilation_cache()
     distributed.initialize()
     if jax.process_index() == 0:
-        run_record.write(arguments.model_dir, texts, run_record.command_line())
+        run_record.write(arguments.model_dir, texts, command_line())
     train_with_report(train_run, model_dir=arguments.model_dir, data_dir=arguments.data_dir)
 
 

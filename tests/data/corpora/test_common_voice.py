@@ -112,7 +112,7 @@ def test_from_the_command_to_batches(
 ) -> None:
     from maestro_jax.batches import StreamConfig
     from maestro_jax.cli.main import main
-    from maestro_jax.data.evaluation_batches import evaluation_batches
+    from maestro_jax.data.evaluation_examples import evaluation_examples
     from maestro_jax.data.loader import StreamLoader
     from maestro_jax.text.languages import LANGUAGES
     from maestro_jax.text.vocabularies import train_sentencepiece
@@ -149,11 +149,9 @@ def test_from_the_command_to_batches(
     audio = batch["speech"]["audio"][0, : batch["speech"]["audio_length"][0]]
     assert likeness(audio, GERMAN["common_voice_de_31.mp3"], "de") > 0.98
 
-    [(features, metadata)] = evaluation_batches(
-        "common_voice_paired_sv", "test", 1, 60_000, tmp_path
-    )
-    assert features["language"].tolist() == [LANGUAGES.index("sv")]
-    assert metadata[0]["text"] == "tre" and metadata[0]["target_language"] == ""
+    [example] = evaluation_examples("common_voice_paired_sv", "test", tmp_path)
+    assert example.languages == {"language": LANGUAGES.index("sv")}
+    assert example.strings["text"] == "tre" and example.strings["target_language"] == ""
 
 
 def test_what_is_no_common_voice_is_one_line(release: Path, tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-import numpy as np
 import pytest
+from answering import Answering
 from layouts_common_voice import write_table
 from layouts_covost2 import ENGLISH, GERMAN, SWEDISH, TRANSLATIONS, clip, lay_out
 from spoken import issues_of, likeness, prepared, records
@@ -168,33 +168,19 @@ def test_batches_of_every_stream(root: Path) -> None:
 
 def test_scores_ask_for_the_language_of_each_task(root: Path, tmp_path: Path) -> None:
     from maestro_jax.data.task_registry import add_language_mixture
-    from maestro_jax.evaluation.run_evaluation import evaluate_run
+    from maestro_jax.evaluation.run_evaluation import evaluate_test_sets, select_test_sets
 
     _, _, german, chinese, _ = ENGLISH[2]
     answers = {"de": german, "zh": chinese}
 
-    class Knowing:
-        """Says the right thing in the language that it is asked for."""
-
-        data_shards, samples, tokens = 1, 60_000, 40
-
-        def decode(
-            self, features: dict[str, np.ndarray], target: np.ndarray
-        ) -> tuple[list[str], np.ndarray]:
-            # Rows beyond the last utterance ask for nothing that is there.
-            said = [answers.get(LANGUAGES[identity], "") for identity in target]
-            return said, np.zeros(len(said))
-
-        translate = decode
-
+    knowing = Answering(lambda _, target: answers[LANGUAGES[target]])
     names = []
     for stream in ("st", "mt"):
         tasks = [f"covost2_{stream}_{config}" for config in ("en_zh", "en_de")]
         names.append(f"two_covost2_{stream}")
         add_language_mixture(names[-1], tasks)
-    report = evaluate_run(
-        None, model_dir=tmp_path, data_dir=root, tasks=names, batch_size=4, transcriber=Knowing()
-    )
+    sets = select_test_sets(names, "test")
+    report = evaluate_test_sets(sets, knowing, directory=tmp_path, data_dir=root)
     for evaluation in report.evaluations:
         rows = {row.direction: row.scores for row in evaluation.rows}
         assert set(rows) == {"en-de", "en-zh"}
