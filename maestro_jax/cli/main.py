@@ -63,6 +63,10 @@ COMMANDS = {
         "compare two runs on the same utterances, with intervals and significance tests",
         "maestro compare /data/run1 /data/run2 --metric wer,cer",
     ),
+    "export": (
+        "write the hypotheses of an evaluation for other tools, and the page of its errors",
+        "maestro export /data/run1 --formats trn,ctm,stm,html",
+    ),
     "transcribe": (
         "transcribe or translate audio files with a trained model",
         "maestro transcribe /data/run1 speech.wav --target_language en",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from etils import epath
 
 from maestro_jax.errors import UserError, near_misses
+from maestro_jax.files import as_path
 
 SUFFIX = ".hypotheses.jsonl"
 """What the name of a file of hypotheses has after that of the test set."""
@@ -31,7 +32,7 @@ def find_hypotheses(
     Raises:
         UserError: There are none, or it is not clear which evaluation is meant.
     """
-    path = epath.Path(path).expanduser()
+    path = as_path(path)
     if path.is_file():
         return {_test_set(path.name) or path.name: path}
     if not path.is_dir():
@@ -54,7 +55,7 @@ def result_directories(path: epath.PathLike) -> list[epath.Path]:
     Args:
         path: A model directory, its folder `evaluation`, or a result directory.
     """
-    path = epath.Path(path).expanduser()
+    path = as_path(path)
     found: list[epath.Path] = []
     for directory in (path, path / "evaluation"):
         if not directory.is_dir():

@@ -6,10 +6,9 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from etils import epath
-
 from maestro_jax.cli import options
 from maestro_jax.errors import UserError
+from maestro_jax.files import as_path
 
 if TYPE_CHECKING:
     from maestro_jax.evaluation.comparison import Comparison, PairedComparison
@@ -74,7 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
     )
     test_sets = [name for name in first if name in second]
     pairs = [(name, first[name], second[name]) for name in test_sets]
-    if all(epath.Path(path).expanduser().is_file() for path in arguments.runs):
+    if all(as_path(path).is_file() for path in arguments.runs):
         # Two files may have any names: what counts is whose utterances are in them.
         pairs = [(next(iter(first)), *first.values(), *second.values())]
     if not pairs:
