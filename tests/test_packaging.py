@@ -141,7 +141,7 @@ def test_the_wheel_holds_every_file_and_nothing_else(wheel: pathlib.Path) -> Non
     expected = {
         f"{target}/{path.relative_to(ROOT / directory).as_posix()}"
         for directory, target in places.items()
-        for pattern in ("*.py", "*.gin", "*.json")
+        for pattern in ("*.py", "*.gin", "*.json", "*.html")
         for path in (ROOT / directory).rglob(pattern)
     }
     assert set(names) == expected
