@@ -160,7 +160,7 @@ def cut_offs(text: str) -> tuple[int, ...]:
 
 
 def add_search(parser: argparse.ArgumentParser) -> None:
-    """Adds `--decoder`, `--beam_size` and the options of a language model."""
+    """Adds `--decoder`, `--beam_size` and what else the search takes into account."""
     parser.add_argument(
         "--decoder",
         metavar="NAME",
@@ -230,6 +230,24 @@ def add_search(parser: argparse.ArgumentParser) -> None:
         help="length normalisation of an attention decoder: scores are divided by "
         "((5 + tokens) / 6) ** A; default: 0.6",
     )
+    parser.add_argument(
+        "--phrases",
+        metavar="FILE",
+        help="names and terms to listen for, one per line, optionally with a tab and a weight",
+    )
+    parser.add_argument(
+        "--phrases_weight",
+        type=float,
+        metavar="NATS",
+        help="bonus per token of a phrase of --phrases; default: 1",
+    )
+    parser.add_argument(
+        "--blank_penalty",
+        type=float,
+        metavar="NATS",
+        help="subtracted from the logit of the blank of a transducer or CTC, against words that "
+        "are left out; default: 0",
+    )
 
 
 def search_config(arguments: argparse.Namespace) -> SearchConfig:
@@ -252,6 +270,8 @@ def search_config(arguments: argparse.Namespace) -> SearchConfig:
     config = gin_config.configured(SearchConfig)(**given)
     if "lm_weight" in given and config.lm_text is None and config.lm_arpa is None:
         raise UserError("--lm_weight needs a language model: give --lm_text FILE or --lm_arpa FILE")
+    if "phrases_weight" in given and config.phrases is None:
+        raise UserError("--phrases_weight needs --phrases FILE")
     estimated = {"lm_order", "lm_prune"} & given.keys()
     if estimated and config.lm_text is None:
         raise UserError(f"--{min(estimated)} needs --lm_text FILE, from which a model is estimated")

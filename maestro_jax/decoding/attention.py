@@ -129,7 +129,7 @@ def attention_decode(
         scores=jnp.where(present[:, None] & is_first, 0.0, NEG_INF).astype(jnp.float32),
         fused=jnp.zeros(shape, jnp.float32),
         past=past,
-        lm_state=fusion.initial_lm_state(shape),
+        lm_state=fusion.initial_state(shape),
     )
     _, _, finished = jax.lax.while_loop(
         # Step max_labels is for the ends of hypotheses without room: max_labels + 1 steps in all.
@@ -215,10 +215,10 @@ class _AttentionBeamSearch:
         """Computes what fusion adds to each continuation, `[batch, beam, vocab]`."""
         is_end = jnp.arange(vocab) == EOS_ID
         bonus = jnp.where(is_end, 0.0, self.fusion.length_bonus)
-        if self.fusion.active_lm is None:
+        if not self.fusion.scores_labels:
             return jnp.broadcast_to(bonus, (*self.shape, vocab)), lm_state
         scores, lm_state = self.fusion.score_next(lm_state, previous)
-        # The language model has the end of text at id 0, the decoder at EOS_ID.
+        # Fusion has the end of text at id 0, the decoder at EOS_ID.
         return jnp.where(is_end, scores[..., :1], scores) + bonus, lm_state
 
     def _finish(
@@ -250,10 +250,12 @@ class _AttentionBeamSearch:
     ) -> jax.Array:
         """Tells which rows have no live hypothesis that can still outrank a finished one.
 
-        A score can rise by the length bonus of the tokens to come, and its normalised value is
+        A score can rise by what fusion adds to the tokens to come, and its normalised value is
         highest either at the shortest or at the longest length.
         """
-        gain = max(self.fusion.length_bonus, 0.0) * (self.max_labels - 1 - position)
+        # An end can complete a phrase as a token can, but has no length bonus.
+        end = self.fusion.largest_gain - max(self.fusion.length_bonus, 0.0)
+        gain = end + self.fusion.largest_gain * (self.max_labels - 1 - position)
         bound = jnp.max(fused_score, axis=1) + gain
         bound = jnp.maximum(
             self._normalised(bound, self.max_labels + 1), self._normalised(bound, position + 2)

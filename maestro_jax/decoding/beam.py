@@ -55,7 +55,7 @@ class _Context(NamedTuple):
 
     outputs: jax.Array  # Outputs of the prediction network.
     state: State  # State of the prediction network.
-    lm_scores: jax.Array  # [batch, beam, vocab], weighted; vocab is 0 without a language model.
+    lm_scores: jax.Array  # Of language model and phrases, [batch, beam, vocab]; vocab 0 without.
     lm_state: State
 
 
@@ -238,7 +238,7 @@ class _TransducerBeamSearch:
             context=self._read(
                 jnp.full(self.shape, self.blank_id, jnp.int32),
                 add_beam_dim(initial_state, beam_size),
-                self.fusion.initial_lm_state(self.shape),
+                self.fusion.initial_state(self.shape),
             ),
         )
         # Examples without frames are finished at once.
@@ -281,7 +281,7 @@ class _TransducerBeamSearch:
         scores = unflatten_beam_dim(scores, self.shape)
         # An empty place may have read padding, which may hold anything.
         scores = jnp.where(beam.alive[..., None], scores, NEG_INF)
-        fused = beam.context.lm_scores if self.fusion.active_lm is not None else jnp.zeros(())
+        fused = beam.context.lm_scores if self.fusion.scores_labels else jnp.zeros(())
         fused = fused + self.fusion.length_bonus
         if self.fusion.internal_weight:
             internal = self.joint(flatten_beam_dim(self.internal_encoded), outputs)
@@ -289,6 +289,9 @@ class _TransducerBeamSearch:
             # softmax over both.
             internal = jnp.where(is_blank, NEG, internal.astype(jnp.float32))
             internal = unflatten_beam_dim(jax.nn.log_softmax(internal), self.shape)
+            # What is excluded has no internal probability either, and minus infinity twice is no
+            # number.
+            internal = jnp.where(scores > NEG_INF, internal, 0.0)
             fused = fused - self.fusion.internal_weight * internal
         return _Arcs(
             blank=scores[..., self.blank_id],
@@ -408,9 +411,9 @@ class _TransducerBeamSearch:
         """Moves hypotheses that have consumed every frame from the beam to the finished ones."""
         live = beam.live
         is_done = beam.alive & (beam.frame >= self.frame_lengths)
-        # The language model's end of text.
+        # What the language model and the phrases add at the end of the text.
         ending = jnp.zeros(())
-        if self.fusion.active_lm is not None:
+        if self.fusion.scores_labels:
             ending = beam.context.lm_scores[..., self.blank_id]
         final = jnp.where(is_done, live.fused_scores + ending, NEG_INF)
         candidates = jax.tree.map(

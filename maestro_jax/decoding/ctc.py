@@ -41,7 +41,7 @@ class _Beam(NamedTuple):
     label: jax.Array  # Log-probability of those that end in the last label.
     fused: jax.Array  # Sum of the terms that fusion has added.
     truncated: jax.Array
-    lm_scores: jax.Array  # [batch, beam, vocab], weighted; vocab is 0 without a language model.
+    lm_scores: jax.Array  # Of language model and phrases, [batch, beam, vocab]; vocab 0 without.
     lm_state: State
 
     @property
@@ -160,14 +160,14 @@ def ctc_beam_search(
             :, None, :
         ]  # [batch, 1, vocab]
         added = jnp.zeros((*shape, frame_log_probs.shape[-1]))
-        if fusion.active_lm is not None:
+        if fusion.scores_labels:
             added = beam.lm_scores
         added = fusion.length_bonus + added
         beam_after = _prune(beam, _extend(beam, frame_log_probs, added), added, fusion)
         return frame + 1, where_rows(present, beam_after, beam)
 
     lm_scores, lm_state = fusion.score_next(
-        fusion.initial_lm_state(shape), jnp.full(shape, BLANK_ID, jnp.int32)
+        fusion.initial_state(shape), jnp.full(shape, BLANK_ID, jnp.int32)
     )
     empty = no_hypotheses(shape, max_labels, BLANK_ID)
     first = jnp.where(jnp.arange(beam_size) == 0, 0.0, NEG_INF).astype(jnp.float32)
@@ -186,8 +186,8 @@ def ctc_beam_search(
     _, beam = jax.lax.while_loop(
         lambda carry: carry[0] < longest, step, (jnp.zeros((), jnp.int32), start)
     )
-    # The language model's end of text.
-    ending = beam.lm_scores[..., BLANK_ID] if fusion.active_lm is not None else 0.0
+    # What the language model and the phrases add at the end of the text.
+    ending = beam.lm_scores[..., BLANK_ID] if fusion.scores_labels else 0.0
     fused_scores, order = top_k(beam.scores + beam.fused + ending, beam_size)
     beam, scores = gather_beams((beam, beam.scores), order)
     exists = fused_scores > NEG_INF

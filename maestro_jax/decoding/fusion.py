@@ -6,6 +6,7 @@ label", and only the second factor is fused:
     fused(blank)   = log b
     fused(label v) = log(1 - b) + log P(v | not blank) - internal_weight * log P_internal(v)
                      + weight * log P_lm(v | labels so far) + length_bonus
+                     + phrases_weight * bonus of v on the way through a phrase
 
 Whether a blank or a label comes next is up to the transducer alone, since a language model knows
 nothing of silence. The language model still penalises long texts, by its surprise at every label;
@@ -14,6 +15,7 @@ that they are the same for all paths of a hypothesis:
 
     fused score = score + weight * (log P_lm(labels) + log P_lm(end | labels))
                   - internal_weight * log P_internal(labels) + length_bonus * number of labels
+                  + phrases_weight * bonus of the phrases in the labels (`decoding.phrases`)
 
 ``P_internal``, the internal language model, is the joint network's softmax over the labels alone,
 with the encoder's output replaced: by zeros, so that its term in the joint network vanishes
@@ -36,6 +38,7 @@ from maestro_jax.decoding.hypotheses import (
     flatten_beam_dim,
     unflatten_beam_dim,
 )
+from maestro_jax.decoding.phrases import PhraseBias
 
 INTERNAL_ENCODERS = ("zero", "mean")
 
@@ -73,6 +76,8 @@ class Fusion:
         internal_weight: Weight of the internal language model that is subtracted; not negative.
             Only a transducer has one.
         internal_encoder: Replacement of the encoder's output there: `zero` or `mean`.
+        phrases: Phrases that raise the scores of hypotheses that contain them; None for none.
+        phrases_weight: Weight of their bonuses; not negative.
     """
 
     lm: LabelLm | None = None
@@ -80,13 +85,16 @@ class Fusion:
     length_bonus: float = 0.0
     internal_weight: float = 0.0
     internal_encoder: str = "zero"
+    phrases: PhraseBias | None = None
+    phrases_weight: float = 1.0
 
     def __post_init__(self) -> None:
         """Raises a `ValueError` for a negative weight or an unknown choice."""
-        if not (self.weight >= 0 and self.internal_weight >= 0):
+        if not (self.weight >= 0 and self.internal_weight >= 0 and self.phrases_weight >= 0):
             raise ValueError(
-                "the weights of language models must not be negative: "
-                f"weight {self.weight}, internal_weight {self.internal_weight}"
+                "the weights of language models and phrases must not be negative: "
+                f"weight {self.weight}, internal_weight {self.internal_weight}, "
+                f"phrases_weight {self.phrases_weight}"
             )
         if self.internal_encoder not in INTERNAL_ENCODERS:
             raise ValueError(
@@ -97,37 +105,64 @@ class Fusion:
     @property
     def only_lowers(self) -> bool:
         """Returns whether no label can raise a score, so that a search can stop early."""
-        return self.length_bonus <= 0 and self.internal_weight == 0
+        return self.length_bonus <= 0 and self.internal_weight == 0 and not self._biases
 
     @property
-    def active_lm(self) -> LabelLm | None:
-        """Returns the language model, unless its weight is 0."""
-        return self.lm if self.weight else None
+    def largest_gain(self) -> float:
+        """Returns the most that one label can add to a score, but for the internal model."""
+        gain = max(self.length_bonus, 0.0)
+        if self.phrases is not None:
+            gain += self.phrases_weight * self.phrases.largest_gain
+        return gain
 
-    def initial_lm_state(self, shape: tuple[int, int]) -> State:
-        """Returns the language model's state before the first label, `[batch, beam, ...]`.
+    @property
+    def scores_labels(self) -> bool:
+        """Returns whether the next label is scored by the labels before it."""
+        return bool(self._scorers)
+
+    @property
+    def _biases(self) -> bool:
+        return self.phrases is not None and self.phrases_weight != 0
+
+    @property
+    def _scorers(self) -> tuple[tuple[LabelLm, float], ...]:
+        """The language model and the phrases with their weights, unless these are 0."""
+        scorers: list[tuple[LabelLm, float]] = []
+        if self.lm is not None and self.weight:
+            scorers.append((self.lm, self.weight))
+        if self.phrases is not None and self._biases:
+            scorers.append((self.phrases, self.phrases_weight))
+        return tuple(scorers)
+
+    def initial_state(self, shape: tuple[int, int]) -> State:
+        """Returns the state before the first label, `[batch, beam, ...]`.
 
         Args:
             shape: Batch and beam.
         """
-        lm = self.active_lm
-        return () if lm is None else add_beam_dim(lm.initial_state(shape[0]), shape[1])
+        return tuple(
+            add_beam_dim(scorer.initial_state(shape[0]), shape[1]) for scorer, _ in self._scorers
+        )
 
-    def score_next(self, lm_state: State, labels: jax.Array) -> tuple[jax.Array, State]:
-        """Reads one label per hypothesis and scores the next one with the language model.
+    def score_next(self, state: State, labels: jax.Array) -> tuple[jax.Array, State]:
+        """Reads one label per hypothesis and scores the next one.
 
         Args:
-            lm_state: State of `[batch, beam, ...]`.
+            state: State of `[batch, beam, ...]`.
             labels: int32 `[batch, beam]`.
 
         Returns:
-            Weighted log-probabilities, float32 `[batch, beam, vocab]`, and the new state. Without a
-            language model the scores are `[batch, beam, 0]`.
+            Weighted log-probabilities and bonuses, float32 `[batch, beam, vocab]`, and the new
+            state; the entry of the blank is what the end of the text adds. The scores are
+            `[batch, beam, 0]` with neither a language model nor phrases.
         """
-        lm = self.active_lm
-        if lm is None:
-            return jnp.zeros((*labels.shape, 0), jnp.float32), lm_state
+        if not self._scorers:
+            return jnp.zeros((*labels.shape, 0), jnp.float32), state
         shape = (labels.shape[0], labels.shape[1])
-        scores, lm_state = lm.score(flatten_beam_dim(lm_state), labels.reshape(-1))
-        scores, lm_state = unflatten_beam_dim((scores, lm_state), shape)
-        return self.weight * scores.astype(jnp.float32), lm_state
+        total, states = jnp.zeros(()), []
+        for (scorer, weight), old in zip(self._scorers, state, strict=True):
+            scores, new = scorer.score(flatten_beam_dim(old), labels.reshape(-1))
+            scores, new = unflatten_beam_dim((scores, new), shape)
+            total = total + weight * scores.astype(jnp.float32)
+            states.append(new)
+        return total, tuple(states)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from maestro_jax.decoding.attention import attention_decode
 from maestro_jax.decoding.beam import beam_decode
+from maestro_jax.decoding.constraints import constrain_logits
 from maestro_jax.decoding.ctc import ctc_beam_search, ctc_greedy
 from maestro_jax.decoding.fusion import Fusion
 from maestro_jax.decoding.greedy import greedy_decode
@@ -16,6 +17,7 @@ from maestro_jax.decoding.hypotheses import Hypotheses, add_beam_dim
 from maestro_jax.layers.masking import length_mask
 from maestro_jax.modules.duration import predicted_durations
 from maestro_jax.modules.maestro import Maestro
+from maestro_jax.text.vocabularies import EOS_ID, PAD_ID
 
 DECODERS = ("transducer", "ctc", "attention")
 
@@ -30,6 +32,8 @@ class SearchOptions(TypedDict, total=False):
         fusion: Language model and further terms that rank hypotheses; None.
         decoder: `transducer`, `ctc` or `attention`, which the model must have; `transducer`.
         length_alpha: Exponent of the attention decoder's length normalisation; 0.6.
+        blank_penalty: Nats that are subtracted from the logit of the blank; 0. An attention decoder
+            has no blank.
     """
 
     max_labels: Required[int]
@@ -38,6 +42,7 @@ class SearchOptions(TypedDict, total=False):
     fusion: Fusion | None
     decoder: str
     length_alpha: float
+    blank_penalty: float
 
 
 def decode_speech(
@@ -47,6 +52,7 @@ def decode_speech(
     audio_length: jax.Array,
     target_language: jax.Array | None = None,
     language: jax.Array | None = None,
+    allowed: jax.Array | None = None,
     **options: Unpack[SearchOptions],
 ) -> Hypotheses:
     """Encodes and decodes a batch of audio.
@@ -59,6 +65,7 @@ def decode_speech(
         audio_length: `[batch]` valid samples; 0 gives the empty hypothesis.
         target_language: `[batch]` ids of the language to translate into; None transcribes.
         language: `[batch]` ids of the spoken language, for a model that `needs_language`.
+        allowed: Bool `[batch, vocab]`, the tokens that each hypothesis may have; None for all.
         **options: Options of the search.
 
     Returns:
@@ -79,6 +86,7 @@ def decode_speech(
         mask,
         target_language,
         language,
+        allowed,
         **options,
     )
 
@@ -90,6 +98,7 @@ def decode_text(
     text_length: jax.Array,
     language: jax.Array,
     target_language: jax.Array | None = None,
+    allowed: jax.Array | None = None,
     *,
     max_text_frames: int,
     **options: Unpack[SearchOptions],
@@ -103,6 +112,7 @@ def decode_text(
         text_length: `[batch]` valid tokens; 0 gives the empty hypothesis.
         language: `[batch]` language ids of the text.
         target_language: `[batch]` ids of the language to translate into; None reproduces the text.
+        allowed: As for `decode_speech`.
         max_text_frames: Room for the resampled text; further frames are cut off.
         **options: Options of the search.
 
@@ -124,6 +134,7 @@ def decode_text(
         index.mask,
         target_language,
         language,
+        allowed,
         **options,
     )
 
@@ -135,6 +146,7 @@ def decode_encoded(
     mask: jax.Array,
     target_language: jax.Array | None = None,
     language: jax.Array | None = None,
+    allowed: jax.Array | None = None,
     *,
     max_labels: int,
     max_symbols_per_frame: int = 4,
@@ -142,6 +154,7 @@ def decode_encoded(
     fusion: Fusion | None = None,
     decoder: str = "transducer",
     length_alpha: float = 0.6,
+    blank_penalty: float = 0.0,
 ) -> Hypotheses:
     """Applies the shared encoder, and the search that belongs to the decoder.
 
@@ -152,19 +165,27 @@ def decode_encoded(
         mask: `[batch, frames]` bool, True = valid.
         target_language: `[batch]` ids of the language to translate into; None transcribes.
         language: `[batch]` ids of the spoken or written language.
+        allowed: As for `decode_speech`; padding and the end of text are always allowed.
         max_labels: Room for the tokens of a hypothesis.
         max_symbols_per_frame: Tokens that one frame may emit, with the transducer.
         beam_size: Number of hypotheses in the beam.
         fusion: Language model and further terms that rank hypotheses.
         decoder: `transducer`, `ctc` or `attention`.
         length_alpha: Exponent of the attention decoder's length normalisation.
+        blank_penalty: Nats that are subtracted from the logit of the blank.
 
     Returns:
-        The hypotheses, `[batch, beam_size, ...]`, best first.
+        The hypotheses, `[batch, beam_size, ...]`, best first. Their scores are log-probabilities
+        under the decoder as it is constrained.
 
     Raises:
         ValueError: As `decode_speech`.
     """
+    if allowed is not None:
+        allowed = allowed | jnp.isin(jnp.arange(allowed.shape[-1]), jnp.array([PAD_ID, EOS_ID]))
+
+    def constrained(logits: jax.Array) -> jax.Array:
+        return constrain_logits(logits, blank_penalty=blank_penalty, allowed=allowed)
 
     def bound() -> Maestro:
         # A bound module cannot be carried into the body of a loop, so each call binds anew.
@@ -179,7 +200,7 @@ def decode_encoded(
         def step(tokens: jax.Array, position: jax.Array, past: Any) -> tuple[jax.Array, Any]:
             updated = cache._replace(past=past)
             logits, updated = bound().step_translation(tokens, position, updated)
-            return logits, updated.past
+            return constrain_logits(logits, allowed=allowed), updated.past
 
         return attention_decode(
             step,
@@ -193,7 +214,7 @@ def decode_encoded(
     # Valid frames come first, so that their number is where they end.
     frame_lengths = mask.sum(axis=1, dtype="int32")
     if decoder == "ctc":
-        log_probs = jax.nn.log_softmax(bound().ctc_logits(context), axis=-1)
+        log_probs = jax.nn.log_softmax(constrained(bound().ctc_logits(context)), axis=-1)
         if beam_size == 1 and fusion is None:
             best = ctc_greedy(log_probs, frame_lengths, max_labels=max_labels)
             return add_beam_dim(best, 1)
@@ -209,7 +230,7 @@ def decode_encoded(
         return outputs[:, 0], state
 
     def joint(frame: jax.Array, outputs: jax.Array) -> jax.Array:
-        return bound().joint(frame, outputs)
+        return constrained(bound().joint(frame, outputs))
 
     state = bound().decoder_state(len(context))
     arguments = (predict, joint, state, frames, frame_lengths)

@@ -10,11 +10,12 @@ from etils import epath
 
 from maestro_jax.decoding.fusion import INTERNAL_ENCODERS, Fusion, LabelLm
 from maestro_jax.decoding.ngram import NgramLm
+from maestro_jax.decoding.phrases import PhraseBias, parse_phrases, written_forms
 from maestro_jax.decoding.speech import DECODERS
 from maestro_jax.errors import UserError, near_misses
 from maestro_jax.files import as_path
 from maestro_jax.inference.language_models import WordLm, arpa_model, device_model, text_model
-from maestro_jax.text.vocabularies import Vocabulary
+from maestro_jax.text.vocabularies import PAD_ID, Vocabulary
 from maestro_jax.training.run import TrainRun
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,10 @@ class SearchConfig:
             `decoding.fusion`.
         decoder: `transducer`, `ctc` or `attention`; None for the one that the run trained.
         length_alpha: Exponent of the attention decoder's length normalisation; 0 for none.
+        phrases: File of phrases that raise the scores of hypotheses that contain them: one per
+            line, optionally with a tab and a weight.
+        phrases_weight: Nats per token of a phrase.
+        blank_penalty: Nats that are subtracted from the logit of the blank of a transducer or CTC.
     """
 
     beam_size: int = 1
@@ -50,6 +55,9 @@ class SearchConfig:
     ilm_encoder: str = "zero"
     decoder: str | None = None
     length_alpha: float = 0.6
+    phrases: str | Path | None = None
+    phrases_weight: float = 1.0
+    blank_penalty: float = 0.0
 
     def check(self) -> None:
         """Checks what needs neither a model nor its vocabulary.
@@ -64,13 +72,15 @@ class SearchConfig:
             )
         if self.beam_size < 1:
             raise UserError(f"the beam size must be at least 1, not {self.beam_size}")
-        for name in ("lm_weight", "length_alpha", "ilm_weight"):
+        for name in ("lm_weight", "length_alpha", "ilm_weight", "phrases_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"--{name} is {getattr(self, name)}; it must be 0 or more")
-        if not math.isfinite(self.length_bonus):
-            raise UserError(f"--length_bonus is {self.length_bonus}; it must be finite")
-        for option, file in (("--lm_text", self.lm_text), ("--lm_arpa", self.lm_arpa)):
-            if file is not None and not as_path(file).is_file():
+        for name in ("length_bonus", "blank_penalty"):
+            if not math.isfinite(getattr(self, name)):
+                raise UserError(f"--{name} is {getattr(self, name)}; it must be finite")
+        for option in ("--lm_text", "--lm_arpa", "--phrases"):
+            file = getattr(self, option.removeprefix("--"))
+            if file is not None and not Path(file).is_file():
                 raise UserError(f"there is no file {file} for {option}")
         if self.ilm_encoder not in INTERNAL_ENCODERS:
             raise UserError(
@@ -109,23 +119,92 @@ class SearchConfig:
             return None
         return device_model(model, vocabulary, vocab_size)
 
-    def fusion(self, lm: LabelLm | WordLm | None, decoder: str = "transducer") -> Fusion | None:
+    def phrase_list(self) -> dict[str, float]:
+        """Reads the phrases; returns the weight of each, empty without a file.
+
+        Raises:
+            UserError: If the file cannot be read, or a line of it is not as described.
+        """
+        if self.phrases is None:
+            return {}
+        try:
+            text = Path(self.phrases).read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read the phrases {self.phrases}: {error}") from error
+        return parse_phrases(text.split("\n"), str(self.phrases))
+
+    def phrase_bias(self, vocabulary: Vocabulary, vocab_size: int) -> PhraseBias | None:
+        """Builds the automaton that finds the phrases in hypotheses; None if there is no file.
+
+        Phrases that the vocabulary cannot write are left out, and a warning names them.
+
+        Args:
+            vocabulary: The model's vocabulary.
+            vocab_size: Number of tokens of the decoder, at least that of the vocabulary.
+
+        Raises:
+            UserError: If the phrases cannot be read, or the vocabulary can write none of them.
+        """
+        self.check()
+        phrases = self.phrase_list()
+        if not phrases or not self.phrases_weight:
+            return None
+        bonuses: dict[str, float] = {}
+        missing = []
+        for phrase, weight in phrases.items():
+            forms = written_forms(phrase, vocabulary)
+            missing += [] if forms else [phrase]
+            for form in forms:
+                bonus = weight * len(vocabulary.encode(form))
+                bonuses[form] = max(bonus, bonuses.get(form, 0.0))
+        if not bonuses:
+            raise UserError(
+                f"the model's vocabulary can write none of the phrases of {self.phrases}, such as "
+                f"{missing[0]!r}"
+            )
+        if missing:
+            log.warning(
+                "the model's vocabulary cannot write %d of %d phrases of %s, which are left out: "
+                "%s",
+                len(missing),
+                len(phrases),
+                self.phrases,
+                ", ".join(missing),
+            )
+        written = vocabulary.token_bytes()
+        padded = [*written, *[None] * (vocab_size - len(written))]
+        bias = PhraseBias.build(bonuses, padded, blank_id=PAD_ID)
+        log.info("%d phrases take %.1f MiB", len(phrases) - len(missing), bias.nbytes / 2**20)
+        return bias
+
+    def fusion(
+        self,
+        lm: LabelLm | WordLm | None,
+        decoder: str = "transducer",
+        phrases: PhraseBias | None = None,
+    ) -> Fusion | None:
         """Returns the terms that the search adds to scores; None if there are none.
 
         Args:
             lm: The language model. One over words does not take part in the search.
             decoder: The decoder; only a transducer has an internal language model.
+            phrases: The phrases, from `phrase_bias`.
 
         Raises:
-            UserError: If the decoder has no internal language model to subtract.
+            UserError: If the decoder has no internal language model to subtract, or no blank.
         """
+        if self.blank_penalty and decoder == "attention":
+            raise UserError(
+                "--blank_penalty needs a decoder with a blank, and an attention decoder has none: "
+                "leave it out; --length_alpha and --length_bonus change the length of its texts"
+            )
         if self.ilm_weight and decoder != "transducer":
             raise UserError(
                 f"--ilm_weight subtracts the internal language model of a transducer, and the "
                 f"{decoder} decoder has none: leave it out, or choose --decoder transducer"
             )
         in_search = None if isinstance(lm, WordLm) else lm
-        if in_search is None and not self.length_bonus and not self.ilm_weight:
+        if not (in_search or phrases or self.length_bonus or self.ilm_weight):
             return None
         return Fusion(
             lm=in_search,
@@ -133,6 +212,8 @@ class SearchConfig:
             length_bonus=self.length_bonus,
             internal_weight=self.ilm_weight,
             internal_encoder=self.ilm_encoder,
+            phrases=phrases,
+            phrases_weight=self.phrases_weight,
         )
 
 

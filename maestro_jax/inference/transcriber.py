@@ -113,6 +113,7 @@ class Transcriber:
         fusion: Language model over tokens and further terms that rank hypotheses.
         decoder: See `choose_decoder`.
         length_alpha: Exponent of the attention decoder's length normalisation.
+        blank_penalty: Nats that are subtracted from the logit of the blank.
         rescoring: Language model over words that ranks the hypotheses of the search.
         languages: Ids of the languages that the model knows.
 
@@ -130,6 +131,7 @@ class Transcriber:
         fusion: Fusion | None = None,
         decoder: str | None = None,
         length_alpha: float = 0.6,
+        blank_penalty: float = 0.0,
         rescoring: Rescoring | None = None,
         languages: LanguageTable | None = None,
     ) -> None:
@@ -140,9 +142,12 @@ class Transcriber:
         self.rescoring = rescoring
         self.languages = languages or LanguageTable()
         self._mesh = self.run.partitioning.mesh(jax.local_devices())
-        if fusion is not None and isinstance(fusion.lm, NgramLm):
-            lm = jax.device_put(fusion.lm, replicated(self._mesh))
-            fusion = dataclasses.replace(fusion, lm=lm)
+        if fusion is not None:
+            if isinstance(fusion.lm, NgramLm):
+                lm = jax.device_put(fusion.lm, replicated(self._mesh))
+                fusion = dataclasses.replace(fusion, lm=lm)
+            phrases = jax.device_put(fusion.phrases, replicated(self._mesh))
+            fusion = dataclasses.replace(fusion, phrases=phrases)
         self.samples = longest_audio(run)
         self.tokens = longest_text(run)
         options: dict[str, Any] = {
@@ -150,6 +155,7 @@ class Transcriber:
             "fusion": fusion,
             "decoder": self.decoder,
             "length_alpha": length_alpha,
+            "blank_penalty": blank_penalty,
         }
         self._decode = jitted_decoding(run, **options)
         self._decode_text = jitted_decoding(run, **options, written=True)
@@ -181,7 +187,8 @@ class Transcriber:
         decoder = choose_decoder(run, search.decoder)
         vocabulary = load_model_vocabulary(step_directory, run.model.vocab_sizes[decoder])
         lm = search.language_model(vocabulary, run.model.vocab_sizes[decoder])
-        fusion = search.fusion(lm, decoder)
+        phrases = search.phrase_bias(vocabulary, run.model.vocab_sizes[decoder])
+        fusion = search.fusion(lm, decoder, phrases)
         rescoring = None
         if isinstance(lm, WordLm):
             alpha = search.length_alpha if decoder == "attention" else 0.0
@@ -200,6 +207,7 @@ class Transcriber:
             fusion=fusion,
             decoder=decoder,
             length_alpha=search.length_alpha,
+            blank_penalty=search.blank_penalty,
             rescoring=rescoring,
             languages=load_languages(step_directory.parent.parent),
         )

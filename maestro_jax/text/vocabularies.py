@@ -11,6 +11,7 @@ import collections
 import importlib
 import io
 import math
+import re
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -54,6 +55,17 @@ class Vocabulary(abc.ABC):
     @abc.abstractmethod
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """Returns the pieces of token ids, for alignments and tables."""
+
+    def token_bytes(self) -> list[bytes | None]:
+        """Returns the UTF-8 that each id writes, a space before each word; None for special ids."""
+        written: list[bytes | None] = [
+            bytes([int(byte[1], 16)])
+            if (byte := _BYTE_PIECE.fullmatch(piece))
+            else piece.replace(_BLANK, " ").encode()
+            for piece in self.pieces(range(self.vocab_size))
+        ]
+        written[: UNK_ID + 1] = [None] * (UNK_ID + 1)
+        return written
 
     def round_trip(self, text: str) -> str:
         """Returns what a model that makes no mistake writes in place of a text."""
@@ -134,6 +146,7 @@ BYTE_MODEL = b"maestro_jax vocabulary: UTF-8 bytes, version 1\n"
 
 _SPECIAL = ("<pad>", "</s>", "<unk>")
 _BLANK = "\u2581"  # SentencePiece's mark, so that words are found in the same way.
+_BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")
 
 
 class ByteVocabulary(Vocabulary):

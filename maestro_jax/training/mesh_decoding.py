@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import jax
 
-from maestro_jax.decoding.fusion import Fusion, LabelLm
+from maestro_jax.decoding.fusion import Fusion
 from maestro_jax.decoding.hypotheses import Hypotheses
 from maestro_jax.decoding.speech import decode_speech, decode_text
 from maestro_jax.errors import UserError
@@ -43,6 +43,7 @@ def jitted_decoding(
     fusion: Fusion | None = None,
     decoder: str = "transducer",
     length_alpha: float = 0.6,
+    blank_penalty: float = 0.0,
     written: bool = False,
 ) -> Any:
     """Jits encoders and search; trace them inside ``partitioning.activate(mesh)``.
@@ -50,9 +51,10 @@ def jitted_decoding(
     Args:
         run: The run that trained the model.
         beam_size: Hypotheses in the beam; 1 without fusion is the greedy search.
-        fusion: A language model to rank hypotheses with.
+        fusion: A language model and phrases to rank hypotheses with.
         decoder: `transducer`, `ctc` or `attention`.
         length_alpha: Exponent of the attention decoder's length normalisation.
+        blank_penalty: Nats that are subtracted from the logit of the blank.
         written: Whether text is translated, instead of audio transcribed or translated.
 
     Returns:
@@ -64,6 +66,7 @@ def jitted_decoding(
         "beam_size": beam_size,
         "decoder": decoder,
         "length_alpha": length_alpha,
+        "blank_penalty": blank_penalty,
     }
     model = cast(Maestro, run.model)
     decode: Any = functools.partial(decode_speech, model, **options)
@@ -74,15 +77,20 @@ def jitted_decoding(
         # A text that is cut loses the end of its translation, so there is room for twice what was
         # trained on, as there is for what is written.
         decode = functools.partial(decode_text, model, max_text_frames=2 * frames, **options)
-    lm = None if fusion is None else fusion.lm
-    if fusion is None or not _is_arrays(lm):
+    # Tables of a language model and of phrases are arguments: as constants they would be a part of
+    # the program.
+    tables = {
+        name: table
+        for name in ("lm", "phrases")
+        if _is_arrays(table := getattr(fusion, name, None))
+    }
+    if fusion is None or not tables:
         return jax.jit(functools.partial(decode, fusion=fusion))
 
-    # Tables of a language model are arguments: as constants they would be a part of the program.
-    def decode_with(lm: LabelLm, params: Any, **inputs: Any) -> Hypotheses:
-        return decode(params, fusion=dataclasses.replace(fusion, lm=lm), **inputs)
+    def decode_with(tables: dict[str, Any], params: Any, **inputs: Any) -> Hypotheses:
+        return decode(params, fusion=dataclasses.replace(fusion, **tables), **inputs)
 
-    return functools.partial(jax.jit(decode_with), lm)
+    return functools.partial(jax.jit(decode_with), tables)
 
 
 def _is_arrays(tree: Any) -> bool:
