@@ -59,6 +59,10 @@ COMMANDS = {
         "score a trained model on its tasks: WER, CER, BLEU, chrF and metrics of your own",
         "maestro eval --model_dir /data/run1 --task minivox_small_paired_de",
     ),
+    "average": (
+        "average the parameters of the last checkpoints of a run",
+        "maestro average /data/run1 --last 5",
+    ),
     "compare": (
         "compare two runs on the same utterances, with intervals and significance tests",
         "maestro compare /data/run1 /data/run2 --metric wer,cer",

@@ -239,7 +239,7 @@ def add_search(parser: argparse.ArgumentParser) -> None:
         "--phrases_weight",
         type=float,
         metavar="NATS",
-        help="bonus per token of a phrase of --phrases; default: 1",
+        help="bonus per token of a phrase of --phrases; default: 0.5",
     )
     parser.add_argument(
         "--blank_penalty",
@@ -247,6 +247,13 @@ def add_search(parser: argparse.ArgumentParser) -> None:
         metavar="NATS",
         help="subtracted from the logit of the blank of a transducer or CTC, against words that "
         "are left out; default: 0",
+    )
+    parser.add_argument(
+        "--language_mask",
+        action="store_const",
+        const=True,
+        help="leave out tokens that the language of the text to write never has, where the test "
+        "set names the language",
     )
 
 

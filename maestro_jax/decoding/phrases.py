@@ -254,9 +254,7 @@ class _Automaton:
         return node, earned
 
 
-def _over_tokens(
-    automaton: _Automaton, steps: Sequence[bytes | None], blank_id: int
-) -> PhraseBias:
+def _over_tokens(automaton: _Automaton, steps: Sequence[bytes | None], blank_id: int) -> PhraseBias:
     """Turns an automaton over bytes into one over tokens."""
     trie: dict = {}  # The tokens by their bytes; those that end at a place under None.
     for token, content in enumerate(steps):
@@ -323,7 +321,9 @@ def _over_tokens(
         at_edge=jnp.asarray(at_edge),
         default_reached=jnp.asarray(default_reached),
         default_earned=jnp.asarray(default_earned),
-        is_edge=jnp.asarray([bool(content) and content[0] == edge for content in steps]),
+        is_edge=jnp.asarray(
+            [content is not None and content[:1] == _EDGE.encode() for content in steps]
+        ),
         start=automaton.step(0, edge),
         blank_id=blank_id,
         widest=int(counts.max()),

@@ -42,6 +42,8 @@ class SearchConfig:
             line, optionally with a tab and a weight.
         phrases_weight: Nats per token of a phrase.
         blank_penalty: Nats that are subtracted from the logit of the blank of a transducer or CTC.
+        language_mask: Whether hypotheses have only tokens that their language writes, where it is
+            known from the test set.
     """
 
     beam_size: int = 1
@@ -56,8 +58,9 @@ class SearchConfig:
     decoder: str | None = None
     length_alpha: float = 0.6
     phrases: str | Path | None = None
-    phrases_weight: float = 1.0
+    phrases_weight: float = 0.5
     blank_penalty: float = 0.0
+    language_mask: bool = False
 
     def check(self) -> None:
         """Checks what needs neither a model nor its vocabulary.
@@ -80,7 +83,7 @@ class SearchConfig:
                 raise UserError(f"--{name} is {getattr(self, name)}; it must be finite")
         for option in ("--lm_text", "--lm_arpa", "--phrases"):
             file = getattr(self, option.removeprefix("--"))
-            if file is not None and not Path(file).is_file():
+            if file is not None and not as_path(file).is_file():
                 raise UserError(f"there is no file {file} for {option}")
         if self.ilm_encoder not in INTERNAL_ENCODERS:
             raise UserError(
@@ -128,7 +131,7 @@ class SearchConfig:
         if self.phrases is None:
             return {}
         try:
-            text = Path(self.phrases).read_text(encoding="utf-8-sig")
+            text = as_path(self.phrases).read_bytes().decode("utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"cannot read the phrases {self.phrases}: {error}") from error
         return parse_phrases(text.split("\n"), str(self.phrases))

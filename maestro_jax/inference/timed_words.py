@@ -66,6 +66,8 @@ class Transcript:
             greedy search, or of all paths that a beam search visited.
         segments: Number of segments that were decoded.
         target_language: The language of the translation; None for a transcript.
+        heard: Code of the language that the text is written in, as its tokens tell; empty for an
+            empty text, and where it is not known what the model's languages write.
         spans: Begin and end of each segment, in seconds of the recording. The rest is silence, or
             noise without a voice.
         words: Its words, as far as spaces separate them.
@@ -78,6 +80,7 @@ class Transcript:
     score: float
     segments: int
     target_language: str | None
+    heard: str = ""
     spans: tuple[tuple[float, float], ...] = ()
     words: tuple[TimedToken, ...] = ()
     tokens: tuple[TimedToken, ...] = ()

@@ -33,6 +33,7 @@ from maestro_jax.inference.segmentation import (
     join_segments,
 )
 from maestro_jax.inference.timed_words import NBestEntry, TimedToken, Transcript
+from maestro_jax.text.language_tokens import LANGUAGE_TOKENS_FILE, LanguageTokens
 from maestro_jax.text.languages import LanguageTable, load_languages, normalize_language
 from maestro_jax.text.vocabularies import UNK_ID, Vocabulary
 from maestro_jax.training.checkpoints import Which, as_saved, find_checkpoint, restore_params
@@ -116,10 +117,16 @@ class Transcriber:
         blank_penalty: Nats that are subtracted from the logit of the blank.
         rescoring: Language model over words that ranks the hypotheses of the search.
         languages: Ids of the languages that the model knows.
+        language_tokens: What each language writes; None where it is not known.
+        language_mask: Whether hypotheses have only tokens that their language writes, where
+            features name it.
 
     Raises:
         UserError: If the run's model has no speech encoder, or no such decoder.
     """
+
+    language_tokens: LanguageTokens | None = None
+    _language_mask = False
 
     def __init__(
         self,
@@ -134,6 +141,8 @@ class Transcriber:
         blank_penalty: float = 0.0,
         rescoring: Rescoring | None = None,
         languages: LanguageTable | None = None,
+        language_tokens: LanguageTokens | None = None,
+        language_mask: bool = False,
     ) -> None:
         self.run = on_local_devices(run)
         self.decoder = choose_decoder(run, decoder)
@@ -141,6 +150,8 @@ class Transcriber:
         self.vocabulary = vocabulary
         self.rescoring = rescoring
         self.languages = languages or LanguageTable()
+        self.language_tokens = language_tokens
+        self._language_mask = language_mask
         self._mesh = self.run.partitioning.mesh(jax.local_devices())
         if fusion is not None:
             if isinstance(fusion.lm, NgramLm):
@@ -210,6 +221,8 @@ class Transcriber:
             blank_penalty=search.blank_penalty,
             rescoring=rescoring,
             languages=load_languages(step_directory.parent.parent),
+            language_tokens=LanguageTokens.load(step_directory.parent.parent, vocabulary),
+            language_mask=search.language_mask,
         )
 
     @property
@@ -255,6 +268,7 @@ class Transcriber:
             As `search`.
         """
         inputs = {name: features[name] for name in ("text", "text_length", "language")}
+        inputs |= self._allowed(features, target_language, None)
         return self._run(self._decode_text, inputs, target_language)
 
     def _best(self, hypotheses: Hypotheses) -> tuple[list[str], np.ndarray]:
@@ -290,7 +304,63 @@ class Transcriber:
             inputs |= spoken_language(
                 self.run.model, len(inputs["audio"]), language, self.languages
             )
+        inputs |= self._allowed(features, target_language, language)
         return self._run(self._decode, inputs, target_language)
+
+    def hear(self, text: str) -> str:
+        """Returns the code of the language that a text is written in; empty if it is not known."""
+        if self.language_tokens is None:
+            return ""
+        return self.language_tokens.identify(self.vocabulary.encode(text))
+
+    def check_language(self, language: str) -> None:
+        """Checks that transcripts can be kept to what a language writes.
+
+        Raises:
+            UserError: If it is not known what it writes, and the model cannot be told the language
+                in another way either.
+        """
+        if self.run.model.needs_language:
+            return
+        if self.language_tokens is None:
+            raise UserError(
+                f"it is not known what {language!r} writes: the model directory has no "
+                f"{LANGUAGE_TOKENS_FILE}; run `maestro eval --model_dir` once where the training "
+                "data are, which writes it, or leave --language out."
+            )
+        self.language_tokens.written_by(language, self.vocabulary.vocab_size)
+
+    def _allowed(
+        self,
+        features: Mapping[str, np.ndarray],
+        target_language: str | np.ndarray | None,
+        language: str | None,
+    ) -> dict[str, np.ndarray]:
+        """Returns the feature `allowed`, what the language of each row writes; or nothing.
+
+        It is the language of the text that is written: a transcript's own, if it is given or the
+        search is to use that of the features, and a translation's target if the search is to.
+        """
+        rows = len(next(iter(features.values())))
+        codes: list[str] = []
+        if language is not None and target_language is None:
+            codes = [language] * rows
+        elif self._language_mask:
+            written = features.get("language") if target_language is None else target_language
+            if isinstance(written, str):
+                codes = [written] * rows
+            elif written is not None:
+                known = range(len(self.languages))
+                codes = [self.languages.code(i) if i in known else "" for i in written.tolist()]
+        if not codes or self.language_tokens is None:
+            return {}
+        tokens, size = self.language_tokens, self.run.model.vocab_sizes[self.decoder]
+        # A language that was not counted may write anything.
+        masks = {
+            code: tokens.written_by(code, size) if tokens.find(code) else np.ones(size, bool)
+            for code in set(codes)
+        }
+        return {"allowed": np.stack([masks[code] for code in codes])}
 
     def _run(
         self,
@@ -451,6 +521,8 @@ class Transcriber:
         if target_language is not None:
             self.languages.index(target_language)  # Raises where it is unknown.
         spoken_language(self.run.model, 1, language, self.languages)  # Raises if it is missing.
+        if language is not None and target_language is None:
+            self.check_language(language)
         rows = self.data_shards * ROWS_PER_DEVICE
         # Segments are copied to int16, so that the chunks they are views of can be freed.
         batch: list[tuple[_Recording, Segment]] = []
@@ -507,12 +579,15 @@ class Transcriber:
         return room
 
     def _result(self, recording: _Recording, target_language: str | None) -> Transcript | UserError:
-        return recording.error or join_segments(
+        if recording.error is not None:
+            return recording.error
+        transcript = join_segments(
             recording.decoded,
             samples=recording.samples,
             decode=self.vocabulary.decode,
             target_language=target_language,
         )
+        return dataclasses.replace(transcript, heard=self.hear(transcript.text))
 
 
 def on_local_devices(run: TrainRun) -> TrainRun:

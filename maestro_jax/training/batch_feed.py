@@ -21,6 +21,7 @@ from maestro_jax.text.vocabularies import Vocabulary
 from maestro_jax.training.metrics import StepTimer
 from maestro_jax.training.model_vocabulary import save_vocabulary
 from maestro_jax.training.partitioning import BATCH_AXES
+from maestro_jax.training.run_language_tokens import run_language_tokens
 from maestro_jax.training.run_languages import run_languages
 
 if TYPE_CHECKING:
@@ -99,7 +100,8 @@ def task_batches(
     Args:
         run: The run.
         mesh: The device mesh, which determines what this process loads.
-        model_dir: Directory that gets ``vocabulary.model`` and ``languages.txt``.
+        model_dir: Directory that gets ``vocabulary.model``, ``languages.txt`` and, with what each
+            language writes, ``language_tokens.json``.
         data_dir: Root of the prepared data.
     """
     # Imported here: these import TensorFlow, which all other training code does without.
@@ -123,6 +125,8 @@ def task_batches(
         vocabulary = getattr(loader, "vocabulary", None)
         if vocabulary is not None:
             save_vocabulary(run, vocabulary, model_dir)
+            if jax.process_index() == 0:
+                run_language_tokens(run, vocabulary, model_dir, data_dir)
         if jax.process_index() == 0:
             languages.save(model_dir)
         return iter(loader)

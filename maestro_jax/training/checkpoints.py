@@ -132,11 +132,12 @@ class Checkpoints:
         """Returns the steps of all checkpoints, in ascending order."""
         return sorted(self._manager.all_steps())
 
-    def save(self, state: TrainState, data: Mapping[str, Any]) -> None:
+    def save(self, state: TrainState | Mapping[str, Any], data: Mapping[str, Any]) -> None:
         """Begins to save a state; does nothing if its step has been saved already.
 
         Args:
-            state: The state, whose arrays may be donated as soon as this returns.
+            state: The state, or some of its fields by name, whose arrays may be donated as soon as
+                this returns.
             data: JSON values, with the key ``step``.
         """
         step = int(data["step"])
@@ -286,6 +287,11 @@ class Checkpoints:
     def _check_same_model(self, step: int, abstract: TrainState) -> None:
         directory = self.directory / str(step)
         saved = _metadata(directory)
+        if saved_record(directory).get("averaged_steps"):
+            raise UserError(
+                f"{directory} is an average of checkpoints, from which training cannot continue: "
+                "train in another model directory, with INIT_FROM for this one."
+            )
         for field in ("params", "ema_params"):
             in_checkpoint = _shapes(saved.get(field))
             in_run = _shapes(getattr(abstract, field))

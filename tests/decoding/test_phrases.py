@@ -19,7 +19,8 @@ from maestro_jax.decoding.phrases import PhraseBias, parse_phrases, written_form
 from maestro_jax.errors import UserError
 from maestro_jax.text.vocabularies import ByteVocabulary, train_sentencepiece
 
-PIECES = [" ", " a", "a", "b", " ab", "ab", "ba", " b", "-", "c-", ".", " c", "c", "日", "日本", "本"]
+PIECES = [" ", " a", "a", "b", " ab", "ab", "ba", " b", "-", "c-", ".", " c", "c"]
+PIECES += ["日", "日本", "本"]
 TOKENS = [None, None, None, *(piece.encode() for piece in PIECES)]
 
 

@@ -33,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--language",
         metavar="CODE",
-        help="language of the speech, for models with a language input",
+        help="language of the speech: told to models with a language input; of any model, "
+        "transcripts have only tokens that the language writes",
     )
     parser.add_argument(
         "--target_language",
