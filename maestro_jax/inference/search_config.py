@@ -57,7 +57,7 @@ class SearchConfig:
     ilm_encoder: str = "zero"
     decoder: str | None = None
     length_alpha: float = 0.6
-    phrases: str | Path | None = None
+    phrases: epath.PathLike | None = None
     phrases_weight: float = 0.5
     blank_penalty: float = 0.0
     language_mask: bool = False
