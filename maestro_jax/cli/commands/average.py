@@ -39,6 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
     environment.prepare_process()
     from maestro_jax.files import absolute_path
     from maestro_jax.gin_utils import run_record
+    from maestro_jax.provenance import command_line
     from maestro_jax.training.averaging import (
         AVERAGED_DIRECTORY,
         average_checkpoints,
@@ -52,7 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
     source = absolute_path(arguments.model_dir)
     output = absolute_path(arguments.output) if arguments.output else source / AVERAGED_DIRECTORY
     written = average_checkpoints(source, steps, output)
-    run_record.write(output, texts, run_record.command_line())
+    run_record.write(output, texts, command_line())
     print(
         f"{written} is the mean of the steps {', '.join(map(str, sorted(set(steps))))}. "
         f"Score it: maestro eval --model_dir {output}"
