@@ -26,7 +26,6 @@ from etils import epath
 from sacrebleu.metrics import BLEU
 
 from maestro_jax.batches import SAMPLE_RATE
-from maestro_jax.errors import UserError
 from maestro_jax.evaluation.predictions import Prediction
 from maestro_jax.scoring.metrics import bleu_tokenizer, get_metric, primary_metric
 from maestro_jax.text.characters import without_invisible
@@ -264,46 +263,6 @@ def write_worst_audio(
         files[prediction] = directory / f"{rank:04d}.wav"
         files[prediction].write_bytes(content.getvalue())
     return files
-
-
-def prepared_audio(
-    split: str, data_dir: epath.PathLike | None = None
-) -> Callable[[Prediction], np.ndarray | None]:
-    """Reads the audio of utterances from the prepared data.
-
-    Args:
-        split: Split that was evaluated.
-        data_dir: Root of the prepared data; None for the user's default.
-
-    Returns:
-        A function from an utterance to int16 `[samples]` at 16 kHz; None for an utterance whose
-        task has no random access, or no audio.
-
-    Raises:
-        UserError: (from the function) The data are not there, or the prediction does not say which
-            example it is of.
-    """
-    opened: dict[str, Any] = {}
-
-    def read(prediction: Prediction) -> np.ndarray | None:
-        if not prediction.task or prediction.index < 0:
-            raise UserError(
-                f"the prediction of {prediction.id!r} does not say of which task it is: it is of "
-                "an earlier version; evaluate again"
-            )
-        from maestro_jax.data.data_dir import data_scope
-        from maestro_jax.data.task_readers import open_split
-        from maestro_jax.data.task_registry import get_task_or_mixture
-
-        with data_scope(None if data_dir is None else os.fspath(data_dir)):
-            if prediction.task not in opened:
-                task: Any = get_task_or_mixture(prediction.task)
-                opened[prediction.task] = open_split(task, split)
-            records = opened[prediction.task]
-            audio = None if records is None else records[prediction.index].get("audio")
-        return None if audio is None else np.asarray(audio, np.int16)
-
-    return read
 
 
 def _direction(

@@ -23,6 +23,7 @@ from etils import epath
 from maestro_jax import provenance
 from maestro_jax.errors import UserError
 from maestro_jax.evaluation.decoding import TestSetDecoder
+from maestro_jax.evaluation.error_page import write_error_page
 from maestro_jax.evaluation.evaluate import DecodingStatistics, Evaluation, score
 from maestro_jax.evaluation.predictions import Prediction, merge, read_predictions
 from maestro_jax.evaluation.results import HypothesisFiles, result_directory, search_settings
@@ -41,14 +42,27 @@ from maestro_jax.training.run import TrainRun
 if TYPE_CHECKING:
     import seqio
 
+    from maestro_jax.data.evaluation_examples import EvaluationExample
     from maestro_jax.data.test_sets import TaskMetrics
 
 log = logging.getLogger(__name__)
 
 _STREAM_OF_KIND: dict[Kind, str] = {"asr": "paired", "st": "st", "mt": "mt"}
 
-Transform = Callable[[np.ndarray, str], np.ndarray]
-"""From the samples int16 `[samples]` and the id of an utterance to other samples."""
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """A change of every example of a test set before it is decoded.
+
+    Attributes:
+        identity: What tells it from other changes.
+        apply: From an example to another one of the same task, index and id.
+        lengthening: How many times longer the audio becomes, about.
+    """
+
+    identity: str
+    apply: Callable[[EvaluationExample], EvaluationExample]
+    lengthening: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +100,7 @@ class TestSet:
         kind: `asr`, `st` or `mt`.
         tasks: Names of its tasks, which have the split.
         split: The split.
-        transform: Changes the audio of every utterance.
+        change: What is changed before decoding.
     """
 
     __test__ = False  # Not a class of tests, whatever pytest makes of its name.
@@ -95,7 +109,7 @@ class TestSet:
     kind: Kind
     tasks: tuple[str, ...]
     split: str
-    transform: Transform | None = None
+    change: Change | None = None
 
     @property
     def title(self) -> str:
@@ -151,10 +165,54 @@ def evaluate_run(
         UserError: There is nothing to evaluate, or no such checkpoint; or the model does not do
             what a test set asks for.
     """
+    test_sets = test_sets_of_run(run, tasks, split)
+    loaded = load_model(
+        run,
+        model_dir=model_dir,
+        step=step,
+        weights=weights,
+        search=search,
+        output_dir=output_dir,
+        transcriber=transcriber,
+    )
+    return evaluate_test_sets(
+        test_sets,
+        loaded.transcriber,
+        directory=loaded.directory,
+        data_dir=data_dir,
+        low_resource=low_resource,
+        origin=loaded.origin,
+        overwrite=overwrite,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+    """A model, ready to be evaluated.
+
+    Attributes:
+        transcriber: The model with its search.
+        directory: Directory of the results.
+        origin: How hypotheses of it come about, for the files of the results.
+    """
+
+    transcriber: Transcriber
+    directory: epath.Path
+    origin: Mapping[str, Any]
+
+
+def load_model(
+    run: TrainRun,
+    *,
+    model_dir: str | Path,
+    step: int | str | None = None,
+    weights: Which = "ema",
+    search: SearchConfig | None = None,
+    output_dir: str | Path | None = None,
+    transcriber: Transcriber | None = None,
+) -> LoadedModel:
+    """Loads a model for `evaluate_test_sets`; see `evaluate_run` for the arguments."""
     search = search or SearchConfig()
-    test_sets = select_test_sets(tasks or _tasks_of_run(run), split)
-    for test_set in test_sets:
-        _check_trained(run, test_set)
     checkpoint = _checkpoint(model_dir, step)
     if run.ema_decay is None:
         weights = "params"
@@ -167,15 +225,7 @@ def evaluate_run(
         if output_dir
         else result_directory(model_dir, checkpoint.name, weights, search)
     )
-    return evaluate_test_sets(
-        test_sets,
-        transcriber,
-        directory=directory,
-        data_dir=data_dir,
-        low_resource=low_resource,
-        origin=_origin(checkpoint, weights, search),
-        overwrite=overwrite,
-    )
+    return LoadedModel(transcriber, directory, _origin(checkpoint, weights, search))
 
 
 def evaluate_test_sets(
@@ -216,6 +266,18 @@ def evaluate_test_sets(
         for test_set, own in zip(test_sets, metrics, strict=True)
     ]
     return RunScores(tuple(table for table in tables if table is not None), directory)
+
+
+def test_sets_of_run(run: TrainRun, tasks: Sequence[str], split: str) -> list[TestSet]:
+    """Returns the test sets of some tasks and mixtures, by default those that a run trains on.
+
+    Raises:
+        UserError: There is nothing to evaluate, or the model does not do what a test set asks for.
+    """
+    test_sets = select_test_sets(tasks or _tasks_of_run(run), split)
+    for test_set in test_sets:
+        _check_trained(run, test_set)
+    return test_sets
 
 
 def select_test_sets(names: Sequence[str], split: str) -> list[TestSet]:
@@ -336,6 +398,7 @@ def _identity(
     return {
         **{name: origin.get(name) for name in named},
         "tasks": list(test_set.tasks),
+        "change": None if test_set.change is None else test_set.change.identity,
         "data": None if lengths is None else provenance.digest(lengths.tobytes()),
     }
 
@@ -383,6 +446,13 @@ def _evaluate_test_set(
     if complete is None:
         files.finish(predictions)
     markdown, _ = table.write(directory)
+    details = {name: str(origin[name]) for name in ("step", "weights") if name in origin}
+    write_error_page(
+        directory / f"{test_set.title}.html",
+        predictions,
+        name=test_set.title,
+        details=details | {"result": directory.name},
+    )
     log.info("wrote %s", markdown)
     return table
 
@@ -445,7 +515,9 @@ def _decode(
     done = {(prediction.task, prediction.index) for prediction in recovered}
     if done and process == 0:
         log.info("%s: %d utterances were decoded before", test_set.title, len(done))
-    decoder = TestSetDecoder(transcriber, test_set.kind, lengths, transform=test_set.transform)
+    change = test_set.change
+    changed = lengths if change is None or lengths is None else lengths * change.lengthening
+    decoder = TestSetDecoder(transcriber, test_set.kind, changed)
     decoder.fit_memory()
     if process == 0:
         log.info("%s: %s", test_set.title, decoder.describe())
@@ -461,6 +533,8 @@ def _decode(
     examples = itertools.filterfalse(
         lambda example: (example.strings["task"], example.index) in done, examples
     )
+    if change is not None:
+        examples = map(change.apply, examples)
     total = 0 if lengths is None else -(-(len(lengths) - len(done)) // processes)
     label = test_set.title if processes == 1 else f"{test_set.title}, part of one host"
     with Progress(total, label, unit="utterance") as progress:

@@ -52,17 +52,18 @@ def find_hypotheses(
 def result_directories(path: epath.PathLike) -> list[epath.Path]:
     """Returns the directories with hypotheses at or below a model directory, sorted by name.
 
+    What earlier versions wrote is found only where there is nothing else.
+
     Args:
         path: A model directory, its folder `evaluation`, or a result directory.
     """
     path = as_path(path)
-    found: list[epath.Path] = []
-    for directory in (path, path / "evaluation"):
-        if not directory.is_dir():
-            continue
-        children = sorted(child for child in directory.iterdir() if child.is_dir())
-        found += [each for each in (directory, *children) if _files(each)]
-    return found
+    places = [each for each in (path, path / "evaluation") if each.is_dir()]
+    children = [child for place in places for child in sorted(place.iterdir()) if child.is_dir()]
+    # The folder `evaluation` is a child of a model directory, too.
+    found = list(dict.fromkeys(each for each in (*places, *children) if _files(each)))
+    current = [each for each in found if _is_current(each)]
+    return current or found
 
 
 def step_of(directory: epath.Path) -> int | None:
@@ -106,6 +107,11 @@ def _files(directory: epath.Path) -> dict[str, epath.Path]:
         if test_set and (test_set not in files or path.name.endswith(SUFFIX)):
             files[test_set] = path
     return files
+
+
+def _is_current(directory: epath.Path) -> bool:
+    """Returns whether a directory has hypotheses of this version."""
+    return any(path.name.endswith(SUFFIX) for path in _files(directory).values())
 
 
 def _test_set(file_name: str) -> str:

@@ -82,6 +82,16 @@ def test_several_results_are_told_apart(runs, capsys: pytest.CaptureFixture[str]
     assert "no results of step 300; it has 100, 200" in capsys.readouterr().err
 
 
+def test_results_of_an_earlier_version(runs, capsys: pytest.CaptureFixture[str]) -> None:
+    for run in runs:
+        for folder in (run / "evaluation", run / "evaluation" / "language_model"):
+            write(folder, [""]).joinpath(f"{NAME}.hypotheses.jsonl").rename(
+                folder / f"{NAME}.predictions.jsonl"
+            )
+    assert cli.main(["compare", *map(str, runs), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["average"]["baseline_score"] == 25.0
+
+
 def test_what_is_not_there(runs, tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["compare", str(runs[0])]) == 2
     assert "takes two runs, not 1" in capsys.readouterr().err

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+from typing import TYPE_CHECKING
 
 from maestro_jax.cli import environment, options
 from maestro_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from maestro_jax.evaluation.robustness import RobustnessTable
+    from maestro_jax.evaluation.run_evaluation import RunScores
+    from maestro_jax.inference.search_config import SearchConfig
+    from maestro_jax.training.run import TrainRun
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +55,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="decode again what an earlier evaluation of the same model has decoded",
     )
+    parser.add_argument(
+        "--formats",
+        action="extend",
+        type=options.names,
+        default=[],
+        metavar="NAME,NAME",
+        help="write the hypotheses in further formats: txt, trn, stm, ctm, openasr (see `maestro "
+        "export`)",
+    )
+    parser.add_argument(
+        "--robustness",
+        action="extend",
+        type=options.names,
+        default=[],
+        metavar="NAME,NAME",
+        help="also evaluate under conditions: all, or of noise, babble, room, speed, telephone, "
+        "code_switched, synthetic, noise_10db, ...",
+    )
+    parser.add_argument(
+        "--robustness_seed",
+        type=options.not_negative,
+        default=0,
+        metavar="N",
+        help="seed of the conditions; default: %(default)s",
+    )
     options.add_json(parser)
 
 
@@ -67,23 +99,83 @@ def run(arguments: argparse.Namespace) -> None:
 
     distributed.initialize()
     search = options.search_config(arguments)
+    from maestro_jax.evaluation.hypothesis_formats import check_formats
     from maestro_jax.evaluation.run_evaluation import evaluate_run
 
-    scores = evaluate_run(
+    check_formats(arguments.formats)
+    robustness: list[RobustnessTable] = []
+    if arguments.robustness:
+        scores, robustness = _evaluate_robustness(train_run, search, arguments)
+    else:
+        scores = evaluate_run(
+            train_run,
+            model_dir=arguments.model_dir,
+            data_dir=arguments.data_dir,
+            tasks=arguments.task,
+            split=arguments.split,
+            step=arguments.step,
+            weights=arguments.weights,
+            search=search,
+            output_dir=arguments.output_dir,
+            overwrite=arguments.overwrite,
+        )
+    if distributed.process_index():
+        return
+    if arguments.json:
+        content: object = scores.as_dict()
+        if arguments.robustness:
+            tables = [table.as_dict() for table in robustness]
+            content = {"scores": content, "robustness": tables}
+        print(json.dumps(content, indent=2, ensure_ascii=False))
+    else:
+        print(scores.text())
+        for table in robustness:
+            print(table.text())
+    _write_formats(scores, arguments.formats, arguments.model_dir)
+
+
+def _evaluate_robustness(
+    train_run: TrainRun, search: SearchConfig, arguments: argparse.Namespace
+) -> tuple[RunScores, list[RobustnessTable]]:
+    """Evaluates on clean speech and under the conditions of `--robustness`."""
+    from maestro_jax.audio.conditions import find_conditions
+    from maestro_jax.evaluation.robustness import evaluate_robustness
+    from maestro_jax.evaluation.run_evaluation import load_model, test_sets_of_run
+
+    conditions = find_conditions(arguments.robustness)
+    test_sets = test_sets_of_run(train_run, arguments.task, arguments.split)
+    model = load_model(
         train_run,
         model_dir=arguments.model_dir,
-        data_dir=arguments.data_dir,
-        tasks=arguments.task,
-        split=arguments.split,
         step=arguments.step,
         weights=arguments.weights,
         search=search,
         output_dir=arguments.output_dir,
+    )
+    return evaluate_robustness(
+        test_sets,
+        model,
+        conditions,
+        seed=arguments.robustness_seed,
+        data_dir=arguments.data_dir,
         overwrite=arguments.overwrite,
     )
-    if distributed.process_index():
-        return
-    if arguments.json:
-        print(json.dumps(scores.as_dict(), indent=2, ensure_ascii=False))
-    else:
-        print(scores.text())
+
+
+def _write_formats(scores: RunScores, formats: list[str], model_dir: str) -> None:
+    """Writes the hypotheses beside the tables in other formats."""
+    from maestro_jax.evaluation.hypothesis_formats import write_formats
+    from maestro_jax.evaluation.predictions import read_predictions
+    from maestro_jax.files import as_path
+
+    for evaluation in scores.evaluations if formats else ():
+        assert scores.directory is not None
+        decoding = evaluation.decoding
+        write_formats(
+            scores.directory,
+            evaluation.name,
+            read_predictions(scores.directory / f"{evaluation.name}.hypotheses.jsonl"),
+            formats,
+            model=as_path(model_dir).name,
+            decoding_seconds=None if decoding is None else decoding.decode_seconds,
+        )

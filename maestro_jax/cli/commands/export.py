@@ -54,13 +54,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
-    from maestro_jax.evaluation.error_page import (
-        prepared_audio,
-        write_error_page,
-        write_worst_audio,
-    )
+    from maestro_jax.evaluation.error_page import write_error_page, write_worst_audio
     from maestro_jax.evaluation.hypothesis_formats import FORMATS, check_formats, write_formats
     from maestro_jax.evaluation.predictions import read_predictions
+    from maestro_jax.evaluation.prepared_audio import prepared_audio
     from maestro_jax.evaluation.stored_hypotheses import find_hypotheses
 
     if not arguments.formats:
@@ -78,12 +75,15 @@ def run(arguments: argparse.Namespace) -> None:
             predictions,
             formats,
             model=_model_name(file),
-            decoding_seconds=scores.get("decode_seconds") or scores.get("seconds"),
+            decoding_seconds=(scores.get("decoding") or {}).get("decode_seconds"),
         )
         if _PAGE in arguments.formats:
             audio = None
             if arguments.worst_audio:
                 environment.prepare_process()
+                from maestro_jax.data.tensorflow_import import import_tensorflow
+
+                import_tensorflow()
                 audio = write_worst_audio(
                     directory / f"{name}.audio",
                     predictions,
