@@ -44,7 +44,7 @@ start_run() {
     installed=1
   fi
   say "starting maestro train"
-  if train; then
+  if start_command; then
     troubles=0
     sleep "$poll"
   else

@@ -3,10 +3,10 @@
 #
 #   setup [--label TEXT] [--spec PIP_SPEC] [--data gs://BUCKET/PATH] [--data_by mount|copy]
 #   check [--env NAME=VALUE]...                     join the other hosts and print the devices
-#   start [--env NAME=VALUE]... -- ARGUMENTS        start `maestro train ARGUMENTS` in the background
+#   start COMMAND [--env NAME=VALUE]... -- ARGUMENTS    start `maestro COMMAND ARGUMENTS` in the background
 #   status | stop | end | logs LINES [--follow] | log
 #
-# All files are in ~/maestro: code, venv, data, and run/ with log, process id and exit status.
+# All files are in ~/maestro: code, venv, data, and run/ with logs, process id and exit status.
 set -euo pipefail
 
 readonly base=$HOME/maestro
@@ -22,7 +22,12 @@ say() {
   printf '%s: %s\n' "$(hostname)" "$*"
 }
 
-# Tests whether the supervisor of the training process is alive, which writes the exit status before it ends. It checks
+# Prints the path of the log of the command that was started last.
+log_file() {
+  printf '%s' "$run/$(cat "$run/command" 2>/dev/null || echo train).log"
+}
+
+# Tests whether the supervisor of the process is alive, which writes the exit status before it ends. It checks
 # the command line, since another process may have the same id after a reboot.
 is_running() {
   local pid
@@ -137,27 +142,29 @@ start() {
   [[ -x $base/venv/bin/maestro ]] || fail "maestro is not installed: run tpu_run.sh setup first"
   ! is_running || fail "a run is in progress: stop it first"
   rm -f "$run/pid" "$run/supervisor" "$run/exit" "$run/stopped"
+  echo "$1" >"$run/command"
   # A new session, so that the run survives the connection.
-  setsid nohup bash "$0" supervise "$@" >>"$run/train.log" 2>&1 </dev/null &
+  setsid nohup bash "$0" supervise "$@" >>"$(log_file)" 2>&1 </dev/null &
   local tries
   for ((tries = 0; tries < 100; tries++)); do
     [[ -s $run/pid ]] && break
     sleep 0.1
   done
-  [[ -s $run/pid ]] || fail "the run did not start; see ~/maestro/run/train.log"
+  [[ -s $run/pid ]] || fail "the run did not start; see $(log_file)"
   say "started process $(cat "$run/pid")"
 }
 
 supervise() {
-  local variables arguments pid code noticed
+  local command=$1 variables arguments pid code noticed
+  shift
   take_environment "$@"
   # When a host goes down everything gets SIGTERM: the trap keeps this shell alive to write the exit status. It does not
-  # pass the signal on, because the training process has had it already and a second one ends it before it has saved.
+  # pass the signal on, because the process of maestro has had it already and a second one ends it before it has saved.
   trap 'noticed=1' TERM
-  printf '=== %s maestro train' "$(date -u +%Y-%m-%dT%H:%M:%SZ)"
+  printf '=== %s maestro %s' "$(date -u +%Y-%m-%dT%H:%M:%SZ)" "$command"
   printf ' %q' ${arguments[@]+"${arguments[@]}"}
   printf '\n'
-  env "${variables[@]}" "$base/venv/bin/maestro" train ${arguments[@]+"${arguments[@]}"} &
+  env "${variables[@]}" "$base/venv/bin/maestro" "$command" ${arguments[@]+"${arguments[@]}"} &
   pid=$!
   echo "$$" >"$run/supervisor"
   echo "$pid" >"$run/pid"
@@ -225,7 +232,7 @@ shift
 case $verb in
   setup | check | start | supervise | stop | end) "$verb" "$@" ;;
   status) state ;;
-  logs) tail -n "$1" ${2:+--follow=name} "$run/train.log" | sed -u "s/^/$(hostname): /" ;;
-  log) cat "$run/train.log" ;;
+  logs) tail -n "$1" ${2:+--follow=name} "$(log_file)" | sed -u "s/^/$(hostname): /" ;;
+  log) cat "$(log_file)" ;;
   *) fail "there is no verb $verb" ;;
 esac

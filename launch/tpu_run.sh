@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Runs `maestro train` on Cloud TPU slices, from a machine with gcloud and this checkout: see docs/how_to/launch.md.
+# Runs `maestro train` and `maestro eval` on Cloud TPU slices, from a machine with gcloud and this checkout: see docs/how_to/launch.md.
 set -euo pipefail
 
 usage() {
   cat <<'END'
-usage: launch/tpu_run.sh VERB [OPTIONS] [-- ARGUMENTS OF maestro train]
+usage: launch/tpu_run.sh VERB [OPTIONS] [-- ARGUMENTS OF maestro train OR eval]
 
 verbs
   create    request the slices, unless they exist, and wait until they are ready
@@ -12,9 +12,10 @@ verbs
   setup     send this commit to every host and install it
   check     join all hosts and count their devices
   train     start `maestro train ARGUMENTS` in the background of every host
+  eval      start `maestro eval ARGUMENTS` there: each host decodes its part of the test sets
   status    show the state of the slices and of the run on every host
   logs      show the last lines of every host's log
-  stop      make the run save and end
+  stop      make the run save and end; the same command continues it
   delete    delete the slices
   babysit   create, setup and train, again after every preemption, until the run has ended
 
@@ -32,7 +33,7 @@ options of setup
   --data_by mount|copy    mount them with gcsfuse (default), or copy them to every host's disk
   --spec PIP_SPEC         install this instead of the current commit
   --allow_dirty           ignore changes that are not committed
-options of train
+options of train and eval
   --cache_dir gs://DIR    cache of compiled programs; default xla_cache in the model directory
   --env NAME=VALUE        environment variable of every host; repeatable (LIBTPU_INIT_ARGS, XLA_FLAGS ...)
 options of logs
@@ -98,8 +99,9 @@ name=${MAESTRO_TPU_NAME:-} zone=${MAESTRO_TPU_ZONE:-} project=${MAESTRO_TPU_PROJ
 type=${MAESTRO_TPU_TYPE:-} slices=${MAESTRO_TPU_SLICES:-1}
 runtime="" data="" data_by=mount spec="" cache_dir="" output_dir="" worker=all node=all lines=20 poll=60 max_failures=3
 spot=0 reserved=0 direct=0 dry_run=0 allow_dirty=0 follow=0 delete_at_end=0
+output_of_run=""
 create_args=() ssh_args=() variables=() arguments=()
-readonly verbs="create wait setup check train status logs stop delete babysit"
+readonly verbs="create wait setup check train eval status logs stop delete babysit"
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 verb=${1:-}
@@ -149,7 +151,7 @@ while (($#)); do
       arguments=("$@")
       break
       ;;
-    *) fail "there is no option '$1'; arguments of maestro train follow -- (launch/tpu_run.sh --help)" ;;
+    *) fail "there is no option '$1'; arguments of maestro follow -- (launch/tpu_run.sh --help)" ;;
   esac
 done
 
@@ -187,18 +189,24 @@ if [[ $verb == create || $verb == babysit ]]; then
   [[ $type =~ -[1-9][0-9]*$ ]] || fail "--type $type has no size: v4-64, v5litepod-256, v6e-256"
   [[ -n $runtime ]] || runtime=$(runtime_of "$type") || exit 2
 fi
-if [[ $verb == train || $verb == babysit ]]; then
+if [[ $verb == train || $verb == eval || $verb == babysit ]]; then
+  command=train
+  [[ $verb != eval ]] || command="eval"
   model_dir=""
   for ((i = 0; i < ${#arguments[@]}; i++)); do
     case ${arguments[i]} in
       --model_dir) model_dir=${arguments[i + 1]:-} ;;
       --model_dir=*) model_dir=${arguments[i]#*=} ;;
+      --output_dir) output_of_run=${arguments[i + 1]:-} ;;
+      --output_dir=*) output_of_run=${arguments[i]#*=} ;;
       --data_dir | --data_dir=*) fail "--data_dir is a directory of the hosts: give --data gs://BUCKET/PATH to setup instead" ;;
     esac
   done
-  [[ -n $model_dir ]] || fail "maestro train needs a model directory: -- ... --model_dir gs://BUCKET/DIR"
+  [[ -n $model_dir ]] || fail "maestro $command needs a model directory: -- ... --model_dir gs://BUCKET/DIR"
   [[ $model_dir == gs://* ]] ||
     fail "--model_dir $model_dir is not on gs://: hosts share no disk, and a preempted slice loses its own"
+  [[ -z $output_of_run || $output_of_run == gs://* ]] ||
+    fail "--output_dir $output_of_run is not on gs://: hosts share no disk, and each writes its part there"
   cache_dir=${cache_dir:-${model_dir%/}/xla_cache}
 elif ((${#arguments[@]})); then
   fail "$verb takes no arguments after --"
@@ -242,7 +250,7 @@ case $verb in
     host_environment
     on_hosts "bash tpu_host.sh check $(quoted_all "${host_options[@]}")"
     ;;
-  train) train ;;
+  train | eval) start_command ;;
   status)
     if ((dry_run)); then
       describe
@@ -277,7 +285,7 @@ case $verb in
     if ((dry_run)); then
       create
       setup
-      train
+      start_command
     else
       babysit
     fi

@@ -203,9 +203,10 @@ setup() {
   on_hosts "bash tpu_host.sh setup $(quoted_all "${options[@]}")"
 }
 
-train() {
+# Starts `maestro train` or `maestro eval` on all hosts.
+start_command() {
   host_environment
-  on_hosts "bash tpu_host.sh start $(quoted_all "${host_options[@]}" -- "${arguments[@]}")"
+  on_hosts "bash tpu_host.sh start $(quoted_all "$command" "${host_options[@]}" -- "${arguments[@]}")"
 }
 
 # A host without setup has no script. The shell of the host expands this.

@@ -17,6 +17,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "launch" / "slurm_train.sbatch"
+EVALUATION = ROOT / "launch" / "slurm_eval.sbatch"
 
 # srun starts one process a task, as SLURM_NTASKS says, and its status is the highest of theirs;
 # scancel sends a signal to the tasks; scontrol only keeps what it was asked.
@@ -48,7 +49,9 @@ TRAIN = ["--model_dir", "/shared/a", "--gin.MESH=(-1, 2, 2)", "--gin.A='$HOME'",
 class Job:
     """What sbatch does: a copy of the script, in a directory of Slurm's, with Slurm's variables."""
 
-    def __init__(self, directory: pathlib.Path, maestro: str) -> None:
+    def __init__(
+        self, directory: pathlib.Path, maestro: str, script: pathlib.Path = SCRIPT
+    ) -> None:
         self.directory = directory
         (directory / "bin").mkdir()
         for name, text in {**COMMANDS, "maestro": maestro}.items():
@@ -56,7 +59,7 @@ class Job:
             path.write_text(text if text.startswith("#!") else f"#!/bin/bash\n{text}\n")
             path.chmod(0o755)
         self.script = directory / "slurm_script"
-        shutil.copy(SCRIPT, self.script)
+        shutil.copy(script, self.script)
 
     def start(self, *arguments: str, **variables: str) -> subprocess.Popen[str]:
         environment = {
@@ -130,6 +133,19 @@ def test_before_the_time_limit_the_run_saves_and_the_job_is_put_back(tmp_path) -
     assert (tmp_path / "task-1.log").read_text().splitlines()[-1] == "saved"
 
 
+def test_an_evaluation_is_a_job_like_training(tmp_path: pathlib.Path) -> None:
+    job = Job(tmp_path, KEEPS_ARGUMENTS, EVALUATION)
+    process = job.start(*TRAIN, SERVE="1")
+    job.wait_for("started", process, tasks=(0, 1))
+    process.send_signal(signal.SIGUSR1)
+    process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert job.calls()[1:] == ["scancel --signal=TERM 4711", "scontrol requeue 4711"]
+    for task in (0, 1):
+        received = (tmp_path / f"received-{task}").read_text().split("\0")[:-1]
+        assert received == ["eval", *TRAIN]
+
+
 @pytest.mark.parametrize("code", ["1", "143"])
 def test_a_job_that_ends_by_itself_or_is_cancelled_is_not_put_back(tmp_path, code: str) -> None:
     job = Job(tmp_path, KEEPS_ARGUMENTS)
@@ -156,14 +172,18 @@ def test_bad_input_is_one_line(tmp_path, variables, arguments, message) -> None:
     assert message in error
 
 
-def test_the_lines_for_sbatch_stand_before_the_first_command() -> None:
+@pytest.mark.parametrize(
+    ("script", "job_name", "seconds"), [(SCRIPT, "maestro", 600), (EVALUATION, "maestro_eval", 120)]
+)
+def test_the_lines_for_sbatch_stand_before_the_first_command(script, job_name, seconds) -> None:
     """Slurm reads #SBATCH lines up to the first line that is neither a comment nor empty."""
-    head = SCRIPT.read_text().split("\nset -euo pipefail\n")[0]
+    head = script.read_text().split("\nset -euo pipefail\n")[0]
     assert all(not line or line.startswith("#") for line in head.splitlines())
     options = dict(re.findall(r"^#SBATCH --([a-z-]+)=?(.*)$", head, re.MULTILINE))
     assert options["ntasks-per-node"] == options["gpus-per-node"]
-    assert options["signal"] == "B:USR1@600" and "requeue" in options
-    assert SCRIPT.read_text().count("#SBATCH --") == len(options)
+    assert options["signal"] == f"B:USR1@{seconds}" and "requeue" in options
+    assert options["job-name"] == job_name
+    assert script.read_text().count("#SBATCH --") == len(options)
 
 
 def test_this_xla_knows_the_flags() -> None:

@@ -92,7 +92,7 @@ DIRECT = "gcloud compute tpus tpu-vm"
         (
             "train --cache_dir gs://b/c --env LIBTPU_INIT_ARGS=--a=1",
             [
-                f"{DIRECT} ssh pod --worker=all '--command=bash tpu_host.sh start "
+                f"{DIRECT} ssh pod --worker=all '--command=bash tpu_host.sh start train "
                 "--env MAESTRO_MULTIHOST=1 --env JAX_PLATFORMS=tpu,cpu "
                 "--env JAX_COMPILATION_CACHE_DIR=gs://b/c --env LIBTPU_INIT_ARGS=--a=1 -- "
                 f"--gin_file runs/pretrain.gin --model_dir gs://bucket/runs/a' {WHERE}"
@@ -258,6 +258,36 @@ def test_status_logs_and_stop(cloud) -> None:
     assert log[0].startswith("=== ") and log[0].endswith(" ".join(TRAIN)) and log[-1] == "saved"
 
 
+def test_an_evaluation_on_all_hosts(cloud) -> None:
+    """`eval` is supervised as `train` is, with a log of its own, on the same hosts after it."""
+    cloud.behaviour("0", "serve", "3")
+    cloud.run("create")
+    cloud.run("setup")
+    assert cloud.run("train", "--", *TRAIN).returncode == 0
+    wanted = ["--model_dir", "gs://bucket/runs/a", *NASTY]
+    done = cloud.run("eval", "--env", "A=b c", "--", *wanted)
+    assert done.returncode == 0, done.stderr
+    assert cloud.received() == [["eval", *wanted]] * 2
+    variables = cloud.variables(cloud.homes()[1])
+    assert variables["A"] == "b c" and variables["MAESTRO_MULTIHOST"] == "1"
+    assert variables["JAX_COMPILATION_CACHE_DIR"] == "gs://bucket/runs/a/xla_cache"
+    assert re.fullmatch(
+        r"pod ACTIVE\npod-w-0 running \d+\npod-w-1 running \d+\n", cloud.run("status").stdout
+    )
+    log = cloud.run("logs").stdout
+    assert " maestro eval --model_dir " in log and "maestro train" not in log
+    again = cloud.run("train", "--", *TRAIN)
+    assert again.returncode != 0 and "stop it first" in again.stderr
+    done = cloud.run("stop")
+    assert done.stdout.splitlines() == [f"pod-w-{w}: stopped; exit status 143" for w in "01"]
+    # The same command continues it; here it fails.
+    assert cloud.run("eval", "--", *wanted).returncode == 0
+    for _ in range(100):
+        if "running" not in (status := cloud.run("status").stdout):
+            break
+    assert status.splitlines()[1:] == ["pod-w-0 exited 3", "pod-w-1 exited 3"]
+
+
 def test_a_host_that_goes_down_leaves_an_exit_status(cloud) -> None:
     """A SIGTERM that reaches everything on a host leaves an exit status behind."""
     cloud.behaviour("serve")
@@ -315,7 +345,13 @@ def test_another_runtime_version(cloud) -> None:
         (["create", "--", "x"], "create takes no arguments"),
         (["setup", "--data", "/data"], "--data /data is not gs://"),
         (["setup", "--data", "gs://b", "--data_by", "magic"], "--data_by magic"),
-        (["train"], "needs a model directory"),
+        (["train"], "maestro train needs a model directory"),
+        (["eval", "--", "--task", "a"], "maestro eval needs a model directory"),
+        (["eval", "--", "--model_dir", "runs/a"], "--model_dir runs/a is not on gs://"),
+        (
+            ["eval", "--", "--model_dir", "gs://b/a", "--output_dir=out"],
+            "--output_dir out is not on gs://",
+        ),
         (["train", "--", "--model_dir"], "needs a model directory"),
         (["train", "--", "--model_dir", "runs/a"], "--model_dir runs/a is not on gs://"),
         (["train", "--", *TRAIN, "--data_dir=/x"], "give --data gs://BUCKET/PATH to setup"),
@@ -382,5 +418,5 @@ def test_the_check_counts_processes_and_devices(tmp_path: pathlib.Path) -> None:
 
 def test_help_names_every_verb(cloud) -> None:
     text = cloud.run("--help").stdout
-    for verb in "create wait setup check train status logs stop delete babysit".split():
+    for verb in "create wait setup check train eval status logs stop delete babysit".split():
         assert re.search(rf"^  {verb} ", text, re.MULTILINE)

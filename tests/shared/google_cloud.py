@@ -93,6 +93,7 @@ def storage_emulator(directory: pathlib.Path) -> Iterator[StorageEmulator]:
             {
                 # TensorFlow.
                 "https_proxy": f"http://127.0.0.1:{port}",
+                "no_proxy": "localhost,127.0.0.1",
                 "CURL_CA_BUNDLE": str(bundle),
                 "NO_GCE_CHECK": "true",
                 "GCS_RETRY_CONFIG_MAX_RETRIES": "1",
