@@ -135,10 +135,11 @@ def evaluation_examples(
             "evaluation reads."
         )
     identities = ("language", "target_language") if "translation" in given else ("language",)
-    index, count = shard
     datasets = []
     with data_scope(data_dir), vocabulary_scope(vocabulary):
-        for task in tasks:
+        for number, task in enumerate(tasks):
+            # The first examples of the tasks go to different shards, so that sizes even out.
+            index, count = (shard[0] + number) % shard[1], shard[1]
             # An indexed source reads the records of the shard alone. Others divide by files, which
             # leaves shards empty where there are fewer files than shards, so all is read.
             own = isinstance(task.source, IndexedSource) and count > 1

@@ -192,6 +192,7 @@ class TestSetDecoder:
         self._target_language = target_language
         self._transform = transform
         self.statistics = DecodingStatistics()
+        self._compiled_before = transcriber.compile_seconds
         units = _BATCH_UNITS.get(jax.default_backend(), _BATCH_UNITS_OF_ACCELERATORS)
         if kind == "mt":
             longest = transcriber.tokens if lengths is None else max(1, int(np.max(lengths)))
@@ -237,7 +238,6 @@ class TestSetDecoder:
     def decode(self, examples: Iterable[EvaluationExample]) -> Iterator[Prediction]:
         """Decodes examples; yields a prediction when all segments of an utterance are decoded."""
         statistics, began = self.statistics, time.monotonic()
-        compiled = self._transcriber.compile_seconds
         for example in examples:
             statistics.input_seconds += time.monotonic() - began
             self._add(example)
@@ -249,7 +249,7 @@ class TestSetDecoder:
         for place in range(len(self.buckets)):
             while self._queues[place]:
                 yield from self._decode_batch(place)
-        statistics.compile_seconds += self._transcriber.compile_seconds - compiled
+        statistics.compile_seconds = self._transcriber.compile_seconds - self._compiled_before
 
     def _rows(self, place: int) -> int:
         return self.buckets[place].rows * self._transcriber.data_shards

@@ -25,9 +25,9 @@ from etils import epath
 from maestro_jax.errors import UserError
 from maestro_jax.evaluation.evaluate import DecodingStatistics
 from maestro_jax.evaluation.predictions import Prediction, read_predictions, write_predictions
+from maestro_jax.evaluation.processes import Processes
 from maestro_jax.files import as_path
 from maestro_jax.inference.search_config import SearchConfig
-from maestro_jax.training import distributed
 
 log = logging.getLogger(__name__)
 
@@ -81,17 +81,24 @@ class HypothesisFiles:
     Args:
         directory: Directory of the results, which all processes can read and write.
         name: Name of the test set.
-        identity: What the hypotheses depend on, for JSON: those of another identity are left alone
-            and not gone on with.
+        identity: What the hypotheses depend on, for JSON; those of another identity are not gone
+            on with.
+        processes: The processes of the evaluation.
     """
 
-    def __init__(self, directory: epath.PathLike, name: str, identity: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        directory: epath.PathLike,
+        name: str,
+        identity: Mapping[str, Any],
+        processes: Processes,
+    ) -> None:
         self.final = as_path(directory) / f"{name}.hypotheses.jsonl"
         self._parts = as_path(directory) / f"{name}.parts"
-        self._name = name
+        self._processes = processes
         self._identity = json.loads(json.dumps(identity))
         # Names of another start are never the same, whatever its number of processes was.
-        self._prefix = f"{time.time_ns():020d}-{distributed.process_index():05d}"
+        self._prefix = f"{time.time_ns():020d}-{processes.index:05d}"
         self._waiting: list[Prediction] = []
         self._written = 0
         self._last = time.monotonic()
@@ -103,9 +110,9 @@ class HypothesisFiles:
             overwrite: Whether to throw it away.
 
         Raises:
-            UserError: The directory cannot be written, or is not the same for all processes.
+            UserError: The directory cannot be written.
         """
-        if distributed.process_index() == 0:
+        if self._processes.index == 0:
             known = self._saved_identity()
             if known is not None and (overwrite or known != self._identity):
                 if not overwrite:
@@ -124,12 +131,7 @@ class HypothesisFiles:
                 raise UserError(
                     f"cannot write {self._parts} ({error.strerror or error}); give --output_dir"
                 ) from error
-        distributed.synchronize(f"hypotheses of {self._name} can be written")
-        if self._saved_identity() != self._identity:
-            raise UserError(
-                f"process {distributed.process_index()} does not see what the first one wrote to "
-                f"{self._parts}; give an --output_dir that all hosts share, such as gs://"
-            )
+        self._processes.meet(f"{self._parts.name} can be written")
         return self._read()
 
     def add(self, prediction: Prediction) -> None:
@@ -162,8 +164,8 @@ class HypothesisFiles:
         self.flush()
         path = self._parts / f"{self._prefix}.statistics.json"
         path.write_text(json.dumps(dataclasses.asdict(statistics)))
-        distributed.synchronize(f"hypotheses of {self._name} are written")
-        if distributed.process_index():
+        self._processes.meet(f"{self._parts.name} are written")
+        if self._processes.index:
             return None
         parts = [
             DecodingStatistics(**json.loads(path.read_text()))

@@ -38,7 +38,6 @@ from maestro_jax.evaluation.run_evaluation import (
 )
 from maestro_jax.files import as_path, write_atomically
 from maestro_jax.tables import align_columns
-from maestro_jax.training import distributed
 
 if TYPE_CHECKING:
     from maestro_jax.data.evaluation_examples import EvaluationExample
@@ -206,9 +205,10 @@ def evaluate_robustness(
             low_resource=low_resource,
             origin=model.origin,
             overwrite=overwrite,
+            processes=model.processes,
         )
         # The first process has written what the others are about to read.
-        distributed.synchronize(f"hypotheses in {directory.name} are complete")
+        model.processes.meet(f"hypotheses in {directory.name} are complete")
         return scores
 
     scores = evaluated(test_sets, model.directory)
@@ -228,14 +228,14 @@ def evaluate_robustness(
                 continue
             directory = model.directory / SUBDIRECTORY / condition.name
             evaluated([dataclasses.replace(test_set, change=change)], directory)
-            if distributed.process_index() == 0:
+            if model.processes.index == 0:
                 comparisons[condition.name] = compare(
                     read_predictions(directory / file),
                     baseline,
                     randomisations=0,
                     names=(condition.title, _CLEAN),
                 )
-        if distributed.process_index() == 0:
+        if model.processes.index == 0:
             table = RobustnessTable(
                 test_set.title, seed, titles, comparisons, reasons, model.origin
             )

@@ -7,12 +7,14 @@ writes the tables. See `maestro_jax.evaluation.results` for the files.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import itertools
 import json
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,7 @@ from maestro_jax.evaluation.decoding import TestSetDecoder
 from maestro_jax.evaluation.error_page import write_error_page
 from maestro_jax.evaluation.evaluate import DecodingStatistics, Evaluation, score
 from maestro_jax.evaluation.predictions import Prediction, merge, read_predictions
+from maestro_jax.evaluation.processes import Processes
 from maestro_jax.evaluation.results import HypothesisFiles, result_directory, search_settings
 from maestro_jax.evaluation.score_table import ScoreTable
 from maestro_jax.files import as_path
@@ -166,7 +169,7 @@ def evaluate_run(
             what a test set asks for.
     """
     test_sets = test_sets_of_run(run, tasks, split)
-    loaded = load_model(
+    with loaded_model(
         run,
         model_dir=model_dir,
         step=step,
@@ -174,16 +177,17 @@ def evaluate_run(
         search=search,
         output_dir=output_dir,
         transcriber=transcriber,
-    )
-    return evaluate_test_sets(
-        test_sets,
-        loaded.transcriber,
-        directory=loaded.directory,
-        data_dir=data_dir,
-        low_resource=low_resource,
-        origin=loaded.origin,
-        overwrite=overwrite,
-    )
+    ) as model:
+        return evaluate_test_sets(
+            test_sets,
+            model.transcriber,
+            directory=model.directory,
+            data_dir=data_dir,
+            low_resource=low_resource,
+            origin=model.origin,
+            overwrite=overwrite,
+            processes=model.processes,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,14 +198,17 @@ class LoadedModel:
         transcriber: The model with its search.
         directory: Directory of the results.
         origin: How hypotheses of it come about, for the files of the results.
+        processes: The processes that evaluate it.
     """
 
     transcriber: Transcriber
     directory: epath.Path
     origin: Mapping[str, Any]
+    processes: Processes
 
 
-def load_model(
+@contextlib.contextmanager
+def loaded_model(
     run: TrainRun,
     *,
     model_dir: str | Path,
@@ -210,22 +217,26 @@ def load_model(
     search: SearchConfig | None = None,
     output_dir: str | Path | None = None,
     transcriber: Transcriber | None = None,
-) -> LoadedModel:
-    """Loads a model for `evaluate_test_sets`; see `evaluate_run` for the arguments."""
+) -> Iterator[LoadedModel]:
+    """Loads a model for `evaluate_test_sets` in the block; see `evaluate_run` for the arguments."""
     search = search or SearchConfig()
     checkpoint = _checkpoint(model_dir, step)
     if run.ema_decay is None:
         weights = "params"
-    if transcriber is None:
-        transcriber = Transcriber.from_checkpoint(
-            str(checkpoint), run, which=weights, search=search
-        )
     directory = (
         as_path(output_dir)
         if output_dir
         else result_directory(model_dir, checkpoint.name, weights, search)
     )
-    return LoadedModel(transcriber, directory, _origin(checkpoint, weights, search))
+    session = distributed.first_process_decides(int(time.time()))
+    with Processes(
+        directory, index=jax.process_index(), count=jax.process_count(), session=session
+    ) as processes:
+        if transcriber is None:
+            transcriber = Transcriber.from_checkpoint(
+                str(checkpoint), run, which=weights, search=search
+            )
+        yield LoadedModel(transcriber, directory, _origin(checkpoint, weights, search), processes)
 
 
 def evaluate_test_sets(
@@ -237,6 +248,7 @@ def evaluate_test_sets(
     low_resource: Collection[str] = (),
     origin: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    processes: Processes | None = None,
 ) -> RunScores:
     """Decodes and scores test sets with a model that is loaded; see `evaluate_run`.
 
@@ -248,6 +260,7 @@ def evaluate_test_sets(
         low_resource: Languages left out of the second average.
         origin: How the hypotheses come about, for the files of the results.
         overwrite: As of `evaluate_run`.
+        processes: The processes of the evaluation; None for this one alone.
     """
     directory = as_path(directory)
     # All are checked before anything is decoded: some ask for what cannot be given.
@@ -262,6 +275,7 @@ def evaluate_test_sets(
             low_resource=low_resource,
             origin=origin or {},
             overwrite=overwrite,
+            processes=processes or Processes(directory),
         )
         for test_set, own in zip(test_sets, metrics, strict=True)
     ]
@@ -413,21 +427,22 @@ def _evaluate_test_set(
     low_resource: Collection[str],
     origin: Mapping[str, Any],
     overwrite: bool,
+    processes: Processes,
 ) -> ScoreTable | None:
     """Decodes a test set and, on the first process, scores it and writes its files."""
     lengths = _lengths(test_set, transcriber, data_dir)
     identity = _identity(origin, test_set, lengths)
-    files = HypothesisFiles(directory, test_set.title, identity)
+    files = HypothesisFiles(directory, test_set.title, identity, processes)
     predictions, statistics = None, None
     # Hypotheses that postprocess_fn has changed cannot be given to it again.
-    complete = None if overwrite or own.asked else _complete(files, directory, test_set, identity)
-    if distributed.first_process_decides(int(complete is not None)):
-        predictions = complete
-    else:
-        collected = _decode(test_set, transcriber, files, lengths, data_dir, overwrite)
+    if not overwrite and not own.asked and processes.index == 0:
+        predictions = _complete(files, directory, test_set, identity)
+    complete = processes.meet(f"{test_set.title} is complete", predictions is not None)
+    if not complete:
+        collected = _decode(test_set, transcriber, files, lengths, data_dir, overwrite, processes)
         if collected is not None:
             predictions, statistics = collected
-    if distributed.process_index() or predictions is None:
+    if predictions is None:
         return None
     table, predictions = _score(
         test_set,
@@ -443,7 +458,7 @@ def _evaluate_test_set(
         evaluation=dataclasses.replace(table.evaluation, decoding=statistics),
         provenance={**origin, "identity": identity} if origin else {},
     )
-    if complete is None:
+    if not complete:
         files.finish(predictions)
     markdown, _ = table.write(directory)
     details = {name: str(origin[name]) for name in ("step", "weights") if name in origin}
@@ -485,7 +500,7 @@ def _complete(
 ) -> list[Prediction] | None:
     """Returns the hypotheses of a complete evaluation that would come out the same again."""
     path = directory / f"{test_set.title}.json"
-    if distributed.process_index() or not path.exists() or not files.final.exists():
+    if not path.exists() or not files.final.exists():
         return None
     try:
         before = json.loads(path.read_text())["provenance"]["identity"]
@@ -506,20 +521,20 @@ def _decode(
     lengths: np.ndarray | None,
     data_dir: str | Path | None,
     overwrite: bool,
+    processes: Processes,
 ) -> tuple[list[Prediction], DecodingStatistics] | None:
     """Decodes this process's part of a test set; returns all parts on the first process."""
     from maestro_jax.data.evaluation_examples import evaluation_examples
 
-    process, processes = jax.process_index(), jax.process_count()
     recovered = files.recover(overwrite=overwrite)
     done = {(prediction.task, prediction.index) for prediction in recovered}
-    if done and process == 0:
+    if done and processes.index == 0:
         log.info("%s: %d utterances were decoded before", test_set.title, len(done))
     change = test_set.change
     changed = lengths if change is None or lengths is None else lengths * change.lengthening
     decoder = TestSetDecoder(transcriber, test_set.kind, changed)
     decoder.fit_memory()
-    if process == 0:
+    if processes.index == 0:
         log.info("%s: %s", test_set.title, decoder.describe())
     examples = evaluation_examples(
         test_set.tasks,
@@ -528,15 +543,15 @@ def _decode(
         features=(test_set.feature,),
         languages=transcriber.languages,
         vocabulary=transcriber.vocabulary,
-        shard=(process, processes),
+        shard=(processes.index, processes.count),
     )
     examples = itertools.filterfalse(
         lambda example: (example.strings["task"], example.index) in done, examples
     )
     if change is not None:
         examples = map(change.apply, examples)
-    total = 0 if lengths is None else -(-(len(lengths) - len(done)) // processes)
-    label = test_set.title if processes == 1 else f"{test_set.title}, part of one host"
+    total = 0 if lengths is None else -(-(len(lengths) - len(done)) // processes.count)
+    label = test_set.title if processes.count == 1 else f"{test_set.title}, part of one host"
     with Progress(total, label, unit="utterance") as progress:
         for prediction in decoder.decode(examples):
             files.add(prediction)

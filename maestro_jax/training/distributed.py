@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-from collections.abc import Mapping
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -86,19 +89,24 @@ def initialize() -> bool:
     return True
 
 
-def process_index() -> int:
-    """Returns the number of this process; 0 for the only one."""
-    return jax.process_index()
+@contextlib.contextmanager
+def leaving_alone() -> Iterator[None]:
+    """Ends this process at once if the block fails and there are several.
 
-
-def synchronize(name: str) -> None:
-    """Waits until all processes have come to this point.
-
-    Args:
-        name: What has been done, the same on every process.
+    The orderly end of a process waits for the others, which may never come to theirs.
     """
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+    try:
+        yield
+    except BaseException as error:
+        if jax.process_count() == 1:
+            raise
+        if isinstance(error, UserError):
+            print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        else:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(2 if isinstance(error, UserError) else 1)
 
 
 def first_process_decides(value: int) -> int:

@@ -98,6 +98,13 @@ def run(arguments: argparse.Namespace) -> None:
     from maestro_jax.training import distributed
 
     distributed.initialize()
+    with distributed.leaving_alone():
+        _evaluate(train_run, arguments)
+
+
+def _evaluate(train_run: TrainRun, arguments: argparse.Namespace) -> None:
+    import jax
+
     search = options.search_config(arguments)
     from maestro_jax.evaluation.hypothesis_formats import check_formats
     from maestro_jax.evaluation.run_evaluation import evaluate_run
@@ -119,7 +126,7 @@ def run(arguments: argparse.Namespace) -> None:
             output_dir=arguments.output_dir,
             overwrite=arguments.overwrite,
         )
-    if distributed.process_index():
+    if jax.process_index():
         return
     if arguments.json:
         content: object = scores.as_dict()
@@ -140,26 +147,26 @@ def _evaluate_robustness(
     """Evaluates on clean speech and under the conditions of `--robustness`."""
     from maestro_jax.audio.conditions import find_conditions
     from maestro_jax.evaluation.robustness import evaluate_robustness
-    from maestro_jax.evaluation.run_evaluation import load_model, test_sets_of_run
+    from maestro_jax.evaluation.run_evaluation import loaded_model, test_sets_of_run
 
     conditions = find_conditions(arguments.robustness)
     test_sets = test_sets_of_run(train_run, arguments.task, arguments.split)
-    model = load_model(
+    with loaded_model(
         train_run,
         model_dir=arguments.model_dir,
         step=arguments.step,
         weights=arguments.weights,
         search=search,
         output_dir=arguments.output_dir,
-    )
-    return evaluate_robustness(
-        test_sets,
-        model,
-        conditions,
-        seed=arguments.robustness_seed,
-        data_dir=arguments.data_dir,
-        overwrite=arguments.overwrite,
-    )
+    ) as model:
+        return evaluate_robustness(
+            test_sets,
+            model,
+            conditions,
+            seed=arguments.robustness_seed,
+            data_dir=arguments.data_dir,
+            overwrite=arguments.overwrite,
+        )
 
 
 def _write_formats(scores: RunScores, formats: list[str], model_dir: str) -> None:
