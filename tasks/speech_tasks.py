@@ -7,7 +7,7 @@ another name. All streams have tasks for all languages of the corpus.
 |---|---|---|
 | LibriSpeech | `paired`, `speech`, `text` | `librispeech_paired_en_{other,clean100,clean460}` |
 | Libri-Light | `speech` of `small`, `medium`, `large` | `..._paired_limited_{10min,1h,9h,10h}` |
-| SpeechStew's `tedlium`, `ami`, ... | `paired` | |
+| SpeechStew's `tedlium`, `ami`, ... | `paired` | `..._en_distant` of AMI, `..._en_callhome` |
 | VoxPopuli | `paired` | `voxpopuli_paired_en_accented` |
 | VoxPopuli, unlabelled | `voxpopuli_unlabelled_speech_{10k,10k_sd,100k,400k}_de` | |
 | VoxPopuli, text | `voxpopuli_text_de` | |
@@ -77,7 +77,7 @@ def add_libri_light() -> None:
 
 
 # The corpora of SpeechStew besides LibriSpeech and Common Voice. AMI is also tested on the distant
-# microphone, Switchboard on CallHome.
+# microphone, Switchboard on CallHome, as splits of these tasks and as tasks of their own.
 SPEECHSTEW = {
     "tedlium": SPLITS,
     "ami": (*SPLITS, "test_distant"),
@@ -91,6 +91,15 @@ def add_speechstew() -> None:
     """Registers the corpora of `SPEECHSTEW`, all of them English and transcribed."""
     for corpus, splits in SPEECHSTEW.items():
         add_corpus_task(corpus, "en", stream="paired", language="en", splits=splits)
+    for corpus, suffix in (("ami", "distant"), ("switchboard_fisher", "callhome")):
+        add_corpus_task(
+            corpus,
+            "en",
+            stream="paired",
+            language="en",
+            splits={"test": f"test_{suffix}"},
+            name=f"{corpus}_paired_en_{suffix}",
+        )
 
 
 def add_voxpopuli() -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import abc
 import functools
-import json
 import logging
+import operator
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,6 +19,8 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from maestro_jax.data.corpora.corpus import SplitSize
+from maestro_jax.data.corpora.prepare import SUMMARY, read_split_sizes
 from maestro_jax.data.data_dir import active_data_root
 from maestro_jax.data.lengths import (
     TEXTS_ONLY,
@@ -299,25 +301,22 @@ class IndexedTfdsSource(IndexedSource):
         """Returns whether a prepared version lies below the data root."""
         return self._directory() is not None
 
-    def published(self, split: str) -> int | None:
-        """Returns the published number of records of a split.
+    def size(self, split: str) -> SplitSize | None:
+        """Returns how many records a split should have, as `maestro prepare` wrote it down.
 
         Args:
             split: One of the task's.
 
         Returns:
-            What the corpus' paper or page says, as `maestro prepare` wrote it down; None if it says
-            nothing, or nothing is prepared.
+            None where nothing was written down, or nothing is prepared.
         """
         directory = self._directory()
-        summary = None if directory is None else directory / "summary.json"
+        summary = None if directory is None else directory / SUMMARY
         if summary is None or not summary.is_file() or split not in self._split_names:
             return None
-        splits = json.loads(summary.read_text(encoding="utf-8"))["splits"]
-        sizes = {size["split"]: size["published"] for size in splits}
-        parts = [sizes.get(part) for part in _parts(self._split_names[split])]
-        known = [part for part in parts if part is not None]
-        return sum(known) if len(known) == len(parts) else None
+        sizes = read_split_sizes(summary)
+        parts = [sizes.get(part, SplitSize()) for part in _parts(self._split_names[split])]
+        return functools.reduce(operator.add, parts)
 
     def open_split(self, split: str) -> IndexedSplit:
         """Opens a split; see `IndexedSource`."""

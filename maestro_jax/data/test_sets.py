@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import seqio
 
+from maestro_jax.data.corpora.corpus import SplitSize
 from maestro_jax.data.indexed_source import IndexedTfdsSource
 from maestro_jax.data.stream_tasks import StreamTask
 from maestro_jax.errors import UserError
@@ -72,26 +73,33 @@ def _is_one(tasks: Sequence[seqio.Task]) -> bool:
     return len(set(rows)) == len(rows)
 
 
-def published_test_sizes(tasks: Sequence[seqio.Task], split: str) -> dict[str, int]:
-    """Returns the number of utterances that a split should have, by row of a table of scores.
+def test_set_sizes(
+    tasks: Sequence[seqio.Task], split: str, rows: Mapping[str, str] | None = None
+) -> dict[str, SplitSize]:
+    """Returns how many utterances a split should have, by row of a table of scores.
 
     Args:
         tasks: Tasks that are scored.
         split: Their split.
+        rows: Names of rows by task, where they are not those of `row_of`.
 
     Returns:
-        From `de`, or `de-en` for a translation, to the published number. A row is left out where
-        the size of one of its tasks was not published, or it is not known which row is the task's.
+        Sizes with the published number, that of the corpus' tables, and what `maestro prepare` left
+        out. A row is left out where nothing of that is known of one of its tasks, or it is not
+        known which row is the task's.
     """
-    sizes: dict[str, int | None] = {}
+    sizes: dict[str, SplitSize] = {}
+    unknown: set[str] = set()
     for task in tasks:
-        if (row := row_of(task)) is None:
+        if (row := (rows or {}).get(task.name) or row_of(task)) is None:
             continue
         source = task.source
-        size = source.published(split) if isinstance(source, IndexedTfdsSource) else None
-        before = sizes.get(row, 0)
-        sizes[row] = None if size is None or before is None else before + size
-    return {row: size for row, size in sizes.items() if size is not None}
+        size = source.size(split) if isinstance(source, IndexedTfdsSource) else None
+        if size is None or size.expected is None:
+            unknown.add(row)
+            continue
+        sizes[row] = sizes[row] + size if row in sizes else size
+    return {row: size for row, size in sizes.items() if row not in unknown}
 
 
 class TaskMetrics:

@@ -6,8 +6,12 @@ import dataclasses
 import math
 import time
 import unicodedata
+import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
+import numpy as np
+
+from maestro_jax.data.corpora.corpus import SplitSize
 from maestro_jax.evaluation.predictions import Prediction, merge
 from maestro_jax.scoring.metrics import (
     Kind,
@@ -16,6 +20,7 @@ from maestro_jax.scoring.metrics import (
     compute_score,
     get_metric,
     metrics_of_kind,
+    percentile_interval,
     primary_metric,
 )
 from maestro_jax.text.normalizers import base_language, normalize
@@ -73,10 +78,10 @@ class DecodingStatistics:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """The scores of one language, or of one direction of translation.
+    """The scores of one language, of one direction of translation, or of one test set of a suite.
 
     Attributes:
-        direction: `de`, or `de-en`.
+        direction: `de`, `de-en`, or the name that a suite gives its test set.
         language: Language of the speech, or of the text that is translated.
         primary_metric: Name of the metric that the row is reported by: `wer`, `cer` or `bleu`.
         scores: Scores by the name of their metric.
@@ -85,6 +90,8 @@ class Row:
             whatever the hypothesis has is an insertion, or costs precision.
         empty_hypotheses: Number of utterances for which the model wrote nothing.
         expected: Number of utterances of the test set; None where it is not known.
+        published: Whether `expected` was published; else it counts the corpus' own tables.
+        left_out: Utterances that `maestro prepare` left out of the test set, by the reason.
         vocabulary_limit: Primary score of a model that makes no mistake, where its vocabulary
             cannot write some of the references; None where it can write all, or is not known.
     """
@@ -97,6 +104,8 @@ class Row:
     empty_references: int = 0
     empty_hypotheses: int = 0
     expected: int | None = None
+    published: bool = True
+    left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
     vocabulary_limit: float | None = None
 
     @property
@@ -104,14 +113,25 @@ class Row:
         """The score that the row is reported by."""
         return self.scores[self.primary_metric]
 
-    def value(self, metric: str) -> float:
+    def score(self, metric: str) -> Score:
         """Returns the score by a metric; `error_rate` is the primary one."""
-        return (self.primary if metric == ERROR_RATE else self.scores[metric]).value
+        return self.primary if metric == ERROR_RATE else self.scores[metric]
+
+    def value(self, metric: str) -> float:
+        """Returns the value of `score`."""
+        return self.score(metric).value
 
     @property
-    def complete(self) -> bool:
-        """Whether as many utterances were scored as expected."""
-        return self.expected is None or self.expected == self.utterances
+    def complete(self) -> bool | None:
+        """Whether as many utterances were scored as expected; None where that is not known."""
+        return None if self.expected is None else self.expected == self.utterances
+
+    @property
+    def unaccounted(self) -> int:
+        """Number of expected utterances that were neither scored nor left out by `prepare`."""
+        if self.expected is None:
+            return 0
+        return max(0, self.expected - self.utterances - sum(self.left_out.values()))
 
     def among(self, names: Collection[str]) -> bool:
         """Returns whether `names` has the language, with or without region, or the direction."""
@@ -125,7 +145,7 @@ class Evaluation:
     Attributes:
         name: Name of the test set, and of the files of its scores.
         kind: `asr`, `st` or `mt`.
-        rows: One per language or direction, in alphabetical order.
+        rows: One per language or direction in alphabetical order, or in the order of a suite.
         metrics: Metrics of which every row has a score, in the order of the columns.
         over_long: The same, over the utterances that had to be cut into segments alone; they are
             among those of `rows` as well.
@@ -154,9 +174,10 @@ class Evaluation:
         return sum(row.utterances for row in self.rows)
 
     @property
-    def complete(self) -> bool:
-        """Whether every row has its expected utterances."""
-        return all(row.complete for row in self.rows)
+    def complete(self) -> bool | None:
+        """Whether every row has its expected utterances; None where one's number is not known."""
+        states = {row.complete for row in self.rows}
+        return False if False in states else None if None in states else True
 
     def average(
         self, *, only: Collection[str] | None = None, without: Collection[str] = ()
@@ -190,13 +211,32 @@ class Evaluation:
             means["wer"] = math.nan
         return means, rows
 
+    def average_interval(self, metric: str, rows: Sequence[Row]) -> tuple[float, float] | None:
+        """Computes the 95% bootstrap interval of an average over rows.
+
+        The utterances of each row are drawn by themselves, as many as it has.
+
+        Args:
+            metric: Name of the metric, or `error_rate`.
+            rows: Rows that the average is over.
+
+        Returns:
+            The lower and the upper end; None where a row has no draws.
+        """
+        draws = [each for row in rows if (each := row.score(metric).draws) is not None]
+        if not draws or len(draws) < len(rows):
+            return None
+        return percentile_interval(np.mean(draws, axis=0))
+
 
 def score(
     predictions: Iterable[Prediction],
     *,
     kind: Kind,
     name: str,
-    expected: Mapping[str, int] | None = None,
+    expected: Mapping[str, int | SplitSize] | None = None,
+    rows: Mapping[str, str] | None = None,
+    scorers: Mapping[str, Collection[Metric]] | None = None,
     round_trip: Callable[[str], str] | None = None,
     bootstrap_samples: int = 1000,
     seed: int = 0,
@@ -210,7 +250,10 @@ def score(
         predictions: Predictions of any directions, in any order.
         kind: `asr`, `st` or `mt`.
         name: Name of the test set.
-        expected: Number of utterances of each language or direction.
+        expected: Number of utterances of each row; what `prepare` left out may be told with it.
+        rows: Names of rows by task, in the order of the table. Predictions of other tasks are in
+            the row of their language or direction.
+        scorers: Metrics that take the place of those of their name, by row.
         round_trip: From a reference to what the model's vocabulary makes of it, if it is known.
         bootstrap_samples: Number of draws for the confidence intervals; 0 for none.
         seed: Seed of the draws.
@@ -218,52 +261,68 @@ def score(
     Returns:
         One row per direction, also for an expected direction without any prediction.
     """
+    start = time.monotonic()
     metrics = metrics_of_kind(kind)
-    merged, repeats = merge(predictions)
+    merged, repeats = merge(predictions, rows)
     by_direction: dict[str, list[Prediction]] = {}
     for prediction in merged:
-        by_direction.setdefault(prediction.direction, []).append(prediction)
-    # An expectation for "de" counts for the row "de-en" if that is the only one from German.
-    counts = dict(expected or {})
-    for direction, members in by_direction.items():
-        language = members[0].language
-        siblings = [row for row in by_direction if by_direction[row][0].language == language]
-        if direction not in counts and language in counts and len(siblings) == 1:
-            counts[direction] = counts.pop(language)
-    start = time.monotonic()
+        direction = (rows or {}).get(prediction.task, prediction.direction)
+        by_direction.setdefault(direction, []).append(prediction)
+    sizes = _sizes(by_direction, expected or {})
+    order = list(dict.fromkeys((rows or {}).values()))
+    present = {*by_direction, *sizes}
+    directions = [*(one for one in order if one in present), *sorted(present - {*order})]
 
     def row(direction: str, members: Sequence[Prediction], draws: int) -> Row:
+        own = {metric.name: metric for metric in (scorers or {}).get(direction, ())}
         return _row(
             direction,
             members,
             kind=kind,
-            metrics=metrics,
-            expected=counts.get(direction),
+            metrics=[own.get(metric.name, metric) for metric in metrics],
+            size=sizes.get(direction, SplitSize()),
             round_trip=round_trip,
             bootstrap_samples=draws,
-            seed=seed,
+            # Rows of equal sizes must not be drawn alike, for their average is drawn too.
+            seed=(seed, zlib.crc32(direction.encode())),
         )
 
-    rows = [
-        row(direction, by_direction.get(direction, []), bootstrap_samples)
-        for direction in sorted({*by_direction, *counts})
-    ]
     over_long = {
         direction: [member for member in members if member.segments > 1]
         for direction, members in by_direction.items()
     }
-    cut = [row(direction, over_long[direction], 0) for direction in sorted(over_long)]
+    cut = [row(direction, over_long.get(direction, []), 0) for direction in directions]
     return Evaluation(
         name=name,
         kind=kind,
-        rows=tuple(rows),
+        rows=tuple(
+            row(direction, by_direction.get(direction, []), bootstrap_samples)
+            for direction in directions
+        ),
         metrics=metrics,
         over_long=tuple(
-            dataclasses.replace(each, expected=None) for each in cut if each.utterances
+            dataclasses.replace(each, expected=None, left_out={}) for each in cut if each.utterances
         ),
         repeats=repeats,
         score_seconds=time.monotonic() - start,
     )
+
+
+def _sizes(
+    by_direction: Mapping[str, Sequence[Prediction]], expected: Mapping[str, int | SplitSize]
+) -> dict[str, SplitSize]:
+    """Returns the expected size of each row."""
+    sizes = {
+        row: size if isinstance(size, SplitSize) else SplitSize(published=size)
+        for row, size in expected.items()
+    }
+    # An expectation for "de" counts for the row "de-en" if that is the only one from German.
+    for row, members in by_direction.items():
+        language = members[0].language
+        siblings = [other for other in by_direction.values() if other[0].language == language]
+        if row not in sizes and language in sizes and len(siblings) == 1:
+            sizes[row] = sizes.pop(language)
+    return sizes
 
 
 def _row(
@@ -272,12 +331,12 @@ def _row(
     *,
     kind: Kind,
     metrics: Sequence[Metric],
-    expected: int | None,
+    size: SplitSize,
     round_trip: Callable[[str], str] | None,
     bootstrap_samples: int,
-    seed: int,
+    seed: Sequence[int],
 ) -> Row:
-    """Scores the predictions of one direction."""
+    """Scores the predictions of one row."""
     if members:
         language, target = members[0].language, members[0].target_language
     elif kind == "asr":
@@ -315,7 +374,11 @@ def _row(
         written = comparable((round_trip(member.reference) for member in members), True)
         if any(a.split() != b.split() for a, b in zip(references, written, strict=True)):
             limit = compute_score(
-                get_metric(primary), references, written, language=written_in, bootstrap_samples=0
+                next((each for each in metrics if each.name == primary), get_metric(primary)),
+                references,
+                written,
+                language=written_in,
+                bootstrap_samples=0,
             ).value
     return Row(
         direction=direction,
@@ -325,6 +388,8 @@ def _row(
         utterances=len(members),
         empty_references=sum(not text.strip() for text in references),
         empty_hypotheses=sum(not text.strip() for text in hypotheses),
-        expected=expected,
+        expected=size.expected,
+        published=size.published is not None,
+        left_out=dict(size.left_out),
         vocabulary_limit=limit,
     )

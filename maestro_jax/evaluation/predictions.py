@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from etils import epath
 
@@ -60,22 +60,29 @@ class Prediction:
         return f"{self.language}-{self.target_language}"
 
 
-def merge(predictions: Iterable[Prediction]) -> tuple[list[Prediction], int]:
+def merge(
+    predictions: Iterable[Prediction], rows: Mapping[str, str] | None = None
+) -> tuple[list[Prediction], int]:
     """Sorts predictions by direction and id, and keeps each utterance once.
 
     The first prediction of an utterance counts: a part of a test set may have been decoded twice
     before and after an interruption.
 
+    Args:
+        predictions: Predictions of any directions, in any order.
+        rows: Names of rows of a table by task, where they are not the directions; utterances of
+            different rows may share their ids.
+
     Returns:
         The predictions, and how many repeats were left out.
 
     Raises:
-        UserError: If two utterances of a direction share an id.
+        UserError: If two utterances of a direction or row share an id.
     """
     merged: dict[tuple[str, str], Prediction] = {}
     repeats = 0
     for prediction in predictions:
-        key = (prediction.direction, prediction.id)
+        key = ((rows or {}).get(prediction.task, prediction.direction), prediction.id)
         known = merged.setdefault(key, prediction)
         if known is prediction:
             continue

@@ -31,12 +31,13 @@ from maestro_jax.evaluation.predictions import Prediction, merge, read_predictio
 from maestro_jax.evaluation.processes import Processes
 from maestro_jax.evaluation.results import HypothesisFiles, result_directory, search_settings
 from maestro_jax.evaluation.score_table import ScoreTable
+from maestro_jax.evaluation.suites import Suite, get_suite, suite_of
 from maestro_jax.files import as_path
 from maestro_jax.inference.search_config import SearchConfig
 from maestro_jax.inference.transcriber import Transcriber
 from maestro_jax.progress import Progress
+from maestro_jax.scoring.glm import Glm, read_glm
 from maestro_jax.scoring.metrics import Kind
-from maestro_jax.scoring.published import published_scores
 from maestro_jax.training import distributed
 from maestro_jax.training.checkpoint_files import FILES
 from maestro_jax.training.checkpoints import Which, find_checkpoint
@@ -104,6 +105,8 @@ class TestSet:
         tasks: Names of its tasks, which have the split.
         split: The split.
         change: What is changed before decoding.
+        suite: The suite of its rows, if it is one or a part of one.
+        glm: Rules for the telephone conversations of the suite; the default ones for None.
     """
 
     __test__ = False  # Not a class of tests, whatever pytest makes of its name.
@@ -113,6 +116,13 @@ class TestSet:
     tasks: tuple[str, ...]
     split: str
     change: Change | None = None
+    suite: Suite | None = None
+    glm: Glm | None = None
+
+    @property
+    def rows(self) -> dict[str, str]:
+        """Names of the rows by task, in order; empty where they are languages or directions."""
+        return {} if self.suite is None else self.suite.row_names
 
     @property
     def title(self) -> str:
@@ -131,6 +141,9 @@ def evaluate_run(
     model_dir: str | Path,
     data_dir: str | Path | None = None,
     tasks: Sequence[str] = (),
+    suite: str | None = None,
+    languages: Sequence[str] = (),
+    glm: str | Path | None = None,
     split: str = "test",
     step: int | str | None = None,
     weights: Which = "ema",
@@ -150,6 +163,9 @@ def evaluate_run(
         model_dir: Model directory of the run.
         data_dir: Root of the prepared data.
         tasks: Tasks or mixtures; by default the paired and ST mixtures that the objective trains.
+        suite: Name of a suite (`maestro_jax.evaluation.suites`) in place of `tasks`.
+        languages: The part of the suite to score; all of it by default.
+        glm: File of the rules for the telephone conversations of a suite.
         split: Split of the tasks.
         step: Step of the checkpoint; the latest by default.
         weights: `ema` for the averaged weights, `params` for the last.
@@ -168,7 +184,9 @@ def evaluate_run(
         UserError: There is nothing to evaluate, or no such checkpoint; or the model does not do
             what a test set asks for.
     """
-    test_sets = test_sets_of_run(run, tasks, split)
+    test_sets = test_sets_of_run(
+        run, tasks, split, suite=suite, languages=languages, glm=glm, data_dir=data_dir
+    )
     with loaded_model(
         run,
         model_dir=model_dir,
@@ -282,13 +300,34 @@ def evaluate_test_sets(
     return RunScores(tuple(table for table in tables if table is not None), directory)
 
 
-def test_sets_of_run(run: TrainRun, tasks: Sequence[str], split: str) -> list[TestSet]:
-    """Returns the test sets of some tasks and mixtures, by default those that a run trains on.
+def test_sets_of_run(
+    run: TrainRun,
+    tasks: Sequence[str],
+    split: str,
+    *,
+    suite: str | None = None,
+    languages: Sequence[str] = (),
+    glm: str | Path | None = None,
+    data_dir: str | Path | None = None,
+) -> list[TestSet]:
+    """Returns a suite, or the test sets of tasks and mixtures: by default those of a run.
+
+    Args:
+        run: The run that trained the model.
+        tasks: Tasks and mixtures.
+        split: Their split.
+        suite: Name of a suite in place of `tasks`.
+        languages: See `select_suite`.
+        glm: See `select_suite`.
+        data_dir: See `select_suite`.
 
     Raises:
         UserError: There is nothing to evaluate, or the model does not do what a test set asks for.
     """
-    test_sets = select_test_sets(tasks or _tasks_of_run(run), split)
+    if suite is not None:
+        test_sets = [select_suite(suite, split, languages=languages, glm=glm, data_dir=data_dir)]
+    else:
+        test_sets = select_test_sets(tasks or _tasks_of_run(run), split)
     for test_set in test_sets:
         _check_trained(run, test_set)
     return test_sets
@@ -327,10 +366,54 @@ def select_test_sets(names: Sequence[str], split: str) -> list[TestSet]:
                 kind=kinds[0],
                 tasks=tuple(task.name for task in tasks),
                 split=split,
+                suite=suite_of([task.name for task in tasks]),
             )
             for name, tasks in members.items()
         ]
     return test_sets
+
+
+def select_suite(
+    name: str,
+    split: str,
+    *,
+    languages: Sequence[str] = (),
+    glm: str | Path | None = None,
+    data_dir: str | Path | None = None,
+) -> TestSet:
+    """Returns a suite, or a part of it, as one test set.
+
+    Args:
+        name: Name of the suite.
+        split: Split of its tasks.
+        languages: The part to score; all that papers average over, and what else is prepared, by
+            default.
+        glm: File of rules for telephone conversations.
+        data_dir: Root of the prepared data.
+
+    Raises:
+        UserError: There is no such suite, it lacks a language, or one is not prepared; or rules are
+            given to a suite without telephone conversations.
+    """
+    from maestro_jax.data.data_dir import data_scope
+
+    suite = get_suite(name).select(languages)
+    with data_scope(data_dir):
+        suite = suite.prepared(split, chosen=bool(languages))
+    if glm is not None and not suite.scorers():
+        raise UserError(
+            f"--glm has rules for telephone conversations, and {name} has none: leave it out, or "
+            "evaluate --suite speechstew."
+        )
+    part = [] if not languages else ["-".join(row.key for row in suite.rows)]
+    return TestSet(
+        name=".".join([name, *part]),
+        kind=suite.kind,
+        tasks=suite.task_names,
+        split=split,
+        suite=suite,
+        glm=None if glm is None else read_glm(glm),
+    )
 
 
 def _tasks_of_run(run: TrainRun) -> list[str]:
@@ -572,13 +655,13 @@ def _score(
     """Scores the hypotheses of a whole test set; returns what was scored as well, in order."""
     from maestro_jax.data.data_dir import data_scope
     from maestro_jax.data.evaluation_examples import evaluation_tasks
-    from maestro_jax.data.test_sets import published_test_sizes
+    from maestro_jax.data.test_sets import test_set_sizes
 
     if not predictions:
         raise UserError(
             f"the test set {test_set.title!r} has no utterances; check --split and --data_dir"
         )
-    merged, repeats = merge(predictions)
+    merged, repeats = merge(predictions, test_set.rows)
     if lengths is not None and len(merged) != len(lengths):
         log.warning(
             "%s: %d utterances were scored, and the data have %d records",
@@ -589,14 +672,16 @@ def _score(
     if own.asked:
         merged = _postprocessed(test_set, own, merged, transcriber, data_dir)
     with data_scope(data_dir):
-        expected = published_test_sizes(
-            evaluation_tasks(test_set.tasks, test_set.split), test_set.split
+        expected = test_set_sizes(
+            evaluation_tasks(test_set.tasks, test_set.split), test_set.split, test_set.rows
         )
     evaluation = score(
         merged,
         kind=test_set.kind,
         name=test_set.title,
         expected=expected,
+        rows=test_set.rows,
+        scorers={} if test_set.suite is None else test_set.suite.scorers(test_set.glm),
         # What postprocess_fn makes of a reference is not for the vocabulary to write.
         round_trip=None if own.postprocessed else transcriber.vocabulary.round_trip,
     )
@@ -606,8 +691,8 @@ def _score(
         task_metrics=own.compute(),
         postprocessed=own.postprocessed,
     )
-    known = published_scores(test_set.tasks, test_set.split)
-    return ScoreTable(evaluation, low_resource, known.groups, known.published), merged
+    beside = {} if test_set.suite is None else test_set.suite.beside(test_set.split)
+    return ScoreTable(evaluation, low_resource, **beside), merged
 
 
 def _postprocessed(

@@ -14,6 +14,7 @@ from tabulate import SEPARATING_LINE
 from maestro_jax.evaluation.evaluate import ERROR_RATE, Evaluation, Row
 from maestro_jax.inference.search_config import SearchConfig
 from maestro_jax.scoring.metrics import finite_or_none
+from maestro_jax.scoring.published import PublishedSystem
 from maestro_jax.tables import align_columns
 from maestro_jax.text.normalizers import base_language
 
@@ -30,9 +31,6 @@ _ABSENT = "-"
 Groups = Mapping[str, Collection[str]]
 """Further averages: their names and the languages of each, such as CoVoST-2's high, mid, low."""
 
-Published = Mapping[str, Mapping[str, float]]
-"""Primary scores of other systems, by language, under the names of groups, and under `all`."""
-
 
 @dataclasses.dataclass(frozen=True)
 class ScoreTable:
@@ -43,16 +41,18 @@ class ScoreTable:
         low_resource: Languages with little paired speech: marked, and left out of a second
             average, over the languages with enough of it.
         groups: Further averages.
-        published: Further columns, by the name of the system. Beside an average over a whole
-            group, or over all that was published, stands the one stated under the group's name or
-            `all`; any other is taken over the rows that ours is over.
+        published: Scores of other systems. Those that compare with ours row by row are columns; the
+            averages of all of them are a table of their own. A published average is the stated one
+            where ours is over the same rows; any other is taken over the rows that ours is over.
+        part_of: Number of rows of the suite that the rows are a part of; 0 for the whole suite.
         provenance: Checkpoint, weights, search, versions, command and devices.
     """
 
     evaluation: Evaluation
     low_resource: Collection[str] = ()
     groups: Groups = dataclasses.field(default_factory=dict)
-    published: Published = dataclasses.field(default_factory=dict)
+    published: Sequence[PublishedSystem] = ()
+    part_of: int = 0
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -78,13 +78,33 @@ class ScoreTable:
             "provenance": dict(self.provenance),
             "task_metrics": {task: dict(each) for task, each in evaluation.task_metrics.items()},
             "postprocessed": list(evaluation.postprocessed),
+            "part_of": self.part_of or None,
             "averages": [
                 {
-                    "name": name,
-                    "rows": [row.direction for row in rows],
-                    **{metric: finite_or_none(value) for metric, value in means.items()},
+                    "name": average.name,
+                    "rows": [row.direction for row in average.rows],
+                    **average.as_dict(),
                 }
-                for name, means, rows in self._averages()
+                for average in self._averages()
+            ],
+            "published": [
+                {
+                    "name": system.name,
+                    "source": system.source,
+                    "comparable": system.comparable,
+                    "caveat": system.caveat,
+                    "rows": {
+                        row.direction: score
+                        for row in evaluation.rows
+                        if (score := _published(system, row)) is not None
+                    },
+                    "averages": {
+                        average.name: score
+                        for average in self._averages()
+                        if (score := _published_average(system, average.rows)) is not None
+                    },
+                }
+                for system in self.published
             ],
             "rows": [self._row(row) for row in evaluation.rows],
             "over_long": [self._row(row) for row in evaluation.over_long],
@@ -98,6 +118,8 @@ class ScoreTable:
             "primary_metric": row.primary_metric,
             "vocabulary_limit": finite_or_none(row.vocabulary_limit),
             "expected": row.expected,
+            "expected_is_published": None if row.expected is None else row.published,
+            "left_out": dict(row.left_out),
             "complete": row.complete,
             "utterances": row.utterances,
             "empty_references": row.empty_references,
@@ -113,15 +135,22 @@ class ScoreTable:
         """Formats the table as a Markdown page, with notes on what was compared."""
         header, body, averages = self._cells()
         bold = [[f"**{cell}**" if cell else "" for cell in cells] for cells in averages]
-        notes = [f"- {note}" for note in self._notes()]
         table = _tabulated(header, [*body, *bold], "pipe")
-        return "\n".join([f"# {self._title}", "", table, "", *notes]) + "\n"
+        parts = [f"# {self._title}", "", table, ""]
+        if systems := self._beside():
+            parts += ["## Beside published scores", "", _tabulated(*systems, "pipe"), ""]
+        parts += [f"- {note}" for note in (*self._notes(), *self._sources())]
+        return "\n".join(parts) + "\n"
 
     def text(self) -> str:
         """Formats the table for a terminal, with notes on what was compared."""
         header, body, averages = self._cells()
         table = _tabulated(header, [*body, SEPARATING_LINE, *averages], "simple")
-        return "\n".join([self._title, "", table, "", *self._notes()]) + "\n"
+        parts = [self._title, "", table, ""]
+        if systems := self._beside():
+            parts += [_tabulated(*systems, "simple"), ""]
+        parts += [*self._notes(), *self._sources()]
+        return "\n".join(parts) + "\n"
 
     def write(self, output_dir: epath.PathLike) -> tuple[epath.Path, epath.Path]:
         """Writes `{name}.md` and `{name}.json`.
@@ -141,32 +170,40 @@ class ScoreTable:
         values.write_bytes(text.encode())
         return markdown, values
 
-    def _notes(self) -> list[str]:
-        notes = _notes(self.evaluation, self.low_resource)
-        return notes + _decoding_notes(self.evaluation) + _provenance_notes(self.provenance)
-
     @property
     def _title(self) -> str:
         return f"{_TITLES[self.evaluation.kind]}: {self.evaluation.name}"
 
-    def _averages(self) -> list[tuple[str, dict[str, float], tuple[Row, ...]]]:
-        """Returns name, means and rows of every average of the table."""
-        averages = [("all", *self.evaluation.average())]
-        if any(row.among(self.low_resource) for row in self.evaluation.rows):
-            means, rows = self.evaluation.average(without=self.low_resource)
-            averages.append(("without low-resource", means, rows))
+    def _notes(self) -> list[str]:
+        notes = _notes(self.evaluation, self.low_resource)
+        return notes + _decoding_notes(self.evaluation) + _provenance_notes(self.provenance)
+
+    def _averages(self) -> list[_Average]:
+        """Returns every average of the table."""
+        evaluation = self.evaluation
+        averages = [_Average("all", evaluation, *evaluation.average())]
+        if any(row.among(self.low_resource) for row in evaluation.rows):
+            without = evaluation.average(without=self.low_resource)
+            averages.append(_Average("without low-resource", evaluation, *without))
         for name, languages in self.groups.items():
-            means, rows = self.evaluation.average(only=languages)
+            means, rows = evaluation.average(only=languages)
             if rows:
-                averages.append((name, means, rows))
+                averages.append(_Average(name, evaluation, means, rows))
         return averages
+
+    def _label(self, average: _Average) -> str:
+        """Returns the heading of an average: `average of 4, high`, `average of 2 of the 14`."""
+        label = f"average of {len(average.rows)}"
+        if average.name != "all":
+            return f"{label}, {average.name}"
+        return f"{label} of the {self.part_of}" if self.part_of else label
 
     def _cells(self) -> tuple[list[str], list[list[str]], list[list[str]]]:
         """Returns header, one line per language, and one line per average, of equal length."""
         evaluation = self.evaluation
         columns = _columns(evaluation)
-        first = "language" if evaluation.kind == "asr" else "direction"
-        header = [first, "utterances", *columns, *self.published]
+        beside = self._columns_beside()
+        header = [self._first, "utterances", *columns, *(system.name for system in beside)]
         body = []
         for row in evaluation.rows:
             cells = _cells(evaluation, row)
@@ -175,7 +212,7 @@ class ScoreTable:
                     row.direction + (" (low-resource)" if row.among(self.low_resource) else ""),
                     _utterances(row),
                     *(cells.get(column, "") for column in columns),
-                    *(_number(_published(numbers, row)) for numbers in self.published.values()),
+                    *(_number(_published(system, row)) for system in beside),
                 ]
             )
         for row in evaluation.over_long:
@@ -185,48 +222,134 @@ class ScoreTable:
                     f"{row.direction}, over-long",
                     str(row.utterances),
                     *(cells.get(column, "") for column in columns),
-                    *("" for _ in self.published),
+                    *("" for _ in beside),
                 ]
             )
         titles = {ERROR_RATE: _ERROR_RATE_TITLE}
         titles |= {metric.name: metric.title for metric in evaluation.metrics}
         averages = []
-        for name, means, rows in self._averages():
-            cells = {titles[metric]: _number(value) for metric, value in means.items()}
+        for average in self._averages():
+            cells = {titles[metric]: _number(value) for metric, value in average.means.items()}
+            cells[_INTERVAL] = _interval(average.interval(self._primary))
             averages.append(
                 [
-                    f"average of {len(rows)}" + ("" if name == "all" else f", {name}"),
+                    self._label(average),
                     "",
                     *(cells.get(column, "") for column in columns),
-                    *(
-                        _number(self._published_average(numbers, name, rows))
-                        for numbers in self.published.values()
-                    ),
+                    *(_number(_published_average(system, average.rows)) for system in beside),
                 ]
             )
         return header, body, averages
 
-    def _published_average(
-        self, numbers: Mapping[str, float], name: str, rows: Sequence[Row]
-    ) -> float | None:
-        """Returns the published average over the rows that ours is over; None if one is missing.
+    def _columns_beside(self) -> list[PublishedSystem]:
+        """Returns the systems whose scores compare with ours row by row."""
+        return [
+            system
+            for system in self.published
+            if system.comparable
+            and any(_published(system, row) is not None for row in self.evaluation.rows)
+        ]
 
-        An average that the publication states is taken as it stands: it was computed before
-        rounding, and that of the rounded scores may differ in the last digit.
+    @property
+    def _first(self) -> str:
+        """The heading of the names of the rows."""
+        rows, kind = self.evaluation.rows, self.evaluation.kind
+        if kind != "asr":
+            return "direction"
+        own = all(row.direction == row.language for row in rows)
+        return "language" if own else "test set"
 
-        Args:
-            numbers: Scores by language, by group and, under `all`, over all of them.
-            name: Name of our average.
-            rows: Rows that our average is over.
+    @property
+    def _primary(self) -> str:
+        """The metric of the averages that are reported."""
+        primaries = {row.primary_metric for row in self.evaluation.rows}
+        return primaries.pop() if len(primaries) == 1 else ERROR_RATE
+
+    def _beside(self) -> tuple[list[str], list[list[str]]] | None:
+        """Returns header and lines of the published averages, ours first.
+
+        What systems that cannot be compared scored on single rows is there too, since those are no
+        columns of the main table.
+
+        Returns:
+            None where all that was published is in the main table.
         """
-        languages = set(self.groups.get(name, ()))
-        if name == "all":
-            everything = [language for group in self.groups.values() for language in group]
-            languages = set(everything or numbers) - {"all"}
-        if name in numbers and {base_language(row.language) for row in rows} == languages:
-            return numbers[name]
-        values = [value for row in rows if (value := _published(numbers, row)) is not None]
-        return math.fsum(values) / len(values) if rows and len(values) == len(rows) else None
+        averages = [average for average in self._averages() if average.rows]
+        single = [
+            row
+            for row in self.evaluation.rows
+            if any(
+                not system.comparable and _published(system, row) is not None
+                for system in self.published
+            )
+        ]
+        lines = []
+        columns = {system.name for system in self._columns_beside()}
+        for system in self.published:
+            values = [
+                *(_published_average(system, average.rows) for average in averages),
+                *(_published(system, row) for row in single),
+            ]
+            if any(value is not None for value in values):
+                mark = "yes" if system.comparable else "no"
+                lines.append([system.name, *map(_number, values), mark])
+        if {name for name, *_ in lines} <= columns:
+            return None
+        ours = [
+            "this model",
+            *(_number(average.means[self._primary]) for average in averages),
+            *(_number(row.primary.value) for row in single),
+            "",
+        ]
+        header = ["system", *map(self._label, averages), *(row.direction for row in single)]
+        header.append("comparable")
+        return header, [ours, *lines]
+
+    def _sources(self) -> list[str]:
+        """Returns where the published scores are from, and why some of them do not compare."""
+        shown = [
+            system
+            for system in self.published
+            if any(_published(system, row) is not None for row in self.evaluation.rows)
+            or any(
+                _published_average(system, average.rows) is not None for average in self._averages()
+            )
+        ]
+        by_source: dict[str, list[str]] = {}
+        by_caveat: dict[str, list[str]] = {}
+        for system in shown:
+            by_source.setdefault(system.source, []).append(system.name)
+            if not system.comparable:
+                by_caveat.setdefault(system.caveat, []).append(system.name)
+        return [
+            *(f"Not comparable: {', '.join(names)} ({why})." for why, names in by_caveat.items()),
+            *(f"Published: {', '.join(names)}: {source}." for source, names in by_source.items()),
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Average:
+    """The mean of every metric over some rows."""
+
+    name: str
+    evaluation: Evaluation
+    means: Mapping[str, float]
+    rows: tuple[Row, ...]
+
+    def interval(self, metric: str) -> tuple[float, float] | None:
+        """Returns the interval of the mean of a metric; None where there is no mean."""
+        if metric not in self.means or not math.isfinite(self.means[metric]):
+            return None
+        return self.evaluation.average_interval(metric, self.rows)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns means and intervals as JSON values."""
+        values: dict[str, Any] = {}
+        for metric, mean in self.means.items():
+            interval = self.interval(metric)
+            values[metric] = finite_or_none(mean)
+            values[f"{metric}_interval"] = None if interval is None else list(interval)
+        return values
 
 
 def _decoding(evaluation: Evaluation) -> dict[str, float] | None:
@@ -325,15 +448,45 @@ def _heading(count: str) -> str:
     return _SHORT_COUNTS.get(count, count.replace("_", " "))
 
 
-def _published(numbers: Mapping[str, float], row: Row) -> float | None:
+def _published(system: PublishedSystem, row: Row) -> float | None:
     for key in (row.direction, row.language, base_language(row.language)):
-        if key in numbers:
-            return numbers[key]
+        # "en" is no test set of SpeechStew, and "de-fr" is not the direction that was published.
+        if key in system.rows and (key == row.direction or _known_by_language(row)):
+            return system.rows[key]
     return None
 
 
+def _published_average(system: PublishedSystem, rows: Sequence[Row]) -> float | None:
+    """Returns the published average over the rows that ours is over; None if one is missing."""
+    if all(_known_by_language(row) for row in rows):
+        return system.average([base_language(row.language) for row in rows])
+    return system.average([row.direction for row in rows])
+
+
+def _known_by_language(row: Row) -> bool:
+    """Returns whether the language says which row it is, and not the name that a suite gave it."""
+    return row.direction == row.language or row.direction.startswith(f"{row.language}-")
+
+
 def _utterances(row: Row) -> str:
-    return str(row.utterances) if row.complete else f"{row.utterances} of {row.expected}"
+    return (
+        str(row.utterances)
+        if row.complete is not False
+        else (f"{row.utterances} of {row.expected}")
+    )
+
+
+def _left_out(row: Row) -> str:
+    """Tells of a row that lacks utterances where they are."""
+    whose = "" if row.published else " in the tables of the corpus"
+    missing = []
+    if count := sum(row.left_out.values()):
+        kinds = ", ".join(f"{number} {kind}" for kind, number in row.left_out.items())
+        missing.append(f"{count} left out by prepare: {kinds}")
+    if row.unaccounted and row.left_out:
+        missing.append(f"{row.unaccounted} not accounted for")
+    reasons = f" ({'; '.join(missing)})" if missing else ""
+    return f"{row.direction} {_utterances(row)}{whose}{reasons}"
 
 
 def _number(value: float | None) -> str:
@@ -372,10 +525,10 @@ def _notes(evaluation: Evaluation, low_resource: Collection[str]) -> list[str]:
     flagged = [row.direction for row in evaluation.rows if row.among(low_resource)]
     if flagged:
         notes.append(f"Low-resource: {', '.join(flagged)} (little paired speech).")
-    gaps = [row for row in evaluation.rows if not row.complete]
+    gaps = [row for row in evaluation.rows if row.complete is False]
     if gaps:
-        listed = ", ".join(f"{row.direction} {_utterances(row)}" for row in gaps)
-        notes.append(f"INCOMPLETE, not comparable with published scores: {listed} utterances.")
+        listed = "; ".join(map(_left_out, gaps))
+        notes.append(f"INCOMPLETE, not comparable with published scores, utterances: {listed}.")
     for what, field in (("reference", "empty_references"), ("hypothesis", "empty_hypotheses")):
         counts = {row.direction: getattr(row, field) for row in evaluation.rows}
         listed = ", ".join(f"{direction} {count}" for direction, count in counts.items() if count)

@@ -36,8 +36,9 @@ CONFIDENCE = 0.95
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 # Keys of a row of the JSON file that are no metrics.
 _RESERVED = frozenset(
-    "averages complete direction empty_hypotheses empty_references error_rate expected kind "
-    "language low_resource name primary_metric rows utterances vocabulary_limit".split()
+    "averages complete direction empty_hypotheses empty_references error_rate expected "
+    "expected_is_published kind language left_out low_resource name primary_metric rows utterances "
+    "vocabulary_limit".split()
 )
 
 
@@ -110,12 +111,15 @@ class Score:
         interval: 95% bootstrap interval of `value`; None where it was not computed or has no end.
         counts: Numbers that the score rests on, as `Metric.counts` names them.
         signature: Settings of the metric, as `Metric.signature` describes them.
+        draws: Scores of the bootstrap's draws, [samples], from which the interval of an average
+            over several scores follows; None where there are none.
     """
 
     value: float
     interval: tuple[float, float] | None = None
     counts: Mapping[str, int | float] = dataclasses.field(default_factory=dict)
     signature: str = ""
+    draws: np.ndarray | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def to_json(self, name: str) -> dict[str, Any]:
         """Returns `name`, `name_interval` and, if there are any, `name_counts`, `name_signature`.
@@ -254,7 +258,7 @@ def compute_score(
     *,
     language: str = "",
     bootstrap_samples: int = 1000,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
 ) -> Score:
     """Scores texts by one metric, as they are: normalise them first where the metric asks for it.
 
@@ -277,16 +281,24 @@ def compute_score(
     if not len(statistics):
         return Score(value=math.nan, signature=metric.signature(language))
     sums = statistics.sum(axis=0)
+    draws = None
+    if bootstrap_samples:
+        draws = bootstrap_scores(statistics, metric.score, samples=bootstrap_samples, seed=seed)
     return Score(
         value=float(metric.score(sums)),
-        interval=bootstrap_interval(statistics, metric.score, samples=bootstrap_samples, seed=seed),
+        interval=None if draws is None else percentile_interval(draws),
         counts=metric.counts(sums),
         signature=metric.signature(language),
+        draws=draws,
     )
 
 
 def bootstrap_scores(
-    statistics: np.ndarray, score: Callable[[np.ndarray], Any], *, samples: int, seed: int
+    statistics: np.ndarray,
+    score: Callable[[np.ndarray], Any],
+    *,
+    samples: int,
+    seed: int | Sequence[int],
 ) -> np.ndarray:
     """Scores test sets that are drawn from the utterances of one, with replacement.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from maestro_jax.cli import environment, options
 from maestro_jax.errors import UserError
@@ -27,6 +27,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME,NAME",
         help="tasks or mixtures (see `maestro tasks`); repeatable; default: those of the run",
+    )
+    parser.add_argument(
+        "--suite",
+        metavar="NAME",
+        help="test sets that papers report together, in place of --task: voxpopuli, covost2, "
+        "speechstew, fleurs or common_voice",
+    )
+    parser.add_argument(
+        "--languages",
+        action="extend",
+        type=options.names,
+        default=[],
+        metavar="L,L",
+        help="part of the suite, as de,fr, or ami_ihm,callhome of speechstew; default: all",
+    )
+    parser.add_argument(
+        "--glm",
+        metavar="FILE",
+        help="rules of NIST for Switchboard and CallHome (global mapping file); default: a short "
+        "list of contractions",
     )
     parser.add_argument("--split", default="test", help="split to score; default: %(default)s")
     parser.add_argument(
@@ -87,6 +107,13 @@ def run(arguments: argparse.Namespace) -> None:
     """Runs the command, on each of several processes."""
     if not arguments.model_dir:
         raise UserError("eval needs --model_dir DIR, the model directory of a run")
+    if arguments.suite and arguments.task:
+        raise UserError("give --suite or --task, not both")
+    if not arguments.suite and (arguments.languages or arguments.glm):
+        raise UserError(
+            "--languages and --glm are for suites: give --suite voxpopuli, say, or name the tasks "
+            "of the languages with --task"
+        )
     environment.prepare_process()
     from maestro_jax.gin_utils import gin_config
 
@@ -119,6 +146,7 @@ def _evaluate(train_run: TrainRun, arguments: argparse.Namespace) -> None:
             model_dir=arguments.model_dir,
             data_dir=arguments.data_dir,
             tasks=arguments.task,
+            **_suite(arguments),
             split=arguments.split,
             step=arguments.step,
             weights=arguments.weights,
@@ -141,6 +169,11 @@ def _evaluate(train_run: TrainRun, arguments: argparse.Namespace) -> None:
     _write_formats(scores, arguments.formats, arguments.model_dir)
 
 
+def _suite(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns the options of suites."""
+    return {name: getattr(arguments, name) for name in ("suite", "languages", "glm")}
+
+
 def _evaluate_robustness(
     train_run: TrainRun, search: SearchConfig, arguments: argparse.Namespace
 ) -> tuple[RunScores, list[RobustnessTable]]:
@@ -150,7 +183,13 @@ def _evaluate_robustness(
     from maestro_jax.evaluation.run_evaluation import loaded_model, test_sets_of_run
 
     conditions = find_conditions(arguments.robustness)
-    test_sets = test_sets_of_run(train_run, arguments.task, arguments.split)
+    test_sets = test_sets_of_run(
+        train_run,
+        arguments.task,
+        arguments.split,
+        **_suite(arguments),
+        data_dir=arguments.data_dir,
+    )
     with loaded_model(
         train_run,
         model_dir=arguments.model_dir,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import collections
 import dataclasses
 import functools
 import importlib
@@ -66,6 +67,38 @@ class PublishedSize:
 
     utterances: int | None = None
     hours: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SplitSize:
+    """How many utterances a prepared split should have, and what is missing.
+
+    Attributes:
+        published: Published number of utterances; None if it is not known.
+        listed: Number of utterances in the tables that were prepared; None if it is not known.
+        left_out: Utterances that `maestro prepare` left out, by the kind of issue.
+    """
+
+    published: int | None = None
+    listed: int | None = None
+    left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def expected(self) -> int | None:
+        """The published number of utterances, else that of the tables; None if neither is known."""
+        return self.listed if self.published is None else self.published
+
+    def __add__(self, other: SplitSize) -> SplitSize:
+        """Adds the sizes of two splits; what is not known of one is not known of the sum."""
+
+        def total(one: int | None, another: int | None) -> int | None:
+            return None if one is None or another is None else one + another
+
+        return SplitSize(
+            published=total(self.published, other.published),
+            listed=total(self.listed, other.listed),
+            left_out=dict(collections.Counter(self.left_out) + collections.Counter(other.left_out)),
+        )
 
 
 class Corpus(abc.ABC):

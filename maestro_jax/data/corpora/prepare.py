@@ -19,7 +19,13 @@ from typing import Any
 import numpy as np
 
 from maestro_jax.batches import SAMPLE_RATE
-from maestro_jax.data.corpora.corpus import ALL_SPLITS, Corpus, PublishedSize, Utterance
+from maestro_jax.data.corpora.corpus import (
+    ALL_SPLITS,
+    Corpus,
+    PublishedSize,
+    SplitSize,
+    Utterance,
+)
 from maestro_jax.data.corpora.issues import EXPECTED_KINDS, KEPT_KINDS, IssueLog
 from maestro_jax.data.corpora.shards import (
     LENGTHS,
@@ -410,12 +416,36 @@ def _summarise(
 
 
 def _read_prepared(config: str, directory: Path) -> PreparedConfig:
-    record = json.loads((directory / SUMMARY).read_text(encoding="utf-8"))
+    splits, lines = _read_summary(directory / SUMMARY)
+    return PreparedConfig(config, directory, splits, lines, fresh=False)
+
+
+def _read_summary(path: Path) -> tuple[tuple[SplitSummary, ...], dict[str, int]]:
+    """Reads the splits and the issues of no split from a `summary.json`."""
+    record = json.loads(path.read_text(encoding="utf-8"))
     splits = tuple(
         SplitSummary(**{_FORMER_FIELDS.get(name, name): value for name, value in split.items()})
         for split in record["splits"]
     )
-    return PreparedConfig(config, directory, splits, record["lines"], fresh=False)
+    return splits, record["lines"]
+
+
+def read_split_sizes(path: Path) -> dict[str, SplitSize]:
+    """Reads the sizes of the splits of a prepared config, and what was left out of them.
+
+    Args:
+        path: Its `summary.json`.
+    """
+    return {
+        split.split: SplitSize(
+            published=split.published,
+            listed=split.listed,
+            left_out={
+                kind: count for kind, count in split.issues.items() if kind not in KEPT_KINDS
+            },
+        )
+        for split in _read_summary(path)[0]
+    }
 
 
 def remove_prepared(corpus: Corpus, config: str, root: Path) -> None:

@@ -20,8 +20,11 @@ from spoken import speak_to
 
 
 def lay_out_manifest(source: Path) -> None:
-    """Two spoken lines and one to test with."""
+    """Two spoken lines and one to test with, and another in a second test set of some corpora."""
     lines = {"train": ["One, two!", "three four"], "test": ["Five - six."]}
+    second = {"ami": "test_distant", "switchboard_fisher": "test_callhome"}
+    if source.name in second:
+        lines[second[source.name]] = ["Three four."]
     for split, texts in lines.items():
         rows = []
         for number, text in enumerate(texts):
@@ -200,6 +203,8 @@ REFERENCES: dict[str, list[str]] = {
         [f"{c}_paired_en" for c in ("ami", "broadcast_news", "switchboard_fisher", "wsj")],
         ["five six"],
     ),
+    "ami_paired_en_distant": ["three four"],
+    "switchboard_fisher_paired_en_callhome": ["three four"],
     # Without a test set: its training utterances, both sides of a call and a broken recording.
     "babel_paired_lt": [*_CALL, *_CALL, "labas"],
     "common_voice_paired_de": ["sechs"],
