@@ -286,15 +286,17 @@ def get_suite(name: str) -> Suite:
 
 
 def suite_of(tasks: Collection[str]) -> Suite | None:
-    """Returns the suite that tasks are a part of, for mixtures that are named by a user or a run.
+    """Returns the suite of languages that tasks are a part of, for mixtures that a run names.
+
+    Of SpeechStew, whose rows are not languages, only the suite itself makes one table.
 
     Args:
         tasks: Names of tasks.
 
     Returns:
-        The part of it with these tasks; None where no suite with published scores has all of them.
+        The part of it with these tasks; None where neither VoxPopuli nor CoVoST-2 has them all.
     """
-    for suite in (_voxpopuli(), _covost2(), _covost2_of_text(), _speechstew()):
+    for suite in (_voxpopuli(), _covost2(), _covost2_of_text()):
         keys = {row.key for row in suite.rows if row.task in tasks}
         if tasks and len(keys) == len(set(tasks)):
             return suite._only(keys)
