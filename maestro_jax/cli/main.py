@@ -59,6 +59,10 @@ COMMANDS = {
         "score a trained model on its tasks: WER, CER, BLEU, chrF and metrics of your own",
         "maestro eval --model_dir /data/run1 --task minivox_small_paired_de",
     ),
+    "tune": (
+        "find the best weights of a search on validation data, and make them defaults",
+        "maestro tune /data/run1 --beam_size 4 --lm_arpa lm.arpa.gz",
+    ),
     "average": (
         "average the parameters of the last checkpoints of a run",
         "maestro average /data/run1 --last 5",

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
 from typing import TYPE_CHECKING, Any
 
 from maestro_jax.errors import UserError
 
 if TYPE_CHECKING:
     from maestro_jax.inference.search_config import SearchConfig
+
+log = logging.getLogger(__name__)
 
 
 def split_bindings(argv: list[str]) -> tuple[list[str], dict[str, str]]:
@@ -257,6 +260,35 @@ def add_search(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_untuned(parser: argparse.ArgumentParser) -> None:
+    """Adds `--untuned`."""
+    parser.add_argument(
+        "--untuned",
+        action="store_true",
+        help="ignore the search.gin that `maestro tune` wrote into the model directory",
+    )
+
+
+def tuned_search(model_dir: str, arguments: argparse.Namespace) -> list[str]:
+    """Returns the gin file that `maestro tune` wrote into a model directory, if it is to be used.
+
+    Says so: it changes what is decoded.
+    """
+    from maestro_jax.files import as_path
+    from maestro_jax.inference.search_config import SEARCH_FILE
+
+    path = as_path(model_dir) / SEARCH_FILE
+    if arguments.untuned or not path.exists():
+        return []
+    values = [
+        line.rpartition("SearchConfig.")[2].replace(" = ", " ")
+        for line in path.read_text().splitlines()
+        if " = " in line
+    ]
+    log.info("%s: %s (--untuned ignores it)", path, ", ".join(values))
+    return [str(path)]
+
+
 def search_config(arguments: argparse.Namespace) -> SearchConfig:
     """Returns the configuration of the search: the options, over the values of gin files.
 
@@ -274,6 +306,9 @@ def search_config(arguments: argparse.Namespace) -> SearchConfig:
         for field in dataclasses.fields(SearchConfig)
         if (value := getattr(arguments, field.name)) is not None
     }
+    if {"lm_text", "lm_arpa"} & given.keys():
+        # Another language model takes the place of the one of a gin file.
+        given = {"lm_text": None, "lm_arpa": None} | given
     config = gin_config.configured(SearchConfig)(**given)
     if "lm_weight" in given and config.lm_text is None and config.lm_arpa is None:
         raise UserError("--lm_weight needs a language model: give --lm_text FILE or --lm_arpa FILE")

@@ -108,7 +108,7 @@ def attention_decode(
             f"{beam_size}, {max_labels} and {length_alpha}"
         )
     fusion = fusion or Fusion()
-    if fusion.internal_weight:
+    if fusion.subtracts_internal:
         raise ValueError("an attention decoder has no internal language model to subtract")
     shape = (len(present), beam_size)
     search = _AttentionBeamSearch(
@@ -254,7 +254,7 @@ class _AttentionBeamSearch:
         highest either at the shortest or at the longest length.
         """
         # An end can complete a phrase as a token can, but has no length bonus.
-        end = self.fusion.largest_gain - max(self.fusion.length_bonus, 0.0)
+        end = self.fusion.largest_gain - jnp.maximum(self.fusion.length_bonus, 0.0)
         gain = end + self.fusion.largest_gain * (self.max_labels - 1 - position)
         bound = jnp.max(fused_score, axis=1) + gain
         bound = jnp.maximum(

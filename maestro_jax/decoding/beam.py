@@ -283,7 +283,7 @@ class _TransducerBeamSearch:
         scores = jnp.where(beam.alive[..., None], scores, NEG_INF)
         fused = beam.context.lm_scores if self.fusion.scores_labels else jnp.zeros(())
         fused = fused + self.fusion.length_bonus
-        if self.fusion.internal_weight:
+        if self.fusion.subtracts_internal:
             internal = self.joint(flatten_beam_dim(self.internal_encoded), outputs)
             # The label softmax without the blank, also for a model that was trained with one
             # softmax over both.

@@ -144,7 +144,7 @@ def ctc_beam_search(
     if beam_size < 1:
         raise ValueError(f"beam_size must be at least 1, not {beam_size}")
     fusion = fusion or Fusion()
-    if fusion.internal_weight:
+    if fusion.subtracts_internal:
         raise ValueError("CTC has no internal language model to subtract")
     log_probs = log_probs.astype(jnp.float32)
     batch, frames, _ = log_probs.shape

@@ -78,19 +78,23 @@ class Fusion:
         internal_encoder: Replacement of the encoder's output there: `zero` or `mean`.
         phrases: Phrases that raise the scores of hypotheses that contain them; None for none.
         phrases_weight: Weight of their bonuses; not negative.
+
+    Numbers may be traced arrays, whose terms are then computed whatever they are.
     """
 
     lm: LabelLm | None = None
-    weight: float = 0.3
-    length_bonus: float = 0.0
-    internal_weight: float = 0.0
+    weight: float | jax.Array = 0.3
+    length_bonus: float | jax.Array = 0.0
+    internal_weight: float | jax.Array = 0.0
     internal_encoder: str = "zero"
     phrases: PhraseBias | None = None
-    phrases_weight: float = 1.0
+    phrases_weight: float | jax.Array = 1.0
 
     def __post_init__(self) -> None:
         """Raises a `ValueError` for a negative weight or an unknown choice."""
-        if not (self.weight >= 0 and self.internal_weight >= 0 and self.phrases_weight >= 0):
+        weights = (self.weight, self.internal_weight, self.phrases_weight)
+        # A traced number was checked before it was.
+        if not all(weight >= 0 for weight in weights if isinstance(weight, (int, float))):
             raise ValueError(
                 "the weights of language models and phrases must not be negative: "
                 f"weight {self.weight}, internal_weight {self.internal_weight}, "
@@ -104,13 +108,20 @@ class Fusion:
 
     @property
     def only_lowers(self) -> bool:
-        """Returns whether no label can raise a score, so that a search can stop early."""
-        return self.length_bonus <= 0 and self.internal_weight == 0 and not self._biases
+        """Returns whether it is certain that no label raises a score: a search can stop early."""
+        bonus = self.length_bonus
+        lowers = isinstance(bonus, (int, float)) and bonus <= 0
+        return lowers and not self.subtracts_internal and not self._biases
 
     @property
-    def largest_gain(self) -> float:
+    def subtracts_internal(self) -> bool:
+        """Returns whether the internal language model is subtracted."""
+        return not _is_zero(self.internal_weight)
+
+    @property
+    def largest_gain(self) -> float | jax.Array:
         """Returns the most that one label can add to a score, but for the internal model."""
-        gain = max(self.length_bonus, 0.0)
+        gain = jnp.maximum(self.length_bonus, 0.0)
         if self.phrases is not None:
             gain += self.phrases_weight * self.phrases.largest_gain
         return gain
@@ -122,13 +133,13 @@ class Fusion:
 
     @property
     def _biases(self) -> bool:
-        return self.phrases is not None and self.phrases_weight != 0
+        return self.phrases is not None and not _is_zero(self.phrases_weight)
 
     @property
-    def _scorers(self) -> tuple[tuple[LabelLm, float], ...]:
+    def _scorers(self) -> tuple[tuple[LabelLm, float | jax.Array], ...]:
         """The language model and the phrases with their weights, unless these are 0."""
-        scorers: list[tuple[LabelLm, float]] = []
-        if self.lm is not None and self.weight:
+        scorers: list[tuple[LabelLm, float | jax.Array]] = []
+        if self.lm is not None and not _is_zero(self.weight):
             scorers.append((self.lm, self.weight))
         if self.phrases is not None and self._biases:
             scorers.append((self.phrases, self.phrases_weight))
@@ -166,3 +177,8 @@ class Fusion:
             total = total + weight * scores.astype(jnp.float32)
             states.append(new)
         return total, tuple(states)
+
+
+def _is_zero(number: float | jax.Array) -> bool:
+    """Returns whether a number is known to be 0; a traced one is not."""
+    return isinstance(number, (int, float)) and number == 0

@@ -358,6 +358,7 @@ class TestSetDecoder:
                 for word in transcript.words
             ),
             speaker=strings["speaker"],
+            heard=self._transcriber.hear(text),
         )
 
 

@@ -94,6 +94,8 @@ class Row:
         left_out: Utterances that `maestro prepare` left out of the test set, by the reason.
         vocabulary_limit: Primary score of a model that makes no mistake, where its vocabulary
             cannot write some of the references; None where it can write all, or is not known.
+        heard_accuracy: Percentage of the hypotheses, but for empty ones, whose tokens are likeliest
+            in the language in which they should be; None where no language was recognised.
     """
 
     direction: str
@@ -107,6 +109,7 @@ class Row:
     published: bool = True
     left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
     vocabulary_limit: float | None = None
+    heard_accuracy: float | None = None
 
     @property
     def primary(self) -> Score:
@@ -238,6 +241,7 @@ def score(
     rows: Mapping[str, str] | None = None,
     scorers: Mapping[str, Collection[Metric]] | None = None,
     round_trip: Callable[[str], str] | None = None,
+    extra_metrics: Sequence[Metric] = (),
     bootstrap_samples: int = 1000,
     seed: int = 0,
 ) -> Evaluation:
@@ -255,6 +259,7 @@ def score(
             the row of their language or direction.
         scorers: Metrics that take the place of those of their name, by row.
         round_trip: From a reference to what the model's vocabulary makes of it, if it is known.
+        extra_metrics: Metrics besides the registered ones of this kind.
         bootstrap_samples: Number of draws for the confidence intervals; 0 for none.
         seed: Seed of the draws.
 
@@ -262,7 +267,7 @@ def score(
         One row per direction, also for an expected direction without any prediction.
     """
     start = time.monotonic()
-    metrics = metrics_of_kind(kind)
+    metrics = (*metrics_of_kind(kind), *extra_metrics)
     merged, repeats = merge(predictions, rows)
     by_direction: dict[str, list[Prediction]] = {}
     for prediction in merged:
@@ -380,6 +385,7 @@ def _row(
                 language=written_in,
                 bootstrap_samples=0,
             ).value
+    recognised = [base_language(member.heard) for member in members if member.heard]
     return Row(
         direction=direction,
         language=language,
@@ -392,4 +398,7 @@ def _row(
         published=size.published is not None,
         left_out=dict(size.left_out),
         vocabulary_limit=limit,
+        heard_accuracy=100.0 * recognised.count(base_language(written_in)) / len(recognised)
+        if recognised
+        else None,
     )

@@ -204,6 +204,7 @@ def evaluate_robustness(
             data_dir=data_dir,
             low_resource=low_resource,
             origin=model.origin,
+            extra_metrics=model.extra_metrics,
             overwrite=overwrite,
             processes=model.processes,
         )

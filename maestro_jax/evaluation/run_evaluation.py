@@ -36,12 +36,15 @@ from maestro_jax.files import as_path
 from maestro_jax.inference.search_config import SearchConfig
 from maestro_jax.inference.transcriber import Transcriber
 from maestro_jax.progress import Progress
+from maestro_jax.scoring.entity_recall import EntityRecall
 from maestro_jax.scoring.glm import Glm, read_glm
-from maestro_jax.scoring.metrics import Kind
+from maestro_jax.scoring.metrics import Kind, Metric
+from maestro_jax.text.language_tokens import LanguageTokens
 from maestro_jax.training import distributed
 from maestro_jax.training.checkpoint_files import FILES
 from maestro_jax.training.checkpoints import Which, find_checkpoint
 from maestro_jax.training.run import TrainRun
+from maestro_jax.training.run_language_tokens import run_language_tokens
 
 if TYPE_CHECKING:
     import seqio
@@ -190,6 +193,7 @@ def evaluate_run(
     with loaded_model(
         run,
         model_dir=model_dir,
+        data_dir=data_dir,
         step=step,
         weights=weights,
         search=search,
@@ -203,6 +207,7 @@ def evaluate_run(
             data_dir=data_dir,
             low_resource=low_resource,
             origin=model.origin,
+            extra_metrics=model.extra_metrics,
             overwrite=overwrite,
             processes=model.processes,
         )
@@ -217,12 +222,14 @@ class LoadedModel:
         directory: Directory of the results.
         origin: How hypotheses of it come about, for the files of the results.
         processes: The processes that evaluate it.
+        extra_metrics: Metrics besides the registered ones.
     """
 
     transcriber: Transcriber
     directory: epath.Path
     origin: Mapping[str, Any]
     processes: Processes
+    extra_metrics: Sequence[Metric] = ()
 
 
 @contextlib.contextmanager
@@ -230,6 +237,7 @@ def loaded_model(
     run: TrainRun,
     *,
     model_dir: str | Path,
+    data_dir: str | Path | None = None,
     step: int | str | None = None,
     weights: Which = "ema",
     search: SearchConfig | None = None,
@@ -238,7 +246,7 @@ def loaded_model(
 ) -> Iterator[LoadedModel]:
     """Loads a model for `evaluate_test_sets` in the block; see `evaluate_run` for the arguments."""
     search = search or SearchConfig()
-    checkpoint = _checkpoint(model_dir, step)
+    checkpoint = find_step(model_dir, step)
     if run.ema_decay is None:
         weights = "params"
     directory = (
@@ -254,7 +262,41 @@ def loaded_model(
             transcriber = Transcriber.from_checkpoint(
                 str(checkpoint), run, which=weights, search=search
             )
-        yield LoadedModel(transcriber, directory, _origin(checkpoint, weights, search), processes)
+            _add_language_tokens(transcriber, run, search, model_dir, data_dir, processes)
+        phrases = search.phrase_list()
+        yield LoadedModel(
+            transcriber,
+            directory,
+            _origin(checkpoint, weights, search),
+            processes,
+            (EntityRecall(phrases),) if phrases else (),
+        )
+
+
+def _add_language_tokens(
+    transcriber: Transcriber,
+    run: TrainRun,
+    search: SearchConfig,
+    model_dir: str | Path,
+    data_dir: str | Path | None,
+    processes: Processes,
+) -> None:
+    """Tells a transcriber what each language writes; the first process counts it if need be."""
+    known = transcriber.language_tokens is not None
+    if not known and processes.index == 0:
+        transcriber.language_tokens = run_language_tokens(
+            run, transcriber.vocabulary, as_path(model_dir), data_dir
+        )
+    known = processes.meet("language tokens", transcriber.language_tokens is not None)
+    if known and transcriber.language_tokens is None:
+        transcriber.language_tokens = LanguageTokens.load(
+            as_path(model_dir), transcriber.vocabulary
+        )
+    if search.language_mask and transcriber.language_tokens is None:
+        raise UserError(
+            "--language_mask needs to know what each language writes: prepare the training data "
+            "of the run on this machine, or leave it out."
+        )
 
 
 def evaluate_test_sets(
@@ -265,6 +307,7 @@ def evaluate_test_sets(
     data_dir: str | Path | None = None,
     low_resource: Collection[str] = (),
     origin: Mapping[str, Any] | None = None,
+    extra_metrics: Sequence[Metric] = (),
     overwrite: bool = False,
     processes: Processes | None = None,
 ) -> RunScores:
@@ -277,6 +320,7 @@ def evaluate_test_sets(
         data_dir: Root of the prepared data.
         low_resource: Languages left out of the second average.
         origin: How the hypotheses come about, for the files of the results.
+        extra_metrics: Metrics besides the registered ones.
         overwrite: As of `evaluate_run`.
         processes: The processes of the evaluation; None for this one alone.
     """
@@ -292,6 +336,7 @@ def evaluate_test_sets(
             data_dir=data_dir,
             low_resource=low_resource,
             origin=origin or {},
+            extra_metrics=extra_metrics,
             overwrite=overwrite,
             processes=processes or Processes(directory),
         )
@@ -454,7 +499,7 @@ def _task_metrics(test_set: TestSet) -> TaskMetrics:
     return TaskMetrics(members, "text" if test_set.kind == "asr" else "translation")
 
 
-def _checkpoint(model_dir: str | Path, step: int | str | None) -> epath.Path:
+def find_step(model_dir: str | Path, step: int | str | None) -> epath.Path:
     """Returns the checkpoint to evaluate, the same on every process while training writes more."""
     directory = as_path(model_dir)
     checkpoint = find_checkpoint(
@@ -509,6 +554,7 @@ def _evaluate_test_set(
     data_dir: str | Path | None,
     low_resource: Collection[str],
     origin: Mapping[str, Any],
+    extra_metrics: Sequence[Metric],
     overwrite: bool,
     processes: Processes,
 ) -> ScoreTable | None:
@@ -535,6 +581,7 @@ def _evaluate_test_set(
         lengths,
         data_dir=data_dir,
         low_resource=low_resource,
+        extra_metrics=extra_metrics,
     )
     table = dataclasses.replace(
         table,
@@ -651,6 +698,7 @@ def _score(
     *,
     data_dir: str | Path | None,
     low_resource: Collection[str],
+    extra_metrics: Sequence[Metric],
 ) -> tuple[ScoreTable, list[Prediction]]:
     """Scores the hypotheses of a whole test set; returns what was scored as well, in order."""
     from maestro_jax.data.data_dir import data_scope
@@ -684,6 +732,7 @@ def _score(
         scorers={} if test_set.suite is None else test_set.suite.scorers(test_set.glm),
         # What postprocess_fn makes of a reference is not for the vocabulary to write.
         round_trip=None if own.postprocessed else transcriber.vocabulary.round_trip,
+        extra_metrics=extra_metrics,
     )
     evaluation = dataclasses.replace(
         evaluation,

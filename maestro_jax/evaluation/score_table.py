@@ -124,6 +124,7 @@ class ScoreTable:
             "utterances": row.utterances,
             "empty_references": row.empty_references,
             "empty_hypotheses": row.empty_hypotheses,
+            "heard_accuracy": row.heard_accuracy,
             **{
                 key: value
                 for metric in self.evaluation.metrics

@@ -20,6 +20,9 @@ from maestro_jax.training.run import TrainRun
 
 log = logging.getLogger(__name__)
 
+SEARCH_FILE = "search.gin"
+"""File of the tuned search in a model directory, of which `eval` and `transcribe` take defaults."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SearchConfig:

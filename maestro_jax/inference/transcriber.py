@@ -37,7 +37,12 @@ from maestro_jax.text.language_tokens import LANGUAGE_TOKENS_FILE, LanguageToken
 from maestro_jax.text.languages import LanguageTable, load_languages, normalize_language
 from maestro_jax.text.vocabularies import UNK_ID, Vocabulary
 from maestro_jax.training.checkpoints import Which, as_saved, find_checkpoint, restore_params
-from maestro_jax.training.mesh_decoding import jitted_decoding, longest_audio, longest_text
+from maestro_jax.training.mesh_decoding import (
+    jitted_decoding,
+    longest_audio,
+    longest_text,
+    program_key,
+)
 from maestro_jax.training.model_vocabulary import load_model_vocabulary
 from maestro_jax.training.partitioning import replicated
 from maestro_jax.training.run import TrainRun
@@ -56,7 +61,7 @@ class _Program:
     """A compiled search.
 
     Attributes:
-        call: From parameters and inputs to hypotheses.
+        call: From what is bound to the function, parameters and inputs to hypotheses.
         seconds: Time that compiling took.
         memory_bytes: Memory that a device needs to run it, with its arguments; 0 if not known.
     """
@@ -68,20 +73,24 @@ class _Program:
     @classmethod
     def compile(cls, function: Any, params: Any, inputs: Mapping[str, Any]) -> _Program:
         start = time.monotonic()
-        # Tables of a language model are bound to the jitted function as its first argument.
-        bound = function.args if isinstance(function, functools.partial) else ()
+        bound = _bound(function)
         jitted = function.func if bound else function
         compiled = jitted.lower(*bound, params, **inputs).compile()
         analysis = compiled.memory_analysis()
         sizes = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
         return cls(
-            functools.partial(compiled, *bound),
+            compiled,
             time.monotonic() - start,
             sum(int(getattr(analysis, name, 0)) for name in sizes),
         )
 
-    def __call__(self, params: Any, **inputs: Any) -> Hypotheses:
-        return self.call(params, **inputs)
+    def __call__(self, function: Any, params: Any, **inputs: Any) -> Hypotheses:
+        return self.call(*_bound(function), params, **inputs)
+
+
+def _bound(function: Any) -> tuple[Any, ...]:
+    """Returns the tables and numbers that are bound to a jitted function as its first argument."""
+    return function.args if isinstance(function, functools.partial) else ()
 
 
 @dataclasses.dataclass
@@ -127,6 +136,7 @@ class Transcriber:
 
     language_tokens: LanguageTokens | None = None
     _language_mask = False
+    _key: tuple = ()
 
     def __init__(
         self,
@@ -159,18 +169,66 @@ class Transcriber:
                 fusion = dataclasses.replace(fusion, lm=lm)
             phrases = jax.device_put(fusion.phrases, replicated(self._mesh))
             fusion = dataclasses.replace(fusion, phrases=phrases)
+        self._fusion = fusion
         self.samples = longest_audio(run)
         self.tokens = longest_text(run)
-        options: dict[str, Any] = {
-            "beam_size": beam_size,
-            "fusion": fusion,
-            "decoder": self.decoder,
-            "length_alpha": length_alpha,
-            "blank_penalty": blank_penalty,
-        }
-        self._decode = jitted_decoding(run, **options)
-        self._decode_text = jitted_decoding(run, **options, written=True)
+        self._prepare(
+            beam_size=beam_size,
+            fusion=fusion,
+            decoder=self.decoder,
+            length_alpha=length_alpha,
+            blank_penalty=blank_penalty,
+        )
         self._programs: dict[Any, _Program] = {}
+
+    def _prepare(self, **options: Any) -> None:
+        """Makes the functions that search, which compile when they are first used."""
+        self._decode = jitted_decoding(self.run, **options)
+        self._decode_text = jitted_decoding(self.run, **options, written=True)
+        self._key = program_key(**options)
+
+    def restore(self, directory: str | Path, which: Which = "ema") -> None:
+        """Takes the parameters of another checkpoint of the same model.
+
+        Args:
+            directory: A checkpoint, as `find_checkpoint` takes it.
+            which: `ema` for the averaged weights, `params` for the last.
+
+        Raises:
+            UserError: There is no such checkpoint, or it does not fit the model.
+        """
+        if self.run.ema_decay is None:
+            which = "params"
+        abstract = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
+            self.params,
+        )
+        self.params = restore_params(directory, which, abstract_params=abstract)
+
+    def set_search(self, search: SearchConfig) -> None:
+        """Searches with other weights, penalties or another beam from now on.
+
+        The language model and the phrases stay those that the model was loaded with. A program is
+        compiled anew only for another size of the beam or other kinds of terms.
+
+        Args:
+            search: The settings, whose files and decoder are ignored.
+        """
+        fusion = self._fusion
+        lm = None if fusion is None else fusion.lm
+        phrases = None if fusion is None or not search.phrases_weight else fusion.phrases
+        if self.rescoring is not None:
+            alpha = search.length_alpha if self.decoder == "attention" else 0.0
+            self.rescoring = dataclasses.replace(
+                self.rescoring, weight=search.lm_weight, length_alpha=alpha
+            )
+        self._prepare(
+            beam_size=search.beam_size,
+            fusion=search.fusion(lm, self.decoder, phrases),
+            decoder=self.decoder,
+            length_alpha=search.length_alpha,
+            blank_penalty=search.blank_penalty,
+        )
 
     @classmethod
     def from_checkpoint(
@@ -373,9 +431,7 @@ class Transcriber:
             target_language = np.full(batch, self.languages.index(target_language), np.int32)
         if target_language is not None:
             inputs["target_language"] = target_language
-        with self.run.partitioning.activate(self._mesh):
-            placed = self.run.partitioning.shard_batch(self._mesh, inputs)
-            hypotheses = jax.device_get(self._program(function, placed)(self.params, **placed))
+        hypotheses = self._hypotheses(function, inputs)
         if self.rescoring is not None:
             hypotheses = self.rescoring(hypotheses, self._texts(hypotheses))
         cut = int(hypotheses.truncated[:, 0].sum())
@@ -383,10 +439,19 @@ class Transcriber:
             log.warning("%d of %d hypotheses ran out of room and were cut", cut, batch)
         return hypotheses
 
+    def _hypotheses(
+        self, function: Callable[..., Hypotheses], inputs: Mapping[str, np.ndarray]
+    ) -> Hypotheses:
+        """Runs encoder and search on the devices."""
+        with self.run.partitioning.activate(self._mesh):
+            placed = self.run.partitioning.shard_batch(self._mesh, inputs)
+            program = self._program(function, placed)
+            return jax.device_get(program(function, self.params, **placed))
+
     def _program(self, function: Callable[..., Hypotheses], placed: dict[str, Any]) -> _Program:
         """Returns the program for inputs of some shapes, compiled when it is first used."""
         shapes = tuple(sorted((name, array.shape) for name, array in placed.items()))
-        key = (function is self._decode_text, shapes)
+        key = (function is self._decode_text, self._key, shapes)
         if key not in self._programs:
             self._programs[key] = _Program.compile(function, self.params, placed)
         return self._programs[key]

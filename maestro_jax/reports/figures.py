@@ -157,6 +157,29 @@ def plot_losses(
     plot_panels(panels, path, columns=3, title=title)
 
 
+def plot_followed(scores: Sequence[Any], path: Target) -> None:
+    """Draws the scores of checkpoints over their steps, a panel for each test set.
+
+    Args:
+        scores: At least one `maestro_jax.evaluation.following.FollowedScore`.
+        path: Path of the figure.
+    """
+    panels = []
+    for name in dict.fromkeys(one.test_set for one in scores):
+        own = sorted((one for one in scores if one.test_set == name), key=lambda one: one.step)
+        steps = np.array([one.step for one in own])
+        rows = dict.fromkeys(row for one in own for row in one.rows)
+        values = {"average": [one.average for one in own]} if len(rows) > 1 else {}
+        values |= {row: [one.rows.get(row) for one in own] for row in rows}
+        series = {
+            label: (steps, np.array([np.nan if one is None else one for one in numbers]))
+            for label, numbers in values.items()
+        }
+        unit = "error rate, %" if own[0].metric == "error_rate" else own[0].metric.upper()
+        panels.append(Panel(title=name, unit=unit, series=series, from_zero=True))
+    plot_panels(panels, path, columns=1 if len(panels) == 1 else 2)
+
+
 def plot_alignment(
     alignment: np.ndarray,
     tokens: Sequence[str],

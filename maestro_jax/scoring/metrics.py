@@ -37,8 +37,8 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*")
 # Keys of a row of the JSON file that are no metrics.
 _RESERVED = frozenset(
     "averages complete direction empty_hypotheses empty_references error_rate expected "
-    "expected_is_published kind language left_out low_resource name primary_metric rows utterances "
-    "vocabulary_limit".split()
+    "expected_is_published heard_accuracy kind language left_out low_resource name primary_metric "
+    "rows utterances vocabulary_limit".split()
 )
 
 

@@ -7,6 +7,7 @@ import functools
 from typing import TYPE_CHECKING, Any, cast
 
 import jax
+import numpy as np
 
 from maestro_jax.decoding.fusion import Fusion
 from maestro_jax.decoding.hypotheses import Hypotheses
@@ -66,7 +67,6 @@ def jitted_decoding(
         "beam_size": beam_size,
         "decoder": decoder,
         "length_alpha": length_alpha,
-        "blank_penalty": blank_penalty,
     }
     model = cast(Maestro, run.model)
     decode: Any = functools.partial(decode_speech, model, **options)
@@ -78,19 +78,60 @@ def jitted_decoding(
         # trained on, as there is for what is written.
         decode = functools.partial(decode_text, model, max_text_frames=2 * frames, **options)
     # Tables of a language model and of phrases are arguments: as constants they would be a part of
-    # the program.
-    tables = {
-        name: table
-        for name in ("lm", "phrases")
-        if _is_arrays(table := getattr(fusion, name, None))
-    }
-    if fusion is None or not tables:
+    # the program. Numbers are arguments too, so that one program serves for all of them.
+    arguments: dict[str, Any] = {}
+    if blank_penalty:
+        arguments["blank_penalty"] = np.float32(blank_penalty)
+    changed: dict[str, Any] = {}
+    if fusion is not None:
+        tables = {name: getattr(fusion, name) for name in ("lm", "phrases")}
+        changed = {name: table for name, table in tables.items() if _is_arrays(table)}
+        changed |= {name: np.float32(getattr(fusion, name)) for name in _traced_numbers(fusion)}
+    if not arguments and not changed:
         return jax.jit(functools.partial(decode, fusion=fusion))
+    arguments["fusion"] = changed
 
-    def decode_with(tables: dict[str, Any], params: Any, **inputs: Any) -> Hypotheses:
-        return decode(params, fusion=dataclasses.replace(fusion, **tables), **inputs)
+    def decode_with(arguments: dict[str, Any], params: Any, **inputs: Any) -> Hypotheses:
+        options = {**arguments}
+        changed = options.pop("fusion")
+        own = None if fusion is None else dataclasses.replace(fusion, **changed)
+        return decode(params, fusion=own, **options, **inputs)
 
-    return functools.partial(jax.jit(decode_with), tables)
+    return functools.partial(jax.jit(decode_with), arguments)
+
+
+def program_key(
+    *,
+    beam_size: int,
+    fusion: Fusion | None,
+    decoder: str,
+    length_alpha: float,
+    blank_penalty: float,
+) -> tuple:
+    """Returns what `jitted_decoding` compiles in of its options.
+
+    Two sets of options with the same key, and with tables of the same sizes, have one program.
+    """
+    key: tuple = (beam_size, decoder, length_alpha, blank_penalty != 0)
+    if fusion is None:
+        return key
+    traced = _traced_numbers(fusion)
+    static = tuple(
+        (field.name, value if isinstance(value, (float, int, str)) else id(value))
+        for field in dataclasses.fields(fusion)
+        if field.name not in traced
+        for value in [getattr(fusion, field.name)]
+    )
+    return (*key, *traced, *static)
+
+
+def _traced_numbers(fusion: Fusion) -> tuple[str, ...]:
+    """Lists the numbers of a fusion that are arguments: those above 0.
+
+    The terms of others are left out, or let a search stop early.
+    """
+    names = ("weight", "length_bonus", "internal_weight", "phrases_weight")
+    return tuple(name for name in names if getattr(fusion, name) > 0)
 
 
 def _is_arrays(tree: Any) -> bool:

@@ -52,7 +52,7 @@ def run_language_tokens(
     try:
         with data_scope(data_dir):
             found = LanguageTokens.count(language_texts(mixtures), vocabulary)
-    except UserError as error:
+    except (UserError, OSError) as error:
         log.info("what each language writes is not counted: %s", error)
         return None
     seconds = time.monotonic() - began

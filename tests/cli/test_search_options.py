@@ -134,7 +134,7 @@ def test_evaluation_searches_as_told(
     assert cli.main(["eval", "--model_dir", str(described), *internal]) == 0
     assert told["search"] == SearchConfig(ilm_weight=0.3, ilm_encoder="mean")
     # A gin file may say the same; an option is stronger.
-    search = described / "search.gin"
+    search = described.parent / "mine.gin"
     search.write_text(
         "from __gin__ import dynamic_registration\n"
         "from maestro_jax.evaluation import search_config\n"

@@ -14,6 +14,7 @@ from maestro_jax.evaluation.predictions import (
     write_predictions,
 )
 from maestro_jax.evaluation.score_table import ScoreTable
+from maestro_jax.scoring.entity_recall import EntityRecall
 
 
 def spoken(id, language, reference, hypothesis=None, **fields):
@@ -39,6 +40,31 @@ def test_every_language_is_scored_by_itself():
     assert means["wer"] == pytest.approx((20 + 0) / 2)
     assert [row.direction for row in averaged] == ["de", "fr"]
     assert evaluation.complete
+
+
+def test_languages_that_were_heard_and_phrases_that_were_found():
+    predictions = [
+        spoken("1", "de", "herr meier ruft", "herr maier ruft", heard="de"),
+        spoken("2", "de", "frau meier", heard="en"),
+        spoken("3", "de", "meier", "", heard=""),
+        spoken("4", "sl", "dober dan", heard=""),
+    ]
+    phrases = EntityRecall(["Meier"])
+    evaluation = score(predictions, kind="asr", name="toy", extra_metrics=[phrases])
+    german, slovene = evaluation.rows
+    assert german.heard_accuracy == 50.0 and slovene.heard_accuracy is None
+    assert german.value("entity_recall") == pytest.approx(100 / 3)
+    table = ScoreTable(evaluation)
+    values = table.as_dict()
+    assert values["rows"][0]["heard_accuracy"] == 50.0
+    assert values["rows"][0]["entity_recall_counts"] == {"phrases": 3, "found": 1}
+    assert values["rows"][1]["entity_recall"] is None
+    assert "Entity recall %" in table.text() and "33.3" in table.text()
+    translated = Prediction(
+        id="5", language="de", target_language="en", reference="a", hypothesis="a", heard="en"
+    )
+    (row,) = score([translated], kind="st", name="toy").rows
+    assert row.heard_accuracy == 100.0
 
 
 def test_translation_directions():

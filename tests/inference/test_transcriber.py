@@ -96,7 +96,7 @@ def test_bad_options_are_one_clear_line(vocabulary, tmp_path, options, message):
 def test_rows_may_ask_for_different_languages():
     told = []
 
-    def search(params, **inputs):
+    def search(function, params, **inputs):
         told.append(inputs.get("target_language"))
         return types.SimpleNamespace(truncated=np.zeros((2, 1)))
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 from maestro_jax.cli import environment, options
@@ -63,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="ema for the averaged weights, params for those of the step; default: %(default)s",
     )
     options.add_search(parser)
+    options.add_untuned(parser)
     options.add_data_dir(parser)
     parser.add_argument(
         "--output_dir",
@@ -100,11 +103,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="seed of the conditions; default: %(default)s",
     )
+    parser.add_argument(
+        "--follow",
+        nargs="?",
+        const="",
+        metavar="DIR",
+        help="evaluate each checkpoint that training writes into the model directory as it "
+        "appears, until the last; the curve is evaluation/curve.png in it",
+    )
+    parser.add_argument(
+        "--follow_timeout",
+        type=options.positive_number,
+        default=math.inf,
+        metavar="SECONDS",
+        help="with --follow, end after as long without a new checkpoint; default: never",
+    )
     options.add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command, on each of several processes."""
+    arguments.model_dir = arguments.model_dir or arguments.follow
     if not arguments.model_dir:
         raise UserError("eval needs --model_dir DIR, the model directory of a run")
     if arguments.suite and arguments.task:
@@ -117,7 +136,8 @@ def run(arguments: argparse.Namespace) -> None:
     environment.prepare_process()
     from maestro_jax.gin_utils import gin_config
 
-    train_run = gin_config.load_run(arguments.model_dir, arguments.bindings, arguments.gin_file)
+    gin_files = [*options.tuned_search(arguments.model_dir, arguments), *arguments.gin_file]
+    train_run = gin_config.load_run(arguments.model_dir, arguments.bindings, gin_files)
     from maestro_jax.data.tensorflow_import import import_tensorflow
 
     import_tensorflow()
@@ -137,6 +157,9 @@ def _evaluate(train_run: TrainRun, arguments: argparse.Namespace) -> None:
     from maestro_jax.evaluation.run_evaluation import evaluate_run
 
     check_formats(arguments.formats)
+    if arguments.follow is not None:
+        _follow(train_run, search, arguments)
+        return
     robustness: list[RobustnessTable] = []
     if arguments.robustness:
         scores, robustness = _evaluate_robustness(train_run, search, arguments)
@@ -174,6 +197,83 @@ def _suite(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in ("suite", "languages", "glm")}
 
 
+def _follow(train_run: TrainRun, search: SearchConfig, arguments: argparse.Namespace) -> None:
+    """Evaluates the checkpoints of a run that is being trained."""
+    import jax
+
+    from maestro_jax.evaluation.following import CURVE_FILE, follow
+    from maestro_jax.evaluation.results import SUBDIRECTORY, search_name
+    from maestro_jax.evaluation.run_evaluation import evaluate_run, test_sets_of_run
+    from maestro_jax.files import as_path
+    from maestro_jax.inference.transcriber import Transcriber
+    from maestro_jax.reports.figures import plot_followed
+    from maestro_jax.tables import table
+
+    for option in ("step", "robustness", "output_dir", "formats"):
+        if getattr(arguments, option):
+            raise UserError(f"--follow evaluates every checkpoint as it is: leave --{option} out")
+    test_sets = test_sets_of_run(
+        train_run,
+        arguments.task,
+        arguments.split,
+        data_dir=arguments.data_dir,
+        **_suite(arguments),
+    )
+    weights = arguments.weights if train_run.ema_decay is not None else "params"
+    transcriber: Transcriber | None = None
+
+    def evaluate(step: int) -> RunScores:
+        nonlocal transcriber
+        directory = str(as_path(arguments.model_dir) / "checkpoints" / str(step))
+        if transcriber is None:
+            transcriber = Transcriber.from_checkpoint(
+                directory, train_run, which=arguments.weights, search=search
+            )
+        else:
+            # The programs stay compiled.
+            transcriber.restore(directory, arguments.weights)
+        return evaluate_run(
+            train_run,
+            model_dir=arguments.model_dir,
+            data_dir=arguments.data_dir,
+            tasks=arguments.task,
+            split=arguments.split,
+            **_suite(arguments),
+            step=step,
+            weights=arguments.weights,
+            transcriber=transcriber,
+            search=search,
+            overwrite=arguments.overwrite,
+        )
+
+    scores = follow(
+        arguments.model_dir,
+        evaluate,
+        last_step=train_run.steps,
+        search=f"{weights}-{search_name(search)}",
+        test_sets=[one.title for one in test_sets],
+        draw=plot_followed,
+        timeout=arguments.follow_timeout,
+    )
+    if jax.process_index():
+        return
+    if arguments.json:
+        print(json.dumps([dataclasses.asdict(one) for one in scores], indent=2, ensure_ascii=False))
+    elif scores:
+        rows = [
+            {
+                "step": one.step,
+                "test set": one.test_set,
+                "metric": one.metric,
+                "average": None if one.average is None else round(one.average, 2),
+                "utterances": one.utterances,
+            }
+            for one in scores
+        ]
+        print(table(rows))
+        print(f"\nThe curve is {as_path(arguments.model_dir) / SUBDIRECTORY / CURVE_FILE}.")
+
+
 def _evaluate_robustness(
     train_run: TrainRun, search: SearchConfig, arguments: argparse.Namespace
 ) -> tuple[RunScores, list[RobustnessTable]]:
@@ -193,6 +293,7 @@ def _evaluate_robustness(
     with loaded_model(
         train_run,
         model_dir=arguments.model_dir,
+        data_dir=arguments.data_dir,
         step=arguments.step,
         weights=arguments.weights,
         search=search,

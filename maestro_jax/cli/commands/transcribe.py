@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="language to translate into, for models trained for translation; default: en",
     )
     options.add_search(parser)
+    options.add_untuned(parser)
     parser.add_argument(
         "--nbest",
         type=options.positive,
@@ -75,7 +76,8 @@ def run(arguments: argparse.Namespace) -> None:
         _finish([_error_record(*pair) for pair in zip(inputs, unreadable, strict=True)], arguments)
         return
     model_dir = find_checkpoint(arguments.checkpoint).parent.parent
-    train_run = gin_config.load_run(model_dir)
+    gin_files = options.tuned_search(str(model_dir), arguments)
+    train_run = gin_config.load_run(model_dir, gin_files=gin_files)
     environment.enable_compilation_cache()
     search = options.search_config(arguments)
     from maestro_jax.inference.transcriber import Transcriber
