@@ -22,7 +22,7 @@ DEFAULT_MARKS := not slow and not tpu_backend and not peers and not gpu
 
 PEERS := build/peers
 
-.PHONY: help install demo low-resource self-supervised test test-slow peers test-peers bench-transducer bench-input bench-train lint docs format clean
+.PHONY: help install demo low-resource self-supervised test test-slow peers test-peers bench-transducer bench-input bench-train bench-evaluation lint docs format clean
 .DEFAULT_GOAL := help
 
 help:  ## list these commands
@@ -62,6 +62,10 @@ bench-input: $(STAMP)  ## how fast speech is read and how much of it is padding,
 bench-train: $(STAMP)  ## utilisation of a training step, and a Conformer layer beside transformers'
 	@MAESTRO_PEERS_PYTHON=$(firstword $(wildcard $(PEERS)/bin/python) $(BIN)/python) \
 	  $(BIN)/python benchmarks/train_step.py
+
+bench-evaluation: $(STAMP)  ## how fast a test set is decoded and scored, beside transformers' pipeline
+	@MAESTRO_PEERS_PYTHON=$(firstword $(wildcard $(PEERS)/bin/python) $(BIN)/python) \
+	  $(BIN)/python benchmarks/evaluation.py
 
 lint: $(STAMP)  ## ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

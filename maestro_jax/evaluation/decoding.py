@@ -46,7 +46,8 @@ _BATCH_UNITS = {"cpu": 64.0}
 _BATCH_UNITS_OF_ACCELERATORS = 960.0
 _TOKENS_PER_UNIT = 100
 # In the time that compiling takes, about as many units can be decoded.
-_UNITS_WORTH_COMPILING = 600
+_UNITS_WORTH_COMPILING = {"cpu": 200}
+_UNITS_WORTH_COMPILING_ON_ACCELERATORS = 20_000
 _USABLE_MEMORY = 0.8
 
 
@@ -108,6 +109,7 @@ def choose_buckets(
     multiple: int,
     units: float,
     unit: int,
+    worth_compiling: int = 0,
 ) -> list[Bucket]:
     """Chooses lengths and batch sizes.
 
@@ -117,6 +119,7 @@ def choose_buckets(
         multiple: As of `bucket_lengths`.
         units: Units of audio or text per device and batch.
         unit: Samples or tokens of a unit.
+        worth_compiling: Units of padding that a further bucket has to save.
 
     Returns:
         Buckets of rising length. Rows are powers of two: as many as `units` allows, and no more
@@ -126,7 +129,7 @@ def choose_buckets(
         lengths,
         longest=longest,
         multiple=multiple,
-        worth_compiling=_UNITS_WORTH_COMPILING * unit,
+        worth_compiling=worth_compiling * unit,
     )
     if lengths is None:
         counts = np.full(len(limits), 4 * _MOST_ROWS)
@@ -193,7 +196,9 @@ class TestSetDecoder:
         self._transform = transform
         self.statistics = DecodingStatistics()
         self._compiled_before = transcriber.compile_seconds
-        units = _BATCH_UNITS.get(jax.default_backend(), _BATCH_UNITS_OF_ACCELERATORS)
+        backend = jax.default_backend()
+        units = _BATCH_UNITS.get(backend, _BATCH_UNITS_OF_ACCELERATORS)
+        worth = _UNITS_WORTH_COMPILING.get(backend, _UNITS_WORTH_COMPILING_ON_ACCELERATORS)
         if kind == "mt":
             longest = transcriber.tokens if lengths is None else max(1, int(np.max(lengths)))
             self._feature, multiple, unit = "text", TEXT_MULTIPLE, _TOKENS_PER_UNIT
@@ -201,7 +206,12 @@ class TestSetDecoder:
             longest = transcriber.samples
             self._feature, multiple, unit = "audio", AUDIO_MULTIPLE, SAMPLE_RATE
         self.buckets = choose_buckets(
-            lengths, longest=longest, multiple=multiple, units=units, unit=unit
+            lengths,
+            longest=longest,
+            multiple=multiple,
+            units=units,
+            unit=unit,
+            worth_compiling=worth,
         )
         self._longest = longest
         self._queues: list[list[tuple[_Utterance, int, Segment]]] = [[] for _ in self.buckets]
