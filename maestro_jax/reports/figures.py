@@ -509,6 +509,67 @@ def plot_bars(bars: Mapping[str, Mapping[str, float]], path: Target, *, unit: st
     save_figure(figure, path)
 
 
+def plot_minutes(
+    points: Mapping[str, Sequence[tuple[str, float, float, tuple[float, float] | None]]],
+    path: Target,
+    *,
+    unit: str,
+    title: str = "",
+) -> None:
+    """Draws scores over the minutes of paired speech, a colour per language, a marker per run.
+
+    Args:
+        points: Run, minutes, score and interval of its points, by language.
+        path: Path of the figure.
+        unit: Unit of the scores.
+        title: Title above the panel.
+    """
+    markers = "osD^vPX*"
+    runs = list(dict.fromkeys(point[0] for members in points.values() for point in members))
+    minutes = [point[1] for members in points.values() for point in members]
+    positive = [each for each in minutes if each > 0]
+    # The axis is logarithmic, with a place for none to the left of the fewest minutes.
+    none = min(positive, default=1.0) / 4
+    figure = new_figure(8.0, 4.6, title)
+    axis = figure.subplots()
+    for index, (language, members) in enumerate(points.items()):
+        color = _COLORS[index % len(_COLORS)]
+        members = sorted(members, key=lambda point: point[1])
+        places = [point[1] or none for point in members]
+        if len(set(places)) == len(places):
+            axis.plot(places, [point[2] for point in members], color=color, alpha=0.5)
+        for place, (run, _, score, interval) in zip(places, members, strict=True):
+            # Side by side where runs had the same data.
+            place *= 1.08 ** (runs.index(run) - (len(runs) - 1) / 2)
+            if interval is not None:
+                axis.vlines(place, *interval, color=color, alpha=0.4, linewidth=3)
+            marker = markers[runs.index(run) % len(markers)]
+            axis.plot(place, score, marker, color=color, markersize=6)
+        axis.plot([], [], "-", color=color, linewidth=4, label=language)
+    for index, run in enumerate(runs):
+        marker = markers[index % len(markers)]
+        axis.plot([], [], marker, color="#777777", label=run)
+    axis.set_xscale("log")
+    ticks = sorted({float(f"{each:.2g}") for each in positive})
+    # Labels of neighbours would overlap.
+    kept: list[float] = []
+    for tick in ticks:
+        if not kept or tick > 1.5 * kept[-1]:
+            kept.append(tick)
+    labels = [f"{tick:g}" for tick in kept]
+    if 0.0 in minutes:
+        kept, labels = [none, *kept], ["none", *labels]
+    axis.set_xticks(kept, labels)
+    axis.set_xticks([], minor=True)
+    axis.set_xlim(min(kept, default=none) / 1.6, max(positive, default=none) * 1.6)
+    axis.set_ylim(bottom=0)
+    axis.set_xlabel("minutes of paired speech")
+    axis.set_ylabel(unit, parse_math=False)
+    axis.grid(alpha=0.25)
+    axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    save_figure(figure, path)
+
+
 def new_figure(width: float, height: float, title: str = "") -> Figure:
     """Creates an empty figure, sized in inches, that fits its parts by itself."""
     from matplotlib.figure import Figure

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from maestro_jax.cli import options
+from maestro_jax.cli import environment, options
 from maestro_jax.errors import UserError
 from maestro_jax.files import as_path
 
 if TYPE_CHECKING:
     from maestro_jax.evaluation.comparison import Comparison, PairedComparison
+    from maestro_jax.evaluation.paired_minutes import FewPoint
+    from maestro_jax.training.run import TrainRun
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,8 +25,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="RUN",
         help="two model directories, result directories (MODEL_DIR/evaluation/RESULT) or files of "
-        "hypotheses (*.hypotheses.jsonl): the baseline, A, then the model, B",
+        "hypotheses (*.hypotheses.jsonl): the baseline, A, then the model, B; with --minutes any "
+        "number of model directories",
     )
+    parser.add_argument(
+        "--minutes",
+        action="store_true",
+        help="list the scores of the runs beside the minutes of paired speech of each language "
+        "that they and the runs they began from have trained on",
+    )
+    parser.add_argument(
+        "--plot", metavar="FILE", help="draw the list of --minutes (.png, .svg, .pdf)"
+    )
+    options.add_data_dir(parser)
     parser.add_argument(
         "--step",
         type=options.checkpoint_step,
@@ -62,6 +77,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command."""
+    if arguments.minutes:
+        _compare_minutes(arguments)
+        return
+    if arguments.plot:
+        raise UserError("--plot draws the list of --minutes: give that as well")
     if len(arguments.runs) != 2:
         raise UserError(f"compare takes two runs, not {len(arguments.runs)}")
     from maestro_jax.evaluation.comparison import compare
@@ -107,6 +127,87 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"{name}\n\nA: {baseline_name}\nB: {model_name}\n")
         print(_table(comparison) + "\n")
     print(_notes(arguments))
+
+
+def _compare_minutes(arguments: argparse.Namespace) -> None:
+    """Lists the scores of runs beside their minutes of paired speech."""
+    from maestro_jax.evaluation.paired_minutes import (
+        minutes_of_paired_speech,
+        points_table,
+        read_points,
+    )
+    from maestro_jax.evaluation.stored_hypotheses import find_hypotheses
+
+    if arguments.metric:
+        raise UserError("--minutes lists the metric of each language: leave --metric out")
+    environment.prepare_process()
+    # Before a run is built: what can be missing at once is the results.
+    found = [
+        find_hypotheses(path, step=arguments.step, name=arguments.name) for path in arguments.runs
+    ]
+    from maestro_jax.data.tensorflow_import import import_tensorflow
+
+    import_tensorflow()
+    points = []
+    names = [as_path(path).name for path in arguments.runs]
+    for path, name, files in zip(arguments.runs, names, found, strict=True):
+        runs = _with_ancestors(path)
+        minutes = {
+            kind: minutes_of_paired_speech(runs, kind, arguments.data_dir) for kind in ("asr", "st")
+        }
+        # Runs of the same name are told apart by their paths.
+        shown = name if names.count(name) == 1 else path
+        for test_set, file in files.items():
+            points += read_points(file.parent / f"{test_set}.json", shown, minutes)
+    if arguments.json:
+        content = [dataclasses.asdict(point) for point in points]
+        print(json.dumps(content, indent=2, ensure_ascii=False))
+    else:
+        print(points_table(points))
+    if arguments.plot:
+        _plot_minutes(points, arguments.plot)
+
+
+def _with_ancestors(model_dir: str) -> list[TrainRun]:
+    """Loads a run and the runs that it began from, the latest first."""
+    from maestro_jax.gin_utils import gin_config
+
+    runs: list[TrainRun] = []
+    directory: str | None = model_dir
+    while directory is not None:
+        run = gin_config.load_run(directory)
+        runs.append(run)
+        directory = None
+        if run.init_from is not None:
+            # A checkpoint lies in the model directory of its run.
+            origin = as_path(run.init_from)
+            places = [each for each in (origin, *origin.parents) if list(each.glob("config.gin"))]
+            if not places:
+                raise UserError(
+                    f"{model_dir} began from {run.init_from}, which is not there any more, so it "
+                    "is not known what was trained on before; put it back, or leave the run out"
+                )
+            directory = str(places[0])
+    return runs
+
+
+def _plot_minutes(points: Sequence[FewPoint], path: str) -> None:
+    from maestro_jax.reports.figures import plot_minutes
+
+    titles = list(dict.fromkeys(point.title for point in points))
+    test_sets = list(dict.fromkeys(point.test_set for point in points))
+    lines: dict[str, list[tuple[str, float, float, tuple[float, float] | None]]] = {}
+    for point in points:
+        if point.score is not None:
+            sets = {other.test_set for other in points if other.row == point.row}
+            label = point.row if len(sets) == 1 else f"{point.row}, {point.test_set}"
+            lines.setdefault(label, []).append(
+                (point.run, point.minutes, point.score, point.interval)
+            )
+    if not lines:
+        raise UserError("there is no score to draw")
+    title = test_sets[0] if len(test_sets) == 1 else ""
+    plot_minutes(lines, path, unit=" or ".join(titles), title=title)
 
 
 def _table(comparison: Comparison) -> str:
