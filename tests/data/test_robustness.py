@@ -29,6 +29,7 @@ def records(corpus):
 def evaluated(corpus, tmp_path, answers, names, tasks=("tinyvox_paired",), **options):
     """Evaluates with a model that knows some audio, and writes nothing for any other."""
     from maestro_jax.evaluation.robustness import evaluate_robustness
+    from maestro_jax.evaluation.processes import Processes
     from maestro_jax.evaluation.run_evaluation import LoadedModel, select_test_sets
 
     heard = []
@@ -37,7 +38,7 @@ def evaluated(corpus, tmp_path, answers, names, tasks=("tinyvox_paired",), **opt
         heard.append(np.asarray(samples, np.int16))
         return answers.get(heard[-1].tobytes(), "")
 
-    model = LoadedModel(Answering(answer), tmp_path, {})
+    model = LoadedModel(Answering(answer), tmp_path, {}, Processes(tmp_path))
     scores, tables = evaluate_robustness(
         select_test_sets(tasks, "test"),
         model,
@@ -114,9 +115,10 @@ def test_synthetic_speech_reads_the_transcript(corpus, records, tmp_path):
 
 def test_texts_have_no_conditions(corpus, tmp_path):
     from maestro_jax.evaluation.robustness import evaluate_robustness
+    from maestro_jax.evaluation.processes import Processes
     from maestro_jax.evaluation.run_evaluation import LoadedModel, TestSet
 
     texts = TestSet(name="tinyvox_mt", kind="mt", tasks=("tinyvox_mt_de",), split="train")
-    model = LoadedModel(Answering(lambda *_: ""), tmp_path, {})
+    model = LoadedModel(Answering(lambda *_: ""), tmp_path, {}, Processes(tmp_path))
     with pytest.raises(UserError, match="'tinyvox_mt' has no audio"):
         evaluate_robustness([texts], model, find_conditions(["telephone"]))
