@@ -28,8 +28,8 @@ def records(corpus):
 
 def evaluated(corpus, tmp_path, answers, names, tasks=("tinyvox_paired",), **options):
     """Evaluates with a model that knows some audio, and writes nothing for any other."""
-    from maestro_jax.evaluation.robustness import evaluate_robustness
     from maestro_jax.evaluation.processes import Processes
+    from maestro_jax.evaluation.robustness import evaluate_robustness
     from maestro_jax.evaluation.run_evaluation import LoadedModel, select_test_sets
 
     heard = []
@@ -114,8 +114,8 @@ def test_synthetic_speech_reads_the_transcript(corpus, records, tmp_path):
 
 
 def test_texts_have_no_conditions(corpus, tmp_path):
-    from maestro_jax.evaluation.robustness import evaluate_robustness
     from maestro_jax.evaluation.processes import Processes
+    from maestro_jax.evaluation.robustness import evaluate_robustness
     from maestro_jax.evaluation.run_evaluation import LoadedModel, TestSet
 
     texts = TestSet(name="tinyvox_mt", kind="mt", tasks=("tinyvox_mt_de",), split="train")
