@@ -327,11 +327,13 @@ def evaluate_test_sets(
     directory = as_path(directory)
     # All are checked before anything is decoded: some ask for what cannot be given.
     metrics = [_task_metrics(test_set) for test_set in test_sets]
+    lengths = [_lengths(test_set, transcriber, data_dir) for test_set in test_sets]
     tables = [
         _evaluate_test_set(
             test_set,
             own,
             transcriber,
+            lengths=known,
             directory=directory,
             data_dir=data_dir,
             low_resource=low_resource,
@@ -340,7 +342,7 @@ def evaluate_test_sets(
             overwrite=overwrite,
             processes=processes or Processes(directory),
         )
-        for test_set, own in zip(test_sets, metrics, strict=True)
+        for test_set, own, known in zip(test_sets, metrics, lengths, strict=True)
     ]
     return RunScores(tuple(table for table in tables if table is not None), directory)
 
@@ -550,6 +552,7 @@ def _evaluate_test_set(
     own: TaskMetrics,
     transcriber: Transcriber,
     *,
+    lengths: np.ndarray | None,
     directory: epath.Path,
     data_dir: str | Path | None,
     low_resource: Collection[str],
@@ -559,7 +562,6 @@ def _evaluate_test_set(
     processes: Processes,
 ) -> ScoreTable | None:
     """Decodes a test set and, on the first process, scores it and writes its files."""
-    lengths = _lengths(test_set, transcriber, data_dir)
     identity = _identity(origin, test_set, lengths)
     files = HypothesisFiles(directory, test_set.title, identity, processes)
     predictions, statistics = None, None

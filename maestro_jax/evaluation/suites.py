@@ -164,11 +164,8 @@ class Suite:
             names = ", ".join(row.key for row in required or missing)
             rest = ",".join(row.key for row in present)
             part = f", or score the part that is there: --languages {rest}" if rest else ""
-            remedy = getattr(self.tasks((required or missing)[:1])[0].source, "remedy", "")
-            raise UserError(
-                f"the suite {self.name} is not prepared in {names}; prepare them"
-                f"{f' (`{remedy}`)' if remedy else ''}{part}."
-            )
+            remedy = _preparation(self.tasks(required or missing))
+            raise UserError(f"the suite {self.name} is not prepared in {names}; {remedy}{part}.")
         return self._only({row.key for row in present}) if missing else self
 
     def tasks(self, rows: Sequence[SuiteRow] | None = None) -> list[seqio.Task]:
@@ -189,6 +186,16 @@ class Suite:
             if name != _PAPERS or (len(kept) < len(rows) and not part_of)
         }
         return dataclasses.replace(self, rows=rows, groups=groups, part_of=part_of)
+
+
+def _preparation(tasks: Sequence[seqio.Task]) -> str:
+    """Returns how to prepare tasks, with one command a corpus."""
+    commands: dict[str, dict[str, None]] = {}
+    for task in tasks:
+        command, option, languages = getattr(task.source, "remedy", "").partition(" --languages ")
+        commands.setdefault(command + option, {})[languages] = None
+    texts = [f"`{command}{','.join(languages)}`" for command, languages in commands.items()]
+    return f"run {' and '.join(texts)}" if all(commands) else "prepare them"
 
 
 def _key(language: str) -> str:

@@ -579,6 +579,12 @@ def find_checkpoint(directory: epath.PathLike) -> epath.Path:
             steps = ocp.utils.checkpoint_steps(parent)
             if steps:
                 return parent / str(max(steps))
+    if path.parent.name == SUBDIRECTORY and path.parent.is_dir():
+        if steps := sorted(ocp.utils.checkpoint_steps(path.parent)):
+            raise UserError(
+                f"{path.parent.parent} has no checkpoint {path.name}; it has those of steps "
+                f"{', '.join(map(str, steps))}."
+            )
     raise UserError(
         f"{directory} is not a checkpoint directory: give a model directory that holds "
         f"{SUBDIRECTORY}/<step>, or one such step{models_below(path)}."

@@ -29,10 +29,12 @@ def test_what_is_not_prepared_is_named(tiny: Suite, corpus: Any, tmp_path: Path)
     with data_scope(corpus.root):
         with pytest.raises(
             UserError,
-            match=r"is not prepared in hr; prepare them \(`maestro prepare voxpopuli .*hr`\), or "
-            r"score the part that is there: --languages sl,de\.",
+            match=r"is not prepared in hr; run `maestro prepare voxpopuli --source_dir DIR "
+            r"--languages hr`, or score the part that is there: --languages sl,de\.",
         ):
             tiny.prepared("test")
+        with pytest.raises(UserError, match=r"in hr, et; run `[a-z _-]+DIR --languages hr,et`, or"):
+            tiny.prepared("test", chosen=True)
         part = tiny.select(["de", "sl"])
         assert part.prepared("test", chosen=True) == part
         # Rows beyond those of the papers may be missing, unless they were asked for.
@@ -43,7 +45,7 @@ def test_what_is_not_prepared_is_named(tiny: Suite, corpus: Any, tmp_path: Path)
             part.prepared("else")
     with (
         data_scope(tmp_path),
-        pytest.raises(UserError, match=r"not prepared in sl, de; prep.*\)\.$"),
+        pytest.raises(UserError, match=r"not prepared in sl, de; run `maestro prepare tinyvox`\.$"),
     ):
         part.prepared("test")
 

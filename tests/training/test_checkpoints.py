@@ -121,6 +121,8 @@ def test_parameters_for_evaluation(toy, saved):
     directory, state = saved
     for source in (directory, directory / "checkpoints", directory / "checkpoints" / "5"):
         toy.assert_trees_equal(restore_params(source), jax.device_get(state.ema_params))
+    with pytest.raises(UserError, match=r"has no checkpoint 6; it has those of steps (\d, )*5\."):
+        restore_params(directory / "checkpoints" / "6")
     params = restore_params(directory, "params")
     toy.assert_trees_equal(params, jax.device_get(state.params))
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(params))
