@@ -202,6 +202,11 @@ def _peer(job: dict[str, Any]) -> tuple[dict[str, Any], Callable[[], object]]:
     """Prepares transformers' pipeline with a Wav2Vec2-Conformer of the encoder of tiny.gin."""
     import soundfile
     import torch
+    from torchaudio_beside_cpu_torch import load_torchaudio
+
+    # transformers imports it where it is installed, and its wheel wants CUDA's libraries.
+    with contextlib.suppress(ImportError):
+        load_torchaudio()
     import transformers
 
     torch.manual_seed(0)
