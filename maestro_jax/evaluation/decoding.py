@@ -151,16 +151,20 @@ def _power_of_two(value: float) -> int:
 
 
 def device_memory() -> int:
-    """Returns the bytes of memory of a device of this process; 0 where it is not known."""
+    """Returns the bytes of memory of a device of this process; 0 where it is not known.
+
+    Devices of a host share its memory. What other programs use of it does not count: batches must
+    not depend on the moment.
+    """
     device = jax.local_devices()[0]
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
         return int(stats["bytes_limit"])
     try:
-        pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError):
         return 0
-    return pages // jax.local_device_count()
+    return size // 2 // jax.local_device_count()
 
 
 class TestSetDecoder:

@@ -590,8 +590,6 @@ def _evaluate_test_set(
         evaluation=dataclasses.replace(table.evaluation, decoding=statistics),
         provenance={**origin, "identity": identity} if origin else {},
     )
-    if not complete:
-        files.finish(predictions)
     markdown, _ = table.write(directory)
     details = {name: str(origin[name]) for name in ("step", "weights") if name in origin}
     write_error_page(
@@ -600,6 +598,9 @@ def _evaluate_test_set(
         name=test_set.title,
         details=details | {"result": directory.name},
     )
+    if not complete:
+        # Last: until the tables are written, a restart needs the parts.
+        files.finish(predictions)
     log.info("wrote %s", markdown)
     return table
 
