@@ -16,6 +16,9 @@ def prepare_process(*, tensorflow: bool = False) -> None:
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    from maestro_jax.files import prepare_clients
+
+    prepare_clients()
     from absl import logging as absl_logging
 
     absl_logging.set_verbosity(absl_logging.WARNING)

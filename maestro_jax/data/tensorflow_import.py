@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from maestro_jax.files import prepare_clients
 from maestro_jax.stderr import held_back_stderr
 
 
@@ -11,6 +12,7 @@ def import_tensorflow() -> None:
     Its C++ libraries write to stderr before any setting of theirs is read; after an error what they
     wrote is shown. Call before anything else of `maestro_jax.data` that imports TensorFlow.
     """
+    prepare_clients()
     with held_back_stderr():
         import tensorflow as tf
         import tensorflow_text  # noqa: F401

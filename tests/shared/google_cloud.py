@@ -67,6 +67,13 @@ class StorageEmulator:
                 return found
             query["pageToken"] = page["nextPageToken"]
 
+    def write(self, bucket: str, name: str, content: bytes) -> None:
+        """Creates an object."""
+        query = urllib.parse.urlencode({"uploadType": "media", "name": name})
+        headers = {"Content-Type": "application/octet-stream"}
+        url = f"{self.url}/upload/storage/v1/b/{bucket}/o?{query}"
+        urllib.request.urlopen(urllib.request.Request(url, content, headers)).close()
+
     def read(self, bucket: str, name: str) -> bytes:
         """Returns the content of an object."""
         quoted = urllib.parse.quote(name, safe="")

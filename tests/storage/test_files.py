@@ -87,6 +87,7 @@ def test_failures_of_other_code_are_not_called_failures_of_storage():
 def test_files_in_a_bucket(emulator, bucket, tmp_path):
     """Writes, reads, lists and copies with TensorFlow's client, in a process of its own."""
     code = f"""
+    import urllib.request
     from maestro_jax.errors import UserError
     from maestro_jax.files import as_path, local_copy, models_below, read_bytes, write_atomically
 
@@ -111,6 +112,19 @@ def test_files_in_a_bucket(emulator, bucket, tmp_path):
     assert local_copy(root / "file.bin").stat().st_mtime_ns == before
     write_atomically(root / "file.bin", b"longer ago")
     assert local_copy(root / "file.bin").read_bytes() == b"longer ago"
+    # Written again by another process, a moment after it was looked at.
+    shared = root / "a" / "shared.json"
+    write_atomically(shared, b"short")
+    assert shared.stat().length == 5
+    url = "{emulator.url}/upload/storage/v1/b/{bucket}/o?uploadType=media&name=runs/a/shared.json"
+    urllib.request.urlopen(urllib.request.Request(url, b"much longer")).close()
+    assert read_bytes(shared) == b"much longer"
+    (root / "a" / "parts" / "deep").mkdir(parents=True)
+    write_atomically(root / "a" / "parts" / "deep" / "x", b"1")
+    (root / "a" / "parts").rmtree()
+    (root / "a").rmtree()
+    assert not (root / "a").exists()
+    write_atomically(root / "a" / "checkpoints" / "x", b"1")
     refused(local_copy, root / "none")
     refused(local_copy, root / "a")
     refused(read_bytes, "gs://{bucket}x/none", "text")

@@ -1,0 +1,209 @@
+"""Commands with `gs://` in the place of every path: real clients, a server on loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+# A model that is trained in seconds, on the smallest MiniVox.
+RUN = ["--gin_file", "runs/demo_finetune_asr.gin", "--gin_file", "data/minivox_tiny.gin"]
+SIZES = {
+    "INIT_FROM": "None",
+    "WARMUP_STEPS": 1,
+    "FEATURES": 16,
+    "HIDDEN": 16,
+    "SPEECH_LAYERS": 1,
+    "SHARED_LAYERS": 1,
+    "VOCAB_SIZE": 96,
+    "EVAL_EVERY": 2,
+    "EVAL_EXAMPLES": 4,
+    "CHECKPOINT_EVERY": 2,
+    "LOG_EVERY": 1,
+}
+RUN += [f"--gin.{name}={value}" for name, value in SIZES.items()]
+
+
+class Maestro:
+    """The command, in processes of its own, whose working directory stays empty."""
+
+    def __init__(self, emulator, directory: pathlib.Path) -> None:
+        self.directory = directory / "working"
+        self.directory.mkdir()
+        self.environment = {
+            **os.environ,
+            **emulator.environment,
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "--xla_backend_optimization_level=0",
+            "XDG_CACHE_HOME": str(directory / "cache"),
+        }
+
+    def start(self, *arguments: str, **variables: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "maestro_jax.cli.main", *arguments],
+            cwd=self.directory,
+            env=self.environment | variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *arguments: str, code: int = 0, **variables: str) -> tuple[str, str]:
+        """Returns what the command writes to stdout and stderr."""
+        process = self.start(*arguments, **variables)
+        out, error = process.communicate(timeout=600)
+        assert process.returncode == code, error
+        assert list(self.directory.iterdir()) == [], "a bucket was taken for a local directory"
+        return out, error
+
+    def run_on_two(self, *arguments: str) -> list[tuple[str, str]]:
+        with socket.socket() as probe:
+            probe.bind(("localhost", 0))
+            port = probe.getsockname()[1]
+        address = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2"}
+        processes = [self.start(*arguments, **address, JAX_PROCESS_ID=index) for index in "01"]
+        written = [process.communicate(timeout=600) for process in processes]
+        assert [process.returncode for process in processes] == [0, 0], written
+        assert list(self.directory.iterdir()) == []
+        return written
+
+
+@pytest.fixture
+def maestro(emulator, tmp_path) -> Maestro:
+    from maestro_jax.minivox import dataset
+
+    dataset.prepare("tiny")
+    return Maestro(emulator, tmp_path)
+
+
+@pytest.fixture
+def recording(tmp_path) -> pathlib.Path:
+    import numpy as np
+    import soundfile
+
+    path = tmp_path / "recording.wav"
+    noise = np.random.default_rng(0).normal(0, 0.1, 24_000)
+    soundfile.write(path, noise.astype(np.float32), 16_000)
+    return path
+
+
+def steps_of(emulator, bucket: str, run: str) -> list[int]:
+    lines = emulator.read(bucket, f"{run}/metrics.jsonl").decode().splitlines()
+    return [json.loads(line)["step"] for line in lines]
+
+
+def test_commands_on_a_bucket(maestro, emulator, bucket, recording, tmp_path) -> None:
+    run = f"gs://{bucket}/runs/a"
+    cache = {"JAX_COMPILATION_CACHE_DIR": f"gs://{bucket}/xla"}
+    maestro.run("train", *RUN, "--gin.STEPS=2", "--model_dir", run, **cache)
+    objects = emulator.objects(bucket, "runs/a/")
+    for name in ("config.gin", "vocabulary.model", "languages.txt", "report.html", "versions.json"):
+        assert objects[f"runs/a/{name}"] > 0
+    for name in ("commit_success.txt", "files.json", "state/manifest.ocdbt", "data/metadata"):
+        assert f"runs/a/checkpoints/2/{name}" in objects
+    assert any("events.out.tfevents" in name for name in objects)
+    assert emulator.objects(bucket, "xla/")
+    assert steps_of(emulator, bucket, "runs/a") == [1, 2]
+    assert json.loads(emulator.read(bucket, "runs/a/best_checkpoint.json"))["step"] == 2
+
+    _, log = maestro.run("train", *RUN, "--gin.STEPS=3", "--model_dir", run, **cache)
+    assert f"continuing from step 2 of {run}" in log
+    assert steps_of(emulator, bucket, "runs/a") == [1, 2, 3]
+    assert "runs/a/config.gin.1" in emulator.objects(bucket, "runs/a/")
+
+    # The same from a disk, with what the server has: downloaded without any of the clients.
+    disk = tmp_path / "disk"
+    for name in emulator.objects(bucket, "runs/a/"):
+        if not name.endswith("/"):
+            path = disk / name.removeprefix("runs/a/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(emulator.read(bucket, name))
+    there, here = (
+        json.loads(maestro.run("transcribe", place, str(recording), "--json")[0])
+        for place in (run, str(disk))
+    )
+    assert there == here and there[0]["file"] == str(recording)
+
+    scores = []
+    for place in (run, str(disk)):
+        out, _ = maestro.run(
+            "eval", "--json", "--model_dir", place, "--task", "minivox_tiny_paired_de"
+        )
+        scores.append([table["rows"] for table in json.loads(out)])
+    assert scores[0] == scores[1] and scores[0][0][0]["utterances"] > 0
+    results = {pathlib.PurePosixPath(n).name for n in emulator.objects(bucket, "runs/a/evaluation")}
+    local = {path.name for path in (disk / "evaluation").rglob("*") if path.is_file()}
+    assert local and local <= results
+
+    before = emulator.read(bucket, "runs/a/report.html")
+    assert maestro.run("report", run)[0] == f"{run}/report.html\n"
+    after = emulator.read(bucket, "runs/a/report.html").decode()
+    assert "minivox_tiny_paired_de" in after and len(after) > len(before)
+
+    out, _ = maestro.run(
+        *("plan", "--gin_file", f"{run}/config.gin", "--topology", "v5e:2x2", "--roofline")
+    )
+    assert "1,300,018 parameters" in out
+
+
+def test_other_files_on_a_bucket(maestro, emulator, bucket, recording, tmp_path) -> None:
+    """Language models, recordings, outputs, the start of another run; and what is refused."""
+    run = f"gs://{bucket}/a"
+    maestro.run("train", *RUN, "--gin.STEPS=2", "--model_dir", run)
+    text = tmp_path / "text.txt"
+    text.write_text("eins zwei drei\nsedem osem devet\n")
+    model = f"gs://{bucket}/lm/small.arpa.gz"
+    maestro.run("language_model", run, str(text), "--output", model)
+    assert emulator.read(bucket, "lm/small.arpa.gz")[:2] == b"\x1f\x8b"
+
+    emulator.write(bucket, "speech/deep/a.wav", recording.read_bytes())
+    emulator.write(bucket, "speech/deep/notes.txt", b"none")
+    beam = ["--beam_size", "2", "--lm_arpa", model, "--json"]
+    there, _ = maestro.run("transcribe", f"{run}/best", f"gs://{bucket}/speech", *beam)
+    here, _ = maestro.run("transcribe", run, str(recording), *beam)
+    (there,), (here,) = json.loads(there), json.loads(here)
+    assert there.pop("file") == f"gs://{bucket}/speech/deep/a.wav"
+    assert here.pop("file") == str(recording) and there == here
+
+    output = f"gs://{bucket}/out/a.json"
+    maestro.run("align", run, str(recording), "eins", "--output", output)
+    assert json.loads(emulator.read(bucket, "out/a.json"))
+
+    profile = ["--gin.TrainRun.profile_steps=(2, 2)", f"--gin.INIT_FROM={run}"]
+    maestro.run("train", *RUN, *profile, "--gin.STEPS=2", "--model_dir", f"gs://{bucket}/b")
+    found = emulator.objects(bucket, "b/")
+    assert "b/init_report.txt" in found
+    assert any(name.endswith(".xplane.pb") for name in found)
+
+    for arguments, message in (
+        (["transcribe", run, f"gs://{bucket}/none.wav"], "there is no recording gs://"),
+        (["transcribe", f"gs://{bucket}/none", str(recording)], "is not a checkpoint directory"),
+        (["eval", "--model_dir", "gs://no-such-bucket/a"], "there is no model directory gs://"),
+        (["report", f"gs://{bucket}/speech"], "cannot read the metrics of a run from gs://"),
+        (["report", "s3://bucket/a"], "of object stores only gs:// is supported"),
+        (["train", "--gin_file", f"gs://{bucket}/none.gin", "--dry_run"], "there is no gin file"),
+        (["train", *RUN, "--data_dir", "gs://b", "--model_dir", run], "mount the bucket"),
+    ):
+        _, error = maestro.run(*arguments, code=2)
+        last = error.splitlines()[-1]
+        assert last.startswith("error: ") and message in last, error
+
+
+@pytest.mark.multiprocess
+def test_two_processes_on_a_bucket(maestro, emulator, bucket) -> None:
+    run = f"gs://{bucket}/two"
+    train = ["train", *RUN, "--model_dir", run]
+    maestro.run_on_two(*train, "--gin.STEPS=2")
+    objects = emulator.objects(bucket, "two/checkpoints/2/")
+    for process in "01":
+        assert any(f"ocdbt.process_{process}/" in name for name in objects)
+    logs = maestro.run_on_two(*train, "--gin.STEPS=3")
+    assert f"continuing from step 2 of {run}" in logs[0][1]
+    assert steps_of(emulator, bucket, "two") == [1, 2, 3]
