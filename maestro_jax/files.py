@@ -193,6 +193,8 @@ def storage_failure(error: BaseException) -> str | None:
         What happened and what to do; None for an exception of another kind.
     """
     text = " ".join(str(error).split())
+    if isinstance(error, OSError) and "Project was not passed" in text:
+        return "the project of gs:// is not known: set GOOGLE_CLOUD_PROJECT"
     module = type(error).__module__.split(".")
     if module[:2] == ["google", "auth"]:
         return (
@@ -232,6 +234,16 @@ def copy_tree(source: epath.Path, target: epath.Path) -> None:
         copy = target / path.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
         path.copy(copy, overwrite=True)
+
+
+def move_tree(source: epath.Path, target: epath.Path) -> None:
+    """Moves a directory, local or within a bucket, where each object is copied by the server."""
+    if not is_remote(source):
+        source.rename(target)
+        return
+    for path in list(files_below(source)):
+        path.replace(target / path.relative_to(source))
+    source.rmtree(missing_ok=True)
 
 
 def local_directory(path: epath.PathLike, what: str) -> pathlib.Path:

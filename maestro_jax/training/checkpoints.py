@@ -28,7 +28,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from maestro_jax.errors import UserError
-from maestro_jax.files import absolute_path, models_below
+from maestro_jax.files import absolute_path, models_below, move_tree
 from maestro_jax.modules.duration import FROZEN_DURATIONS, freeze_durations, names_to_freeze
 from maestro_jax.training import checkpoint_files, parameter_groups, parameter_trees
 from maestro_jax.training.checkpoint_files import RECORD, STATE, check_whole
@@ -278,7 +278,7 @@ class Checkpoints:
                 target,
                 step,
             )
-            path.rename(target)
+            move_tree(path, target)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("damaged checkpoints set aside")
         with _quiet_orbax():

@@ -74,6 +74,11 @@ class StorageEmulator:
         url = f"{self.url}/upload/storage/v1/b/{bucket}/o?{query}"
         urllib.request.urlopen(urllib.request.Request(url, content, headers)).close()
 
+    def delete(self, bucket: str, name: str) -> None:
+        """Removes an object."""
+        url = f"{self.url}/storage/v1/b/{bucket}/o/{urllib.parse.quote(name, safe='')}"
+        urllib.request.urlopen(urllib.request.Request(url, method="DELETE")).close()
+
     def read(self, bucket: str, name: str) -> bytes:
         """Returns the content of an object."""
         quoted = urllib.parse.quote(name, safe="")

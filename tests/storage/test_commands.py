@@ -182,6 +182,16 @@ def test_other_files_on_a_bucket(maestro, emulator, bucket, recording, tmp_path)
     assert "b/init_report.txt" in found
     assert any(name.endswith(".xplane.pb") for name in found)
 
+    # A checkpoint that has lost an object is set aside, and training goes on from the one before.
+    maestro.run("train", *RUN, "--gin.STEPS=4", "--model_dir", run)
+    (array, *_) = sorted(emulator.objects(bucket, "a/checkpoints/4/state/d/"))
+    emulator.delete(bucket, array)
+    _, log = maestro.run("train", *RUN, "--gin.STEPS=4", "--model_dir", run)
+    assert f"{run}/damaged_checkpoints/4; continuing from step 2" in log
+    assert emulator.objects(bucket, "a/damaged_checkpoints/4/state/")
+    assert emulator.objects(bucket, "a/checkpoints/4/state/d/")
+    assert steps_of(emulator, bucket, "a") == [1, 2, 3, 4]
+
     for arguments, message in (
         (["transcribe", run, f"gs://{bucket}/none.wav"], "there is no recording gs://"),
         (["transcribe", f"gs://{bucket}/none", str(recording)], "is not a checkpoint directory"),
