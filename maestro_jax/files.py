@@ -305,6 +305,13 @@ def local_copy(path: epath.PathLike, what: str = "file") -> pathlib.Path:
     return copy
 
 
+def modification_time(path: epath.PathLike) -> int:
+    """Returns when a file was written: nanoseconds on a disk, seconds in a bucket."""
+    if is_remote(path):
+        return as_path(path).stat().mtime
+    return pathlib.Path(path).stat().st_mtime_ns
+
+
 def cache_dir() -> pathlib.Path:
     """Returns the directory of what can be made again, below `$XDG_CACHE_HOME` or `~/.cache`."""
     base = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()

@@ -12,8 +12,9 @@ import contextvars
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
-from maestro_jax.files import local_directory
+from maestro_jax.files import as_path, is_remote, local_directory
 
 ENVIRONMENT_VARIABLE = "MAESTRO_DATA_DIR"
 
@@ -31,10 +32,22 @@ def data_root(data_dir: str | Path | None = None) -> Path:
         not exist yet.
 
     Raises:
-        UserError: It is the address of a bucket.
+        UserError: It is an address that is not of a bucket on `gs://`.
     """
     directory = data_dir or os.environ.get(ENVIRONMENT_VARIABLE) or "~/maestro_data"
+    if is_remote(directory):
+        # It has those methods of a Path that readers of prepared data use.
+        return cast(Path, as_path(directory))
     return local_directory(directory, "data directory")
+
+
+def local_data_root(data_dir: str | Path | None = None) -> Path:
+    """Returns `data_root` for what writes data, which needs a disk.
+
+    Raises:
+        UserError: It is in a bucket.
+    """
+    return local_directory(data_root(data_dir), "data directory to write to")
 
 
 @contextlib.contextmanager

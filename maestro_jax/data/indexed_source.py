@@ -31,6 +31,7 @@ from maestro_jax.data.lengths import (
     save_lengths,
 )
 from maestro_jax.errors import UserError
+from maestro_jax.files import is_remote, modification_time, naming_failures
 
 _log = logging.getLogger(__name__)
 
@@ -186,6 +187,7 @@ class _TfdsSplit(IndexedSplit):
     def __init__(self, builder: Any, directory: Path, name: str) -> None:
         self._builder, self._directory, self._name = builder, directory, name
         self._records = builder.as_data_source(name)
+        self._in_bucket = is_remote(directory)
         self._features = builder.info.features
         self.element_spec = self._features.get_tensor_spec()
         # TFDS does not know the size of a sum of splits.
@@ -208,13 +210,10 @@ class _TfdsSplit(IndexedSplit):
             _log.info("reading %d records once, for %s", len(self), path)
             lengths = super().lengths()
             try:
-                save_lengths(path, lengths)
-            except OSError as error:
-                _log.warning(
-                    "%s cannot be written (%s): the next run reads all records again",
-                    path,
-                    error.strerror or error,
-                )
+                with naming_failures(path, "file"):
+                    save_lengths(path, lengths)
+            except UserError as error:
+                _log.warning("%s; the next run reads all records again", error)
         return lengths
 
     def dataset(
@@ -224,7 +223,10 @@ class _TfdsSplit(IndexedSplit):
         serialized = self._records.data_source
 
         def read(chunk: np.ndarray) -> np.ndarray:
-            return np.array([serialized[index(number)] for number in chunk.tolist()], object)
+            indices = [index(number) for number in chunk.tolist()]
+            if self._in_bucket:  # Each record is a request: all at once.
+                return np.array(serialized.__getitems__(indices), object)
+            return np.array([serialized[number] for number in indices], object)
 
         def fetch(chunk: tf.Tensor) -> tf.Tensor:
             return tf.ensure_shape(tf.numpy_function(read, [chunk], tf.string), [None])
@@ -339,10 +341,10 @@ class IndexedTfdsSource(IndexedSource):
             )
         name = self._split_names[split]
         if texts and (apart := directory / TEXTS_ONLY / "dataset_info.json").is_file():
-            stamp = apart.stat().st_mtime_ns
+            stamp = modification_time(apart)
             if set(_parts(name)) <= set(_builder(apart.parent, stamp).info.splits):
                 return _tfds_split(apart.parent, stamp, name)
-        stamp = (directory / "dataset_info.json").stat().st_mtime_ns
+        stamp = modification_time(directory / "dataset_info.json")
         available = _builder(directory, stamp).info.splits
         for part in _parts(name):
             if part not in available:

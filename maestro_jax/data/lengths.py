@@ -6,12 +6,14 @@ characters of the text and of the translation. Buckets are made of it without re
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from maestro_jax.files import write_atomically
 
 TEXTS_ONLY = "texts"
 """The directory, below that of a data set, of the same records without audio."""
@@ -45,13 +47,9 @@ def as_array(lengths: Iterable[tuple[int, int, int]]) -> np.ndarray:
 
 def save_lengths(path: Path, lengths: np.ndarray) -> None:
     """Writes the file; nobody ever sees half of it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            np.save(file, lengths.astype(np.int32))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    content = io.BytesIO()
+    np.save(content, lengths.astype(np.int32))
+    write_atomically(path, content.getvalue())
 
 
 def load_lengths(path: Path, records: int) -> np.ndarray | None:
@@ -65,7 +63,7 @@ def load_lengths(path: Path, records: int) -> np.ndarray | None:
         int32 `[records, 3]`; None if there is no such file, or one of other records.
     """
     try:
-        lengths = np.load(path, allow_pickle=False)
+        lengths = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
     return lengths if lengths.shape == (records, len(COLUMNS)) else None

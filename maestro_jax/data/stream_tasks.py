@@ -23,6 +23,7 @@ import tensorflow as tf
 from maestro_jax.batches import SEQUENCE_LIMITS, STREAM_FEATURES, stream_sequences
 from maestro_jax.data.data_dir import active_data_root
 from maestro_jax.errors import UserError
+from maestro_jax.files import as_path
 from maestro_jax.text.languages import LANGUAGES, LanguageTable, normalize_language
 from maestro_jax.text.vocabularies import (
     BYTE_MODEL,
@@ -43,7 +44,7 @@ UNDETERMINED = "und"
 
 @functools.lru_cache(maxsize=8)
 def _vocabulary(path: str) -> seqio.SentencePieceVocabulary | seqio.ByteVocabulary:
-    if Path(path).read_bytes() == BYTE_MODEL:
+    if as_path(path).read_bytes() == BYTE_MODEL:
         return seqio.ByteVocabulary()
     return seqio.SentencePieceVocabulary(path)
 

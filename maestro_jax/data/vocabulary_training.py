@@ -14,7 +14,7 @@ from typing import Any
 
 from sacrebleu.metrics import BLEU
 
-from maestro_jax.data.data_dir import data_scope
+from maestro_jax.data.data_dir import data_scope, local_data_root
 from maestro_jax.data.stream_tasks import PreparedVocabulary
 from maestro_jax.data.task_registry import is_prepared, registered_tasks
 from maestro_jax.data.vocabulary_sampling import plan, read, text_sources
@@ -126,7 +126,7 @@ def train_vocabulary(
     if not name.isidentifier():
         raise UserError(f"{name!r} is not a name; use letters, digits and _.")
     with data_scope(data_dir) as root:
-        path = root / "vocabularies" / f"{name}.model"
+        path = local_data_root(root) / "vocabularies" / f"{name}.model"
         record = path.with_suffix(".json")
         if request.kind != "byte":
             tasks = request.tasks or _readers(f"vocabularies/{path.name}", name)

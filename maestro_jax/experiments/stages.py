@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from maestro_jax.data.data_dir import data_root
+from maestro_jax.data.data_dir import local_data_root
 from maestro_jax.files import local_directory
 from maestro_jax.gin_utils import gin_config, run_record
 from maestro_jax.provenance import command_line
@@ -91,7 +91,7 @@ class Experiment:
     ) -> None:
         self.recipe = recipe
         self.output = local_directory(output_dir, "output directory").absolute()
-        self.data = data_root(data_dir) if data_dir else self.output / "data"
+        self.data = local_data_root(data_dir) if data_dir else self.output / "data"
         self.runs: dict[str, TrainRun] = {}
         self.directories: dict[str, Path] = {}
         self._parts = 1 + len(recipe.stages) + further_parts

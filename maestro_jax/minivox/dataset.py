@@ -34,7 +34,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from maestro_jax.data.corpora.shards import record_features
-from maestro_jax.data.data_dir import data_root
+from maestro_jax.data.data_dir import data_root, local_data_root
 from maestro_jax.errors import UserError, near_misses
 from maestro_jax.files import write_atomically
 from maestro_jax.minivox import config as corpus_config
@@ -162,7 +162,7 @@ def prepare(config: str | MiniVoxConfig, data_dir: str | Path | None = None) -> 
             corpus of the same name.
     """
     config = _find_config(config)
-    root = data_root(data_dir)
+    root = local_data_root(data_dir)
     with _lock(root / "minivox" / f".{config.name}.lock"):
         _build(config, root)
         model = vocabulary_path(config.name, root)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from maestro_jax.data.data_dir import data_root
+from maestro_jax.data.data_dir import data_root, local_data_root
 from maestro_jax.errors import UserError
 
 
@@ -19,5 +19,6 @@ def test_order_of_precedence(monkeypatch, tmp_path):
 
 def test_a_bucket_is_not_taken_for_a_directory(monkeypatch):
     monkeypatch.setenv("MAESTRO_DATA_DIR", "gs://bucket/data")
-    with pytest.raises(UserError, match="gs://bucket/data is not on a disk: mount"):
-        data_root()
+    assert str(data_root() / "vocabularies") == "gs://bucket/data/vocabularies"
+    with pytest.raises(UserError, match="to write to gs://bucket/data is not on a disk: mount"):
+        local_data_root()

@@ -4,7 +4,7 @@ TensorFlow has the address of the service in its code (https://www.googleapis.co
 https://storage.googleapis.com), so no variable sends it elsewhere. But like curl it obeys
 ``https_proxy`` and ``CURL_CA_BUNDLE``: here a proxy answers for every host itself, with a
 certificate of an authority made for the test, and passes what it decrypts on to the server.
-TensorStore and google-cloud-storage are told the address of the server.
+TensorStore, google-cloud-storage and ArrayRecord's reader are told the address of the server.
 """
 
 from __future__ import annotations
@@ -112,8 +112,9 @@ def storage_emulator(directory: pathlib.Path) -> Iterator[StorageEmulator]:
                 # TensorStore.
                 "TENSORSTORE_GCS_HTTP_URL": url,
                 "GOOGLE_AUTH_TOKEN_FOR_TESTING": "loopback",
-                # google-cloud-storage.
+                # google-cloud-storage, and google-cloud-cpp in ArrayRecord's reader.
                 "STORAGE_EMULATOR_HOST": url,
+                "CLOUD_STORAGE_EMULATOR_ENDPOINT": url,
             },
         )
 

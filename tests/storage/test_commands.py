@@ -94,6 +94,21 @@ def recording(tmp_path) -> pathlib.Path:
     return path
 
 
+def upload_data(emulator, bucket: str) -> str:
+    """Copies the data of the test into a bucket, and returns where they are."""
+    from maestro_jax.data.data_dir import data_root
+
+    names = ["vocabularies/minivox_tiny.model"]
+    names += [
+        str(path.relative_to(data_root()))
+        for path in (data_root() / "minivox" / "tiny").rglob("*")
+        if path.is_file()
+    ]
+    for name in names:
+        emulator.write(bucket, f"data/{name}", (data_root() / name).read_bytes())
+    return f"gs://{bucket}/data"
+
+
 def steps_of(emulator, bucket: str, run: str) -> list[int]:
     lines = emulator.read(bucket, f"{run}/metrics.jsonl").decode().splitlines()
     return [json.loads(line)["step"] for line in lines]
@@ -102,7 +117,8 @@ def steps_of(emulator, bucket: str, run: str) -> list[int]:
 def test_commands_on_a_bucket(maestro, emulator, bucket, recording, tmp_path) -> None:
     run = f"gs://{bucket}/runs/a"
     cache = {"JAX_COMPILATION_CACHE_DIR": f"gs://{bucket}/xla"}
-    maestro.run("train", *RUN, "--gin.STEPS=2", "--model_dir", run, **cache)
+    data = ["--data_dir", upload_data(emulator, bucket)]
+    maestro.run("train", *RUN, *data, "--gin.STEPS=2", "--model_dir", run, **cache)
     objects = emulator.objects(bucket, "runs/a/")
     for name in ("config.gin", "vocabulary.model", "languages.txt", "report.html", "versions.json"):
         assert objects[f"runs/a/{name}"] > 0
@@ -132,9 +148,9 @@ def test_commands_on_a_bucket(maestro, emulator, bucket, recording, tmp_path) ->
     assert there == here and there[0]["file"] == str(recording)
 
     scores = []
-    for place in (run, str(disk)):
+    for place, where in ((run, data), (str(disk), [])):
         out, _ = maestro.run(
-            "eval", "--json", "--model_dir", place, "--task", "minivox_tiny_paired_de"
+            *("eval", "--json", "--model_dir", place, "--task", "minivox_tiny_paired_de", *where)
         )
         scores.append([table["rows"] for table in json.loads(out)])
     assert scores[0] == scores[1] and scores[0][0][0]["utterances"] > 0
@@ -199,7 +215,9 @@ def test_other_files_on_a_bucket(maestro, emulator, bucket, recording, tmp_path)
         (["report", f"gs://{bucket}/speech"], "cannot read the metrics of a run from gs://"),
         (["report", "s3://bucket/a"], "of object stores only gs:// is supported"),
         (["train", "--gin_file", f"gs://{bucket}/none.gin", "--dry_run"], "there is no gin file"),
-        (["train", *RUN, "--data_dir", "gs://b", "--model_dir", run], "mount the bucket"),
+        (["prepare", "minivox", "--config", "tiny", "--data_dir", "gs://b"], "mount the bucket"),
+        (["prepare", "voxpopuli", "--source_dir", "gs://b"], "mount the bucket"),
+        (["demo", "--output_dir", "gs://b/out"], "mount the bucket"),
     ):
         _, error = maestro.run(*arguments, code=2)
         last = error.splitlines()[-1]

@@ -75,10 +75,10 @@ def _make(arguments: argparse.Namespace) -> None:
         remedy = near_misses(config, MADE[corpus]) or f" It has: {', '.join(MADE[corpus])}."
         raise UserError(f"{corpus} has no configuration {config!r}.{remedy}")
     environment.prepare_process(tensorflow=True)
-    from maestro_jax.data.data_dir import data_root
+    from maestro_jax.data.data_dir import local_data_root
     from maestro_jax.minivox import dataset
 
-    dataset.prepare(config, data_root(arguments.data_dir))
+    dataset.prepare(config, local_data_root(arguments.data_dir))
 
 
 def _read(arguments: argparse.Namespace) -> None:
@@ -113,10 +113,10 @@ def _read(arguments: argparse.Namespace) -> None:
     wanted = options.names(arguments.languages or "")
     configs = corpus.configs(source, wanted)
     environment.prepare_process()
-    from maestro_jax.data.data_dir import data_root
+    from maestro_jax.data.data_dir import local_data_root
     from maestro_jax.data.processes import Processes
 
-    root = data_root(arguments.data_dir)
+    root = local_data_root(arguments.data_dir)
     done, failed = [], {}
     with Processes(arguments.workers) as processes:
         for config in configs:
