@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import unicodedata
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -110,7 +111,7 @@ class Comparison:
     """Two models on one test set.
 
     Attributes:
-        rows: One per language or direction, in alphabetical order.
+        rows: One per language or direction in alphabetical order, or in the order of a suite.
         average: The mean over the rows, each of which counts the same; utterances are drawn within
             each row. Rows without a finite score are in no average.
     """
@@ -135,6 +136,8 @@ def compare(
     randomisations: int = 10_000,
     seed: int = 0,
     names: tuple[str, str] = ("the model", "the baseline"),
+    rows: Mapping[str, str] | None = None,
+    scorers: Mapping[str, Collection[Metric]] | None = None,
 ) -> Comparison:
     """Compares what two models wrote for one test set.
 
@@ -147,6 +150,9 @@ def compare(
         randomisations: Number of random assignments; 0 for none.
         seed: Seed of both.
         names: What errors call the model and the baseline.
+        rows: Names of rows by task, in order, where they are not languages, as of
+            `maestro_jax.evaluation.evaluate.score`.
+        scorers: Metrics that take the place of those of their name, by row.
 
     Returns:
         Scores, differences and both tests, by language and on average.
@@ -155,27 +161,34 @@ def compare(
         UserError: The two are of different utterances, or of none; or no metric of this kind of
             task has that name.
     """
-    ours, theirs = merge(predictions)[0], merge(baseline)[0]
-    if (difference := _other_utterances(ours, theirs, names)) is not None:
+    ours, theirs = merge(predictions, rows)[0], merge(baseline, rows)[0]
+
+    def row_of(prediction: Prediction) -> str:
+        return (rows or {}).get(prediction.task, prediction.direction)
+
+    if (difference := _other_utterances(ours, theirs, names, row_of)) is not None:
         raise UserError(difference)
-    by_direction: dict[str, list[int]] = {}
+    by_row: dict[str, list[int]] = {name: [] for name in (rows or {}).values()}
     for index, prediction in enumerate(ours):
-        by_direction.setdefault(prediction.direction, []).append(index)
-    rows = [
+        by_row.setdefault(row_of(prediction), []).append(index)
+    draws = [
         _Draws.of_row(
-            _scorer(ours[indices[0]], metric),
+            name,
+            _scorer(ours[indices[0]], metric, (scorers or {}).get(name, ())),
             [ours[index] for index in indices],
             [theirs[index] for index in indices],
             bootstrap_samples,
             randomisations,
-            seed,
+            # As `score` draws, so that intervals are those of score tables.
+            (seed, zlib.crc32(name.encode())),
         )
-        for _, indices in sorted(by_direction.items())
+        for name, indices in by_row.items()
+        if indices
     ]
-    counted = [row for row in rows if np.isfinite(row.scores).all()]
-    average = _Draws.mean(counted or rows, seed) if len(rows) > 1 else rows[0]
+    counted = [row for row in draws if np.isfinite(row.scores).all()]
+    average = _Draws.mean(counted or draws) if len(draws) > 1 else draws[0]
     return Comparison(
-        rows=tuple(row.comparison() for row in rows),
+        rows=tuple(row.comparison() for row in draws),
         average=dataclasses.replace(average, name="average").comparison(),
     )
 
@@ -204,12 +217,13 @@ class _Draws:
 
     @staticmethod
     def of_row(
+        name: str,
         scorer: Metric,
         ours: Sequence[Prediction],
         theirs: Sequence[Prediction],
         samples: int,
         randomisations: int,
-        seed: int,
+        seed: int | Sequence[int],
     ) -> _Draws:
         statistics = [_statistics(scorer, side) for side in (ours, theirs)]
         width = statistics[0].shape[1]
@@ -220,7 +234,7 @@ class _Draws:
         paired = np.concatenate(statistics, axis=1)  # [utterances, 2 * statistics]
         bootstrapped = bootstrap_scores(paired, both, samples=samples, seed=seed)
         return _Draws(
-            name=ours[0].direction,
+            name=name,
             metric=scorer.name,
             higher_is_better=scorer.higher_is_better,
             utterances=len(ours),
@@ -232,12 +246,8 @@ class _Draws:
         )
 
     @staticmethod
-    def mean(rows: Sequence[_Draws], seed: int) -> _Draws:
-        """Averages rows, draw by draw."""
-        # All rows were drawn with one seed, so that their intervals are those of score tables. A
-        # random order makes the draws of one row independent of those of another.
-        rngs = [np.random.default_rng([seed, place]) for place in range(len(rows))]
-        pairs = list(zip(rows, rngs, strict=True))
+    def mean(rows: Sequence[_Draws]) -> _Draws:
+        """Averages rows, draw by draw; those of one row are independent of those of another."""
         metrics = {row.metric for row in rows}
         return _Draws(
             name="average",
@@ -245,8 +255,8 @@ class _Draws:
             higher_is_better=rows[0].higher_is_better,
             utterances=sum(row.utterances for row in rows),
             scores=np.mean([row.scores for row in rows], axis=0),
-            bootstrapped=np.mean([rng.permutation(row.bootstrapped) for row, rng in pairs], axis=0),
-            randomised=np.mean([rng.permutation(row.randomised) for row, rng in pairs], axis=0),
+            bootstrapped=np.mean([row.bootstrapped for row in rows], axis=0),
+            randomised=np.mean([row.randomised for row in rows], axis=0),
         )
 
     def comparison(self) -> PairedComparison:
@@ -276,7 +286,12 @@ class _Draws:
 
 
 def randomised_differences(
-    scorer: Metric, ours: np.ndarray, theirs: np.ndarray, *, samples: int, seed: int
+    scorer: Metric,
+    ours: np.ndarray,
+    theirs: np.ndarray,
+    *,
+    samples: int,
+    seed: int | Sequence[int],
 ) -> np.ndarray:
     """Scores two models whose outputs are exchanged utterance by utterance, by the toss of a coin.
 
@@ -317,13 +332,16 @@ def _p_value(draws: np.ndarray, difference: float) -> float | None:
 
 
 def _other_utterances(
-    ours: Sequence[Prediction], theirs: Sequence[Prediction], names: tuple[str, str]
+    ours: Sequence[Prediction],
+    theirs: Sequence[Prediction],
+    names: tuple[str, str],
+    row_of: Callable[[Prediction], str],
 ) -> str | None:
     """Says in one line how two lists of predictions differ; None if they are of the same."""
     if not ours or not theirs:
         empty = [name for name, side in zip(names, (ours, theirs), strict=True) if not side]
         return f"there are no predictions of {' and of '.join(empty)} to compare"
-    first, second = ({(p.direction, p.id): p for p in side} for side in (ours, theirs))
+    first, second = ({(row_of(p), p.id): p for p in side} for side in (ours, theirs))
     differing = []
     for name, here, there in ((names[0], first, second), (names[1], second, first)):
         lacking = [key for key in there if key not in here]
@@ -356,7 +374,7 @@ def _kind(prediction: Prediction) -> Kind:
     return "st" if prediction.target_language else "asr"
 
 
-def _scorer(prediction: Prediction, metric: str | None) -> Metric:
+def _scorer(prediction: Prediction, metric: str | None, own: Collection[Metric]) -> Metric:
     """Returns the metric, or the one that the language is reported by."""
     kind = _kind(prediction)
     scorer = get_metric(
@@ -368,7 +386,7 @@ def _scorer(prediction: Prediction, metric: str | None) -> Metric:
         raise UserError(
             f"the metric {scorer.name!r} does not score {what}, as those of {prediction.direction}"
         )
-    return scorer
+    return next((each for each in own if each.name == scorer.name), scorer)
 
 
 def _statistics(scorer: Metric, predictions: Sequence[Prediction]) -> np.ndarray:

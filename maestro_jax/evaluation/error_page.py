@@ -16,7 +16,7 @@ import os
 import re
 import unicodedata
 import urllib.parse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jiwer
@@ -27,7 +27,7 @@ from sacrebleu.metrics import BLEU
 
 from maestro_jax.batches import SAMPLE_RATE
 from maestro_jax.evaluation.predictions import Prediction
-from maestro_jax.scoring.metrics import bleu_tokenizer, get_metric, primary_metric
+from maestro_jax.scoring.metrics import Metric, bleu_tokenizer, get_metric, primary_metric
 from maestro_jax.text.characters import without_invisible
 from maestro_jax.text.languages import writes_spaces
 from maestro_jax.text.normalizers import normalize
@@ -130,6 +130,8 @@ def error_page(
     name: str,
     details: Mapping[str, str] | None = None,
     audio: AudioOf | None = None,
+    rows: Mapping[str, str] | None = None,
+    scorers: Mapping[str, Collection[Metric]] | None = None,
     most: int = MOST_UTTERANCES,
 ) -> str:
     """Writes the page of a test set.
@@ -143,19 +145,20 @@ def error_page(
         name: Name of the test set.
         details: Further facts for the head of the page, such as the step and the search.
         audio: Where the audio of an utterance is.
+        rows: Names of rows by task, in order, where they are not languages, as of
+            `maestro_jax.evaluation.evaluate.score`.
+        scorers: Metrics of rows with rules of their own, which the alignment does not show.
         most: Utterances on the page; totals are of all.
 
     Returns:
         HTML.
     """
-    by_direction: dict[str, list[Prediction]] = {}
-    for prediction in predictions:
-        by_direction.setdefault(prediction.direction, []).append(prediction)
     share = most / max(len(predictions), 1)
-    rows, utterances = [], []
-    for place, (_, members) in enumerate(sorted(by_direction.items())):
-        row, shown = _direction(members, place, audio)
-        rows.append(row)
+    totals, utterances = [], []
+    for place, (name_of_row, members) in enumerate(_by_row(predictions, rows).items()):
+        own = {metric.name: metric for metric in (scorers or {}).get(name_of_row, ())}
+        row, shown = _row(name_of_row, members, place, audio, own)
+        totals.append(row)
         if share < 1:
             shown.sort(key=_badness)
             shown = shown[: max(1, int(len(shown) * share))]
@@ -164,7 +167,7 @@ def error_page(
     data = {
         "translated": translated,
         "total": len(predictions),
-        "rows": rows,
+        "rows": totals,
         "utterances": utterances,
     }
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
@@ -186,6 +189,8 @@ def write_error_page(
     name: str,
     details: Mapping[str, str] | None = None,
     audio: Mapping[str, str] | Callable[[Prediction], epath.PathLike | None] | None = None,
+    rows: Mapping[str, str] | None = None,
+    scorers: Mapping[str, Collection[Metric]] | None = None,
 ) -> epath.Path:
     """Writes the page of a test set into a file.
 
@@ -196,6 +201,8 @@ def write_error_page(
         details: As of `error_page`.
         audio: Path of the audio of an utterance, by its id or from its prediction; None where there
             is no file. The page names local files relative to its own directory.
+        rows: As of `error_page`.
+        scorers: As of `error_page`.
 
     Returns:
         The path.
@@ -212,7 +219,9 @@ def write_error_page(
         return None if found is None else _address(os.fspath(found), path.parent)
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    page = error_page(predictions, name=name, details=details, audio=address)
+    page = error_page(
+        predictions, name=name, details=details, audio=address, rows=rows, scorers=scorers
+    )
     path.write_bytes(page.encode("utf-8", "replace"))
     return path
 
@@ -221,11 +230,8 @@ def worst(predictions: Sequence[Prediction], count: int) -> list[Prediction]:
     """Returns the utterances that the page shows first, of all languages together."""
     ranked: list[tuple[Any, int]] = []
     places = {id(prediction): place for place, prediction in enumerate(predictions)}
-    by_direction: dict[str, list[Prediction]] = {}
-    for prediction in predictions:
-        by_direction.setdefault(prediction.direction, []).append(prediction)
-    for members in by_direction.values():
-        _, shown = _direction(members, 0, None)
+    for members in _by_row(predictions, None).values():
+        _, shown = _row("", members, 0, None, {})
         ranked += [
             (_badness(each), places[id(member)])
             for each, member in zip(shown, members, strict=True)
@@ -265,12 +271,29 @@ def write_worst_audio(
     return files
 
 
-def _direction(
-    members: Sequence[Prediction], place: int, audio: AudioOf | None
-) -> tuple[dict[str, Any], list[list[Any]]]:
-    """Returns the totals of a language or direction, and its utterances as the script reads them.
+def _by_row(
+    predictions: Sequence[Prediction], rows: Mapping[str, str] | None
+) -> dict[str, list[Prediction]]:
+    """Divides predictions into rows: those that are named in their order, then the directions."""
+    found: dict[str, list[Prediction]] = {}
+    for prediction in sorted(predictions, key=lambda each: each.direction):
+        found.setdefault((rows or {}).get(prediction.task, prediction.direction), []).append(
+            prediction
+        )
+    names = dict.fromkeys([*(rows or {}).values(), *found])
+    return {name: found[name] for name in names if name in found}
 
-    An utterance is a list: id, place of the direction, substitutions, deletions, insertions, units,
+
+def _row(
+    name: str,
+    members: Sequence[Prediction],
+    place: int,
+    audio: AudioOf | None,
+    own: Mapping[str, Metric],
+) -> tuple[dict[str, Any], list[list[Any]]]:
+    """Returns the totals of a row, and its utterances as the script reads them.
+
+    An utterance is a list: id, place of the row, substitutions, deletions, insertions, units,
     parts, reference and hypothesis as they were where that is not what was compared (else null),
     seconds, log-probability, address of the audio, sentence chrF and BLEU.
     """
@@ -288,10 +311,10 @@ def _direction(
     hypotheses = [compared(each.hypothesis) for each in members]
     alignments = align(references, hypotheses, by_character=by_character)
     kind = "st" if translated else "asr"
-    names = ["bleu", "chrf"] if translated else [primary_metric("asr", language)]
+    metrics = ["bleu", "chrf"] if translated else [primary_metric("asr", language)]
     scores = {}
-    for name in names:
-        metric = get_metric(name)
+    for metric_name in metrics:
+        metric = own.get(metric_name) or get_metric(metric_name)
         statistics = metric.statistics(references, hypotheses, language)
         value = float(metric.score(np.asarray(statistics).sum(axis=0)))
         scores[metric.title] = round(value, 2) if np.isfinite(value) else None
@@ -334,7 +357,8 @@ def _direction(
             ]
         )
     row = {
-        "name": first.direction,
+        "name": name,
+        "rules": any(metric in own for metric in metrics),
         "language": language,
         "kind": kind,
         "by_character": by_character,

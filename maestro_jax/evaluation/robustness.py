@@ -235,6 +235,8 @@ def evaluate_robustness(
                     baseline,
                     randomisations=0,
                     names=(condition.title, _CLEAN),
+                    rows=test_set.rows,
+                    scorers=test_set.scorers,
                 )
         if model.processes.index == 0:
             table = RobustnessTable(

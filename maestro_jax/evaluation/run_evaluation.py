@@ -128,6 +128,11 @@ class TestSet:
         return {} if self.suite is None else self.suite.row_names
 
     @property
+    def scorers(self) -> dict[str, tuple[Metric, ...]]:
+        """Metrics of the rows that have rules of their own, by row."""
+        return {} if self.suite is None else self.suite.scorers(self.glm)
+
+    @property
     def title(self) -> str:
         """The name with its split, which begins the names of its files."""
         return f"{self.name}.{self.split}"
@@ -597,6 +602,8 @@ def _evaluate_test_set(
         predictions,
         name=test_set.title,
         details=details | {"result": directory.name},
+        rows=test_set.rows,
+        scorers=test_set.scorers,
     )
     if not complete:
         # Last: until the tables are written, a restart needs the parts.
@@ -732,7 +739,7 @@ def _score(
         name=test_set.title,
         expected=expected,
         rows=test_set.rows,
-        scorers={} if test_set.suite is None else test_set.suite.scorers(test_set.glm),
+        scorers=test_set.scorers,
         # What postprocess_fn makes of a reference is not for the vocabulary to write.
         round_trip=None if own.postprocessed else transcriber.vocabulary.round_trip,
         extra_metrics=extra_metrics,

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from maestro_jax.errors import UserError, near_misses
+from maestro_jax.evaluation.predictions import Prediction
 from maestro_jax.scoring.glm import Glm, GlmWordErrorRate
 from maestro_jax.scoring.metrics import Kind, Metric
 from maestro_jax.scoring.published import (
@@ -308,3 +309,22 @@ def suite_of(tasks: Collection[str]) -> Suite | None:
         if tasks and len(keys) == len(set(tasks)):
             return suite._only(keys)
     return None
+
+
+def rows_of_stored(test_set: str, predictions: Collection[Prediction]) -> dict[str, Any]:
+    """Returns the arguments `rows` and `scorers` of `evaluate.score` for stored predictions.
+
+    Args:
+        test_set: Name of the test set with its split, such as `speechstew.test`.
+        predictions: Its predictions.
+
+    Returns:
+        Those of the suite; nothing where the rows are languages or directions.
+    """
+    name = test_set.partition(".")[0]
+    tasks = {prediction.task for prediction in predictions}
+    directions = {prediction.direction for prediction in predictions}
+    if name not in _SUITES or len(tasks) <= len(directions):
+        return {}
+    suite = get_suite(name)
+    return {"rows": suite.row_names, "scorers": suite.scorers()}

@@ -21,6 +21,7 @@ from maestro_jax.evaluation.error_page import (
     write_worst_audio,
 )
 from maestro_jax.evaluation.predictions import Prediction
+from maestro_jax.scoring.metrics import WordErrorRate
 from maestro_jax.text.normalizers import normalize
 
 # The fields of an utterance, as the script of the page names them.
@@ -206,3 +207,22 @@ def test_alignment_of_normalised_text_is_of_what_is_scored() -> None:
     assert alignment.parts == ("ja", ("gut", ""), "so")
     assert (alignment.errors, alignment.units) == (1, 3)
     assert align([], [], by_character=True) == []
+
+
+def test_rows_of_a_suite_are_test_sets() -> None:
+    class Strict(WordErrorRate):
+        """Counts every word of the hypothesis as a word too many."""
+
+        def statistics(self, references, hypotheses, language):
+            return np.asarray([[0, 0, len(text.split()), 4] for text in hypotheses])
+
+    tasks = {"b_task": "B", "a_task": "A"}
+    predictions = [
+        Prediction(id="u", language="en", reference="a b", hypothesis=text, task=task)
+        for task, text in (("a_task", "a"), ("b_task", "a b"))
+    ]
+    page = Page(error_page(predictions, name="toy", rows=tasks, scorers={"A": [Strict()]}))
+    first, second = page.data["rows"]
+    assert (first["name"], first["scores"], first["rules"]) == ("B", {"WER %": 0.0}, False)
+    assert (second["name"], second["scores"], second["rules"]) == ("A", {"WER %": 25.0}, True)
+    assert [each["row"] for each in page.utterances] == [0, 1]

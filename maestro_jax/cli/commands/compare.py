@@ -87,6 +87,7 @@ def run(arguments: argparse.Namespace) -> None:
     from maestro_jax.evaluation.comparison import compare
     from maestro_jax.evaluation.predictions import read_predictions
     from maestro_jax.evaluation.stored_hypotheses import find_hypotheses
+    from maestro_jax.evaluation.suites import rows_of_stored
 
     first, second = (
         find_hypotheses(path, step=arguments.step, name=arguments.name) for path in arguments.runs
@@ -105,6 +106,7 @@ def run(arguments: argparse.Namespace) -> None:
     results = []
     for name, baseline_file, model_file in pairs:
         baseline, model = read_predictions(baseline_file), read_predictions(model_file)
+        of_suite = rows_of_stored(name, model)
         for metric in arguments.metric or [None]:
             comparison = compare(
                 model,
@@ -114,6 +116,7 @@ def run(arguments: argparse.Namespace) -> None:
                 randomisations=arguments.randomisations,
                 seed=arguments.seed,
                 names=(arguments.runs[1], arguments.runs[0]),
+                **of_suite,
             )
             results.append((name, str(baseline_file), str(model_file), comparison))
     if arguments.json:

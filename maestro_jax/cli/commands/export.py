@@ -59,6 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
     from maestro_jax.evaluation.predictions import read_predictions
     from maestro_jax.evaluation.prepared_audio import prepared_audio
     from maestro_jax.evaluation.stored_hypotheses import find_hypotheses
+    from maestro_jax.evaluation.suites import rows_of_stored
 
     if not arguments.formats:
         raise UserError(f"export needs --formats, of {', '.join([*FORMATS, _PAGE])}")
@@ -97,6 +98,7 @@ def run(arguments: argparse.Namespace) -> None:
                     name=name,
                     details={"result": file.parent.name},
                     audio=audio,
+                    **rows_of_stored(name, predictions),
                 )
             )
         for path in paths:
