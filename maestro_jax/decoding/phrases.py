@@ -46,7 +46,7 @@ _UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Kh
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=(
-        *("first", "tokens", "reached", "earned", "held", "at_edge"),
+        *("first", "tokens", "reached", "earned", "held", "at_edge", "in_word"),
         *("default_reached", "default_earned", "is_edge"),
     ),
     meta_fields=("start", "blank_id", "widest", "largest_gain"),
@@ -66,8 +66,10 @@ class PhraseBias:
         earned: The bonus that each of them earns, with what the new state holds, float32.
         held: The bonus of the unfinished phrase, float32 `[states]`.
         at_edge: What an edge of a word earns after each state, float32 `[states]`.
-        default_reached: The state that each token leads to where it is not listed, int32 `[vocab]`.
-        default_earned: What it earns there, with what that state holds, float32 `[vocab]`.
+        in_word: 0 for states in which a word begins and 1 for others, int32 `[states]`.
+        default_reached: The state that each token leads to where it is not listed, at the beginning
+            of a word and elsewhere, int32 `[2, vocab]`.
+        default_earned: What it earns there, with what that state holds, float32 `[2, vocab]`.
         is_edge: Whether each token begins with an edge of a word, bool `[vocab]`.
         start: The state at the beginning of a text.
         blank_id: The token that begins and ends a text.
@@ -81,6 +83,7 @@ class PhraseBias:
     earned: jax.Array
     held: jax.Array
     at_edge: jax.Array
+    in_word: jax.Array
     default_reached: jax.Array
     default_earned: jax.Array
     is_edge: jax.Array
@@ -105,15 +108,18 @@ class PhraseBias:
                 token that writes nothing that could belong to a phrase.
             blank_id: Token id of the blank.
         """
-        marks = {c for phrase in phrases for c in phrase if _separates(c)} - {_EDGE}
-        steps = [None if content is None else _steps(content, marks) for content in token_bytes]
-        # What separates the words of some phrase stays itself, and is an edge as well.
-        edges = [mark.encode() for mark in sorted({_EDGE, *marks})]
-        automaton = _Automaton()
+        kept = {c for phrase in phrases for c in phrase if _separates(c)} - {_EDGE}
+        steps = [None if content is None else _steps(content, kept) for content in token_bytes]
+        # What separates the words of some phrase stays itself, and is an edge as well, if a byte.
+        edges = [_EDGE.encode(), *(mark.encode() for mark in sorted(kept) if mark.isascii())]
+        automaton = _Automaton(edges)
         for phrase, bonus in phrases.items():
-            for opens in [b""] if _UNSPACED.match(phrase[0]) else edges:
-                for closes in [b""] if _UNSPACED.match(phrase[-1]) else edges:
-                    automaton.add(opens, phrase.encode(), closes, bonus)
+            automaton.add(
+                phrase.encode(),
+                bonus,
+                opens=_UNSPACED.match(phrase[0]) is None,
+                closes=_UNSPACED.match(phrase[-1]) is None,
+            )
         automaton.finish()
         return _over_tokens(automaton, steps, blank_id)
 
@@ -136,7 +142,7 @@ class PhraseBias:
         held = self.held[state][:, None]
         # An edge completes the phrases that a state has gone through but for their end.
         at_edge = self.at_edge[state][:, None]
-        scores = self.default_earned + jnp.where(self.is_edge, at_edge, 0.0)
+        scores = self.default_earned[self.in_word[state]] + jnp.where(self.is_edge, at_edge, 0.0)
         scores = self._overwrite(scores, state) - held
         is_blank = jnp.arange(scores.shape[1]) == self.blank_id
         return jnp.where(is_blank, at_edge - held, scores), state
@@ -156,7 +162,8 @@ class PhraseBias:
 
         low, _ = jax.lax.fori_loop(0, self.widest.bit_length(), halve, (low, end))
         is_listed = (low < end) & (self.tokens[low] == labels)
-        read = jnp.where(is_listed, self.reached[low], self.default_reached[labels])
+        default = self.default_reached[self.in_word[state], labels]
+        read = jnp.where(is_listed, self.reached[low], default)
         return jnp.where(labels == self.blank_id, state, read)
 
     def _overwrite(self, scores: jax.Array, state: jax.Array) -> jax.Array:
@@ -179,37 +186,52 @@ class PhraseBias:
 class _Automaton:
     """An Aho-Corasick automaton over bytes; node 0 is the empty string.
 
+    Args:
+        edges: The bytes that separate words. All of them lead from the empty string to one node.
+
     Attributes:
         children: The nodes that continue each node, by the next byte.
         failure: The longest proper suffix of each node that is a node.
         held: The share of the bonus of the phrases that each node is a part of.
-        earned: The bonus of the phrases that end at each node.
+        own: The bonus of the phrase that ends at each node.
+        earned: The bonus of all phrases that end there.
         order: All nodes, shorter ones first.
+        edge: The node after an edge, where words begin; 0 if no phrase begins with a word.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, edges: Sequence[bytes]) -> None:
         self.children: list[dict[int, int]] = [{}]
         self.failure = [0]
         self.held = [0.0]
         self.earned = [0.0]
-        self.own = [0.0]  # Of the phrase that is the whole node.
+        self.own = [0.0]
         self.order: list[int] = []
+        self.edge = 0
+        self._edges = [edge[0] for edge in edges]
 
-    def add(self, opens: bytes, content: bytes, closes: bytes, bonus: float) -> None:
-        """Adds a phrase between two edges, which alone earn nothing."""
-        node = 0
-        for place, byte in enumerate(opens + content):
-            following = self.children[node].get(byte)
-            if following is None:
-                following = self._node(node, byte)
-            node = following
-            done = place + 1 - len(opens)
+    def add(self, content: bytes, bonus: float, *, opens: bool, closes: bool) -> None:
+        """Adds a phrase.
+
+        Args:
+            content: The phrase.
+            bonus: Its bonus.
+            opens: Whether it begins at an edge.
+            closes: Whether it ends at an edge.
+        """
+        if opens and not self.edge:
+            self.edge = self._node(0, self._edges[0])
+            self.children[0] |= dict.fromkeys(self._edges, self.edge)
+        node = self.edge if opens else 0
+        for done, byte in enumerate(content, start=1):
+            node = self.children[node].get(byte) or self._node(node, byte)
             # Not at the end of a phrase without an edge: there, the bonus is earned.
-            if done > 0 and (closes or done < len(content)):
+            if closes or done < len(content):
                 self.held[node] = max(self.held[node], bonus * done / len(content))
+        ends = [node]
         if closes:
-            node = self.children[node].get(closes[0]) or self._node(node, closes[0])
-        self.own[node] = max(self.own[node], bonus)
+            ends = [self.children[node].get(b) or self._node(node, b) for b in self._edges]
+        for end in ends:
+            self.own[end] = max(self.own[end], bonus)
 
     def _node(self, parent: int, byte: int) -> int:
         node = len(self.children)
@@ -232,7 +254,9 @@ class _Automaton:
             self.held[node] = max(self.held[node], self.held[failure])
             for byte, child in self.children[node].items():
                 self.failure[child] = self.step(failure, byte) if node else 0
-                queue.append(child)
+                # Several edges lead to one node.
+                if node or child != self.edge or byte == self._edges[0]:
+                    queue.append(child)
 
     def step(self, node: int, byte: int) -> int:
         """Returns the node after one more byte."""
@@ -283,11 +307,16 @@ def _over_tokens(automaton: _Automaton, steps: Sequence[bytes | None], blank_id:
 
     listed: list[set[int]] = [set() for _ in automaton.children]
     at_edge = np.zeros(len(listed), np.float32)
+    in_word = np.ones(len(listed), np.int32)
     for node in automaton.order[1:]:
         # The suffixes of a node are shorter, and come before it.
         failure = automaton.failure[node]
         if automaton.children[node]:  # No walk ends at the others.
-            listed[node] = exceptions(node) | listed[failure]
+            listed[node] = exceptions(node)
+            # What begins a word is in a table of its own, and not in the list of every edge.
+            if failure != automaton.edge:
+                listed[node] |= listed[failure]
+        in_word[node] = 0 if node == automaton.edge else in_word[failure]
         completed = automaton.children[node].get(edge)
         own = 0.0 if completed is None else automaton.own[completed]
         at_edge[node] = own + at_edge[failure]
@@ -300,9 +329,14 @@ def _over_tokens(automaton: _Automaton, steps: Sequence[bytes | None], blank_id:
         return reached, earned + automaton.held[reached]
 
     held = np.asarray(automaton.held, np.float32)
-    defaults = [outcome(0, token) for token in range(len(steps))]
-    default_reached = np.array([reached for reached, _ in defaults], np.int32)
-    default_earned = np.array([earned for _, earned in defaults], np.float32)
+    in_words = [outcome(0, token) for token in range(len(steps))]
+    at_beginnings = list(in_words)
+    for token in listed[automaton.edge]:
+        at_beginnings[token] = outcome(automaton.edge, token)
+    listed[automaton.edge] = set()
+    defaults = (at_beginnings, in_words)
+    default_reached = np.array([[reached for reached, _ in row] for row in defaults], np.int32)
+    default_earned = np.array([[earned for _, earned in row] for row in defaults], np.float32)
     ordered = [sorted(tokens) for tokens in listed]
     entries = [
         (token, *outcome(node, token)) for node, tokens in enumerate(ordered) for token in tokens
@@ -319,12 +353,13 @@ def _over_tokens(automaton: _Automaton, steps: Sequence[bytes | None], blank_id:
         earned=jnp.asarray(earned, jnp.float32),
         held=jnp.asarray(held),
         at_edge=jnp.asarray(at_edge),
+        in_word=jnp.asarray(in_word),
         default_reached=jnp.asarray(default_reached),
         default_earned=jnp.asarray(default_earned),
         is_edge=jnp.asarray(
             [content is not None and content[:1] == _EDGE.encode() for content in steps]
         ),
-        start=automaton.step(0, edge),
+        start=automaton.edge,
         blank_id=blank_id,
         widest=int(counts.max()),
         largest_gain=float(
@@ -352,13 +387,13 @@ def _separates(character: str) -> bool:
     return unicodedata.category(character)[0] in "PZS"
 
 
-def _steps(content: bytes, marks: set[str]) -> bytes:
-    """Returns the bytes of a token with an edge for what separates words, but for some marks."""
+def _steps(content: bytes, kept: set[str]) -> bytes:
+    """Returns the bytes of a token with an edge for what separates words, if it is not kept."""
     try:
         text = content.decode()
     except UnicodeDecodeError:
         return content  # A part of a letter.
-    return "".join(_EDGE if _separates(c) and c not in marks else c for c in text).encode()
+    return "".join(_EDGE if _separates(c) and c not in kept else c for c in text).encode()
 
 
 def written_forms(phrase: str, vocabulary: Vocabulary) -> list[str]:

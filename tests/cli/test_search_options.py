@@ -15,7 +15,9 @@ from maestro_jax.cli import main as cli
 from maestro_jax.evaluation.run_evaluation import RunScores
 from maestro_jax.gin_utils import gin_config, run_record
 from maestro_jax.inference.search_config import SearchConfig
-from maestro_jax.text.vocabularies import train_sentencepiece
+from maestro_jax.inference.transcriber import Transcriber
+from maestro_jax.text.language_tokens import LanguageTokens
+from maestro_jax.text.vocabularies import load_vocabulary, train_sentencepiece
 from maestro_jax.training.checkpoints import Checkpoints
 from maestro_jax.training.parameter_trees import unbox
 from maestro_jax.training.state import create_state, initial_params
@@ -165,3 +167,64 @@ def test_evaluation_searches_as_told(
         assert cli.main(["eval", "--model_dir", str(described), *extra]) != 0
         error = capsys.readouterr().err.strip()
         assert expected in error and len(error.splitlines()) == 1
+
+
+def test_one_loaded_model_searches_with_any_weights(
+    model_dir: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """`set_search` gives what loading with those settings gives, and compiles less."""
+    run = gin_config.load_run(model_dir)
+    phrases = tmp_path / "phrases.txt"
+    phrases.write_text("cab\nda\t2\n")
+    text = tmp_path / "text.txt"
+    text.write_text("ab ba\ncab\n")
+    files = {"phrases": phrases, "lm_text": text, "lm_order": 2}
+    rng = np.random.default_rng(0)
+    features = {
+        "audio": (3000 * rng.normal(size=(8, 4_000))).astype(np.int16),
+        "audio_length": np.full(8, 4_000, np.int32),
+    }
+    first = SearchConfig(**files, beam_size=2, lm_weight=0.4, blank_penalty=1.0)
+    other = dataclasses.replace(first, lm_weight=1.1, phrases_weight=2.0, blank_penalty=-1.5)
+    one = Transcriber.from_checkpoint(model_dir, run, search=first)
+    before, key = one.search(features), one._key
+    one.set_search(other)
+    found = one.search(features)
+    want = Transcriber.from_checkpoint(model_dir, run, search=other).search(features)
+    for name in found._fields:
+        np.testing.assert_array_equal(getattr(found, name), getattr(want, name), err_msg=name)
+    assert not np.array_equal(found.tokens, before.tokens)
+    assert len(one._programs) == 1
+    for changed in ({"beam_size": 3}, {"ilm_weight": 0.2}, {"length_bonus": -0.1}):
+        one.set_search(dataclasses.replace(other, **changed))
+        assert one._key != key
+    one.set_search(dataclasses.replace(other, lm_weight=0.2))
+    assert one._key == key
+
+
+def test_a_transcript_has_what_its_language_writes(
+    model_dir: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    speech = tmp_path / "speech.wav"
+    noise = 0.1 * np.hanning(16_000) * np.random.default_rng(0).normal(size=16_000)
+    soundfile.write(speech, noise, 16_000, subtype="PCM_16")
+    command = ["transcribe", str(model_dir), str(speech), "--json"]
+
+    def transcript(*options: str) -> dict:
+        assert cli.main([*command, *options]) == 0
+        (record,) = json.loads(capsys.readouterr().out)
+        return record
+
+    free = transcript()
+    assert not set(free["text"]) <= set("ab ") and free["heard"] == ""
+    assert cli.main([*command, "--language", "de"]) != 0
+    assert "has no language_tokens.json; run `maestro eval" in capsys.readouterr().err
+
+    vocabulary = load_vocabulary(model_dir)
+    texts = [("de", "ab ba"), ("en", "cab dad")]
+    LanguageTokens.count(texts, vocabulary).save(model_dir)
+    german = transcript("--language", "de")
+    assert set(german["text"]) <= set("ab ") and german["text"]
+    assert german["heard"] == "de"
+    assert cli.main([*command, "--language", "fr"]) != 0
+    assert "not trained on texts in 'fr'" in capsys.readouterr().err

@@ -86,6 +86,25 @@ def test_a_phrase_is_rewarded_on_the_way_and_taken_back():
     assert sum(added(bias, [spell[" ab"], spell[" c"], spell["a"]])) == pytest.approx(0.0)
 
 
+def test_phrases_without_spaces_and_with_dashes():
+    pieces = [" a", "–", "b", "—", "日", "本", " ", "'"]
+    tokens = [None, None, None, *(piece.encode() for piece in pieces)]
+    spell = {piece: token for token, piece in enumerate(pieces, start=3)}
+
+    def bonus(phrases, *written):
+        return sum(added(PhraseBias.build(phrases, tokens), [spell[piece] for piece in written]))
+
+    # Anywhere; without phrases that begin with a word, words are nothing special.
+    assert bonus({"日本": 2.0}, " a", "日", "本", "b") == pytest.approx(2.0)
+    assert bonus({"日本": 2.0}, "日", " ", "本") == pytest.approx(0.0)
+    # The dash of a phrase is that dash; any other one is an edge.
+    assert bonus({"a–b": 3.0}, " a", "–", "b") == pytest.approx(3.0)
+    assert bonus({"a–b": 3.0}, " a", "—", "b") == pytest.approx(0.0)
+    assert bonus({"a": 1.0, "b": 2.0}, " a", "—", "b") == pytest.approx(3.0)
+    # An apostrophe within a phrase is an edge of other phrases.
+    assert bonus({"a'b": 4.0, "b": 1.0}, " a", "'", "b") == pytest.approx(5.0)
+
+
 EXTRA = {"a": 1.5, "ab": 0.8, "ab a": 2.0}
 SMALL = [None, b" a", b"b"]
 
