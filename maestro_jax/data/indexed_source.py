@@ -349,6 +349,8 @@ class IndexedTfdsSource(IndexedSource):
         for part in _parts(name):
             if part not in available:
                 raise UserError(
-                    f"{directory} has no split {part!r}; run `{self._remedy}` to rebuild it."
+                    f"{self._name} was prepared without any utterance of {part!r}: {directory} has "
+                    f"{', '.join(available)}; run `{self._remedy}` with --overwrite on a source "
+                    "that has some."
                 )
         return _tfds_split(directory, stamp, name)

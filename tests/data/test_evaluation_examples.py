@@ -119,3 +119,17 @@ def test_useful_messages(corpus, tmp_path):
         examples(corpus, "tinyvox_mt", split="train")
     with pytest.raises(UserError, match="run `maestro prepare tinyvox`"):
         evaluation_examples("tinyvox_paired", "test", tmp_path)
+
+
+def test_a_test_set_of_which_nothing_was_prepared_is_named(corpus):
+    from maestro_jax.data.data_dir import data_scope
+    from maestro_jax.data.indexed_source import IndexedTfdsSource
+
+    source = IndexedTfdsSource("tinyvox/small", {"test": "paired_hr_test"}, "maestro prepare it")
+    with (
+        data_scope(corpus.root),
+        pytest.raises(
+            UserError, match=r"without any utterance of 'paired_hr_test': .* --overwrite"
+        ),
+    ):
+        source.num_input_examples("test")
