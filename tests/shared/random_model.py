@@ -63,8 +63,13 @@ def write_random_model(
     (directory / "vocabulary.model").write_bytes(vocabulary.model_bytes)
     mesh = run.partitioning.mesh(jax.devices()[:1])
     rng = np.random.default_rng(5)
-    ids = range(vocabulary.vocab_size)
-    space = next((i for i in ids if vocabulary.pieces([i])[0] in (" ", "\u2581")), 0)
+    pieces = [vocabulary.pieces([i])[0] for i in range(vocabulary.vocab_size)]
+    bias = np.zeros(len(pieces))
+    for index, piece in enumerate(pieces):
+        # Letters and words, and neither the unknown letter nor the end of a sentence.
+        bias[index] = {" ": 12, "\u2581": 12}.get(piece, -99 if piece.startswith("<") else 0)
+    # Most frames end without a further letter.
+    bias[0] = 14
 
     def draw(path: Sequence[object], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -77,8 +82,7 @@ def write_random_model(
         if name.endswith("decoder/output/kernel"):
             values *= 8
         if name.endswith("decoder/output/bias"):
-            # Most frames end without a further letter, and there are words.
-            values[0], values[space] = 14, 12
+            values = bias
         if name.endswith(("frame_projection/kernel", "label_projection/kernel")):
             values *= 3
         return values.astype(leaf.dtype)
