@@ -526,6 +526,12 @@ def _notes(evaluation: Evaluation, low_resource: Collection[str]) -> list[str]:
     flagged = [row.direction for row in evaluation.rows if row.among(low_resource)]
     if flagged:
         notes.append(f"Low-resource: {', '.join(flagged)} (little paired speech).")
+    whole = [row.direction for row in evaluation.rows if row.complete and not row.published]
+    if whole:
+        notes.append(
+            "No number of utterances is published; all that the corpus lists were scored: "
+            f"{', '.join(whole)}."
+        )
     gaps = [row for row in evaluation.rows if row.complete is False]
     if gaps:
         listed = "; ".join(map(_left_out, gaps))

@@ -274,12 +274,13 @@ def test_utterances_that_prepare_left_out():
         "de": SplitSize(published=5, listed=4, left_out={"missing audio": 2, "empty text": 1}),
         "en": SplitSize(listed=4, left_out={"unreadable audio": 1}),
         "sl": SplitSize(published=2, listed=2),
+        "nl": SplitSize(listed=2),
     }
-    predictions = spoken_by(["de", "en", "sl", "fr"])
+    predictions = spoken_by(["de", "en", "sl", "fr", "nl"])
     evaluation = score(predictions, kind="asr", name="toy", expected=sizes)
     by_name = {row.direction: row for row in evaluation.rows}
     assert {name: row.complete for name, row in by_name.items()} == {
-        **{"de": False, "en": False, "sl": True, "fr": None}
+        **{"de": False, "en": False, "sl": True, "fr": None, "nl": True}
     }
     assert (by_name["de"].unaccounted, by_name["en"].unaccounted) == (0, 1)
     assert evaluation.complete is False
@@ -289,6 +290,7 @@ def test_utterances_that_prepare_left_out():
         "en 2 of 4 in the tables of the corpus (1 left out by prepare: 1 unreadable audio; 1 not "
         "accounted for)"
     ) in text
+    assert "all that the corpus lists were scored: nl." in text
     rows = {row["direction"]: row for row in ScoreTable(evaluation).as_dict()["rows"]}
     assert rows["de"]["left_out"] == {"missing audio": 2, "empty text": 1}
     assert [rows[name]["expected_is_published"] for name in ("de", "en", "fr")] == [

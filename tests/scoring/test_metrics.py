@@ -4,7 +4,10 @@ import functools
 import json
 import math
 import random
+import subprocess
+import sys
 
+import jiwer
 import numpy as np
 import pytest
 import sacrebleu.significance
@@ -245,6 +248,30 @@ def test_paired_comparison_of_translations_is_that_of_sacrebleu():
     assert result.difference_interval[0] < result.difference < result.difference_interval[1]
     [result] = compare(*sides, metric="chrf", bootstrap_samples=0, randomisations=0).rows
     assert result.score == pytest.approx(CHRF().corpus_score(ours, [references]).score)
+
+
+def test_scores_are_those_of_jiwer_and_of_the_command_of_sacrebleu(tmp_path):
+    """Of random texts, with repeated words and empty hypotheses, through the API and a file."""
+    references, hypotheses = random_sentences(7, 200), random_sentences(8, 200)
+    references = [text or "a" for text in references]
+    rate = scored("wer", references, hypotheses, bootstrap_samples=0)
+    assert rate.value == pytest.approx(100 * jiwer.wer(references, hypotheses), rel=1e-12)
+    # A corpus on which no n-gram order is empty, in which sacreBLEU would smooth.
+    references = [f"{text}, and the cat sat on a mat." for text in references]
+    hypotheses = [f"{text}, and the cat sat on a Mat" for text in hypotheses]
+    for name, texts in (("ref", references), ("hyp", hypotheses)):
+        (tmp_path / name).write_text("\n".join(texts) + "\n", encoding="utf-8")
+    output = subprocess.run(
+        [sys.executable, "-m", "sacrebleu", "ref", "-i", "hyp", "-m", "bleu", "chrf", "-w", "6"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    for theirs, name in zip(json.loads(output), ("bleu", "chrf"), strict=True):
+        ours = scored(name, references, hypotheses, bootstrap_samples=0)
+        assert theirs["score"] == pytest.approx(ours.value, abs=1e-6)
+        assert theirs["signature"] == ours.signature
 
 
 def test_bleu_bootstrap_resamples_the_corpus_score():

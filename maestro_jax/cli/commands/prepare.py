@@ -6,6 +6,7 @@ import argparse
 
 from maestro_jax.cli import environment, options
 from maestro_jax.data.corpora.corpus import corpus_names, find_corpus
+from maestro_jax.data.corpora.parquet import COLUMNS
 from maestro_jax.data.corpora.prepare import (
     NoUsableUtterancesError,
     PreparedConfig,
@@ -20,7 +21,9 @@ from maestro_jax.text.normalizers import RULES
 # Corpora that are made, not read: the configurations, the first of which is the default.
 MADE = {"minivox": ("small", "low_resource", "full", "tiny")}
 # Layouts that many corpora share.
-NAMED = ("manifest", "text_files", "parallel_text")
+NAMED = ("manifest", "parquet", "text_files", "parallel_text")
+# Corpora that are read from Parquet files, too.
+WITH_COLUMNS = ("parquet", "covost2", "voxpopuli")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=tuple(RULES),
         help="normalisation of your own corpora and of plain text: as transcripts are scored (the "
         "default), or as text is spoken, with numbers in words and without parentheses",
+    )
+    parser.add_argument(
+        "--columns",
+        metavar="FIELD=NAME,...",
+        help="names of columns of Parquet files, as audio=speech,text=sentence; fields: "
+        f"{', '.join(COLUMNS)}; only for {', '.join(WITH_COLUMNS)}",
     )
     parser.add_argument("--strict", action="store_true", help="stop at the first issue")
     parser.add_argument(
@@ -98,6 +107,12 @@ def _read(arguments: argparse.Namespace) -> None:
         if not arguments.name.isidentifier():
             raise UserError(f"--name {arguments.name!r} is not a name; use letters, digits and _.")
         corpus.name = arguments.name
+    if arguments.columns:
+        if not hasattr(corpus, "columns"):
+            raise UserError(
+                f"--columns is for {', '.join(WITH_COLUMNS)}; leave it out for {arguments.corpus}."
+            )
+        corpus.columns = _columns(arguments.columns)
     if arguments.text_rules:
         if not corpus.text_rules:
             raise UserError(
@@ -140,6 +155,20 @@ def _read(arguments: argparse.Namespace) -> None:
             f"no utterance of {', '.join(failed)} could be used; select others with --languages. "
             + " ".join(failed.values())
         )
+
+
+def _columns(text: str) -> dict[str, str]:
+    """Parses `audio=speech,text=sentence`."""
+    columns = {}
+    for pair in options.names(text):
+        field, equals, name = pair.partition("=")
+        if not equals or not name or field not in COLUMNS:
+            raise UserError(
+                f"--columns has {pair!r}; write FIELD=NAME, with one of the fields "
+                f"{', '.join(COLUMNS)}.{near_misses(field, COLUMNS)}"
+            )
+        columns[field] = name
+    return columns
 
 
 def _closing_table(name: str, done: list[PreparedConfig]) -> str:

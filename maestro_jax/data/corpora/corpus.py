@@ -11,6 +11,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from maestro_jax.data.corpora.issues import IssueLog
 from maestro_jax.errors import UserError, near_misses
@@ -20,6 +21,19 @@ _log = logging.getLogger(__name__)
 
 Span = tuple[float, float]
 """Begin and end of a piece of an audio file, in seconds."""
+
+
+class Embedded(NamedTuple):
+    """Where in a Parquet file the bytes of a recording are.
+
+    Attributes:
+        column: Name of the column.
+        row: Number of the row, from 0.
+    """
+
+    column: str
+    row: int
+
 
 ALL_SPLITS = "all splits"
 """Stands for a split's name where only the total size of all splits is published."""
@@ -34,7 +48,8 @@ class Utterance:
         split: `train`, `validation`, `test`, or another split of the corpus.
         language: ISO 639-1 code of the spoken or written language.
         audio: Path of the audio file, in any container that `maestro_jax.audio.reading` reads;
-            empty for text.
+            empty for text. Of a recording inside a Parquet file, the path of that.
+        embedded: Where in the Parquet file the recording is; None for an audio file.
         spans: The pieces of the file that make up the utterance, in order; None for the whole file.
         text: Normalised text, as models read and write it.
         raw_text: Text as the corpus prints it.
@@ -48,6 +63,7 @@ class Utterance:
     split: str
     language: str
     audio: str = ""
+    embedded: Embedded | None = None
     spans: tuple[Span, ...] | None = None
     text: str = ""
     raw_text: str = ""
@@ -202,6 +218,7 @@ _CORPORA: dict[str, tuple[str, str]] = {
     "broadcast_news": ("manifest", "broadcast_news"),
     "switchboard_fisher": ("manifest", "switchboard_fisher"),
     "wsj": ("manifest", "wsj"),
+    "parquet": ("parquet", "Parquet"),
     "text_files": ("text_files", "TextFiles"),
     "parallel_text": ("text_files", "ParallelText"),
 }

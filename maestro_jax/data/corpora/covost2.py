@@ -10,6 +10,10 @@ The tables may be in the directory of the corpus, in that of the language, or in
 `path`, as `get_covost_splits.py` does. If one of them is missing, the tables that this script
 writes, `covost_v2.de_en.{train,dev,test}.tsv`, are read instead.
 
+Release 4 of Common Voice is no longer given out. Without any table, Parquet files are read, which
+have the audio inside: `de_en/test-00000-of-00008.parquet`, see `maestro_jax.data.corpora.parquet`.
+Mirrors on the Hugging Face hub have this layout; the published sizes tell whether one is whole.
+
 Translators marked sentences that they could not translate with `REMOVE`, or left them empty. They
 are left out of training, but stay in the other splits, since published scores include them.
 
@@ -22,6 +26,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from maestro_jax.data.corpora import parquet
 from maestro_jax.data.corpora.common_voice import (
     clip_path,
     clip_rows,
@@ -63,6 +68,7 @@ JOINED = ("train", "dev", "test")
 _LOCALE = r"[A-Za-z]{2,3}(?:-[A-Za-z]+)?"
 _TABLE = re.compile(rf"covost_v2\.({_LOCALE})_({_LOCALE})\.tsv")
 _JOINED = re.compile(rf"covost_v2\.({_LOCALE})_({_LOCALE})\.({'|'.join(JOINED)})\.tsv")
+_PAIR = re.compile(rf"({_LOCALE})_({_LOCALE})")
 _UNTRANSLATED = re.compile(r"\bREMOVE\b")
 
 
@@ -73,11 +79,18 @@ class Covost2(Corpus):
     """
 
     name = "covost2"
-    title = "CoVoST-2: covost_v2.SOURCE_TARGET.tsv beside SOURCE/validated.tsv and SOURCE/clips"
+    title = (
+        "CoVoST-2: covost_v2.SOURCE_TARGET.tsv beside SOURCE/validated.tsv and SOURCE/clips, or "
+        "Parquet files in directories SOURCE_TARGET"
+    )
+    columns: Mapping[str, str]
+
+    def __init__(self) -> None:
+        self.columns = {}
 
     def configs(self, source: Path, languages: Sequence[str] = ()) -> list[str]:
         """Lists the directions; a language requests all directions from it. See `Corpus`."""
-        available = sorted({*_tables(source), *_joined_tables(source)})
+        available = sorted({*_tables(source), *_joined_tables(source), *_parquet(source)})
         requested: dict[str, None] = {}
         for name in languages:
             # Both `de_en` and, as tables of scores have it, `de-en`; with or without regions.
@@ -89,13 +102,15 @@ class Covost2(Corpus):
             language = base_language(name) if not written or written.isupper() else name
             from_it = [config for config in available if config.startswith(f"{language}_")]
             requested |= dict.fromkeys(from_it or [name])
-        return select(
-            available, list(requested), source, "directions (covost_v2.SOURCE_TARGET.tsv)"
-        )
+        kind = "directions (covost_v2.SOURCE_TARGET.tsv, or directories of Parquet files)"
+        return select(available, list(requested), source, kind)
 
     def utterances(self, source: Path, config: str, issues: IssueLog) -> Iterator[Utterance]:
         """Yields the clips of a direction in the order of Common Voice's table; see `Corpus`."""
         language, _ = config.split("_")
+        if config not in {**_tables(source), **_joined_tables(source)}:
+            yield from self._parquet_utterances(_parquet(source)[config], language, issues)
+            return
         directory = _language_directory(source, config)
         table, validated = _tables(source).get(config), directory / "validated.tsv"
         if table is not None and validated.is_file():
@@ -107,32 +122,68 @@ class Covost2(Corpus):
                 f"there is no {validated} to join {table} with; put that of Common Voice 4 there."
             )
         for place, split, row in rows:
-            clip, sentence = row["path"].strip(), row["sentence"].strip()
-            text, translation = normalize(sentence, language), row["translation"].strip()
-            usable = bool(translation) and not _UNTRANSLATED.search(translation)
-            if not usable and split == "train":
-                detail = translation or "no translation"
-                issues.add("set aside", split=split, item=place, detail=detail)
-                continue
-            if not (text and usable):
-                detail = sentence if not text else translation
-                issues.add("incomplete", split=split, item=place, detail=detail)
-            yield Utterance(
+            clip = row["path"].strip()
+            utterance = Utterance(
                 id=Path(clip).stem,
                 split=split,
                 language=language,
                 audio=clip_path(directory, clip),
-                text=text,
-                raw_text=sentence,
-                translation=translation,
+                text=normalize(row["sentence"], language),
+                raw_text=row["sentence"].strip(),
+                translation=row["translation"].strip(),
                 speaker=row.get("client_id", "").strip(),
             )
+            if _is_kept(utterance, place, issues):
+                yield utterance
+
+    def _parquet_utterances(
+        self, directory: Path, language: str, issues: IssueLog
+    ) -> Iterator[Utterance]:
+        for row in parquet.read_rows(
+            directory, self.columns, required=("audio", "text", "translation")
+        ):
+            if row.lacks_audio:
+                issues.add("missing audio", split=row.split, item=row.place)
+                continue
+            utterance = Utterance(
+                id=Path(row.fields["id"]).stem if row.fields.get("id") else row.place,
+                split=row.split,
+                language=language,
+                audio=row.audio,
+                embedded=row.embedded,
+                text=normalize(row.fields["text"], language),
+                raw_text=row.fields["text"],
+                translation=row.fields["translation"],
+                speaker=row.fields.get("speaker", ""),
+            )
+            if _is_kept(utterance, row.place, issues):
+                yield utterance
 
     def published(self, source: Path, config: str) -> Mapping[str, PublishedSize]:
         """Returns the sizes of the joined splits, which all directions from English share."""
         language, target = config.split("_")
         from_english = language == "en" and target in FROM_ENGLISH
         return published_sizes(self.name, "en_x" if from_english else config)
+
+
+def _is_kept(utterance: Utterance, place: str, issues: IssueLog) -> bool:
+    """Returns whether an utterance is usable, and notes what is wrong with it."""
+    split, translation = utterance.split, utterance.translation
+    usable = bool(translation) and not _UNTRANSLATED.search(translation)
+    if not usable and split == "train":
+        issues.add("set aside", split=split, item=place, detail=translation or "no translation")
+        return False
+    if not (utterance.text and usable):
+        detail = utterance.raw_text if not utterance.text else translation
+        issues.add("incomplete", split=split, item=place, detail=detail)
+    return True
+
+
+def _parquet(source: Path) -> dict[str, Path]:
+    """Returns the directory of the Parquet files of each config."""
+    directories = parquet.split_directories(source, lambda name: _PAIR.fullmatch(name) is not None)
+    pairs = {match: path for name, path in directories.items() if (match := _PAIR.fullmatch(name))}
+    return {_config(match[1], match[2]): path for match, path in pairs.items()}
 
 
 def _config(spoken: str, written: str) -> str:

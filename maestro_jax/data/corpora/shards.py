@@ -6,12 +6,15 @@ interrupted continues with the shards that are not complete.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import math
+import tempfile
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +22,9 @@ import numpy as np
 
 from maestro_jax.audio.reading import EmptyAudioError, read_recording, to_int16
 from maestro_jax.batches import SAMPLE_RATE
-from maestro_jax.data.corpora.corpus import Utterance
+from maestro_jax.data.corpora.corpus import Embedded, Utterance
 from maestro_jax.data.corpora.issues import KEPT_KINDS, Issue
+from maestro_jax.data.corpora.parquet import read_embedded
 from maestro_jax.data.lengths import as_array, record_lengths, save_lengths
 from maestro_jax.errors import UserError
 
@@ -189,11 +193,12 @@ def _read_audio(utterance: Utterance, issues: list[Issue]) -> np.ndarray | None:
     if not path.is_file():
         add("missing audio")
         return None
-    if path.stat().st_size == 0:
-        add("empty audio")
-        return None
     try:
-        samples, findings = read_recording(path, utterance.spans)
+        with _recording(path, utterance.embedded) as recording:
+            if recording.stat().st_size == 0:
+                add("empty audio")
+                return None
+            samples, findings = read_recording(recording, utterance.spans)
     except EmptyAudioError as error:
         add("empty audio" if utterance.spans is None else "outside of audio", str(error))
         return None
@@ -211,3 +216,24 @@ def _read_audio(utterance: Utterance, issues: list[Issue]) -> np.ndarray | None:
         if math.isfinite(expected) and missing > 0.02 * (1 + len(utterance.spans)):
             add("cut short", f"{utterance.audio}: {missing:.2f} of {expected:.2f} seconds missing")
     return to_int16(samples)
+
+
+@contextlib.contextmanager
+def _recording(path: Path, embedded: Embedded | None) -> Iterator[Path]:
+    """Yields the audio file itself, or a temporary copy of what a Parquet file has inside.
+
+    Raises:
+        UserError: As inside the block; messages name the Parquet file.
+    """
+    if embedded is None:
+        yield path
+        return
+    content = read_embedded(str(path), embedded)
+    with tempfile.NamedTemporaryFile(prefix="maestro_audio_") as copy:
+        copy.write(content)
+        copy.flush()
+        try:
+            yield Path(copy.name)
+        except UserError as error:
+            place = f"row {embedded.row + 1} of {path}"
+            raise type(error)(str(error).replace(copy.name, place)) from error

@@ -11,6 +11,9 @@ has both, in the first one:
   `raw_audios/<language>/<year>/<event>.ogg`, and `unlabelled_sd.tsv.gz`, with pipes between its
   columns, other pieces of the same files, which end where the speaker changes.
 
+Transcribed speech is also read from Parquet files with audio inside, as mirrors on the Hugging Face
+hub have them: `de/test-00000-of-00001.parquet`, see `maestro_jax.data.corpora.parquet`.
+
 An event is `20190114-0900-PLENARY_de`: date, time, kind and language. The project's
 `get_unlabelled_data.py` says which events belong to which subset.
 
@@ -30,8 +33,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from maestro_jax.data.corpora import tables
-from maestro_jax.data.corpora.corpus import Corpus, Span, Utterance, select
+from maestro_jax.data.corpora import parquet, tables
+from maestro_jax.data.corpora.corpus import Corpus, Embedded, Span, Utterance, select
 from maestro_jax.data.corpora.issues import IssueLog
 from maestro_jax.data.corpora.text_files import SentencesByLanguage
 from maestro_jax.errors import UserError
@@ -72,20 +75,32 @@ class VoxPopuli(Corpus):
     """
 
     name = "voxpopuli"
-    title = "VoxPopuli: transcribed_data, or asr_<language>.tsv.gz and raw_audios/original"
+    title = (
+        "VoxPopuli: transcribed_data, or asr_<language>.tsv.gz and raw_audios/original, or Parquet "
+        "files in a directory per language"
+    )
+    columns: Mapping[str, str]
+
+    def __init__(self) -> None:
+        self.columns = {}
 
     def configs(self, source: Path, languages: Sequence[str] = ()) -> list[str]:
         """Lists the languages that have a table; see `Corpus`."""
         available = [
             config
             for config in (*LANGUAGES, *ACCENTED)
-            if _segmented_tables(source, config) or _raw_table(source, config)
+            if _segmented_tables(source, config)
+            or _raw_table(source, config)
+            or config in _parquet(source)
         ]
         return select(available, languages, source, "transcribed languages")
 
     def utterances(self, source: Path, config: str, issues: IssueLog) -> Iterator[Utterance]:
         """Yields the rows of train, dev and test, or of the raw table; see `Corpus`."""
         segmented = _segmented_tables(source, config)
+        if not segmented and not _raw_table(source, config):
+            yield from self._parquet_utterances(_parquet(source)[config], config, issues)
+            return
         if not segmented:
             yield from _raw_utterances(source, config, issues)
             return
@@ -94,6 +109,31 @@ class VoxPopuli(Corpus):
                 yield from _segmented_utterances(segmented[part], config, split, issues)
             elif config in LANGUAGES:
                 issues.add("missing table", split=split, item=f"asr_{part}.tsv")
+
+    def _parquet_utterances(
+        self, directory: Path, config: str, issues: IssueLog
+    ) -> Iterator[Utterance]:
+        # Mirrors name the column of normalised text as the corpus does.
+        columns = {"text": "normalized_text", **self.columns}
+        for row in parquet.read_rows(directory, columns, required=("audio", "text")):
+            if row.lacks_audio:
+                issues.add("missing audio", split=row.split, item=row.place)
+                continue
+            yield _utterance(
+                row.fields.get("id") or row.place,
+                config,
+                row.split,
+                audio=row.audio,
+                embedded=row.embedded,
+                text=row.fields["text"],
+                raw_text=row.fields.get("raw_text", ""),
+                speaker=row.fields.get("speaker", ""),
+            )
+
+
+def _parquet(source: Path) -> dict[str, Path]:
+    """Returns the directory of the Parquet files of each config."""
+    return parquet.split_directories(source, lambda name: name in (*LANGUAGES, *ACCENTED))
 
 
 def _find_table(source: Path, name: str, *directories: str) -> Path | None:
@@ -172,17 +212,19 @@ def _utterance(
     config: str,
     split: str,
     *,
-    audio: Path,
+    audio: Path | str,
     text: str,
     raw_text: str,
     speaker: str,
     spans: tuple[Span, ...] | None = None,
+    embedded: Embedded | None = None,
 ) -> Utterance:
     return Utterance(
         id=name,
         split=split,
         language=ACCENTED.get(config, config),
         audio=str(audio),
+        embedded=embedded,
         spans=spans,
         text=" ".join(text.split()),
         raw_text=raw_text.strip(),
