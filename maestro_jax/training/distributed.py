@@ -109,18 +109,6 @@ def leaving_alone() -> Iterator[None]:
         os._exit(2 if isinstance(error, UserError) else 1)
 
 
-def part() -> None:
-    """Takes leave of the other processes, without which each goes on by itself.
-
-    JAX ends a process with a stack trace when the first one dies, even if it needs nothing of it.
-    Nothing collective works afterwards: no array that spans processes, no `first_process_decides`.
-    Local devices and the number of this process stay. Every process must call this; it waits for
-    all.
-    """
-    if jax.process_count() > 1:
-        jax.distributed.shutdown()
-
-
 def first_process_decides(value: int) -> int:
     """Returns the value of the first process, on every process.
 
