@@ -349,8 +349,7 @@ class IndexedTfdsSource(IndexedSource):
         for part in _parts(name):
             if part not in available:
                 raise UserError(
-                    f"{self._name} was prepared without any utterance of {part!r}: {directory} has "
-                    f"{', '.join(available)}; run `{self._remedy}` with --overwrite on a source "
-                    "that has some."
+                    f"{directory} has {', '.join(available)}, but no split {part!r}; run "
+                    f"`{self._remedy}` with --overwrite on a source that has utterances of it."
                 )
         return _tfds_split(directory, stamp, name)
