@@ -40,6 +40,18 @@ def prepare_process(*, tensorflow: bool = False) -> None:
         import_tensorflow()
 
 
+def compile_alone() -> None:
+    """Lets processes that share no program compile without each other; to be called before JAX.
+
+    By default, GPU compilers of all processes tune the kernels of a program together, and wait for
+    each other: for ever, if not all of them compile it.
+    """
+    flag = "--xla_gpu_shard_autotuning"
+    flags = os.environ.get("XLA_FLAGS", "")
+    if flag not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {flag}=false".strip()
+
+
 def enable_compilation_cache() -> None:
     """Turns on JAX's persistent compilation cache, so that a second start does not compile again.
 

@@ -179,7 +179,7 @@ def evaluate_run(
         weights: `ema` for the averaged weights, `params` for the last.
         low_resource: Languages left out of the second average.
         transcriber: A model that is already loaded, of `step` and `weights`; it searches as
-            `search` says.
+            `search` says. Without it, several processes may have parted when this returns.
         search: How the model searches; greedily by default.
         output_dir: Directory of the results; by default that of `result_directory`.
         overwrite: Whether to decode again what an interrupted evaluation, or a complete one of
@@ -249,7 +249,10 @@ def loaded_model(
     output_dir: str | Path | None = None,
     transcriber: Transcriber | None = None,
 ) -> Iterator[LoadedModel]:
-    """Loads a model for `evaluate_test_sets` in the block; see `evaluate_run` for the arguments."""
+    """Loads a model for `evaluate_test_sets` in the block; see `evaluate_run` for the arguments.
+
+    Unless it is given a model, several processes part (`distributed.part`) once theirs is loaded.
+    """
     search = search or SearchConfig()
     checkpoint = find_step(model_dir, step)
     if run.ema_decay is None:
@@ -267,6 +270,8 @@ def loaded_model(
             transcriber = Transcriber.from_checkpoint(
                 str(checkpoint), run, which=weights, search=search
             )
+            # From here on, they meet in files.
+            distributed.part()
             _add_language_tokens(transcriber, run, search, model_dir, data_dir, processes)
         phrases = search.phrase_list()
         yield LoadedModel(

@@ -109,6 +109,24 @@ def leaving_alone() -> Iterator[None]:
         os._exit(2 if isinstance(error, UserError) else 1)
 
 
+def part() -> bool:
+    """Takes leave of the other processes, if each has a single device: they go on by themselves.
+
+    JAX ends a process in a stack trace when the first one dies, even if it needs nothing of it.
+    With several devices it does: their programs find each other through the first process.
+
+    Afterwards nothing collective works, `first_process_decides` included; the devices and the
+    number of this process stay. Every process must call this, which waits for all.
+
+    Returns:
+        Whether they have parted.
+    """
+    if jax.process_count() == 1 or jax.device_count() > jax.process_count():
+        return False
+    jax.distributed.shutdown()
+    return True
+
+
 def first_process_decides(value: int) -> int:
     """Returns the value of the first process, on every process.
 

@@ -134,6 +134,7 @@ def run(arguments: argparse.Namespace) -> None:
             "of the languages with --task"
         )
     environment.prepare_process()
+    environment.compile_alone()
     from maestro_jax.gin_utils import gin_config
 
     gin_files = [*options.tuned_search(arguments.model_dir, arguments), *arguments.gin_file]
