@@ -55,7 +55,7 @@ def transcribe(
     monkeypatch.setattr(
         "maestro_jax.training.checkpoints.find_checkpoint", lambda name: tmp_path / "m/c/1"
     )
-    monkeypatch.setattr("maestro_jax.gin_utils.gin_config.load_run", lambda directory: None)
+    monkeypatch.setattr("maestro_jax.gin_utils.gin_config.load_run", lambda *_, **__: None)
     monkeypatch.setattr("maestro_jax.cli.environment.enable_compilation_cache", lambda: None)
     monkeypatch.setattr("maestro_jax.inference.transcriber.Transcriber.from_checkpoint", load)
     monkeypatch.chdir(tmp_path)
