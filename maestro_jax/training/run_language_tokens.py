@@ -53,7 +53,11 @@ def run_language_tokens(
         with data_scope(data_dir):
             found = LanguageTokens.count(language_texts(mixtures), vocabulary)
     except (UserError, OSError) as error:
-        log.info("what each language writes is not counted: %s", error)
+        log.info(
+            "the language that is heard will not be named: what each language writes is counted in "
+            "the training texts of the run, which cannot be read (%s)",
+            str(error).rstrip("."),
+        )
         return None
     seconds = time.monotonic() - began
     log.info("counted what %d languages write in %.1f s", len(found.languages), seconds)

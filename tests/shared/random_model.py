@@ -69,7 +69,7 @@ def write_random_model(
         # Letters and words, and neither the unknown letter nor the end of a sentence.
         bias[index] = {" ": 12, "\u2581": 12}.get(piece, -99 if piece.startswith("<") else 0)
     # Most frames end without a further letter.
-    bias[0] = 14
+    bias[0] = 18
 
     def draw(path: Sequence[object], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
