@@ -162,7 +162,8 @@ def test_evaluate_a_finished_run(demo_output: Path, capsys: pytest.CaptureFixtur
     model = str(demo_output / "translation")
     assert main(["eval", "--model_dir", model, "--split", "validation", "--json"]) in (None, 0)
     [report] = json.loads(capsys.readouterr().out)
-    assert report["utterances"] == 8 and report["complete"]
+    # Nobody has published how many utterances this MiniVox has.
+    assert report["utterances"] == 8 and report["complete"] is None
 
 
 def test_an_interrupted_demo_goes_on(one_device: dict[str, str], tmp_path: Path) -> None:
