@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import pathlib
 
 import pytest
@@ -20,8 +21,9 @@ def test_an_import_of_a_moved_module_finds_its_classes(earlier: str, tmp_path) -
     namespace: dict = {}
     exec(statement, namespace)
     assert namespace[name].__name__ == MOVED_MODULES[earlier]
-    with pytest.raises(ImportError):
-        importlib.import_module(earlier)
+    # No file has the earlier name; scripts find some of them all the same (`earlier_names`).
+    spec = importlib.util.find_spec(earlier)
+    assert spec is None or not spec.has_location
 
 
 def test_what_has_not_moved_stays() -> None:
