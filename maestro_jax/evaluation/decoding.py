@@ -45,9 +45,9 @@ _MOST_ROWS = 128
 _BATCH_UNITS = {"cpu": 64.0}
 _BATCH_UNITS_OF_ACCELERATORS = 960.0
 _TOKENS_PER_UNIT = 100
-# In the time that compiling takes, about as many units can be decoded.
-_UNITS_WORTH_COMPILING = {"cpu": 200}
-_UNITS_WORTH_COMPILING_ON_ACCELERATORS = 20_000
+# Less than could be decoded while a program is compiled: it is compiled once, for all checkpoints.
+_UNITS_WORTH_COMPILING = {"cpu": 60}
+_UNITS_WORTH_COMPILING_ON_ACCELERATORS = 6_000
 _USABLE_MEMORY = 0.8
 
 
@@ -123,7 +123,7 @@ def choose_buckets(
 
     Returns:
         Buckets of rising length. Rows are powers of two: as many as `units` allows, and no more
-        than a quarter of the utterances that fit the bucket.
+        than an eighth of the utterances in the bucket, since rows of its last batch may be empty.
     """
     limits = bucket_lengths(
         lengths,
@@ -139,7 +139,7 @@ def choose_buckets(
     return [
         Bucket(
             length=limit,
-            rows=_power_of_two(min(units * unit / limit, -(-int(count) // 4), _MOST_ROWS)),
+            rows=_power_of_two(min(units * unit / limit, -(-int(count) // 8), _MOST_ROWS)),
         )
         for limit, count in zip(limits, counts, strict=True)
     ]
