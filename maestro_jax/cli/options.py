@@ -114,6 +114,45 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
+def add_task(parser: argparse.ArgumentParser) -> None:
+    """Adds `--task`."""
+    parser.add_argument(
+        "--task",
+        action="extend",
+        type=names,
+        default=[],
+        metavar="NAME,NAME",
+        help="tasks or mixtures (see `maestro tasks`); repeatable; default: those of the run",
+    )
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """Adds `--step` and `--weights`, which choose what to load of a model directory."""
+    parser.add_argument(
+        "--step",
+        type=checkpoint_step,
+        metavar="STEP",
+        help="step of the checkpoint, or best for the one with the best validation metric; "
+        "default: the latest",
+    )
+    parser.add_argument(
+        "--weights",
+        choices=("ema", "params"),
+        default="ema",
+        help="ema for the averaged weights, params for those of the step; default: %(default)s",
+    )
+
+
+def add_result_step(parser: argparse.ArgumentParser) -> None:
+    """Adds `--step` of commands that read results of evaluations."""
+    parser.add_argument(
+        "--step",
+        type=checkpoint_step,
+        metavar="STEP",
+        help="step of the results, where a model directory has those of several, or latest",
+    )
+
+
 def positive(text: str) -> int:
     """Parses a whole number above 0."""
     value = int(text) if text.isdecimal() else 0

@@ -15,7 +15,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -176,7 +176,6 @@ class TestSetDecoder:
         lengths: Samples of the audio, or tokens of the text, of the whole test set,
             `[utterances]`; None if they are not known.
         target_language: Language of translations where an example names none.
-        transform: Changes the audio of an utterance, given its samples int16 `[samples]` and id.
 
     Attributes:
         buckets: The shapes of the batches.
@@ -192,12 +191,10 @@ class TestSetDecoder:
         lengths: np.ndarray | None,
         *,
         target_language: str = "en",
-        transform: Callable[[np.ndarray, str], np.ndarray] | None = None,
     ) -> None:
         self._transcriber = transcriber
         self._kind = kind
         self._target_language = target_language
-        self._transform = transform
         self.statistics = DecodingStatistics()
         self._compiled_before = transcriber.compile_seconds
         backend = jax.default_backend()
@@ -271,8 +268,6 @@ class TestSetDecoder:
     def _add(self, example: EvaluationExample) -> None:
         """Puts the segments of an utterance into their queues."""
         values = np.asarray(example.features[self._feature])
-        if self._feature == "audio" and self._transform is not None:
-            values = self._transform(values, example.strings["id"])
         utterance = _Utterance(example, len(values))
         if len(values) <= self._longest:
             segments = [Segment(start=0, samples=values)]

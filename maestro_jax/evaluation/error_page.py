@@ -27,6 +27,7 @@ from sacrebleu.metrics import BLEU
 
 from maestro_jax.batches import SAMPLE_RATE
 from maestro_jax.evaluation.predictions import Prediction
+from maestro_jax.files import as_path
 from maestro_jax.scoring.metrics import Metric, bleu_tokenizer, get_metric, primary_metric
 from maestro_jax.text.characters import without_invisible
 from maestro_jax.text.languages import writes_spaces
@@ -207,7 +208,7 @@ def write_error_page(
     Returns:
         The path.
     """
-    path = epath.Path(path)
+    path = as_path(path)
     if isinstance(audio, Mapping):
         by_id = audio
         path_of: Callable[[Prediction], epath.PathLike | None] = lambda each: by_id.get(each.id)  # noqa: E731
@@ -257,7 +258,7 @@ def write_worst_audio(
     Returns:
         The file of each utterance that has audio.
     """
-    directory = epath.Path(directory)
+    directory = as_path(directory)
     files: dict[Prediction, epath.Path] = {}
     for rank, prediction in enumerate(worst(predictions, count), 1):
         samples = read(prediction)

@@ -16,6 +16,7 @@ from etils import epath
 
 from maestro_jax.errors import UserError, near_misses
 from maestro_jax.evaluation.predictions import Prediction
+from maestro_jax.files import as_path
 from maestro_jax.text.normalizers import normalize
 
 Files = Mapping[str, str]
@@ -241,7 +242,7 @@ def write_formats(
     for each in formats:
         options = {"model": model, "decoding_seconds": decoding_seconds}
         files |= FORMATS[each](predictions, name, **(options if each == "openasr" else {}))
-    directory = epath.Path(directory)
+    directory = as_path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     for file, content in files.items():
         (directory / file).write_bytes(content.encode())

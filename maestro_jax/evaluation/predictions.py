@@ -121,7 +121,7 @@ def read_predictions(path: epath.PathLike) -> list[Prediction]:
         UserError: The file is missing, or one of its lines is not a prediction.
     """
     try:
-        text = epath.Path(path).expanduser().read_bytes().decode()
+        text = as_path(path).read_bytes().decode()
     except OSError as error:
         raise UserError(f"cannot read predictions from {path}: {error.strerror}") from error
     return _from_lines(text, str(path))

@@ -12,6 +12,7 @@ from etils import epath
 from tabulate import SEPARATING_LINE
 
 from maestro_jax.evaluation.evaluate import ERROR_RATE, Evaluation, Row
+from maestro_jax.files import as_path
 from maestro_jax.inference.search_config import SearchConfig
 from maestro_jax.scoring.metrics import finite_or_none
 from maestro_jax.scoring.published import PublishedSystem
@@ -162,7 +163,7 @@ class ScoreTable:
         Returns:
             The two paths, Markdown first.
         """
-        output_dir = epath.Path(output_dir).expanduser()
+        output_dir = as_path(output_dir)
         output_dir.mkdir(parents=True, exist_ok=True)
         name = self.evaluation.name
         markdown, values = (output_dir / f"{name}.{suffix}" for suffix in ("md", "json"))

@@ -38,12 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--plot", metavar="FILE", help="draw the list of --minutes (.png, .svg, .pdf)"
     )
     options.add_data_dir(parser)
-    parser.add_argument(
-        "--step",
-        type=options.checkpoint_step,
-        metavar="STEP",
-        help="step of the results, where a model directory has those of several, or latest",
-    )
+    options.add_result_step(parser)
     parser.add_argument(
         "--name", metavar="NAME", help="test set; default: all that both runs were evaluated on"
     )

@@ -22,14 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     parser.add_argument("--model_dir", metavar="DIR", help="model directory of a run")
     options.add_gin(parser)
-    parser.add_argument(
-        "--task",
-        action="extend",
-        type=options.names,
-        default=[],
-        metavar="NAME,NAME",
-        help="tasks or mixtures (see `maestro tasks`); repeatable; default: those of the run",
-    )
+    options.add_task(parser)
     parser.add_argument(
         "--suite",
         metavar="NAME",
@@ -51,19 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "list of contractions",
     )
     parser.add_argument("--split", default="test", help="split to score; default: %(default)s")
-    parser.add_argument(
-        "--step",
-        type=options.checkpoint_step,
-        metavar="STEP",
-        help="step of the checkpoint, or best for the one with the best validation metric; "
-        "default: the latest",
-    )
-    parser.add_argument(
-        "--weights",
-        choices=("ema", "params"),
-        default="ema",
-        help="ema for the averaged weights, params for those of the step; default: %(default)s",
-    )
+    options.add_weights(parser)
     options.add_search(parser)
     options.add_untuned(parser)
     options.add_data_dir(parser)

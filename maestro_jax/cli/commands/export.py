@@ -32,12 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="txt, trn, stm and ctm (of sclite), openasr (manifest of the Open ASR leaderboard), "
         "html (page of errors)",
     )
-    parser.add_argument(
-        "--step",
-        type=options.checkpoint_step,
-        metavar="STEP",
-        help="step of the results, where a model directory has those of several, or latest",
-    )
+    options.add_result_step(parser)
     parser.add_argument("--name", metavar="NAME", help="test set; default: all")
     parser.add_argument(
         "--output_dir", metavar="DIR", help="directory of the files; default: that of the results"
