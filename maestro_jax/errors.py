@@ -13,6 +13,18 @@ class UserError(ValueError):
     """
 
 
+RESTART_EXIT_CODE = 75
+"""Exit status after a `RestartableError`: EX_TEMPFAIL of sysexits.h, "try again later"."""
+
+
+class RestartableError(Exception):
+    """A trouble of the machine, the network or the storage, not of the input.
+
+    The command line prints it as ``error: ...`` without a traceback and exits with status 75: the
+    same command continues, and supervisors start it again. They give up on a `UserError`.
+    """
+
+
 def near_misses(word: str, candidates: Iterable[str], limit: int = 3) -> str:
     """A clause that names the candidates spelt most like a word.
 

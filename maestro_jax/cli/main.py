@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from maestro_jax import __version__
 from maestro_jax.cli import environment, options
-from maestro_jax.errors import UserError, near_misses
+from maestro_jax.errors import RESTART_EXIT_CODE, RestartableError, UserError, near_misses
 
 # Help in one line, and an example, by the name of the command: the module commands.NAME.
 COMMANDS = {
@@ -119,8 +119,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments after the program's name; those of the process by default.
 
     Returns:
-        The exit status: 0, 2 after a user error, 130 after an interrupt, 141 when the reader of the
-        output has closed it. Any other exception is a bug and propagates.
+        The exit status: 0, 2 after a user error, 75 after an error that a restart mends, 130 after
+        an interrupt, 141 when the reader of the output has closed it. Any other exception is a bug
+        and propagates.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     command = ""
@@ -135,9 +136,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             importlib.import_module(_USER_MODULES).import_user_modules(arguments.imports)
         importlib.import_module(f"maestro_jax.cli.commands.{command}").run(arguments)
         sys.stdout.flush()
-    except UserError as error:
+    except (UserError, RestartableError) as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, UserError) else RESTART_EXIT_CODE
     except KeyboardInterrupt:
         remedy = ": the same command continues it" if command in _RESUMABLE else ""
         print(f"\ninterrupted{remedy}", file=sys.stderr)

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from maestro_jax.errors import UserError
+from maestro_jax.errors import RESTART_EXIT_CODE, RestartableError, UserError
 
 log = logging.getLogger(__name__)
 
@@ -100,13 +100,15 @@ def leaving_alone() -> Iterator[None]:
     except BaseException as error:
         if jax.process_count() == 1:
             raise
-        if isinstance(error, UserError):
+        code = 1
+        if isinstance(error, (UserError, RestartableError)):
             print("error: " + " ".join(str(error).split()), file=sys.stderr)
+            code = 2 if isinstance(error, UserError) else RESTART_EXIT_CODE
         else:
             traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(2 if isinstance(error, UserError) else 1)
+        os._exit(code)
 
 
 def part() -> bool:

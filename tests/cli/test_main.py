@@ -14,6 +14,7 @@ import types
 import pytest
 
 from maestro_jax.cli import main as cli
+from maestro_jax.errors import RestartableError
 from maestro_jax.tables import table
 
 PYTHON = [sys.executable, "-m", "maestro_jax.cli.main"]
@@ -252,3 +253,14 @@ def test_several_tasks_stand_between_commas_or_alone(command: list[str]) -> None
     _, arguments = cli._parse([*command, "--task", "a,b", "--task", "c, d,"])
     assert arguments.task == ["a", "b", "c", "d"]
     assert cli._parse(command)[1].task == []
+
+
+def test_error_that_a_restart_mends_is_one_line_and_status_75(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(arguments) -> None:
+        raise RestartableError("the disk of /models\nis full")
+
+    command_that(monkeypatch, fail)
+    assert cli.main(["tasks"]) == 75
+    assert capsys.readouterr().err == "error: the disk of /models is full\n"
