@@ -35,10 +35,8 @@ from maestro_jax.training.callbacks import (
     Checkpointer,
     MetricLogger,
     NonFiniteGuard,
-    PreemptionHandler,
     Profiler,
     StepInfo,
-    TrainingPreempted,
 )
 from maestro_jax.training.checkpoints import (
     REPORT_FILE,
@@ -55,6 +53,7 @@ from maestro_jax.training.curriculum_controller import (
 from maestro_jax.training.diagnostics import Diagnostics, run_metadata
 from maestro_jax.training.metrics import StepTimer
 from maestro_jax.training.partitioning import replicated
+from maestro_jax.training.preemption import PreemptionHandler, TrainingPreempted
 from maestro_jax.training.records import TrainingRecord
 from maestro_jax.training.run import TrainRun
 from maestro_jax.training.state import TrainState, create_state, initial_params, sharded_state
