@@ -34,7 +34,6 @@ from maestro_jax.training.callbacks import (
     Callback,
     Checkpointer,
     MetricLogger,
-    NonFiniteGuard,
     Profiler,
     StepInfo,
 )
@@ -51,6 +50,7 @@ from maestro_jax.training.curriculum_controller import (
     step_controls,
 )
 from maestro_jax.training.diagnostics import Diagnostics, run_metadata
+from maestro_jax.training.health import NonFiniteGuard
 from maestro_jax.training.metrics import StepTimer
 from maestro_jax.training.partitioning import replicated
 from maestro_jax.training.preemption import PreemptionHandler, TrainingPreempted
