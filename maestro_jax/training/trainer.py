@@ -32,11 +32,11 @@ from maestro_jax.training import parameter_trees
 from maestro_jax.training.batch_feed import Batches, BatchFeed, Sample, task_batches
 from maestro_jax.training.callbacks import (
     Callback,
-    Checkpointer,
     MetricLogger,
     Profiler,
     StepInfo,
 )
+from maestro_jax.training.checkpointer import Checkpointer
 from maestro_jax.training.checkpoints import (
     REPORT_FILE,
     Checkpoints,

@@ -298,6 +298,6 @@ def test_settings_that_cannot_be(settings, told):
     ],
 )
 def test_metrics_say_which_end_of_them_is_the_better(metric: str, mode: str) -> None:
-    from maestro_jax.training.callbacks import _best_mode
+    from maestro_jax.training.checkpointer import _best_mode
 
     assert _best_mode(metric) == mode
