@@ -103,6 +103,16 @@ class Callback:
             metrics: What was written: a log point, or what was measured after a step without one.
         """
 
+    def is_healthy(self, trainer: Trainer) -> bool:
+        """Returns whether a checkpoint of the current step may replace earlier ones."""
+        return True
+
+    def on_roll_back(self, trainer: Trainer) -> None:
+        """Runs when training has gone back to an earlier step, with its state restored.
+
+        The state of the callback as it was at that step has been given to `load` before.
+        """
+
     def on_end(self, trainer: Trainer) -> None:
         """Runs when training ends for any reason, an error included, in reverse order."""
 
@@ -173,7 +183,7 @@ class MetricLogger(Callback):
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Continues an open window."""
-        self._window = MetricWindow(state.get("window"))
+        self._window, self._pending = MetricWindow(state.get("window")), None
 
 
 def _console_names(values: Mapping[str, float]) -> list[str]:

@@ -37,6 +37,7 @@ class Checkpointer(Callback):
         self._mode = best_mode
         self._best: BestCheckpoint | None = None
         self._improved = False
+        self._is_overdue = False
         self._is_missing_told = False
 
     def on_start(self, trainer: Trainer) -> None:
@@ -51,6 +52,12 @@ class Checkpointer(Callback):
         if best is not None and best.step not in trainer.checkpoints.all_steps():
             log.warning("the best checkpoint, of step %d, does not exist any more", best.step)
             self._best = None
+        trainer.checkpoints.best = self._best
+        trainer.checkpoints.write_best()
+
+    def on_roll_back(self, trainer: Trainer) -> None:
+        """Goes back to the best checkpoint of that time."""
+        self._improved = self._is_overdue = False
         trainer.checkpoints.best = self._best
         trainer.checkpoints.write_best()
 
@@ -69,7 +76,7 @@ class Checkpointer(Callback):
                 )
             return
         value = float(metrics[metric])
-        if step != trainer.step or value != value:
+        if step != trainer.step or value != value or not trainer.is_healthy:
             # A checkpoint would have other parameters than those that were measured; or a NaN.
             return
         if self._best is None or self._best.is_beaten_by(value):
@@ -81,11 +88,18 @@ class Checkpointer(Callback):
         """Saves the state, if it is time."""
         run = trainer.run
         is_due = info.step % run.checkpoint_every == 0 or info.step == run.steps
+        is_due |= self._is_overdue
         if is_due or trainer.is_stopping or trainer.has_measured:
             # What is due is written first. Its steps are then not in the window that the record
             # saves, and a validation of this step has decided whether this is the best checkpoint.
             trainer.flush_log()
         if not (is_due or trainer.is_stopping or self._improved):
+            return
+        was_overdue, self._is_overdue = self._is_overdue, not trainer.is_healthy
+        if self._is_overdue:
+            # It would push out a good one, and a rollback would have nowhere to go.
+            if not was_overdue:
+                log.warning("step %d is not saved: too many of the last steps were bad", info.step)
             return
         if self._improved:
             assert self._best is not None
@@ -98,6 +112,7 @@ class Checkpointer(Callback):
             elapsed_seconds=trainer.timer.elapsed,
             callbacks={each.name: dict(each.state()) for each in trainer.callbacks},
             vocabulary=model_vocabulary.fingerprint_in(trainer.model_dir),
+            rollbacks=trainer.rollbacks,
         )
         trainer.checkpoints.save(trainer.state, record.to_json())
         over_long = {name: n for name, n in trainer.feed.counters.items() if n}

@@ -193,6 +193,10 @@ class Checkpoints:
         self._check_same_model(step, abstract)
         if step != steps[-1]:
             self._set_aside(damaged, step)
+        return self.restore(step, abstract)
+
+    def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """Restores the checkpoint of a step; the arguments and the result are those of above."""
         with _quiet_orbax():
             restored = self._manager.restore(
                 step,
@@ -201,6 +205,14 @@ class Checkpoints:
                 ),
             )
         return restored["state"], dict(restored["data"])
+
+    def remove_after(self, step: int) -> None:
+        """Removes the checkpoints of later steps, which a run that has rolled back does again."""
+        with _quiet_orbax():
+            self._manager.wait_until_finished()
+            for later in self.all_steps():
+                if later > step:
+                    self._manager.delete(later)
 
     def wait(self) -> None:
         """Waits until everything is written."""

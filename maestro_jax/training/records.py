@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from maestro_jax.errors import UserError
@@ -32,6 +32,7 @@ class TrainingRecord:
             (seed, step).
         callbacks: State of each callback by its name (`callbacks.Callback.state`).
         vocabulary: Fingerprint of the vocabulary (`model_vocabulary.fingerprint`); None if unknown.
+        rollbacks: What the run has left out so far (`left_out.write_left_out`).
     """
 
     step: int = 0
@@ -40,6 +41,7 @@ class TrainingRecord:
     streams: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     callbacks: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     vocabulary: Mapping[str, Any] | None = None
+    rollbacks: Sequence[Mapping[str, Any]] = ()
 
     @classmethod
     def of_run(
@@ -50,6 +52,7 @@ class TrainingRecord:
         elapsed_seconds: float,
         callbacks: Mapping[str, Mapping[str, Any]],
         vocabulary: Mapping[str, Any] | None,
+        rollbacks: Sequence[Mapping[str, Any]] = (),
     ) -> TrainingRecord:
         """Describes a run after a step; the arguments are those of the class."""
         streams = {
@@ -67,6 +70,7 @@ class TrainingRecord:
             streams=streams,
             callbacks=callbacks,
             vocabulary=vocabulary,
+            rollbacks=rollbacks,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -87,6 +91,7 @@ class TrainingRecord:
             streams=data.get("streams", {}),
             callbacks=data["callbacks"] if "callbacks" in data else _callbacks_before(data),
             vocabulary=data.get("vocabulary"),
+            rollbacks=data.get("rollbacks", ()),
         )
 
     def check_compatible(self, run: TrainRun, model_dir: Any) -> None:

@@ -17,6 +17,8 @@ from maestro_jax.objectives.forward import audio_samples
 from maestro_jax.training import parameter_groups
 from maestro_jax.training.callbacks import Callback
 from maestro_jax.training.diagnostics import DiagnosticsConfig
+from maestro_jax.training.health import HealthConfig
+from maestro_jax.training.left_out import LeftOut
 from maestro_jax.training.optimizers import Optimizer
 from maestro_jax.training.partitioning import Partitioning
 from maestro_jax.training.state import TrainState, abstract_state
@@ -63,8 +65,11 @@ class TrainRun:
         trackers: Further trackers of metrics (`trackers.Tracker`).
         callbacks: Further callbacks (`callbacks.Callback`).
         profile_steps: First and last step of a profile, which is written to ``profile/``.
-        max_skipped_steps: Number of consecutive steps whose loss or gradient is not finite that
-            ends the run.
+        max_skipped_steps: Number of consecutive steps with a loss or gradient that is not finite,
+            or with a loss spike, after which the run rolls back (`health`).
+        health: What counts as a loss spike, and how the run rolls back.
+        leave_out_batches: First and last number of each range of batches that the run leaves out;
+            batch *n* is the one that step *n* would take otherwise.
         diagnostics: Probes of held-out pairs that tell whether pretraining is healthy.
         validation: Losses and scores of held-out examples.
     """
@@ -94,6 +99,8 @@ class TrainRun:
     callbacks: tuple[Callback, ...] = ()
     profile_steps: tuple[int, int] | None = None
     max_skipped_steps: int = 100
+    health: HealthConfig = HealthConfig()
+    leave_out_batches: tuple[tuple[int, int], ...] = ()
     diagnostics: DiagnosticsConfig = DiagnosticsConfig()
     validation: ValidationConfig = ValidationConfig()
 
@@ -144,6 +151,9 @@ class TrainRun:
                     f"profile_steps is {tuple(self.profile_steps)}; give the first and the last "
                     f"step, within 1 ... {self.steps}."
                 )
+        # gin hands over lists.
+        ranges = LeftOut(tuple(self.leave_out_batches)).ranges
+        object.__setattr__(self, "leave_out_batches", ranges)
         check_streams(self.streams)
         samples = audio_samples(self.batch_shapes())
         object.__setattr__(self, "objective", self.objective.for_run(self.model, samples))

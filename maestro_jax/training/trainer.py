@@ -12,6 +12,7 @@ import concurrent.futures
 import contextlib
 import copy
 import functools
+import json
 import logging
 import math
 import time
@@ -50,7 +51,15 @@ from maestro_jax.training.curriculum_controller import (
     step_controls,
 )
 from maestro_jax.training.diagnostics import Diagnostics, run_metadata
-from maestro_jax.training.health import NonFiniteGuard
+from maestro_jax.training.distributed import first_process_says
+from maestro_jax.training.health import HealthGuard
+from maestro_jax.training.left_out import (
+    LeftOut,
+    batches_of,
+    open_batches,
+    read_left_out,
+    write_left_out,
+)
 from maestro_jax.training.metrics import StepTimer
 from maestro_jax.training.partitioning import replicated
 from maestro_jax.training.preemption import PreemptionHandler, TrainingPreempted
@@ -83,9 +92,9 @@ def train(
         The state after the last step.
 
     Raises:
-        UserError: The run does not fit the devices, the data or the model directory.
+        UserError: The run does not fit the devices, the data or the model directory, or it
+            diverges whenever it rolls back.
         TrainingPreempted: A signal arrived; the state was saved.
-        FloatingPointError: No update was finite for a long time.
     """
     return Trainer(
         run,
@@ -125,6 +134,7 @@ class Trainer:
         callbacks: All callbacks, in the order in which they are called.
         trackers: Where metrics are written; empty but on process 0.
         checkpoints: The checkpoints of the model directory.
+        rollbacks: What the run has left out so far, as `left_out.write_left_out` writes it.
         timer: Measures the speed.
         feed: Gives the batches.
     """
@@ -164,7 +174,7 @@ class Trainer:
             Diagnostics(run.diagnostics, held_out),
             self.validation,
             *([Profiler(*run.profile_steps)] if run.profile_steps else []),
-            NonFiniteGuard(run.max_skipped_steps),
+            HealthGuard(run.max_skipped_steps, run.health),
             # Copies: the state of one training must not reach another one of the same run.
             *copy.deepcopy(run.callbacks),
             *callbacks,
@@ -177,6 +187,8 @@ class Trainer:
             if names.count(name) > 1:
                 raise UserError(f"Two callbacks have the name {name!r}; give one another name.")
         self._batches = batches
+        self.rollbacks: list[Mapping[str, Any]] = []
+        self._rollback: tuple[int, dict[str, Any]] | None = None
         self._is_stopping = False
         self._exit_code: int | None = None
         self._measured: dict[str, float] = {}
@@ -197,9 +209,9 @@ class Trainer:
             The state after the last step.
 
         Raises:
-            UserError: The run does not fit the devices, the data or the model directory.
+            UserError: The run does not fit the devices, the data or the model directory, or it
+                diverges whenever it rolls back.
             TrainingPreempted: A signal arrived; the state was saved.
-            FloatingPointError: No update was finite for a long time.
         """
         self.setup()
         if self.step >= self.run.steps:
@@ -210,6 +222,7 @@ class Trainer:
             for callback in self.callbacks:
                 callback.on_start(self)
             self.flush_log()
+            self._initial_states = self._callback_states() if self.step == 0 else {}
             batch = self.feed.get(self.step + 1)
             while self.step < self.run.steps and not self.is_stopping:
                 info = self.train_step(batch)
@@ -219,6 +232,8 @@ class Trainer:
                     batch = self.feed.get(self.step + 1)
                 for callback in self.callbacks:
                     callback.on_step(self, info)
+                if self._rollback is not None:
+                    batch = self._roll_back()
         if self.step < self.run.steps:
             log.warning("saved step %d; run the same command to continue", self.step)
             if self._exit_code is not None:
@@ -256,6 +271,7 @@ class Trainer:
             (self.model_dir / "parameters.txt").write_text(overview)
 
         # The run's own checkpoint, else init_from, else from scratch.
+        self._abstract = layout.abstract
         restored = self.checkpoints.restore_latest(layout.abstract)
         if restored is None:
             self.state = _new_state(run, self.mesh, self.shardings, self.model_dir)
@@ -264,10 +280,11 @@ class Trainer:
             self.state, record = restored[0], TrainingRecord.from_json(restored[1])
             record.check_compatible(run, self.model_dir)
             log.info("continuing from step %d of %s", record.step, self.model_dir)
-        self.step = self.start_step = record.step
-        for callback in self.callbacks:
-            if callback.name in record.callbacks:
-                callback.load(record.callbacks[callback.name])
+        written = read_left_out(self.model_dir) if jax.process_index() == 0 else []
+        # The file is written first; a run without it goes by its checkpoint.
+        self.rollbacks = max(map(list, (record.rollbacks, first_process_says(written))), key=len)
+        self._begin(record)
+        self.start_step = self.step
 
         self.metadata = run_metadata(run, self.mesh, parameters)
         self._train_step = jit_train_step(run, self.mesh, self.shardings)
@@ -355,6 +372,30 @@ class Trainer:
         """
         self._is_stopping, self._exit_code = True, exit_code
 
+    @property
+    def left_out(self) -> LeftOut:
+        """Returns the batches that no step takes."""
+        return LeftOut(self.run.leave_out_batches) | batches_of(self.rollbacks)
+
+    @property
+    def is_healthy(self) -> bool:
+        """Returns whether a checkpoint of the current step may replace earlier ones."""
+        return all(callback.is_healthy(self) for callback in self.callbacks)
+
+    @property
+    def is_rolling_back(self) -> bool:
+        """Returns whether training goes back to an earlier step after the current one."""
+        return self._rollback is not None
+
+    def roll_back(self, step: int, entry: Mapping[str, Any]) -> None:
+        """Asks training to go back to an earlier step, once callbacks are done with this one.
+
+        Args:
+            step: Step of a checkpoint, or 0 for the state with which the run began.
+            entry: The ``batches`` to leave out from then on, and why (`left_out.write_left_out`).
+        """
+        self._rollback = (step, dict(entry))
+
     def log_metrics(self, metrics: Mapping[str, float]) -> None:
         """Adds values measured after the current step to its line in the log."""
         self._measured |= metrics
@@ -403,13 +444,10 @@ class Trainer:
         with contextlib.ExitStack() as stack:
             stack.callback(self.checkpoints.close)
             stack.callback(self._watcher.shutdown)
-            batches = self._batches
-            if batches is None:
-                batches = task_batches(run, self.mesh, self.model_dir, self.data_dir)
-            self.feed = BatchFeed(
-                batches(self.step), run, self.mesh, self.curriculum.active_streams, self.timer
-            )
-            stack.callback(self.feed.close)
+            if self._batches is None:
+                self._batches = task_batches(run, self.mesh, self.model_dir, self.data_dir)
+            self._open_feed()
+            stack.callback(lambda: self.feed.close())
             if jax.process_index() == 0:
                 tensorboard = [TensorBoardTracker()] if run.tensorboard else []
                 self.trackers = [JsonlTracker(), *tensorboard, *copy.deepcopy(run.trackers)]
@@ -419,6 +457,56 @@ class Trainer:
             for callback in self.callbacks:
                 stack.callback(callback.on_end, self)
             yield
+
+    def _open_feed(self) -> None:
+        assert self._batches is not None
+        self.feed = BatchFeed(
+            open_batches(self._batches, self.left_out, self.step),
+            self.run,
+            self.mesh,
+            self.curriculum.active_streams,
+            self.timer,
+        )
+
+    def _begin(self, record: TrainingRecord) -> None:
+        """Continues where a record says that the run was."""
+        self.step = record.step
+        for callback in self.callbacks:
+            if callback.name in record.callbacks:
+                callback.load(record.callbacks[callback.name])
+
+    def _callback_states(self) -> dict[str, Any]:
+        return {each.name: json.loads(json.dumps(each.state())) for each in self.callbacks}
+
+    def _roll_back(self) -> Any:
+        """Goes back to an earlier step, and returns the batch of the step that follows."""
+        assert self._rollback is not None
+        (step, entry), self._rollback = self._rollback, None
+        with self.paused():
+            self.feed.close()
+            # Two states would not fit beside each other.
+            self.state = None  # type: ignore[assignment]
+            if step:
+                self.state, data = self.checkpoints.restore(step, self._abstract)
+                record = TrainingRecord.from_json(data)
+            else:
+                self.state = _new_state(self.run, self.mesh, self.shardings, self.model_dir)
+                record = TrainingRecord(seed=self.run.seed, callbacks=self._initial_states)
+            # Before the file says that there was a rollback: a process that dies in between does
+            # all this again, and none continues from a state that has been given up.
+            self.checkpoints.remove_after(step)
+            self.rollbacks.append({**entry, "rolled_back_to": step})
+            if jax.process_index() == 0:
+                write_left_out(self.model_dir, self.rollbacks)
+            self._begin(record)
+            self._measured, self._gradient_norms = {}, None
+            for tracker in self.trackers:
+                tracker.close()
+                tracker.start(self.model_dir, step, self.metadata)
+            for callback in self.callbacks:
+                callback.on_roll_back(self)
+            self._open_feed()
+        return self.feed.get(step + 1)
 
 
 def _completion_time(arrays: Any) -> float:
