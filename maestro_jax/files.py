@@ -11,6 +11,7 @@ of bucket it is.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import importlib
@@ -25,10 +26,24 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from maestro_jax.errors import UserError
+from maestro_jax.errors import RestartableError, UserError
 from maestro_jax.stderr import held_back_stderr
 
 _CHUNK = 1 << 24
+# Errors of disks that may pass, and those that stay until somebody does something; with a remedy.
+_PASSING = {
+    errno.ENOSPC: "free some space, and run the same command again",
+    errno.EDQUOT: "free some space, and run the same command again",
+    errno.EIO: "run the same command again when the disk answers",
+    errno.ESTALE: "run the same command again when the network disk is mounted anew",
+    errno.ETIMEDOUT: "run the same command again when the network disk answers",
+    errno.ENOTCONN: "run the same command again when the network disk is mounted anew",
+}
+_LASTING = {
+    errno.EROFS: "mount it for writing, or choose another directory",
+    errno.EACCES: "ask for the right, or choose another directory",
+    errno.EPERM: "ask for the right, or choose another directory",
+}
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 
 
@@ -168,23 +183,66 @@ def naming_failures(path: epath.PathLike, what: str = "file") -> Iterator[None]:
 
     Raises:
         UserError: Reading or writing failed.
+        RestartableError: It failed, and may succeed later.
     """
     try:
         yield
     except FileNotFoundError as error:
         raise UserError(f"there is no {what} {os.fspath(path)}; check the path") from error
-    except OSError as error:
-        reason: str | None = error.strerror or str(error)
-        raise UserError(f"the {what} {os.fspath(path)} cannot be used: {reason}") from error
     except Exception as error:
         reason = storage_failure(error)
+        if reason is None and isinstance(error, OSError):
+            reason = error.strerror or str(error)
         if reason is None:
             raise
-        raise UserError(f"the {what} {os.fspath(path)} cannot be used: {reason}") from error
+        kind = RestartableError if is_passing(error) else UserError
+        raise kind(f"the {what} {os.fspath(path)} cannot be used: {reason}") from error
+
+
+def storage_error(error: BaseException) -> UserError | RestartableError | None:
+    """Turns what a disk or a client of an object store raises into an error of one line.
+
+    Args:
+        error: Any exception.
+
+    Returns:
+        The error, which names the file where the exception does; None for an exception of another
+        kind.
+    """
+    reason = storage_failure(error)
+    if reason is None:
+        return None
+    if isinstance(error, OSError) and error.filename is not None:
+        reason = f"{os.fspath(error.filename)}: {reason}"
+    return RestartableError(reason) if is_passing(error) else UserError(reason)
+
+
+def is_passing(error: BaseException) -> bool:
+    """Returns whether a failure of storage may be over when the same is tried again later."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _PASSING
+    module = type(error).__module__.split(".")
+    if module[:3] == ["google", "auth", "exceptions"]:
+        return type(error).__name__ == "TransportError"
+    if module[:2] == ["google", "api_core"]:
+        return int(getattr(error, "code", None) or 0) in (408, 429) or (
+            int(getattr(error, "code", None) or 0) >= 500
+        )
+    tensorflow = sys.modules.get("tensorflow")
+    return tensorflow is not None and isinstance(
+        error,
+        (
+            tensorflow.errors.UnavailableError,
+            tensorflow.errors.AbortedError,
+            tensorflow.errors.DeadlineExceededError,
+            tensorflow.errors.ResourceExhaustedError,
+            tensorflow.errors.UnknownError,
+        ),
+    )
 
 
 def storage_failure(error: BaseException) -> str | None:
-    """Describes an error of a client of an object store in one line.
+    """Describes an error of a disk, or of a client of an object store, in one line.
 
     Args:
         error: Any exception.
@@ -195,6 +253,9 @@ def storage_failure(error: BaseException) -> str | None:
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and "Project was not passed" in text:
         return "the project of gs:// is not known: set GOOGLE_CLOUD_PROJECT"
+    if isinstance(error, OSError) and error.errno in (*_PASSING, *_LASTING):
+        remedy = (_PASSING | _LASTING)[error.errno]
+        return f"{error.strerror or text}{remedy and f'; {remedy}'}"
     module = type(error).__module__.split(".")
     if module[:2] == ["google", "auth"]:
         return (

@@ -137,8 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         importlib.import_module(f"maestro_jax.cli.commands.{command}").run(arguments)
         sys.stdout.flush()
     except (UserError, RestartableError) as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2 if isinstance(error, UserError) else RESTART_EXIT_CODE
+        return _report(error)
     except KeyboardInterrupt:
         remedy = ": the same command continues it" if command in _RESUMABLE else ""
         print(f"\ninterrupted{remedy}", file=sys.stderr)
@@ -148,14 +147,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
     except Exception as error:
-        # The clients of object stores have errors of their own, wherever a path is used.
-        files = sys.modules.get("maestro_jax.files")
-        reason = files.storage_failure(error) if files is not None else None
-        if reason is None:
+        # Disks and the clients of object stores have errors of their own, wherever a path is used.
+        from maestro_jax.files import storage_error
+
+        trouble = storage_error(error)
+        if trouble is None:
             raise
-        print(f"error: {reason}", file=sys.stderr)
-        return 2
+        return _report(trouble)
     return 0
+
+
+def _report(error: UserError | RestartableError) -> int:
+    """Prints an error as one line, and returns the exit status."""
+    print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    return 2 if isinstance(error, UserError) else RESTART_EXIT_CODE
 
 
 def command_parser(command: str) -> argparse.ArgumentParser:

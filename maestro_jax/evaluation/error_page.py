@@ -27,7 +27,7 @@ from sacrebleu.metrics import BLEU
 
 from maestro_jax.batches import SAMPLE_RATE
 from maestro_jax.evaluation.predictions import Prediction
-from maestro_jax.files import as_path
+from maestro_jax.files import as_path, write_atomically
 from maestro_jax.scoring.metrics import Metric, bleu_tokenizer, get_metric, primary_metric
 from maestro_jax.text.characters import without_invisible
 from maestro_jax.text.languages import writes_spaces
@@ -223,7 +223,7 @@ def write_error_page(
     page = error_page(
         predictions, name=name, details=details, audio=address, rows=rows, scorers=scorers
     )
-    path.write_bytes(page.encode("utf-8", "replace"))
+    write_atomically(path, page.encode("utf-8", "replace"))
     return path
 
 
@@ -268,7 +268,7 @@ def write_worst_audio(
         content = io.BytesIO()
         soundfile.write(content, samples, SAMPLE_RATE, format="WAV", subtype="PCM_16")
         files[prediction] = directory / f"{rank:04d}.wav"
-        files[prediction].write_bytes(content.getvalue())
+        write_atomically(files[prediction], content.getvalue())
     return files
 
 

@@ -16,7 +16,7 @@ from etils import epath
 
 from maestro_jax.errors import UserError, near_misses
 from maestro_jax.evaluation.predictions import Prediction
-from maestro_jax.files import as_path
+from maestro_jax.files import as_path, write_atomically
 from maestro_jax.text.normalizers import normalize
 
 Files = Mapping[str, str]
@@ -245,7 +245,7 @@ def write_formats(
     directory = as_path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     for file, content in files.items():
-        (directory / file).write_bytes(content.encode())
+        write_atomically(directory / file, content.encode())
     return [directory / file for file in files]
 
 

@@ -26,7 +26,7 @@ from maestro_jax.errors import UserError
 from maestro_jax.evaluation.evaluate import DecodingStatistics
 from maestro_jax.evaluation.predictions import Prediction, read_predictions, write_predictions
 from maestro_jax.evaluation.processes import Processes
-from maestro_jax.files import as_path
+from maestro_jax.files import as_path, write_atomically
 from maestro_jax.inference.search_config import SearchConfig
 
 log = logging.getLogger(__name__)
@@ -124,7 +124,8 @@ class HypothesisFiles:
                 self._parts.rmtree()
             try:
                 self._parts.mkdir(parents=True, exist_ok=True)
-                (self._parts / _IDENTITY).write_text(json.dumps(self._identity, indent=1))
+                identity = json.dumps(self._identity, indent=1)
+                write_atomically(self._parts / _IDENTITY, identity.encode())
                 for path in self._parts.glob("*.statistics.json"):
                     path.unlink()
             except OSError as error:
@@ -163,7 +164,7 @@ class HypothesisFiles:
         """
         self.flush()
         path = self._parts / f"{self._prefix}.statistics.json"
-        path.write_text(json.dumps(dataclasses.asdict(statistics)))
+        write_atomically(path, json.dumps(dataclasses.asdict(statistics)).encode())
         self._processes.meet(f"{self._parts.name} are written")
         if self._processes.index:
             return None

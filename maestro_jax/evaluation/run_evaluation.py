@@ -32,7 +32,7 @@ from maestro_jax.evaluation.processes import Processes
 from maestro_jax.evaluation.results import HypothesisFiles, result_directory, search_settings
 from maestro_jax.evaluation.score_table import ScoreTable
 from maestro_jax.evaluation.suites import Suite, get_suite, suite_of
-from maestro_jax.files import as_path
+from maestro_jax.files import as_path, storage_error
 from maestro_jax.inference.search_config import SearchConfig
 from maestro_jax.inference.transcriber import Transcriber
 from maestro_jax.progress import Progress
@@ -600,19 +600,25 @@ def _evaluate_test_set(
         evaluation=dataclasses.replace(table.evaluation, decoding=statistics),
         provenance={**origin, "identity": identity} if origin else {},
     )
-    markdown, _ = table.write(directory)
     details = {name: str(origin[name]) for name in ("step", "weights") if name in origin}
-    write_error_page(
-        directory / f"{test_set.title}.html",
-        predictions,
-        name=test_set.title,
-        details=details | {"result": directory.name},
-        rows=test_set.rows,
-        scorers=test_set.scorers,
-    )
-    if not complete:
-        # Last: until the tables are written, a restart needs the parts.
-        files.finish(predictions)
+    try:
+        markdown, _ = table.write(directory)
+        write_error_page(
+            directory / f"{test_set.title}.html",
+            predictions,
+            name=test_set.title,
+            details=details | {"result": directory.name},
+            rows=test_set.rows,
+            scorers=test_set.scorers,
+        )
+        if not complete:
+            # Last: until the tables are written, a restart needs the parts.
+            files.finish(predictions)
+    except Exception as error:
+        if storage_error(error) is not None:
+            # A disk that is full: at least the scores are told.
+            log.warning("The results cannot be written. They are:\n%s", table.text())
+        raise
     log.info("wrote %s", markdown)
     return table
 

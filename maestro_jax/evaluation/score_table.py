@@ -12,7 +12,7 @@ from etils import epath
 from tabulate import SEPARATING_LINE
 
 from maestro_jax.evaluation.evaluate import ERROR_RATE, Evaluation, Row
-from maestro_jax.files import as_path
+from maestro_jax.files import as_path, write_atomically
 from maestro_jax.inference.search_config import SearchConfig
 from maestro_jax.scoring.metrics import finite_or_none
 from maestro_jax.scoring.published import PublishedSystem
@@ -168,8 +168,8 @@ class ScoreTable:
         name = self.evaluation.name
         markdown, values = (output_dir / f"{name}.{suffix}" for suffix in ("md", "json"))
         text = json.dumps(self.as_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        markdown.write_bytes(self.markdown().encode())
-        values.write_bytes(text.encode())
+        write_atomically(markdown, self.markdown().encode())
+        write_atomically(values, text.encode())
         return markdown, values
 
     @property

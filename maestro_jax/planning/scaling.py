@@ -25,7 +25,7 @@ import numpy as np
 
 from maestro_jax.batches import SAMPLE_RATE
 from maestro_jax.errors import UserError
-from maestro_jax.files import as_path, naming_failures
+from maestro_jax.files import as_path, naming_failures, write_atomically
 from maestro_jax.planning.analytic import (
     EstimatedMemory,
     MeshShape,
@@ -295,4 +295,4 @@ def plot_scaling(rows: Sequence[ScalingRow], path: str | os.PathLike[str]) -> No
     content = io.BytesIO()
     figure.savefig(content, dpi=130, format=file.suffix[1:] or "png")
     with naming_failures(file, "figure"):
-        file.write_bytes(content.getvalue())
+        write_atomically(file, content.getvalue())

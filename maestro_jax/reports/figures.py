@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import signal
 
-from maestro_jax.files import as_path
+from maestro_jax.files import as_path, write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -592,8 +592,7 @@ def save_figure(figure: Figure, path: Target) -> None:
     # Drawn in memory first: the model directory may be in an object store.
     buffer = io.BytesIO()
     figure.savefig(buffer, format=file.suffix[1:] or "png", dpi=_DPI)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(buffer.getvalue())
+    write_atomically(file, buffer.getvalue())
 
 
 def logarithmic(axis: Axes) -> None:

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from maestro_jax.files import as_path
+from maestro_jax.files import as_path, write_atomically
 from maestro_jax.reports.figures import (
     Panel,
     plot_alignment,
@@ -99,7 +99,7 @@ def write_report(model_dir: epath.PathLike) -> tuple[epath.Path, dict[str, bytes
         body = body or f'<p class="note">{_reason_for_no_figure(name)}</p>'
         sections.append(_section(name, title, body))
     path = directory / REPORT_FILE
-    path.write_text(_page(directory.name, run_log, sections), encoding="utf-8")
+    write_atomically(path, _page(directory.name, run_log, sections).encode())
     return path, pngs
 
 

@@ -3,84 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
-import socket
-import subprocess
-import sys
 
 import pytest
 
 pytestmark = pytest.mark.slow
-
-# A model that is trained in seconds, on the smallest MiniVox.
-RUN = ["--gin_file", "runs/demo_finetune_asr.gin", "--gin_file", "data/minivox_tiny.gin"]
-SIZES = {
-    "INIT_FROM": "None",
-    "WARMUP_STEPS": 1,
-    "FEATURES": 16,
-    "HIDDEN": 16,
-    "SPEECH_LAYERS": 1,
-    "SHARED_LAYERS": 1,
-    "VOCAB_SIZE": 96,
-    "EVAL_EVERY": 2,
-    "EVAL_EXAMPLES": 4,
-    "CHECKPOINT_EVERY": 2,
-    "LOG_EVERY": 1,
-}
-RUN += [f"--gin.{name}={value}" for name, value in SIZES.items()]
-
-
-class Maestro:
-    """The command, in processes of its own, whose working directory stays empty."""
-
-    def __init__(self, emulator, directory: pathlib.Path) -> None:
-        self.directory = directory / "working"
-        self.directory.mkdir()
-        self.environment = {
-            **os.environ,
-            **emulator.environment,
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "--xla_backend_optimization_level=0",
-            "XDG_CACHE_HOME": str(directory / "cache"),
-        }
-
-    def start(self, *arguments: str, **variables: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "maestro_jax.cli.main", *arguments],
-            cwd=self.directory,
-            env=self.environment | variables,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def run(self, *arguments: str, code: int = 0, **variables: str) -> tuple[str, str]:
-        """Returns what the command writes to stdout and stderr."""
-        process = self.start(*arguments, **variables)
-        out, error = process.communicate(timeout=600)
-        assert process.returncode == code, error
-        assert list(self.directory.iterdir()) == [], "a bucket was taken for a local directory"
-        return out, error
-
-    def run_on_two(self, *arguments: str) -> list[tuple[str, str]]:
-        with socket.socket() as probe:
-            probe.bind(("localhost", 0))
-            port = probe.getsockname()[1]
-        address = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2"}
-        processes = [self.start(*arguments, **address, JAX_PROCESS_ID=index) for index in "01"]
-        written = [process.communicate(timeout=600) for process in processes]
-        assert [process.returncode for process in processes] == [0, 0], written
-        assert list(self.directory.iterdir()) == []
-        return written
-
-
-@pytest.fixture
-def maestro(emulator, tmp_path) -> Maestro:
-    from maestro_jax.minivox import dataset
-
-    dataset.prepare("tiny")
-    return Maestro(emulator, tmp_path)
 
 
 @pytest.fixture
@@ -114,11 +41,11 @@ def steps_of(emulator, bucket: str, run: str) -> list[int]:
     return [json.loads(line)["step"] for line in lines]
 
 
-def test_commands_on_a_bucket(maestro, emulator, bucket, recording, tmp_path) -> None:
+def test_commands_on_a_bucket(maestro, finetune, emulator, bucket, recording, tmp_path) -> None:
     run = f"gs://{bucket}/runs/a"
     cache = {"JAX_COMPILATION_CACHE_DIR": f"gs://{bucket}/xla"}
     data = ["--data_dir", upload_data(emulator, bucket)]
-    maestro.run("train", *RUN, *data, "--gin.STEPS=2", "--model_dir", run, **cache)
+    maestro.run("train", *finetune, *data, "--gin.STEPS=2", "--model_dir", run, **cache)
     objects = emulator.objects(bucket, "runs/a/")
     for name in ("config.gin", "vocabulary.model", "languages.txt", "report.html", "versions.json"):
         assert objects[f"runs/a/{name}"] > 0
@@ -129,7 +56,7 @@ def test_commands_on_a_bucket(maestro, emulator, bucket, recording, tmp_path) ->
     assert steps_of(emulator, bucket, "runs/a") == [1, 2]
     assert json.loads(emulator.read(bucket, "runs/a/best_checkpoint.json"))["step"] == 2
 
-    _, log = maestro.run("train", *RUN, "--gin.STEPS=3", "--model_dir", run, **cache)
+    _, log = maestro.run("train", *finetune, "--gin.STEPS=3", "--model_dir", run, **cache)
     assert f"continuing from step 2 of {run}" in log
     assert steps_of(emulator, bucket, "runs/a") == [1, 2, 3]
     assert "runs/a/config.gin.1" in emulator.objects(bucket, "runs/a/")
@@ -169,10 +96,10 @@ def test_commands_on_a_bucket(maestro, emulator, bucket, recording, tmp_path) ->
     assert "1,300,018 parameters" in out
 
 
-def test_other_files_on_a_bucket(maestro, emulator, bucket, recording, tmp_path) -> None:
+def test_other_files_on_a_bucket(maestro, finetune, emulator, bucket, recording, tmp_path) -> None:
     """Language models, recordings, outputs, the start of another run; and what is refused."""
     run = f"gs://{bucket}/a"
-    maestro.run("train", *RUN, "--gin.STEPS=2", "--model_dir", run)
+    maestro.run("train", *finetune, "--gin.STEPS=2", "--model_dir", run)
     text = tmp_path / "text.txt"
     text.write_text("eins zwei drei\nsedem osem devet\n")
     model = f"gs://{bucket}/lm/small.arpa.gz"
@@ -193,16 +120,16 @@ def test_other_files_on_a_bucket(maestro, emulator, bucket, recording, tmp_path)
     assert json.loads(emulator.read(bucket, "out/a.json"))
 
     profile = ["--gin.TrainRun.profile_steps=(2, 2)", f"--gin.INIT_FROM={run}"]
-    maestro.run("train", *RUN, *profile, "--gin.STEPS=2", "--model_dir", f"gs://{bucket}/b")
+    maestro.run("train", *finetune, *profile, "--gin.STEPS=2", "--model_dir", f"gs://{bucket}/b")
     found = emulator.objects(bucket, "b/")
     assert "b/init_report.txt" in found
     assert any(name.endswith(".xplane.pb") for name in found)
 
     # A checkpoint that has lost an object is set aside, and training goes on from the one before.
-    maestro.run("train", *RUN, "--gin.STEPS=4", "--model_dir", run)
+    maestro.run("train", *finetune, "--gin.STEPS=4", "--model_dir", run)
     (array, *_) = sorted(emulator.objects(bucket, "a/checkpoints/4/state/d/"))
     emulator.delete(bucket, array)
-    _, log = maestro.run("train", *RUN, "--gin.STEPS=4", "--model_dir", run)
+    _, log = maestro.run("train", *finetune, "--gin.STEPS=4", "--model_dir", run)
     assert f"{run}/damaged_checkpoints/4; continuing from step 2" in log
     assert emulator.objects(bucket, "a/damaged_checkpoints/4/state/")
     assert emulator.objects(bucket, "a/checkpoints/4/state/d/")
@@ -225,9 +152,9 @@ def test_other_files_on_a_bucket(maestro, emulator, bucket, recording, tmp_path)
 
 
 @pytest.mark.multiprocess
-def test_two_processes_on_a_bucket(maestro, emulator, bucket) -> None:
+def test_two_processes_on_a_bucket(maestro, finetune, emulator, bucket) -> None:
     run = f"gs://{bucket}/two"
-    train = ["train", *RUN, "--model_dir", run]
+    train = ["train", *finetune, "--model_dir", run]
     maestro.run_on_two(*train, "--gin.STEPS=2")
     objects = emulator.objects(bucket, "two/checkpoints/2/")
     for process in "01":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
 import pathlib
@@ -12,7 +13,7 @@ import textwrap
 import pytest
 
 from maestro_jax import files
-from maestro_jax.errors import UserError
+from maestro_jax.errors import RestartableError, UserError
 from maestro_jax.files import (
     absolute_path,
     as_path,
@@ -82,6 +83,7 @@ def test_reading_what_is_not_there(tmp_path):
 
 def test_failures_of_other_code_are_not_called_failures_of_storage():
     assert files.storage_failure(ValueError("gs://bucket")) is None
+    assert files.storage_error(FileNotFoundError(2, "No such file or directory", "/a")) is None
 
 
 def test_files_in_a_bucket(emulator, bucket, tmp_path):
@@ -147,3 +149,28 @@ def test_files_in_a_bucket(emulator, bucket, tmp_path):
     assert set(emulator.objects(bucket)) == {"runs/a/checkpoints/x", "runs/file.bin"}
     copies = sorted((tmp_path / "cache" / "maestro_jax" / "files").glob("*/*"))
     assert [copy.name for copy in copies] == ["file.bin", "file.bin"]
+
+
+def test_orbax_has_no_client_of_s3():
+    """When this fails, `as_path` need not refuse s3:// for the sake of checkpoints any more."""
+    from orbax.checkpoint._src.serialization import tensorstore_utils
+
+    with pytest.raises(ValueError, match="should be absolute"):
+        tensorstore_utils.build_kvstore_tspec("s3://bucket/a", "x", use_ocdbt=True)
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "words"),
+    [
+        (errno.ENOSPC, RestartableError, "/a/b: No space left on device; free some space"),
+        (errno.EIO, RestartableError, "/a/b: Input/output error; run the same command again"),
+        (errno.EROFS, UserError, "/a/b: Read-only file system; mount it for writing"),
+        (errno.EACCES, UserError, "/a/b: Permission denied; ask for the right"),
+    ],
+)
+def test_failures_of_disks_name_file_and_remedy(number, kind, words):
+    error = files.storage_error(OSError(number, os.strerror(number), "/a/b"))
+    assert type(error) is kind and str(error).startswith(words)
+    with pytest.raises(kind, match="the table /a/b cannot be used: "):
+        with files.naming_failures("/a/b", "table"):
+            raise OSError(number, os.strerror(number), "/a/b")

@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
     import numpy as np
 
     from maestro_jax.cli.audio_inputs import audio_input
-    from maestro_jax.files import as_path, check_output, naming_failures
+    from maestro_jax.files import as_path, check_output, naming_failures, write_atomically
     from maestro_jax.gin_utils import gin_config
     from maestro_jax.training.checkpoints import find_checkpoint
 
@@ -101,5 +101,5 @@ def run(arguments: argparse.Namespace) -> None:
         return
     path = as_path(arguments.output)
     with naming_failures(path, "file of --output"):
-        path.write_bytes(page.encode())
+        write_atomically(path, page.encode())
     print(f"wrote {path}", flush=True)
