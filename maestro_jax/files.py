@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import functools
+import glob
 import hashlib
 import importlib
 import importlib.util
@@ -90,22 +92,41 @@ def is_remote(path: epath.PathLike) -> bool:
 
 
 def write_atomically(path: epath.PathLike, content: bytes) -> None:
-    """Writes a file so that a reader sees all of it or none of it."""
+    """Writes a file so that a reader sees all of it or none of it, also after a power failure.
+
+    What a process that was killed has left of an earlier writing is removed.
+    """
     if is_remote(path):
         # An object appears when its upload is complete.
         epath.Path(path).write_bytes(content)
         return
     local = pathlib.Path(path)
     local.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=local.parent, prefix=f".{local.name}.")
+    for left in local.parent.glob(f".{glob.escape(local.name)}.*.part"):
+        _remove_unless_locked(left)
+    handle, name = tempfile.mkstemp(dir=local.parent, prefix=f".{local.name}.", suffix=".part")
     try:
         with os.fdopen(handle, "wb") as file:
+            # Tells others that it is being written; the lock ends with the process.
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             file.write(content)
-        os.chmod(name, 0o644)
-        os.replace(name, local)
-    except BaseException:
+            file.flush()
+            os.fsync(file.fileno())
+            os.fchmod(file.fileno(), 0o644)
+            os.replace(name, local)
+    except BaseException as error:
         pathlib.Path(name).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = os.fspath(local)
         raise
+
+
+def _remove_unless_locked(path: pathlib.Path) -> None:
+    """Removes a file, unless a process is writing it or the file system knows no locks."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink()
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ from tests.faults.small_run import Failure, MiniVoxProgram, Program, SmallRun
 
 FAULTS_PER_RUN = 8
 TOY, MINIVOX = "toy", "minivox"
-STEPS = {TOY: 160, MINIVOX: 120}
+STEPS = {TOY: 160, MINIVOX: 64}
 """Steps of a run by its program, enough for its faults to find it at work."""
 FAILED, END = "failed", "end of the run"
 TOLERANCE = 1e-6

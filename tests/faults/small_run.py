@@ -6,6 +6,7 @@ same command again after whatever has stopped it.
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import json
 import os
@@ -212,6 +213,7 @@ class SmallRun:
                         stdin=subprocess.DEVNULL,
                         stdout=log,
                         stderr=log,
+                        preexec_fn=_end_with_the_campaign,
                     )
                 )
         return children
@@ -377,6 +379,11 @@ class SmallRun:
             raise Failure(f"left behind: {', '.join(left[:4])}")
         if alive := processes_of(self.control.path):
             raise Failure(f"left behind: the processes {alive}")
+
+
+def _end_with_the_campaign() -> None:
+    """Lets the system kill this process when the campaign ends, in whatever way."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 # ------------------------------------------------------------------------------------- checks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import importlib.util
 import os
 import pathlib
@@ -35,6 +36,35 @@ def test_local_paths(tmp_path, monkeypatch):
     assert read_bytes("~/new/file") == b"content"
     assert local_copy("~/new/file") == tmp_path / "new" / "file"
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["file"]
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    """But not what another one is writing."""
+    path = tmp_path / "file[1]"
+    left, other, current = (
+        tmp_path / f".{name}.part" for name in ("file[1].a", "file.a", "file[1].b")
+    )
+    for part in (left, other, current):
+        part.write_bytes(b"half")
+    with current.open("rb") as writing:
+        fcntl.flock(writing, fcntl.LOCK_EX)
+        write_atomically(path, b"whole")
+    assert {each.name for each in tmp_path.iterdir()} == {"file[1]", other.name, current.name}
+    write_atomically(path, b"new")
+    assert path.read_bytes() == b"new" and not current.exists()
+
+
+def test_a_failed_writing_names_the_file_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    write_atomically(tmp_path / "file", b"before")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        write_atomically(tmp_path / "file", b"after")
+    assert caught.value.filename == f"{tmp_path}/file"
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_bytes() == b"before"
 
 
 def test_a_path_in_a_bucket_stays_one():
