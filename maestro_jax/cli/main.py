@@ -63,6 +63,10 @@ COMMANDS = {
         "find the best weights of a search on validation data, and make them defaults",
         "maestro tune /data/run1 --beam_size 4 --lm_arpa lm.arpa.gz",
     ),
+    "checkpoints": (
+        "list, verify, remove or average the checkpoints of a run",
+        "maestro checkpoints /data/run1 verify",
+    ),
     "average": (
         "average the parameters of the last checkpoints of a run",
         "maestro average /data/run1 --last 5",

@@ -1,12 +1,13 @@
 """Checkpoints: everything that this project asks of Orbax, in one place.
 
 A model directory holds ``checkpoints/<step>/state`` (the training state) and
-``checkpoints/<step>/data`` (a small JSON record, `records.TrainingRecord`). The files of a
-checkpoint are verified before it is restored (`checkpoint_files`).
+``checkpoints/<step>/data`` (a small JSON record, `records.TrainingRecord`). The files and arrays of
+a checkpoint are verified when it is restored (`checkpoint_files`).
 
 The newest checkpoints are kept, and the best one of a run with validation; the file
 ``best_checkpoint.json`` names it. Where a checkpoint is asked for, ``MODEL_DIR`` means the newest
-one, ``MODEL_DIR/best`` the best one, and ``MODEL_DIR/checkpoints/<step>`` that of one step.
+one that is whole, ``MODEL_DIR/best`` the best one, and ``MODEL_DIR/checkpoints/<step>`` that of one
+step. The latter two are refused if they are damaged.
 """
 
 from __future__ import annotations
@@ -14,13 +15,17 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import re
+import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
@@ -28,16 +33,31 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from maestro_jax.errors import UserError
-from maestro_jax.files import absolute_path, models_below, move_tree
+from maestro_jax.files import (
+    absolute_path,
+    is_remote,
+    models_below,
+    move_tree,
+    write_atomically,
+)
 from maestro_jax.modules.duration import FROZEN_DURATIONS, freeze_durations, names_to_freeze
-from maestro_jax.training import checkpoint_files, parameter_groups, parameter_trees
-from maestro_jax.training.checkpoint_files import RECORD, STATE, check_whole
+from maestro_jax.training import (
+    array_checksums,
+    checkpoint_files,
+    parameter_groups,
+    parameter_trees,
+)
+from maestro_jax.training.checkpoint_files import FILES, RECORD, STATE, check_whole
+from maestro_jax.training.commit_barrier import CommitBarrier
 from maestro_jax.training.state import TrainState
 
 if TYPE_CHECKING:
     from maestro_jax.training.run import TrainRun
 
 log = logging.getLogger(__name__)
+# Orbax logs many lines of each save, and failures with tracebacks; what matters is said here.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+logging.getLogger("asyncio").addFilter(lambda record: "orbax" not in record.getMessage())
 
 SUBDIRECTORY = "checkpoints"
 BEST_FILE = "best_checkpoint.json"
@@ -92,48 +112,56 @@ class Checkpoints:
     """Manages the checkpoints of one model directory.
 
     Saving is asynchronous: the arrays are copied to the host before ``save`` returns and written
-    in the background.
+    in the background. A failure of the storage raises nothing: it is counted and logged, what was
+    written of the checkpoint is removed, and the caller decides when to try again.
 
     Args:
         model_dir: The model directory; checkpoints lie in ``checkpoints/`` within.
         keep: Number of newest checkpoints to keep.
+        keep_every: Keep also those whose step is a multiple of it; None for no more.
 
     Attributes:
         directory: The directory of the checkpoints.
         best: The best checkpoint, which is kept besides the newest ones; None for none.
+        failures: Number of attempts to save in a row that failed, the same on every process.
+        failure: Why the last of them failed.
+        last_saved: The last step that was saved, or restored, by this process; None if none was.
     """
 
-    def __init__(self, model_dir: epath.PathLike, *, keep: int = 2) -> None:
-        """Opens the directory, and creates it if necessary."""
+    def __init__(
+        self, model_dir: epath.PathLike, *, keep: int = 2, keep_every: int | None = None
+    ) -> None:
         self.directory = absolute_path(model_dir) / SUBDIRECTORY
         self.best: BestCheckpoint | None = None
+        self.failures = 0
+        self.failure = ""
+        self.last_saved: int | None = None
+        self._keep = keep
+        self._keep_every = keep_every
+        self._manager: ocp.CheckpointManager | None = None
+        # The step that is being written, the sums of its arrays, and, when known, why it failed.
         self._saving = -1
-        self._digesting = concurrent.futures.ThreadPoolExecutor(1)
-        with _quiet_orbax():
-            self._manager = ocp.CheckpointManager(
-                self.directory,
-                options=ocp.CheckpointManagerOptions(
-                    preservation_policy=checkpoint_managers.AnyPreservationPolicy(
-                        [checkpoint_managers.LatestN(keep), _KeepBest(self)]
-                    ),
-                    cleanup_tmp_directories=True,
-                    async_options=ocp.options.AsyncOptions(
-                        post_finalization_callback=self._list_files
-                    ),
-                ),
-                item_names=(STATE, RECORD),
-            )
+        self._arrays: dict[str, tuple[str, Any]] = {}
+        self._outcome: concurrent.futures.Future[str | None] | None = None
+        self._barrier = CommitBarrier()
+        self._background = concurrent.futures.ThreadPoolExecutor(2, "checkpoints")
 
     def latest_step(self) -> int | None:
         """Returns the step of the newest checkpoint, or None."""
-        return self._manager.latest_step()
+        return max(self.all_steps(), default=None)
 
     def all_steps(self) -> list[int]:
-        """Returns the steps of all checkpoints, in ascending order."""
-        return sorted(self._manager.all_steps())
+        """Returns the steps of all checkpoints, one that is being written included, ascending."""
+        if self._manager is not None:
+            return sorted(self._manager.all_steps())
+        return sorted(ocp.utils.checkpoint_steps(self.directory)) if self.directory.is_dir() else []
+
+    # ------------------------------------------------------------------------------- saving
 
     def save(self, state: TrainState | Mapping[str, Any], data: Mapping[str, Any]) -> None:
         """Begins to save a state; does nothing if its step has been saved already.
+
+        Waits for the checkpoint before it. If the storage fails, `failures` counts it.
 
         Args:
             state: The state, or some of its fields by name, whose arrays may be donated as soon as
@@ -141,20 +169,178 @@ class Checkpoints:
             data: JSON values, with the key ``step``.
         """
         step = int(data["step"])
-        if step in self._manager.all_steps():
+        self.settle()
+        if step in self.all_steps():
             return
-        with _quiet_orbax():
-            # `_list_files` is called when this one is written, before the next one is begun.
-            self._manager.wait_until_finished()
-            self._add_digests()
-            self._saving = step
-            self._manager.save(
+        failure = self._agreed(self._obstacle() if jax.process_index() == 0 else None)
+        if failure is None:
+            failure = self._begin(step, state, data)
+        if failure is not None:
+            self._count(step, failure)
+
+    def _begin(
+        self, step: int, state: TrainState | Mapping[str, Any], data: Mapping[str, Any]
+    ) -> str | None:
+        """Starts Orbax's threads, and one that waits for them; returns why that failed."""
+        sums = array_checksums.checksums(state)
+        kinds = {name: str(array.dtype) for name, array in array_checksums.named_arrays(state)}
+        self._arrays = {name: (kinds[name], value) for name, value in sums.items()}
+        self._saving = step
+        self._barrier.begin()
+        failure: str | None = None
+        try:
+            self._open().save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(dict(data))
                 ),
                 force=True,
             )
+        except Exception as error:
+            self._barrier.fail()
+            failure = checkpoint_files.describe_failure(error)
+            if failure is None:
+                raise
+        else:
+            self._outcome = self._background.submit(self._finish, step)
+        failure = self._agreed(failure)
+        if failure is not None:
+            self._outcome = None
+        return failure
+
+    def _finish(self, step: int) -> str | None:
+        """Waits until a checkpoint is complete; returns why it is not. Runs in the background."""
+        assert self._manager is not None
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            if not (self.directory / str(step) / FILES).exists():
+                failure = checkpoint_files.describe_failure(error)
+                if failure is None:
+                    raise
+                return failure
+            # Complete, but an older one could not be removed.
+        if jax.process_index() == 0:
+            self._background.submit(self._add_digests, step)
+        return None
+
+    def _add_digests(self, step: int) -> None:
+        # It may have been removed meanwhile, for a newer one. Without digests of large files, the
+        # sums of the arrays serve as well.
+        with contextlib.suppress(OSError):
+            checkpoint_files.write_list(self.directory / str(step), digests=True)
+
+    def is_settled(self) -> bool:
+        """Returns whether nothing is being written, the same on every process."""
+        return self._outcome is None
+
+    def poll(self) -> None:
+        """Calls `settle` if it need not wait on any process."""
+        if self._outcome is None:
+            return
+        is_done = self._outcome.done()
+        if jax.process_count() > 1:
+            is_done = bool(multihost_utils.process_allgather(np.bool_(is_done)).all())
+        if is_done:
+            self.settle()
+
+    def settle(self) -> None:
+        """Waits until everything is written, and counts a failure."""
+        if self._outcome is None:
+            return
+        outcome, self._outcome = self._outcome, None
+        failure = self._agreed(outcome.result())
+        if failure is not None:
+            self._count(self._saving, failure)
+            return
+        self.last_saved = self._saving
+        if self.failures:
+            log.info("the checkpoint of step %d is saved: the storage works again", self._saving)
+            self.failures = 0
+
+    def _count(self, step: int, failure: str) -> None:
+        self.failures += 1
+        self.failure = failure
+        if self._manager is not None:
+            # What failed leaves threads and errors behind, which would fail the next attempt too.
+            with contextlib.suppress(Exception):
+                self._manager.close()
+            self._manager = None
+        if jax.process_index() == 0:
+            # Also because the files of the log may need the space.
+            with contextlib.suppress(Exception):
+                for path in self.directory.glob(f"{step}.*"):
+                    path.rmtree()
+
+    def _agreed(self, failure: str | None) -> str | None:
+        """Returns a failure on every process if there is one on any."""
+        if jax.process_count() == 1:
+            return failure
+        failed = multihost_utils.process_allgather(np.bool_(failure is not None))
+        if not failed.any():
+            return None
+        return failure or f"process {int(np.argmax(failed))} failed; its log says why"
+
+    def _obstacle(self) -> str | None:
+        """Returns why nothing can be saved now, without Orbax, which is slow to give up."""
+        probe = self.directory / ".probe"
+        try:
+            probe.parent.mkdir(parents=True, exist_ok=True)
+            probe.write_text("x")
+            probe.unlink()
+            if steps := [] if is_remote(probe) else self.all_steps():
+                listed = json.loads((self.directory / str(steps[-1]) / FILES).read_text())
+                needed = sum(size for size, _ in listed.values())
+                free = shutil.disk_usage(self.directory).free
+                if free < needed:
+                    return f"No space left: {free / 1e9:.3g} of {needed / 1e9:.3g} GB are free"
+        except (FileNotFoundError, ValueError, TypeError, AttributeError):
+            return None  # A checkpoint without a list.
+        except Exception as error:
+            failure = checkpoint_files.describe_failure(error)
+            if failure is None:
+                raise
+            return failure
+        return None
+
+    def _open(self) -> ocp.CheckpointManager:
+        """Returns Orbax's manager; creates the directory and removes what is unfinished there."""
+        if self._manager is None:
+            _hold_back_late_callbacks()
+            every = self._keep_every
+            self._manager = ocp.CheckpointManager(
+                self.directory,
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=checkpoint_managers.AnyPreservationPolicy(
+                        [
+                            checkpoint_managers.LatestN(self._keep),
+                            _KeepBest(self),
+                            *([] if every is None else [checkpoint_managers.EveryNSteps(every)]),
+                        ]
+                    ),
+                    cleanup_tmp_directories=True,
+                    async_options=ocp.options.AsyncOptions(
+                        barrier_sync_fn=self._barrier,
+                        post_finalization_callback=self._list_files,
+                        # If that failed in the background, other threads would wait for it for
+                        # five minutes, and the process for them.
+                        create_directories_asynchronously=False,
+                    ),
+                ),
+                item_names=(STATE, RECORD),
+            )
+        return self._manager
+
+    def _list_files(self) -> None:
+        """Lists what a checkpoint holds; Orbax calls it in the background before it is complete."""
+        if jax.process_index() != 0:
+            return
+        name = str(self._saving)
+        for path in self.directory.iterdir():  # Until it is complete, its name has an ending.
+            if path.name.split(".")[0] == name and (path / STATE).is_dir():
+                checkpoint_files.write_list(path, digests=False, arrays=self._arrays)
+        if self.best is not None and self.best.step == self._saving:
+            self.write_best()
 
     def write_best(self) -> None:
         """Writes ``best_checkpoint.json``, or removes it where there is no best checkpoint.
@@ -167,7 +353,22 @@ class Checkpoints:
         if self.best is None:
             path.unlink(missing_ok=True)
         else:
-            path.write_text(json.dumps(dataclasses.asdict(self.best), indent=2) + "\n")
+            text = json.dumps(dataclasses.asdict(self.best), indent=2) + "\n"
+            write_atomically(path, text.encode())
+
+    def wait(self) -> None:
+        """Waits until everything is written."""
+        self.settle()
+
+    def close(self) -> None:
+        """Waits until everything is written, digests included, and releases the directory."""
+        self.settle()
+        self._background.shutdown()
+        if self._manager is not None:
+            self._manager.close()
+            self._manager = None
+
+    # ----------------------------------------------------------------------------- restoring
 
     def restore_latest(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """Restores the newest undamaged checkpoint in the given layout.
@@ -178,123 +379,132 @@ class Checkpoints:
 
         Args:
             abstract: ``ShapeDtypeStruct`` with shardings, which may be of another mesh than the
-                one that saved.
+                one that saved, and of other types.
 
         Returns:
             State and JSON record; None if there is no checkpoint.
 
         Raises:
             UserError: The checkpoint holds parameters of another model, or none is whole.
+            RestartableError: The object store does not answer.
         """
-        steps = self.all_steps()
-        if not steps:
-            return None
-        step, damaged = self._newest_whole(steps)
-        self._check_same_model(step, abstract)
-        if step != steps[-1]:
-            self._set_aside(damaged, step)
-        return self.restore(step, abstract)
+        damaged: dict[int, str] = {}
+        for step in reversed(self.all_steps()):
+            try:
+                restored = self._restore(step, abstract)
+            except _DamageError as error:
+                damaged[step] = str(error)
+                continue
+            self.set_aside(damaged, f"continuing from step {step}")
+            return restored
+        if damaged:
+            raise _none_whole({self.directory / str(step): text for step, text in damaged.items()})
+        return None
 
     def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """Restores the checkpoint of a step; the arguments and the result are those of above."""
-        with _quiet_orbax():
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()
-                ),
+        """Restores the checkpoint of one step.
+
+        Args:
+            step: The step.
+            abstract: The layout, as `restore_latest` takes it.
+
+        Returns:
+            State and JSON record.
+
+        Raises:
+            UserError: It does not exist, is damaged, or is of another model.
+            RestartableError: The object store does not answer.
+        """
+        self.settle()
+        steps = self.all_steps()
+        if step not in steps:
+            raise UserError(
+                f"{self.directory} has no checkpoint {step}; it has those of steps "
+                f"{', '.join(map(str, steps)) or 'none'}."
             )
-        return restored["state"], dict(restored["data"])
+        try:
+            return self._restore(step, abstract)
+        except _DamageError as error:
+            raise checkpoint_files.refusal(self.directory / str(step), str(error)) from error
 
     def remove_after(self, step: int) -> None:
         """Removes the checkpoints of later steps, which a run that has rolled back does again."""
-        with _quiet_orbax():
-            self._manager.wait_until_finished()
-            for later in self.all_steps():
-                if later > step:
-                    self._manager.delete(later)
+        self.settle()
+        for later in self.all_steps():
+            if later > step:
+                self._open().delete(later)
 
-    def wait(self) -> None:
-        """Waits until everything is written."""
-        self._manager.wait_until_finished()
+    def set_aside(self, reasons: Mapping[int, str], consequence: str = "") -> None:
+        """Moves checkpoints away, so that their steps can be saved again; all processes must call.
 
-    def close(self) -> None:
-        """Waits until everything is written, and releases the directory."""
-        self._manager.wait_until_finished()
-        self._add_digests()
-        self._digesting.shutdown()
-        self._manager.close()
-
-    def _list_files(self) -> None:
-        """Lists the files of a complete checkpoint; Orbax calls it in the background."""
-        if jax.process_index() != 0:
-            return
-        name = str(self._saving)
-        for path in self.directory.iterdir():  # Until it is complete, its name has an ending.
-            if path.name.split(".")[0] == name and (path / STATE).is_dir():
-                checkpoint_files.write_list(path, digests=False)
-        if self.best is not None and self.best.step == self._saving:
-            self.write_best()
-
-    def _add_digests(self) -> None:
-        """Begins to add digests, which take time, to the file list of the complete checkpoint."""
-        step, self._saving = self._saving, -1
-        if step < 0 or jax.process_index() != 0:
-            return
-
-        def add() -> None:
-            # It may have been removed meanwhile, for a newer one; the list of sizes serves as well.
-            with contextlib.suppress(OSError):
-                checkpoint_files.write_list(self.directory / str(step), digests=True)
-
-        self._digesting.submit(add)
-
-    def _newest_whole(self, steps: Sequence[int]) -> tuple[int, dict[int, str]]:
-        """Finds the step of the newest undamaged checkpoint, the same on every process.
-
-        Returns:
-            The step, and what is wrong with each newer one (known to the first process alone).
+        Args:
+            reasons: What is wrong with the checkpoint of each step.
+            consequence: What is done instead, for the warning.
         """
-        chosen: int | None = None
-        damaged: dict[int, str] = {}
-        if jax.process_index() == 0:
-            chosen, damaged = checkpoint_files.newest_whole(self.directory, steps)
-        if jax.process_count() > 1:
-            # The first process decides for all: others may see other files of a shared directory,
-            # and must not restore another step.
-            sent = np.int32(-1 if chosen is None else chosen)
-            step = int(multihost_utils.broadcast_one_to_all(sent))
-            chosen = None if step < 0 else step
-        if chosen is None:
-            reason = damaged.get(steps[-1], "see the log of the first process")
-            raise UserError(
-                f"No checkpoint is whole: {self.directory / str(steps[-1])} ({reason})"
-                + (f", nor {len(steps) - 1} before it" if len(steps) > 1 else "")
-                + "; copy an undamaged one there, or choose another model directory."
-            )
-        return chosen, damaged
-
-    def _set_aside(self, damaged: Mapping[int, str], step: int) -> None:
-        """Moves damaged checkpoints away, so that their steps can be saved again."""
-        for newer, reason in damaged.items():
+        if not reasons:
+            return
+        for step, reason in reasons.items() if jax.process_index() == 0 else ():
             place = self.directory.parent / SET_ASIDE
             place.mkdir(exist_ok=True)
             number = 0
-            while (target := place / (f"{newer}.{number}" if number else str(newer))).exists():
+            while (target := place / (f"{step}.{number}" if number else str(step))).exists():
                 number += 1
-            path = self.directory / str(newer)
-            log.warning(
-                "the checkpoint %s is damaged (%s) and was moved to %s; continuing from step %d",
-                path,
-                reason,
-                target,
-                step,
-            )
+            path = self.directory / str(step)
+            text = f"the checkpoint {path} is damaged ({reason}) and was moved to {target}"
+            log.warning("%s", f"{text}; {consequence}" if consequence else text)
             move_tree(path, target)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("damaged checkpoints set aside")
-        with _quiet_orbax():
+        if self._manager is not None:
             self._manager.reload()
+
+    def _restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """Restores and verifies one checkpoint.
+
+        Raises:
+            _DamageError: It is damaged, on every process alike.
+        """
+        directory = self.directory / str(step)
+        # The first process decides for all: others may see other files of a shared directory, and
+        # must not restore another step.
+        reason = checkpoint_files.damage(directory) if jax.process_index() == 0 else None
+        if (reason := self._agreed(reason)) is not None:
+            raise _DamageError(reason)
+        self._check_same_model(step, abstract)
+        listed = checkpoint_files.listed_arrays(directory)
+        # In the types that were saved, whose sums are known.
+        saved = jax.tree_util.tree_unflatten(
+            jax.tree.structure(abstract),
+            [
+                jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(listed[name][0]), sharding=leaf.sharding)
+                if name in listed
+                else leaf
+                for name, leaf in array_checksums.named_arrays(abstract)
+            ],
+        )
+        try:
+            restored = self._open().restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(saved), data=ocp.args.JsonRestore()
+                ),
+            )
+        except Exception:
+            if reason := checkpoint_files.damage(directory, thorough=True):
+                raise _DamageError(reason) from None
+            raise
+        state = restored["state"]
+        sums = {name: value for name, (_, value) in listed.items()}
+        name = array_checksums.first_difference(sums, array_checksums.checksums(state))
+        if name is not None:
+            raise _DamageError(f"the array {name} in {STATE} has other values than were written")
+        state = jax.tree.map(
+            lambda leaf, wanted: leaf if leaf.dtype == wanted.dtype else leaf.astype(wanted.dtype),
+            state,
+            abstract,
+        )
+        self.last_saved = step
+        return state, dict(restored["data"])
 
     def _check_same_model(self, step: int, abstract: TrainState) -> None:
         directory = self.directory / str(step)
@@ -304,7 +514,7 @@ class Checkpoints:
                 f"{directory} is an average of checkpoints, from which training cannot continue: "
                 "train in another model directory, with INIT_FROM for this one."
             )
-        for field in ("params", "ema_params"):
+        for field in ("params", "ema_params", "opt_state"):
             in_checkpoint = _shapes(saved.get(field))
             in_run = _shapes(getattr(abstract, field))
             if in_checkpoint == in_run:
@@ -318,11 +528,38 @@ class Checkpoints:
                     "written by an earlier version, or without a stream of texts; start a new run "
                     "in another model directory, with the init_from of this one."
                 )
+            if field == "opt_state":
+                raise UserError(
+                    f"The checkpoint {directory} is of another optimizer: its state {name} is "
+                    f"{in_checkpoint.get(name, 'absent')} there and {in_run.get(name, 'absent')} "
+                    "here; take the optimizer with which the run began, or begin a new run with "
+                    "this one as init_from."
+                )
             raise UserError(
                 f"The checkpoint {directory} is of another model or setting: {field} {name} is "
                 f"{in_checkpoint.get(name, 'absent')} there and {in_run.get(name, 'absent')} here; "
                 "choose another model directory, or give this one as init_from."
             )
+
+
+@functools.cache
+def _hold_back_late_callbacks() -> None:
+    """Keeps from stderr what TensorStore's threads raise when the first array of many has failed.
+
+    Each of the others that fails calls an event loop that Orbax has closed by then.
+    """
+    previous = sys.unraisablehook
+
+    def hook(arguments: Any) -> None:
+        error = arguments.exc_value
+        if not (isinstance(error, RuntimeError) and "Event loop is closed" in str(error)):
+            previous(arguments)
+
+    sys.unraisablehook = hook
+
+
+class _DamageError(Exception):
+    """A checkpoint is not as it was written; the message says how."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -564,7 +801,7 @@ def saved_record(step_directory: epath.PathLike) -> dict[str, Any]:
     path = step_directory / RECORD
     if not path.is_dir():
         return {}
-    with _naming_damage(step_directory), _quiet_orbax():
+    with _naming_damage(step_directory):
         with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
             return dict(checkpointer.restore(path))
 
@@ -573,11 +810,14 @@ def find_checkpoint(directory: epath.PathLike) -> epath.Path:
     """Finds the directory of one checkpoint.
 
     Args:
-        directory: A model directory or its ``checkpoints`` directory, for the newest checkpoint;
-            one of the two with ``/best`` or ``/latest`` after it; or a checkpoint itself.
+        directory: A model directory or its ``checkpoints`` directory, with ``/latest`` after it or
+            not, for the newest checkpoint that is whole (a warning names newer ones that are not);
+            one of the two with ``/best`` after it; or a checkpoint itself.
 
     Raises:
-        UserError: There is no complete checkpoint, or none that is known as the best.
+        UserError: There is no complete checkpoint, none that is whole, or none that is known as the
+            best.
+        RestartableError: The object store does not answer.
     """
     path = absolute_path(directory)
     if (path / STATE).is_dir():
@@ -590,9 +830,11 @@ def find_checkpoint(directory: epath.PathLike) -> epath.Path:
         if parent.is_dir():
             steps = ocp.utils.checkpoint_steps(parent)
             if steps:
-                return parent / str(max(steps))
+                return parent / str(_newest_whole(parent, steps))
     if path.parent.name == SUBDIRECTORY and path.parent.is_dir():
         if steps := sorted(ocp.utils.checkpoint_steps(path.parent)):
+            if path.is_dir():
+                check_whole(path)
             raise UserError(
                 f"{path.parent.parent} has no checkpoint {path.name}; it has those of steps "
                 f"{', '.join(map(str, steps))}."
@@ -601,6 +843,33 @@ def find_checkpoint(directory: epath.PathLike) -> epath.Path:
         f"{directory} is not a checkpoint directory: give a model directory that holds "
         f"{SUBDIRECTORY}/<step>, or one such step{models_below(path)}."
     )
+
+
+def _newest_whole(directory: epath.Path, steps: Sequence[int]) -> int:
+    """Returns the step of the newest checkpoint that is whole, and warns once of newer ones."""
+    step, damaged = checkpoint_files.newest_whole(directory, steps)
+    if step is None:
+        raise _none_whole({directory / str(number): reason for number, reason in damaged.items()})
+    for number, reason in damaged.items():
+        path = directory / str(number)
+        if (path, reason) not in _warned:
+            _warned.add((path, reason))
+            log.warning(
+                "the checkpoint %s is damaged (%s); taking that of step %d", path, reason, step
+            )
+    return step
+
+
+def _none_whole(damaged: Mapping[epath.Path, str]) -> UserError:
+    (newest, reason), *older = damaged.items()
+    return UserError(
+        f"No checkpoint is whole: {newest} ({reason})"
+        + (f", nor {len(older)} before it" if older else "")
+        + "; copy an undamaged one there, or choose another model directory."
+    )
+
+
+_warned: set[tuple[epath.Path, str]] = set()
 
 
 def _best_checkpoint(directory: epath.Path) -> epath.Path:
@@ -676,24 +945,14 @@ def _naming_damage(step_directory: epath.Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, OSError, KeyError):
-        check_whole(step_directory)
+        reason = checkpoint_files.damage(step_directory, thorough=True)
+        if reason is not None:
+            raise checkpoint_files.refusal(step_directory, reason) from None
         raise
 
 
-@contextlib.contextmanager
-def _quiet_orbax() -> Iterator[None]:
-    """Silences the many lines at level INFO and WARNING that Orbax logs for each save."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
 def _metadata(step_directory: epath.Path) -> Any:
-    with _naming_damage(step_directory), _quiet_orbax():
+    with _naming_damage(step_directory):
         return ocp.PyTreeCheckpointHandler().metadata(step_directory / STATE).tree
 
 
@@ -706,6 +965,7 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     return {
         parameter_trees.parameter_name(path): tuple(leaf.shape)
         for path, leaf in _flat(tree).items()
+        if hasattr(leaf, "shape")  # Not the empty states of some optimizers.
     }
 
 
@@ -728,30 +988,41 @@ def _read(
     """Reads some arrays; a target with a sharding is restored to it, others as numpy arrays."""
     item: dict[str, Any] = {}
     restore_args: dict[str, Any] = {}
+    field = _STATE_FIELDS[which]
+    # Files on a disk have been verified before; of an object store only what is read is.
+    listed = checkpoint_files.listed_arrays(step_directory) if is_remote(step_directory) else {}
     for path, target in targets.items():
         sharding = getattr(target, "sharding", None)
+        kind, _ = listed.get("/".join((field, *path)), (getattr(target, "dtype", None), 0))
         if sharding is None:
-            arguments = ocp.RestoreArgs(
-                restore_type=np.ndarray, dtype=None if target is None else target.dtype
-            )
+            arguments = ocp.RestoreArgs(restore_type=np.ndarray, dtype=kind)
         else:
             arguments = ocp.ArrayRestoreArgs(
-                restore_type=jax.Array,
-                dtype=target.dtype,
-                sharding=sharding,
-                global_shape=target.shape,
+                restore_type=jax.Array, dtype=kind, sharding=sharding, global_shape=target.shape
             )
         _insert(item, path, 0)
         _insert(restore_args, path, arguments)
-    field = _STATE_FIELDS[which]
-    with _quiet_orbax(), ocp.PyTreeCheckpointer() as checkpointer:
+    with _naming_damage(step_directory), ocp.PyTreeCheckpointer() as checkpointer:
         restored = checkpointer.restore(
             step_directory / STATE,
             args=ocp.args.PyTreeRestore(
                 item={field: item}, restore_args={field: restore_args}, partial_restore=True
             ),
         )
-    return _flat(restored[field])
+    if listed:
+        sums = {name: value for name, (_, value) in listed.items()}
+        found = array_checksums.checksums({field: restored[field]})
+        name = array_checksums.first_difference(sums, found)
+        if name is not None:
+            reason = f"the array {name} in {STATE} has other values than were written"
+            raise checkpoint_files.refusal(step_directory, reason)
+    values = _flat(restored[field])
+    return {
+        path: value
+        if (wanted := getattr(targets[path], "dtype", None)) in (None, value.dtype)
+        else value.astype(wanted)
+        for path, value in values.items()
+    }
 
 
 def _insert(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:

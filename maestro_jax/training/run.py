@@ -46,6 +46,10 @@ class TrainRun:
         log_every: Number of steps between two log points.
         checkpoint_every: Number of steps between two checkpoints.
         keep_checkpoints: Number of newest checkpoints to keep; the best one is kept besides.
+        keep_checkpoint_every: Keep also checkpoints whose step is a multiple of it; None for no
+            more.
+        max_checkpoint_failures: Number of failed attempts in a row to save a checkpoint that ends
+            the run. The pauses between them grow from 10 seconds to 10 minutes.
         best_metric: Metric by which the best checkpoint is chosen, as ``validation/loss``; None for
             the first score of the validation: ``validation/wer`` or ``validation/bleu``.
         best_mode: Whether its smallest (``min``) or largest (``max``) value is the best; None for
@@ -86,6 +90,8 @@ class TrainRun:
     log_every: int = 20
     checkpoint_every: int = 200
     keep_checkpoints: int = 2
+    keep_checkpoint_every: int | None = None
+    max_checkpoint_failures: int = 10
     best_metric: str | None = None
     best_mode: Literal["min", "max"] | None = None
     ema_decay: float | None = 0.9999
@@ -113,9 +119,13 @@ class TrainRun:
             "log_every",
             "checkpoint_every",
             "keep_checkpoints",
+            "keep_checkpoint_every",
+            "max_checkpoint_failures",
             "max_skipped_steps",
         ):
             value = getattr(self, name)
+            if value is None and name == "keep_checkpoint_every":
+                continue
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"{name} is {value!r}; it must be a whole number of 1 or more.")
         if not 0 <= self.seed < 2**31:

@@ -256,7 +256,9 @@ class Trainer:
         unused = [stream for stream in run.streams if stream not in run.used_streams]
         if unused:
             log.warning("the objective does not use the streams %s", ", ".join(unused))
-        self.checkpoints = Checkpoints(self.model_dir, keep=run.keep_checkpoints)
+        self.checkpoints = Checkpoints(
+            self.model_dir, keep=run.keep_checkpoints, keep_every=run.keep_checkpoint_every
+        )
         self.run = run = as_begun(run, self.checkpoints.directory, self.checkpoints.all_steps())
 
         layout = sharded_state(run, self.mesh)

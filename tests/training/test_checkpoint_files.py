@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +17,11 @@ import pytest
 
 from maestro_jax.errors import UserError
 from maestro_jax.training import checkpoint_files
-from maestro_jax.training.checkpoint_files import FILES, damage
+from maestro_jax.training.checkpoint_files import ARRAYS, FILES, damage
 from maestro_jax.training.checkpoints import (
     SET_ASIDE,
     Checkpoints,
+    find_checkpoint,
     partial_restore,
     restore_params,
     saved_record,
@@ -75,7 +77,7 @@ def copied(model: Path, tmp_path: Path) -> Path:
 def files(model: Path) -> list[Path]:
     """What is read of the newest checkpoint, relative to it."""
     step = model / "checkpoints" / "5"
-    return [
+    return [Path(ARRAYS)] + [
         path.relative_to(step)
         for item in ("state", "data")
         for path in sorted((step / item).rglob("*"))
@@ -101,27 +103,84 @@ def test_whole_checkpoints_are_whole(model: Path) -> None:
     )
 
 
-def test_a_checkpoint_is_complete_before_its_digests_are_computed(
+def test_a_checkpoint_is_complete_before_large_files_are_digested(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A machine that is about to stop may have no time for another reading of the state."""
     digested = []
 
     def digest(path: Path) -> str:
-        digested.append((path, (tmp_path / "checkpoints" / "5").is_dir()))
+        digested.append((tmp_path / "checkpoints" / "5").is_dir())
         return "0" * 32
 
     monkeypatch.setattr(checkpoint_files, "_digest", digest)
+    monkeypatch.setattr(checkpoint_files, "_SMALL", 500)
+    listed = tmp_path / "checkpoints" / "5" / FILES
+    monkeypatch.setattr(Checkpoints, "_add_digests", lambda self, step: None)
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(state(5), {"step": 5})
-    checkpoints.wait()
-    listed = tmp_path / "checkpoints" / "5" / FILES
-    assert not digested and all(
-        digest == "" for _, digest in json.loads(listed.read_text()).values()
-    )
     checkpoints.close()
-    assert digested and all(complete for _, complete in digested)
+    sizes = json.loads(listed.read_text()).values()
+    assert all(bool(digest) == (size <= 500) for size, digest in sizes)
+    assert len(digested) == sum(size <= 500 for size, _ in sizes) < len(sizes)
+    assert not any(digested)
+    checkpoint_files.write_list(listed.parent, digests=True)
     assert all(digest for _, digest in json.loads(listed.read_text()).values())
+
+
+@pytest.mark.parametrize("kind", ["one bit", "zeroed", "a hole"])
+def test_damage_is_found_although_large_files_have_no_digest_yet(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The process was killed right after saving."""
+    step = copied / "checkpoints" / "5"
+    monkeypatch.setattr(checkpoint_files, "_SMALL", 2000)
+    checkpoint_files.write_list(step, digests=False)
+    large = [name for name in files(copied) if (step / name).stat().st_size > 2000]
+    assert large and damage(step) is None
+    for name in large:
+        content = (step / name).read_bytes()
+        for at in range(0, len(content), 97):
+            changed = (
+                content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :]
+                if kind == "one bit"
+                else KINDS[kind](content)
+            )
+            (step / name).write_bytes(changed)
+            found = damage(step)
+            if found is None:
+                # Bytes that nobody reads: copies of an index, gaps.
+                restored, _ = Checkpoints(copied).restore(5, abstract())
+                jax.tree.map(np.testing.assert_array_equal, restored, state(5))
+            else:
+                assert "of" in found or "state" in found
+            if kind != "one bit":
+                break
+        (step / name).write_bytes(content)
+
+
+def test_arrays_are_compared_with_their_sums_where_files_are_not_read_twice(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In a bucket. Here the values are whole and the list tells of others."""
+    step = copied / "checkpoints" / "5"
+    listed = json.loads((step / ARRAYS).read_text())
+    assert len(listed) == 8 and listed["params/bias"][0] == "bfloat16"
+    listed["ema_params/up/kernel"][1] ^= 1
+    (step / ARRAYS).write_text(json.dumps(listed))
+    checkpoint_files.write_list(step, digests=False)
+    monkeypatch.setattr(checkpoint_files, "_damage", lambda directory, thorough: None)
+    monkeypatch.setattr("maestro_jax.training.checkpoints.is_remote", lambda path: True)
+    told = "the array ema_params/up/kernel in state has other values than were written"
+    with pytest.raises(UserError, match=rf"5 is damaged \({told}\); use \S+4, the newest that is"):
+        restore_params(step)
+    assert restore_params(step, "params")["up"]["kernel"].shape == (60, 50)
+    monkeypatch.undo()
+    checkpoints = Checkpoints(copied)
+    monkeypatch.setattr(checkpoint_files, "damage", lambda directory: None)
+    restored, _ = checkpoints.restore_latest(abstract())
+    assert int(restored.step) == 4 and told in caplog.text
+    checkpoints.close()
 
 
 def test_a_file_that_the_machine_cannot_read_is_damage(
@@ -179,28 +238,70 @@ def test_without_a_list_what_is_damaged_is_found_or_not_needed(copied: Path, kin
     assert found >= 4
 
 
-def test_readers_name_the_checkpoint_and_the_one_before(copied: Path) -> None:
+def test_readers_take_the_newest_that_is_whole_and_refuse_a_damaged_one_by_name(
+    copied: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     name = cut_newest(copied)
     newest, older = (copied / "checkpoints" / step for step in "54")
-    told = (
-        rf"{newest} is damaged \({name} has 1000 of \d+ bytes\); "
-        rf"use {older}, the newest before it that is whole"
-    )
-    for directory in (copied, newest):
-        with pytest.raises(UserError, match=told):
-            restore_params(directory)
-        with pytest.raises(UserError, match=told):
-            partial_restore(state(0).params, directory)
-    assert restore_params(older)["up"]["kernel"].shape == (60, 50)
+    damaged = rf"{newest} is damaged \({name} has 1000 of \d+ bytes\); "
+    with pytest.raises(UserError, match=rf"{damaged}use {older}, the newest that is whole"):
+        restore_params(newest)
+    with pytest.raises(UserError, match=damaged):
+        partial_restore(state(0).params, newest)
+    assert not caplog.records
+    for directory in (copied, copied / "checkpoints", copied / "latest"):
+        assert find_checkpoint(directory) == older
+        assert restore_params(directory)["up"]["kernel"].shape == (60, 50)
+    [line] = [record.getMessage() for record in caplog.records]
+    assert re.search(rf"{damaged}taking that of step 4", line)
     (newest / "state" / "_METADATA").unlink()
     with pytest.raises(UserError, match=r"is damaged \(state/_METADATA is missing"):
-        saved_shapes(copied)
+        saved_shapes(newest)
     (newest / "data" / "metadata").write_bytes(b"")
     with pytest.raises(UserError, match="5 is damaged"):
         saved_record(newest)
+    shutil.rmtree(newest / "state")
+    with pytest.raises(UserError, match=rf"{newest} is damaged .* use {older}"):
+        find_checkpoint(newest)
     shutil.rmtree(older)
     with pytest.raises(UserError, match=r"5 is damaged .*; copy it again from where it is whole"):
-        restore_params(copied)
+        restore_params(newest)
+    with pytest.raises(UserError, match=r"No checkpoint is whole: \S+5 \("):
+        find_checkpoint(copied)
+
+
+def test_a_step_may_be_restored_by_name(copied: Path) -> None:
+    checkpoints = Checkpoints(copied)
+    restored, record = checkpoints.restore(4, abstract())
+    assert (int(restored.step), record["step"]) == (4, 4)
+    cut_newest(copied)
+    with pytest.raises(UserError, match="5 is damaged .*; use .*4, the newest that is whole"):
+        checkpoints.restore(5, abstract())
+    with pytest.raises(UserError, match=r"has no checkpoint 6; it has those of steps 4, 5\."):
+        checkpoints.restore(6, abstract())
+    checkpoints.close()
+
+
+def test_restoring_to_other_types_verifies_those_that_were_saved(copied: Path) -> None:
+    wanted = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(
+            x.shape, jnp.bfloat16 if x.dtype == jnp.float32 else x.dtype, sharding=x.sharding
+        ),
+        abstract(),
+    )
+    checkpoints = Checkpoints(copied)
+    restored, _ = checkpoints.restore(5, wanted)
+    checkpoints.close()
+    expected = np.asarray(state(5).params["up"]["kernel"]).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(restored.params["up"]["kernel"], expected)
+
+
+def test_another_optimizer_is_said_so(copied: Path) -> None:
+    other = abstract().replace(opt_state=(abstract().params, abstract().params))
+    checkpoints = Checkpoints(copied)
+    with pytest.raises(UserError, match="is of another optimizer: its state 1"):
+        checkpoints.restore_latest(other)
+    checkpoints.close()
 
 
 def test_training_goes_on_from_the_newest_that_is_whole(

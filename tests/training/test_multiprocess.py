@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 
+from maestro_jax.training.checkpoint_files import damage
 from maestro_jax.training.checkpoints import restore_params
 from maestro_jax.training.diagnostics import DiagnosticsConfig
 from maestro_jax.training.partitioning import Partitioning
@@ -23,12 +24,14 @@ from maestro_jax.training.trainer import train
 pytestmark = pytest.mark.multiprocess
 
 _PROCESS = """
-    import logging, sys, time
+    import logging, os, resource, sys, time
     sys.path.insert(0, sys.argv[1])
     from maestro_jax.training import distributed
     assert distributed.initialize()
     import jax
     from conftest import ProbedObjective, ProbedToy, held_out, toy_batches, toy_run
+    from maestro_jax.training import checkpointer
+    from maestro_jax.training.callbacks import Callback
     from maestro_jax.training.diagnostics import DiagnosticsConfig
     from maestro_jax.training.trainer import train
     from maestro_jax.training.partitioning import Partitioning
@@ -42,12 +45,27 @@ _PROCESS = """
             time.sleep(float(sys.argv[4]))
             yield jax.tree.map(lambda x: x[index * 4 : (index + 1) * 4], batch)
 
+    class FullDisk(Callback):
+        # Lets this process write no large files after step 2, until step 6.
+        def on_step(self, trainer, info):
+            if info.step in (2, 6):
+                size = 50_000 if info.step == 2 else resource.RLIM_INFINITY
+                resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+            time.sleep(0.3)
+
     steps = int(sys.argv[3])
+    changes, callbacks = {}, ()
+    if "FULL_DISK" in os.environ:
+        checkpointer.FIRST_PAUSE = 0.1
+        changes = {"checkpoint_every": 3, "log_every": 1, "model": ProbedToy(hidden=20_000)}
+        if int(os.environ["FULL_DISK"]) == index:
+            callbacks = (FullDisk(),)
+    arguments = {"checkpoint_every": 1_000_000, "model": ProbedToy()} | changes
     run = toy_run(
-        partitioning=partitioning, steps=steps, checkpoint_every=1_000_000,
-        model=ProbedToy(), objective=ProbedObjective(), diagnostics=DiagnosticsConfig(every=steps),
+        partitioning=partitioning, steps=steps, objective=ProbedObjective(),
+        diagnostics=DiagnosticsConfig(every=steps), **arguments,
     )
-    train(run, sys.argv[2], batches=own_rows, held_out=held_out())
+    train(run, sys.argv[2], batches=own_rows, held_out=held_out(), callbacks=callbacks)
 """
 
 
@@ -120,3 +138,17 @@ def test_a_signal_to_one_process_stops_both_after_saving(tmp_path):
     assert [process.returncode for process in processes] == [143, 143], "\n".join(errors)
     steps = [path.name for path in (tmp_path / "checkpoints").iterdir()]
     assert len(steps) == 1 and f"saved step {steps[0]};" in errors[1]
+
+
+@pytest.mark.parametrize("full", [0, 1])
+def test_both_go_on_while_the_disk_of_one_is_full(tmp_path, monkeypatch, full):
+    monkeypatch.setenv("FULL_DISK", str(full))
+    port = _free_port()
+    processes = [_start(index, port, tmp_path, 12, 0.0) for index in range(2)]
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
+    assert "File too large): attempt 1 of 10" in errors[0] or "process 1 could not" in errors[0]
+    assert "the storage works again" in errors[0] and "Traceback" not in "".join(errors)
+    steps = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    assert steps[-1] == 12
+    assert damage(tmp_path / "checkpoints" / "12") is None
