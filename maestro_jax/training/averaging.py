@@ -22,7 +22,7 @@ from maestro_jax.files import absolute_path
 from maestro_jax.text.language_tokens import LANGUAGE_TOKENS_FILE
 from maestro_jax.text.languages import LANGUAGES_FILE
 from maestro_jax.text.vocabularies import MODEL_FILE
-from maestro_jax.training.checkpoint_files import check_whole
+from maestro_jax.training.checkpoint_files import check_whole, damage
 from maestro_jax.training.checkpoints import (
     SUBDIRECTORY,
     Checkpoints,
@@ -39,21 +39,31 @@ AVERAGED_DIRECTORY = "averaged"
 
 
 def last_steps(model_dir: epath.PathLike, count: int) -> list[int]:
-    """Returns the steps of the last checkpoints of a model directory, ascending.
+    """Returns the steps of the last whole checkpoints of a model directory, ascending.
 
     Raises:
         UserError: There are fewer.
     """
     directory = absolute_path(model_dir) / SUBDIRECTORY
     names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
-    steps = sorted(int(name) for name in names if name.isdecimal())
+    steps: list[int] = []
+    for step in sorted((int(name) for name in names if name.isdecimal()), reverse=True):
+        if len(steps) == count:
+            break
+        reason = damage(directory / str(step))
+        if reason is None:
+            steps.insert(0, step)
+        else:
+            log.warning(
+                "the checkpoint %s is damaged (%s); left out", directory / str(step), reason
+            )
     if len(steps) < count:
         raise UserError(
-            f"{model_dir} has {len(steps)} checkpoints ({', '.join(map(str, steps)) or 'none'}), "
-            f"not {count}: ask for as many, and let the next run keep more "
-            "(--gin.TrainRun.keep_checkpoints)."
+            f"{model_dir} has {len(steps)} whole checkpoints "
+            f"({', '.join(map(str, steps)) or 'none'}), not {count}: ask for as many, and let the "
+            "next run keep more (--gin.TrainRun.keep_checkpoints)."
         )
-    return steps[-count:]
+    return steps
 
 
 def average_checkpoints(

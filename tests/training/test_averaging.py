@@ -83,7 +83,7 @@ def test_the_command_writes_a_model_directory(model: Path, capsys) -> None:
     for argv, expected in [
         (["--last", "2"], None),
         (["--last", "3"], "has checkpoints; give another --output"),
-        (["--last", "5"], "has 4 checkpoints (10, 20, 30, 40), not 5"),
+        (["--last", "5"], "has 4 whole checkpoints (10, 20, 30, 40), not 5"),
         (["--step", "10,15"], "there is no checkpoint"),
         (["--step", "10,b"], "'10,b' is not steps"),
         (["--step", "10", "--last", "2"], "give only one of them"),
