@@ -318,8 +318,11 @@ def stream_sizes(batch: Batch) -> Metrics:
             sizes[f"{stream}/audio_seconds"] = (jnp.sum(lengths["audio"]) / SAMPLE_RATE, one)
         if texts:
             sizes[f"{stream}/tokens"] = (jnp.sum(sum(texts)), one)
-        for kind, names in (("audio", {"audio"}), ("token", SEQUENCE_LIMITS.keys() - {"audio"})):
-            padded = [name for name in names if name in features and name in lengths]
+        # Never a set: in its order, which differs between processes, hosts would compile different
+        # programs, and a restart would not find its own in the cache.
+        padded_audio = [name for name in lengths if name in features and name == "audio"]
+        padded_texts = [name for name in lengths if name in features and name != "audio"]
+        for kind, padded in (("audio", padded_audio), ("token", padded_texts)):
             if padded:
                 sizes[f"{stream}/{kind}_padding"] = (
                     jnp.asarray(sum(features[name].size for name in padded), jnp.float32),
