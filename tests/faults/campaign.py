@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import argparse
 import collections
+import concurrent.futures
 import dataclasses
-import functools
 import itertools
 import json
+import os
 import pathlib
 import random
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -202,6 +204,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="how many of the faults meet `maestro train` on speech, not the toy; default: none",
     )
     parser.add_argument(
+        "--steps",
+        type=int,
+        default=STEPS[TOY],
+        help=f"steps of a run of the toy; default: {STEPS[TOY]}",
+    )
+    parser.add_argument(
+        "--workers", type=int, default=1, help="number of runs at a time; default: 1"
+    )
+    parser.add_argument(
         "--output", type=pathlib.Path, required=True, help="directory for all of it"
     )
     arguments = parser.parse_args(argv)
@@ -224,15 +235,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     lines = path.read_text().splitlines() if path.exists() else []
     done = {entry["run"]: entry["results"] for entry in map(json.loads, lines)}
     programs = {
-        TOY: Program(STEPS[TOY]),
+        TOY: Program(arguments.steps),
         MINIVOX: MiniVoxProgram(STEPS[MINIVOX], prepared=shared / "minivox"),
     }
     if minivox:
         programs[MINIVOX].prepare()
     began = time.monotonic()
-    total = sum(len(plan.kinds) for plan in plans)
 
-    @functools.cache
     def reference(name: str, count: int) -> SmallRun:
         """Does the undisturbed run, which also fills the compilation cache."""
         directory = output / f"{name}{count}"
@@ -241,25 +250,40 @@ def main(argv: Sequence[str] | None = None) -> int:
         run.finish()
         return run
 
-    with Progress(total=total, label="faults", unit="fault") as progress:
-        for plan in plans:
-            if plan.index not in done:
-                rng = random.Random(f"{arguments.seed} {plan.index}")
-                for old in output.glob(f"run{plan.index:03d}*"):
-                    shutil.rmtree(old)
+    def do(plan: Plan) -> None:
+        rng = random.Random(f"{arguments.seed} {plan.index}")
+        for old in output.glob(f"run{plan.index:03d}.*"):
+            shutil.rmtree(old)
 
-                def make_run(number: int, plan: Plan = plan, rng: random.Random = rng) -> SmallRun:
-                    directory = output / f"run{plan.index:03d}.{number}"
-                    return SmallRun(programs[plan.program], plan.processes, directory, shared, rng)
+        def make_run(number: int) -> SmallRun:
+            directory = output / f"run{plan.index:03d}.{number}"
+            return SmallRun(programs[plan.program], plan.processes, directory, shared, rng)
 
-                results = disturb(plan, make_run, reference(plan.program, plan.processes))
-                done[plan.index] = results
-                with path.open("a") as file:
-                    file.write(json.dumps({"run": plan.index, "results": results}) + "\n")
-                broken = {each["directory"] for each in results if each["outcome"] == FAILED}
-                for each in {each["directory"] for each in results} - broken:
-                    shutil.rmtree(output / each)
+        undisturbed = references[plan.program, plan.processes]
+        results = disturb(plan, make_run, undisturbed)
+        with lock:
+            done[plan.index] = results
+            with path.open("a") as file:
+                file.write(json.dumps({"run": plan.index, "results": results}) + "\n")
             progress.update(len(plan.kinds))
+        broken = {each["directory"] for each in results if each["outcome"] == FAILED}
+        for each in {each["directory"] for each in results} - broken:
+            shutil.rmtree(output / each)
+
+    lock = threading.Lock()
+    left = [plan for plan in plans if plan.index not in done]
+    needed = sorted({(plan.program, plan.processes) for plan in left})
+    references = {key: reference(*key) for key in needed}
+    total = sum(len(plan.kinds) for plan in left)
+    with (
+        Progress(total=total, label="faults", unit="fault") as progress,
+        concurrent.futures.ThreadPoolExecutor(arguments.workers) as pool,
+    ):
+        try:
+            list(pool.map(do, left))
+        except KeyboardInterrupt:
+            print("interrupted: the same command continues it", file=sys.stderr, flush=True)
+            os._exit(130)  # Its processes end with it.
     results = [result for plan in plans for result in done[plan.index]]
     print(table(results))
     failed = [result for result in results if result["outcome"] == FAILED]

@@ -213,6 +213,7 @@ class SmallRun:
                         stdin=subprocess.DEVNULL,
                         stdout=log,
                         stderr=log,
+                        start_new_session=True,
                         preexec_fn=_end_with_the_campaign,
                     )
                 )

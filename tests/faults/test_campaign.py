@@ -35,6 +35,7 @@ def test_a_run_survives_some_faults(tmp_path):
     if control.build_library(tmp_path):
         names.append("clock jumps")
     options = ["--processes", "1", "--faults", str(len(names) + 1), "--kinds", ",".join(names)]
+    options += ["--steps", "60"]
     out = _campaign(tmp_path / "out", *options)
     rows = {line[:27].strip(): line[27:].split() for line in out.splitlines()}
     assert rows["all faults"][0] == str(len(names) + 1) and rows["runs, at their end"][-1] == "0"
