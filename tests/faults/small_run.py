@@ -41,9 +41,10 @@ _NOISE = re.compile(
     r"^[EF]\d{4} \d\d:\d\d:\d\d|terminate called|Segmentation fault|AssertionError"
 )
 _STEP = re.compile(r"^step +(\d+)/\d+", re.MULTILINE)
-# What differs between two runs that are the same.
-_TIMED = re.compile(
-    r"seconds|per_second|data_wait|mfu|goodput|memory|audio_hours|restarts|compil|lost_work|host_"
+# What differs between two runs that are the same: times, and counts of what has gone wrong.
+_INCIDENTAL = re.compile(
+    r"checkpoint_failures|seconds|per_second|data_wait|mfu|goodput|memory|audio_hours|restarts|"
+    r"compil|lost_work|host_"
 )
 _LEFT_BEHIND = re.compile(r"tmp|lease|\.part$|/\.[^/]*$")
 
@@ -436,7 +437,7 @@ def compare_metrics(
         raise Failure(f"metrics.jsonl: twice {double}, missing {missing}, besides {more}")
     for line, want in zip(found, expected, strict=True):
         for name in line.keys() | want.keys():
-            if _TIMED.search(name):
+            if _INCIDENTAL.search(name):
                 continue
             here, there = line.get(name), want.get(name)
             if here != there and not _close(here, there, tolerance):
@@ -505,7 +506,7 @@ def compare_records(found: Any, expected: Any, tolerance: float, path: str = "re
     """
     if isinstance(expected, dict) and isinstance(found, dict):
         for name in found.keys() | expected.keys():
-            if not _TIMED.search(name):
+            if not _INCIDENTAL.search(name):
                 there = expected.get(name)
                 compare_records(found.get(name), there, tolerance, f"{path}/{name}")
     elif found != expected and not _close(found, expected, tolerance):
