@@ -11,12 +11,14 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/time.h>
 #include <sys/types.h>
@@ -52,6 +54,7 @@ static unsigned char area_of_fd[FDS];  // 0: none, else the area + 1
 __attribute__((constructor)) static void open_control(void) {
   const char *file = getenv("FAULTS_CONTROL"), *list = getenv("FAULTS_PATHS");
   if (!file || !list) return;
+  prctl(PR_SET_PDEATHSIG, SIGKILL);  // It ends with the campaign, in whatever way that ends.
   for (int index = 0; index < AREAS && *list; index++) {
     size_t length = strcspn(list, ":");
     if (length < sizeof paths[0]) memcpy(paths[index], list, length);

@@ -6,7 +6,6 @@ same command again after whatever has stopped it.
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import json
 import os
@@ -215,7 +214,6 @@ class SmallRun:
                         stdout=log,
                         stderr=log,
                         start_new_session=True,
-                        preexec_fn=_end_with_the_campaign,
                     )
                 )
         return children
@@ -381,11 +379,6 @@ class SmallRun:
             raise Failure(f"left behind: {', '.join(left[:4])}")
         if alive := processes_of(self.control.path):
             raise Failure(f"left behind: the processes {alive}")
-
-
-def _end_with_the_campaign() -> None:
-    """Lets the system kill this process when the campaign ends, in whatever way."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 # ------------------------------------------------------------------------------------- checks
