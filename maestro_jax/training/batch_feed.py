@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import queue
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,19 +17,26 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from maestro_jax.errors import UserError
+from maestro_jax.errors import RESTART_EXIT_CODE, UserError
 from maestro_jax.text.languages import LanguageTable
 from maestro_jax.text.vocabularies import Vocabulary
 from maestro_jax.training.metrics import StepTimer
 from maestro_jax.training.model_vocabulary import save_vocabulary
 from maestro_jax.training.partitioning import BATCH_AXES
+from maestro_jax.training.process_group import ProcessGroup, Stop
 from maestro_jax.training.run_language_tokens import run_language_tokens
 from maestro_jax.training.run_languages import run_languages
+from maestro_jax.training.watchdog import stacks_of_threads
 
 if TYPE_CHECKING:
     from maestro_jax.training.run import TrainRun
 
 log = logging.getLogger(__name__)
+
+READER_THREAD = "BatchFeed"
+"""Name of the thread that reads; it is alive after `BatchFeed.close` if the input hangs."""
+_TURN_SECONDS = 0.2
+_CLOSE_SECONDS = 5.0
 
 Batches = Callable[[int], Iterator[Any]]
 """Function of the number of steps done that returns an iterator of this process's batches."""
@@ -36,6 +45,8 @@ Batches = Callable[[int], Iterator[Any]]
 class BatchFeed:
     """Puts the batches of a run on the mesh, step by step.
 
+    A thread reads, so that a run that waits for its input can be stopped.
+
     Args:
         batches: Iterator of numpy batches ``{stream: {feature: array}}``, the rows of this process.
         run: The run.
@@ -43,6 +54,7 @@ class BatchFeed:
         active_streams: Function of the number of updates done that returns the streams of the next
             one.
         timer: Timer that is told how long a batch was waited for.
+        processes: The processes of the run, which may stop while this one waits.
     """
 
     def __init__(
@@ -52,12 +64,18 @@ class BatchFeed:
         mesh: Mesh,
         active_streams: Callable[[int], Sequence[str]],
         timer: StepTimer,
+        processes: ProcessGroup,
     ) -> None:
         self._batches = batches
         self._run = run
         self._mesh = mesh
         self._active_streams = active_streams
         self._timer = timer
+        self._processes = processes
+        self._requests: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._read, name=READER_THREAD, daemon=True)
+        self._thread.start()
 
     def get(self, step: int) -> Any:
         """Returns the batch of a step, global arrays on the mesh.
@@ -65,15 +83,19 @@ class BatchFeed:
         Args:
             step: Number of the step, from 1; each call asks for the next one.
 
+        Returns:
+            The batch; None if all processes stop after the step before.
+
         Raises:
             UserError: The data ended.
         """
         began = time.monotonic()
-        batch = next(self._batches, None)
+        self._requests.put(step)
+        batch, error = self._wait(step)
+        if error is not None:
+            raise error
         if batch is None:
-            raise UserError(
-                f"The data ended before step {step} of {self._run.steps}; set fewer steps."
-            )
+            return None
         # The curriculum: a stream that has not begun is left out, and the step compiled without it.
         active = self._active_streams(step - 1)
         batch = {name: features for name, features in batch.items() if name in active}
@@ -81,14 +103,51 @@ class BatchFeed:
         self._timer.waited(step, time.monotonic() - began)
         return batch
 
+    def _wait(self, step: int) -> tuple[Any, BaseException | None]:
+        """Waits for the reading thread in short turns."""
+        began, limits = time.monotonic(), self._run.watchdog
+        warn_at = limits.input_warning_seconds
+        while True:
+            try:
+                return self._results.get(timeout=_TURN_SECONDS)
+            except queue.Empty:
+                if self._processes.stop_after(step - 1) is not None:
+                    return None, None
+            seconds = time.monotonic() - began
+            what = f"the input gave no batch for step {step} in {seconds:.0f} s"
+            if reading := getattr(self._batches, "reading", ""):
+                what += f" ({reading})"
+            if seconds > warn_at:
+                warn_at = 4 * seconds
+                log.warning("%s; stacks of all threads:\n%s", what, stacks_of_threads())
+            if seconds > limits.input_seconds:
+                if self._processes.count > 1:
+                    what += f", at {self._processes.name}"
+                self._processes.ask_to_stop(Stop(RESTART_EXIT_CODE, what))
+
+    def _read(self) -> None:
+        while step := self._requests.get():
+            error: BaseException | None = None
+            try:
+                batch = next(self._batches, None)
+                if batch is None:
+                    error = UserError(
+                        f"The data ended before step {step} of {self._run.steps}; set fewer steps."
+                    )
+            except BaseException as raised:  # noqa: BLE001 - raised where the batch is asked for.
+                batch, error = None, raised
+            self._results.put((batch, error))
+
     @property
     def counters(self) -> Mapping[str, int]:
         """Returns the numbers of over-long examples so far, in this process."""
         return getattr(self._batches, "counters", {})
 
     def close(self) -> None:
-        """Stops reading."""
-        if hasattr(self._batches, "close"):
+        """Stops reading. A thread that is stuck in the input is left to the end of the process."""
+        self._requests.put(0)
+        self._thread.join(_CLOSE_SECONDS)
+        if not self._thread.is_alive() and hasattr(self._batches, "close"):
             self._batches.close()
 
 

@@ -156,7 +156,8 @@ class Checkpointer(Callback):
             vocabulary=model_vocabulary.fingerprint_in(trainer.model_dir),
             rollbacks=trainer.rollbacks,
         )
-        trainer.checkpoints.save(trainer.state, record.to_json())
+        with trainer.activity.during(f"saving step {info.step}"):
+            trainer.checkpoints.save(trainer.state, record.to_json())
         self._tell(trainer)
         over_long = {name: n for name, n in trainer.feed.counters.items() if n}
         if over_long:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import logging
@@ -13,14 +14,26 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax._src import distributed as jax_distributed
 from jax.experimental import multihost_utils
 
 from maestro_jax.errors import RESTART_EXIT_CODE, RestartableError, UserError
+from maestro_jax.training.coordinator_relay import Relay
+from maestro_jax.training.process_group import ProcessGroup, end_process, end_within
+from maestro_jax.training.signal_watch import SignalWatch, stop_signals
 
 log = logging.getLogger(__name__)
 
 # Set by a cluster's launcher: the number of processes.
 _PROCESS_COUNTS = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+
+# JAX aborts a process when another has been silent for so long. `ProcessGroup` is faster by far.
+_JAX_HEARTBEAT_TIMEOUT_SECONDS = 600
+_MEETING_SECONDS = 120
+_ORDERLY_END_SECONDS = 60.0
+_GROUP_KEY = "maestro_jax/process_group"
+
+_group = ProcessGroup()
 
 
 def is_multiprocess(environment: Mapping[str, str] | None = None) -> bool:
@@ -72,13 +85,19 @@ def initialize() -> bool:
         if not text.isdigit():
             raise UserError(f"{name}={text!r} is not a number; set it or leave it out.")
         values[argument] = int(text)
+    # The notices of JAX's own service are those of `preemption`, which knows more of them.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(**values)
+        with _through_relays():
+            jax.distributed.initialize(
+                **values, heartbeat_timeout_seconds=_JAX_HEARTBEAT_TIMEOUT_SECONDS
+            )
     except ValueError as error:
         raise UserError(
             f"Several processes were announced, but cannot be joined ({error}); set "
             "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or MAESTRO_MULTIHOST=0."
         ) from error
+    _join_group()
     log.info(
         "process %d of %d: %d of %d devices, %s",
         jax.process_index(),
@@ -91,25 +110,109 @@ def initialize() -> bool:
 
 
 @contextlib.contextmanager
-def leaving_alone() -> Iterator[None]:
-    """Ends this process at once if the block fails and there are several.
+def _through_relays() -> Iterator[None]:
+    """Lets JAX's clients reach the coordinator through a `Relay`, while the block connects them."""
+    library = jax_distributed._jax
+    create = library.get_distributed_runtime_client
 
-    The orderly end of a process waits for the others, which may never come to theirs.
+    def create_relayed(address: str, node_id: int, **options: Any) -> Any:
+        if node_id:  # The first process has the coordinator within itself.
+            address = Relay(address).address
+            local = [os.environ.get("no_grpc_proxy", os.environ.get("no_proxy", "")), "127.0.0.1"]
+            os.environ["no_grpc_proxy"] = ",".join(filter(None, local))
+        return create(address, node_id, **options)
+
+    library.get_distributed_runtime_client = create_relayed
+    try:
+        yield
+    finally:
+        library.get_distributed_runtime_client = create
+
+
+def _join_group() -> None:
+    """Connects this process to the others, and watches over signals from now on."""
+    global _group
+    state: Any = jax_distributed.global_state
+    group = ProcessGroup(state.process_id, state.num_processes)
+    if group.count > 1:
+        if group.index == 0:
+            state.client.key_value_set(_GROUP_KEY, group.listen())
+        else:
+            told = state.client.blocking_key_value_get(_GROUP_KEY, 1000 * _MEETING_SECONDS)
+            try:
+                group.connect(state.coordinator_address.rsplit(":", 1)[0].strip("[]"), told)
+            except OSError as error:
+                raise UserError(
+                    f"Process {group.index} cannot reach port {told.split()[0]} of process 0 "
+                    f"({error}); processes need all ports of each other: open them in the firewall."
+                ) from error
+        # Until a training has other plans, a signal to one of several ends all of them.
+        SignalWatch(stop_signals(), lambda number: group.on_signal(number)).start()
+    _group = group
+    # Before JAX's own: it waits for all processes, without watching over them.
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    """Takes leave of the other processes when the interpreter ends."""
+    error = getattr(sys, "last_value", None)
+    if error is not None and _group.count > 1:
+        _group.fail(_summary(error), 1)
+        sys.stderr.flush()
+        os._exit(1)
+    _group.leave()
+
+
+def process_group() -> ProcessGroup:
+    """Returns the processes of this run; a new group of this process alone, if it is the only one.
+
+    Such a group is new each time: its trainings have nothing to do with each other.
+    """
+    return _group if _group.count > 1 else ProcessGroup()
+
+
+@contextlib.contextmanager
+def ending_together() -> Iterator[None]:
+    """Ends all processes of the run at once if the block fails here, with the same line.
+
+    The orderly end of a process waits for the others, which may never come to theirs. A stop that
+    all have agreed on (`SystemExit`) is orderly. So is the end of a single process, if it does not
+    hang: in a thread that waits for input, or in one of a library.
     """
     try:
         yield
+    except SystemExit as stopped:
+        end_within(_ORDERLY_END_SECONDS, int(stopped.code or 0))
+        raise
     except BaseException as error:
-        if jax.process_count() == 1:
+        if _group.count == 1:
+            end_within(_ORDERLY_END_SECONDS, _exit_code(error))
             raise
-        code = 1
-        if isinstance(error, (UserError, RestartableError)):
-            print("error: " + " ".join(str(error).split()), file=sys.stderr)
-            code = 2 if isinstance(error, UserError) else RESTART_EXIT_CODE
-        else:
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            # Not an error of its own if another process is lost: that ends this one.
+            _group.wait_for_verdict()
+        code = _exit_code(error)
+        if code == 1:
             traceback.print_exc()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        _group.fail(_summary(error), code)
+        end_process(_summary(error), code)
+
+
+def _exit_code(error: BaseException) -> int:
+    if isinstance(error, (UserError, RestartableError)):
+        return 2 if isinstance(error, UserError) else RESTART_EXIT_CODE
+    return 130 if isinstance(error, KeyboardInterrupt) else 1
+
+
+def _summary(error: BaseException) -> str:
+    """Returns an error as one line."""
+    text = " ".join(str(error).split())
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    if isinstance(error, (UserError, RestartableError)):
+        return text
+    text = text if len(text) < 300 else text[:300] + " ..."
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def part() -> bool:
@@ -126,6 +229,7 @@ def part() -> bool:
     """
     if jax.process_count() == 1 or jax.device_count() > jax.process_count():
         return False
+    _group.part()
     jax.distributed.shutdown()
     return True
 

@@ -24,6 +24,7 @@ from maestro_jax.training.partitioning import Partitioning
 from maestro_jax.training.state import TrainState, abstract_state
 from maestro_jax.training.trackers import Tracker
 from maestro_jax.training.validation import ValidationConfig
+from maestro_jax.training.watchdog import WatchdogConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,6 +77,7 @@ class TrainRun:
             batch *n* is the one that step *n* would take otherwise.
         diagnostics: Probes of held-out pairs that tell whether pretraining is healthy.
         validation: Losses and scores of held-out examples.
+        watchdog: Limits after which a run that hangs is ended.
     """
 
     model: nn.Module
@@ -109,6 +111,7 @@ class TrainRun:
     leave_out_batches: tuple[tuple[int, int], ...] = ()
     diagnostics: DiagnosticsConfig = DiagnosticsConfig()
     validation: ValidationConfig = ValidationConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
 
     def __post_init__(self) -> None:
         """Checks what can be checked before any device is touched."""

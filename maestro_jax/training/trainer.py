@@ -25,7 +25,7 @@ import numpy as np
 from etils import epath
 
 from maestro_jax.chip_table import chip_of
-from maestro_jax.errors import UserError
+from maestro_jax.errors import RESTART_EXIT_CODE, RestartableError, UserError
 from maestro_jax.files import absolute_path
 from maestro_jax.flops import count_jaxpr_flops
 from maestro_jax.objectives.base import Controls
@@ -51,7 +51,7 @@ from maestro_jax.training.curriculum_controller import (
     step_controls,
 )
 from maestro_jax.training.diagnostics import Diagnostics, run_metadata
-from maestro_jax.training.distributed import first_process_says
+from maestro_jax.training.distributed import first_process_says, process_group
 from maestro_jax.training.health import HealthGuard
 from maestro_jax.training.left_out import (
     LeftOut,
@@ -69,6 +69,7 @@ from maestro_jax.training.state import TrainState, create_state, initial_params,
 from maestro_jax.training.step import describe_shapes, jit_train_step, term_gradient_norms
 from maestro_jax.training.trackers import JsonlTracker, TensorBoardTracker, Tracker
 from maestro_jax.training.validation import Validation
+from maestro_jax.training.watchdog import Activity, Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -137,6 +138,8 @@ class Trainer:
         rollbacks: What the run has left out so far, as `left_out.write_left_out` writes it.
         timer: Measures the speed.
         feed: Gives the batches.
+        processes: The processes of the run.
+        activity: What this process is doing.
     """
 
     mesh: jax.sharding.Mesh
@@ -157,6 +160,8 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
     ) -> None:
         self.run = run
+        self.processes = process_group()
+        self.activity = Activity()
         self.model_dir = absolute_path(model_dir)
         self.data_dir = data_dir
         self.step = self.start_step = 0
@@ -178,6 +183,7 @@ class Trainer:
             # Copies: the state of one training must not reach another one of the same run.
             *copy.deepcopy(run.callbacks),
             *callbacks,
+            Watchdog(),
             PreemptionHandler(),
             # Last: it saves what all others have decided.
             Checkpointer(run.best_metric, run.best_mode),
@@ -191,6 +197,7 @@ class Trainer:
         self._rollback: tuple[int, dict[str, Any]] | None = None
         self._is_stopping = False
         self._exit_code: int | None = None
+        self._reason = ""
         self._measured: dict[str, float] = {}
         self._gradient_norms: tuple[int, Any] | None = None
         # Model FLOPs of a step by the shapes of its batch.
@@ -223,19 +230,24 @@ class Trainer:
                 callback.on_start(self)
             self.flush_log()
             self._initial_states = self._callback_states() if self.step == 0 else {}
-            batch = self.feed.get(self.step + 1)
+            batch = self.next_batch()
             while self.step < self.run.steps and not self.is_stopping:
                 info = self.train_step(batch)
                 # While the devices work on it: log what came before, read what comes next.
                 self.flush_log()
                 if self.step < self.run.steps:
-                    batch = self.feed.get(self.step + 1)
+                    batch = self.next_batch()
                 for callback in self.callbacks:
                     callback.on_step(self, info)
                 if self._rollback is not None:
                     batch = self._roll_back()
         if self.step < self.run.steps:
-            log.warning("saved step %d; run the same command to continue", self.step)
+            saved = f"saved step {self.step}; run the same command to continue"
+            if self.step == self.start_step:
+                saved = f"no step was taken after step {self.step}; run the same command to go on"
+            if self._exit_code == RESTART_EXIT_CODE:
+                raise RestartableError(f"{self._reason}: {saved}")
+            log.warning("%s", saved)
             if self._exit_code is not None:
                 raise TrainingPreempted(self._exit_code)
             return self.state
@@ -320,11 +332,13 @@ class Trainer:
             batch: ``{stream: {feature: array}}``, global arrays on the mesh.
         """
         step, controls = self.step + 1, self.controls(self.step)
+        self.activity.begin(f"step {step}", "step")
         shapes = describe_shapes(batch)
         is_new = shapes not in self._flops
         if is_new:
             # A step that is compiled is not timed, and neither is what is in flight before it.
             self.wait()
+            self.activity.begin(f"compiling step {step}")
             log.info("compiling the training step of shape %d: %s", len(self._flops) + 1, shapes)
             traced = self._train_step.trace(self.state, batch, controls)
             self._flops[shapes] = count_jaxpr_flops(traced.jaxpr).model
@@ -334,6 +348,7 @@ class Trainer:
             self.state, metrics = self._train_step(self.state, batch, controls)
         if is_new:
             self.timer.complete(step, _completion_time(metrics), counted=False)
+            self.activity.begin(f"after step {step}")
             if step == self.start_step + 1:
                 log.info("first step after %.1f s", time.monotonic() - began)
         else:
@@ -343,6 +358,20 @@ class Trainer:
             self._in_flight = (step, done, self._flops[shapes])
         self.step = step
         return StepInfo(step=step, batch=batch, metrics=metrics)
+
+    def next_batch(self) -> Any:
+        """Returns the batch of the next step; None if all processes stop before it."""
+        with self.activity.during(f"waiting for the input of step {self.step + 1}", "input"):
+            batch = self.feed.get(self.step + 1)
+            stop = self.processes.stop_after(self.step)
+            if batch is not None:
+                self.activity.begin(f"waiting for the other processes at step {self.step}", "input")
+                stop = self.processes.ready_after(self.step)
+        if stop is not None:
+            log.warning("stopping after step %d: %s", self.step, stop.reason)
+            self._reason = stop.reason
+            self.stop(stop.exit_code)
+        return batch
 
     # ------------------------------------------------------------------------- for callbacks
 
@@ -360,6 +389,11 @@ class Trainer:
     def has_measured(self) -> bool:
         """Returns whether callbacks have measured something that is not written yet."""
         return bool(self._measured)
+
+    @property
+    def is_saving(self) -> bool:
+        """Returns whether a checkpoint is being written."""
+        return self.activity.name.startswith("saving")
 
     def controls(self, step: int) -> Controls:
         """Returns what the update that follows `step` updates is told."""
@@ -417,7 +451,7 @@ class Trainer:
     def paused(self) -> Iterator[None]:
         """Waits for the step in flight, and excludes a block from the measured speed."""
         self.wait()
-        with self.timer.paused():
+        with self.timer.paused(), self.activity.during(f"work after step {self.step}"):
             yield
 
     def term_gradient_norms(self, info: StepInfo) -> tuple[dict[str, float], dict[str, float]]:
@@ -443,9 +477,11 @@ class Trainer:
     def _open(self) -> Iterator[None]:
         """Opens the feed and the trackers; closes them and ends all callbacks at exit."""
         run = self.run
+        self.processes.where = lambda: self.activity.name
+        self.processes.resume = self._resume
         with contextlib.ExitStack() as stack:
-            stack.callback(self.checkpoints.close)
-            stack.callback(self._watcher.shutdown)
+            # A step that hangs must not keep the process.
+            stack.callback(self._watcher.shutdown, wait=False)
             if self._batches is None:
                 self._batches = task_batches(run, self.mesh, self.model_dir, self.data_dir)
             self._open_feed()
@@ -458,6 +494,8 @@ class Trainer:
                 stack.callback(tracker.close)
             for callback in self.callbacks:
                 stack.callback(callback.on_end, self)
+            # First of all, while signals are still watched: the last checkpoint is written.
+            stack.callback(self._close_checkpoints)
             yield
 
     def _open_feed(self) -> None:
@@ -468,7 +506,9 @@ class Trainer:
             self.mesh,
             self.curriculum.active_streams,
             self.timer,
+            self.processes,
         )
+        self.processes.begin(self.step)
 
     def _begin(self, record: TrainingRecord) -> None:
         """Continues where a record says that the run was."""
@@ -508,7 +548,16 @@ class Trainer:
             for callback in self.callbacks:
                 callback.on_roll_back(self)
             self._open_feed()
-        return self.feed.get(step + 1)
+        return self.next_batch()
+
+    def _close_checkpoints(self) -> None:
+        with self.activity.during(f"saving step {self.step}"):
+            self.checkpoints.close()
+
+    def _resume(self) -> str:
+        """Returns where a run goes on that ends now."""
+        steps = self.checkpoints.all_steps()
+        return f"the same command continues from step {max(steps, default=0)}"
 
 
 def _completion_time(arrays: Any) -> float:

@@ -320,6 +320,7 @@ def test_a_signal_saves_and_the_run_goes_on_from_there(toy, uninterrupted, tmp_p
         for step, batch in enumerate(toy.batches(start), start + 1):
             if step == 5 and start == 0:
                 os.kill(os.getpid(), number)
+                time.sleep(0.3)
             yield batch
 
     before = signal.getsignal(number)

@@ -127,7 +127,7 @@ def run(arguments: argparse.Namespace) -> None:
     from maestro_jax.training import distributed
 
     distributed.initialize()
-    with distributed.leaving_alone():
+    with distributed.ending_together():
         _evaluate(train_run, arguments)
 
 

@@ -73,9 +73,10 @@ def run(arguments: argparse.Namespace) -> None:
 
     environment.enable_compilation_cache()
     distributed.initialize()
-    if jax.process_index() == 0:
-        run_record.write(arguments.model_dir, texts, command_line())
-    train_with_report(train_run, model_dir=arguments.model_dir, data_dir=arguments.data_dir)
+    with distributed.ending_together():
+        if jax.process_index() == 0:
+            run_record.write(arguments.model_dir, texts, command_line())
+        train_with_report(train_run, model_dir=arguments.model_dir, data_dir=arguments.data_dir)
 
 
 def _check_tasks(run: TrainRun, model_dir: str | None) -> None:
