@@ -35,14 +35,25 @@ on_time_limit() {
 trap on_time_limit USR1
 
 echo "$(date): job $SLURM_JOB_ID on ${SLURM_JOB_NODELIST:-?}, restart ${SLURM_RESTART_COUNT:-0}" >&2
-# When one task has ended, the others have five minutes, in which the first one writes reports and tables.
-srun --kill-on-bad-exit=0 --wait=300 --label "$maestro" "$command" "$@" &
+# shellcheck source=restarts.sh
+source "$root/launch/restarts.sh"
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
 while true; do
-  signalled=0
-  code=0
-  wait "$!" || code=$?
-  # A signal interrupts the wait before srun has ended.
-  ((signalled)) || break
+  # When one task has ended, the others have five minutes, in which the first one writes reports and tables.
+  srun --kill-on-bad-exit=0 --wait=300 --label "$maestro" "$command" "$@" > >(tee "$log") 2>&1 &
+  while true; do
+    signalled=0
+    code=0
+    wait "$!" || code=$?
+    # A signal interrupts the wait before srun has ended.
+    ((signalled)) || break
+  done
+  ((!time_is_up)) && may_restart "$code" "$log" || break
+  echo "$(date): $(status_in_words "$code"): starting all tasks again in $restart_pause s" >&2
+  sleep "$restart_pause" &
+  wait "$!" || true
+  ((!time_is_up)) || break
 done
 
 if ((code && time_is_up)); then

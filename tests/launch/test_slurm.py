@@ -53,7 +53,7 @@ class Job:
         self, directory: pathlib.Path, maestro: str, script: pathlib.Path = SCRIPT
     ) -> None:
         self.directory = directory
-        (directory / "bin").mkdir()
+        (directory / "bin").mkdir(parents=True)
         for name, text in {**COMMANDS, "maestro": maestro}.items():
             path = directory / "bin" / name
             path.write_text(text if text.startswith("#!") else f"#!/bin/bash\n{text}\n")
@@ -146,7 +146,25 @@ def test_an_evaluation_is_a_job_like_training(tmp_path: pathlib.Path) -> None:
         assert received == ["eval", *TRAIN]
 
 
-@pytest.mark.parametrize("code", ["1", "143"])
+@pytest.mark.parametrize("code", ["75", "137"])
+def test_tasks_that_a_restart_mends_start_again_in_the_job(tmp_path, code: str) -> None:
+    fails_twice = """
+n=$(cat "$FAKE/n-$SLURM_PROCID" 2>/dev/null || echo 0); echo $((n + 1)) >"$FAKE/n-$SLURM_PROCID"
+((n >= 2)) || exit "$CODE"
+"""
+    job = Job(tmp_path, fails_twice)
+    process = job.start(*TRAIN, CODE=code, MAESTRO_RESTART_PAUSE="0")
+    error = process.communicate(timeout=30)[1]
+    assert process.returncode == 0
+    assert [call.split()[0] for call in job.calls()] == ["srun"] * 3
+    assert error.count("starting all tasks again") == 2
+    always = Job(tmp_path / "always", 'exit "$CODE"')
+    process = always.start(*TRAIN, CODE=code, MAESTRO_RESTART_PAUSE="0", MAESTRO_RESTARTS="3")
+    process.communicate(timeout=30)
+    assert process.returncode == int(code) and len(always.calls()) == 4
+
+
+@pytest.mark.parametrize("code", ["1", "2", "143"])
 def test_a_job_that_ends_by_itself_or_is_cancelled_is_not_put_back(tmp_path, code: str) -> None:
     job = Job(tmp_path, KEEPS_ARGUMENTS)
     process = job.start(*TRAIN, CODE=code)

@@ -40,7 +40,8 @@ def test_the_environment_is_handed_on(monkeypatch):
     monkeypatch.setenv("JAX_NUM_PROCESSES", "4")
     monkeypatch.setenv("JAX_PROCESS_ID", "3")
     assert distributed.initialize() is True
-    assert calls == [{"num_processes": 4, "process_id": 3}]
+    [values] = calls
+    assert (values["num_processes"], values["process_id"]) == (4, 3)
     monkeypatch.setenv("JAX_PROCESS_ID", "three")
     with pytest.raises(UserError, match="JAX_PROCESS_ID='three' is not a number"):
         distributed.initialize()
