@@ -93,6 +93,7 @@ _RESUMABLE = ("demo", "prepare", "train")
 _USER_MODULES = "maestro_jax.gin_utils.user_modules"
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
+_ORDERLY_END_SECONDS = 60.0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -127,7 +128,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         an interrupt, 141 when the reader of the output has closed it. Any other exception is a bug
         and propagates.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    status = 1
+    try:
+        status = _run(list(sys.argv[1:] if argv is None else argv))
+        return status
+    except SystemExit as stopped:
+        status = int(stopped.code or 0)
+        raise
+    finally:
+        processes = sys.modules.get("maestro_jax.training.process_group")
+        if argv is None and processes is not None:
+            # Threads of libraries, and of input that hangs, must not keep the process.
+            processes.end_within(_ORDERLY_END_SECONDS, status)
+
+
+def _run(argv: list[str]) -> int:
     command = ""
     try:
         try:

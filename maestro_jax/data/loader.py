@@ -34,6 +34,7 @@ Batch = dict[str, dict[str, np.ndarray]]
 _log = logging.getLogger(__name__)
 
 _PREFETCHED_BATCHES = 4
+_CLOSE_SECONDS = 10.0
 
 
 def hide_accelerators() -> None:
@@ -122,6 +123,7 @@ class StreamLoader:
         for stream in self._streams:
             counter = "cropped" if stream.name == "speech" else "over_long"
             self.counters[f"{stream.name}/{counter}"] = 0
+        self._making = ""
         self._error: BaseException | None = None
         self._stop = threading.Event()
         self._queue: queue.Queue[Any] = queue.Queue(_PREFETCHED_BATCHES)
@@ -132,11 +134,17 @@ class StreamLoader:
         atexit.register(self.close)
         self._thread.start()
 
+    @property
+    def reading(self) -> str:
+        """Returns what the background thread is doing, for messages."""
+        return self._making
+
     def _make(self, step: int) -> tuple[Batch, dict[str, int]]:
         """Makes the batch of a step, and returns by how much its counters grow."""
         batch: Batch = {}
         counts: dict[str, int] = {}
         for stream in self._streams:
+            self._making = f"the stream {stream.name!r} reads for step {step + 1}"
             batch[stream.name], over_long = stream.rows(step)
             counter = "cropped" if stream.name == "speech" else "over_long"
             counts[f"{stream.name}/{counter}"] = over_long
@@ -190,7 +198,8 @@ class StreamLoader:
         """Stops the background thread; safe to call again."""
         self._stop.set()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join()
+            # A thread that waits for a disk without an answer is left to the end of the process.
+            self._thread.join(_CLOSE_SECONDS)
         for stream in self._streams:
             stream.close()
         atexit.unregister(self.close)

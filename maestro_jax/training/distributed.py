@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 
 from maestro_jax.errors import RESTART_EXIT_CODE, RestartableError, UserError
 from maestro_jax.training.coordinator_relay import Relay
-from maestro_jax.training.process_group import ProcessGroup, end_process, end_within
+from maestro_jax.training.process_group import AgreedStop, ProcessGroup, end_process, end_within
 from maestro_jax.training.signal_watch import SignalWatch, stop_signals
 
 log = logging.getLogger(__name__)
@@ -176,18 +176,20 @@ def ending_together() -> Iterator[None]:
     """Ends all processes of the run at once if the block fails here, with the same line.
 
     The orderly end of a process waits for the others, which may never come to theirs. A stop that
-    all have agreed on (`SystemExit`) is orderly. So is the end of a single process, if it does not
-    hang: in a thread that waits for input, or in one of a library.
+    all have agreed on (`SystemExit`) is orderly. With a single process nothing changes.
     """
     try:
         yield
-    except SystemExit as stopped:
-        end_within(_ORDERLY_END_SECONDS, int(stopped.code or 0))
+    except SystemExit:
         raise
     except BaseException as error:
         if _group.count == 1:
-            end_within(_ORDERLY_END_SECONDS, _exit_code(error))
             raise
+        if isinstance(error, AgreedStop):
+            # All come here; none may end another that still writes.
+            end_within(_ORDERLY_END_SECONDS, RESTART_EXIT_CODE)
+            _group.leave()
+            end_process(str(error), RESTART_EXIT_CODE)
         if isinstance(error, jax.errors.JaxRuntimeError):
             # Not an error of its own if another process is lost: that ends this one.
             _group.wait_for_verdict()

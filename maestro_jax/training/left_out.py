@@ -106,6 +106,11 @@ class BatchesLeavingOut:
         """Returns the numbers of over-long examples so far, in this process."""
         return self._earlier + collections.Counter(getattr(self._batches, "counters", {}))
 
+    @property
+    def reading(self) -> str:
+        """Returns what the batches wait for, for messages."""
+        return getattr(self._batches, "reading", "")
+
     def close(self) -> None:
         """Stops reading."""
         if hasattr(self._batches, "close"):

@@ -32,7 +32,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from maestro_jax.errors import RESTART_EXIT_CODE
+from maestro_jax.errors import RESTART_EXIT_CODE, RestartableError
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,10 @@ _TURN_SECONDS = 0.25
 _SEND_SECONDS = 5.0
 _LONGEST_LINE = 1 << 20
 _NOWHERE = (0, -1)
+
+
+class AgreedStop(RestartableError):
+    """All processes have stopped after the same step, and are to be started again."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,7 @@ import numpy as np
 from etils import epath
 
 from maestro_jax.chip_table import chip_of
-from maestro_jax.errors import RESTART_EXIT_CODE, RestartableError, UserError
+from maestro_jax.errors import RESTART_EXIT_CODE, UserError
 from maestro_jax.files import absolute_path
 from maestro_jax.flops import count_jaxpr_flops
 from maestro_jax.objectives.base import Controls
@@ -63,6 +63,7 @@ from maestro_jax.training.left_out import (
 from maestro_jax.training.metrics import StepTimer
 from maestro_jax.training.partitioning import replicated
 from maestro_jax.training.preemption import PreemptionHandler, TrainingPreempted
+from maestro_jax.training.process_group import AgreedStop
 from maestro_jax.training.records import TrainingRecord
 from maestro_jax.training.run import TrainRun
 from maestro_jax.training.state import TrainState, create_state, initial_params, sharded_state
@@ -246,7 +247,7 @@ class Trainer:
             if self.step == self.start_step:
                 saved = f"no step was taken after step {self.step}; run the same command to go on"
             if self._exit_code == RESTART_EXIT_CODE:
-                raise RestartableError(f"{self._reason}: {saved}")
+                raise AgreedStop(f"{self._reason}: {saved}")
             log.warning("%s", saved)
             if self._exit_code is not None:
                 raise TrainingPreempted(self._exit_code)

@@ -17,7 +17,8 @@ SCRIPT = ROOT / "launch" / "local_run.sh"
 STAND_IN = r"""#!/bin/bash
 start=$(cat "$FAKE/starts-$JAX_PROCESS_ID" 2>/dev/null || echo 0)
 echo $((start + 1)) >"$FAKE/starts-$JAX_PROCESS_ID"
-echo "$$ $JAX_COORDINATOR_ADDRESS $JAX_NUM_PROCESSES ${XLA_FLAGS:-} $*" >>"$FAKE/log-$JAX_PROCESS_ID"
+seen="$JAX_COORDINATOR_ADDRESS $JAX_NUM_PROCESSES ${XLA_FLAGS:-}"
+echo "$$ $seen $*" >>"$FAKE/log-$JAX_PROCESS_ID"
 trap 'echo saved; exit 143' TERM
 trap 'echo saved; exit 130' INT
 sleep 1000 & # What a worker is: it must not be left behind.

@@ -19,6 +19,12 @@ from maestro_jax.training.trainer import train
 from maestro_jax.training.watchdog import WatchdogConfig
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(toy, tmp_path_factory):
+    """The state of a run of six steps in one go."""
+    return train(toy.run(), tmp_path_factory.mktemp("one_go"), batches=toy.batches)
+
+
 @pytest.fixture
 def metadata(monkeypatch):
     """A metadata server over loopback; what it answers can be changed."""
@@ -72,7 +78,7 @@ def test_a_notice_saves_and_the_run_goes_on(toy, uninterrupted, tmp_path, metada
         train(toy.run(), tmp_path, batches=batches)
     assert caught.value.code == 143
     metadata["preempted"] = "FALSE"
-    toy.assert_trees_equal(train(toy.run(), tmp_path, batches=batches), uninterrupted[1])
+    toy.assert_trees_equal(train(toy.run(), tmp_path, batches=batches), uninterrupted)
 
 
 def stalling(toy, then):
@@ -100,7 +106,7 @@ def test_a_signal_is_served_while_the_input_stalls(toy, uninterrupted, tmp_path)
         train(toy.run(), tmp_path, batches=batches)
     assert time.monotonic() - sent[0] < 2.9 + 1.5
     assert "4" in {path.name for path in (tmp_path / "checkpoints").iterdir()}
-    toy.assert_trees_equal(train(toy.run(), tmp_path, batches=batches), uninterrupted[1])
+    toy.assert_trees_equal(train(toy.run(), tmp_path, batches=batches), uninterrupted)
 
 
 def test_input_that_stalls_is_reported_and_ends_the_run(toy, uninterrupted, tmp_path, caplog):
@@ -111,7 +117,7 @@ def test_input_that_stalls_is_reported_and_ends_the_run(toy, uninterrupted, tmp_
     assert "no batch for step 5" in str(caught.value) and "saved step 4" in str(caught.value)
     assert "stacks of all threads" in caplog.text and "BatchFeed" in caplog.text
     assert "in batches" in caplog.text  # The function that stalls.
-    toy.assert_trees_equal(train(run, tmp_path, batches=batches), uninterrupted[1])
+    toy.assert_trees_equal(train(run, tmp_path, batches=batches), uninterrupted)
 
 
 def test_a_signal_is_seen_while_the_main_thread_is_in_a_library():

@@ -114,7 +114,7 @@ def test_one_process_alone_decides_at_once():
 def test_a_connection_that_closes_names_the_host(groups, ended, victim):
     groups[victim].where = lambda: "step 12"
     wait_until(lambda: all("step 12" in g.places() for g in (groups[0], groups[victim])), 5)
-    groups[victim]._is_alone = True
+    groups[victim]._is_ending = groups[victim]._is_alone = True  # The dead say nothing.
     for peer in groups[victim]._peers.values():
         peer.connection.shutdown(socket.SHUT_RDWR)
     wait_until(lambda: len(ended) >= 2)

@@ -56,7 +56,7 @@ def test_a_step_that_hangs_ends_the_run_with_stacks(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(watchdog, "end_process", end)
     monkeypatch.setattr(watchdog, "_TURN_SECONDS", 0.05)
     limits = WatchdogConfig(step_seconds=0.5, step_factor=1e-9)
-    train(toy.run(watchdog=limits, steps=4), tmp_path, batches=toy.batches,
+    train(toy.run(watchdog=limits, steps=4, checkpoint_every=2), tmp_path, batches=toy.batches,
           callbacks=[Hangs(released)])  # fmt: skip
     [(code, line)] = ended
     assert code == 75
