@@ -155,6 +155,7 @@ class Checkpointer(Callback):
             callbacks={each.name: dict(each.state()) for each in trainer.callbacks},
             vocabulary=model_vocabulary.fingerprint_in(trainer.model_dir),
             rollbacks=trainer.rollbacks,
+            batch_parts=trainer.batch_parts,
         )
         with trainer.activity.during(f"saving step {info.step}"):
             trainer.checkpoints.save(trainer.state, record.to_json())

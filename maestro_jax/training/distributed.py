@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -13,9 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from jax._src import distributed as jax_distributed
-from jax.experimental import multihost_utils
 
 from maestro_jax.errors import RESTART_EXIT_CODE, RestartableError, UserError
 from maestro_jax.training.coordinator_relay import Relay
@@ -31,9 +30,12 @@ _PROCESS_COUNTS = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE
 _JAX_HEARTBEAT_TIMEOUT_SECONDS = 600
 _MEETING_SECONDS = 120
 _ORDERLY_END_SECONDS = 60.0
+# It may have to count the letters of a corpus first.
+_FIRST_PROCESS_SECONDS = 1200
 _GROUP_KEY = "maestro_jax/process_group"
 
 _group = ProcessGroup()
+_said = itertools.count()
 
 
 def is_multiprocess(environment: Mapping[str, str] | None = None) -> bool:
@@ -240,22 +242,36 @@ def first_process_decides(value: int) -> int:
     """Returns the value of the first process, on every process.
 
     Args:
-        value: A number below 2**31; that of the first process counts.
+        value: A number; that of the first process counts.
+
+    Raises:
+        RestartableError: The first process does not come to this point.
     """
-    if jax.process_count() == 1:
-        return value
-    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+    return int(first_process_says(value))
 
 
 def first_process_says(value: Any) -> Any:
     """Returns a JSON value of the first process, on every process.
 
+    All processes call it at the same points. It needs no device.
+
     Args:
         value: The value; that of the first process counts.
+
+    Raises:
+        RestartableError: The first process does not come to this point within twenty minutes.
     """
-    if jax.process_count() == 1:
+    client = jax_distributed.global_state.client
+    if _group.count == 1 or client is None:
         return value
-    content = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    size = first_process_decides(len(content))
-    sent = content if jax.process_index() == 0 else np.zeros(size, np.uint8)
-    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(sent)).tobytes())
+    key = f"maestro_jax/first_process_says/{next(_said)}"
+    if _group.index == 0:
+        client.key_value_set(key, json.dumps(value))
+        return value
+    try:
+        return json.loads(client.blocking_key_value_get(key, 1000 * _FIRST_PROCESS_SECONDS))
+    except jax.errors.JaxRuntimeError as error:
+        raise RestartableError(
+            f"{_group.name} has waited for the first process for {_FIRST_PROCESS_SECONDS} s "
+            f"({_group.places()}): {_summary(error)}"
+        ) from error

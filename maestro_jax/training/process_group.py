@@ -398,7 +398,8 @@ class ProcessGroup:
             return
         self._is_ending = True
         if exit_code == RESTART_EXIT_CODE:
-            line += f"; {self.resume()}"
+            with contextlib.suppress(Exception):  # It may read storage that is in trouble.
+                line += f"; {self.resume()}"
         end_process(line, exit_code, delay=0.0 if self.index else 0.5)
 
 

@@ -33,6 +33,7 @@ class TrainingRecord:
         callbacks: State of each callback by its name (`callbacks.Callback.state`).
         vocabulary: Fingerprint of the vocabulary (`model_vocabulary.fingerprint`); None if unknown.
         rollbacks: What the run has left out so far (`left_out.write_left_out`).
+        batch_parts: Into how many parts a batch was divided (`elastic.batch_parts`); 0 if unknown.
     """
 
     step: int = 0
@@ -42,6 +43,7 @@ class TrainingRecord:
     callbacks: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     vocabulary: Mapping[str, Any] | None = None
     rollbacks: Sequence[Mapping[str, Any]] = ()
+    batch_parts: int = 0
 
     @classmethod
     def of_run(
@@ -53,6 +55,7 @@ class TrainingRecord:
         callbacks: Mapping[str, Mapping[str, Any]],
         vocabulary: Mapping[str, Any] | None,
         rollbacks: Sequence[Mapping[str, Any]] = (),
+        batch_parts: int = 0,
     ) -> TrainingRecord:
         """Describes a run after a step; the arguments are those of the class."""
         streams = {
@@ -71,6 +74,7 @@ class TrainingRecord:
             callbacks=callbacks,
             vocabulary=vocabulary,
             rollbacks=rollbacks,
+            batch_parts=batch_parts,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -92,6 +96,7 @@ class TrainingRecord:
             callbacks=data["callbacks"] if "callbacks" in data else _callbacks_before(data),
             vocabulary=data.get("vocabulary"),
             rollbacks=data.get("rollbacks", ()),
+            batch_parts=int(data.get("batch_parts", 0)),
         )
 
     def check_compatible(self, run: TrainRun, model_dir: Any) -> None:

@@ -44,6 +44,8 @@ class TrainRun:
             same share of every stream. It divides all batch sizes. Memory for activations falls;
             loss and gradient stay those of the whole batch.
         partitioning: Device mesh, and rules for laying arrays out on it.
+        elastic: Whether mesh and microbatches are fitted to the devices that there are, so that a
+            run continues on fewer with the same batches and the same memory for each.
         log_every: Number of steps between two log points.
         checkpoint_every: Number of steps between two checkpoints.
         keep_checkpoints: Number of newest checkpoints to keep; the best one is kept besides.
@@ -89,6 +91,7 @@ class TrainRun:
     seed: int = 0
     accumulate: int = 1
     partitioning: Partitioning = Partitioning()
+    elastic: bool = False
     log_every: int = 20
     checkpoint_every: int = 200
     keep_checkpoints: int = 2

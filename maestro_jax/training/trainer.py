@@ -22,6 +22,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 from etils import epath
 
 from maestro_jax.chip_table import chip_of
@@ -29,7 +30,7 @@ from maestro_jax.errors import RESTART_EXIT_CODE, UserError
 from maestro_jax.files import absolute_path
 from maestro_jax.flops import count_jaxpr_flops
 from maestro_jax.objectives.base import Controls
-from maestro_jax.training import parameter_trees
+from maestro_jax.training import elastic, parameter_trees
 from maestro_jax.training.batch_feed import Batches, BatchFeed, Sample, task_batches
 from maestro_jax.training.callbacks import (
     Callback,
@@ -44,6 +45,7 @@ from maestro_jax.training.checkpoints import (
     as_begun,
     find_checkpoint,
     partial_restore,
+    saved_record,
 )
 from maestro_jax.training.curriculum_controller import (
     CurriculumController,
@@ -137,6 +139,8 @@ class Trainer:
         trackers: Where metrics are written; empty but on process 0.
         checkpoints: The checkpoints of the model directory.
         rollbacks: What the run has left out so far, as `left_out.write_left_out` writes it.
+        batch_parts: Into how many parts a batch is divided (`elastic.batch_parts`); in an elastic
+            run, when it began.
         timer: Measures the speed.
         feed: Gives the batches.
         processes: The processes of the run.
@@ -261,6 +265,14 @@ class Trainer:
         Raises:
             UserError: The run does not fit the devices or the model directory.
         """
+        self.checkpoints = Checkpoints(
+            self.model_dir,
+            keep=self.run.keep_checkpoints,
+            keep_every=self.run.keep_checkpoint_every,
+        )
+        devices = jax.device_count()
+        if self.run.elastic:
+            self.run = elastic.fitted(self.run, devices, self._saved_parts())
         run, partitioning = self.run, self.run.partitioning
         self.mesh = partitioning.mesh()
         partitioning.check_batch_sizes(self.mesh, run.batch_sizes, run.accumulate)
@@ -269,9 +281,6 @@ class Trainer:
         unused = [stream for stream in run.streams if stream not in run.used_streams]
         if unused:
             log.warning("the objective does not use the streams %s", ", ".join(unused))
-        self.checkpoints = Checkpoints(
-            self.model_dir, keep=run.keep_checkpoints, keep_every=run.keep_checkpoint_every
-        )
         self.run = run = as_begun(run, self.checkpoints.directory, self.checkpoints.all_steps())
 
         layout = sharded_state(run, self.mesh)
@@ -298,6 +307,9 @@ class Trainer:
         written = read_left_out(self.model_dir) if jax.process_index() == 0 else []
         # The file is written first; a run without it goes by its checkpoint.
         self.rollbacks = max(map(list, (record.rollbacks, first_process_says(written))), key=len)
+        self.batch_parts = elastic.batch_parts(run, devices)
+        if run.elastic and record.batch_parts:
+            self.batch_parts = record.batch_parts
         self._begin(record)
         self.start_step = self.step
 
@@ -551,13 +563,24 @@ class Trainer:
             self._open_feed()
         return self.next_batch()
 
+    def _saved_parts(self) -> int:
+        """Returns `batch_parts` of the newest checkpoint that can be read; 0 if there is none."""
+        for step in reversed(self.checkpoints.all_steps()):
+            try:
+                saved = saved_record(self.checkpoints.directory / str(step))
+            except (UserError, OSError):
+                continue  # A damaged one: `Checkpoints.restore_latest` names it.
+            return int(saved.get("batch_parts", 0))
+        return 0
+
     def _close_checkpoints(self) -> None:
         with self.activity.during(f"saving step {self.step}"):
             self.checkpoints.close()
 
     def _resume(self) -> str:
         """Returns where a run goes on that ends now."""
-        steps = self.checkpoints.all_steps()
+        # Those that are complete now: the manager counts what is being written.
+        steps = ocp.utils.checkpoint_steps(self.checkpoints.directory)
         return f"the same command continues from step {max(steps, default=0)}"
 
 

@@ -31,6 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed", type=options.not_negative, help="random seed; default: SEED of the gin files"
     )
     parser.add_argument(
+        "--elastic",
+        action="store_true",
+        help="fit mesh and microbatches to the devices that there are, so that the run continues "
+        "on fewer hosts or devices with the same batches",
+    )
+    parser.add_argument(
         "--dry_run",
         action="store_true",
         help="check the gin files and all shapes, print the configuration and the sizes of the "
@@ -57,6 +63,8 @@ def run(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, macro.lower())
         if value is not None:
             bindings[macro if macro in macros else f"TrainRun.{macro.lower()}"] = str(value)
+    if arguments.elastic:
+        bindings["TrainRun.elastic"] = "True"
     train_run = gin_config.parse_and_build(arguments.gin_file, bindings, arguments.imports)
     _check_tasks(train_run, arguments.model_dir)
     if arguments.dry_run:
