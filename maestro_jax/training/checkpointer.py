@@ -130,7 +130,8 @@ class Checkpointer(Callback):
             if not was_overdue:
                 log.warning("step %d is not saved: too many of the last steps were bad", info.step)
         elif is_last:
-            self._save_last(trainer)
+            with trainer.activity.during(f"saving step {info.step}"):
+                self._save_last(trainer)
         else:
             self._save(trainer)
 
@@ -157,7 +158,7 @@ class Checkpointer(Callback):
             rollbacks=trainer.rollbacks,
             batch_parts=trainer.batch_parts,
         )
-        with trainer.activity.during(f"saving step {info.step}"):
+        with trainer.activity.during(f"saving step {trainer.step}"):
             trainer.checkpoints.save(trainer.state, record.to_json())
         self._tell(trainer)
         over_long = {name: n for name, n in trainer.feed.counters.items() if n}

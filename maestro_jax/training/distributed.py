@@ -262,10 +262,10 @@ def first_process_says(value: Any) -> Any:
         RestartableError: The first process does not come to this point within twenty minutes.
     """
     client = jax_distributed.global_state.client
-    if _group.count == 1 or client is None:
+    if jax.process_count() == 1 or client is None:
         return value
     key = f"maestro_jax/first_process_says/{next(_said)}"
-    if _group.index == 0:
+    if jax.process_index() == 0:
         client.key_value_set(key, json.dumps(value))
         return value
     try:
