@@ -118,7 +118,8 @@ def _through_relays() -> Iterator[None]:
     create = library.get_distributed_runtime_client
 
     def create_relayed(address: str, node_id: int, **options: Any) -> Any:
-        if node_id:  # The first process has the coordinator within itself.
+        # The first process has the coordinator within itself. Certificates name the real host.
+        if node_id and not any("tls" in name for name in options):
             address = Relay(address).address
             local = [os.environ.get("no_grpc_proxy", os.environ.get("no_proxy", "")), "127.0.0.1"]
             os.environ["no_grpc_proxy"] = ",".join(filter(None, local))

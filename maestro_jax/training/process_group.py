@@ -133,7 +133,12 @@ class ProcessGroup:
         Returns:
             What they must know, for `connect`.
         """
-        server = socket.create_server(("", 0), backlog=self.count)
+        if socket.has_dualstack_ipv6():
+            server = socket.create_server(
+                ("", 0), family=socket.AF_INET6, dualstack_ipv6=True, backlog=self.count
+            )
+        else:
+            server = socket.create_server(("", 0), backlog=self.count)
         self._secret = secrets.token_hex(16)
         self._selector.register(server, selectors.EVENT_READ)
         self._start()
@@ -380,7 +385,7 @@ class ProcessGroup:
                 self._changed.notify_all()
 
     def _lost(self, peer: _Peer, how: str) -> None:
-        if self._is_ending:
+        if self._is_ending or self._is_alone:
             return
         since = time.strftime(
             "%H:%M:%S", time.localtime(time.time() - time.monotonic() + peer.heard)
@@ -394,7 +399,7 @@ class ProcessGroup:
 
     def _end(self, line: str, exit_code: int) -> None:
         """Ends this process from the thread of the watch, whatever the main thread is doing."""
-        if self._is_ending:
+        if self._is_ending or self._is_alone:
             return
         self._is_ending = True
         if exit_code == RESTART_EXIT_CODE:

@@ -34,10 +34,21 @@ def test_mesh_and_microbatches(toy, mesh, accumulate, devices, parts, expected):
 
 def test_a_run_goes_on_with_fewer_devices(toy, tmp_path, monkeypatch):
     """As with all of them: the rows of a step are the same, and a device has no more at a time."""
-    run = toy.run(partitioning=Partitioning(mesh_shape=(4, 2, 1)), elastic=True)
+
+    class WithoutDropout(toy.Objective):
+        """Microbatches draw other masks."""
+
+        def loss_terms(self, *arguments, train=True, **options):
+            return super().loss_terms(*arguments, train=False, **options)
+
+    common = {
+        "partitioning": Partitioning(mesh_shape=(4, 2, 1)),
+        "objective": WithoutDropout(),
+        "elastic": True,
+    }
+    run = toy.run(**common)
     expected = train(run, tmp_path / "all", batches=toy.batches)
-    train(toy.run(**{"partitioning": run.partitioning, "steps": 3}), tmp_path / "fewer",
-          batches=toy.batches)  # fmt: skip
+    train(toy.run(**common, steps=3), tmp_path / "fewer", batches=toy.batches)
 
     few = jax.devices()[:2]
     with monkeypatch.context() as patch:
@@ -48,4 +59,4 @@ def test_a_run_goes_on_with_fewer_devices(toy, tmp_path, monkeypatch):
     assert dict(trainer.mesh.shape) == {"data": 1, "fsdp": 2, "tensor": 1}
     assert trainer.run.accumulate == 4 and trainer.batch_parts == 8
     for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(expected.params), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)

