@@ -270,9 +270,8 @@ class Trainer:
             keep=self.run.keep_checkpoints,
             keep_every=self.run.keep_checkpoint_every,
         )
-        devices = jax.device_count()
         if self.run.elastic:
-            self.run = elastic.fitted(self.run, devices, self._saved_parts())
+            self.run = elastic.fitted(self.run, len(jax.devices()), self._saved_parts())
         run, partitioning = self.run, self.run.partitioning
         self.mesh = partitioning.mesh()
         partitioning.check_batch_sizes(self.mesh, run.batch_sizes, run.accumulate)
@@ -307,7 +306,7 @@ class Trainer:
         written = read_left_out(self.model_dir) if jax.process_index() == 0 else []
         # The file is written first; a run without it goes by its checkpoint.
         self.rollbacks = max(map(list, (record.rollbacks, first_process_says(written))), key=len)
-        self.batch_parts = elastic.batch_parts(run, devices)
+        self.batch_parts = elastic.batch_parts(run, self.mesh.size)
         if run.elastic and record.batch_parts:
             self.batch_parts = record.batch_parts
         self._begin(record)

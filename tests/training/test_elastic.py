@@ -53,7 +53,6 @@ def test_a_run_goes_on_with_fewer_devices(toy, tmp_path, monkeypatch):
     few = jax.devices()[:2]
     with monkeypatch.context() as patch:
         patch.setattr(jax, "devices", lambda *_: few)
-        patch.setattr(jax, "device_count", lambda *_: len(few))
         trainer = Trainer(run, tmp_path / "fewer", batches=toy.batches)
         state = trainer.fit()
     assert dict(trainer.mesh.shape) == {"data": 1, "fsdp": 2, "tensor": 1}
