@@ -85,7 +85,8 @@ def run(arguments: argparse.Namespace) -> None:
         log_every=arguments.log_every,
         checkpoint_every=arguments.checkpoint_every,
     )
-    train(train_run, arguments.model_dir, batches=batches, held_out=held_out())
+    with distributed.ending_together():
+        train(train_run, arguments.model_dir, batches=batches, held_out=held_out())
 
 
 if __name__ == "__main__":
