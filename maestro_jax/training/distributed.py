@@ -17,6 +17,7 @@ import jax
 from jax._src import distributed as jax_distributed
 
 from maestro_jax.errors import RESTART_EXIT_CODE, RestartableError, UserError
+from maestro_jax.files import storage_error
 from maestro_jax.training.coordinator_relay import Relay
 from maestro_jax.training.process_group import AgreedStop, ProcessGroup, end_process, end_within
 from maestro_jax.training.signal_watch import SignalWatch, stop_signals
@@ -185,9 +186,11 @@ def ending_together() -> Iterator[None]:
         yield
     except SystemExit:
         raise
-    except BaseException as error:
+    except BaseException as raised:
         if _group.count == 1:
             raise
+        # Failures of disks and buckets are lines of their own, as in `maestro_jax.cli.main`.
+        error = storage_error(raised) or raised
         if isinstance(error, AgreedStop):
             # All come here; none may end another that still writes.
             end_within(_ORDERLY_END_SECONDS, RESTART_EXIT_CODE)
