@@ -196,11 +196,11 @@ def ending_together() -> Iterator[None]:
             end_within(_ORDERLY_END_SECONDS, RESTART_EXIT_CODE)
             _group.leave()
             end_process(str(error), RESTART_EXIT_CODE)
-        if isinstance(error, jax.errors.JaxRuntimeError):
-            # Not an error of its own if another process is lost: that ends this one.
-            _group.wait_for_verdict()
         code = _exit_code(error)
         if code == 1:
+            # Not an error of its own if another process is lost: that ends this one. A collective
+            # operation, or the barrier of a checkpoint, fails in many ways then.
+            _group.wait_for_verdict()
             traceback.print_exc()
         _group.fail(_summary(error), code)
         end_process(_summary(error), code)
