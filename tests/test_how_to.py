@@ -42,7 +42,7 @@ def tutorial(tmp_path, monkeypatch):
         sizes = {f"{stream}_BATCH": "8" for stream in ("SPEECH", "PAIRED", "TEXT", "MT", "ST")}
         sizes |= {"AUDIO_SAMPLES": "9600", "TOKENS": "6", "STEPS": "2", "DIAGNOSTICS_EVERY": "0"}
         bindings = {**NARROW, **sizes}
-        run = gin_config.parse_and_build([str(gin_file)], bindings)
+        run = gin_config.parse_and_build([str(gin_file)], bindings, [f"my_lab.{module}"])
         batches = (synthetic_batch(run.streams, step, 32) for step in range(2))
         state = train(run, tmp_path / "model", batches=lambda start: batches)
         lines = (tmp_path / "model" / "metrics.jsonl").read_text().splitlines()

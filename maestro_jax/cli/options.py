@@ -64,8 +64,8 @@ def add_import(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="MODULE",
         help="import a Python module of your own first, such as my_lab.tasks, for the tasks and "
-        "mixtures that it registers with seqio; repeatable; the current directory is searched too, "
-        "and a run remembers it",
+        "mixtures that it registers with seqio, and let gin files import it; repeatable; the "
+        "current directory is searched too",
     )
 
 

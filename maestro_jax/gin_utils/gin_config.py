@@ -11,6 +11,7 @@ import contextlib
 import functools
 import importlib
 import inspect
+import io
 import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,8 +20,7 @@ from typing import IO, TYPE_CHECKING, TypeVar
 import gin
 
 from maestro_jax.errors import UserError, near_misses
-from maestro_jax.files import as_path
-from maestro_jax.gin_utils import gin_source, renames
+from maestro_jax.gin_utils import gin_source, renames, trust
 from maestro_jax.gin_utils.user_modules import not_found, prepare_for_user_modules
 
 if TYPE_CHECKING:
@@ -42,11 +42,13 @@ def parse(
             up among the shipped files: `runs/pretrain.gin`.
         bindings: Command line bindings, name to gin value: `{"STEPS": "300", "DIR": "/x/y"}`. A
             value that is not gin is taken as a string where a string may stand.
-        imports: Modules of users that belong to the run: its configuration imports them as well.
+        imports: Modules of users that belong to the run: its configuration imports them as well,
+            and the files may.
 
     Raises:
         UserError: For an unknown file, module, class, parameter or macro, a macro that nothing
-            reads, a value that must be set and is not, or a syntax error; with the file and line.
+            reads, a value that must be set and is not, a syntax error, or a name that gin files
+            may not import or name (`trust`); with the file and line.
     """
     paths = [gin_source.find_file(name) for name in gin_files]
     source = gin_source.Source()
@@ -57,18 +59,20 @@ def parse(
     ]
     for name, value in assignments:
         source.read_binding(name, value)
+    trust.check_imports(source, imports)
     _check_macros(source)
     _check_required(source)
 
     gin.clear_config()
     _search_shipped_files()
     prepare_for_user_modules([*source.modules, *imports])
+    trust.check_names(source, imports)
     if imports:
         lines = [f"import {name}" for name in imports]
         gin.parse_config("\n".join(["from __gin__ import dynamic_registration", *lines]))
     for path in paths:
         try:
-            with _files_alone():
+            with _files_alone(source.texts):
                 gin.parse_config_file(str(path))
         except (ValueError, NameError, AttributeError, SyntaxError, ImportError, OSError) as error:
             raise _user_error(error, str(path), source) from error
@@ -131,6 +135,7 @@ def load_run(
     model_dir: str | pathlib.Path,
     bindings: Mapping[str, str] | None = None,
     gin_files: Sequence[str] = (),
+    imports: Sequence[str] = (),
 ) -> TrainRun:
     """Builds the run of a model directory, from the configuration of its latest start.
 
@@ -138,13 +143,14 @@ def load_run(
         model_dir: Model directory of a run.
         bindings: Values to change.
         gin_files: Files to read after the run's own configuration.
+        imports: Modules of users that its configuration may import.
 
     Raises:
-        UserError: If the directory holds no `config.gin`.
+        UserError: If the directory holds no `config.gin`, or it imports other modules.
     """
     from maestro_jax.gin_utils.run_record import latest
 
-    return parse_and_build([str(latest(model_dir, "config.gin")), *gin_files], bindings)
+    return parse_and_build([str(latest(model_dir, "config.gin")), *gin_files], bindings, imports)
 
 
 def parse_and_build(
@@ -238,24 +244,29 @@ def _search_shipped_files() -> None:
 
 
 @contextlib.contextmanager
-def _files_alone() -> Iterator[None]:
-    """Lets gin read files of earlier versions too, and look for includes as files alone.
+def _files_alone(texts: Mapping[str, str]) -> Iterator[None]:
+    """Lets gin read texts that were read and checked before, and nothing else.
 
     By itself it looks for resources of Python packages first, logs each place where there is none,
     and fails where a directory is on Python's path whose name an include begins with, such as
     `runs`.
+
+    Args:
+        texts: The text of each file by its path.
     """
+
+    def opened(path: str) -> IO[str]:
+        stream = io.StringIO(texts[path])
+        stream.name = path  # Gin puts it into its errors.
+        return stream
+
     readers = gin.config._FILE_READERS
     kept = list(readers)
-    readers[:] = [(_opened, lambda path: as_path(path).is_file())]
+    readers[:] = [(opened, texts.__contains__)]
     try:
         yield
     finally:
         readers[:] = kept
-
-
-def _opened(path: str) -> IO[str]:
-    return renames.opened(path, lambda name: as_path(name).open())  # type: ignore[arg-type, return-value]
 
 
 def _user_error(

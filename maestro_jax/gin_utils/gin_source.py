@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import pathlib
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from etils import epath
@@ -49,7 +49,10 @@ class Source:
             literal, or something else for a reference.
         selectors: The classes and functions that values refer to or that have bound parameters.
         imports: The import statements of the files, each once, in order.
-        modules: The modules that they import.
+        modules: The modules that they import, each with where it is first imported.
+        named: What the files name of imported modules, as a module and a chain of attributes, each
+            with where it is first named.
+        texts: The text of each file that was read, by its path as gin asks for it.
     """
 
     def __init__(self) -> None:
@@ -58,7 +61,9 @@ class Source:
         self.values: dict[str, Any] = {}
         self.selectors: set[str] = set()
         self.imports: dict[str, None] = {}
-        self.modules: dict[str, None] = {}
+        self.modules: dict[str, str] = {}
+        self.named: dict[tuple[str, tuple[str, ...]], str] = {}
+        self.texts: dict[str, str] = {}
 
     def read(self, path: epath.Path, including: tuple[epath.Path, ...] = ()) -> None:
         """Adds a file and what it includes.
@@ -77,19 +82,29 @@ class Source:
                 text = renames.with_present_names(path.read_bytes().decode())
         except UnicodeDecodeError as error:
             raise UserError(f"cannot read the gin file {path}: {error}") from error
-        for statement in self._statements(text, str(path)):
+        self.texts[str(path)] = text
+        # The modules behind the names of this file alone: another one may call them otherwise.
+        modules: dict[str, str] = {}
+        for statement in self._statements(text, str(path), modules):
             if isinstance(statement, config_parser.ImportStatement):
                 self.imports[statement.format()] = None
-                self.modules[statement.module] = None
+                where = f"{path}:{statement.location.line_num}"
+                self.modules.setdefault(statement.module, where)
+                name = statement.bound_name()
+                # `import a.b` gives a file the name `a`.
+                whole = statement.is_from or statement.alias
+                modules[name] = statement.module if whole else name
             if isinstance(statement, config_parser.IncludeStatement):
                 where = f"{path}:{statement.location.line_num}: "
-                self.read(find_file(statement.filename, where), (*including, path))
+                self.read(_find_include(statement.filename, where), (*including, path))
 
     def read_binding(self, name: str, value: str) -> None:
         """Adds one binding of the command line."""
         list(self._statements(f"{name} = {value}", f"--gin.{name}"))
 
-    def _statements(self, text: str, filename: str) -> Iterator[Any]:
+    def _statements(
+        self, text: str, filename: str, modules: Mapping[str, str] | None = None
+    ) -> Iterator[Any]:
         collector = _Collector()
         flag = filename.startswith("--gin.")
         stream = io.StringIO(text)
@@ -101,6 +116,12 @@ class Source:
                     self.referenced.setdefault(macro, where)
                 collector.macros.clear()
                 self.selectors.update(collector.selectors)
+                named = [*collector.selectors, getattr(statement, "selector", "")]
+                collector.selectors.clear()
+                for first, *attributes in (name.split(".") for name in named):
+                    if attributes and first in (modules or {}):
+                        key = (modules[first], tuple(attributes))
+                        self.named.setdefault(key, where)
                 if isinstance(statement, config_parser.BindingStatement):
                     self._bind(statement, where)
                 yield statement
@@ -162,6 +183,16 @@ def find_file(name: str, where: str = "") -> epath.Path:
         runs = [file for file in shipped if file.startswith("runs/")]
         remedy = " The shipped files are: " + ", ".join(runs or shipped) + "."
     raise UserError(f"{where}no gin file {name!r} here or among the shipped files.{remedy}")
+
+
+def _find_include(name: str, where: str) -> epath.Path:
+    """Finds an included file; whoever wrote a file does not choose where else to read."""
+    if name.startswith(("/", "~")) or is_remote(name):
+        raise UserError(
+            f"{where}includes {name}: write a path below the current directory, or a shipped file; "
+            "files elsewhere are given with --gin_file"
+        )
+    return find_file(name, where)
 
 
 def shipped_files() -> list[str]:

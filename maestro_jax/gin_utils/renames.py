@@ -6,10 +6,7 @@ An import of a module that has moved is read as an import of the new module unde
 
 from __future__ import annotations
 
-import io
 import re
-from collections.abc import Callable
-from typing import IO
 
 MOVED_MODULES: dict[str, str] = {
     "maestro_jax.data.augmentation": "maestro_jax.augmentation_config",
@@ -122,10 +119,3 @@ def _alias(module: str, name: str) -> str:
     suffix = "" if module_name == name else f" as {name}"
     return f"from {package} import {module_name}{suffix}"
 
-
-def opened(path: str, opener: Callable[[str], IO[str]] = open) -> IO[str]:
-    """Opens a gin file for gin, with the present names in it."""
-    with opener(path) as file:
-        stream = io.StringIO(with_present_names(file.read()))
-    stream.name = path  # Gin puts it into its errors.
-    return stream

@@ -15,6 +15,14 @@ from maestro_jax.data.tensorflow_import import import_tensorflow
 from maestro_jax.errors import UserError, near_misses
 
 
+_named: dict[str, None] = {}
+
+
+def named_modules() -> tuple[str, ...]:
+    """Returns the modules that the user has named with `--import`, in order."""
+    return tuple(_named)
+
+
 def find_modules_here() -> None:
     """Lets modules of the current directory be imported, after all that is installed."""
     here = os.getcwd()
@@ -28,8 +36,10 @@ def prepare_for_user_modules(names: Sequence[str]) -> None:
     Args:
         names: Modules that are about to be imported; for those of this project nothing is done.
     """
-    find_modules_here()
     foreign = [name for name in names if name.split(".")[0] not in ("maestro_jax", "__gin__")]
+    if foreign:
+        # Only then: a directory must not provide optional packages that are not installed.
+        find_modules_here()
     if any(name not in sys.modules for name in foreign) and importlib.util.find_spec("tensorflow"):
         import_tensorflow()
 
@@ -50,6 +60,7 @@ def import_user_modules(names: Sequence[str]) -> None:
             raise UserError(
                 f"--import {name}: write a module as Python imports it, such as my_lab.tasks."
             )
+    _named.update(dict.fromkeys(names))
     prepare_for_user_modules(names)
     for name in names:
         try:

@@ -81,7 +81,7 @@ from maestro_jax.objectives import speech_recognition
 from maestro_jax.training import optimizers
 from maestro_jax.training import run
 
-include '{model}'
+include 'model.gin'
 
 STEPS = %gin.REQUIRED
 SEED = 0
@@ -92,7 +92,7 @@ run.TrainRun:
     model = %MODEL
     objective = @speech_recognition.SpeechRecognition()
     optimizer = @optimizers.AdamConfig()
-    streams = {{'paired': @paired/streams.StreamConfig()}}
+    streams = {'paired': @paired/streams.StreamConfig()}
     steps = %STEPS
     seed = %SEED
     init_from = %INIT_FROM
@@ -109,10 +109,11 @@ paired/streams.StreamConfig:
 
 
 @pytest.fixture
-def run_file(tmp_path: pathlib.Path) -> str:
-    """The path of a run that needs `STEPS`."""
+def run_file(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The path of a run that needs `STEPS`, in the current directory."""
+    monkeypatch.chdir(tmp_path)
     model = tmp_path / "model.gin"
     model.write_text(MODEL)
     path = tmp_path / "run.gin"
-    path.write_text(RUN.format(model=model))
+    path.write_text(RUN)
     return str(path)

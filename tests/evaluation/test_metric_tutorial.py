@@ -38,6 +38,7 @@ def test_the_metric_of_the_tutorial_is_in_the_table(
 ) -> None:
     monkeypatch.setattr(metrics, "_METRICS", dict(metrics._METRICS))
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("MAESTRO_ALLOW_IMPORT", "my_metrics")
     (tmp_path / "my_metrics.py").write_text(block("python"))
     (tmp_path / "metric.gin").write_text(block("gin"))
     (tmp_path / "config.gin").write_text(RUN)

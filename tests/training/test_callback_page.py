@@ -44,6 +44,7 @@ def run_of_page(tmp_path_factory):
             [*FILES, "data/minivox_tiny.gin", str(directory / "early_stop.gin")],
             NARROW
             | {"STEPS": "9", "INIT_FROM": "None", "ENCODER_WARMUP": "1", "DECODER_WARMUP": "1"},
+            ["early_stop"],
         )
 
 
