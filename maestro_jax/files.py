@@ -129,6 +129,15 @@ def _remove_unless_locked(path: pathlib.Path) -> None:
         path.unlink()
 
 
+def write_if_changed(path: epath.PathLike, content: bytes) -> bool:
+    """Writes a file as `write_atomically` does, unless it has that content; returns whether."""
+    target = epath.Path(path)
+    if target.exists() and target.read_bytes() == content:
+        return False
+    write_atomically(target, content)
+    return True
+
+
 @contextlib.contextmanager
 def written_locally(path: epath.PathLike) -> Iterator[pathlib.Path]:
     """Lets a library that writes local files only write a file, which appears when it is complete.

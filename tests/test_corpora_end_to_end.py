@@ -141,7 +141,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
     from maestro_jax.data.task_registry import list_tasks
     from maestro_jax.gin_utils import gin_config
-    from maestro_jax.training.batch_feed import task_batches
+    from maestro_jax.training.batch_feed import TaskBatches
     from maestro_jax.training.trainer import train
 
     source = tmp_path_factory.mktemp("corpora")
@@ -182,9 +182,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
     def kept(start_step: int) -> Iterator[Any]:
         """The batches that a run gets by default; they are kept to be looked at."""
-        for batch in task_batches(run, run.partitioning.mesh(), epath.Path(model_dir), root)(
-            start_step
-        ):
+        source = TaskBatches(run, run.partitioning.mesh(), epath.Path(model_dir), root)
+        opened = source(start_step)
+        source.save()
+        for batch in opened:
             batches.append(batch)
             yield batch
 

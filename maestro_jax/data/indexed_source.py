@@ -19,6 +19,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from maestro_jax import provenance
 from maestro_jax.data.corpora.corpus import SplitSize
 from maestro_jax.data.corpora.prepare import SUMMARY, read_split_sizes
 from maestro_jax.data.data_dir import active_data_root
@@ -134,6 +135,10 @@ class IndexedSource(seqio.DataSource):
     def num_input_examples(self, split: str) -> int:
         """Returns the number of records of a split."""
         return len(self.open_split(split))
+
+    def fingerprint(self, split: str) -> str:
+        """Returns what tells the data of a split from others; here the number of its records."""
+        return str(self.num_input_examples(split))
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
@@ -319,6 +324,13 @@ class IndexedTfdsSource(IndexedSource):
         sizes = read_split_sizes(summary)
         parts = [sizes.get(part, SplitSize()) for part in _parts(self._split_names[split])]
         return functools.reduce(operator.add, parts)
+
+    def fingerprint(self, split: str) -> str:
+        """Returns a hash of the manifest of TFDS, with the records and bytes of each shard."""
+        directory = self._directory()
+        if directory is None:
+            return "not prepared"
+        return provenance.digest((directory / "dataset_info.json").read_bytes())
 
     def open_split(self, split: str) -> IndexedSplit:
         """Opens a split; see `IndexedSource`."""

@@ -6,10 +6,12 @@ import contextlib
 import dataclasses
 import functools
 import importlib
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import seqio
 
+from maestro_jax import provenance
 from maestro_jax.batches import Mixture
 from maestro_jax.data.data_dir import active_data_root, data_scope
 from maestro_jax.data.indexed_source import IndexedSource
@@ -177,6 +179,25 @@ def mixture_languages(names: Iterable[str | Mixture]) -> list[str]:
 def rate_of(provider: seqio.Task | seqio.Mixture, task: seqio.Task) -> float:
     """Returns the rate of a task in a mixture; 1 if the provider is the task itself."""
     return float(provider.get_rate(task)) if isinstance(provider, seqio.Mixture) else 1.0
+
+
+def fingerprint_of(provider: seqio.Task | seqio.Mixture, split: str) -> str:
+    """Returns a hash of the tasks, rates and manifests of a mixture; no records are read.
+
+    Args:
+        provider: The task or mixture.
+        split: Name of the split.
+    """
+    parts = []
+    for task in tasks_of(provider):
+        source = task.source
+        manifest = (
+            source.fingerprint(split)
+            if isinstance(source, IndexedSource)
+            else source.num_input_examples(split)
+        )
+        parts.append((task.name, rate_of(provider, task), manifest))
+    return provenance.digest(json.dumps(parts))
 
 
 def registered_tasks() -> list[seqio.Task]:

@@ -134,8 +134,8 @@ class Experiment:
             bindings["INIT_FROM"] = "None"
         run = gin_config.parse_and_build(files, bindings)
         model_dir = self.output / stage.directory
-        run_record.write(model_dir, gin_config.record_texts(), command_line())
-        train_with_report(run, model_dir=model_dir, data_dir=self.data)
+        record = run_record.RunRecord(gin_config.record_texts(), command_line())
+        train_with_report(run, model_dir=model_dir, data_dir=self.data, callbacks=[record])
         self.runs[stage.name], self.directories[stage.name] = run, model_dir
 
     def training_minutes(self) -> dict[str, float]:

@@ -118,4 +118,3 @@ def _alias(module: str, name: str) -> str:
     package, _, module_name = module.rpartition(".")
     suffix = "" if module_name == name else f" as {name}"
     return f"from {package} import {module_name}{suffix}"
-

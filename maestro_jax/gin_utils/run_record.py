@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
+import jax
 from etils import epath
 
 from maestro_jax.errors import UserError
-from maestro_jax.files import as_path, models_below, naming_failures
+from maestro_jax.files import as_path, models_below, naming_failures, write_atomically
 from maestro_jax.provenance import versions
+from maestro_jax.training.callbacks import Callback
+
+if TYPE_CHECKING:
+    from maestro_jax.training.trainer import Trainer
 
 
 def write(
@@ -38,12 +44,12 @@ def write(
         directory.mkdir(parents=True, exist_ok=True)
         record = json.dumps(versions(argv), indent=2) + "\n"
         for name, text in {**texts, "versions.json": record}.items():
-            newest = _newest(directory, name)
-            if newest is not None and newest[1].read_text() == text:
+            found = _numbered(directory, name)
+            if found and found[-1][1].read_text() == text:
                 continue
-            number = 0 if newest is None else newest[0] + 1
+            number = found[-1][0] + 1 if found else 0
             path = directory / (f"{name}.{number}" if number else name)
-            path.write_text(text)
+            write_atomically(path, text.encode())
             written.append(path)
     return written
 
@@ -57,16 +63,34 @@ def latest(model_dir: str | os.PathLike[str], name: str) -> epath.Path:
     directory = as_path(model_dir)
     if not directory.is_dir():
         raise UserError(f"there is no model directory {model_dir}; check the path")
-    newest = _newest(directory, name)
-    if newest is None:
+    # A full disk left empty files to earlier versions.
+    whole = [path for _, path in _numbered(directory, name) if path.stat().length]
+    if not whole:
         raise UserError(
             f"{model_dir} is not a model directory: it has no {name}{models_below(directory)}"
         )
-    return newest[1]
+    return whole[-1]
 
 
-def _newest(directory: epath.Path, name: str) -> tuple[int, epath.Path] | None:
-    """Returns the highest suffix of a file (0 for none) and its path."""
+class RunRecord(Callback):
+    """Writes the record of a run when its start has been accepted, on the first process.
+
+    Args:
+        texts: File name to content.
+        argv: The command line.
+    """
+
+    def __init__(self, texts: Mapping[str, str], argv: Sequence[str]) -> None:
+        self._texts, self._argv = texts, argv
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Writes it."""
+        if jax.process_index() == 0:
+            write(trainer.model_dir, self._texts, self._argv)
+
+
+def _numbered(directory: epath.Path, name: str) -> list[tuple[int, epath.Path]]:
+    """Returns the suffixes of a file, ascending (0 for none), each with its path."""
     found = []
     for path in directory.glob(f"{name}*"):
         rest = path.name[len(name) :]
@@ -74,4 +98,4 @@ def _newest(directory: epath.Path, name: str) -> tuple[int, epath.Path] | None:
             found.append((0, path))
         elif rest[0] == "." and rest[1:].isdigit():
             found.append((int(rest[1:]), path))
-    return max(found, key=lambda pair: pair[0], default=None)
+    return sorted(found, key=lambda pair: pair[0])

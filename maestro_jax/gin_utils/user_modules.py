@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from maestro_jax.data.tensorflow_import import import_tensorflow
 from maestro_jax.errors import UserError, near_misses
 
-
 _named: dict[str, None] = {}
 
 

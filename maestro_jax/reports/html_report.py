@@ -152,7 +152,13 @@ class ReportWriter(Callback):
 
 
 def train_with_report(
-    run: TrainRun, *, model_dir: str | Path, data_dir: str | Path | None = None
+    run: TrainRun,
+    *,
+    model_dir: str | Path,
+    data_dir: str | Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    allow_changes: bool = False,
+    take_over: bool = False,
 ) -> None:
     """Trains, and writes `report.html` with all diagnostics and at the end.
 
@@ -160,8 +166,18 @@ def train_with_report(
         run: The run.
         model_dir: The model directory.
         data_dir: Root of the prepared data.
+        callbacks: Callbacks besides those of the run.
+        allow_changes: As of `trainer.Trainer`.
+        take_over: As of `trainer.Trainer`.
     """
-    train(run, model_dir=model_dir, data_dir=data_dir, callbacks=[ReportWriter()])
+    train(
+        run,
+        model_dir=model_dir,
+        data_dir=data_dir,
+        callbacks=[*callbacks, ReportWriter()],
+        allow_changes=allow_changes,
+        take_over=take_over,
+    )
     path = as_path(model_dir) / REPORT_FILE
     if jax.process_index() == 0:
         if not (run.diagnostics.every or run.validation.every) or not path.exists():

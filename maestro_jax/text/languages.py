@@ -16,6 +16,7 @@ from etils import epath
 from langcodes.tag_parser import LanguageTagError
 
 from maestro_jax.errors import UserError, near_misses
+from maestro_jax.files import write_if_changed
 
 LANGUAGES: tuple[str, ...] = (
     # MiniVox, and six languages that VoxPopuli transcribes.
@@ -207,7 +208,8 @@ class LanguageTable:
 
     def save(self, directory: epath.PathLike) -> None:
         """Writes `LANGUAGES_FILE` into a directory, which must exist."""
-        (epath.Path(directory) / LANGUAGES_FILE).write_text("\n".join((*self.codes, "")))
+        content = "\n".join((*self.codes, "")).encode()
+        write_if_changed(epath.Path(directory) / LANGUAGES_FILE, content)
 
     def _find(self, language: str) -> int | None:
         for code in (language, *_forms(language)):

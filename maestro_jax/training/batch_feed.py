@@ -21,7 +21,11 @@ from maestro_jax.errors import RESTART_EXIT_CODE, UserError
 from maestro_jax.text.languages import LanguageTable
 from maestro_jax.text.vocabularies import Vocabulary
 from maestro_jax.training.metrics import StepTimer
-from maestro_jax.training.model_vocabulary import save_vocabulary
+from maestro_jax.training.model_vocabulary import (
+    check_vocabulary,
+    fingerprint,
+    save_vocabulary,
+)
 from maestro_jax.training.partitioning import BATCH_AXES
 from maestro_jax.training.process_group import ProcessGroup, Stop
 from maestro_jax.training.run_language_tokens import run_language_tokens
@@ -151,46 +155,82 @@ class BatchFeed:
             self._batches.close()
 
 
-def task_batches(
-    run: TrainRun, mesh: Mesh, model_dir: epath.Path, data_dir: str | Path | None
-) -> Batches:
-    """Loads batches from the seqio tasks of a run; saves vocabulary and languages with the model.
+class TaskBatches:
+    """Loads batches from the seqio tasks of a run: `Batches`.
 
     Args:
         run: The run.
         mesh: The device mesh, which determines what this process loads.
-        model_dir: Directory that gets ``vocabulary.model``, ``languages.txt`` and, with what each
-            language writes, ``language_tokens.json``.
+        model_dir: The model directory, whose vocabulary and languages must be those of the data.
         data_dir: Root of the prepared data.
+
+    Raises:
+        UserError: The data are not prepared, or are not those of the model directory; calling it
+            raises it too.
     """
-    # Imported here: these import TensorFlow, which all other training code does without.
-    from maestro_jax.data.data_dir import data_root
-    from maestro_jax.data.loader import StreamLoader
 
-    index, count = run.partitioning.data_shard(mesh)
-    languages = run_languages(run, model_dir)
+    def __init__(
+        self, run: TrainRun, mesh: Mesh, model_dir: epath.Path, data_dir: str | Path | None
+    ) -> None:
+        self._run, self._model_dir, self._data_dir = run, model_dir, data_dir
+        self._shard = run.partitioning.data_shard(mesh)
+        self._languages = run_languages(run, model_dir)
+        self._vocabulary: Vocabulary | None = None
 
-    def batches(start_step: int) -> Iterator[Any]:
+    def __call__(self, start_step: int) -> Iterator[Any]:
+        """Opens the data, and checks them against the model directory."""
+        # Imported here: these import TensorFlow, which all other training code does without.
+        from maestro_jax.data.data_dir import data_root
+        from maestro_jax.data.loader import StreamLoader
+
+        run = self._run
+        index, count = self._shard
         loader = StreamLoader(
             {name: run.streams[name] for name in run.used_streams},
             split="train",
             seed=run.seed,
             start_step=start_step,
-            data_dir=data_root(data_dir),
+            data_dir=data_root(self._data_dir),
             process_index=index,
             process_count=count,
-            languages=languages,
+            languages=self._languages,
         )
-        vocabulary = getattr(loader, "vocabulary", None)
-        if vocabulary is not None:
-            save_vocabulary(run, vocabulary, model_dir)
-            if jax.process_index() == 0:
-                run_language_tokens(run, vocabulary, model_dir, data_dir)
-        if jax.process_index() == 0:
-            languages.save(model_dir)
+        self._vocabulary = getattr(loader, "vocabulary", None)
+        if self._vocabulary is not None:
+            check_vocabulary(run, self._vocabulary, self._model_dir)
         return iter(loader)
 
-    return batches
+    def fingerprints(self) -> dict[str, Any]:
+        """Returns what tells these data from others, by what it is of; after the data were opened.
+
+        Manifests are hashed, not the data.
+        """
+        from maestro_jax.data.data_dir import data_scope
+        from maestro_jax.data.task_registry import fingerprint_of, get_task_or_mixture
+
+        run = self._run
+        with data_scope(self._data_dir):
+            found: dict[str, Any] = {
+                f"the stream {name}": fingerprint_of(
+                    get_task_or_mixture(run.streams[name].mixture), "train"
+                )
+                for name in run.used_streams
+            }
+        if self._vocabulary is not None:
+            found["the vocabulary"] = fingerprint(self._vocabulary)["sha256"]
+        return found
+
+    def save(self) -> None:
+        """Writes ``vocabulary.model``, ``languages.txt`` and ``language_tokens.json``.
+
+        The first process writes them into the model directory, once the run has been accepted.
+        """
+        if jax.process_index() != 0:
+            return
+        if self._vocabulary is not None:
+            save_vocabulary(self._vocabulary, self._model_dir)
+            run_language_tokens(self._run, self._vocabulary, self._model_dir, self._data_dir)
+        self._languages.save(self._model_dir)
 
 
 def held_out_pairs(

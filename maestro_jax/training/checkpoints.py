@@ -370,7 +370,9 @@ class Checkpoints:
 
     # ----------------------------------------------------------------------------- restoring
 
-    def restore_latest(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+    def restore_latest(
+        self, abstract: TrainState, *, with_optimizer: bool = True
+    ) -> tuple[TrainState, dict[str, Any]] | None:
         """Restores the newest undamaged checkpoint in the given layout.
 
         Training is a function of the step, so resuming from an older checkpoint gives the same
@@ -380,6 +382,8 @@ class Checkpoints:
         Args:
             abstract: ``ShapeDtypeStruct`` with shardings, which may be of another mesh than the
                 one that saved, and of other types.
+            with_optimizer: Whether to restore the state of the optimizer; None is in its place
+                otherwise.
 
         Returns:
             State and JSON record; None if there is no checkpoint.
@@ -391,7 +395,7 @@ class Checkpoints:
         damaged: dict[int, str] = {}
         for step in reversed(self.all_steps()):
             try:
-                restored = self._restore(step, abstract)
+                restored = self._restore(step, abstract, with_optimizer)
             except _DamageError as error:
                 damaged[step] = str(error)
                 continue
@@ -458,7 +462,9 @@ class Checkpoints:
         if self._manager is not None:
             self._manager.reload()
 
-    def _restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
+    def _restore(
+        self, step: int, abstract: TrainState, with_optimizer: bool = True
+    ) -> tuple[TrainState, dict[str, Any]]:
         """Restores and verifies one checkpoint.
 
         Raises:
@@ -470,7 +476,9 @@ class Checkpoints:
         reason = checkpoint_files.damage(directory) if jax.process_index() == 0 else None
         if (reason := self._agreed(reason)) is not None:
             raise _DamageError(reason)
-        self._check_same_model(step, abstract)
+        check_same_model(directory, abstract, optimizer=with_optimizer)
+        if not with_optimizer:
+            abstract = abstract.replace(opt_state=None)
         listed = checkpoint_files.listed_arrays(directory)
         # In the types that were saved, whose sums are known.
         saved = jax.tree_util.tree_unflatten(
@@ -483,12 +491,18 @@ class Checkpoints:
             ],
         )
         try:
-            restored = self._open().restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(saved), data=ocp.args.JsonRestore()
-                ),
-            )
+            if with_optimizer:
+                restored = self._open().restore(
+                    step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardRestore(saved), data=ocp.args.JsonRestore()
+                    ),
+                )
+            else:
+                restored = {
+                    "state": _restore_without_optimizer(directory, saved),
+                    "data": saved_record(directory),
+                }
         except Exception:
             if reason := checkpoint_files.damage(directory, thorough=True):
                 raise _DamageError(reason) from None
@@ -506,40 +520,74 @@ class Checkpoints:
         self.last_saved = step
         return state, dict(restored["data"])
 
-    def _check_same_model(self, step: int, abstract: TrainState) -> None:
-        directory = self.directory / str(step)
-        saved = _metadata(directory)
-        if saved_record(directory).get("averaged_steps"):
+
+def check_same_model(
+    step_directory: epath.PathLike, abstract: TrainState, *, optimizer: bool = True
+) -> None:
+    """Checks that a checkpoint has the arrays of a run; its files are only read.
+
+    Args:
+        step_directory: Directory of the checkpoint.
+        abstract: ``ShapeDtypeStruct`` of the run's state.
+        optimizer: Whether the state of the optimizer must be there.
+
+    Raises:
+        UserError: It is of another model or another optimizer, or damaged.
+    """
+    directory = epath.Path(step_directory)
+    saved = _metadata(directory)
+    if saved_record(directory).get("averaged_steps"):
+        raise UserError(
+            f"{directory} is an average of checkpoints, from which training cannot continue: "
+            "train in another model directory, with INIT_FROM for this one."
+        )
+    for field in ("params", "ema_params", *(["opt_state"] if optimizer else [])):
+        in_checkpoint = _shapes(saved.get(field))
+        in_run = _shapes(getattr(abstract, field))
+        if in_checkpoint == in_run:
+            continue
+        # What one of them lacks, or has in another shape.
+        names = sorted(set(in_checkpoint.items()) ^ set(in_run.items()))
+        name = names[0][0]
+        if all(changed.startswith(f"{FROZEN_DURATIONS}/") for changed, _ in names):
             raise UserError(
-                f"{directory} is an average of checkpoints, from which training cannot continue: "
-                "train in another model directory, with INIT_FROM for this one."
+                f"The checkpoint {directory} lacks the frozen durations of this run: it was "
+                "written by an earlier version, or without a stream of texts; start a new run "
+                "in another model directory, with the init_from of this one."
             )
-        for field in ("params", "ema_params", "opt_state"):
-            in_checkpoint = _shapes(saved.get(field))
-            in_run = _shapes(getattr(abstract, field))
-            if in_checkpoint == in_run:
-                continue
-            # What one of them lacks, or has in another shape.
-            names = sorted(set(in_checkpoint.items()) ^ set(in_run.items()))
-            name = names[0][0]
-            if all(changed.startswith(f"{FROZEN_DURATIONS}/") for changed, _ in names):
-                raise UserError(
-                    f"The checkpoint {directory} lacks the frozen durations of this run: it was "
-                    "written by an earlier version, or without a stream of texts; start a new run "
-                    "in another model directory, with the init_from of this one."
-                )
-            if field == "opt_state":
-                raise UserError(
-                    f"The checkpoint {directory} is of another optimizer: its state {name} is "
-                    f"{in_checkpoint.get(name, 'absent')} there and {in_run.get(name, 'absent')} "
-                    "here; take the optimizer with which the run began, or begin a new run with "
-                    "this one as init_from."
-                )
+        if field == "opt_state":
             raise UserError(
-                f"The checkpoint {directory} is of another model or setting: {field} {name} is "
-                f"{in_checkpoint.get(name, 'absent')} there and {in_run.get(name, 'absent')} here; "
-                "choose another model directory, or give this one as init_from."
+                f"The checkpoint {directory} is of another optimizer: its state {name} is "
+                f"{in_checkpoint.get(name, 'absent')} there and {in_run.get(name, 'absent')} "
+                "here; take the optimizer with which the run began, or begin a new run with "
+                "this one as init_from."
             )
+        raise UserError(
+            f"The checkpoint {directory} is of another model or setting: {field} {name} is "
+            f"{in_checkpoint.get(name, 'absent')} there and {in_run.get(name, 'absent')} here; "
+            "choose another model directory, or give this one as init_from."
+        )
+
+
+def has_same_optimizer(step_directory: epath.PathLike, abstract: TrainState) -> bool:
+    """Returns whether a checkpoint has the optimizer state of a run, by names and shapes."""
+    saved = _metadata(epath.Path(step_directory)).get("opt_state")
+    return _shapes(saved) == _shapes(abstract.opt_state)
+
+
+def _restore_without_optimizer(step_directory: epath.Path, abstract: TrainState) -> TrainState:
+    """Restores all of a state but that of its optimizer, which is None."""
+    fields = {name: getattr(abstract, name) for name in ("step", "params", "ema_params")}
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        restored = checkpointer.restore(
+            step_directory / STATE,
+            args=ocp.args.PyTreeRestore(
+                item=fields,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(fields),
+                partial_restore=True,
+            ),
+        )
+    return TrainState(opt_state=None, **restored)
 
 
 @functools.cache

@@ -19,6 +19,7 @@ they hold it, one finds the other's name in it at its next beat, and stops.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import getpass
@@ -31,8 +32,7 @@ import secrets
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import jax
 from etils import epath
@@ -258,19 +258,33 @@ class Lease:
         self._storage: _Storage | None = None
         self._me = Holder.here()
         self._must_settle_until = 0.0
+        self._is_new = False
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         self.taken_by: Holder | None = None
 
+    def __enter__(self) -> Lease:
+        """Does nothing: `acquire` takes the lease."""
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        """Gives the lease back, if it is held."""
+        self.release()
+
     def acquire(self) -> None:
         """Takes the lease, or waits until it is clear whether its holder is alive.
+
+        The first process does, for all of them.
 
         Raises:
             UserError: Another run holds it, or the directory cannot be written.
         """
+        if jax.process_index() != 0:
+            return
         path = self._directory / LEASE_FILE
         with naming_failures(self._directory, "model directory"):
+            self._is_new = not self._directory.exists()
             self._directory.mkdir(parents=True, exist_ok=True)
             storage = _BucketStorage(path) if is_remote(path) else _FileStorage(path)
             watched: bytes | None = None
@@ -296,7 +310,8 @@ class Lease:
                     )
                     watched = content
                 time.sleep(min(PERIOD / 10, PATIENCE / 10))
-        self._storage = storage
+        with self._lock:
+            self._storage = storage
 
     def confirm(self) -> None:
         """Makes sure that no other run took the lease at the same moment, and starts the beats.
@@ -304,7 +319,8 @@ class Lease:
         Raises:
             UserError: Another run has it.
         """
-        assert self._storage is not None
+        if self._storage is None:  # Not the first process.
+            return
         time.sleep(max(self._must_settle_until - time.monotonic(), 0.0))
         self.beat()
         if self.taken_by is not None:
@@ -329,20 +345,33 @@ class Lease:
                 # In a bucket this fails after a takeover, which the next beat then sees.
                 self._storage.replace(self._me.to_bytes())
 
+    def try_to_beat(self) -> None:
+        """Beats, if the storage lets it; the next beat may succeed."""
+        try:
+            self.beat()
+        except Exception as error:  # noqa: BLE001 - any client's.
+            log.warning("the lease of %s was not renewed: %s", self._directory, error)
+
     def release(self) -> None:
         """Ends the beats, and removes the lease if it is still held; safe to call again."""
         self._ended.set()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        if self._storage is None:
-            return
         with self._lock:
-            content = self._storage.read()
+            storage, self._storage = self._storage, None
+        if storage is None:
+            return
+        try:
+            content = storage.read()
             holder = None if content is None else Holder.from_bytes(content)
             if holder is not None and holder.token == self._me.token:
-                self._storage.remove()
-            self._storage = None
+                storage.remove()
+            if self._is_new and not is_remote(self._directory):
+                with contextlib.suppress(OSError):  # It is not empty: the run was accepted.
+                    os.rmdir(self._directory)
+        except Exception as error:  # noqa: BLE001 - any client's; the lease ends by itself.
+            log.warning("the lease of %s was not removed: %s", self._directory, error)
 
     def check(self) -> None:
         """Refuses to go on if another run has taken the lease over.
@@ -383,10 +412,7 @@ class Lease:
 
     def _beat_on(self) -> None:
         while not self._ended.wait(PERIOD) and self.taken_by is None:
-            try:
-                self.beat()
-            except Exception as error:  # noqa: BLE001 - any client's: the next beat tries again.
-                log.warning("the lease of %s was not renewed: %s", self._directory, error)
+            self.try_to_beat()
 
 
 class LeaseGuard(Callback):
@@ -404,5 +430,5 @@ class LeaseGuard(Callback):
         if jax.process_index() != 0:
             return
         if info.step % trainer.run.checkpoint_every == 0 or trainer.is_stopping:
-            self._lease.beat()
+            self._lease.try_to_beat()
         self._lease.check()

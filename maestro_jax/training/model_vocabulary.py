@@ -15,6 +15,7 @@ import jax
 from etils import epath
 
 from maestro_jax.errors import UserError
+from maestro_jax.files import write_if_changed
 from maestro_jax.text.vocabularies import MODEL_FILE, Vocabulary, vocabulary_from_bytes
 from maestro_jax.training import parameter_trees
 from maestro_jax.training.checkpoints import (
@@ -111,8 +112,11 @@ def token_names(model_dir: epath.PathLike, tokens: Sequence[int]) -> list[str]:
     return [vocabulary.pieces([int(t)])[0] if int(t) < size else str(t) for t in tokens]
 
 
-def save_vocabulary(run: TrainRun, vocabulary: Vocabulary, model_dir: epath.Path) -> None:
-    """Writes ``vocabulary.model``; ids must mean the same tokens for the life of a model.
+def check_vocabulary(run: TrainRun, vocabulary: Vocabulary, model_dir: epath.Path) -> None:
+    """Checks that ids go on to mean the same tokens, for the life of a model.
+
+    A file that is not the vocabulary of this run, although its checkpoints were trained with that
+    one, is damaged: `save_vocabulary` writes it again.
 
     Args:
         run: The run.
@@ -131,13 +135,14 @@ def save_vocabulary(run: TrainRun, vocabulary: Vocabulary, model_dir: epath.Path
             f"{size}; set VOCAB_SIZE (vocab_size of the text encoder and the decoders) to "
             f"{vocabulary.vocab_size} or more."
         )
-    content = vocabulary.model_bytes
     path = model_dir / MODEL_FILE
-    if path.exists() and path.read_bytes() != content:
-        raise UserError(
-            f"{path} is not the vocabulary of this run's data; choose another model directory."
-        )
     trained = recorded_in(model_dir)
+    if path.exists() and path.read_bytes() != vocabulary.model_bytes:
+        if trained != fingerprint(vocabulary):
+            raise UserError(
+                f"{path} is not the vocabulary of this run's data; choose another model directory."
+            )
+        log.warning("%s is damaged, and is written again from this run's data", path)
     if trained not in (None, fingerprint(vocabulary)):
         raise UserError(
             f"the checkpoints of {model_dir} were trained with another vocabulary than that of "
@@ -155,9 +160,12 @@ def save_vocabulary(run: TrainRun, vocabulary: Vocabulary, model_dir: epath.Path
             )
         if source:
             log.info("%s is another vocabulary; nothing that depends on it is restored", source)
-    # Last: a run that was refused leaves none behind.
+
+
+def save_vocabulary(vocabulary: Vocabulary, model_dir: epath.Path) -> None:
+    """Writes ``vocabulary.model``, once its run has been accepted; the first process does it."""
     if jax.process_index() == 0:
-        path.write_bytes(content)
+        write_if_changed(model_dir / MODEL_FILE, vocabulary.model_bytes)
 
 
 def _another_vocabulary(init_from: str, vocabulary: Vocabulary) -> str | None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from maestro_jax.errors import UserError
+from maestro_jax.training.changes import Change, check_changes, describe, find_changes
 
 if TYPE_CHECKING:
     from maestro_jax.training.run import TrainRun
@@ -34,6 +35,7 @@ class TrainingRecord:
         vocabulary: Fingerprint of the vocabulary (`model_vocabulary.fingerprint`); None if unknown.
         rollbacks: What the run has left out so far (`left_out.write_left_out`).
         batch_parts: Into how many parts a batch was divided (`elastic.batch_parts`); 0 if unknown.
+        run: Description of the run (`changes.describe`); None in a record of an earlier version.
     """
 
     step: int = 0
@@ -44,6 +46,7 @@ class TrainingRecord:
     vocabulary: Mapping[str, Any] | None = None
     rollbacks: Sequence[Mapping[str, Any]] = ()
     batch_parts: int = 0
+    run: Mapping[str, Any] | None = None
 
     @classmethod
     def of_run(
@@ -75,6 +78,7 @@ class TrainingRecord:
             vocabulary=vocabulary,
             rollbacks=rollbacks,
             batch_parts=batch_parts,
+            run=describe(run),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -97,21 +101,38 @@ class TrainingRecord:
             vocabulary=data.get("vocabulary"),
             rollbacks=data.get("rollbacks", ()),
             batch_parts=int(data.get("batch_parts", 0)),
+            run=data.get("run"),
         )
 
-    def check_compatible(self, run: TrainRun, model_dir: Any) -> None:
-        """Checks that a run can continue from the record with the batches that come next.
+    def changes(self, run: TrainRun) -> list[Change]:
+        """Returns what a run changes, as far as the record knows."""
+        return [] if self.run is None else find_changes(self.run, describe(run))
 
-        A stream that changed is a warning: training can go on with other examples.
+    def check_compatible(
+        self, run: TrainRun, model_dir: Any, *, allow_changes: bool = False
+    ) -> None:
+        """Checks that a run continues what the record describes.
+
+        A record of an earlier version knows the seed and the streams alone. A stream that changed
+        is then a warning.
 
         Args:
             run: The run.
             model_dir: The model directory, for messages.
+            allow_changes: Whether the user has asked for what changes the result.
 
         Raises:
-            UserError: The run has another seed.
+            UserError: It changes the result, and the user has not asked for it.
         """
-        if self.seed != run.seed:
+        if self.run is not None:
+            check_changes(self.changes(run), model_dir, allowed=allow_changes)
+            return
+        log.info(
+            "the checkpoints of %s were written by an earlier version, which did not record the "
+            "run: what differs from it is not known",
+            model_dir,
+        )
+        if self.seed != run.seed and not allow_changes:
             raise UserError(
                 f"{model_dir} was started with seed {self.seed}, not {run.seed}; set seed to "
                 f"{self.seed}, or choose another model directory."

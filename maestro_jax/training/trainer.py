@@ -27,17 +27,18 @@ from etils import epath
 
 from maestro_jax.chip_table import chip_of
 from maestro_jax.errors import RESTART_EXIT_CODE, UserError
-from maestro_jax.files import absolute_path
+from maestro_jax.files import absolute_path, write_if_changed
 from maestro_jax.flops import count_jaxpr_flops
 from maestro_jax.objectives.base import Controls
-from maestro_jax.training import elastic, parameter_trees
-from maestro_jax.training.batch_feed import Batches, BatchFeed, Sample, task_batches
+from maestro_jax.training import agreement, elastic, parameter_trees
+from maestro_jax.training.batch_feed import Batches, BatchFeed, Sample, TaskBatches
 from maestro_jax.training.callbacks import (
     Callback,
     MetricLogger,
     Profiler,
     StepInfo,
 )
+from maestro_jax.training.changes import describe
 from maestro_jax.training.checkpointer import Checkpointer
 from maestro_jax.training.checkpoints import (
     REPORT_FILE,
@@ -55,6 +56,7 @@ from maestro_jax.training.curriculum_controller import (
 from maestro_jax.training.diagnostics import Diagnostics, run_metadata
 from maestro_jax.training.distributed import first_process_says, process_group
 from maestro_jax.training.health import HealthGuard
+from maestro_jax.training.lease import Lease, LeaseGuard
 from maestro_jax.training.left_out import (
     LeftOut,
     batches_of,
@@ -68,6 +70,7 @@ from maestro_jax.training.preemption import PreemptionHandler, TrainingPreempted
 from maestro_jax.training.process_group import AgreedStop
 from maestro_jax.training.records import TrainingRecord
 from maestro_jax.training.run import TrainRun
+from maestro_jax.training.start import check_start
 from maestro_jax.training.state import TrainState, create_state, initial_params, sharded_state
 from maestro_jax.training.step import describe_shapes, jit_train_step, term_gradient_norms
 from maestro_jax.training.trackers import JsonlTracker, TensorBoardTracker, Tracker
@@ -86,6 +89,8 @@ def train(
     held_out: Mapping[str, np.ndarray] | None = None,
     validation_samples: Mapping[str, Sample] | None = None,
     callbacks: Sequence[Callback] = (),
+    allow_changes: bool = False,
+    take_over: bool = False,
 ) -> TrainState:
     """Trains a model, or resumes its training; see `Trainer` for the arguments.
 
@@ -108,6 +113,8 @@ def train(
         held_out=held_out,
         validation_samples=validation_samples,
         callbacks=callbacks,
+        allow_changes=allow_changes,
+        take_over=take_over,
     ).fit()
 
 
@@ -125,6 +132,8 @@ class Trainer:
             loaded.
         validation_samples: Sample of each stream to validate; by default it is loaded.
         callbacks: Callbacks besides those of the run.
+        allow_changes: Whether to go on with a run whose result is changed (`changes`).
+        take_over: Whether to take the model directory from another run that uses it (`lease`).
 
     Attributes:
         run: The run, adapted to the checkpoint from which it continues.
@@ -163,11 +172,15 @@ class Trainer:
         held_out: Mapping[str, np.ndarray] | None = None,
         validation_samples: Mapping[str, Sample] | None = None,
         callbacks: Sequence[Callback] = (),
+        allow_changes: bool = False,
+        take_over: bool = False,
     ) -> None:
         self.run = run
         self.processes = process_group()
         self.activity = Activity()
         self.model_dir = absolute_path(model_dir)
+        self._lease = Lease(self.model_dir, take_over=take_over)
+        self._allow_changes = allow_changes
         self.data_dir = data_dir
         self.step = self.start_step = 0
         self.loads_data = batches is None
@@ -177,6 +190,8 @@ class Trainer:
         self.validation = Validation(run.validation, validation_samples)
         self._logger = MetricLogger()
         self.callbacks: tuple[Callback, ...] = (
+            # Before all that write.
+            LeaseGuard(self._lease),
             # First: it has the metrics of a step before any other callback asks for a log point.
             self._logger,
             self.curriculum,
@@ -200,6 +215,8 @@ class Trainer:
         self._batches = batches
         self.rollbacks: list[Mapping[str, Any]] = []
         self._rollback: tuple[int, dict[str, Any]] | None = None
+        self._task_batches: TaskBatches | None = None
+        self._opened: Iterator[Any] | None = None
         self._is_stopping = False
         self._exit_code: int | None = None
         self._reason = ""
@@ -225,6 +242,10 @@ class Trainer:
                 diverges whenever it rolls back.
             TrainingPreempted: A signal arrived; the state was saved.
         """
+        with self._lease:
+            return self._fit()
+
+    def _fit(self) -> TrainState:
         self.setup()
         if self.step >= self.run.steps:
             log.info("nothing to do: step %d of %d is done", self.step, self.run.steps)
@@ -262,8 +283,12 @@ class Trainer:
     def setup(self) -> None:
         """Creates mesh and shardings, and restores or initialises the state.
 
+        Nothing is written until the run has been compared with devices, data and model directory,
+        on all processes.
+
         Raises:
-            UserError: The run does not fit the devices or the model directory.
+            UserError: The run does not fit the devices, the data or the model directory, or another
+                run uses it.
         """
         self.checkpoints = Checkpoints(
             self.model_dir,
@@ -280,37 +305,62 @@ class Trainer:
         unused = [stream for stream in run.streams if stream not in run.used_streams]
         if unused:
             log.warning("the objective does not use the streams %s", ", ".join(unused))
-        self.run = run = as_begun(run, self.checkpoints.directory, self.checkpoints.all_steps())
-
-        layout = sharded_state(run, self.mesh)
-        self.shardings = layout.shardings
+        with agreement.failing_together():
+            self._lease.acquire()
+            steps = self.checkpoints.all_steps()
+            self.run = run = as_begun(run, self.checkpoints.directory, steps)
+            layout = sharded_state(run, self.mesh)
+            self.shardings = layout.shardings
+            start = check_start(
+                run, self.model_dir, steps, layout.abstract, allow_changes=self._allow_changes
+            )
+        written = read_left_out(self.model_dir) if jax.process_index() == 0 else []
+        # The file is written first; a run without it goes by its checkpoint.
+        rollbacks = (start.record.rollbacks, first_process_says(written))
+        self.rollbacks = max(map(list, rollbacks), key=len)
+        self.step = start.record.step
+        with agreement.failing_together():
+            if self._batches is None:
+                self._task_batches = TaskBatches(run, self.mesh, self.model_dir, self.data_dir)
+                self._batches = self._task_batches
+            self._open_batches()
         parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(layout.abstract.params))
         log.info("%s parameters", f"{parameters:,}")
+        if jax.process_count() > 1:
+            data = {} if self._task_batches is None else self._task_batches.fingerprints()
+            agreement.agree(agreement.facts(describe(run), data, self.step))
+        with agreement.failing_together():
+            self._lease.confirm()
+
+        # The start is accepted.
         if jax.process_index() == 0:
-            self.model_dir.mkdir(parents=True, exist_ok=True)
             overview = parameter_trees.parameter_overview(
                 layout.boxed.params, self.shardings.params
             )
-            (self.model_dir / "parameters.txt").write_text(overview)
-
+            write_if_changed(self.model_dir / "parameters.txt", overview.encode())
+        if self._task_batches is not None:
+            self._task_batches.save()
         # The run's own checkpoint, else init_from, else from scratch.
         self._abstract = layout.abstract
-        restored = self.checkpoints.restore_latest(layout.abstract)
+        restored = self.checkpoints.restore_latest(
+            layout.abstract, with_optimizer=start.same_optimizer
+        )
         if restored is None:
             self.state = _new_state(run, self.mesh, self.shardings, self.model_dir)
             record = TrainingRecord(seed=run.seed)
         else:
             self.state, record = restored[0], TrainingRecord.from_json(restored[1])
-            record.check_compatible(run, self.model_dir)
+            if not start.same_optimizer:
+                self.state = _with_new_optimizer_state(self.state, run, self.shardings)
             log.info("continuing from step %d of %s", record.step, self.model_dir)
-        written = read_left_out(self.model_dir) if jax.process_index() == 0 else []
-        # The file is written first; a run without it goes by its checkpoint.
-        self.rollbacks = max(map(list, (record.rollbacks, first_process_says(written))), key=len)
         self.batch_parts = elastic.batch_parts(run, self.mesh.size)
         if run.elastic and record.batch_parts:
             self.batch_parts = record.batch_parts
         self._begin(record)
         self.start_step = self.step
+        if record.step != start.record.step:
+            # The newest checkpoint was damaged.
+            self._open_batches()
 
         self.metadata = run_metadata(run, self.mesh, parameters)
         self._train_step = jit_train_step(run, self.mesh, self.shardings)
@@ -494,8 +544,6 @@ class Trainer:
         with contextlib.ExitStack() as stack:
             # A step that hangs must not keep the process.
             stack.callback(self._watcher.shutdown, wait=False)
-            if self._batches is None:
-                self._batches = task_batches(run, self.mesh, self.model_dir, self.data_dir)
             self._open_feed()
             stack.callback(lambda: self.feed.close())
             if jax.process_index() == 0:
@@ -510,10 +558,18 @@ class Trainer:
             stack.callback(self._close_checkpoints)
             yield
 
-    def _open_feed(self) -> None:
+    def _open_batches(self) -> None:
+        """Opens the batches of the steps that follow; a finished run needs none."""
         assert self._batches is not None
+        if hasattr(self._opened, "close"):
+            self._opened.close()
+        if self.step < self.run.steps:
+            self._opened = open_batches(self._batches, self.left_out, self.step)
+
+    def _open_feed(self) -> None:
+        assert self._opened is not None
         self.feed = BatchFeed(
-            open_batches(self._batches, self.left_out, self.step),
+            self._opened,
             self.run,
             self.mesh,
             self.curriculum.active_streams,
@@ -559,6 +615,7 @@ class Trainer:
                 tracker.start(self.model_dir, step, self.metadata)
             for callback in self.callbacks:
                 callback.on_roll_back(self)
+            self._open_batches()
             self._open_feed()
         return self.next_batch()
 
@@ -589,6 +646,14 @@ def _completion_time(arrays: Any) -> float:
     return time.monotonic()
 
 
+def _with_new_optimizer_state(
+    state: TrainState, run: TrainRun, shardings: TrainState
+) -> TrainState:
+    """Gives a state the optimizer state of a run that begins."""
+    init = jax.jit(run.optimizer.build(state.params).init, out_shardings=shardings.opt_state)
+    return state.replace(opt_state=init(state.params))
+
+
 def _new_state(
     run: TrainRun, mesh: jax.sharding.Mesh, shardings: TrainState, model_dir: epath.Path
 ) -> TrainState:
@@ -614,7 +679,8 @@ def _new_state(
             log.info("starting from %s (%s): %s", run.init_from, run.init_which, report.summary())
             if jax.process_index() == 0:
                 source = f"{find_checkpoint(run.init_from)} ({run.init_which})\n"
-                (model_dir / REPORT_FILE).write_text(source + report.text())
+                content = (source + report.text()).encode()
+                write_if_changed(model_dir / REPORT_FILE, content)
         return jax.jit(
             functools.partial(create_state, optimizer=run.optimizer, ema=run.ema_decay is not None),
             out_shardings=shardings,

@@ -179,22 +179,33 @@ def test_train_refuses_an_unknown_task_before_anything_is_written(
     assert not model_dir.exists()
 
 
-def test_train_writes_the_record_and_calls_the_loop(
+def test_train_calls_the_loop_which_writes_the_record(
     run_file: str, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ) -> None:
     from maestro_jax.reports import html_report
 
     calls = []
-    monkeypatch.setattr(
-        html_report, "train_with_report", lambda run, **rest: calls.append((run, rest))
-    )
+
+    def train(run, *, callbacks, **rest):
+        calls.append((run, rest))
+        # Nothing is written before the start is accepted.
+        assert len(calls) > 1 or not os.path.exists(model_dir)
+        for callback in callbacks:
+            callback.on_start(types.SimpleNamespace(model_dir=model_dir))
+
+    monkeypatch.setattr(html_report, "train_with_report", train)
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
     model_dir = str(tmp_path / "model")
     argv = ["train", "--gin_file", run_file, "--model_dir", model_dir, "--gin.STEPS=3"]
     for _ in range(2):
         assert cli.main([*argv, "--data_dir", "somewhere"]) == 0
     (run, rest), _ = calls
-    assert run.steps == 3 and rest == {"model_dir": model_dir, "data_dir": "somewhere"}
+    assert run.steps == 3 and rest == {
+        "model_dir": model_dir,
+        "data_dir": "somewhere",
+        "allow_changes": False,
+        "take_over": False,
+    }
     assert sorted(os.listdir(model_dir)) == ["config.gin", "operative_config.gin", "versions.json"]
     assert cli.main([*argv, "--steps", "4"]) == 0
     assert calls[-1][0].steps == 4

@@ -8,6 +8,7 @@ import pathlib
 import re
 import shlex
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -137,9 +138,13 @@ def test_a_run_remembers_the_module(directory, capsys, monkeypatch) -> None:
     from maestro_jax.inference.transcriber import Transcriber
 
     trained = []
-    monkeypatch.setattr(
-        "maestro_jax.reports.html_report.train_with_report", lambda run, **_: trained.append(run)
-    )
+
+    def train(run, *, model_dir, callbacks, **_):
+        trained.append(run)
+        for callback in callbacks:
+            callback.on_start(types.SimpleNamespace(model_dir=model_dir))
+
+    monkeypatch.setattr("maestro_jax.reports.html_report.train_with_report", train)
     assert main(train_command()) == 0
     assert [run.steps for run in trained] == [2]
     assert "import my_lab.tasks" in (directory / "calls_model" / "config.gin").read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import types
 from pathlib import Path
 
 import jax
@@ -17,8 +18,10 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     """What `train` was asked for, instead of training."""
     calls: list[tuple] = []
 
-    def train(run: object, *, model_dir: Path, data_dir: Path) -> None:
+    def train(run: object, *, model_dir: Path, data_dir: Path, callbacks: list) -> None:
         calls.append((run, model_dir, data_dir))
+        for callback in callbacks:
+            callback.on_start(types.SimpleNamespace(model_dir=model_dir))
 
     monkeypatch.setattr(stages, "train_with_report", train)
     return calls

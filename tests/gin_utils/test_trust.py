@@ -19,6 +19,8 @@ from maestro_jax.errors import UserError
 from maestro_jax.gin_utils import gin_config, gin_source, trust, user_modules
 
 DYNAMIC = "from __gin__ import dynamic_registration\n"
+MODEL = DYNAMIC + "from maestro_jax.modules import maestro\n"
+CHECKPOINTS = DYNAMIC + "from maestro_jax.training import checkpoints\n"
 WHOLE = ["runs/demo_pretrain.gin"]
 
 
@@ -56,21 +58,38 @@ def refused(text: str, imports: tuple[str, ...] = ()) -> str:
         ("import maestro_jax_evil\n", "imports maestro_jax_evil, which"),
         (DYNAMIC + "import subprocess\nSEED = @subprocess.run()\n", "imports subprocess, which"),
         # What a module of this package has imported is not its own.
-        (DYNAMIC + "import maestro_jax.files\nSEED = @maestro_jax.files.os.system()\n", "os.system"),
-        (DYNAMIC + "from maestro_jax import files\nfiles.os.system.command = 'ls'\n", "os.system"),
-        (DYNAMIC + "from maestro_jax import files as f\nf.shutil.rmtree:\n  path = '/'\n", "rmtree"),
-        # Functions of this package write files too.
-        (DYNAMIC + "from maestro_jax import files\nSEED = @files.write_atomically()\n", "names maestro"),
-        (DYNAMIC + "from maestro_jax.cli import main\nSEED = @main.main()\n", "cli.main.main, which"),
         (
-            DYNAMIC + "from maestro_jax.training import checkpoints\nSEED = @checkpoints.Checkpoints()\n",
+            DYNAMIC + "import maestro_jax.files\nSEED = @maestro_jax.files.os.system()\n",
+            "os.system",
+        ),
+        (DYNAMIC + "from maestro_jax import files\nfiles.os.system.command = 'ls'\n", "os.system"),
+        (
+            DYNAMIC + "from maestro_jax import files as f\nf.shutil.rmtree:\n  path = '/'\n",
+            "rmtree",
+        ),
+        # Functions of this package write files too.
+        (
+            DYNAMIC + "from maestro_jax import files\nSEED = @files.write_atomically()\n",
+            "names maestro",
+        ),
+        (
+            DYNAMIC + "from maestro_jax.cli import main\nSEED = @main.main()\n",
+            "cli.main.main, which",
+        ),
+        (
+            DYNAMIC
+            + "from maestro_jax.training import checkpoints\nSEED = @checkpoints.Checkpoints()\n",
             "checkpoints.Checkpoints, which gin files may not",
         ),
         (
-            DYNAMIC + "from maestro_jax.modules import maestro\nSEED = [{'a': @s/maestro.jax.jit()}]\n",
+            DYNAMIC
+            + "from maestro_jax.modules import maestro\nSEED = [{'a': @s/maestro.jax.jit()}]\n",
             "maestro.jax.jit, which",
         ),
-        (DYNAMIC + "from maestro_jax.modules import maestro\nSEED = @maestro.Maestro.apply\n", "apply"),
+        (
+            MODEL + "SEED = @maestro.Maestro.apply\n",
+            "apply",
+        ),
         ("include 'gs://bucket/theirs.gin'\n", "theirs.gin:1: includes gs://bucket"),
         ("include '/etc/hostname'\n", "theirs.gin:1: includes /etc/hostname"),
         ("include '~/.bashrc'\n", "theirs.gin:1: includes ~/.bashrc"),
@@ -110,11 +129,10 @@ def test_the_user_allows_a_module(allow: str, monkeypatch: pytest.MonkeyPatch) -
 def test_commands_refuse_a_hostile_model_directory(capsys: pytest.CaptureFixture[str]) -> None:
     pathlib.Path("model").mkdir()
     pathlib.Path("model/config.gin").write_text("import payload\nSTEPS = 3\n")
-    pathlib.Path("some.wav").touch()
     for command in (
         ["train", "--dry_run", "--gin_file", "model/config.gin"],
         ["eval", "--model_dir", "model"],
-        ["transcribe", "model", "some.wav"],
+        ["tune", "model"],
     ):
         assert main(command) == 2
         error = capsys.readouterr().err

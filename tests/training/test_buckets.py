@@ -11,7 +11,7 @@ import pytest
 from etils import epath
 
 from maestro_jax.batches import Buckets, StreamConfig
-from maestro_jax.training.batch_feed import task_batches
+from maestro_jax.training.batch_feed import TaskBatches
 from maestro_jax.training.trainer import train
 
 TEXTS = ["ab", "abcd ef", "abc", "ba", "abcdefghij", "bcd", "a b c d e f", "fed", "cab", "bead"]
@@ -88,8 +88,10 @@ def test_an_interruption_changes_nothing(toy, root, tmp_path, caplog):
 
     def until_8(start):
         (tmp_path / "stopped").mkdir(exist_ok=True)
-        source = task_batches(run, run.partitioning.mesh(), epath.Path(tmp_path / "stopped"), root)
-        for step, batch in enumerate(source(start), start):
+        source = TaskBatches(run, run.partitioning.mesh(), epath.Path(tmp_path / "stopped"), root)
+        opened = source(start)
+        source.save()
+        for step, batch in enumerate(opened, start):
             if step >= 8:
                 raise Stop
             yield batch

@@ -13,6 +13,7 @@ from maestro_jax.errors import UserError
 from maestro_jax.text.vocabularies import ByteVocabulary, Vocabulary, train_sentencepiece
 from maestro_jax.training.checkpoints import saved_record
 from maestro_jax.training.model_vocabulary import (
+    check_vocabulary,
     load_model_vocabulary,
     save_vocabulary,
     token_names,
@@ -78,21 +79,36 @@ def test_older_checkpoints_are_compared_by_size(model_dir, vocabularies, caplog)
 
 def test_training_goes_on_with_the_same_one_only(toy, model_dir, vocabularies) -> None:
     directory = epath.Path(model_dir)
-    save_vocabulary(toy.run(), vocabularies["own"], directory)
+    check_vocabulary(toy.run(), vocabularies["own"], directory)
     with pytest.raises(UserError, match="is not the vocabulary of this run's data"):
-        save_vocabulary(toy.run(), vocabularies["same size"], directory)
+        check_vocabulary(toy.run(), vocabularies["same size"], directory)
     # Nor if the file was replaced as well.
     vocabularies["same size"].save(model_dir)
     with pytest.raises(UserError, match="trained with another vocabulary .*7 and 7 pieces"):
-        save_vocabulary(toy.run(), vocabularies["same size"], directory)
+        check_vocabulary(toy.run(), vocabularies["same size"], directory)
 
 
 def test_a_start_from_it_needs_no_file(toy, model_dir, vocabularies, tmp_path) -> None:
     (model_dir / "vocabulary.model").unlink()
     run = toy.run(init_from=str(model_dir))
     with pytest.raises(UserError, match="is another vocabulary than this run's"):
-        save_vocabulary(run, vocabularies["same size"], epath.Path(tmp_path))
-    save_vocabulary(run, vocabularies["own"], epath.Path(tmp_path))
+        check_vocabulary(run, vocabularies["same size"], epath.Path(tmp_path))
+    check_vocabulary(run, vocabularies["own"], epath.Path(tmp_path))
+
+
+def test_a_damaged_file_is_written_again_and_no_other(toy, model_dir, vocabularies, caplog) -> None:
+    path, directory = model_dir / "vocabulary.model", epath.Path(model_dir)
+    content = path.read_bytes()
+    before = path.stat()
+    check_vocabulary(toy.run(), vocabularies["own"], directory)
+    save_vocabulary(vocabularies["own"], directory)
+    after = path.stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+    path.write_bytes(content[:20])
+    check_vocabulary(toy.run(), vocabularies["own"], directory)
+    assert "vocabulary.model is damaged, and is written again" in caplog.text
+    save_vocabulary(vocabularies["own"], directory)
+    assert path.read_bytes() == content and path.stat().st_ino != before.st_ino
 
 
 def test_tokens_have_names_whatever_the_vocabulary(vocabularies, tmp_path) -> None:

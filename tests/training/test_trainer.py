@@ -176,7 +176,7 @@ def test_a_finished_run_returns_at_once(toy, uninterrupted, caplog):
 
 
 def test_going_on_with_another_seed_is_refused(toy, uninterrupted):
-    with pytest.raises(UserError, match="started with seed 0, not 3"):
+    with pytest.raises(UserError, match=r"trained otherwise so far \(TrainRun.seed 0 -> 3\)"):
         train(toy.run(seed=3), uninterrupted[0], batches=toy.batches)
 
 
@@ -209,7 +209,7 @@ def test_starting_points_in_order(toy, uninterrupted, tmp_path, caplog):
     caplog.clear()
     absent = toy.run(init_from="absent", steps=2)
     with caplog.at_level(logging.INFO):
-        train(absent, tmp_path / "other", batches=toy.batches)
+        train(absent, tmp_path / "other", batches=toy.batches, allow_changes=True)
     assert "continuing from step 1" in caplog.text
     with pytest.raises(UserError, match="absent is not a checkpoint directory"):
         train(absent, tmp_path / "empty", batches=toy.batches)
@@ -262,6 +262,7 @@ def test_skipped_steps_are_counted_over_restarts(toy, tmp_path):
         tmp_path,
         batches=toy.batches,
         callbacks=[toy.OnLog(points.__setitem__)],
+        allow_changes=True,
     )
     assert points[4]["skipped_steps"] == 2.0
     assert points[6]["skipped_steps"] == 2.0
@@ -399,11 +400,15 @@ def test_every_shape_is_compiled_once_and_told(toy, tmp_path, caplog):
         two = itertools.islice(batches(line["step"] - 2), 2)
         real = sum(int(batch["text"]["text_length"].sum()) for batch in two)
         assert line["text/token_padding"] == pytest.approx(2 * 48 / real)
-    # A restart with the same buckets goes on without a word, with others it says so.
+    # A restart with the same buckets goes on without a word, with others it asks.
     for steps, limit in ((7, 3), (8, 4)):
         caplog.clear()
         buckets = Buckets(batch_sizes=(16,), text_tokens=(limit,))
         streams = {"text": dataclasses.replace(text, buckets=buckets)}
+        changed = dataclasses.replace(run, streams=streams, steps=steps)
+        if limit == 4:
+            with pytest.raises(UserError, match=r"Buckets.text_tokens \(streams.text.buckets\)"):
+                train(changed, tmp_path, batches=batches)
         with caplog.at_level(logging.INFO):
-            train(dataclasses.replace(run, streams=streams, steps=steps), tmp_path, batches=batches)
-        assert ("changed since the checkpoint" in caplog.text) == (limit == 4)
+            train(changed, tmp_path, batches=batches, allow_changes=limit == 4)
+        assert ("Buckets.text_tokens" in caplog.text) == (limit == 4)

@@ -37,6 +37,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "on fewer hosts or devices with the same batches",
     )
     parser.add_argument(
+        "--allow_changes",
+        action="store_true",
+        help="go on with a run although what is changed changes its result: learning rate, "
+        "optimizer, batches, seed, ...",
+    )
+    parser.add_argument(
+        "--take_over",
+        action="store_true",
+        help="train in a model directory that another run may be using, which then stops",
+    )
+    parser.add_argument(
         "--dry_run",
         action="store_true",
         help="check the gin files and all shapes, print the configuration and the sizes of the "
@@ -73,18 +84,21 @@ def run(arguments: argparse.Namespace) -> None:
         print(gin_config.operative_config_text())
         print(summary(train_run))
         return
-    texts = gin_config.record_texts()
-    import jax
-
+    record = run_record.RunRecord(gin_config.record_texts(), command_line())
     from maestro_jax.reports.html_report import train_with_report
     from maestro_jax.training import distributed
 
     environment.enable_compilation_cache()
     distributed.initialize()
     with distributed.ending_together():
-        if jax.process_index() == 0:
-            run_record.write(arguments.model_dir, texts, command_line())
-        train_with_report(train_run, model_dir=arguments.model_dir, data_dir=arguments.data_dir)
+        train_with_report(
+            train_run,
+            model_dir=arguments.model_dir,
+            data_dir=arguments.data_dir,
+            callbacks=[record],
+            allow_changes=arguments.allow_changes,
+            take_over=arguments.take_over,
+        )
 
 
 def _check_tasks(run: TrainRun, model_dir: str | None) -> None:
