@@ -22,7 +22,7 @@ from typing import Any
 
 from etils import epath
 
-from maestro_jax.errors import UserError
+from maestro_jax.errors import RestartableError, UserError
 from maestro_jax.evaluation.evaluate import DecodingStatistics
 from maestro_jax.evaluation.predictions import Prediction, read_predictions, write_predictions
 from maestro_jax.evaluation.processes import Processes
@@ -71,6 +71,28 @@ def result_directory(
     """Returns the directory of the results of one checkpoint, weights and search."""
     name = f"{step}-{weights}-{search_name(search)}"
     return as_path(model_dir) / SUBDIRECTORY / name
+
+
+def check_writable(directory: epath.PathLike) -> None:
+    """Checks, before anything is decoded, that results can be written into a directory.
+
+    Args:
+        directory: Directory of the results, created if need be.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    path = as_path(directory)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".writable-{time.time_ns()}"
+        write_atomically(probe, b"")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"cannot write the results into {path} ({error.strerror or error}); give --output_dir "
+            "DIR"
+        ) from error
 
 
 class HypothesisFiles:
@@ -142,12 +164,16 @@ class HypothesisFiles:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what waits."""
+        """Writes what waits; where that fails, it waits for the next time."""
         self._last = time.monotonic()
         if not self._waiting:
             return
         path = self._parts / f"{self._prefix}-{self._written:05d}.jsonl"
-        write_predictions(self._waiting, path)
+        try:
+            write_predictions(self._waiting, path)
+        except OSError as error:
+            log.warning("cannot write %s (%s); trying again", path, error.strerror or error)
+            return
         self._waiting, self._written = [], self._written + 1
 
     def collect(
@@ -161,8 +187,18 @@ class HypothesisFiles:
         Returns:
             On the first process, all hypotheses, and the statistics of all processes; None on the
             others.
+
+        Raises:
+            RestartableError: One of several processes cannot tell the first one its hypotheses.
         """
         self.flush()
+        if self._processes.count == 1:
+            return self._read() + self._waiting, DecodingStatistics.of_processes([statistics])
+        if self._waiting:
+            raise RestartableError(
+                f"cannot write the hypotheses into {self._parts}: free some space, and start the "
+                "same command again"
+            )
         path = self._parts / f"{self._prefix}.statistics.json"
         write_atomically(path, json.dumps(dataclasses.asdict(statistics)).encode())
         self._processes.meet(f"{self._parts.name} are written")

@@ -23,13 +23,18 @@ import numpy as np
 from etils import epath
 
 from maestro_jax import provenance
-from maestro_jax.errors import UserError
+from maestro_jax.errors import RestartableError, UserError
 from maestro_jax.evaluation.decoding import TestSetDecoder
 from maestro_jax.evaluation.error_page import write_error_page
 from maestro_jax.evaluation.evaluate import DecodingStatistics, Evaluation, score
 from maestro_jax.evaluation.predictions import Prediction, merge, read_predictions
 from maestro_jax.evaluation.processes import Processes
-from maestro_jax.evaluation.results import HypothesisFiles, result_directory, search_settings
+from maestro_jax.evaluation.results import (
+    HypothesisFiles,
+    check_writable,
+    result_directory,
+    search_settings,
+)
 from maestro_jax.evaluation.score_table import ScoreTable
 from maestro_jax.evaluation.suites import Suite, get_suite, suite_of
 from maestro_jax.files import as_path, storage_error
@@ -79,10 +84,12 @@ class RunScores:
     Attributes:
         tables: One per test set; none on any process but the first.
         directory: Directory of the results.
+        failure: Why results could not be written; None if they are.
     """
 
     tables: tuple[ScoreTable, ...]
     directory: epath.Path | None = None
+    failure: UserError | RestartableError | None = None
 
     @property
     def evaluations(self) -> tuple[Evaluation, ...]:
@@ -262,6 +269,7 @@ def loaded_model(
         if output_dir
         else result_directory(model_dir, checkpoint.name, weights, search)
     )
+    check_writable(directory)
     session = distributed.first_process_decides(int(time.time()))
     with Processes(
         directory, index=jax.process_index(), count=jax.process_count(), session=session
@@ -338,6 +346,7 @@ def evaluate_test_sets(
     # All are checked before anything is decoded: some ask for what cannot be given.
     metrics = [_task_metrics(test_set) for test_set in test_sets]
     lengths = [_lengths(test_set, transcriber, data_dir) for test_set in test_sets]
+    failures: list[UserError | RestartableError] = []
     tables = [
         _evaluate_test_set(
             test_set,
@@ -351,10 +360,12 @@ def evaluate_test_sets(
             extra_metrics=extra_metrics,
             overwrite=overwrite,
             processes=processes or Processes(directory),
+            failures=failures,
         )
         for test_set, own, known in zip(test_sets, metrics, lengths, strict=True)
     ]
-    return RunScores(tuple(table for table in tables if table is not None), directory)
+    written = tuple(table for table in tables if table is not None)
+    return RunScores(written, directory, failures[0] if failures else None)
 
 
 def test_sets_of_run(
@@ -570,8 +581,13 @@ def _evaluate_test_set(
     extra_metrics: Sequence[Metric],
     overwrite: bool,
     processes: Processes,
+    failures: list[UserError | RestartableError],
 ) -> ScoreTable | None:
-    """Decodes a test set and, on the first process, scores it and writes its files."""
+    """Decodes a test set and, on the first process, scores it and writes its files.
+
+    Scores that took hours to compute are returned also where their files cannot be written, which
+    is added to `failures`.
+    """
     identity = _identity(origin, test_set, lengths)
     files = HypothesisFiles(directory, test_set.title, identity, processes)
     predictions, statistics = None, None
@@ -615,11 +631,18 @@ def _evaluate_test_set(
             # Last: until the tables are written, a restart needs the parts.
             files.finish(predictions)
     except Exception as error:
-        if storage_error(error) is not None:
-            # A disk that is full: at least the scores are told.
-            log.warning("The results cannot be written. They are:\n%s", table.text())
-        raise
-    log.info("wrote %s", markdown)
+        trouble = storage_error(error)
+        if trouble is None:
+            raise
+        log.warning("cannot write the results into %s: %s", directory, trouble)
+        failures.append(
+            type(trouble)(
+                f"cannot write the results into {directory} ({trouble}), so the scores are in no "
+                "file; give --output_dir DIR, or free some space, and start the command again"
+            )
+        )
+    else:
+        log.info("wrote %s", markdown)
     return table
 
 

@@ -100,11 +100,9 @@ class Source:
 
     def read_binding(self, name: str, value: str) -> None:
         """Adds one binding of the command line."""
-        list(self._statements(f"{name} = {value}", f"--gin.{name}"))
+        list(self._statements(f"{name} = {value}", f"--gin.{name}", {}))
 
-    def _statements(
-        self, text: str, filename: str, modules: Mapping[str, str] | None = None
-    ) -> Iterator[Any]:
+    def _statements(self, text: str, filename: str, modules: Mapping[str, str]) -> Iterator[Any]:
         collector = _Collector()
         flag = filename.startswith("--gin.")
         stream = io.StringIO(text)
@@ -119,7 +117,7 @@ class Source:
                 named = [*collector.selectors, getattr(statement, "selector", "")]
                 collector.selectors.clear()
                 for first, *attributes in (name.split(".") for name in named):
-                    if attributes and first in (modules or {}):
+                    if attributes and first in modules:
                         key = (modules[first], tuple(attributes))
                         self.named.setdefault(key, where)
                 if isinstance(statement, config_parser.BindingStatement):

@@ -36,6 +36,7 @@ _HARMLESS = {
     "checkpoint_every",
     "console_metrics",
     "diagnostics",
+    "health",
     "init_exclude",
     "init_from",
     "init_include",
@@ -130,8 +131,8 @@ def changes_table(found: Sequence[Change]) -> str:
     """Formats what a restart changes, with at least one change."""
     rows = [
         {
-            "changed since the last checkpoint": change.name,
-            "before": _shown(change.before),
+            "setting": change.name,
+            "so far": _shown(change.before),
             "now": _shown(change.now),
             "": "" if change.is_harmless else "changes the result",
         }

@@ -203,8 +203,9 @@ class HealthGuard(Callback):
                 ending = {**entry, "rolled_back_to": None}
                 write_left_out(trainer.model_dir, [*trainer.rollbacks, ending])
             raise UserError(
-                f"{reason}, after {len(trainer.rollbacks)} rollbacks; lower the learning rate, or "
-                f"look at the batches that are listed in {trainer.model_dir / LEFT_OUT_FILE} (to "
+                f"{reason}, after {len(trainer.rollbacks)} rollbacks; lower the learning rate "
+                "(--allow_changes), or look at the batches that are listed in "
+                f"{trainer.model_dir / LEFT_OUT_FILE} (to "
                 "roll back more often: HealthConfig.max_rollbacks)."
             )
         log.warning(

@@ -156,10 +156,9 @@ class _Storage(Protocol):
 
 
 class _FileStorage:
-    settle = SETTLE
-
     def __init__(self, path: epath.Path) -> None:
         self._path = pathlib.Path(path)
+        self.settle = SETTLE
 
     def read(self) -> bytes | None:
         try:
@@ -197,14 +196,13 @@ class _FileStorage:
 
 
 class _BucketStorage:
-    settle = 0.0
-
     def __init__(self, path: epath.Path) -> None:
         from google.cloud import storage
 
         bucket, _, name = os.fspath(path).removeprefix("gs://").partition("/")
         self._blob = storage.Client().bucket(bucket).blob(name)
         self._generation = 0
+        self.settle = 0.0
 
     def read(self) -> bytes | None:
         from google.api_core import exceptions

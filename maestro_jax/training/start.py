@@ -67,7 +67,7 @@ def check_start(
     directory, record = newest
     found = record.changes(run)
     if found:
-        log.warning("%s", changes_table(found))
+        log.warning("changed since the last checkpoint:\n%s", changes_table(found))
     check_same_model(directory, abstract, optimizer=False)
     record.check_compatible(run, model_dir, allow_changes=allow_changes)
     same_optimizer = has_same_optimizer(directory, abstract)

@@ -561,8 +561,9 @@ class Trainer:
     def _open_batches(self) -> None:
         """Opens the batches of the steps that follow; a finished run needs none."""
         assert self._batches is not None
-        if hasattr(self._opened, "close"):
-            self._opened.close()
+        close = getattr(self._opened, "close", None)
+        if close is not None:
+            close()
         if self.step < self.run.steps:
             self._opened = open_batches(self._batches, self.left_out, self.step)
 

@@ -171,6 +171,8 @@ def _evaluate(train_run: TrainRun, arguments: argparse.Namespace) -> None:
         print(scores.text())
         for table in robustness:
             print(table.text())
+    if scores.failure is not None:
+        raise scores.failure
     _write_formats(scores, arguments.formats, arguments.model_dir)
 
 
@@ -205,6 +207,12 @@ def _follow(train_run: TrainRun, search: SearchConfig, arguments: argparse.Names
     transcriber: Transcriber | None = None
 
     def evaluate(step: int) -> RunScores:
+        scores = evaluate_step(step)
+        if scores.failure is not None:
+            raise scores.failure
+        return scores
+
+    def evaluate_step(step: int) -> RunScores:
         nonlocal transcriber
         directory = str(as_path(arguments.model_dir) / "checkpoints" / str(step))
         if transcriber is None:
