@@ -60,20 +60,24 @@ def exchange(value: Any, seconds: float = SECONDS) -> list[Any]:
 
 @contextlib.contextmanager
 def failing_together() -> Iterator[None]:
-    """Makes all processes raise the `UserError` that the block raises on one of them.
+    """Makes all processes raise the error that the block raises on one of them.
+
+    That is a `UserError` or a `RestartableError`; any other is a bug.
 
     The block contains nothing collective; every process enters it.
     """
-    failure: UserError | None = None
+    failure: UserError | RestartableError | None = None
     try:
         yield
-    except UserError as error:
+    except (UserError, RestartableError) as error:
         failure = error
     if jax.process_count() > 1:
         text = None if failure is None else str(failure)
-        for index, (host, theirs) in enumerate(exchange((platform.node(), text))):
+        own = (platform.node(), text, isinstance(failure, RestartableError))
+        for index, (host, theirs, passes) in enumerate(exchange(own)):
             if theirs is not None and failure is None:
-                raise UserError(f"process {index} on {host}: {theirs}")
+                kind = RestartableError if passes else UserError
+                raise kind(f"process {index} on {host}: {theirs}")
     if failure is not None:
         raise failure
 

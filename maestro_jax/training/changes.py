@@ -27,31 +27,18 @@ log = logging.getLogger(__name__)
 Description = Mapping[str, Any]
 """The class of each configuration and the values of its fields, by their places in the run."""
 
-# Fields of the run that decide neither parameters nor batches. What is read from `init_from` was
-# read when the run began; ids of languages and vocabularies are compared by themselves.
-_HARMLESS = {
-    "best_metric",
-    "best_mode",
-    "callbacks",
-    "checkpoint_every",
-    "console_metrics",
-    "diagnostics",
-    "health",
-    "init_exclude",
-    "init_from",
-    "init_include",
-    "init_which",
-    "keep_checkpoint_every",
-    "keep_checkpoints",
-    "languages",
-    "log_every",
-    "max_skipped_steps",
-    "partitioning",
-    "profile_steps",
-    "steps",
-    "tensorboard",
-    "trackers",
-    "validation",
+# Fields of the run that decide parameters and batches. The others concern devices, logging, checks
+# and the length of the run; what is read from `init_from` was read when the run began; and ids of
+# languages and vocabularies are compared by themselves.
+_DECIDING = {
+    "accumulate",
+    "ema_decay",
+    "leave_out_batches",
+    "model",
+    "objective",
+    "optimizer",
+    "seed",
+    "streams",
 }
 # Fields of parts of the model that choose how the same numbers are computed.
 _IMPLEMENTATIONS = {"attention_implementation", "remat", "scan"}
@@ -205,7 +192,7 @@ def _is_harmless(place: str, now: Description) -> bool:
     if first == "accumulate":
         # Negatives from the batch are those of the microbatch.
         return now.get("objective.matching.negatives") != "batch"
-    if first in _HARMLESS:
+    if first not in _DECIDING:
         return True
     if first == "model":
         return field in _IMPLEMENTATIONS
