@@ -79,6 +79,9 @@ def test_a_command_is_a_whole_run(
         rows_of_a_device(run, run.partitioning.shape(topology.devices))
         return
     bindings = dict(arguments.bindings)
-    run = gin_config.parse_and_build(arguments.gin_file, bindings)
+    shown = [
+        name for name in arguments.imports if pathlib.Path(f"{name.replace('.', '/')}.py").exists()
+    ]
+    run = gin_config.parse_and_build(arguments.gin_file, bindings, shown)
     if devices is not None:
         rows_of_a_device(run, run.partitioning.shape(devices))
