@@ -11,7 +11,11 @@ import sys
 import textwrap
 import time
 
+import jax
 import pytest
+
+from maestro_jax.training.partitioning import Partitioning
+from maestro_jax.training.trainer import Trainer
 
 pytestmark = pytest.mark.multiprocess
 
@@ -193,3 +197,33 @@ def test_a_process_that_hangs_ends_both_with_the_stacks_of_both(start_two, tmp_p
     texts = [(tmp_path / "stacks" / f"process-0000{n}.txt").read_text() for n in (0, 1)]
     assert "time.sleep(3600)" in texts[index] or "on_step" in texts[index]
     assert "ready_after" in texts[1 - index]
+
+
+@pytest.mark.slow
+def test_what_two_processes_began_goes_on_in_one_with_half_the_devices(
+    start_two, toy, tmp_path, monkeypatch
+):
+    processes = start_two()
+    _read_until(processes[0], "first step after")
+    processes[1].send_signal(signal.SIGTERM)
+    assert [process.wait(timeout=60) for process in processes] == [143, 143]
+    [step] = _saved_steps(tmp_path)
+    run = toy.run(
+        partitioning=Partitioning(mesh_shape=(2, 2, 2)),
+        elastic=True,
+        steps=step + 3,
+        checkpoint_every=1_000_000,
+    )
+    few = jax.devices()[:4]
+    monkeypatch.setattr(jax, "devices", lambda *_: few)
+    seen = []
+
+    def batches(start):
+        seen.append(start)
+        return toy.batches(start)
+
+    trainer = Trainer(run, tmp_path, batches=batches)
+    trainer.fit()
+    assert seen == [step] and _saved_steps(tmp_path)[-1] == step + 3
+    assert dict(trainer.mesh.shape) == {"data": 1, "fsdp": 2, "tensor": 2}
+    assert trainer.run.accumulate == 2
