@@ -44,6 +44,7 @@ from maestro_jax.modules.duration import FROZEN_DURATIONS, freeze_durations, nam
 from maestro_jax.training import (
     array_checksums,
     checkpoint_files,
+    distributed,
     parameter_groups,
     parameter_trees,
 )
@@ -458,7 +459,7 @@ class Checkpoints:
             log.warning("%s", f"{text}; {consequence}" if consequence else text)
             move_tree(path, target)
         if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("damaged checkpoints set aside")
+            distributed.meet("damaged checkpoints set aside")
         if self._manager is not None:
             self._manager.reload()
 

@@ -279,3 +279,25 @@ def first_process_says(value: Any) -> Any:
             f"{_group.name} has waited for the first process for {_FIRST_PROCESS_SECONDS} s "
             f"({_group.places()}): {_summary(error)}"
         ) from error
+
+
+def meet(point: str, *, seconds: int = _FIRST_PROCESS_SECONDS) -> None:
+    """Waits until all processes have come to a point; all call it at the same ones, in order.
+
+    Args:
+        point: Name of the point.
+        seconds: The longest wait.
+
+    Raises:
+        RestartableError: Not all have come in time.
+    """
+    client = jax_distributed.global_state.client
+    if jax.process_count() == 1 or client is None:
+        return
+    try:
+        client.wait_at_barrier(f"maestro_jax/{point}/{next(_said)}", 1000 * seconds)
+    except jax.errors.JaxRuntimeError as error:
+        raise RestartableError(
+            f"{_group.name} has waited for {seconds} s for all processes to come to {point!r} "
+            f"({_group.places()})"
+        ) from error

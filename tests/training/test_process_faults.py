@@ -67,7 +67,7 @@ def start_two(tmp_path):
     """Starts two processes, which are gone when the test ends."""
     processes = []
 
-    def start(fault="none -1 -1", checkpoint_every=1_000_000):
+    def start(fault="none -1 -1", checkpoint_every=1_000_000, script=_PROCESS):
         with socket.socket() as probe:
             probe.bind(("localhost", 0))
             port = probe.getsockname()[1]
@@ -84,7 +84,7 @@ def start_two(tmp_path):
         for index in range(2):
             processes.append(
                 subprocess.Popen(
-                    [sys.executable, "-c", textwrap.dedent(_PROCESS), str(here), str(tmp_path)],
+                    [sys.executable, "-c", textwrap.dedent(script), str(here), str(tmp_path)],
                     stderr=subprocess.PIPE,
                     text=True,
                     env=environment | {"JAX_PROCESS_ID": str(index)},
@@ -227,3 +227,29 @@ def test_what_two_processes_began_goes_on_in_one_with_half_the_devices(
     assert seen == [step] and _saved_steps(tmp_path)[-1] == step + 3
     assert dict(trainer.mesh.shape) == {"data": 1, "fsdp": 2, "tensor": 2}
     assert trainer.run.accumulate == 2
+
+
+_MEETING = """
+    import sys
+    from maestro_jax.training import distributed
+    from maestro_jax.errors import RestartableError
+    distributed.initialize()
+    import jax
+    index = jax.process_index()
+    assert distributed.first_process_decides(10 + index) == 10
+    assert distributed.first_process_says({"of": [index, "a"]}) == {"of": [0, "a"]}
+    distributed.meet("here")
+    if index:
+        try:
+            distributed.meet("there", seconds=2)
+        except RestartableError as error:
+            print(error, file=sys.stderr)
+"""
+
+
+@pytest.mark.slow
+def test_a_barrier_has_a_limit(start_two, tmp_path):
+    first, second = start_two(script=_MEETING)
+    error = second.stderr.read()
+    assert "has waited for 2 s for all processes to come to 'there' (process 0: " in error
+    assert "(process 1 of 2)" in error
