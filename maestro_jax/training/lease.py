@@ -199,22 +199,21 @@ class _BucketStorage:
     def __init__(self, path: epath.Path) -> None:
         from google.cloud import storage
 
-        bucket, _, name = os.fspath(path).removeprefix("gs://").partition("/")
-        self._blob = storage.Client().bucket(bucket).blob(name)
+        bucket, _, self._name = os.fspath(path).removeprefix("gs://").partition("/")
+        self._bucket = storage.Client().bucket(bucket)
         self._generation = 0
         self.settle = 0.0
 
     def read(self) -> bytes | None:
         from google.api_core import exceptions
 
+        # A blob that has a generation asks for that one, so each call makes its own.
+        blob = self._bucket.get_blob(self._name)
+        self._generation = 0 if blob is None else blob.generation
         try:
-            # The content may be of a newer generation than this one; replacing it then fails.
-            self._blob.reload()
-            self._generation = self._blob.generation
-            return self._blob.download_as_bytes()
-        except exceptions.NotFound:
-            self._generation = 0
-            return None
+            return None if blob is None else blob.download_as_bytes()
+        except exceptions.NotFound:  # It was replaced meanwhile.
+            return b""
 
     def create(self, content: bytes) -> bool:
         self._generation = 0
@@ -223,18 +222,19 @@ class _BucketStorage:
     def replace(self, content: bytes) -> bool:
         from google.api_core import exceptions
 
+        blob = self._bucket.blob(self._name)
         try:
-            self._blob.upload_from_string(content, if_generation_match=self._generation)
+            blob.upload_from_string(content, if_generation_match=self._generation)
         except exceptions.PreconditionFailed:
             return False
-        self._generation = self._blob.generation
+        self._generation = blob.generation
         return True
 
     def remove(self) -> None:
         from google.api_core import exceptions
 
         try:
-            self._blob.delete(if_generation_match=self._generation)
+            self._bucket.blob(self._name).delete(if_generation_match=self._generation)
         except (exceptions.NotFound, exceptions.PreconditionFailed):
             return
 
