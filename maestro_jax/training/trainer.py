@@ -28,7 +28,6 @@ from etils import epath
 from maestro_jax.chip_table import chip_of
 from maestro_jax.errors import RESTART_EXIT_CODE, UserError
 from maestro_jax.files import absolute_path, write_if_changed
-from maestro_jax.flops import count_jaxpr_flops
 from maestro_jax.objectives.base import Controls
 from maestro_jax.training import agreement, elastic, parameter_trees
 from maestro_jax.training.batch_feed import Batches, BatchFeed, Sample, TaskBatches
@@ -72,7 +71,8 @@ from maestro_jax.training.records import TrainingRecord
 from maestro_jax.training.run import TrainRun
 from maestro_jax.training.start import check_start
 from maestro_jax.training.state import TrainState, create_state, initial_params, sharded_state
-from maestro_jax.training.step import describe_shapes, jit_train_step, term_gradient_norms
+from maestro_jax.training.step import describe_shapes, term_gradient_norms
+from maestro_jax.training.step_programs import StepPrograms
 from maestro_jax.training.trackers import JsonlTracker, TensorBoardTracker, Tracker
 from maestro_jax.training.validation import Validation
 from maestro_jax.training.watchdog import Activity, Watchdog
@@ -222,8 +222,6 @@ class Trainer:
         self._reason = ""
         self._measured: dict[str, float] = {}
         self._gradient_norms: tuple[int, Any] | None = None
-        # Model FLOPs of a step by the shapes of its batch.
-        self._flops: dict[str, float] = {}
         # The step in flight, the time at which it will have been completed, its FLOPs.
         self._in_flight: tuple[int, concurrent.futures.Future[float], float] | None = None
         # Sees when a step is completed, whatever the main thread is doing then.
@@ -318,7 +316,13 @@ class Trainer:
         # The file is written first; a run without it goes by its checkpoint.
         rollbacks = (start.record.rollbacks, first_process_says(written))
         self.rollbacks = max(map(list, rollbacks), key=len)
-        self.step = start.record.step
+        self._begin(start.record)
+        self._abstract = layout.abstract
+        self._programs = StepPrograms(run, self.mesh, self.shardings)
+        if self.loads_data and 0 < self.step < run.steps:
+            # A new run would keep whoever mistyped something waiting for the compiler.
+            streams = self.curriculum.active_streams(self.step)
+            self._programs.compile_ahead(self._abstract, self.controls(self.step), streams)
         with agreement.failing_together():
             if self._batches is None:
                 self._task_batches = TaskBatches(run, self.mesh, self.model_dir, self.data_dir)
@@ -341,7 +345,6 @@ class Trainer:
         if self._task_batches is not None:
             self._task_batches.save()
         # The run's own checkpoint, else init_from, else from scratch.
-        self._abstract = layout.abstract
         restored = self.checkpoints.restore_latest(
             layout.abstract, with_optimizer=start.same_optimizer
         )
@@ -363,7 +366,6 @@ class Trainer:
             self._open_batches()
 
         self.metadata = run_metadata(run, self.mesh, parameters)
-        self._train_step = jit_train_step(run, self.mesh, self.shardings)
         self._term_gradient_norms = jax.jit(
             functools.partial(
                 term_gradient_norms,
@@ -395,19 +397,16 @@ class Trainer:
         """
         step, controls = self.step + 1, self.controls(self.step)
         self.activity.begin(f"step {step}", "step")
-        shapes = describe_shapes(batch)
-        is_new = shapes not in self._flops
+        is_new = describe_shapes(batch) not in self._programs
         if is_new:
             # A step that is compiled is not timed, and neither is what is in flight before it.
             self.wait()
             self.activity.begin(f"compiling step {step}")
-            log.info("compiling the training step of shape %d: %s", len(self._flops) + 1, shapes)
-            traced = self._train_step.trace(self.state, batch, controls)
-            self._flops[shapes] = count_jaxpr_flops(traced.jaxpr).model
         began = time.monotonic()
+        program = self._programs.get(self.state, batch, controls)
         with jax.profiler.StepTraceAnnotation("train", step_num=step):
             # The old state is donated: nothing may hold on to its arrays.
-            self.state, metrics = self._train_step(self.state, batch, controls)
+            self.state, metrics = program.run(self.state, batch, controls)
         if is_new:
             self.timer.complete(step, _completion_time(metrics), counted=False)
             self.activity.begin(f"after step {step}")
@@ -417,7 +416,7 @@ class Trainer:
             # At most two steps are in flight, which bounds the memory of batches.
             self.wait()
             done = self._watcher.submit(_completion_time, metrics)
-            self._in_flight = (step, done, self._flops[shapes])
+            self._in_flight = (step, done, program.flops)
         self.step = step
         return StepInfo(step=step, batch=batch, metrics=metrics)
 
@@ -544,6 +543,7 @@ class Trainer:
         with contextlib.ExitStack() as stack:
             # A step that hangs must not keep the process.
             stack.callback(self._watcher.shutdown, wait=False)
+            stack.callback(self._programs.close)
             self._open_feed()
             stack.callback(lambda: self.feed.close())
             if jax.process_index() == 0:
