@@ -13,6 +13,7 @@ import numpy as np
 
 from maestro_jax.evaluation.run_evaluation import evaluate_run
 from maestro_jax.experiments.stages import Experiment, Recipe, Stage
+from maestro_jax.files import write_atomically
 from maestro_jax.inference.search_config import SearchConfig
 from maestro_jax.inference.transcriber import Transcriber
 from maestro_jax.reports.html_report import draw_curves, draw_probe, write_report
@@ -146,7 +147,7 @@ def _write_lm_texts(pretraining: TrainRun, output: Path, data: Path) -> dict[str
         }
         for stage, path in files.items():
             texts = (text for source in chosen[stage] for text in source.read(source.sentences))
-            path.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+            write_atomically(path, "".join(f"{text}\n" for text in texts).encode())
     return files
 
 

@@ -16,6 +16,7 @@ from maestro_jax.evaluation.evaluate import Evaluation
 from maestro_jax.evaluation.predictions import read_predictions
 from maestro_jax.evaluation.run_evaluation import evaluate_run
 from maestro_jax.experiments.stages import Experiment, Recipe, Stage
+from maestro_jax.files import write_atomically
 from maestro_jax.inference.search_config import SearchConfig
 from maestro_jax.reports.html_report import draw_curves, draw_probe
 from maestro_jax.tables import table
@@ -100,7 +101,8 @@ def run_low_resource(
         "minutes": minutes,
         "searches": {how: comparison.as_dict() for how, comparison in comparisons.items()},
     }
-    (experiment.output / "low_resource.json").write_text(json.dumps(record, indent=2) + "\n")
+    content = json.dumps(record, indent=2) + "\n"
+    write_atomically(experiment.output / "low_resource.json", content.encode())
 
     print(f"\n{test_set}, {comparisons['greedy'].utterances} utterances\n")
     print(table(rows))

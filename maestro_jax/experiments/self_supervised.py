@@ -22,6 +22,7 @@ from maestro_jax.evaluation.self_supervision import (
     evaluate_self_supervision,
 )
 from maestro_jax.experiments.stages import Experiment, Recipe, Stage
+from maestro_jax.files import write_atomically
 from maestro_jax.tables import table
 from maestro_jax.training import parameter_trees
 from maestro_jax.training.checkpoints import Which, find_checkpoint, restore_params
@@ -104,7 +105,8 @@ def run_self_supervised(
             for name, by_weights in found.items()
         },
     }
-    (experiment.output / "self_supervised.json").write_text(json.dumps(record, indent=2) + "\n")
+    content = json.dumps(record, indent=2) + "\n"
+    write_atomically(experiment.output / "self_supervised.json", content.encode())
 
     print("\nThe objectives, on masked speech of unheard voices, in percent\n")
     print(table([_objective(name, w, e) for name, each in found.items() for w, e in each.items()]))

@@ -18,7 +18,7 @@ import numpy as np
 from etils import epath
 
 from maestro_jax.errors import UserError
-from maestro_jax.files import absolute_path
+from maestro_jax.files import absolute_path, write_atomically
 from maestro_jax.text.language_tokens import LANGUAGE_TOKENS_FILE
 from maestro_jax.text.languages import LANGUAGES_FILE
 from maestro_jax.text.vocabularies import MODEL_FILE
@@ -117,7 +117,7 @@ def average_checkpoints(
     target.mkdir(parents=True, exist_ok=True)
     for name in (MODEL_FILE, LANGUAGES_FILE, LANGUAGE_TOKENS_FILE):
         if (source / name).exists():
-            (target / name).write_bytes((source / name).read_bytes())
+            write_atomically(target / name, (source / name).read_bytes())
     checkpoints = Checkpoints(target, keep=1)
     checkpoints.save(state, json.loads(json.dumps(record)))
     checkpoints.close()

@@ -21,6 +21,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from maestro_jax.errors import UserError
+from maestro_jax.files import write_atomically
 from maestro_jax.losses.contrastive import perplexity
 from maestro_jax.objectives.metrics import Probe
 from maestro_jax.training.batch_feed import held_out_pairs
@@ -119,7 +120,8 @@ class Diagnostics(Callback):
             for path in self._directory.glob("*.npz"):
                 if path.stem.isdecimal() and int(path.stem) > trainer.step:
                     path.unlink()
-            (self._directory / RUN_FILE).write_text(json.dumps(trainer.metadata, indent=2))
+            description = json.dumps(trainer.metadata, indent=2)
+            write_atomically(self._directory / RUN_FILE, description.encode())
         if trainer.step == 0:
             self._run(trainer, {})
 
@@ -180,7 +182,7 @@ class Diagnostics(Callback):
         if jax.process_index() == 0:
             content = io.BytesIO()
             np.savez_compressed(content, **arrays)
-            (self._directory / f"{step:08d}.npz").write_bytes(content.getvalue())
+            write_atomically(self._directory / f"{step:08d}.npz", content.getvalue())
         values = {
             f"probe/{name}": float(total) / float(count)
             for name, (total, count) in probe.metrics.items()
