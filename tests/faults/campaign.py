@@ -13,6 +13,7 @@ import argparse
 import collections
 import concurrent.futures
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -238,12 +239,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         TOY: Program(arguments.steps),
         MINIVOX: MiniVoxProgram(STEPS[MINIVOX], prepared=shared / "minivox"),
     }
-    if minivox:
-        programs[MINIVOX].prepare()
     began = time.monotonic()
 
+    @functools.cache
     def reference(name: str, count: int) -> SmallRun:
         """Does the undisturbed run, which also fills the compilation cache."""
+        if name == MINIVOX:
+            programs[name].prepare()
         directory = output / f"{name}{count}"
         shutil.rmtree(directory, ignore_errors=True)
         run = SmallRun(programs[name], count, directory, shared, random.Random(0))
@@ -259,7 +261,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             directory = output / f"run{plan.index:03d}.{number}"
             return SmallRun(programs[plan.program], plan.processes, directory, shared, rng)
 
-        undisturbed = references[plan.program, plan.processes]
+        with locks[plan.program, plan.processes]:
+            undisturbed = reference(plan.program, plan.processes)
         results = disturb(plan, make_run, undisturbed)
         with lock:
             done[plan.index] = results
@@ -272,8 +275,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     lock = threading.Lock()
     left = [plan for plan in plans if plan.index not in done]
-    needed = sorted({(plan.program, plan.processes) for plan in left})
-    references = {key: reference(*key) for key in needed}
+    locks = {(plan.program, plan.processes): threading.Lock() for plan in plans}
     total = sum(len(plan.kinds) for plan in left)
     with (
         Progress(total=total, label="faults", unit="fault") as progress,

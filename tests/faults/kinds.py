@@ -14,7 +14,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 
-from tests.faults.small_run import EXIT_LIMIT, START_LIMIT, Failure, SmallRun
+from tests.faults.small_run import EXIT_LIMIT, START_LIMIT, Failure, SmallRun, patience
 
 RECOVERED, STOPPED = "recovered", "stopped in one line"
 Kind = Callable[[SmallRun], str]
@@ -132,7 +132,7 @@ def one_frozen(run: SmallRun) -> str:
     run.children[lost].send_signal(signal.SIGSTOP)
     other = run.children[1 - lost]
     try:
-        other.wait(LOST_HOST_LIMIT)
+        other.wait(patience(LOST_HOST_LIMIT))
     except Exception:
         run.kill()
         raise Failure(f"still waits for a frozen process after {LOST_HOST_LIMIT:.0f} s") from None
@@ -231,7 +231,7 @@ def _bad_storage(run: SmallRun, area: str, *, seconds: float, **faults: int) -> 
         setattr(run.control.area(area), name, value)
     # Some savings fall into the fault, and many steps are left for those that follow.
     pace, run.control.pace = run.control.pace, 0.2
-    run.until(lambda: False, seconds)
+    run.rest(seconds)
     run.control.pace = pace
     run.control.heal()
     if run.has_ended:
@@ -280,7 +280,7 @@ def no_writing_at_start(run: SmallRun) -> str:
         [errno.ENOSPC, errno.EROFS, errno.EACCES]
     )
     run.start()
-    run.until(lambda: False, 6.0)
+    run.rest(6.0)
     run.control.heal()
     if run.has_ended:
         return _after_exit(run, run.wait_for_exit())
@@ -296,7 +296,7 @@ def reading_fails(run: SmallRun) -> str:
     before = run.steps()
     run.control.area("model").read_error = errno.EIO
     run.start()
-    run.until(lambda: False, 6.0)
+    run.rest(6.0)
     run.control.heal()
     codes = []
     if run.has_ended:
@@ -359,7 +359,7 @@ def damaged_shard(run: SmallRun) -> str:
     whole = path.read_bytes()
     path.write_bytes(_damaged(whole, run.rng.choice(["cut", "zeroed"]), run.rng.random()))
     run.start()
-    run.until(lambda: False, START_LIMIT)
+    run.rest(START_LIMIT)
     path.write_bytes(whole)
     codes = run.wait_for_exit()
     words = run.log_text()

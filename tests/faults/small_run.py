@@ -48,6 +48,11 @@ _INCIDENTAL = re.compile(
 _LEFT_BEHIND = re.compile(r"tmp|lease|\.part$|/\.[^/]*$")
 
 
+def patience(seconds: float) -> float:
+    """Returns a time limit for this machine, which may have more to do than it has cores."""
+    return seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
 class Failure(Exception):
     """What must not happen."""
 
@@ -235,7 +240,7 @@ class SmallRun:
 
     def until(self, condition: Callable[[], Any], limit: float) -> bool:
         """Waits until a condition holds or a process has ended; returns whether it holds."""
-        deadline = time.monotonic() + limit
+        deadline = time.monotonic() + patience(limit)
         while not condition():
             if self.has_ended:
                 return bool(condition())
@@ -243,6 +248,12 @@ class SmallRun:
                 return False
             time.sleep(0.005)
         return True
+
+    def rest(self, seconds: float) -> None:
+        """Waits so long, or until a process has ended."""
+        deadline = time.monotonic() + seconds
+        while not self.has_ended and time.monotonic() < deadline:
+            time.sleep(0.005)
 
     @property
     def has_ended(self) -> bool:
@@ -265,7 +276,7 @@ class SmallRun:
             Failure: One does not end, ends with a status that nothing explains, or with a traceback
                 instead of a line.
         """
-        deadline = time.monotonic() + limit
+        deadline = time.monotonic() + patience(limit)
         alive = list(self.children)
         while alive and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -322,7 +333,7 @@ class SmallRun:
         """Starts the same command beside the present processes; returns its status and words."""
         (child,) = self._spawn(1, f"second{self.attempts}")
         try:
-            code = child.wait(SECOND_LIMIT)
+            code = child.wait(patience(SECOND_LIMIT))
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
