@@ -123,7 +123,7 @@ first_error() {
 while true; do
   rm -f "$logs"/*
   start_all "$@"
-  wait_all
+  wait_all 2>/dev/null # Not the shell's own words about processes that were killed.
   if [[ -z $first ]]; then
     exit 0
   fi
