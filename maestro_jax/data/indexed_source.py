@@ -7,11 +7,12 @@ can also give any record by its index; TFDS data sets in the `array_record` form
 from __future__ import annotations
 
 import abc
+import contextlib
 import functools
 import logging
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,8 @@ class IndexedSplit(abc.ABC):
 
     element_spec: Mapping[str, tf.TensorSpec]
     num_bytes: int
+    failure: UserError | None = None
+    """Why records could not be read, which TensorFlow hides among the names of its nodes."""
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
@@ -189,8 +192,9 @@ def _parts(name: str) -> list[str]:
 class _TfdsSplit(IndexedSplit):
     """A split of a TFDS data set in the `array_record` format, or the sum of several."""
 
-    def __init__(self, builder: Any, directory: Path, name: str) -> None:
+    def __init__(self, builder: Any, directory: Path, name: str, remedy: str) -> None:
         self._builder, self._directory, self._name = builder, directory, name
+        self._remedy = remedy
         self._records = builder.as_data_source(name)
         self._in_bucket = is_remote(directory)
         self._features = builder.info.features
@@ -202,12 +206,44 @@ class _TfdsSplit(IndexedSplit):
         return len(self._records)
 
     def __getitem__(self, index: int) -> Mapping[str, Any]:
-        return self._records[index]
+        with self._naming_shard([index]):
+            return self._records[index]
+
+    @contextlib.contextmanager
+    def _naming_shard(self, indices: Sequence[int]) -> Iterator[None]:
+        """Turns what reading records of a damaged or missing shard raises into one line."""
+        try:
+            yield
+        except Exception as error:
+            # ArrayRecord raises errors of many kinds, none of which names the file.
+            self.failure = UserError(self._damage(indices, error))
+            raise self.failure from None
+
+    def _damage(self, indices: Sequence[int], error: Exception) -> str:
+        """Describes the first of some records that cannot be read, in one line."""
+        source = self._records.data_source
+        shard = self._directory
+        for index in indices:
+            try:
+                source[index]
+            except Exception as own:
+                error = own
+                number, _ = source._reader_idx_and_position(index)
+                shard = source._read_instructions[number].filename
+                break
+        reason = " ".join(str(error).split())
+        reason = f"{reason[:76]} ..." if len(reason) > 80 else reason
+        return (
+            f"{shard} is damaged or missing ({reason}); copy it again from where it came from, or "
+            f"run `{self._remedy}` with --overwrite."
+        )
 
     def lengths(self) -> np.ndarray:
         """Reads the lengths from a file beside the shards; reading all records may take hours."""
         if len(parts := _parts(self._name)) > 1:
-            splits = [_TfdsSplit(self._builder, self._directory, part) for part in parts]
+            splits = [
+                _TfdsSplit(self._builder, self._directory, part, self._remedy) for part in parts
+            ]
             return np.concatenate([split.lengths() for split in splits])
         path = lengths_file(self._directory, self._name)
         lengths = load_lengths(path, len(self))
@@ -229,9 +265,10 @@ class _TfdsSplit(IndexedSplit):
 
         def read(chunk: np.ndarray) -> np.ndarray:
             indices = [index(number) for number in chunk.tolist()]
-            if self._in_bucket:  # Each record is a request: all at once.
-                return np.array(serialized.__getitems__(indices), object)
-            return np.array([serialized[number] for number in indices], object)
+            with self._naming_shard(indices):
+                if self._in_bucket:  # Each record is a request: all at once.
+                    return np.array(serialized.__getitems__(indices), object)
+                return np.array([serialized[number] for number in indices], object)
 
         def fetch(chunk: tf.Tensor) -> tf.Tensor:
             return tf.ensure_shape(tf.numpy_function(read, [chunk], tf.string), [None])
@@ -255,8 +292,8 @@ def _builder(directory: Path, stamp: int) -> Any:
 
 
 @functools.lru_cache(maxsize=512)
-def _tfds_split(directory: Path, stamp: int, name: str) -> _TfdsSplit:
-    return _TfdsSplit(_builder(directory, stamp), directory, name)
+def _tfds_split(directory: Path, stamp: int, name: str, remedy: str) -> _TfdsSplit:
+    return _TfdsSplit(_builder(directory, stamp), directory, name, remedy)
 
 
 class IndexedTfdsSource(IndexedSource):
@@ -355,7 +392,7 @@ class IndexedTfdsSource(IndexedSource):
         if texts and (apart := directory / TEXTS_ONLY / "dataset_info.json").is_file():
             stamp = modification_time(apart)
             if set(_parts(name)) <= set(_builder(apart.parent, stamp).info.splits):
-                return _tfds_split(apart.parent, stamp, name)
+                return _tfds_split(apart.parent, stamp, name, self._remedy)
         stamp = modification_time(directory / "dataset_info.json")
         available = _builder(directory, stamp).info.splits
         for part in _parts(name):
@@ -364,4 +401,4 @@ class IndexedTfdsSource(IndexedSource):
                     f"{directory} has {', '.join(available)}, but no split {part!r}; run "
                     f"`{self._remedy}` with --overwrite on a source that has utterances of it."
                 )
-        return _tfds_split(directory, stamp, name)
+        return _tfds_split(directory, stamp, name, self._remedy)

@@ -189,18 +189,30 @@ def _language_ids(
     return values
 
 
-def _read(spec: ReaderSpec, dataset: tf.data.Dataset) -> Generator[_Chunk, None, None]:
-    """Iterates over chunks of examples, and names the task when reading fails."""
+def _read(
+    spec: ReaderSpec, dataset: tf.data.Dataset, split: IndexedSplit | None = None
+) -> Generator[_Chunk, None, None]:
+    """Iterates over chunks of examples, and names the task or the file when reading fails."""
     options = tf.data.Options()
     # Training shares the cores; the readers of all tasks together must not crowd it out.
     options.threading.private_threadpool_size = 2
     options.threading.max_intra_op_parallelism = 1
+    chunks = iter(dataset.ragged_batch(_CHUNK).with_options(options))
     try:
-        for chunk in dataset.ragged_batch(_CHUNK).with_options(options):
+        for chunk in chunks:
             yield _Chunk.from_tensors(chunk, spec)
+        return
     except tf.errors.OpError as error:
-        reason = " ".join(str(error.message).split())[:400]
-        raise UserError(f"reading task {spec.task.name!r} failed: {reason}") from error
+        if split is not None and split.failure is not None:
+            failure = UserError(f"reading task {spec.task.name!r}: {split.failure}")
+        else:
+            reason = " ".join(str(error.message).split())[:400]
+            failure = UserError(f"reading task {spec.task.name!r} failed: {reason}")
+    finally:
+        # Its threads may be about to call Python, and would hang a process that ends meanwhile. So
+        # the error must not keep it alive either, as the one before would.
+        del chunks
+    raise failure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,7 +287,7 @@ class CachedReader:
     """
 
     def __init__(self, spec: ReaderSpec, split: IndexedSplit) -> None:
-        chunks = list(_read(spec, preprocess(spec, split, len(split))))
+        chunks = list(_read(spec, preprocess(spec, split, len(split)), split))
         self._examples = _Chunk.joined(chunks, spec)
 
     @property
@@ -307,7 +319,7 @@ class IndexedReader:
         # are checked against the second.
         upcoming = indices()
         dataset = preprocess(spec, split, _ENDLESS, lambda _: next(upcoming))
-        self._chunks = _read(spec, dataset)
+        self._chunks = _read(spec, dataset, split)
         self._chunk: _Chunk | None = None
         self._row = 0
         self._expected = indices()

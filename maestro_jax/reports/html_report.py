@@ -54,6 +54,7 @@ th { font-weight: 600; white-space: nowrap; }
 .mark { display: inline-block; min-width: 4.5rem; padding: 0 .5rem; border-radius: .6rem;
         text-align: center; color: #fff; }
 .ok { background: #00795a; } .warn { background: #b06f00; } .fail { background: #b33a00; }
+.bar { display: inline-block; height: .7rem; background: #0072B2; }
 figure { margin: 1rem 0; } img { max-width: 100%; height: auto; }
 figcaption, .note { color: #555; font-size: .92em; }
 """
@@ -241,6 +242,8 @@ def _section(name: str, title: str, body: str) -> str:
 
 def _page(name: str, run_log: RunLog, figure_sections: Sequence[str]) -> str:
     first = [("summary", "Summary", _summary(run_log)), ("health", "Health", _health(run_log))]
+    if time_spent := _goodput(run_log):
+        first.append(("goodput", "Goodput", time_spent))
     if run_log.scores:
         tables = [_scores(title, content) for title, content in run_log.scores.items()]
         first.append(("scores", "Scores", "\n".join(tables)))
@@ -306,6 +309,44 @@ def _health(run_log: RunLog) -> str:
         for check in check_health(run_log.curves, run_log.description, run_log.codes)
     )
     return f"<table>\n{rows}\n</table>"
+
+
+_MEANINGS = {
+    "start": "from the start of a process to its first step",
+    "compile": "steps that were compiled",
+    "input": "devices waited for a batch",
+    "step": "all other steps",
+    "checkpoint": "saving, as far as training waited for it",
+    "diagnostics": "diagnostics, validation, reports, checks",
+    "lost": "done again after a restart or a rollback",
+    "down": "between two processes",
+}
+
+
+def _goodput(run_log: RunLog) -> str:
+    """Formats the account of the run's time as a table; empty for a run without one."""
+    curves = run_log.curves
+    seconds = {part: last(curves, f"goodput/{part}_seconds") or 0.0 for part in _MEANINGS}
+    total = sum(seconds.values())
+    if not total:
+        return ""
+    rows = "\n".join(
+        f"<tr><th>{part}</th><td>{duration(spent)}</td><td>{spent / total:.1%}</td>"
+        f'<td><span class="bar" style="width: {12 * spent / total:.2f}rem"></span></td>'
+        f"<td>{_MEANINGS[part]}</td></tr>"
+        for part, spent in seconds.items()
+    )
+    notes = [f"{seconds['step'] / total:.1%} of {duration(total)} were steps."]
+    # The speed of the steps, and that of the run, all its time counted.
+    for name, text in (
+        ("mfu", "Model-FLOPs utilisation: {:.1%} during steps, {:.1%} of the whole time."),
+        ("audio_hours_per_second", "Audio per second: {:.3g} h during steps, {:.3g} h over all."),
+    ):
+        if name in curves and np.isfinite(curves[name][1]).any():
+            mean = float(np.nanmean(curves[name][1]))
+            busy = seconds["step"] + seconds["input"]
+            notes.append(text.format(mean, mean * busy / total))
+    return f"<p>{' '.join(notes)}</p>\n<table>\n{rows}\n</table>"
 
 
 def _scores(title: str, content: Mapping[str, Any]) -> str:

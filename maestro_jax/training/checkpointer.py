@@ -130,8 +130,9 @@ class Checkpointer(Callback):
             if not was_overdue:
                 log.warning("step %d is not saved: too many of the last steps were bad", info.step)
         elif is_last:
-            with trainer.activity.during(f"saving step {info.step}"):
-                self._save_last(trainer)
+            with trainer.paused("checkpoint"):
+                with trainer.activity.during(f"saving step {info.step}"):
+                    self._save_last(trainer)
         else:
             self._save(trainer)
 
@@ -149,6 +150,8 @@ class Checkpointer(Callback):
             log.info("best checkpoint: %s %.4g", self._best.metric, self._best.value)
         self._improved = False
         trainer.checkpoints.best = self._best
+        # The times and counts of the record are those of a step that is done.
+        trainer.wait()
         record = TrainingRecord.of_run(
             trainer.run,
             step=trainer.step,
@@ -158,14 +161,17 @@ class Checkpointer(Callback):
             rollbacks=trainer.rollbacks,
             batch_parts=trainer.batch_parts,
         )
-        with trainer.activity.during(f"saving step {trainer.step}"):
+        for tracker in trainer.trackers:
+            # Before: a process that is killed when the checkpoint is complete, and no sooner, has
+            # written the metrics that no later one writes again.
+            tracker.flush()
+        saving = trainer.activity.during(f"saving step {trainer.step}")
+        with trainer.paused("checkpoint"), saving:
             trainer.checkpoints.save(trainer.state, record.to_json())
         self._tell(trainer)
         over_long = {name: n for name, n in trainer.feed.counters.items() if n}
         if over_long:
             log.info("over-long examples so far, in this process: %s", over_long)
-        for tracker in trainer.trackers:
-            tracker.flush()
 
     def _save_last(self, trainer: Trainer) -> None:
         """Saves the last state of this process; after a failure, again until the limit."""

@@ -15,6 +15,19 @@ QUANTITIES = ("examples", "audio_seconds", "tokens")
 """Last parts of the names of metrics that count what a stream has."""
 
 
+def is_of_the_machine(name: str) -> bool:
+    """Returns whether a metric tells of time or memory, and not of the model.
+
+    Such metrics differ between a run and its repetition; all others are the same to the bit.
+    """
+    return (
+        name.startswith("goodput/")
+        or name in ("data_wait_fraction", "mfu", "host_memory_gib")
+        or name.endswith(("_per_second", "_seconds", "seconds_left"))
+        and not name.endswith("/audio_seconds")
+    )
+
+
 class MetricWindow:
     """Accumulates the metrics of the steps since the last log point.
 
@@ -106,8 +119,15 @@ class StepTimer:
         self._devices = devices
         self._peak_flops = peak_flops
         self._start = self._last = time.monotonic()
+        # Seconds that were paused since `_last`, and whether they are being paused.
         self._paused = 0.0
-        self._waited: dict[int, float] = {}
+        self._is_paused = False
+        self._has_begun = False
+        self._spent = dict.fromkeys(
+            ("start", "compile", "input", "step", "checkpoint", "diagnostics"), 0.0
+        )
+        # Step -> for how long its batch was waited for, and until when.
+        self._waited: dict[int, tuple[float, float]] = {}
         self._times: list[_StepTime] = []
 
     @property
@@ -116,17 +136,41 @@ class StepTimer:
         return self._earlier + time.monotonic() - self._start
 
     def waited(self, step: int, seconds: float) -> None:
-        """Records for how long the batch of a step was waited for."""
-        self._waited[step] = seconds
+        """Records for how long the batch of a step, which has just come, was waited for."""
+        self._waited[step] = (seconds, time.monotonic())
+
+    def begin(self) -> None:
+        """Begins with the steps; what came before was the start."""
+        now = time.monotonic()
+        self._spent["start"] += now - self._last - self._paused
+        self._last, self._paused, self._has_begun = now, 0.0, True
 
     @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Excludes a block from the time of steps; it counts as elapsed time."""
-        began = time.monotonic()
+    def paused(self, part: str = "diagnostics") -> Iterator[None]:
+        """Excludes a block from the time of steps; it counts as elapsed time.
+
+        Args:
+            part: What it is spent on (`goodput.PARTS`). A block within another one is part of that.
+        """
+        if self._is_paused:
+            yield
+            return
+        began, self._is_paused = time.monotonic(), True
         try:
             yield
         finally:
-            self._paused += time.monotonic() - began
+            seconds, self._is_paused = time.monotonic() - began, False
+            self._paused += seconds
+            self._spent[part] += seconds
+
+    def spent(self) -> dict[str, float]:
+        """Returns on what the seconds since the timer was made were spent; they add up to them.
+
+        A step in flight counts up to now, whatever it turns out to be.
+        """
+        since = time.monotonic() - self._last - self._paused
+        part = "step" if self._has_begun else "start"
+        return {**self._spent, part: self._spent[part] + since}
 
     def complete(self, step: int, at: float, *, flops: float = 0.0, counted: bool = True) -> None:
         """Records when a step was completed.
@@ -137,10 +181,14 @@ class StepTimer:
             flops: Model FLOPs of the step on all devices together.
             counted: Whether the step counts; one that was compiled does not.
         """
-        waited = self._waited.pop(step, 0.0)
+        waited, until = self._waited.pop(step, (0.0, at))
+        # From one completion to the next, without what was paused in between.
+        seconds = max(at - self._last - self._paused, 0.0)
+        # A batch that came while the step before was computed kept no device waiting.
+        idle = min(max(until - max(self._last, until - waited), 0.0), seconds)
+        self._spent["input"] += idle
+        self._spent["step" if counted else "compile"] += seconds - idle
         if counted:
-            # From one completion to the next, without what was paused in between.
-            seconds = max(at - self._last - self._paused, 0.0)
             waited = min(waited, seconds)
             self._times.append(_StepTime(step=step, seconds=seconds, waited=waited, flops=flops))
         self._last, self._paused = at, 0.0
@@ -221,6 +269,10 @@ def console_line(step: int, steps: int, values: Mapping[str, float], names: Sequ
         parts.append(f"{values['steps_per_second']:.3g} steps/s")
     if "mfu" in values:
         parts.append(f"mfu {values['mfu']:.1%}")
+    if "audio_hours_per_second" in values:
+        parts.append(f"{3600 * values['audio_hours_per_second']:.3g} s of audio/s")
+    if "goodput/fraction" in values:
+        parts.append(f"goodput {values['goodput/fraction']:.0%}")
     parts.append(f"elapsed {duration(values['elapsed_seconds'])}")
     if "seconds_left" in values:
         parts.append(f"left {duration(values['seconds_left'])}")

@@ -77,6 +77,8 @@ class TrainRun:
         health: What counts as a loss spike, and how the run rolls back.
         leave_out_batches: First and last number of each range of batches that the run leaves out;
             batch *n* is the one that step *n* would take otherwise.
+        check_replicas_every: Number of steps between two comparisons of what devices hold replicas
+            of (`replica_check`); 0 for none.
         diagnostics: Probes of held-out pairs that tell whether pretraining is healthy.
         validation: Losses and scores of held-out examples.
         watchdog: Limits after which a run that hangs is ended.
@@ -112,6 +114,7 @@ class TrainRun:
     max_skipped_steps: int = 100
     health: HealthConfig = HealthConfig()
     leave_out_batches: tuple[tuple[int, int], ...] = ()
+    check_replicas_every: int = 100
     diagnostics: DiagnosticsConfig = DiagnosticsConfig()
     validation: ValidationConfig = ValidationConfig()
     watchdog: WatchdogConfig = WatchdogConfig()
@@ -134,6 +137,10 @@ class TrainRun:
                 continue
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"{name} is {value!r}; it must be a whole number of 1 or more.")
+        if self.check_replicas_every < 0:
+            raise UserError(
+                f"check_replicas_every is {self.check_replicas_every}; it must be 0 or more."
+            )
         if not 0 <= self.seed < 2**31:
             raise UserError(f"seed is {self.seed}; it must lie in 0 ... 2**31 - 1.")
         if self.ema_decay is not None and not 0.0 <= self.ema_decay < 1.0:

@@ -18,7 +18,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,9 @@ class Tracker:
         Args:
             model_dir: The model directory, which exists.
             start_step: Step from which training continues. What was written of later steps belongs
-                to a process that died; those steps are done again.
+                to a process that died, or to steps that were rolled back; those steps are done
+                again. At step 0 that is all, for what is measured before the first step is measured
+                again, too; but not on a second call, after a rollback to step 0.
             config: Description of the run, as JSON values.
         """
 
@@ -80,8 +82,8 @@ class Tracker:
 class JsonlTracker(Tracker):
     """Writes one line of JSON per log point to ``metrics.jsonl`` in the model directory.
 
-    Lines of steps that will be done again are removed at the start, so that a step has one line. A
-    value that is not finite is null.
+    Lines of steps that will be done again are removed at the start, and what is logged of a step
+    that has a line goes into that line, so that a step has one. A value that is not finite is null.
 
     Buckets cannot append: there the whole file is written again, with every checkpoint and report,
     and once a minute in between. If that fails, the next time does it.
@@ -89,28 +91,40 @@ class JsonlTracker(Tracker):
 
     _UPLOAD_SECONDS = 60.0
 
+    def __init__(self) -> None:
+        self._has_started = False
+
     def start(self, model_dir: epath.Path, start_step: int, config: Mapping[str, Any]) -> None:
         """Opens the file."""
         directory = as_path(model_dir)
         directory.mkdir(parents=True, exist_ok=True)
         self._path = directory / METRICS_FILE
-        self._lines = [
-            line
-            for line in (self._path.read_text().splitlines() if self._path.exists() else [])
-            if _step_of(line) <= start_step
-        ]
+        written = self._path.read_text().splitlines() if self._path.exists() else []
+        by_step = {step: line for line in written if (step := _step_of(line)) <= start_step}
+        if not start_step and not self._has_started:
+            by_step = {}
+        self._has_started = True
+        self._lines = [by_step[step] for step in sorted(by_step)]
+        self._last_step = max(by_step, default=-1)
         self._appends = not is_remote(directory)
         write_atomically(self._path, self._content())
         self._uploaded, self._is_new = time.monotonic(), False
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Appends a line."""
-        finite = {
+        values = {
             name: float(value) if math.isfinite(value) else None for name, value in metrics.items()
         }
-        line = json.dumps({"step": step, **finite}, allow_nan=False)
+        is_again = step == self._last_step
+        if is_again:
+            values = {**json.loads(self._lines.pop()), **values}
+        line = json.dumps({"step": step, **values}, allow_nan=False)
         self._lines.append(line)
+        self._last_step = step
         if self._appends:
+            if is_again:
+                write_atomically(self._path, self._content())
+                return
             with self._path.open("a") as file:
                 file.write(line + "\n")
             return
@@ -151,8 +165,14 @@ def _step_of(line: str) -> float:
 class TensorBoardTracker(Tracker):
     """Writes TensorBoard files to ``metrics/`` in the model directory.
 
+    Each process writes a file of its own, and removes from those of earlier ones the steps that
+    will be done again.
+
     Where TensorFlow is not installed, it writes nothing, and a line of the log says so.
     """
+
+    def __init__(self) -> None:
+        self._has_started = False
 
     def start(self, model_dir: epath.Path, start_step: int, config: Mapping[str, Any]) -> None:
         """Opens the files."""
@@ -166,6 +186,8 @@ class TensorBoardTracker(Tracker):
             )
             return
         directory = as_path(model_dir) / "metrics"
+        _prepare_events(directory, start_step + 1 if start_step or self._has_started else 0)
+        self._has_started = True
         self._writer = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(directory)))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -192,6 +214,58 @@ class TensorBoardTracker(Tracker):
         """Flushes and closes the files."""
         if self._writer is not None:
             self._writer.close()
+
+
+def _prepare_events(directory: epath.Path, first: int) -> None:
+    """Removes what TensorBoard files say from a step on, and moves files of the future.
+
+    There is an event by which a file tells readers to forget what others say. TensorBoard obeys,
+    but its `EventAccumulator`, with which scripts read the files, does not for scalars of today's
+    kind.
+    """
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    if not directory.exists():
+        return
+    now, prefix = int(time.time()), "events.out.tfevents."
+    late: list[str] = []
+    for name in sorted(path.name for path in directory.iterdir()):
+        if not name.startswith(prefix):
+            continue
+        path = directory / name
+        content = path.read_bytes()
+        kept: list[bytes] = []
+        for record, message in _records(content):
+            event = Event.FromString(message)
+            if event.HasField("file_version") or event.step < first:
+                kept.append(record)
+        if len(kept) <= 1:  # No more than the version.
+            path.unlink()
+            continue
+        if len(rest := b"".join(kept)) < len(content):
+            write_atomically(path, rest)
+        second = name.removeprefix(prefix).partition(".")[0]
+        if second.isdecimal() and int(second) >= now - 1:
+            late.append(name)
+    # Readers take files by their names, which begin with the second in which they were made: that
+    # of the next file, if a run is restarted at once, or a later one, if the clock was set back.
+    for number, name in enumerate(late):
+        ending = name.removeprefix(prefix).partition(".")[2]
+        target = directory / f"{prefix}{now - 1:010d}.{number:04d}.{ending}"
+        if target.name != name:
+            (directory / name).rename(target)
+
+
+def _records(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yields the records of a TFRecord file and their messages, up to one that was cut off."""
+    begin = 0
+    while begin + 12 <= len(content):
+        # The length, a checksum of it, the message, a checksum of that.
+        end = begin + 12 + int.from_bytes(content[begin : begin + 8], "little") + 4
+        if end > len(content):
+            return
+        yield content[begin:end], content[begin + 12 : end - 4]
+        begin = end
 
 
 class WandbTracker(Tracker):

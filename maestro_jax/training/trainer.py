@@ -47,6 +47,7 @@ from maestro_jax.training.checkpoints import (
     partial_restore,
     saved_record,
 )
+from maestro_jax.training.compilation import cache_counts, unexpected_shapes
 from maestro_jax.training.curriculum_controller import (
     CurriculumController,
     LossBalancer,
@@ -54,7 +55,9 @@ from maestro_jax.training.curriculum_controller import (
 )
 from maestro_jax.training.diagnostics import Diagnostics, run_metadata
 from maestro_jax.training.distributed import first_process_says, process_group
+from maestro_jax.training.goodput import Goodput
 from maestro_jax.training.health import HealthGuard
+from maestro_jax.training.host_memory import HostMemory
 from maestro_jax.training.lease import Lease, LeaseGuard
 from maestro_jax.training.left_out import (
     LeftOut,
@@ -68,6 +71,7 @@ from maestro_jax.training.partitioning import replicated
 from maestro_jax.training.preemption import PreemptionHandler, TrainingPreempted
 from maestro_jax.training.process_group import AgreedStop
 from maestro_jax.training.records import TrainingRecord
+from maestro_jax.training.replica_check import ReplicaCheck
 from maestro_jax.training.run import TrainRun
 from maestro_jax.training.start import check_start
 from maestro_jax.training.state import TrainState, create_state, initial_params, sharded_state
@@ -189,17 +193,21 @@ class Trainer:
         self.balancer = LossBalancer(run.objective, self.curriculum)
         self.validation = Validation(run.validation, validation_samples)
         self._logger = MetricLogger()
+        self._goodput = Goodput()
         self.callbacks: tuple[Callback, ...] = (
             # Before all that write.
             LeaseGuard(self._lease),
             # First: it has the metrics of a step before any other callback asks for a log point.
             self._logger,
+            self._goodput,
             self.curriculum,
             self.balancer,
             Diagnostics(run.diagnostics, held_out),
             self.validation,
             *([Profiler(*run.profile_steps)] if run.profile_steps else []),
             HealthGuard(run.max_skipped_steps, run.health),
+            ReplicaCheck(run.check_replicas_every),
+            HostMemory(),
             # Copies: the state of one training must not reach another one of the same run.
             *copy.deepcopy(run.callbacks),
             *callbacks,
@@ -254,6 +262,7 @@ class Trainer:
                 callback.on_start(self)
             self.flush_log()
             self._initial_states = self._callback_states() if self.step == 0 else {}
+            self.timer.begin()
             batch = self.next_batch()
             while self.step < self.run.steps and not self.is_stopping:
                 info = self.train_step(batch)
@@ -402,6 +411,9 @@ class Trainer:
             # A step that is compiled is not timed, and neither is what is in flight before it.
             self.wait()
             self.activity.begin(f"compiling step {step}")
+            unexpected = unexpected_shapes(self.run, batch)
+            if unexpected is not None and step > self.start_step + 1:
+                log.warning("step %d is compiled for a batch of %s", step, unexpected)
         began = time.monotonic()
         program = self._programs.get(self.state, batch, controls)
         with jax.profiler.StepTraceAnnotation("train", step_num=step):
@@ -411,7 +423,12 @@ class Trainer:
             self.timer.complete(step, _completion_time(metrics), counted=False)
             self.activity.begin(f"after step {step}")
             if step == self.start_step + 1:
-                log.info("first step after %.1f s", time.monotonic() - began)
+                log.info(
+                    "first step after %.1f s; programs so far: %d from the compilation cache, %d "
+                    "compiled for it",
+                    time.monotonic() - began,
+                    *cache_counts(),
+                )
         else:
             # At most two steps are in flight, which bounds the memory of batches.
             self.wait()
@@ -509,10 +526,15 @@ class Trainer:
             self.timer.complete(step, done.result(), flops=flops)
 
     @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Waits for the step in flight, and excludes a block from the measured speed."""
+    def paused(self, part: str = "diagnostics") -> Iterator[None]:
+        """Waits for the step in flight, and excludes a block from the measured speed.
+
+        Args:
+            part: What its time is spent on (`goodput.PARTS`).
+        """
         self.wait()
-        with self.timer.paused(), self.activity.during(f"work after step {self.step}"):
+        during = self.activity.during(f"work after step {self.step}")
+        with self.timer.paused(part), during:
             yield
 
     def term_gradient_norms(self, info: StepInfo) -> tuple[dict[str, float], dict[str, float]]:
@@ -541,6 +563,7 @@ class Trainer:
         self.processes.where = lambda: self.activity.name
         self.processes.resume = self._resume
         with contextlib.ExitStack() as stack:
+            stack.callback(self._goodput.write)
             # A step that hangs must not keep the process.
             stack.callback(self._watcher.shutdown, wait=False)
             stack.callback(self._programs.close)
@@ -618,7 +641,7 @@ class Trainer:
                 callback.on_roll_back(self)
             self._open_batches()
             self._open_feed()
-        return self.next_batch()
+        return None if self.is_stopping else self.next_batch()
 
     def _saved_parts(self) -> int:
         """Returns `batch_parts` of the newest checkpoint that can be read; 0 if there is none."""
@@ -631,7 +654,8 @@ class Trainer:
         return 0
 
     def _close_checkpoints(self) -> None:
-        with self.activity.during(f"saving step {self.step}"):
+        saving = self.activity.during(f"saving step {self.step}")
+        with self.timer.paused("checkpoint"), saving:
             self.checkpoints.close()
 
     def _resume(self) -> str:

@@ -1,5 +1,7 @@
 import collections
+import dataclasses
 import itertools
+import shutil
 import time
 
 import numpy as np
@@ -388,3 +390,25 @@ def test_data_that_are_not_prepared(corpus, tmp_path):
     for stream in ("text", "speech"):
         with pytest.raises(UserError, match="run `maestro prepare tinyvox`"):
             StreamLoader({stream: STREAMS[stream]}, seed=0, data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("cache_bytes", [1 << 30, 0])
+@pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "missing"])
+def test_a_damaged_shard_is_named_in_one_line(corpus, tmp_path, damage, cache_bytes):
+    shutil.copytree(corpus.root, tmp_path / "data")
+    [shard] = (tmp_path / "data").rglob("*paired_de_train.array_record*")
+    content = bytearray(shard.read_bytes())
+    if damage == "flipped":
+        content[len(content) // 2] ^= 4
+        content[100] ^= 4
+    if damage == "missing":
+        shard.unlink()
+    else:
+        shard.write_bytes({"cut": content[: len(content) // 2], "empty": b""}.get(damage, content))
+    streams = {"paired": dataclasses.replace(STREAMS["paired"], mixture="tinyvox_paired_de")}
+    with pytest.raises(UserError) as caught:
+        take(corpus, streams, 20, data_dir=tmp_path / "data", cache_bytes=cache_bytes)
+    message = str(caught.value)
+    assert str(shard) in message and "run `maestro prepare tinyvox` with --overwrite" in message
+    assert "\n" not in message and len(message) < 260 + len(str(shard))
+    assert "node" not in message and caught.value.__context__ is None

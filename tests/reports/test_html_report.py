@@ -303,6 +303,28 @@ def test_the_last_probe_as_pictures(written, tmp_path):
     assert draw_probe(tmp_path) == []
 
 
+def test_where_the_time_went_is_told(tmp_path):
+    lines = [
+        {"step": 100, "loss": 3.0, "mfu": 0.5, "goodput/step_seconds": 1.0},
+        {
+            "step": 200,
+            "loss": 2.0,
+            "mfu": 0.3,
+            "goodput/start_seconds": 600.0,
+            "goodput/step_seconds": 4500.0,
+            "goodput/input_seconds": 900.0,
+            "goodput/lost_seconds": 1200.0,
+        },
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = write_report(tmp_path)[0].read_text()
+    assert "62.5% of 2:00:00 were steps." in page
+    # 0.4 during three quarters of the time.
+    assert "utilisation: 40.0% during steps, 30.0% of the whole time." in page
+    assert "<th>lost</th><td>0:20:00</td><td>16.7%</td>" in page
+    assert 'href="#goodput"' in page
+
+
 def test_scores_are_on_the_page_also_those_of_earlier_versions(tmp_path):
     write_run(tmp_path, healthy(), probes=False, described=False)
     folder = tmp_path / "evaluation"

@@ -13,6 +13,7 @@ from maestro_jax.errors import UserError
 from maestro_jax.training.callbacks import Callback
 from maestro_jax.training.health import HealthConfig, HealthGuard
 from maestro_jax.training.left_out import BatchesLeavingOut, LeftOut, read_left_out
+from maestro_jax.training.metrics import is_of_the_machine
 from maestro_jax.training.optimizers import AdamConfig
 from maestro_jax.training.trainer import train
 
@@ -24,8 +25,7 @@ def _lines(directory):
 
 
 def _untimed(line):
-    timed = ("second", "data_wait_fraction")
-    return {name: value for name, value in line.items() if not any(t in name for t in timed)}
+    return {name: value for name, value in line.items() if not is_of_the_machine(name)}
 
 
 def _steps_saved(directory):

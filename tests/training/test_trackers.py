@@ -10,9 +10,12 @@ import types
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from etils import epath
+from tensorboard.backend.event_processing import event_accumulator
 
 from maestro_jax.errors import UserError
+from maestro_jax.training.callbacks import Callback
 from maestro_jax.training.trackers import JsonlTracker, TensorBoardTracker, WandbTracker
 from maestro_jax.training.trainer import train
 
@@ -103,3 +106,78 @@ def test_a_tracker_that_is_not_installed_is_said_so(toy, tmp_path, monkeypatch):
         toy.run(trackers=[WandbTracker])
     with pytest.raises(UserError, match=r"trackers has .*, which is no Tracker"):
         toy.run(trackers=[object()])
+
+
+def _read_tensorboard(directory):
+    accumulator = event_accumulator.EventAccumulator(
+        str(directory), size_guidance={event_accumulator.TENSORS: 0}
+    )
+    accumulator.Reload()
+    return {
+        tag: [(e.step, float(tf.make_ndarray(e.tensor_proto))) for e in accumulator.Tensors(tag)]
+        for tag in accumulator.Tags()["tensors"]
+    }
+
+
+class Killed(BaseException):
+    pass
+
+
+class AtStart(Callback):
+    """Measures something before the first step, as diagnostics do, and dies at some steps."""
+
+    def __init__(self, *dies_at):
+        self.dies_at = dies_at
+
+    def on_start(self, trainer):
+        if trainer.step == 0:
+            trainer.log_metrics({"before": 1.0})
+
+    def on_step(self, trainer, info):
+        if info.step in self.dies_at:
+            raise Killed
+
+
+@pytest.mark.parametrize("deaths", [(1,), (2,), (3,), (1, 4, 5), (5, 4, 6, 6)])
+def test_every_step_is_logged_once_after_restarts(toy, tmp_path, deaths):
+    """Also before the first checkpoint, which is that of step 3; log points at 2, 4, 6."""
+    run = toy.run(tensorboard=True, steps=6, checkpoint_every=3)
+    expected = [0, 2, 4, 6]
+    for death in deaths:
+        with pytest.raises(Killed):
+            train(run, tmp_path, batches=toy.batches, callbacks=[AtStart(death)])
+    train(run, tmp_path, batches=toy.batches, callbacks=[AtStart()])
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == expected
+    read = _read_tensorboard(tmp_path / "metrics")
+    assert [step for step, _ in read["loss"]] == expected[1:]
+    assert [step for step, _ in read["before"]] == [0]
+    for (_, value), line in zip(read["loss"], lines[1:], strict=True):
+        assert value == pytest.approx(line["loss"], rel=1e-6)
+
+
+def test_tensorboard_files_of_the_future_do_not_hide_new_ones(tmp_path):
+    """A clock that was set back by a day, and restarts within a second."""
+    for start, value in ((0, 1.0), (2, 2.0), (2, 3.0)):
+        tracker = TensorBoardTracker()
+        tracker.start(epath.Path(tmp_path), start, {})
+        for step in (1, 2, 3, 4):
+            if step > start:
+                tracker.log(step, {"a": value})
+        tracker.close()
+        if start == 0:
+            [path] = (tmp_path / "metrics").iterdir()
+            *head, second, rest = path.name.split(".", 4)
+            path.rename(path.with_name(".".join([*head, str(int(second) + 86400), rest])))
+    assert _read_tensorboard(tmp_path / "metrics")["a"] == [(1, 1), (2, 1), (3, 3), (4, 3)]
+
+
+def test_what_is_logged_of_a_step_again_goes_into_its_line(tmp_path):
+    tracker = JsonlTracker()
+    tracker.start(epath.Path(tmp_path), 0, {})
+    tracker.log(1, {"a": 1.0})
+    tracker.log(1, {"a": 2.0, "b": 3.0})
+    tracker.start(epath.Path(tmp_path), 1, {})  # A rollback to the step.
+    tracker.log(2, {"a": 4.0})
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [{"step": 1, "a": 2.0, "b": 3.0}, {"step": 2, "a": 4.0}]

@@ -23,6 +23,7 @@ from maestro_jax.chip_table import CHIPS
 from maestro_jax.errors import UserError
 from maestro_jax.training import trainer
 from maestro_jax.training.checkpoints import restore_params
+from maestro_jax.training.metrics import is_of_the_machine
 from maestro_jax.training.optimizers import AdamConfig
 from maestro_jax.training.partitioning import Partitioning
 from maestro_jax.training.preemption import TrainingPreempted
@@ -34,9 +35,8 @@ def _lines(directory):
 
 
 def _without_times(lines):
-    timed = ("_seconds", "_per_second", "seconds_left", "data_wait_fraction", "mfu")
     return [
-        {key: value for key, value in line.items() if not key.endswith(timed)} for line in lines
+        {key: value for key, value in line.items() if not is_of_the_machine(key)} for line in lines
     ]
 
 

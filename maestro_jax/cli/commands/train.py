@@ -86,10 +86,11 @@ def run(arguments: argparse.Namespace) -> None:
         return
     record = run_record.RunRecord(gin_config.record_texts(), command_line())
     from maestro_jax.reports.html_report import train_with_report
-    from maestro_jax.training import distributed
+    from maestro_jax.training import distributed, goodput
 
     environment.enable_compilation_cache()
     distributed.initialize()
+    goodput.count_from_process_start()
     with distributed.ending_together():
         train_with_report(
             train_run,
