@@ -3,10 +3,11 @@
 #
 #   setup [--label TEXT] [--spec PIP_SPEC] [--data gs://BUCKET/PATH] [--data_by mount|copy]
 #   check [--env NAME=VALUE]...                     join the other hosts and print the devices
-#   start COMMAND [--env NAME=VALUE]... -- ARGUMENTS    start `maestro COMMAND ARGUMENTS` in the background
+#   start COMMAND ID [--env NAME=VALUE]... -- ARGUMENTS     start `maestro COMMAND ARGUMENTS` in the background
 #   status | stop | end | logs LINES [--follow] | log
 #
-# All files are in ~/maestro: code, venv, data, and run/ with logs, process id and exit status.
+# All files are in ~/maestro: code, venv, data, and run/ with logs, process id and exit status. Each line of a log begins
+# with its time, so that those of several hosts can be merged.
 set -euo pipefail
 
 readonly base=$HOME/maestro
@@ -35,9 +36,37 @@ is_running() {
   tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" | grep -q 'tpu_host.sh supervise'
 }
 
-# Prints one line for tpu_run.sh: MAESTRO_HOST <host> <state> [<detail>].
+# Prints an id that changes when the host is started again.
+boot_id() {
+  cat /proc/sys/kernel/random/boot_id
+}
+
+# Tests whether the host was started again since a file was written with its boot id.
+rebooted_since() {
+  [[ -f $1 && $(cat "$1") != "$(boot_id)" ]]
+}
+
+# Prints the lines of the log of the run that was started last, without their times.
+last_log() {
+  tac "$(log_file)" 2>/dev/null | sed '/^[^ ]* === /q' | tac | sed 's/^[^ ]* //'
+}
+
+# Prints the first line that says what went wrong: that of an error of the user or the machine, else that of an exception
+# or a crash, else the last line.
+first_error() {
+  local log pattern
+  log=$(last_log | sed 1d)
+  for pattern in '^error: ' '^([A-Za-z_][A-Za-z_0-9]*[.])*[A-Z][A-Za-z]*(Error|Exception)(:|$)' \
+    '^Fatal Python error|Segmentation fault|^F[0-9]{4} '; do
+    grep -E -m 1 "$pattern" <<<"$log" && return
+  done
+  tail -n 1 <<<"$log"
+}
+
+# Prints a line for tpu_run.sh, MAESTRO_HOST <host> <run id> <state> [<detail>] [rebooted], and one about a failed run,
+# MAESTRO_ERROR <host> <seconds since 1970> <first error>.
 state() {
-  local state=absent
+  local state=absent rebooted=""
   if is_running; then
     state="running $(cat "$run/pid")"
   elif [[ -f $run/stopped ]]; then
@@ -50,7 +79,15 @@ state() {
   elif [[ -f $base/label ]]; then
     state="ready $(cat "$base/label")"
   fi
-  printf 'MAESTRO_HOST %s %s\n' "$(hostname)" "$state"
+  ! rebooted_since "$run/boot" || rebooted=" rebooted"
+  printf 'MAESTRO_HOST %s %s %s%s\n' "$(hostname)" "$(cat "$run/id" 2>/dev/null || echo -)" "$state" "$rebooted"
+  case $state in
+    "exited 0" | "exited 143") ;;
+    exited*)
+      printf 'MAESTRO_ERROR %s %s %s\n' "$(hostname)" \
+        "$(stat -c %.3Y "$run/exit" 2>/dev/null || echo 0)" "$(first_error)"
+      ;;
+  esac
 }
 
 find_uv() {
@@ -91,10 +128,13 @@ install_gcsfuse() {
 
 # Mounts a bucket or copies it to the host's disk, since corpora are files with random access.
 provide_data() {
+  [[ -n $1 ]] || return 0
   local source=${1#gs://} by=$2
   local bucket=${source%%/*} path=""
   [[ $source == */* ]] && path=${source#*/}
   path=${path%/}
+  # A gcsfuse that has died leaves a mount that nothing can be read from.
+  ls "$base/data" >/dev/null 2>&1 || fusermount -uz "$base/data" 2>/dev/null || true
   mkdir -p "$base/data"
   if [[ $by == copy ]]; then
     gcloud storage rsync --recursive "gs://$bucket${path:+/$path}" "$base/data"
@@ -104,7 +144,15 @@ provide_data() {
   fi
 }
 
+# Runs what may hang with a time limit, and once at a time.
 setup() {
+  ! is_running || fail "a run is in progress: stop it first"
+  mkdir -p "$run"
+  flock --nonblock "$base/setup.lock" timeout 1700 bash "$0" install "$@" ||
+    fail "setup ended with $?: see above; 124 is its limit of 28 minutes, 1 may be another setup in progress"
+}
+
+install() {
   local label="" spec="" data="" by=mount
   while (($#)); do
     case $1 in
@@ -116,10 +164,9 @@ setup() {
     esac
     shift 2
   done
-  ! is_running || fail "a run is in progress: stop it first"
-  mkdir -p "$run"
   install_code "$label" "$spec"
-  [[ -z $data ]] || provide_data "$data" "$by"
+  printf '%s\n%s\n' "$data" "$by" >"$base/data_source"
+  provide_data "$data" "$by"
   say "installed $label"
 }
 
@@ -140,9 +187,20 @@ take_environment() {
 
 start() {
   [[ -x $base/venv/bin/maestro ]] || fail "maestro is not installed: run tpu_run.sh setup first"
-  ! is_running || fail "a run is in progress: stop it first"
+  if is_running; then
+    # The connection may have broken after the last start.
+    [[ $(cat "$run/id") == "$2" ]] || fail "a run is in progress: stop it first"
+    say "process $(cat "$run/pid") is running already"
+    return
+  fi
+  # Mounts go when a host is started again.
+  local data="" by=""
+  { read -r data && read -r by; } <"$base/data_source" || true
+  if [[ $by == mount ]]; then provide_data "$data" "$by" || fail "cannot mount $data"; fi
   rm -f "$run/pid" "$run/supervisor" "$run/exit" "$run/stopped"
   echo "$1" >"$run/command"
+  echo "$2" >"$run/id"
+  boot_id >"$run/boot"
   # A new session, so that the run survives the connection.
   setsid nohup bash "$0" supervise "$@" >>"$(log_file)" 2>&1 </dev/null &
   local tries
@@ -154,14 +212,28 @@ start() {
   say "started process $(cat "$run/pid")"
 }
 
+# Writes what it reads to the log, each line after its time.
+keep_log() {
+  # Everything on a host gets SIGTERM when it goes down, and the run has yet to say that it has saved.
+  trap '' TERM INT HUP
+  local line now time
+  while IFS= read -r line || [[ -n $line ]]; do
+    now=$EPOCHREALTIME
+    TZ=UTC printf -v time '%(%FT%T)T' "${now%[.,]*}"
+    printf '%s.%sZ %s\n' "$time" "${now#*[.,]}" "$line"
+  done
+}
+
 supervise() {
-  local command=$1 variables arguments pid code noticed
-  shift
+  local command=$1 variables arguments pid code noticed keeper
+  shift 2
   take_environment "$@"
+  exec > >(keep_log) 2>&1
+  keeper=$!
   # When a host goes down everything gets SIGTERM: the trap keeps this shell alive to write the exit status. It does not
   # pass the signal on, because the process of maestro has had it already and a second one ends it before it has saved.
   trap 'noticed=1' TERM
-  printf '=== %s maestro %s' "$(date -u +%Y-%m-%dT%H:%M:%SZ)" "$command"
+  printf '=== maestro %s' "$command"
   printf ' %q' ${arguments[@]+"${arguments[@]}"}
   printf '\n'
   env "${variables[@]}" "$base/venv/bin/maestro" "$command" ${arguments[@]+"${arguments[@]}"} &
@@ -174,6 +246,10 @@ supervise() {
     wait "$pid" || code=$?
     ((noticed)) || break
   done
+  # Closes the log, so that it is complete when the exit status is there. A process that was left may hold it open.
+  exec >/dev/null 2>&1
+  { sleep 5 && kill -KILL "$keeper"; } &
+  wait "$keeper" || true
   echo "$code" >"$run/exit"
 }
 
@@ -220,19 +296,27 @@ stop() {
   say "stopped; exit status $(cat "$run/exit")"
 }
 
-# Kills a run whose other hosts have failed: it may hang in a collective operation and ignore SIGTERM.
+# Kills a run whose other hosts have failed, which may hang in a collective operation and ignore SIGTERM, and forgets how
+# it ended, so that a start that does not reach all hosts is not taken for another failure.
 end() {
-  is_running || return 0
-  terminate 60 || kill -KILL "$(cat "$run/pid")"
-  say "ended"
+  if is_running; then
+    terminate 60 || { kill -KILL "$(cat "$run/pid")" && terminate 10; } || fail "the run cannot be killed"
+    say "ended"
+  fi
+  rm -f "$run/pid" "$run/supervisor" "$run/exit" "$run/stopped"
 }
 
 verb=${1:?a verb is missing}
 shift
 case $verb in
-  setup | check | start | supervise | stop | end) "$verb" "$@" ;;
+  setup | install | check | start | supervise | stop | end) "$verb" "$@" ;;
   status) state ;;
-  logs) tail -n "$1" ${2:+--follow=name} "$(log_file)" | sed -u "s/^/$(hostname): /" ;;
+  logs)
+    # Following ends with the run.
+    follow=()
+    if [[ -n ${2:-} ]] && is_running; then follow=(--follow=name --pid="$(cat "$run/supervisor")"); fi
+    tail -n "$1" ${follow[@]+"${follow[@]}"} "$(log_file)" | sed -u "s/^/$(hostname): /"
+    ;;
   log) cat "$(log_file)" ;;
   *) fail "there is no verb $verb" ;;
 esac

@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -17,11 +18,19 @@ HERE = pathlib.Path(__file__).parent
 
 # What hosts have on their PATH. `maestro` keeps its arguments and its environment, then does what
 # `behaviour` has for this start on this host: a number is an exit status, `serve` trains until
-# SIGTERM and then saves, `checkpoint N` saves and fails.
+# SIGTERM and then saves, `checkpoint N` saves and fails, `error N TEXT` says so and exits with N.
 HOST_COMMANDS = {
     "hostname": 'echo "$FAKE_HOSTNAME"',
-    "mountpoint": "exit 1",
-    "gcsfuse": 'echo "gcsfuse $*" >>"$FAKE_CLOUD/host_calls"',
+    "mountpoint": '[ -e "$HOME/mounted" ]',
+    "gcsfuse": 'touch "$HOME/mounted"; echo "gcsfuse $*" >>"$FAKE_CLOUD/host_calls"',
+    # Another boot has another id.
+    "cat": """
+if [ "$1" = /proc/sys/kernel/random/boot_id ]; then
+  /bin/cat "$HOME/boot_id" 2>/dev/null || echo first
+else
+  exec /bin/cat "$@"
+fi
+""",
     "uv": """
 echo "uv $*" >>"$FAKE_CLOUD/host_calls"
 if [ "$1" = venv ]; then
@@ -42,6 +51,7 @@ todo=$(sed -n "${count}p" "$FAKE_CLOUD/behaviour")
 echo "training as $FAKE_HOSTNAME"
 case $todo in
   serve) trap 'echo saved; exit 143' TERM; while :; do sleep 0.05; done ;;
+  error*) set -- $todo; shift 2; echo "error: $*" >&2; set -- $todo; exit "$2" ;;
   checkpoint*) echo "$todo" >"$FAKE_CLOUD/checkpoints"; exit 1 ;;
   *) exit "${todo:-0}" ;;
 esac
@@ -66,6 +76,21 @@ class Cloud:
         """What the training process does at its first start, its second, ..."""
         (self.directory / "behaviour").write_text("\n".join(starts) + "\n")
 
+    def faults(self, **calls: list[str]) -> None:
+        """What happens to the next calls of a verb.
+
+        `fail`, `hang`, `refuse` (for good), `missing` (NOT_FOUND), `ignore` (success that does
+        nothing), or `ok`.
+        """
+        (self.directory / "faults.json").write_text(json.dumps(calls))
+
+    def reboot(self, home: pathlib.Path) -> None:
+        """What runs on a host is killed, and mounts are gone."""
+        for name in ("supervisor", "pid"):
+            os.kill(int((home / "maestro" / "run" / name).read_text()), signal.SIGKILL)
+        (home / "mounted").unlink(missing_ok=True)
+        (home / "boot_id").write_text("second\n")
+
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Runs tpu_run.sh of the checkout."""
         return subprocess.run(
@@ -82,6 +107,7 @@ class Cloud:
             "PATH": f"{self.directory / 'bin'}:{os.environ['PATH']}",
             "HOME": str(self.directory),
             "FAKE_CLOUD": str(self.directory),
+            "XDG_STATE_HOME": str(self.directory / "state"),
             "MAESTRO_TPU_NAME": "pod",
             "MAESTRO_TPU_ZONE": "us-east5-b",
             "MAESTRO_TPU_TYPE": "v6e-16",
@@ -93,9 +119,14 @@ class Cloud:
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def verbs(self) -> list[str]:
-        """What was done, in order: the verbs of gcloud, and what was sent to hosts."""
+        """What was done, in order: the verbs of gcloud, and what was sent to hosts.
+
+        Without the lease in the bucket, which is renewed now and then.
+        """
         done = []
         for call in self.calls():
+            if any(word.endswith("/babysit.json") or "/babysit.json#" in word for word in call):
+                continue
             verb = " ".join(call[:2]) if call[0] == "storage" else call[3]
             command = next((word for word in call if word.startswith("--command=")), "")
             if "tpu_host.sh" in command:
@@ -155,6 +186,7 @@ def cloud(tmp_path: pathlib.Path, checkout: pathlib.Path):
     made.plan(["ACTIVE"])
     made.behaviour("0")
     yield made
+    made.faults()
     for name in [path.name for path in (tmp_path / "resources").iterdir()]:
         kind = "tpu-vm" if name[-1].isdigit() else "queued-resources"
         delete = ["gcloud", "compute", "tpus", kind, "delete", name, "--zone=z"]

@@ -7,6 +7,7 @@ one a describe; `resources/`; and `homes/`, a home directory a host.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pathlib
@@ -14,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 CLOUD = pathlib.Path(os.environ["FAKE_CLOUD"])
 WORKERS = 2
@@ -86,7 +88,7 @@ def create(name: str, options: dict[str, str], queued: bool) -> None:
     plan = json.loads((CLOUD / "plan.json").read_text())
     states = plan.pop(0) if len(plan) > 1 else plan[0]
     (CLOUD / "plan.json").write_text(json.dumps(plan))
-    write(name, {"states": states, "nodes": nodes})
+    write(name, {"states": states, "nodes": nodes, "queued": queued})
 
 
 def describe(name: str, options: dict[str, str]) -> None:
@@ -119,6 +121,7 @@ def homes(node: str, options: dict[str, str]) -> list[pathlib.Path]:
 
 def ssh(name: str, options: dict[str, str]) -> None:
     code = 0
+    processes = []
     for home in homes(name, options):
         environment = {
             "HOME": str(home),
@@ -128,13 +131,14 @@ def ssh(name: str, options: dict[str, str]) -> None:
         }
         # What sshd does with a command: one string, to the user's shell.
         command = ["bash", "-c", options["--command"]]
-        done = subprocess.run(command, cwd=home, env=environment, stdout=subprocess.PIPE, text=True)
+        output = None
         if "--output-directory" in options:
-            file = pathlib.Path(options["--output-directory"]) / f"{home.name[-1]}.log"
-            file.write_text(done.stdout)
-        else:
-            print(done.stdout, end="", flush=True)
-        code = code or done.returncode
+            output = (pathlib.Path(options["--output-directory"]) / f"{home.name[-1]}.log").open(
+                "w"
+            )
+        processes.append(subprocess.Popen(command, cwd=home, env=environment, stdout=output))
+    for process in processes:
+        code = process.wait() or code
     sys.exit(code)
 
 
@@ -147,14 +151,62 @@ def scp(sources: list[str], target: str, options: dict[str, str]) -> None:
             shutil.copy(source, home / path)
 
 
+def fault(verb: str) -> bool:
+    """Does what is planned for this call; returns whether it is to do nothing else."""
+    path = CLOUD / "faults.json"
+    if not path.exists():
+        return False
+    with path.open("r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        faults = json.load(file)
+        kind = faults[verb].pop(0) if faults.get(verb) else "ok"
+        file.seek(0)
+        file.truncate()
+        json.dump(faults, file)
+    if kind == "fail":
+        refuse("INTERNAL: an internal error has occurred")
+    if kind == "refuse":
+        refuse("PERMISSION_DENIED: tpu")
+    if kind == "missing":
+        refuse("NOT_FOUND: Resource was not found")
+    if kind == "hang":
+        time.sleep(1000)
+    return kind == "ignore"
+
+
+def storage(words: list[str]) -> None:
+    """Checkpoints, and one object with a generation, replaced only if that is the expected one."""
+    if words[0] == "ls":
+        listing = CLOUD / "checkpoints"
+        if not listing.exists():
+            refuse("One or more URLs matched no objects.")
+        print(listing.read_text())
+        return
+    path = CLOUD / "object.json"
+    generation, content = json.loads(path.read_text()) if path.exists() else [0, ""]
+    expected = [word.partition("=")[2] for word in words if word.startswith("--if-generation")]
+    if expected and int(expected[0]) != generation:
+        refuse("HTTPError 412: At least one of the pre-conditions you specified did not hold.")
+    if words[0] == "cp":
+        path.write_text(json.dumps([generation + 1, pathlib.Path(words[1]).read_text()]))
+    elif not generation:
+        refuse("NOT_FOUND: no such object")
+    elif words[0] == "rm":
+        path.unlink()
+    else:
+        print(content if words[0] == "cat" else generation)
+
+
 def main() -> None:
     with (CLOUD / "calls.jsonl").open("a") as calls:
         calls.write(json.dumps(sys.argv[1:]) + "\n")
-    if sys.argv[1:3] == ["storage", "ls"]:
-        listing = CLOUD / "checkpoints"
-        sys.exit(0 if listing.exists() and not print(listing.read_text()) else 1)
+    if sys.argv[1] == "storage":
+        storage(sys.argv[2:])
+        return
     assert sys.argv[1:3] == ["compute", "tpus"], sys.argv
     group, verb, *words = sys.argv[3:]
+    if fault(verb):
+        return
     allowed = OPTIONS[group, verb] | EVERYWHERE
     given = [word for word in words if not word.startswith("--")]
     options = dict(word.partition("=")[::2] for word in words if word.startswith("--"))
@@ -164,7 +216,7 @@ def main() -> None:
         refuse("--zone must be specified")
     if verb == "create":
         create(given[0], options, group == "queued-resources")
-    elif verb == "describe" and group == "tpu-vm" and owner(given[0]) != given[0]:
+    elif verb == "describe" and group == "tpu-vm" and read(owner(given[0]))["queued"]:
         now = read(owner(given[0])).get("now", "CREATING")
         print("READY" if now == "ACTIVE" else now)
     elif verb == "describe":
