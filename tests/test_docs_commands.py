@@ -15,7 +15,8 @@ from maestro_jax.planning.chips import parse_topology
 from maestro_jax.planning.estimate import rows_of_a_device
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted(ROOT.glob("launch/*"))]
+SCRIPTS = [path for path in ROOT.glob("launch/**/*") if path.suffix in (".sh", ".sbatch", ".py")]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted(SCRIPTS)]
 # What stands before the arguments of a run, and on how many devices the line runs them.
 STARTS = {
     r"maestro train ": None,
@@ -51,7 +52,7 @@ def test_there_are_such_commands() -> None:
     pages = {page for page, _, _ in shown()}
     guides = ("launch", "plan", "pretrain", "finetune", "data", "scale")
     assert {f"docs/how_to/{name}.md" for name in guides} <= pages
-    assert {"launch/tpu_run.sh", "launch/slurm_train.sbatch", "--help"} <= pages
+    assert {"launch/slurm_train.sbatch", "--help"} <= pages
     assert {devices for _, _, devices in shown()} == {None, 64, 32}
 
 

@@ -40,8 +40,15 @@ for pid in "${pids[@]}"; do
 done
 exit "$highest"
 """,
-    "scancel": 'echo "scancel $*" >>"$FAKE/calls"; kill "-${1#--signal=}" $(cat "$FAKE/pids")',
-    "scontrol": 'echo "scontrol $*" >>"$FAKE/calls"',
+    # Slurm names a step <job>.<number>.
+    "scancel": """
+echo "scancel $*" >>"$FAKE/calls"
+kill "-${1#--signal=}" $(cat "$FAKE/pids") 2>/dev/null
+""",
+    "scontrol": """
+echo "scontrol $*" >>"$FAKE/calls"
+[[ $(grep -c ^scontrol "$FAKE/calls") -gt ${REQUEUE_FAILS:-0} ]]
+""",
 }
 TRAIN = ["--model_dir", "/shared/a", "--gin.MESH=(-1, 2, 2)", "--gin.A='$HOME'", "", "*"]
 
@@ -100,10 +107,12 @@ class Job:
         pytest.fail(f"no {text!r}: {found}")
 
 
+# Once in the job, three times in all, without pauses.
+LIMITS = {"MAESTRO_RESTARTS": "0", "MAESTRO_REQUEUES": "3", "MAESTRO_PAUSE": "0"}
 KEEPS_ARGUMENTS = r"""
 printf '%s\0' "$@" >"$FAKE/received-$SLURM_PROCID"
 echo "$XLA_FLAGS" >"$FAKE/flags"
-trap 'echo saved; exit 143' TERM
+if [[ ${DEAF:-} ]]; then trap '' TERM; else trap 'echo saved; exit 143' TERM; fi
 echo started
 [[ ${SERVE:-} ]] || exit "${CODE:-0}"
 while :; do sleep 0.05; done
@@ -158,10 +167,62 @@ n=$(cat "$FAKE/n-$SLURM_PROCID" 2>/dev/null || echo 0); echo $((n + 1)) >"$FAKE/
     assert process.returncode == 0
     assert [call.split()[0] for call in job.calls()] == ["srun"] * 3
     assert error.count("starting all tasks again") == 2
+    quick = {"MAESTRO_RESTART_PAUSE": "0", "MAESTRO_REQUEUES": "0"}
     always = Job(tmp_path / "always", 'exit "$CODE"')
-    process = always.start(*TRAIN, CODE=code, MAESTRO_RESTART_PAUSE="0", MAESTRO_RESTARTS="3")
+    process = always.start(*TRAIN, CODE=code, MAESTRO_RESTARTS="3", **quick)
     process.communicate(timeout=30)
     assert process.returncode == int(code) and len(always.calls()) == 4
+
+
+@pytest.mark.parametrize("code", ["75", "137"])
+def test_what_starts_in_the_job_do_not_mend_is_put_back_up_to_a_limit(tmp_path, code: str) -> None:
+    job = Job(tmp_path, KEEPS_ARGUMENTS)
+    process = job.start(*TRAIN, CODE=code, SLURM_RESTART_COUNT="2", **LIMITS)
+    errors = process.communicate(timeout=30)[1]
+    assert process.returncode == int(code)
+    assert job.calls()[1:] == ["scontrol requeue 4711"]
+    assert re.search("requeueing after (exit status 75|ended by SIGKILL)", errors)
+    process = job.start(*TRAIN, CODE=code, SLURM_RESTART_COUNT="3", **LIMITS)
+    errors = process.communicate(timeout=30)[1]
+    assert job.calls()[2:] == [job.calls()[0]]
+    assert "error: " in errors and "after 3 restarts (MAESTRO_REQUEUES)" in errors
+
+
+@pytest.mark.parametrize(("failures", "calls"), [(2, 3), (9, 5)])
+def test_a_requeue_that_fails_is_repeated_then_said(tmp_path, failures: int, calls: int) -> None:
+    job = Job(tmp_path, KEEPS_ARGUMENTS)
+    process = job.start(*TRAIN, CODE="75", REQUEUE_FAILS=str(failures), **LIMITS)
+    errors = process.communicate(timeout=30)[1]
+    assert process.returncode == 75
+    assert job.calls().count("scontrol requeue 4711") == calls
+    assert ("was not requeued: call sbatch again" in errors) == (calls == 5)
+
+
+def test_tasks_that_hang_at_the_time_limit_are_killed_and_the_job_is_put_back(tmp_path) -> None:
+    job = Job(tmp_path, KEEPS_ARGUMENTS)
+    process = job.start(*TRAIN, SERVE="1", DEAF="1", MAESTRO_GRACE="1", MAESTRO_PAUSE="1")
+    job.wait_for("started", process, tasks=(0, 1))
+    process.send_signal(signal.SIGUSR1)
+    errors = process.communicate(timeout=30)[1]
+    assert process.returncode == 137 and "have not ended after 1 seconds" in errors
+    assert job.calls()[1:] == [
+        "scancel --signal=TERM 4711",
+        "scancel --signal=KILL 4711.0",
+        "scontrol requeue 4711",
+    ]
+
+
+def test_srun_that_hangs_is_killed_and_the_job_is_put_back(tmp_path) -> None:
+    """Nothing starts, and no signal that Slurm passes on ends it."""
+    job = Job(tmp_path, KEEPS_ARGUMENTS)
+    hangs = '#!/bin/bash\necho "srun" >>"$FAKE/calls"\ntrap "" TERM\nwhile :; do sleep 0.1; done\n'
+    (tmp_path / "bin" / "srun").write_text(hangs)
+    process = job.start(*TRAIN, MAESTRO_GRACE="1", MAESTRO_PAUSE="1")
+    while not (tmp_path / "calls").exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGUSR1)
+    process.communicate(timeout=60)
+    assert process.returncode == 137 and job.calls()[-1] == "scontrol requeue 4711"
 
 
 @pytest.mark.parametrize("code", ["1", "2", "143"])
