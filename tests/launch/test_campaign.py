@@ -41,6 +41,15 @@ def test_creations_that_always_fail_end_with_growing_pauses(monkeypatch) -> None
     assert last.endswith("nothing of pod is left")
 
 
+def test_a_request_whose_answer_was_lost_is_waited_for(monkeypatch) -> None:
+    """Interrupted half a minute after it, before the slices are there."""
+    weather = simulated_cloud.World(late=1.0, signals=(0.01,))
+    monkeypatch.setattr(simulated_cloud, "world", lambda seed: weather)
+    outcomes = [campaign.attempt(seed) for seed in range(20)]
+    assert [x.created for x in outcomes] == [1] * 20
+    assert [x.left for x in outcomes] == [()] * 20
+
+
 def test_slices_are_held_no_longer_than_allowed(monkeypatch) -> None:
     done = outcome(monkeypatch, max_hours=2.0)
     assert done.code == 1 and not done.left

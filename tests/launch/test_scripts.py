@@ -31,4 +31,4 @@ def test_shellcheck_finds_nothing() -> None:
 
 def test_what_is_called_can_be_executed() -> None:
     called = {path.name for path in SCRIPTS if path.stat().st_mode & 0o100}
-    assert called == {"tpu_run.sh", "tpu_host.sh"}
+    assert called == {"local_run.sh", "tpu_run.sh", "tpu_host.sh"}
