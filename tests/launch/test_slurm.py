@@ -212,6 +212,7 @@ def test_tasks_that_hang_at_the_time_limit_are_killed_and_the_job_is_put_back(tm
     ]
 
 
+@pytest.mark.slow
 def test_srun_that_hangs_is_killed_and_the_job_is_put_back(tmp_path) -> None:
     """Nothing starts, and no signal that Slurm passes on ends it."""
     job = Job(tmp_path, KEEPS_ARGUMENTS)

@@ -152,6 +152,7 @@ def test_an_error_of_the_user_is_given_up_at_once(cloud) -> None:
     assert cloud.verbs().count("ssh start") == 1
 
 
+@pytest.mark.slow
 def test_what_a_restart_mends_is_started_again(cloud) -> None:
     """An exit with 75, a death by a signal, and hosts that were started again."""
     cloud.behaviour("error 75 lost process 1", "error 137 x", "serve", "0")
