@@ -31,7 +31,7 @@ def _campaign(output: pathlib.Path, *options: str) -> str:
 
 
 def test_a_run_survives_some_faults(tmp_path):
-    names = ["interrupted (SIGINT)", "paused (SIGSTOP)"]
+    names = ["killed", "interrupted (SIGINT)"]
     if control.build_library(tmp_path):
         names.append("clock jumps")
     options = ["--processes", "1", "--faults", str(len(names) + 1), "--kinds", ",".join(names)]
