@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 from answering import Answering
+from etils import epath
 from narrow_model import NARROW
 
 from maestro_jax.cli.main import main
@@ -150,7 +151,8 @@ def test_a_run_remembers_the_module(directory, capsys, monkeypatch) -> None:
     assert "import my_lab.tasks" in (directory / "calls_model" / "config.gin").read_text()
     forget()
     capsys.readouterr()
-    (directory / "calls_model" / "checkpoints" / "2" / "state").mkdir(parents=True)
+    step = epath.Path(directory / "calls_model" / "checkpoints" / "2")
+    monkeypatch.setattr("maestro_jax.evaluation.run_evaluation.find_checkpoint", lambda _: step)
     monkeypatch.setattr(Transcriber, "from_checkpoint", lambda *_, **__: Operator())
     assert main([*command("eval"), "--json"]) == 0
     reports = json.loads(capsys.readouterr().out)
