@@ -38,6 +38,7 @@ from maestro_jax.files import is_remote, modification_time, naming_failures
 _log = logging.getLogger(__name__)
 
 _CHUNK = 16  # Records fetched by one call from TensorFlow into Python.
+_EMPTY = "a record is empty"  # What ArrayRecord gives of some files that were cut short.
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
@@ -225,7 +226,8 @@ class _TfdsSplit(IndexedSplit):
         shard = self._directory
         for index in indices:
             try:
-                source[index]
+                if not source[index]:
+                    raise ValueError(_EMPTY)
             except Exception as own:
                 error = own
                 number, _ = source._reader_idx_and_position(index)
@@ -267,8 +269,12 @@ class _TfdsSplit(IndexedSplit):
             indices = [index(number) for number in chunk.tolist()]
             with self._naming_shard(indices):
                 if self._in_bucket:  # Each record is a request: all at once.
-                    return np.array(serialized.__getitems__(indices), object)
-                return np.array([serialized[number] for number in indices], object)
+                    records = serialized.__getitems__(indices)
+                else:
+                    records = [serialized[number] for number in indices]
+                if not all(records):
+                    raise ValueError(_EMPTY)
+                return np.array(records, object)
 
         def fetch(chunk: tf.Tensor) -> tf.Tensor:
             return tf.ensure_shape(tf.numpy_function(read, [chunk], tf.string), [None])
