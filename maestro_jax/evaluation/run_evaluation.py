@@ -46,7 +46,7 @@ from maestro_jax.scoring.glm import Glm, read_glm
 from maestro_jax.scoring.metrics import Kind, Metric
 from maestro_jax.text.language_tokens import LanguageTokens
 from maestro_jax.training import distributed
-from maestro_jax.training.checkpoint_files import FILES
+from maestro_jax.training.checkpoint_files import ARRAYS, FILES
 from maestro_jax.training.checkpoints import Which, find_checkpoint
 from maestro_jax.training.run import TrainRun
 from maestro_jax.training.run_language_tokens import run_language_tokens
@@ -537,7 +537,8 @@ def find_step(model_dir: str | Path, step: int | str | None) -> epath.Path:
 def _origin(checkpoint: epath.Path, weights: str, search: SearchConfig) -> dict[str, Any]:
     """Describes how hypotheses come about, for the files of the results."""
     devices = jax.devices()
-    files = checkpoint / FILES
+    # Digests are added to the list of files later; that of the arrays does not change.
+    files = checkpoint / (ARRAYS if (checkpoint / ARRAYS).exists() else FILES)
     return {
         "checkpoint": str(checkpoint),
         "checkpoint_files": provenance.digest(files.read_text() if files.exists() else ""),

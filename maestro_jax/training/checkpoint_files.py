@@ -27,7 +27,7 @@ import numpy as np
 from etils import epath
 
 from maestro_jax.errors import RestartableError, UserError
-from maestro_jax.files import files_below, is_remote, storage_failure, write_atomically
+from maestro_jax.files import files_below, is_remote, storage_failure
 from maestro_jax.training import array_checksums
 
 FILES = "files.json"
@@ -67,7 +67,7 @@ def write_list(
     directory = epath.Path(step_directory)
     if arrays is not None:
         text = json.dumps({name: [kind, int(sum_)] for name, (kind, sum_) in arrays.items()})
-        write_atomically(directory / ARRAYS, text.replace("], ", "],\n ").encode() + b"\n")
+        _write(directory / ARRAYS, text.replace("], ", "],\n ") + "\n")
     limit = None if digests and not is_remote(directory) else _SMALL
     paths = [
         path
@@ -82,8 +82,7 @@ def write_list(
         size = path.stat().length
         is_read = limit is None or size <= limit
         files[str(path.relative_to(directory))] = (size, _digest(path) if is_read else "")
-    # Half a list would make an intact checkpoint look damaged.
-    write_atomically(directory / FILES, json.dumps(files, indent=1).encode() + b"\n")
+    _write(directory / FILES, json.dumps(files, indent=1) + "\n")
 
 
 def listed_arrays(step_directory: epath.PathLike) -> dict[str, tuple[str, int]]:
@@ -242,6 +241,14 @@ def one_line(text: str) -> str:
     """Shortens a message to a line."""
     text = " ".join(text.split())
     return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+def _write(path: epath.Path, text: str) -> None:
+    # Renamed when complete: half a list would make an intact checkpoint look damaged. In contrast
+    # to `files.write_atomically`, the directory is not made anew if it has been removed.
+    part = path.parent / f"{path.name}.part"
+    part.write_text(text)
+    part.replace(path)
 
 
 def _digest(path: epath.Path) -> str:

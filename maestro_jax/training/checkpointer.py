@@ -14,7 +14,7 @@ from maestro_jax.errors import RestartableError, near_misses
 from maestro_jax.scoring.metrics import KINDS, metrics_of_kind
 from maestro_jax.training import distributed, model_vocabulary
 from maestro_jax.training.callbacks import Callback, LogWindow, StepInfo
-from maestro_jax.training.checkpoints import BestCheckpoint, Checkpoints
+from maestro_jax.training.checkpoints import BestCheckpoint
 from maestro_jax.training.records import TrainingRecord
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 FIRST_PAUSE, LONGEST_PAUSE = 10.0, 600.0
 """Seconds from a failed attempt to save to the next one; each pause is twice the one before."""
+PATIENCE = 60.0
+"""Seconds that training waits for a checkpoint to be written when the next one is due."""
 # At a stop, when the machine may be gone in half a minute: number of attempts, seconds between.
 _ATTEMPTS_AT_STOP, _PAUSE_AT_STOP = 3, 2.0
 
@@ -53,6 +55,8 @@ class Checkpointer(Callback):
         self._best_saved: BestCheckpoint | None = None
         self._improved = False
         self._is_overdue = False
+        # Whether a checkpoint is due and the one before still being written.
+        self._is_late = False
         self._is_missing_told = False
         # Failures in this run; those in a row that have been told; when to try again.
         self._failures = self._told = 0
@@ -60,6 +64,7 @@ class Checkpointer(Callback):
 
     def on_start(self, trainer: Trainer) -> None:
         """Finds the metric of the best checkpoint, and that checkpoint if there is one."""
+        trainer.checkpoints.check_writable()
         self._metric = self._metric or trainer.validation.primary_metric
         best, metric = self._best, self._metric
         if best is not None and metric is not None and best.metric != metric:
@@ -72,6 +77,8 @@ class Checkpointer(Callback):
             self._best = None
         trainer.checkpoints.best = self._best_saved = self._best
         trainer.checkpoints.write_best()
+        if trainer.local_checkpoints is not None:
+            trainer.local_checkpoints.claim()
 
     def on_roll_back(self, trainer: Trainer) -> None:
         """Goes back to the best checkpoint of that time."""
@@ -115,14 +122,15 @@ class Checkpointer(Callback):
             self._tell(trainer)
         is_last = info.step == run.steps or trainer.is_stopping
         is_due = info.step % run.checkpoint_every == 0 or is_last
-        is_due |= checkpoints.failures > 0 or self._is_overdue
+        is_due |= checkpoints.failures > 0 or self._is_overdue or self._is_late
         if is_due or trainer.has_measured:
             # What is due is written first. Its steps are then not in the window that the record
             # saves, and a validation of this step has decided whether this is the best checkpoint.
             trainer.flush_log()
         if not is_last:
             is_wanted = is_due or self._improved
-            if not is_wanted or not self._may_try(checkpoints, is_log_point):
+            if not is_wanted or not self._may_try(trainer, is_log_point):
+                self._save_locally(trainer)
                 return
         was_overdue, self._is_overdue = self._is_overdue, not trainer.is_healthy
         if self._is_overdue:
@@ -136,20 +144,70 @@ class Checkpointer(Callback):
         else:
             self._save(trainer)
 
-    def _may_try(self, checkpoints: Checkpoints, is_log_point: bool) -> bool:
-        """Returns whether there is no failure to wait after, the same on every process."""
+    def _may_try(self, trainer: Trainer, is_log_point: bool) -> bool:
+        """Returns whether the storage is ready for another checkpoint, as far as is known.
+
+        All processes get the same answer: after trouble, they agree at log points.
+        """
+        checkpoints = trainer.checkpoints
+        has_trouble = checkpoints.failures > 0 or self._is_late
+        if has_trouble and jax.process_count() > 1 and not is_log_point:
+            return False
+        was_late = self._is_late
+        checkpoints.poll(0.0 if was_late else PATIENCE)
+        self._tell(trainer)
+        self._is_late = not checkpoints.is_settled()
+        if self._is_late:
+            if not was_late:
+                log.warning(
+                    "the checkpoint before is still being written after %.0f s: training goes on, "
+                    "and the next one is saved when it is complete",
+                    PATIENCE,
+                )
+            return False
         if not checkpoints.failures:
             return True
-        if jax.process_count() > 1 and not is_log_point:
-            return False
         return bool(distributed.first_process_decides(time.monotonic() >= self._next_attempt))
 
     def _save(self, trainer: Trainer) -> None:
         if self._improved:
             assert self._best is not None
-            log.info("best checkpoint: %s %.4g", self._best.metric, self._best.value)
+            if self._best.step == trainer.step:
+                log.info("best checkpoint: %s %.4g", self._best.metric, self._best.value)
+            else:  # It could not be saved then, and its state is gone.
+                self._best = self._best_saved
         self._improved = False
         trainer.checkpoints.best = self._best
+        record = self._record(trainer)
+        for tracker in trainer.trackers:
+            # Before: a process that is killed when the checkpoint is complete, and no sooner, has
+            # written the metrics that no later one writes again.
+            tracker.flush()
+        saving = trainer.activity.during(f"saving step {trainer.step}")
+        with trainer.paused("checkpoint"), saving:
+            trainer.checkpoints.save(trainer.state, record)
+        self._tell(trainer)
+        over_long = {name: n for name, n in trainer.feed.counters.items() if n}
+        if over_long:
+            log.info("over-long examples so far, in this process: %s", over_long)
+
+    def _save_locally(self, trainer: Trainer) -> None:
+        """Saves the state on the local disk, if it is time; a failure is a warning."""
+        local, every = trainer.local_checkpoints, trainer.run.local_checkpoint_every
+        if local is None or every is None or trainer.step % every or not trainer.is_healthy:
+            return
+        trainer.flush_log()
+        record = self._record(trainer)
+        for tracker in trainer.trackers:
+            tracker.flush()
+        saving = trainer.activity.during(f"saving step {trainer.step} locally")
+        with trainer.paused("checkpoint"), saving:
+            local.save(trainer.state, record)
+        if local.failures and jax.process_index() == 0:
+            log.warning("nothing is saved in %s now: %s", local.directory, local.failure)
+
+    @staticmethod
+    def _record(trainer: Trainer) -> dict[str, Any]:
         # The times and counts of the record are those of a step that is done.
         trainer.wait()
         record = TrainingRecord.of_run(
@@ -161,17 +219,7 @@ class Checkpointer(Callback):
             rollbacks=trainer.rollbacks,
             batch_parts=trainer.batch_parts,
         )
-        for tracker in trainer.trackers:
-            # Before: a process that is killed when the checkpoint is complete, and no sooner, has
-            # written the metrics that no later one writes again.
-            tracker.flush()
-        saving = trainer.activity.during(f"saving step {trainer.step}")
-        with trainer.paused("checkpoint"), saving:
-            trainer.checkpoints.save(trainer.state, record.to_json())
-        self._tell(trainer)
-        over_long = {name: n for name, n in trainer.feed.counters.items() if n}
-        if over_long:
-            log.info("over-long examples so far, in this process: %s", over_long)
+        return record.to_json()
 
     def _save_last(self, trainer: Trainer) -> None:
         """Saves the last state of this process; after a failure, again until the limit."""
@@ -190,6 +238,8 @@ class Checkpointer(Callback):
             self._save(trainer)
             trainer.checkpoints.settle()
             self._tell(trainer)
+        if trainer.local_checkpoints is not None and trainer.step == trainer.run.steps:
+            trainer.local_checkpoints.discard()
 
     def _tell(self, trainer: Trainer) -> None:
         """Says that an attempt to save failed and when the next one will be.

@@ -32,7 +32,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from maestro_jax.errors import UserError
+from maestro_jax.errors import RestartableError, UserError
 from maestro_jax.files import (
     absolute_path,
     is_remote,
@@ -179,6 +179,19 @@ class Checkpoints:
         if failure is not None:
             self._count(step, failure)
 
+    def check_writable(self) -> None:
+        """Checks before the first step that checkpoints can be saved.
+
+        Raises:
+            RestartableError: They cannot, for lack of rights or room, or of a bucket that answers.
+        """
+        failure = self._agreed(self._obstacle() if jax.process_index() == 0 else None)
+        if failure is not None:
+            raise RestartableError(
+                f"checkpoints cannot be saved in {self.directory} ({failure}): see to its rights "
+                "and its room, or choose another model directory."
+            )
+
     def _begin(
         self, step: int, state: TrainState | Mapping[str, Any], data: Mapping[str, Any]
     ) -> str | None:
@@ -235,11 +248,11 @@ class Checkpoints:
         """Returns whether nothing is being written, the same on every process."""
         return self._outcome is None
 
-    def poll(self) -> None:
-        """Calls `settle` if it need not wait on any process."""
+    def poll(self, seconds: float = 0.0) -> None:
+        """Calls `settle` if it need not wait longer than so many seconds on any process."""
         if self._outcome is None:
             return
-        is_done = self._outcome.done()
+        is_done = bool(concurrent.futures.wait([self._outcome], seconds).done)
         if jax.process_count() > 1:
             is_done = bool(multihost_utils.process_allgather(np.bool_(is_done)).all())
         if is_done:
@@ -287,8 +300,11 @@ class Checkpoints:
         probe = self.directory / ".probe"
         try:
             probe.parent.mkdir(parents=True, exist_ok=True)
-            probe.write_text("x")
-            probe.unlink()
+            try:
+                probe.write_text("x")
+            finally:
+                with contextlib.suppress(Exception):
+                    probe.unlink(missing_ok=True)
             if steps := [] if is_remote(probe) else self.all_steps():
                 listed = json.loads((self.directory / str(steps[-1]) / FILES).read_text())
                 needed = sum(size for size, _ in listed.values())
@@ -393,18 +409,7 @@ class Checkpoints:
             UserError: The checkpoint holds parameters of another model, or none is whole.
             RestartableError: The object store does not answer.
         """
-        damaged: dict[int, str] = {}
-        for step in reversed(self.all_steps()):
-            try:
-                restored = self._restore(step, abstract, with_optimizer)
-            except _DamageError as error:
-                damaged[step] = str(error)
-                continue
-            self.set_aside(damaged, f"continuing from step {step}")
-            return restored
-        if damaged:
-            raise _none_whole({self.directory / str(step): text for step, text in damaged.items()})
-        return None
+        return restore_newest((self,), abstract, with_optimizer=with_optimizer)
 
     def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """Restores the checkpoint of one step.
@@ -589,6 +594,37 @@ def _restore_without_optimizer(step_directory: epath.Path, abstract: TrainState)
             ),
         )
     return TrainState(opt_state=None, **restored)
+
+
+def restore_newest(
+    places: Sequence[Checkpoints], abstract: TrainState, *, with_optimizer: bool = True
+) -> tuple[TrainState, dict[str, Any]] | None:
+    """Restores the newest undamaged checkpoint of one run from several directories.
+
+    Args:
+        places: The directories; of equal steps, that of the first one is taken.
+        abstract: The layout, as `Checkpoints.restore_latest` takes it, which says the rest.
+        with_optimizer: Whether to restore the state of the optimizer.
+    """
+    found = [(step, -index) for index, place in enumerate(places) for step in place.all_steps()]
+    damaged: dict[epath.Path, str] = {}
+    for step, index in sorted(found, reverse=True):
+        try:
+            restored = places[-index]._restore(step, abstract, with_optimizer)
+        except _DamageError as error:
+            damaged[places[-index].directory / str(step)] = str(error)
+            continue
+        for place in places:
+            reasons = {
+                int(path.name): reason
+                for path, reason in damaged.items()
+                if path.parent == place.directory
+            }
+            place.set_aside(reasons, f"continuing from step {step}")
+        return restored
+    if damaged:
+        raise _none_whole(damaged)
+    return None
 
 
 @functools.cache

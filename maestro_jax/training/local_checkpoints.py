@@ -67,7 +67,7 @@ class LocalCheckpoints(Checkpoints):
 
     def discard(self) -> None:
         """Removes the directory, when the run is complete."""
-        self.settle()
+        self.close()
         if jax.process_index() == 0:
             self.directory.parent.rmtree(missing_ok=True)
             (self._model_dir / LOCAL_FILE).unlink(missing_ok=True)

@@ -51,6 +51,9 @@ class TrainRun:
         keep_checkpoints: Number of newest checkpoints to keep; the best one is kept besides.
         keep_checkpoint_every: Keep also checkpoints whose step is a multiple of it; None for no
             more.
+        local_checkpoint_dir: Directory on a fast disk for checkpoints between those of the model
+            directory; it may be lost with the machine. None for none.
+        local_checkpoint_every: Number of steps between checkpoints there.
         max_checkpoint_failures: Number of failed attempts in a row to save a checkpoint that ends
             the run. The pauses between them grow from 10 seconds to 10 minutes.
         best_metric: Metric by which the best checkpoint is chosen, as ``validation/loss``; None for
@@ -98,6 +101,8 @@ class TrainRun:
     checkpoint_every: int = 200
     keep_checkpoints: int = 2
     keep_checkpoint_every: int | None = None
+    local_checkpoint_dir: str | None = None
+    local_checkpoint_every: int | None = None
     max_checkpoint_failures: int = 10
     best_metric: str | None = None
     best_mode: Literal["min", "max"] | None = None
@@ -129,17 +134,22 @@ class TrainRun:
             "checkpoint_every",
             "keep_checkpoints",
             "keep_checkpoint_every",
+            "local_checkpoint_every",
             "max_checkpoint_failures",
             "max_skipped_steps",
         ):
             value = getattr(self, name)
-            if value is None and name == "keep_checkpoint_every":
+            if value is None and name in ("keep_checkpoint_every", "local_checkpoint_every"):
                 continue
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"{name} is {value!r}; it must be a whole number of 1 or more.")
         if self.check_replicas_every < 0:
             raise UserError(
                 f"check_replicas_every is {self.check_replicas_every}; it must be 0 or more."
+            )
+        if (self.local_checkpoint_dir is None) != (self.local_checkpoint_every is None):
+            raise UserError(
+                "local_checkpoint_dir and local_checkpoint_every belong together; set both or none."
             )
         if not 0 <= self.seed < 2**31:
             raise UserError(f"seed is {self.seed}; it must lie in 0 ... 2**31 - 1.")

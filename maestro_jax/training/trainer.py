@@ -45,6 +45,7 @@ from maestro_jax.training.checkpoints import (
     as_begun,
     find_checkpoint,
     partial_restore,
+    restore_newest,
     saved_record,
 )
 from maestro_jax.training.compilation import cache_counts, unexpected_shapes
@@ -66,6 +67,7 @@ from maestro_jax.training.left_out import (
     read_left_out,
     write_left_out,
 )
+from maestro_jax.training.local_checkpoints import LocalCheckpoints
 from maestro_jax.training.metrics import StepTimer
 from maestro_jax.training.partitioning import replicated
 from maestro_jax.training.preemption import PreemptionHandler, TrainingPreempted
@@ -151,6 +153,7 @@ class Trainer:
         callbacks: All callbacks, in the order in which they are called.
         trackers: Where metrics are written; empty but on process 0.
         checkpoints: The checkpoints of the model directory.
+        local_checkpoints: Those on a local disk; None for none.
         rollbacks: What the run has left out so far, as `left_out.write_left_out` writes it.
         batch_parts: Into how many parts a batch is divided (`elastic.batch_parts`); in an elastic
             run, when it began.
@@ -187,6 +190,7 @@ class Trainer:
         self._allow_changes = allow_changes
         self.data_dir = data_dir
         self.step = self.start_step = 0
+        self.local_checkpoints: LocalCheckpoints | None = None
         self.loads_data = batches is None
         self.trackers: list[Tracker] = []
         self.curriculum = CurriculumController(run.objective, run.log_every)
@@ -354,9 +358,11 @@ class Trainer:
         if self._task_batches is not None:
             self._task_batches.save()
         # The run's own checkpoint, else init_from, else from scratch.
-        restored = self.checkpoints.restore_latest(
-            layout.abstract, with_optimizer=start.same_optimizer
-        )
+        places = [self.checkpoints]
+        if run.local_checkpoint_dir is not None:
+            self.local_checkpoints = LocalCheckpoints(self.model_dir, run.local_checkpoint_dir)
+            places.insert(0, self.local_checkpoints)
+        restored = restore_newest(places, layout.abstract, with_optimizer=start.same_optimizer)
         if restored is None:
             self.state = _new_state(run, self.mesh, self.shardings, self.model_dir)
             record = TrainingRecord(seed=run.seed)
@@ -371,7 +377,7 @@ class Trainer:
         self._begin(record)
         self.start_step = self.step
         if record.step != start.record.step:
-            # The newest checkpoint was damaged.
+            # The newest checkpoint was damaged, or there is a newer one on a local disk.
             self._open_batches()
 
         self.metadata = run_metadata(run, self.mesh, parameters)
@@ -629,6 +635,8 @@ class Trainer:
             # Before the file says that there was a rollback: a process that dies in between does
             # all this again, and none continues from a state that has been given up.
             self.checkpoints.remove_after(step)
+            if self.local_checkpoints is not None:
+                self.local_checkpoints.remove_after(step)
             self.rollbacks.append({**entry, "rolled_back_to": step})
             if jax.process_index() == 0:
                 write_left_out(self.model_dir, self.rollbacks)
@@ -657,6 +665,8 @@ class Trainer:
         saving = self.activity.during(f"saving step {self.step}")
         with self.timer.paused("checkpoint"), saving:
             self.checkpoints.close()
+            if self.local_checkpoints is not None:
+                self.local_checkpoints.close()
 
     def _resume(self) -> str:
         """Returns where a run goes on that ends now."""

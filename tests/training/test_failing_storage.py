@@ -21,6 +21,7 @@ from maestro_jax.errors import RestartableError
 from maestro_jax.training import checkpointer
 from maestro_jax.training.callbacks import Callback
 from maestro_jax.training.checkpoint_files import damage
+from maestro_jax.training.checkpoints import Checkpoints
 from maestro_jax.training.trainer import train
 
 HIDDEN = 4000
@@ -197,6 +198,33 @@ def test_the_best_one_that_exists_is_kept_while_a_better_one_fails(
     )
     assert steps(model) == ["1", "8"]
     assert json.loads((model / "best_checkpoint.json").read_text())["step"] == 1
+
+
+def test_training_goes_on_while_a_checkpoint_takes_long(
+    run, toy, tmp_path, monkeypatch, caplog
+) -> None:
+    """A bucket that answers late: what is due meanwhile is saved when it is there."""
+    monkeypatch.setattr(checkpointer, "PATIENCE", 0.01)
+    answers = threading.Event()
+    finish = Checkpoints._finish
+
+    def wait_and_finish(self, step: int) -> str | None:
+        answers.wait()
+        return finish(self, step)
+
+    monkeypatch.setattr(Checkpoints, "_finish", wait_and_finish)
+    seen = []
+
+    def look() -> None:
+        seen.append(steps(tmp_path / "model"))
+        answers.set()
+        time.sleep(0.5)
+
+    train(run(), tmp_path / "model", batches=toy.batches, callbacks=(At({5: look}),))
+    assert seen == [["2"]]
+    assert caplog.text.count("still being written after") == 1
+    first, last = steps(tmp_path / "model")
+    assert int(first) in (5, 6) and last == "8"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")

@@ -126,6 +126,7 @@ def test_two_processes_train_as_one_does(toy, tmp_path):
             np.testing.assert_array_equal(here[key], there[key])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("full", [0, 1])
 def test_both_go_on_while_the_disk_of_one_is_full(tmp_path, monkeypatch, full):
     monkeypatch.setenv("FULL_DISK", str(full))
