@@ -217,6 +217,7 @@ def test_training_goes_on_while_a_checkpoint_takes_long(
 
     def look() -> None:
         seen.append(steps(tmp_path / "model"))
+        monkeypatch.setattr(checkpointer, "PATIENCE", 60.0)
         answers.set()
         time.sleep(0.5)
 
