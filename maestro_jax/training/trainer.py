@@ -75,8 +75,14 @@ from maestro_jax.training.process_group import AgreedStop
 from maestro_jax.training.records import TrainingRecord
 from maestro_jax.training.replica_check import ReplicaCheck
 from maestro_jax.training.run import TrainRun
-from maestro_jax.training.start import check_start
-from maestro_jax.training.state import TrainState, create_state, initial_params, sharded_state
+from maestro_jax.training.start import Start, check_start
+from maestro_jax.training.state import (
+    ShardedState,
+    TrainState,
+    create_state,
+    initial_params,
+    sharded_state,
+)
 from maestro_jax.training.step import describe_shapes, term_gradient_norms
 from maestro_jax.training.step_programs import StepPrograms
 from maestro_jax.training.trackers import JsonlTracker, TensorBoardTracker, Tracker
@@ -301,6 +307,50 @@ class Trainer:
             UserError: The run does not fit the devices, the data or the model directory, or another
                 run uses it.
         """
+        start, layout = self._check_start()
+        self._open_data(start)
+        self._agree()
+        # The start is accepted: from here on, files are written.
+        if jax.process_index() == 0:
+            overview = parameter_trees.parameter_overview(
+                layout.boxed.params, self.shardings.params
+            )
+            write_if_changed(self.model_dir / "parameters.txt", overview.encode())
+        if self._task_batches is not None:
+            self._task_batches.save()
+        record = self._restore(start)
+        if record.step != start.record.step:
+            # The newest checkpoint was damaged, or there is a newer one on a local disk.
+            self._open_batches()
+
+        run, parameters = self.run, jax.tree.leaves(self._abstract.params)
+        self.metadata = run_metadata(run, self.mesh, sum(math.prod(x.shape) for x in parameters))
+        log.info("%s parameters", f"{self.metadata['parameters']:,}")
+        self._term_gradient_norms = jax.jit(
+            functools.partial(
+                term_gradient_norms,
+                model=run.model,
+                objective=run.objective,
+                seed=run.seed,
+                accumulate=run.accumulate,
+            ),
+            in_shardings=(
+                self.shardings,
+                run.partitioning.batch_sharding(self.mesh),
+                replicated(self.mesh),
+            ),
+            out_shardings=replicated(self.mesh),
+        )
+        chip = chip_of(jax.devices()[0].device_kind)
+        self.timer = StepTimer(
+            run.steps,
+            record.elapsed_seconds,
+            devices=self.mesh.size,
+            peak_flops=None if chip is None else chip.peak_flops / chip.devices_per_chip,
+        )
+
+    def _check_start(self) -> tuple[Start, ShardedState]:
+        """Compares the run with the devices and with its checkpoints; holds the lease from here."""
         self.checkpoints = Checkpoints(
             self.model_dir,
             keep=self.run.keep_checkpoints,
@@ -308,9 +358,9 @@ class Trainer:
         )
         if self.run.elastic:
             self.run = elastic.fitted(self.run, len(jax.devices()), self._saved_parts())
-        run, partitioning = self.run, self.run.partitioning
-        self.mesh = partitioning.mesh()
-        partitioning.check_batch_sizes(self.mesh, run.batch_sizes, run.accumulate)
+        run = self.run
+        self.mesh = run.partitioning.mesh()
+        run.partitioning.check_batch_sizes(self.mesh, run.batch_sizes, run.accumulate)
         device_kind = jax.devices()[0].device_kind
         log.info("%d %s devices in a mesh %s", self.mesh.size, device_kind, dict(self.mesh.shape))
         unused = [stream for stream in run.streams if stream not in run.used_streams]
@@ -321,48 +371,45 @@ class Trainer:
             steps = self.checkpoints.all_steps()
             self.run = run = as_begun(run, self.checkpoints.directory, steps)
             layout = sharded_state(run, self.mesh)
-            self.shardings = layout.shardings
+            self._abstract, self.shardings = layout.abstract, layout.shardings
             start = check_start(
-                run, self.model_dir, steps, layout.abstract, allow_changes=self._allow_changes
+                run, self.model_dir, steps, self._abstract, allow_changes=self._allow_changes
             )
+        return start, layout
+
+    def _open_data(self, start: Start) -> None:
+        """Opens the batches that follow, while the program of a restart is read from the cache."""
         written = read_left_out(self.model_dir) if jax.process_index() == 0 else []
         # The file is written first; a run without it goes by its checkpoint.
         rollbacks = (start.record.rollbacks, first_process_says(written))
         self.rollbacks = max(map(list, rollbacks), key=len)
         self._begin(start.record)
-        self._abstract = layout.abstract
-        self._programs = StepPrograms(run, self.mesh, self.shardings)
-        if self.loads_data and 0 < self.step < run.steps:
+        self._programs = StepPrograms(self.run, self.mesh, self.shardings)
+        if self.loads_data and 0 < self.step < self.run.steps:
             # A new run would keep whoever mistyped something waiting for the compiler.
             streams = self.curriculum.active_streams(self.step)
             self._programs.compile_ahead(self._abstract, self.controls(self.step), streams)
         with agreement.failing_together():
             if self._batches is None:
-                self._task_batches = TaskBatches(run, self.mesh, self.model_dir, self.data_dir)
+                self._task_batches = TaskBatches(self.run, self.mesh, self.model_dir, self.data_dir)
                 self._batches = self._task_batches
             self._open_batches()
-        parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(layout.abstract.params))
-        log.info("%s parameters", f"{parameters:,}")
+
+    def _agree(self) -> None:
+        """Compares what all processes are about to do, and confirms the lease."""
         if jax.process_count() > 1:
             data = {} if self._task_batches is None else self._task_batches.fingerprints()
-            agreement.agree(agreement.facts(describe(run), data, self.step))
+            agreement.agree(agreement.facts(describe(self.run), data, self.step))
         with agreement.failing_together():
             self._lease.confirm()
 
-        # The start is accepted.
-        if jax.process_index() == 0:
-            overview = parameter_trees.parameter_overview(
-                layout.boxed.params, self.shardings.params
-            )
-            write_if_changed(self.model_dir / "parameters.txt", overview.encode())
-        if self._task_batches is not None:
-            self._task_batches.save()
-        # The run's own checkpoint, else init_from, else from scratch.
-        places = [self.checkpoints]
+    def _restore(self, start: Start) -> TrainingRecord:
+        """Sets the state: of the run's own checkpoint, else of init_from, else from scratch."""
+        run, places = self.run, [self.checkpoints]
         if run.local_checkpoint_dir is not None:
             self.local_checkpoints = LocalCheckpoints(self.model_dir, run.local_checkpoint_dir)
             places.insert(0, self.local_checkpoints)
-        restored = restore_newest(places, layout.abstract, with_optimizer=start.same_optimizer)
+        restored = restore_newest(places, self._abstract, with_optimizer=start.same_optimizer)
         if restored is None:
             self.state = _new_state(run, self.mesh, self.shardings, self.model_dir)
             record = TrainingRecord(seed=run.seed)
@@ -376,33 +423,7 @@ class Trainer:
             self.batch_parts = record.batch_parts
         self._begin(record)
         self.start_step = self.step
-        if record.step != start.record.step:
-            # The newest checkpoint was damaged, or there is a newer one on a local disk.
-            self._open_batches()
-
-        self.metadata = run_metadata(run, self.mesh, parameters)
-        self._term_gradient_norms = jax.jit(
-            functools.partial(
-                term_gradient_norms,
-                model=run.model,
-                objective=run.objective,
-                seed=run.seed,
-                accumulate=run.accumulate,
-            ),
-            in_shardings=(
-                self.shardings,
-                partitioning.batch_sharding(self.mesh),
-                replicated(self.mesh),
-            ),
-            out_shardings=replicated(self.mesh),
-        )
-        chip = chip_of(device_kind)
-        self.timer = StepTimer(
-            run.steps,
-            record.elapsed_seconds,
-            devices=self.mesh.size,
-            peak_flops=None if chip is None else chip.peak_flops / chip.devices_per_chip,
-        )
+        return record
 
     def train_step(self, batch: Any) -> StepInfo:
         """Dispatches one training step.
