@@ -234,6 +234,7 @@ def _bad_storage(run: SmallRun, area: str, *, seconds: float, **faults: int) -> 
     run.rest(seconds)
     run.control.pace = pace
     run.control.heal()
+    run.rest(1.5)  # It may be about to end.
     if run.has_ended:
         return _after_exit(run, run.wait_for_exit())
     run.recover()
