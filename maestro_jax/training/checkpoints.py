@@ -21,6 +21,7 @@ import logging
 import re
 import shutil
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -633,14 +634,21 @@ def _hold_back_late_callbacks() -> None:
 
     Each of the others that fails calls an event loop that Orbax has closed by then.
     """
-    previous = sys.unraisablehook
+    unraisable, printed = sys.unraisablehook, sys.excepthook
 
-    def hook(arguments: Any) -> None:
-        error = arguments.exc_value
-        if not (isinstance(error, RuntimeError) and "Event loop is closed" in str(error)):
-            previous(arguments)
+    def is_late(error: BaseException | None) -> bool:
+        return isinstance(error, RuntimeError) and "Event loop is closed" in str(error)
 
-    sys.unraisablehook = hook
+    def unraisable_hook(arguments: Any) -> None:
+        if not is_late(arguments.exc_value):
+            unraisable(arguments)
+
+    def hook(kind: Any, error: BaseException, traceback: Any) -> None:
+        # Called from C++ as well, for what its threads raise.
+        if threading.current_thread() is threading.main_thread() or not is_late(error):
+            printed(kind, error, traceback)
+
+    sys.unraisablehook, sys.excepthook = unraisable_hook, hook
 
 
 class _DamageError(Exception):

@@ -27,8 +27,9 @@ log = logging.getLogger(__name__)
 # Set by a cluster's launcher: the number of processes.
 _PROCESS_COUNTS = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
 
-# JAX aborts a process when another has been silent for so long. `ProcessGroup` is faster by far.
-_JAX_HEARTBEAT_TIMEOUT_SECONDS = 600
+# JAX aborts all processes, with stacks, when one has been silent for so long by the clock of the
+# wall, which may jump by hours. `ProcessGroup` goes by another clock, and is faster by far.
+_JAX_HEARTBEAT_TIMEOUT_SECONDS = 30 * 24 * 3600
 _MEETING_SECONDS = 120
 _ORDERLY_END_SECONDS = 60.0
 # It may have to count the letters of a corpus first.

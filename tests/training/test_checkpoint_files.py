@@ -7,6 +7,8 @@ import json
 import logging
 import re
 import shutil
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -342,3 +344,19 @@ def test_a_run_whose_newest_checkpoint_is_damaged_ends_as_if_it_were_not(toy, tm
     again = train(run, tmp_path / "damaged", batches=toy.batches)
     toy.assert_trees_equal(jax.device_get(again), jax.device_get(whole))
     assert damage(newest) is None
+
+
+@pytest.mark.parametrize(
+    ("message", "is_printed"), [("Event loop is closed", False), ("another reason", True)]
+)
+def test_threads_that_call_a_closed_event_loop_print_nothing(
+    message: str, is_printed: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """TensorStore's threads print what they raise by this hook, once one of many arrays failed."""
+    Checkpoints(tmp_path).save({"params": jnp.ones(2)}, {"step": 1})
+    thread = threading.Thread(
+        target=lambda: sys.excepthook(RuntimeError, RuntimeError(message), None)
+    )
+    thread.start()
+    thread.join()
+    assert (message in capsys.readouterr().err) is is_printed
