@@ -8,6 +8,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
@@ -30,6 +31,8 @@ _PROCESS_COUNTS = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE
 # JAX aborts all processes, with stacks, when one has been silent for so long by the clock of the
 # wall, which may jump by hours. `ProcessGroup` goes by another clock, and is faster by far.
 _JAX_HEARTBEAT_TIMEOUT_SECONDS = 30 * 24 * 3600
+# Of XLA's collective operations and the coordination service.
+_UNREACHABLE = re.compile("DEADLINE_EXCEEDED|UNAVAILABLE|Gloo.* failed|[Cc]onnection (refused|reset)")
 _MEETING_SECONDS = 120
 _ORDERLY_END_SECONDS = 60.0
 # It may have to count the letters of a corpus first.
@@ -191,20 +194,33 @@ def ending_together() -> Iterator[None]:
         if _group.count == 1:
             raise
         # Failures of disks and buckets are lines of their own, as in `maestro_jax.cli.main`.
-        error = storage_error(raised) or raised
+        network_error = _network_error(raised)
+        error = storage_error(raised) or network_error or raised
         if isinstance(error, AgreedStop):
             # All come here; none may end another that still writes.
             end_within(_ORDERLY_END_SECONDS, RESTART_EXIT_CODE)
             _group.leave()
             end_process(str(error), RESTART_EXIT_CODE)
         code = _exit_code(error)
-        if code == 1:
+        if code == 1 or network_error is not None:
             # Not an error of its own if another process is lost: that ends this one. A collective
             # operation, or the barrier of a checkpoint, fails in many ways then.
             _group.wait_for_verdict()
+        if code == 1:
             traceback.print_exc()
         _group.fail(_summary(error), code)
         end_process(_summary(error), code)
+
+
+def _network_error(error: BaseException) -> RestartableError | None:
+    """Describes what JAX raises when processes do not reach each other; None for other errors."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, jax.errors.JaxRuntimeError) or not _UNREACHABLE.search(text):
+        return None
+    return RestartableError(
+        f"the processes do not reach each other ({text[:200]}): see to their network; the same "
+        "command continues"
+    )
 
 
 def _exit_code(error: BaseException) -> int:

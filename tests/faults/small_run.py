@@ -130,7 +130,7 @@ class MiniVoxProgram(Program):
 
     def shards(self, data_dir: pathlib.Path) -> list[pathlib.Path]:
         """Returns the shards of speech to train on."""
-        return sorted(data_dir.glob("minivox/tiny/*/*train*.array_record*"))
+        return sorted(data_dir.glob("minivox/tiny/*/*paired*_train*.array_record*"))
 
 
 class SmallRun:

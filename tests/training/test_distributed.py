@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import pytest
 
-from maestro_jax.errors import UserError
+from maestro_jax.errors import RestartableError, UserError
 from maestro_jax.training import distributed
 
 
@@ -45,3 +45,20 @@ def test_the_environment_is_handed_on(monkeypatch):
     monkeypatch.setenv("JAX_PROCESS_ID", "three")
     with pytest.raises(UserError, match="JAX_PROCESS_ID='three' is not a number"):
         distributed.initialize()
+
+
+@pytest.mark.parametrize(
+    ("message", "is_mended_by_a_restart"),
+    [
+        ("UNKNOWN: Gloo context initialization failed: DEADLINE_EXCEEDED: GetKeyValue()", True),
+        ("UNAVAILABLE: failed to connect to all addresses", True),
+        ("RESOURCE_EXHAUSTED: Out of memory allocating 8589934592 bytes.", False),
+        ("INVALID_ARGUMENT: Executable expected parameter 0 of size 4", False),
+    ],
+)
+def test_processes_that_do_not_reach_each_other_are_started_again(
+    message: str, is_mended_by_a_restart: bool
+) -> None:
+    error = distributed._network_error(jax.errors.JaxRuntimeError(message))
+    assert isinstance(error, RestartableError) is is_mended_by_a_restart
+    assert distributed._network_error(ValueError(message)) is None
