@@ -45,6 +45,7 @@ _LASTING = {
     errno.EROFS: "mount it for writing, or choose another directory",
     errno.EACCES: "ask for the right, or choose another directory",
     errno.EPERM: "ask for the right, or choose another directory",
+    errno.EFBIG: "raise the limit to the size of files (ulimit -f), or choose another directory",
 }
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 

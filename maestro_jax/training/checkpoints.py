@@ -378,8 +378,17 @@ class Checkpoints:
         """Waits until everything is written."""
         self.settle()
 
-    def close(self) -> None:
-        """Waits until everything is written, digests included, and releases the directory."""
+    def close(self, *, alone: bool = False) -> None:
+        """Waits until everything is written, digests included, and releases the directory.
+
+        Args:
+            alone: Whether other processes may be elsewhere, since this one has failed; what became
+                of their parts is not asked.
+        """
+        if alone and self._outcome is not None:
+            outcome, self._outcome = self._outcome, None
+            if (failure := outcome.result()) is not None:
+                log.warning("the checkpoint of step %d is not saved: %s", self._saving, failure)
         self.settle()
         self._background.shutdown()
         if self._manager is not None:

@@ -32,7 +32,9 @@ _PROCESS_COUNTS = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE
 # wall, which may jump by hours. `ProcessGroup` goes by another clock, and is faster by far.
 _JAX_HEARTBEAT_TIMEOUT_SECONDS = 30 * 24 * 3600
 # Of XLA's collective operations and the coordination service.
-_UNREACHABLE = re.compile("DEADLINE_EXCEEDED|UNAVAILABLE|Gloo.* failed|[Cc]onnection (refused|reset)")
+_UNREACHABLE = re.compile(
+    "DEADLINE_EXCEEDED|UNAVAILABLE|Gloo.* failed|[Cc]onnection (refused|reset)"
+)
 _MEETING_SECONDS = 120
 _ORDERLY_END_SECONDS = 60.0
 # It may have to count the letters of a corpus first.

@@ -12,6 +12,7 @@ A tracker of one's own derives from `Tracker`, in a module that the gin file imp
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import logging
@@ -25,7 +26,7 @@ import numpy as np
 from etils import epath
 
 from maestro_jax.errors import UserError
-from maestro_jax.files import as_path, is_remote, storage_failure, write_atomically
+from maestro_jax.files import as_path, is_remote, storage_error, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -121,20 +122,18 @@ class JsonlTracker(Tracker):
         line = json.dumps({"step": step, **values}, allow_nan=False)
         self._lines.append(line)
         self._last_step = step
-        if self._appends:
-            if is_again:
-                write_atomically(self._path, self._content())
+        if self._appends and not is_again and not self._is_new:
+            with contextlib.suppress(OSError):  # `flush` tries again, and says what is wrong.
+                with self._path.open("a") as file:
+                    file.write(line + "\n")
                 return
-            with self._path.open("a") as file:
-                file.write(line + "\n")
-            return
         self._is_new = True
-        if time.monotonic() - self._uploaded >= self._UPLOAD_SECONDS:
+        if self._appends or time.monotonic() - self._uploaded >= self._UPLOAD_SECONDS:
             self.flush()
 
     def flush(self) -> None:
-        """Writes the file again where it cannot be appended to."""
-        if self._appends or not self._is_new:
+        """Writes the file again where it could not be appended to."""
+        if not self._is_new:
             return
         self._uploaded = time.monotonic()
         try:
@@ -142,7 +141,7 @@ class JsonlTracker(Tracker):
             self._is_new = False
         except Exception as error:
             # A failure of some minutes must not end a run of days.
-            if (reason := storage_failure(error)) is None:
+            if (reason := storage_error(error)) is None:
                 raise
             log.warning("%s was not written: %s", self._path, reason)
 

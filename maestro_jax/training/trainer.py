@@ -605,7 +605,7 @@ class Trainer:
             for callback in self.callbacks:
                 stack.callback(callback.on_end, self)
             # First of all, while signals are still watched: the last checkpoint is written.
-            stack.callback(self._close_checkpoints)
+            stack.push(self._close_checkpoints)
             yield
 
     def _open_batches(self) -> None:
@@ -682,12 +682,15 @@ class Trainer:
             return int(saved.get("batch_parts", 0))
         return 0
 
-    def _close_checkpoints(self) -> None:
+    def _close_checkpoints(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any
+    ) -> None:
         saving = self.activity.during(f"saving step {self.step}")
         with self.timer.paused("checkpoint"), saving:
-            self.checkpoints.close()
-            if self.local_checkpoints is not None:
-                self.local_checkpoints.close()
+            for checkpoints in (self.checkpoints, self.local_checkpoints):
+                if checkpoints is not None:
+                    # After an error, the others wait for the next step, and not for this.
+                    checkpoints.close(alone=error is not None)
 
     def _resume(self) -> str:
         """Returns where a run goes on that ends now."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import builtins
 import dataclasses
 import json
+import pathlib
+import resource
 import sys
 import types
 
@@ -16,7 +18,12 @@ from tensorboard.backend.event_processing import event_accumulator
 
 from maestro_jax.errors import UserError
 from maestro_jax.training.callbacks import Callback
-from maestro_jax.training.trackers import JsonlTracker, TensorBoardTracker, WandbTracker
+from maestro_jax.training.trackers import (
+    METRICS_FILE,
+    JsonlTracker,
+    TensorBoardTracker,
+    WandbTracker,
+)
 from maestro_jax.training.trainer import train
 
 
@@ -181,3 +188,22 @@ def test_what_is_logged_of_a_step_again_goes_into_its_line(tmp_path):
     tracker.log(2, {"a": 4.0})
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines == [{"step": 1, "a": 2.0, "b": 3.0}, {"step": 2, "a": 4.0}]
+
+
+def test_metrics_that_a_full_disk_refuses_are_written_when_there_is_room(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = JsonlTracker()
+    tracker.start(epath.Path(tmp_path), 0, {})
+    path = tmp_path / METRICS_FILE
+    tracker.log(1, {"loss" * 50_000: 1.0})
+    previous = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 5, previous[1]))
+    try:
+        tracker.log(2, {"loss": 2.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, previous)
+    assert f"{path} was not written" in caplog.text
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()[:1]] == [1]
+    tracker.log(3, {"loss": 3.0})
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
