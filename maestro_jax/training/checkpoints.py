@@ -22,6 +22,7 @@ import re
 import shutil
 import sys
 import threading
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -57,9 +58,17 @@ if TYPE_CHECKING:
     from maestro_jax.training.run import TrainRun
 
 log = logging.getLogger(__name__)
+
+
+def _is_not_of_orbax(record: logging.LogRecord) -> bool:
+    raised = record.exc_info[2] if record.exc_info else None
+    files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(raised)]
+    return not any("orbax" in text for text in (record.pathname, record.getMessage(), *files))
+
+
 # Orbax logs many lines of each save, and failures with tracebacks; what matters is said here.
-logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
-logging.getLogger("asyncio").addFilter(lambda record: "orbax" not in record.getMessage())
+for _name in ("absl", "asyncio"):
+    logging.getLogger(_name).addFilter(_is_not_of_orbax)
 
 SUBDIRECTORY = "checkpoints"
 BEST_FILE = "best_checkpoint.json"
@@ -652,10 +661,10 @@ def _hold_back_late_callbacks() -> None:
         if not is_late(arguments.exc_value):
             unraisable(arguments)
 
-    def hook(kind: Any, error: BaseException, traceback: Any) -> None:
+    def hook(kind: Any, error: BaseException, stack: Any) -> None:
         # Called from C++ as well, for what its threads raise.
         if threading.current_thread() is threading.main_thread() or not is_late(error):
-            printed(kind, error, traceback)
+            printed(kind, error, stack)
 
     sys.unraisablehook, sys.excepthook = unraisable_hook, hook
 

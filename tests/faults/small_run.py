@@ -42,7 +42,7 @@ _NOISE = re.compile(
 _STEP = re.compile(r"^step +(\d+)/\d+", re.MULTILINE)
 # What differs between two runs that are the same: times, and counts of what has gone wrong.
 _INCIDENTAL = re.compile(
-    r"checkpoint_failures|seconds|per_second|data_wait|mfu|goodput|memory|audio_hours|restarts|"
+    r"failures|seconds|per_second|data_wait|mfu|goodput|memory|audio_hours|restarts|"
     r"compil|lost_work|host_"
 )
 _LEFT_BEHIND = re.compile(r"tmp|lease|\.part$|/\.[^/]*$")
