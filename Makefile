@@ -19,10 +19,11 @@ BIN := $(VENV)/bin
 INPUTS := setup.cfg pyproject.toml $(wildcard constraints/*.txt)
 STAMP := $(VENV)/.installed-$(shell cat $(INPUTS) | cksum | cut -d ' ' -f 1)
 DEFAULT_MARKS := not slow and not tpu_backend and not peers and not gpu
+PYTEST = $(call LLVM,$(LEVEL)) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 10
 
 PEERS := build/peers
 
-.PHONY: help install demo low-resource self-supervised test test-slow peers test-peers bench-transducer bench-input bench-train bench-evaluation lint docs format clean
+.PHONY: help install demo low-resource self-supervised test test-extended test-slow peers test-peers bench-transducer bench-input bench-train bench-evaluation lint docs format clean
 .DEFAULT_GOAL := help
 
 help:  ## list these commands
@@ -40,7 +41,10 @@ self-supervised: $(STAMP)  ## what w2v-BERT and BEST-RQ learn from an hour of un
 	@$(BIN)/maestro demo --experiment self_supervised
 
 test: $(STAMP)  ## the default test suite
-	@$(call LLVM,$(LEVEL)) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 10 -m "$(DEFAULT_MARKS)" $(TESTS)
+	@$(PYTEST) -m "$(DEFAULT_MARKS) and not extended" $(TESTS)
+
+test-extended: $(STAMP)  ## the tests that the default suite leaves out to take ten minutes
+	@$(PYTEST) -m "$(DEFAULT_MARKS) and extended" $(TESTS)
 
 test-slow: $(STAMP)  ## the tests that take longer than half a minute each
 	@$(call LLVM,3) $(BIN)/python -m pytest -m "slow and not peers and not gpu and not tpu_backend" $(TESTS)

@@ -52,6 +52,7 @@ def tutorial(tmp_path, monkeypatch):
     return follow
 
 
+@pytest.mark.extended
 def test_an_objective_of_a_user(tutorial) -> None:
     run, state, logged = tutorial("objective", "rdrop")
     assert type(run.objective).__module__ == "my_lab.rdrop" and int(state.step) == 2
@@ -63,6 +64,7 @@ def test_an_objective_of_a_user(tutorial) -> None:
     assert run.objective.decoders == ("transducer",)
 
 
+@pytest.mark.extended
 def test_a_block_of_a_user(tutorial) -> None:
     run, state, logged = tutorial("block", "blocks")
     assert type(run.model.shared_encoder.stack.block).__module__ == "my_lab.blocks"

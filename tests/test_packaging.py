@@ -172,6 +172,7 @@ def test_an_installed_wheel_works_without_the_checkout(installed: Installed) -> 
     assert "minivox_small_paired" in names
 
 
+@pytest.mark.extended
 def test_an_installed_wheel_trains_with_a_gin_file_that_it_carries(installed: Installed) -> None:
     from maestro_jax.data.data_dir import data_root
     from maestro_jax.minivox import dataset

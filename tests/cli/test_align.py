@@ -65,6 +65,7 @@ def recording(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.extended
 def test_every_format_says_the_same(
     model: types.SimpleNamespace,
     recording: Path,

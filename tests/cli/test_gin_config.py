@@ -289,6 +289,7 @@ def test_a_directory_that_is_no_model(tmp_path: pathlib.Path) -> None:
         run_record.write(tmp_path / "file", {}, [])
 
 
+@pytest.mark.extended
 def test_buckets_and_augmentation_are_set_a_stream(run_file: str) -> None:
     run = gin_config.parse_and_build(
         [

@@ -49,6 +49,7 @@ def test_bad_input_is_one_line(capsys, arguments: list[str], message: str) -> No
     assert message in error
 
 
+@pytest.mark.extended
 def test_the_paper_s_run_on_gpus(capsys) -> None:
     arguments = [*FILES, "--topology", "gpu:H100x8x8", "--steps", "500000", "--json"]
     status, output, _ = plan(capsys, *arguments)
@@ -96,6 +97,7 @@ def test_exact_reaches_the_planner(capsys, monkeypatch, exact: bool) -> None:
     assert (status, error, asked) == (2, "error: no further", [exact])
 
 
+@pytest.mark.extended
 def test_what_a_quick_compilation_is_worth_is_said() -> None:
     files = [*FILES[1::2]]
     run = parse_and_build(files, {"STEPS": "9", "AUDIO_SAMPLES": "64000"})

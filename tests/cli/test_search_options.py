@@ -169,6 +169,7 @@ def test_evaluation_searches_as_told(
         assert expected in error and len(error.splitlines()) == 1
 
 
+@pytest.mark.extended
 def test_one_loaded_model_searches_with_any_weights(
     model_dir: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
@@ -202,6 +203,7 @@ def test_one_loaded_model_searches_with_any_weights(
     assert one._key == key
 
 
+@pytest.mark.extended
 def test_a_transcript_has_what_its_language_writes(
     model_dir: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

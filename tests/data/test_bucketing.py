@@ -208,6 +208,7 @@ def test_the_rates_of_a_mixture_hold_over_all_buckets(corpus):
         assert max(of_language) - min(of_language) < 0.05 * np.mean(of_language)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     ("how", "processes"), [(INDEXED, 2), (CACHED, 4)], ids=["2-indexed", "4-cached"]
 )
@@ -221,6 +222,7 @@ def test_all_processes_together_have_the_bytes_of_one(corpus, through, how, proc
         assert_same(through[start + step], joined([part[step] for part in parts]))
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     ("how", "start"), [(CACHED, 1), (INDEXED, 13), (CACHED, 31)], ids=["1", "13-indexed", "31"]
 )

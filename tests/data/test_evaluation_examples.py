@@ -25,6 +25,7 @@ def test_every_example_once_in_order(corpus):
         assert example.strings["task"] == f"tinyvox_paired_{record['language']}"
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 50])
 def test_shards_have_every_example_once(corpus, count):
     """Also if the shards are more than the examples, and if they do not divide them."""

@@ -37,6 +37,7 @@ def directory(tmp_path, monkeypatch):
             registry.remove(name)
 
 
+@pytest.mark.extended
 def test_the_page(directory, capsys) -> None:
     from maestro_jax.batches import StreamConfig
     from maestro_jax.data.loader import StreamLoader

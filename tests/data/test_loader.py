@@ -127,6 +127,7 @@ def test_every_example_once_an_epoch(corpus, how):
     assert len(set(orders)) == 4
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     "how,start",
     [(INDEXED, 0), (CACHED, 0), (CACHED, 58), (INDEXED, 58)],
@@ -145,6 +146,7 @@ def test_a_restart_anywhere(corpus, through, start):
     assert_same(batch, {"mt": through[start]["mt"]})
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     "how,processes", [(CACHED, 2), (INDEXED, 2), (CACHED, 4)], ids=["2", "2-indexed", "4"]
 )

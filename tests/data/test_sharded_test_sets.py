@@ -73,6 +73,7 @@ def contents(directory):
     return found
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(("count", "devices"), [(2, 4), (3, 1), (7, 2)])
 def test_processes_write_what_one_writes(corpus, tmp_path, count, devices):
     [alone] = evaluated(corpus, tmp_path / "one" / "result", 1)

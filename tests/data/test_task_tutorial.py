@@ -98,6 +98,7 @@ def test_buckets_need_random_access(capsys) -> None:
     assert "has no random access, so it can have no buckets" in capsys.readouterr().err
 
 
+@pytest.mark.extended
 def test_a_dry_run_knows_them(capsys) -> None:
     assert main(command("train", "--dry_run") + QUICK) == 0
     assert "calls" in capsys.readouterr().out

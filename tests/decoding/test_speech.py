@@ -101,6 +101,7 @@ def decode(params, audio, lengths, name="softmax", **options):
     return decoder(name, **options)(params, jnp.asarray(audio), lengths)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     ("name", "beam_size"), [("softmax", 1), ("softmax", 4), ("hat, one label a frame", 4)]
 )

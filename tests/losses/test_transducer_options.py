@@ -178,6 +178,7 @@ def test_confident_hat_has_finite_gradients():
     assert np.isfinite(loss) and np.isfinite(gradient).all()
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("one_label_per_frame", [False, True])
 def test_fastemit_scales_the_gradient_of_label_arcs_alone(one_label_per_frame):
     blank, label = random_lattices(6)

@@ -32,6 +32,7 @@ def enumerated(log_blank, log_label, frames, labels, one_label_per_frame):
     return posterior / total if total else posterior
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("one_label_per_frame", [False, True])
 def test_against_all_paths(one_label_per_frame):
     rng = np.random.default_rng(3)

@@ -148,6 +148,7 @@ def test_additive_joiners_and_the_gradients_of_both_sides(case):
     np.testing.assert_allclose(gradients[1], case["expected_prediction_grads"], atol=1e-5)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("one_label_per_frame", [False, True])
 def test_additive_joiner_in_both_lattices(one_label_per_frame):
     case = PUBLISHED["additive"]

@@ -47,6 +47,7 @@ def loss_and_path(params, encoded, labels, frame_lengths, label_lengths):
 gradients = jax.value_and_grad(loss_and_path, (0, 1), has_aux=True)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("shape", [(8, 1, 1), (2, 4, 1), (4, 1, 2)], ids=str)
 def test_joint_loss_and_alignment(inputs, shape):
     partitioning = Partitioning(mesh_shape=shape)

@@ -30,6 +30,7 @@ def _content(example):
     return fields | {"audio": example.audio.tobytes()}
 
 
+@pytest.mark.extended
 def test_examples_do_not_depend_on_order_or_process():
     places = [
         (split, index)
@@ -47,6 +48,7 @@ def test_examples_do_not_depend_on_order_or_process():
             assert [_content(example) for example in made] == [first[split, i] for i in range(6)]
 
 
+@pytest.mark.extended
 def test_a_pool_keeps_the_order_of_many_chunks():
     with ExamplePool(workers=2) as pool:
         ids = [example.id for example in pool.examples(CONFIG, "text_en_train", 333)]

@@ -57,6 +57,7 @@ def test_vocabulary_covers_the_training_texts(root):
             assert vocabulary.decode(vocabulary.encode(text)) == text
 
 
+@pytest.mark.extended
 def test_a_corpus_of_bytes(tmp_path):
     nothing = {"speech": 0, "text": 2, "mt": 0, "validation": 1, "test": 1}
     corpus = CorpusConfig(languages=("en",), paired={"en": 1}, vocab_kind="byte", **nothing)
@@ -96,6 +97,7 @@ def test_unknown_config_names_near_misses(tmp_path):
         dataset.prepare("smal", tmp_path)
 
 
+@pytest.mark.extended
 def test_an_error_while_building_leaves_nothing_behind(tmp_path, monkeypatch):
     broken = dataset.MiniVoxConfig(
         name="broken", corpus=CorpusConfig(**(vars(CORPUS) | {"languages": ("en", "xx")}))

@@ -144,6 +144,7 @@ def test_texts_hold_words_only():
             assert "  " not in text
 
 
+@pytest.mark.extended
 def test_different_meanings_are_different_sentences():
     rng = np.random.default_rng(2)
     meanings = {draw_meaning(rng) for _ in range(6000)}

@@ -80,6 +80,7 @@ def assert_same(found, expected):
         np.testing.assert_allclose(metrics[name], pair, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.extended
 def test_the_gradient_of_means_over_unequal_parts_is_exact(tiny, sure, whole):
     assert_same(run_step(tiny, *sure, PARTS), whole)
     # The parts are unequal: the mean of their means would be another loss.

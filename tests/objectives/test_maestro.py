@@ -95,6 +95,7 @@ def everything(tiny, state):
     return tiny.run(state, tiny.batch(), **all_ones(tiny))
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("term", TABLE)
 def test_a_term_trains_its_parts_and_no_other(tiny, state, term):
     gradients, metrics = tiny.run(state, tiny.batch(), **{term: 1.0})
@@ -163,6 +164,7 @@ def test_curriculum(step, streams):
 
 
 class TestAveragedParameters:
+    @pytest.mark.extended
     def test_predicted_durations_are_those_of_the_average(self, tiny, state, everything):
         """The bias of the duration head moves the resampled length, the average's alone."""
 
@@ -182,6 +184,7 @@ class TestAveragedParameters:
         # Only tokens that the other head lets last grow longer, each by about three frames.
         assert value(metrics, "text/frames_per_token") > 2 * before
 
+    @pytest.mark.extended
     def test_alignments_are_those_of_the_average(self, tiny, state, everything):
         """Blank made unlikely in the averaged decoder moves every label to the first frame."""
         eager = copy.deepcopy(state.ema_params)
@@ -190,6 +193,7 @@ class TestAveragedParameters:
         assert metrics["loss/transducer"] == everything[1]["loss/transducer"]
         assert metrics["loss/duration"] != everything[1]["loss/duration"]
 
+    @pytest.mark.extended
     def test_the_loss_is_piecewise_constant_in_the_average(self, tiny, state, everything):
         """A change too small to move a best path or a rounded duration has no effect at all."""
         nudged = jax.tree.map(lambda leaf: leaf * np.float32(1.0 + 1e-6), state.ema_params)
@@ -248,6 +252,7 @@ class TestPairedAlone:
         assert not any(name.startswith(("speech/", "text/", "mt/", "st/")) for name in metrics)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("missing", TERMS_OF_STREAM)
 def test_a_batch_may_lack_any_stream(tiny, state, missing):
     batch = {stream: part for stream, part in tiny.batch().items() if stream != missing}
@@ -293,6 +298,7 @@ SEQUENCES = {
 }
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("stream", SEQUENCES)
 def test_a_stream_without_examples_adds_nothing(tiny, state, everything, stream):
     _, metrics = finite(tiny, state, absent(tiny.batch(), stream, *SEQUENCES[stream]))
@@ -339,6 +345,7 @@ def test_one_absent_example_changes_no_other(tiny, state):
         np.testing.assert_array_equal(again[name], gradient, err_msg=name)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     ("stream", "feature"),
     [
@@ -357,6 +364,7 @@ def test_half_an_example_is_harmless(tiny, state, stream, feature):
     assert metrics[f"loss/{name}"][1] == 0.0
 
 
+@pytest.mark.extended
 def test_silence(tiny, state):
     batch = tiny.batch()
     for stream in ("speech", "paired", "st"):
@@ -365,6 +373,7 @@ def test_silence(tiny, state):
     assert value(metrics, "loss/transducer") > 0.0
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("samples", [399, 400, 1000])
 def test_texts_longer_than_their_speech(tiny, state, samples):
     """Less than a frame, one frame, and one encoder frame for all labels."""

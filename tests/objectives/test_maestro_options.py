@@ -78,6 +78,7 @@ def trained(gradients):
     }
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     ("term", "parts"),
     [

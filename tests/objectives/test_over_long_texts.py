@@ -27,6 +27,7 @@ MAX_FRAMES = 6
 FITS = [True, True, False, False, True]
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(("stream", "weight"), [("text", "text"), ("mt", "mt")])
 def test_the_loss_is_that_of_the_batch_without_it(tiny, stream, weight):
     """Three frames a token and room for 15: a text of six tokens is as good as absent."""
@@ -48,6 +49,7 @@ def test_the_loss_is_that_of_the_batch_without_it(tiny, stream, weight):
     assert metrics[f"{stream}/overflow_frames"] == (9.0, 1.0)
 
 
+@pytest.mark.extended
 def test_of_a_batch_of_nothing_else_nothing_is_learned(tiny):
     state = tiny.state()
     state = state.replace(ema_params=tiny.with_token_frames(state.ema_params, 8.0))

@@ -132,6 +132,7 @@ def test_w2v_bert_hides_what_enters_the_encoder_and_leaves_features_alone(tiny, 
     assert masked[:2].any() and not masked[2:].any()
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("masks", [W2vBert(), BestRq(mask_probability=0.2, mask_span=2)])
 def test_codes_are_those_of_the_clean_audio(tiny, masks):
     """What is heard is disturbed; without clean audio in the batch it would be its own target."""

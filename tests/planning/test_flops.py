@@ -249,6 +249,7 @@ def paper_step(
 BAR = {"SPEECH_BATCH": "1024", "TEXT_BATCH": "1024", "PAIRED_BATCH": "256"}
 
 
+@pytest.mark.extended
 def test_the_papers_model() -> None:
     """24 layers of 1024, 1024 utterances of 30 seconds, 1024 texts, 256 pairs."""
     sizes = {"VOCAB_SIZE": "4096", "TOKENS": "256", "MAX_TEXT_FRAMES": "400"}

@@ -45,6 +45,7 @@ def troubled(emulator):
     emulator.faults = StorageFaults()
 
 
+@pytest.mark.extended
 def test_single_files_on_a_service_in_trouble(troubled, bucket, tmp_path):
     troubled.faults = StorageFaults(rate=0.35, seed=1)
     done = _run(_SINGLE_FILES.format(bucket=bucket), troubled, tmp_path)

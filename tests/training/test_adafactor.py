@@ -141,6 +141,7 @@ def test_the_state_is_small_and_keeps_no_second_moments_of_kernels(toy):
     assert sizes == [2, 4]
 
 
+@pytest.mark.extended
 def test_a_run_with_groups_is_taken_up_again(toy, run, tmp_path):
     """On a mesh, with a frozen group; stopped in the middle, it gives the bits of one go."""
     groups = (

@@ -70,6 +70,7 @@ def dtypes(found: Any, primitives: set[str], scope: str) -> list[tuple[str, set[
     ]
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     "layer",
     [

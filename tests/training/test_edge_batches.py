@@ -86,6 +86,7 @@ def assert_finite(result):
     assert [name for name, leaf in gradients.items() if not np.all(np.isfinite(leaf))] == []
 
 
+@pytest.mark.extended
 def test_a_full_batch_trains_every_parameter(step, batch):
     """Else the batches below could be finite because nothing is computed."""
     value, metrics, gradients = step(batch)
@@ -94,6 +95,7 @@ def test_a_full_batch_trains_every_parameter(step, batch):
     assert [name for name, leaf in gradients.items() if not np.any(leaf)] == []
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("stream", STREAMS)
 def test_one_stream_empty(step, batch, stream):
     empty(batch, stream)
@@ -112,6 +114,7 @@ def test_all_streams_empty(step, batch):
     assert [name for name, leaf in gradients.items() if np.any(leaf)] == []
 
 
+@pytest.mark.extended
 def test_texts_longer_than_their_speech(step, batch):
     for stream in ("paired", "st"):
         # A quarter of a second is six frames for nine tokens, in the first row alone.
@@ -122,6 +125,7 @@ def test_texts_longer_than_their_speech(step, batch):
     assert result[1]["paired/examples"][0] == 2.0
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("samples", [0, 100, 400])
 def test_speech_of_no_frame_or_one_under_a_text(step, batch, samples):
     """A window of log-mel takes 400 samples."""
@@ -130,6 +134,7 @@ def test_speech_of_no_frame_or_one_under_a_text(step, batch, samples):
     assert_finite(step(batch))
 
 
+@pytest.mark.extended
 def test_silence(step, batch):
     for stream in ("speech", "paired", "st"):
         batch[stream]["audio"][:] = 0
@@ -138,6 +143,7 @@ def test_silence(step, batch):
     assert result[1]["speech/examples"][0] == 2.0
 
 
+@pytest.mark.extended
 def test_a_row_of_silence_and_an_empty_row_beside_full_ones(step, batch):
     for stream in ("speech", "paired", "st"):
         batch[stream]["audio"][0] = 0

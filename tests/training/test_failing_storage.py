@@ -85,6 +85,7 @@ def check_saved(model: Path) -> None:
     assert all(damage(model / "checkpoints" / step) is None for step in (first, last))
 
 
+@pytest.mark.extended
 def test_training_goes_on_until_files_can_be_written_again(
     run, toy, tmp_path, limit, caplog
 ) -> None:

@@ -135,6 +135,7 @@ class Killed(BaseException):
     pass
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("at", [4, 5, 7, 8])
 def test_a_run_that_rolled_back_and_was_killed_goes_on_without_the_batches(
     toy, numbered, poisoned, tmp_path, at

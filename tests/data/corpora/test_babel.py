@@ -116,6 +116,7 @@ def test_shorten_is_named(source: Path) -> None:
         read_audio(path, [(0.0, 0.5)])
 
 
+@pytest.mark.extended
 def test_command_and_streams(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

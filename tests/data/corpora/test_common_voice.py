@@ -107,6 +107,7 @@ def test_what_is_beside_the_splits_is_prepared_when_it_is_named(
         assert [entry["id"] for entry in records(result, "train")] == [f"common_voice_de_{clip}"]
 
 
+@pytest.mark.extended
 def test_from_the_command_to_batches(
     release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
