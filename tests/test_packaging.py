@@ -108,7 +108,7 @@ def test_ci_runs_what_the_readme_says() -> None:
     script = (ROOT / ".ci" / "run").read_text()
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
     commands = re.findall(r"^(?:exec )?(make [\w-]+)$", script, re.MULTILINE)
-    assert commands == ["make lint", "make docs", "make test"]
+    assert commands == ["make lint", "make docs", "make test", "make test-extended"]
     assert "make test" in readme and "make demo" in readme
 
 

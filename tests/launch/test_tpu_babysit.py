@@ -160,7 +160,7 @@ def test_what_a_restart_mends_is_started_again(cloud) -> None:
     wait_for(watcher, lambda: cloud.verbs().count("ssh start") == 3 and running(cloud))
     for home in cloud.homes():
         cloud.reboot(home)
-    errors = watcher.communicate(timeout=300)[1]
+    errors = watcher.communicate(timeout=120)[1]
     assert watcher.returncode == 0, errors
     assert re.search(r"on pod-w-\d: ended with 75: error: lost process 1: starting", errors)
     assert "ended with 137" in errors and "the host was started again" in errors
@@ -175,7 +175,7 @@ def test_an_interrupt_makes_the_run_save_and_deletes_the_slices(cloud) -> None:
     wait_for(watcher, lambda: running(cloud) and looks_since_start(cloud) > 1)
     cloud.faults(delete=["fail", "hang"])
     watcher.send_signal(signal.SIGHUP)
-    output, errors = watcher.communicate(timeout=300)
+    output, errors = watcher.communicate(timeout=120)
     assert watcher.returncode == 128 + signal.SIGHUP
     assert sorted(x for x in output.splitlines() if "status" in x) == [
         f"pod-w-{i}: stopped; exit status 143" for i in (0, 1)
@@ -222,7 +222,7 @@ def test_a_babysitter_that_was_killed_is_replaced_and_two_do_not_fight(cloud) ->
     third = start(cloud)
     wait_for(third, lambda: cloud.verbs().count("ssh status") > before + 1)
     assert cloud.run("stop").returncode == 0
-    errors = third.communicate(timeout=300)[1]
+    errors = third.communicate(timeout=120)[1]
     assert third.returncode == 0, errors
     assert "taking over from process" in errors and "the run is in progress" in errors
     assert cloud.verbs().count("ssh start") == 1 and cloud.verbs().count("create") == 1
@@ -236,7 +236,7 @@ def test_a_babysitter_that_was_replaced_leaves_the_slices_alone(cloud) -> None:
     path = cloud.directory / "object.json"
     taken = json.dumps({"holder": "process 1 on elsewhere", "token": "x"})
     path.write_text(json.dumps([1000, taken]))
-    errors = watcher.communicate(timeout=300)[1]
+    errors = watcher.communicate(timeout=120)[1]
     assert watcher.returncode == 1
     assert errors.splitlines()[-1] == (
         "error: process 1 on elsewhere looks after this run now: leaving the slices to it"
@@ -263,6 +263,8 @@ def start(cloud, *options: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Below nohup it would be ignored, by a babysitter as by any other program.
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )
 
 
