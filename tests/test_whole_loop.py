@@ -113,7 +113,7 @@ def test_fine_tuning_was_validated(demo_output: Path) -> None:
 
 
 def test_fine_tuning_began_from_the_pretrained_average(demo_output: Path) -> None:
-    from maestro_jax.training.checkpoints import restore_params
+    from maestro_jax.training.partial_restore import restore_params
 
     pretrained = restore_params(demo_output / "pretrained", "ema")
     tuned = restore_params(demo_output / "recognition", "params")

@@ -28,7 +28,7 @@ from maestro_jax.files import as_path, write_atomically
 from maestro_jax.scoring.metrics import finite_or_none
 from maestro_jax.training import distributed
 from maestro_jax.training.checkpoint_files import STATE
-from maestro_jax.training.checkpoints import SUBDIRECTORY as CHECKPOINTS
+from maestro_jax.training.saved_checkpoints import SUBDIRECTORY as CHECKPOINTS
 
 log = logging.getLogger(__name__)
 

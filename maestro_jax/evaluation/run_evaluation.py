@@ -47,9 +47,9 @@ from maestro_jax.scoring.metrics import Kind, Metric
 from maestro_jax.text.language_tokens import LanguageTokens
 from maestro_jax.training import distributed
 from maestro_jax.training.checkpoint_files import ARRAYS, FILES
-from maestro_jax.training.checkpoints import Which, find_checkpoint
 from maestro_jax.training.run import TrainRun
 from maestro_jax.training.run_language_tokens import run_language_tokens
+from maestro_jax.training.saved_checkpoints import Which, find_checkpoint
 
 if TYPE_CHECKING:
     import seqio

@@ -34,8 +34,8 @@ from maestro_jax.inference.search_config import SEARCH_FILE, SearchConfig, choos
 from maestro_jax.inference.transcriber import Transcriber
 from maestro_jax.scoring.entity_recall import EntityRecall
 from maestro_jax.scoring.metrics import Metric, metrics_of_kind
-from maestro_jax.training.checkpoints import Which
 from maestro_jax.training.run import TrainRun
+from maestro_jax.training.saved_checkpoints import Which
 
 log = logging.getLogger(__name__)
 

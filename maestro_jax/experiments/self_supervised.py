@@ -25,8 +25,9 @@ from maestro_jax.experiments.stages import Experiment, Recipe, Stage
 from maestro_jax.files import write_atomically
 from maestro_jax.tables import table
 from maestro_jax.training import parameter_trees
-from maestro_jax.training.checkpoints import Which, find_checkpoint, restore_params
+from maestro_jax.training.partial_restore import restore_params
 from maestro_jax.training.run import TrainRun
+from maestro_jax.training.saved_checkpoints import Which, find_checkpoint
 from maestro_jax.training.state import initial_params, sharded_state
 
 RECIPE = Recipe(

@@ -36,7 +36,6 @@ from maestro_jax.inference.timed_words import NBestEntry, TimedToken, Transcript
 from maestro_jax.text.language_tokens import LANGUAGE_TOKENS_FILE, LanguageTokens
 from maestro_jax.text.languages import LanguageTable, load_languages, normalize_language
 from maestro_jax.text.vocabularies import UNK_ID, Vocabulary
-from maestro_jax.training.checkpoints import Which, as_saved, find_checkpoint, restore_params
 from maestro_jax.training.mesh_decoding import (
     jitted_decoding,
     longest_audio,
@@ -44,8 +43,10 @@ from maestro_jax.training.mesh_decoding import (
     program_key,
 )
 from maestro_jax.training.model_vocabulary import load_model_vocabulary
+from maestro_jax.training.partial_restore import restore_params
 from maestro_jax.training.partitioning import replicated
 from maestro_jax.training.run import TrainRun
+from maestro_jax.training.saved_checkpoints import Which, as_saved, find_checkpoint
 from maestro_jax.training.state import sharded_state
 
 log = logging.getLogger(__name__)

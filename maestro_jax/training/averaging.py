@@ -23,14 +23,9 @@ from maestro_jax.text.language_tokens import LANGUAGE_TOKENS_FILE
 from maestro_jax.text.languages import LANGUAGES_FILE
 from maestro_jax.text.vocabularies import MODEL_FILE
 from maestro_jax.training.checkpoint_files import check_whole, damage
-from maestro_jax.training.checkpoints import (
-    SUBDIRECTORY,
-    Checkpoints,
-    Which,
-    restore_params,
-    saved_record,
-    saved_shapes,
-)
+from maestro_jax.training.checkpoints import Checkpoints
+from maestro_jax.training.partial_restore import restore_params
+from maestro_jax.training.saved_checkpoints import SUBDIRECTORY, Which, saved_record, saved_shapes
 
 log = logging.getLogger(__name__)
 

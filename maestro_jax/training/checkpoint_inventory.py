@@ -14,7 +14,7 @@ from etils import epath
 from maestro_jax.errors import UserError
 from maestro_jax.files import absolute_path, files_below, models_below
 from maestro_jax.training import checkpoint_files
-from maestro_jax.training.checkpoints import BEST_FILE, SUBDIRECTORY
+from maestro_jax.training.saved_checkpoints import BEST_FILE, SUBDIRECTORY
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

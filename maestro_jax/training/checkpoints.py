@@ -1,13 +1,12 @@
-"""Checkpoints: everything that this project asks of Orbax, in one place.
+"""Saves and restores the training state of a run.
 
 A model directory holds ``checkpoints/<step>/state`` (the training state) and
 ``checkpoints/<step>/data`` (a small JSON record, `records.TrainingRecord`). The files and arrays of
 a checkpoint are verified when it is restored (`checkpoint_files`).
 
 The newest checkpoints are kept, and the best one of a run with validation; the file
-``best_checkpoint.json`` names it. Where a checkpoint is asked for, ``MODEL_DIR`` means the newest
-one that is whole, ``MODEL_DIR/best`` the best one, and ``MODEL_DIR/checkpoints/<step>`` that of one
-step. The latter two are refused if they are damaged.
+``best_checkpoint.json`` names it. `saved_checkpoints` finds and reads what was saved, and
+`partial_restore` puts its parameters into another model.
 """
 
 from __future__ import annotations
@@ -18,12 +17,10 @@ import dataclasses
 import functools
 import json
 import logging
-import re
 import shutil
 import sys
 import threading
-import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
@@ -38,48 +35,32 @@ from maestro_jax.errors import RestartableError, UserError
 from maestro_jax.files import (
     absolute_path,
     is_remote,
-    models_below,
     move_tree,
     write_atomically,
 )
-from maestro_jax.modules.duration import FROZEN_DURATIONS, freeze_durations, names_to_freeze
 from maestro_jax.training import (
     array_checksums,
     checkpoint_files,
     distributed,
-    parameter_groups,
-    parameter_trees,
 )
-from maestro_jax.training.checkpoint_files import FILES, RECORD, STATE, check_whole
+from maestro_jax.training.checkpoint_files import FILES, RECORD, STATE
 from maestro_jax.training.commit_barrier import CommitBarrier
+from maestro_jax.training.saved_checkpoints import (
+    BEST_FILE,
+    SUBDIRECTORY,
+    check_same_model,
+    none_whole,
+    saved_record,
+)
 from maestro_jax.training.state import TrainState
 
 if TYPE_CHECKING:
-    from maestro_jax.training.run import TrainRun
+    pass
 
 log = logging.getLogger(__name__)
 
-
-def _is_not_of_orbax(record: logging.LogRecord) -> bool:
-    raised = record.exc_info[2] if record.exc_info else None
-    files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(raised)]
-    return not any("orbax" in text for text in (record.pathname, record.getMessage(), *files))
-
-
-# Orbax logs many lines of each save, and failures with tracebacks; what matters is said here.
-for _name in ("absl", "asyncio"):
-    logging.getLogger(_name).addFilter(_is_not_of_orbax)
-
-SUBDIRECTORY = "checkpoints"
-BEST_FILE = "best_checkpoint.json"
-REPORT_FILE = "init_report.txt"
 SET_ASIDE = "damaged_checkpoints"
 """Directory beside ``checkpoints`` for those that were damaged when training was resumed."""
-Which = Literal["ema", "params"]
-_STATE_FIELDS = {"ema": "ema_params", "params": "params"}
-# The layers of a stack in one scanned array, or in an array per layer.
-_SCANNED = re.compile(r"(.*/)?layers(/.*)")
-_UNROLLED = re.compile(r"(.*/)?layer_\d+(/.*)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -383,10 +364,6 @@ class Checkpoints:
             text = json.dumps(dataclasses.asdict(self.best), indent=2) + "\n"
             write_atomically(path, text.encode())
 
-    def wait(self) -> None:
-        """Waits until everything is written."""
-        self.settle()
-
     def close(self, *, alone: bool = False) -> None:
         """Waits until everything is written, digests included, and releases the directory.
 
@@ -546,60 +523,6 @@ class Checkpoints:
         return state, dict(restored["data"])
 
 
-def check_same_model(
-    step_directory: epath.PathLike, abstract: TrainState, *, optimizer: bool = True
-) -> None:
-    """Checks that a checkpoint has the arrays of a run; its files are only read.
-
-    Args:
-        step_directory: Directory of the checkpoint.
-        abstract: ``ShapeDtypeStruct`` of the run's state.
-        optimizer: Whether the state of the optimizer must be there.
-
-    Raises:
-        UserError: It is of another model or another optimizer, or damaged.
-    """
-    directory = epath.Path(step_directory)
-    saved = _metadata(directory)
-    if saved_record(directory).get("averaged_steps"):
-        raise UserError(
-            f"{directory} is an average of checkpoints, from which training cannot continue: "
-            "train in another model directory, with INIT_FROM for this one."
-        )
-    for field in ("params", "ema_params", *(["opt_state"] if optimizer else [])):
-        in_checkpoint = _shapes(saved.get(field))
-        in_run = _shapes(getattr(abstract, field))
-        if in_checkpoint == in_run:
-            continue
-        # What one of them lacks, or has in another shape.
-        names = sorted(set(in_checkpoint.items()) ^ set(in_run.items()))
-        name = names[0][0]
-        if all(changed.startswith(f"{FROZEN_DURATIONS}/") for changed, _ in names):
-            raise UserError(
-                f"The checkpoint {directory} lacks the frozen durations of this run: it was "
-                "written by an earlier version, or without a stream of texts; start a new run "
-                "in another model directory, with the init_from of this one."
-            )
-        if field == "opt_state":
-            raise UserError(
-                f"The checkpoint {directory} is of another optimizer: its state {name} is "
-                f"{in_checkpoint.get(name, 'absent')} there and {in_run.get(name, 'absent')} "
-                "here; take the optimizer with which the run began, or begin a new run with "
-                "this one as init_from."
-            )
-        raise UserError(
-            f"The checkpoint {directory} is of another model or setting: {field} {name} is "
-            f"{in_checkpoint.get(name, 'absent')} there and {in_run.get(name, 'absent')} here; "
-            "choose another model directory, or give this one as init_from."
-        )
-
-
-def has_same_optimizer(step_directory: epath.PathLike, abstract: TrainState) -> bool:
-    """Returns whether a checkpoint has the optimizer state of a run, by names and shapes."""
-    saved = _metadata(epath.Path(step_directory)).get("opt_state")
-    return _shapes(saved) == _shapes(abstract.opt_state)
-
-
 def _restore_without_optimizer(step_directory: epath.Path, abstract: TrainState) -> TrainState:
     """Restores all of a state but that of its optimizer, which is None."""
     fields = {name: getattr(abstract, name) for name in ("step", "params", "ema_params")}
@@ -642,7 +565,7 @@ def restore_newest(
             place.set_aside(reasons, f"continuing from step {step}")
         return restored
     if damaged:
-        raise _none_whole(damaged)
+        raise none_whole(damaged)
     return None
 
 
@@ -671,472 +594,3 @@ def _hold_back_late_callbacks() -> None:
 
 class _DamageError(Exception):
     """A checkpoint is not as it was written; the message says how."""
-
-
-@dataclasses.dataclass(frozen=True)
-class PartialRestoreReport:
-    """Records what became of each parameter in a partial restore.
-
-    Attributes:
-        loaded: Names of the parameters that were read.
-        skipped: Names in the checkpoint that were not read, each with the reason.
-        new: Names in the model that keep their initial value.
-        copied: Names in the model that hold durations (`modules.duration`), with the values
-            that the parameters they are copies of begin with.
-    """
-
-    loaded: tuple[str, ...]
-    skipped: tuple[tuple[str, str], ...]
-    new: tuple[str, ...]
-    copied: tuple[str, ...] = ()
-
-    def summary(self) -> str:
-        """Formats the report by module: counts, and one example of what was skipped in each."""
-        lines = [self._counts()]
-        for module in sorted({_module(name) for name in self._names()}):
-            loaded = [name for name in self.loaded if _module(name) == module]
-            skipped = [pair for pair in self.skipped if _module(pair[0]) == module]
-            new = [name for name in self.new if _module(name) == module]
-            copied = [name for name in self.copied if _module(name) == module]
-            all_counts = (
-                (loaded, "loaded"),
-                (skipped, "skipped"),
-                (new, "new"),
-                (copied, "copied to hold durations"),
-            )
-            counts = [f"{len(names)} {what}" for names, what in all_counts if names]
-            line = f"  {module}: {', '.join(counts)}"
-            if skipped:
-                name, reason = skipped[0]
-                line += f" ({name}: {reason}{', ...' if len(skipped) > 1 else ''})"
-            lines.append(line)
-        return "\n".join(lines)
-
-    def text(self) -> str:
-        """Formats the whole report, one line per parameter."""
-        return "\n".join(
-            [
-                self._counts(),
-                "",
-                "loaded: in the checkpoint and in the model",
-                *(f"  {name}" for name in self.loaded),
-                "",
-                "skipped: in the checkpoint, and not restored",
-                *(f"  {name}: {reason}" for name, reason in self.skipped),
-                "",
-                "new: in the model, with their initial values",
-                *(f"  {name}" for name in self.new),
-                "",
-                "copied: in the model, to hold the durations with which it begins",
-                *(f"  {name}" for name in self.copied),
-                "",
-            ]
-        )
-
-    def _counts(self) -> str:
-        return (
-            f"{len(self.loaded)} parameters loaded, {len(self.skipped)} skipped, "
-            f"{len(self.new)} new"
-        )
-
-    def _names(self) -> tuple[str, ...]:
-        return (*self.loaded, *(name for name, _ in self.skipped), *self.new, *self.copied)
-
-
-def mismatch_reason(
-    name: str,
-    shape: tuple[int, ...],
-    wanted: Mapping[str, Any],
-    *,
-    include: Sequence[str],
-    exclude: Sequence[str],
-) -> str | None:
-    """Returns why a parameter of a checkpoint is not restored; None if it is.
-
-    Args:
-        name: Name of the parameter.
-        shape: Shape of the parameter.
-        wanted: The parameters of the model by name.
-        include: Regular expressions of names that may be restored.
-        exclude: Regular expressions of names that may not.
-    """
-    if any(re.fullmatch(pattern, name) for pattern in exclude):
-        return "excluded by init_exclude"
-    if not any(re.fullmatch(pattern, name) for pattern in include):
-        return "not in init_include"
-    if name not in wanted:
-        return _stacked_otherwise(name, wanted) or "not in this model"
-    here = tuple(wanted[name].shape)
-    if here != shape:
-        return f"shape {shape} there, {here} here"
-    return None
-
-
-def _stacked_otherwise(name: str, wanted: Mapping[str, Any]) -> str | None:
-    """Returns the reason if only one of checkpoint and model scans the layers of a stack."""
-    scanned = _SCANNED.fullmatch(name)
-    if scanned and f"{scanned[1] or ''}layer_0{scanned[2]}" in wanted:
-        return "one array for all layers there, one per layer here: set scan = True for the stack"
-    unrolled = _UNROLLED.fullmatch(name)
-    if unrolled and f"{unrolled[1] or ''}layers{unrolled[2]}" in wanted:
-        return "one array per layer there, one for all layers here: set scan = False for the stack"
-    return None
-
-
-def _module(name: str) -> str:
-    return name.split("/")[0]
-
-
-def restore_params(
-    directory: epath.PathLike, which: Which = "ema", *, abstract_params: Any = None
-) -> Any:
-    """Restores the parameters of a checkpoint.
-
-    Args:
-        directory: A checkpoint, as `find_checkpoint` takes it.
-        which: ``ema`` for the moving average, ``params`` for the values of the last step.
-        abstract_params: Shapes and shardings to restore to; every one must be in the checkpoint.
-            Without it, the whole tree is read as numpy arrays.
-
-    Returns:
-        The tree of parameters.
-
-    Raises:
-        UserError: The directory holds no checkpoint, or not these parameters, or a damaged one.
-    """
-    step_directory = find_checkpoint(directory)
-    if abstract_params is None:
-        check_whole(step_directory)
-        saved = _saved_parameters(step_directory, which)
-        tree: dict[str, Any] = {}
-        for path, value in _read(step_directory, which, {path: None for path in saved}).items():
-            _insert(tree, path, value)
-        return tree
-    params, report = partial_restore(abstract_params, step_directory, which)
-    if report.new:
-        reasons = dict(report.skipped)
-        name = report.new[0]
-        raise UserError(
-            f"The checkpoint {step_directory} does not fit the model: {name}: "
-            f"{reasons.get(name, 'not in the checkpoint')}; use the model that it was trained with."
-        )
-    return params
-
-
-def partial_restore(
-    params: Any,
-    directory: epath.PathLike,
-    which: Which = "ema",
-    *,
-    include: Sequence[str] = (".*",),
-    exclude: Sequence[str] = (),
-) -> tuple[Any, PartialRestoreReport]:
-    """Restores the parameters of a checkpoint that fit a model by name and shape.
-
-    A model that holds durations (`modules.duration`) holds those of the checkpoint.
-
-    Args:
-        params: Tree of arrays, or of ``ShapeDtypeStruct`` with or without shardings.
-        directory: A checkpoint, as `find_checkpoint` takes it.
-        which: ``ema`` for the moving average, ``params`` for the values of the last step.
-        include: Regular expressions of whole names in the checkpoint: only these are read.
-        exclude: Regular expressions of whole names in the checkpoint that are not read, although
-            they may fit.
-
-    Returns:
-        The tree with the fitting leaves replaced, in their types and shardings; and a report.
-
-    Raises:
-        UserError: The directory holds no checkpoint or a damaged one, nothing in it fits, or a
-            pattern matches nothing.
-    """
-    step_directory = find_checkpoint(directory)
-    check_whole(step_directory)
-    saved = _saved_parameters(step_directory, which)
-    paths = {parameter_trees.parameter_name(path): path for path in saved}
-    wanted = dict(parameter_trees.named_leaves(params))
-    for option, patterns in (("init_include", include), ("init_exclude", exclude)):
-        for pattern in patterns:
-            parameter_groups.check_match(
-                pattern, list(paths), f"of {option}, looked up in {step_directory},"
-            )
-    targets: dict[tuple[str, ...], Any] = {}
-    skipped: list[tuple[str, str]] = []
-    for name, path in paths.items():
-        reason = mismatch_reason(
-            name, tuple(saved[path].shape), wanted, include=include, exclude=exclude
-        )
-        if reason is None:
-            targets[path] = wanted[name]
-        else:
-            skipped.append((name, reason))
-    if not targets:
-        raise UserError(
-            f"No parameter of {step_directory} fits this model by name and shape "
-            f"({skipped[0][0]}: {skipped[0][1]}); choose the checkpoint of a model of the same "
-            "size, or other parameters in init_include and init_exclude."
-        )
-    values = _read(step_directory, which, targets)
-    loaded = {parameter_trees.parameter_name(path): value for path, value in values.items()}
-    merged = parameter_trees.map_named(lambda name, leaf: loaded.get(name, leaf), params)
-    new = [name for name in wanted if name not in loaded]
-    copied = names_to_freeze(wanted, loaded)
-    if copied:
-        merged = freeze_durations(merged)
-    return merged, PartialRestoreReport(
-        tuple(loaded), tuple(skipped), tuple(name for name in new if name not in copied), copied
-    )
-
-
-def saved_shapes(directory: epath.PathLike, which: Which = "ema") -> dict[str, tuple[int, ...]]:
-    """Reads the shape of each parameter of a checkpoint, by name.
-
-    Args:
-        directory: A checkpoint, as `find_checkpoint` takes it.
-        which: ``ema`` for the moving average, ``params`` for the values of the last step.
-
-    Raises:
-        UserError: The directory holds no checkpoint, or not these parameters.
-    """
-    saved = _saved_parameters(find_checkpoint(directory), which)
-    return {parameter_trees.parameter_name(path): tuple(leaf.shape) for path, leaf in saved.items()}
-
-
-def saved_record(step_directory: epath.PathLike) -> dict[str, Any]:
-    """Reads the JSON record of one checkpoint (see `Checkpoints.save`); empty where it has none.
-
-    Raises:
-        UserError: The checkpoint is damaged.
-    """
-    step_directory = epath.Path(step_directory)
-    path = step_directory / RECORD
-    if not path.is_dir():
-        return {}
-    with _naming_damage(step_directory):
-        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-            return dict(checkpointer.restore(path))
-
-
-def find_checkpoint(directory: epath.PathLike) -> epath.Path:
-    """Finds the directory of one checkpoint.
-
-    Args:
-        directory: A model directory or its ``checkpoints`` directory, with ``/latest`` after it or
-            not, for the newest checkpoint that is whole (a warning names newer ones that are not);
-            one of the two with ``/best`` after it; or a checkpoint itself.
-
-    Raises:
-        UserError: There is no complete checkpoint, none that is whole, or none that is known as the
-            best.
-        RestartableError: The object store does not answer.
-    """
-    path = absolute_path(directory)
-    if (path / STATE).is_dir():
-        return path
-    if path.name == "best" and not path.exists():
-        return _best_checkpoint(path.parent)
-    if path.name == "latest" and not path.exists():
-        path = path.parent
-    for parent in (path / SUBDIRECTORY, path):
-        if parent.is_dir():
-            steps = ocp.utils.checkpoint_steps(parent)
-            if steps:
-                return parent / str(_newest_whole(parent, steps))
-    if path.parent.name == SUBDIRECTORY and path.parent.is_dir():
-        if steps := sorted(ocp.utils.checkpoint_steps(path.parent)):
-            if path.is_dir():
-                check_whole(path)
-            raise UserError(
-                f"{path.parent.parent} has no checkpoint {path.name}; it has those of steps "
-                f"{', '.join(map(str, steps))}."
-            )
-    raise UserError(
-        f"{directory} is not a checkpoint directory: give a model directory that holds "
-        f"{SUBDIRECTORY}/<step>, or one such step{models_below(path)}."
-    )
-
-
-def _newest_whole(directory: epath.Path, steps: Sequence[int]) -> int:
-    """Returns the step of the newest checkpoint that is whole, and warns once of newer ones."""
-    step, damaged = checkpoint_files.newest_whole(directory, steps)
-    if step is None:
-        raise _none_whole({directory / str(number): reason for number, reason in damaged.items()})
-    for number, reason in damaged.items():
-        path = directory / str(number)
-        if (path, reason) not in _warned:
-            _warned.add((path, reason))
-            log.warning(
-                "the checkpoint %s is damaged (%s); taking that of step %d", path, reason, step
-            )
-    return step
-
-
-def _none_whole(damaged: Mapping[epath.Path, str]) -> UserError:
-    (newest, reason), *older = damaged.items()
-    return UserError(
-        f"No checkpoint is whole: {newest} ({reason})"
-        + (f", nor {len(older)} before it" if older else "")
-        + "; copy an undamaged one there, or choose another model directory."
-    )
-
-
-_warned: set[tuple[epath.Path, str]] = set()
-
-
-def _best_checkpoint(directory: epath.Path) -> epath.Path:
-    model_dir = directory.parent if directory.name == SUBDIRECTORY else directory
-    path = model_dir / BEST_FILE
-    if not path.exists():
-        raise UserError(
-            f"{model_dir} has no best checkpoint: its run measured no validation metric "
-            "(EVAL_EVERY); leave /best out for the newest checkpoint."
-        )
-    step = json.loads(path.read_text())["step"]
-    checkpoint = model_dir / SUBDIRECTORY / str(step)
-    if not (checkpoint / STATE).is_dir():
-        raise UserError(
-            f"{path} names step {step}, but {checkpoint} does not exist; copy it there, or leave "
-            "/best out for the newest checkpoint."
-        )
-    return checkpoint
-
-
-def as_saved(run: TrainRun, directory: epath.PathLike, which: Which = "ema") -> TrainRun:
-    """Adapts a run to a checkpoint of an earlier version, without what its model has gained since.
-
-    That is, so far, the final layer normalisation of the refiner.
-
-    Args:
-        run: The run that the model directory describes.
-        directory: A checkpoint, as `find_checkpoint` takes it.
-        which: The parameters that are to be read.
-
-    Returns:
-        The run, whose model computes what it computed when it was trained.
-    """
-    refiner = getattr(run.model, "refiner", None)
-    if refiner is None or not refiner.normalize:
-        return run
-    if "refiner/final_norm/scale" in saved_shapes(directory, which):
-        return run
-    model = run.model.clone(refiner=refiner.clone(normalize=False))
-    return dataclasses.replace(run, model=model)
-
-
-def as_begun(run: TrainRun, directory: epath.PathLike, steps: Sequence[int]) -> TrainRun:
-    """Adapts a run to its own checkpoints, if an earlier version began it.
-
-    Args:
-        run: The run.
-        directory: The directory of its checkpoints.
-        steps: Their steps, ascending; empty for a run that begins.
-
-    Returns:
-        The run as `as_saved` adapts it.
-    """
-    for step in reversed(steps):
-        try:
-            begun = as_saved(run, epath.Path(directory) / str(step), "params")
-        except UserError:
-            # A damaged one; `Checkpoints.restore_latest` names it. All are of one model.
-            continue
-        if begun is not run:
-            log.warning(
-                "%s was started by an earlier version: its refiner stays without a final layer "
-                "normalisation",
-                epath.Path(directory).parent,
-            )
-        return begun
-    return run
-
-
-@contextlib.contextmanager
-def _naming_damage(step_directory: epath.Path) -> Iterator[None]:
-    """Turns what reading a part of a damaged checkpoint raises into one line that names it."""
-    try:
-        yield
-    except (ValueError, TypeError, OSError, KeyError):
-        reason = checkpoint_files.damage(step_directory, thorough=True)
-        if reason is not None:
-            raise checkpoint_files.refusal(step_directory, reason) from None
-        raise
-
-
-def _metadata(step_directory: epath.Path) -> Any:
-    with _naming_damage(step_directory):
-        return ocp.PyTreeCheckpointHandler().metadata(step_directory / STATE).tree
-
-
-def _flat(tree: Any) -> dict[tuple[str, ...], Any]:
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {parameter_trees.path_keys(path): leaf for path, leaf in leaves}
-
-
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    return {
-        parameter_trees.parameter_name(path): tuple(leaf.shape)
-        for path, leaf in _flat(tree).items()
-        if hasattr(leaf, "shape")  # Not the empty states of some optimizers.
-    }
-
-
-def _saved_parameters(step_directory: epath.Path, which: Which) -> dict[tuple[str, ...], Any]:
-    """Reads paths and metadata of the saved parameters."""
-    if which not in _STATE_FIELDS:
-        raise UserError(f"Parameters {which!r} are unknown; choose 'ema' or 'params'.")
-    saved = _flat(_metadata(step_directory).get(_STATE_FIELDS[which]))
-    if not saved:
-        raise UserError(
-            f"The checkpoint {step_directory} holds no moving average of the parameters; "
-            "ask for 'params' instead of 'ema' (for INIT_FROM: --gin.TrainRun.init_which=params)."
-        )
-    return saved
-
-
-def _read(
-    step_directory: epath.Path, which: Which, targets: Mapping[tuple[str, ...], Any]
-) -> dict[tuple[str, ...], Any]:
-    """Reads some arrays; a target with a sharding is restored to it, others as numpy arrays."""
-    item: dict[str, Any] = {}
-    restore_args: dict[str, Any] = {}
-    field = _STATE_FIELDS[which]
-    # Files on a disk have been verified before; of an object store only what is read is.
-    listed = checkpoint_files.listed_arrays(step_directory) if is_remote(step_directory) else {}
-    for path, target in targets.items():
-        sharding = getattr(target, "sharding", None)
-        kind, _ = listed.get("/".join((field, *path)), (getattr(target, "dtype", None), 0))
-        if sharding is None:
-            arguments = ocp.RestoreArgs(restore_type=np.ndarray, dtype=kind)
-        else:
-            arguments = ocp.ArrayRestoreArgs(
-                restore_type=jax.Array, dtype=kind, sharding=sharding, global_shape=target.shape
-            )
-        _insert(item, path, 0)
-        _insert(restore_args, path, arguments)
-    with _naming_damage(step_directory), ocp.PyTreeCheckpointer() as checkpointer:
-        restored = checkpointer.restore(
-            step_directory / STATE,
-            args=ocp.args.PyTreeRestore(
-                item={field: item}, restore_args={field: restore_args}, partial_restore=True
-            ),
-        )
-    if listed:
-        sums = {name: value for name, (_, value) in listed.items()}
-        found = array_checksums.checksums({field: restored[field]})
-        name = array_checksums.first_difference(sums, found)
-        if name is not None:
-            reason = f"the array {name} in {STATE} has other values than were written"
-            raise checkpoint_files.refusal(step_directory, reason)
-    values = _flat(restored[field])
-    return {
-        path: value
-        if (wanted := getattr(targets[path], "dtype", None)) in (None, value.dtype)
-        else value.astype(wanted)
-        for path, value in values.items()
-    }
-
-
-def _insert(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
-    for key in path[:-1]:
-        tree = tree.setdefault(key, {})
-    tree[path[-1]] = value

@@ -252,7 +252,7 @@ def _checkpoint_before(trainer: Trainer, first: int, margin: int) -> int:
         first: The first bad step.
         margin: Number of steps before it whose checkpoints may be spoilt already.
     """
-    trainer.checkpoints.wait()
+    trainer.checkpoints.settle()
     before = [step for step in trainer.checkpoints.all_steps() if step < first]
     trusted = [step for step in before if step < first - margin]
     # Where all are younger, the oldest one is the best that there is.

@@ -18,12 +18,8 @@ from maestro_jax.errors import UserError
 from maestro_jax.files import write_if_changed
 from maestro_jax.text.vocabularies import MODEL_FILE, Vocabulary, vocabulary_from_bytes
 from maestro_jax.training import parameter_trees
-from maestro_jax.training.checkpoints import (
-    find_checkpoint,
-    mismatch_reason,
-    saved_record,
-    saved_shapes,
-)
+from maestro_jax.training.partial_restore import mismatch_reason
+from maestro_jax.training.saved_checkpoints import find_checkpoint, saved_record, saved_shapes
 
 if TYPE_CHECKING:
     from maestro_jax.training.run import TrainRun

@@ -10,7 +10,7 @@ from etils import epath
 from maestro_jax.errors import UserError
 from maestro_jax.files import as_path
 from maestro_jax.text.languages import LANGUAGES_FILE, LanguageTable, load_languages
-from maestro_jax.training.checkpoints import find_checkpoint
+from maestro_jax.training.saved_checkpoints import find_checkpoint
 
 if TYPE_CHECKING:
     from maestro_jax.training.run import TrainRun

@@ -11,14 +11,14 @@ from etils import epath
 
 from maestro_jax.errors import UserError
 from maestro_jax.training.changes import changes_table
-from maestro_jax.training.checkpoints import (
+from maestro_jax.training.records import TrainingRecord
+from maestro_jax.training.saved_checkpoints import (
     SUBDIRECTORY,
     check_same_model,
     has_same_optimizer,
     saved_record,
     saved_shapes,
 )
-from maestro_jax.training.records import TrainingRecord
 from maestro_jax.training.state import TrainState
 
 if TYPE_CHECKING:

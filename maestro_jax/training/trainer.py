@@ -39,15 +39,7 @@ from maestro_jax.training.callbacks import (
 )
 from maestro_jax.training.changes import describe
 from maestro_jax.training.checkpointer import Checkpointer
-from maestro_jax.training.checkpoints import (
-    REPORT_FILE,
-    Checkpoints,
-    as_begun,
-    find_checkpoint,
-    partial_restore,
-    restore_newest,
-    saved_record,
-)
+from maestro_jax.training.checkpoints import Checkpoints, restore_newest
 from maestro_jax.training.compilation import cache_counts, unexpected_shapes
 from maestro_jax.training.curriculum_controller import (
     CurriculumController,
@@ -69,12 +61,14 @@ from maestro_jax.training.left_out import (
 )
 from maestro_jax.training.local_checkpoints import LocalCheckpoints
 from maestro_jax.training.metrics import StepTimer
+from maestro_jax.training.partial_restore import REPORT_FILE, partial_restore
 from maestro_jax.training.partitioning import replicated
 from maestro_jax.training.preemption import PreemptionHandler, TrainingPreempted
 from maestro_jax.training.process_group import AgreedStop
 from maestro_jax.training.records import TrainingRecord
 from maestro_jax.training.replica_check import ReplicaCheck
 from maestro_jax.training.run import TrainRun
+from maestro_jax.training.saved_checkpoints import as_begun, find_checkpoint, saved_record
 from maestro_jax.training.start import Start, check_start
 from maestro_jax.training.state import (
     ShardedState,

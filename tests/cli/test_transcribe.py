@@ -53,7 +53,7 @@ def transcribe(
         return Lengths()
 
     monkeypatch.setattr(
-        "maestro_jax.training.checkpoints.find_checkpoint", lambda name: tmp_path / "m/c/1"
+        "maestro_jax.training.saved_checkpoints.find_checkpoint", lambda name: tmp_path / "m/c/1"
     )
     monkeypatch.setattr("maestro_jax.gin_utils.gin_config.load_run", lambda *_, **__: None)
     monkeypatch.setattr("maestro_jax.cli.environment.enable_compilation_cache", lambda: None)

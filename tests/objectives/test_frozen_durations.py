@@ -18,9 +18,10 @@ from maestro_jax.modules.resampler import GaussianUpsampling
 from maestro_jax.objectives.duration_sources import Learned
 from maestro_jax.objectives.maestro import MaestroPretraining
 from maestro_jax.objectives.speech_translation import SpeechTranslation
-from maestro_jax.training.checkpoints import Checkpoints, partial_restore, restore_params
+from maestro_jax.training.checkpoints import Checkpoints
 from maestro_jax.training.optimizers import AdamConfig
 from maestro_jax.training.parameter_trees import unbox
+from maestro_jax.training.partial_restore import partial_restore, restore_params
 from maestro_jax.training.state import create_state
 from maestro_jax.training.step import train_step
 

@@ -17,7 +17,9 @@ from maestro_jax.cli.main import main
 from maestro_jax.errors import UserError
 from maestro_jax.files import as_path, files_below
 from maestro_jax.training import checkpoint_files
-from maestro_jax.training.checkpoints import Checkpoints, find_checkpoint, restore_params
+from maestro_jax.training.checkpoints import Checkpoints
+from maestro_jax.training.partial_restore import restore_params
+from maestro_jax.training.saved_checkpoints import find_checkpoint
 from maestro_jax.training.state import TrainState
 
 # Small files are digested at once. These stand for large ones, which are not.

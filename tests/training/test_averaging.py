@@ -13,12 +13,9 @@ from maestro_jax.cli import main as cli
 from maestro_jax.errors import UserError
 from maestro_jax.training.averaging import average_checkpoints, last_steps
 from maestro_jax.training.checkpoint_files import damage
-from maestro_jax.training.checkpoints import (
-    Checkpoints,
-    find_checkpoint,
-    restore_params,
-    saved_record,
-)
+from maestro_jax.training.checkpoints import Checkpoints
+from maestro_jax.training.partial_restore import restore_params
+from maestro_jax.training.saved_checkpoints import find_checkpoint, saved_record
 from maestro_jax.training.state import TrainState
 
 STEPS = (10, 20, 30, 40)

@@ -20,15 +20,9 @@ import pytest
 from maestro_jax.errors import UserError
 from maestro_jax.training import checkpoint_files
 from maestro_jax.training.checkpoint_files import ARRAYS, FILES, damage
-from maestro_jax.training.checkpoints import (
-    SET_ASIDE,
-    Checkpoints,
-    find_checkpoint,
-    partial_restore,
-    restore_params,
-    saved_record,
-    saved_shapes,
-)
+from maestro_jax.training.checkpoints import SET_ASIDE, Checkpoints
+from maestro_jax.training.partial_restore import partial_restore, restore_params
+from maestro_jax.training.saved_checkpoints import find_checkpoint, saved_record, saved_shapes
 from maestro_jax.training.state import TrainState
 from maestro_jax.training.trainer import train
 
@@ -172,7 +166,7 @@ def test_arrays_are_compared_with_their_sums_where_files_are_not_read_twice(
     (step / ARRAYS).write_text(json.dumps(listed))
     checkpoint_files.write_list(step, digests=False)
     monkeypatch.setattr(checkpoint_files, "_damage", lambda directory, thorough: None)
-    monkeypatch.setattr("maestro_jax.training.checkpoints.is_remote", lambda path: True)
+    monkeypatch.setattr("maestro_jax.training.saved_checkpoints.is_remote", lambda path: True)
     told = "the array ema_params/up/kernel in state has other values than were written"
     with pytest.raises(UserError, match=rf"5 is damaged \({told}\); use \S+4, the newest that is"):
         restore_params(step)
@@ -320,7 +314,7 @@ def test_training_goes_on_from_the_newest_that_is_whole(
     assert checkpoints.all_steps() == [4]
     # The step is saved anew when training comes to it.
     checkpoints.save(state(5), {"step": 5, "seed": 0})
-    checkpoints.wait()
+    checkpoints.settle()
     assert int(checkpoints.restore_latest(abstract())[0].step) == 5
     checkpoints.close()
 

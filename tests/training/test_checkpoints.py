@@ -12,15 +12,10 @@ import pytest
 
 from maestro_jax.errors import UserError
 from maestro_jax.training import parameter_trees
-from maestro_jax.training.checkpoints import (
-    BestCheckpoint,
-    Checkpoints,
-    find_checkpoint,
-    mismatch_reason,
-    partial_restore,
-    restore_params,
-)
+from maestro_jax.training.checkpoints import BestCheckpoint, Checkpoints
+from maestro_jax.training.partial_restore import mismatch_reason, partial_restore, restore_params
 from maestro_jax.training.partitioning import Partitioning
+from maestro_jax.training.saved_checkpoints import find_checkpoint
 from maestro_jax.training.state import create_state, initial_params
 
 
@@ -94,7 +89,7 @@ def test_keeps_the_last_and_the_best(toy, tmp_path):
     checkpoints.best = best
     for step in (4, 5):
         checkpoints.save(state, {"step": step})
-    checkpoints.wait()
+    checkpoints.settle()
     assert checkpoints.all_steps() == [2, 4, 5]
     checkpoints.save(state, {"step": 5})  # Saved already.
     checkpoints.close()

@@ -9,8 +9,10 @@ from narrow_model import NARROW
 
 from maestro_jax.errors import UserError
 from maestro_jax.gin_utils import gin_config
-from maestro_jax.training.checkpoints import Checkpoints, as_begun, as_saved, restore_params
+from maestro_jax.training.checkpoints import Checkpoints
 from maestro_jax.training.parameter_trees import unbox
+from maestro_jax.training.partial_restore import restore_params
+from maestro_jax.training.saved_checkpoints import as_begun, as_saved
 from maestro_jax.training.state import create_state
 
 FILES = [
@@ -55,7 +57,7 @@ def test_a_run_goes_on_with_the_model_with_which_it_began(run, tmp_path, earlier
     checkpoints = Checkpoints(tmp_path)
     for step in (3, 6):
         checkpoints.save(create_state(params, run.optimizer), {"step": step})
-    checkpoints.wait()
+    checkpoints.settle()
     # The newest is damaged: the one before it tells.
     (checkpoints.directory / "6" / "state" / "_METADATA").unlink()
     found = as_begun(run, checkpoints.directory, checkpoints.all_steps())

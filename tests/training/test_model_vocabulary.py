@@ -12,13 +12,13 @@ from etils import epath
 
 from maestro_jax.errors import UserError
 from maestro_jax.text.vocabularies import ByteVocabulary, Vocabulary, train_sentencepiece
-from maestro_jax.training.checkpoints import saved_record
 from maestro_jax.training.model_vocabulary import (
     check_vocabulary,
     load_model_vocabulary,
     save_vocabulary,
     token_names,
 )
+from maestro_jax.training.saved_checkpoints import saved_record
 from maestro_jax.training.trainer import train
 
 

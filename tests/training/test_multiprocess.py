@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from maestro_jax.training.checkpoint_files import damage
-from maestro_jax.training.checkpoints import restore_params
 from maestro_jax.training.diagnostics import DiagnosticsConfig
+from maestro_jax.training.partial_restore import restore_params
 from maestro_jax.training.partitioning import Partitioning
 from maestro_jax.training.trainer import train
 

@@ -22,9 +22,9 @@ from maestro_jax.batches import Buckets, synthetic_batch
 from maestro_jax.chip_table import CHIPS
 from maestro_jax.errors import UserError
 from maestro_jax.training import trainer
-from maestro_jax.training.checkpoints import restore_params
 from maestro_jax.training.metrics import is_of_the_machine
 from maestro_jax.training.optimizers import AdamConfig
+from maestro_jax.training.partial_restore import restore_params
 from maestro_jax.training.partitioning import Partitioning
 from maestro_jax.training.preemption import TrainingPreempted
 from maestro_jax.training.trainer import train

@@ -19,8 +19,9 @@ from maestro_jax.text.languages import LANGUAGES
 from maestro_jax.training import validation
 from maestro_jax.training.batch_feed import Sample
 from maestro_jax.training.callbacks import Callback
-from maestro_jax.training.checkpoints import find_checkpoint, restore_params
+from maestro_jax.training.partial_restore import restore_params
 from maestro_jax.training.partitioning import Partitioning
+from maestro_jax.training.saved_checkpoints import find_checkpoint
 from maestro_jax.training.trainer import train
 from maestro_jax.training.validation import ValidationConfig
 

@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
     from maestro_jax.cli.audio_inputs import audio_input
     from maestro_jax.files import as_path, check_output, naming_failures, write_atomically
     from maestro_jax.gin_utils import gin_config
-    from maestro_jax.training.checkpoints import find_checkpoint
+    from maestro_jax.training.saved_checkpoints import find_checkpoint
 
     # What can fail without the model fails before it is read.
     if not arguments.text.strip():

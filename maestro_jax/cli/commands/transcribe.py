@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
     environment.prepare_process()
     from maestro_jax.cli.audio_inputs import ReadingProgress, audio_inputs
     from maestro_jax.gin_utils import gin_config
-    from maestro_jax.training.checkpoints import find_checkpoint
+    from maestro_jax.training.saved_checkpoints import find_checkpoint
 
     inputs = audio_inputs(arguments.files)
     # One recording is opened before the model is read: where there is none, this fails at once.
