@@ -114,9 +114,10 @@ class HealthGuard(Callback):
         self._judge()
         if self._spikes > before:
             log.warning(
-                "%d loss spikes up to step %d; the median was %.4g",
-                self._spikes - before,
+                "loss spikes in the %d steps up to step %d: %d (median of the loss: %.4g)",
+                window.steps,
                 window.step,
+                self._spikes - before,
                 np.median(self._losses),
             )
         return {"skipped_steps": float(self._skipped), "loss_spikes": float(self._spikes)}
