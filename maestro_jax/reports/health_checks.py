@@ -117,7 +117,7 @@ def _losses(curves: Curves) -> HealthCheck | None:
         return HealthCheck(WARN, "Losses", f"within 5% of the start: {', '.join(level)}")
     if not falling:
         return None
-    return HealthCheck(OK, "Losses", f"all {falling} are lower than at the start")
+    return HealthCheck(OK, "Losses", f"lower than at the start: {falling} of {falling}")
 
 
 def _durations(curves: Curves, frame_seconds: float | None) -> HealthCheck | None:
