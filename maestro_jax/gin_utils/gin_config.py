@@ -39,7 +39,8 @@ def parse(
 
     Args:
         gin_files: Paths, in order; the last binding wins. A name that is not a file here is looked
-            up among the shipped files: `runs/pretrain.gin`.
+            up among the shipped files: `runs/pretrain.gin`. What several of them include is read
+            once, where it is first included: what was set after it stays.
         bindings: Command line bindings, name to gin value: `{"STEPS": "300", "DIR": "/x/y"}`. A
             value that is not gin is taken as a string where a string may stand.
         imports: Modules of users that belong to the run: its configuration imports them as well,
@@ -70,9 +71,12 @@ def parse(
     if imports:
         lines = [f"import {name}" for name in imports]
         gin.parse_config("\n".join(["from __gin__ import dynamic_registration", *lines]))
+    already_read: set[str] = set()
     for path in paths:
+        # A file that is named is read, whether another has included it or not.
+        already_read.discard(str(path))
         try:
-            with _files_alone(source.texts):
+            with _files_alone(source.texts, already_read):
                 gin.parse_config_file(str(path))
         except (ValueError, NameError, AttributeError, SyntaxError, ImportError, OSError) as error:
             raise _user_error(error, str(path), source) from error
@@ -244,8 +248,8 @@ def _search_shipped_files() -> None:
 
 
 @contextlib.contextmanager
-def _files_alone(texts: Mapping[str, str]) -> Iterator[None]:
-    """Lets gin read texts that were read and checked before, and nothing else.
+def _files_alone(texts: Mapping[str, str], already_read: set[str]) -> Iterator[None]:
+    """Lets gin read texts that were read and checked before, each once, and nothing else.
 
     By itself it looks for resources of Python packages first, logs each place where there is none,
     and fails where a directory is on Python's path whose name an include begins with, such as
@@ -253,10 +257,12 @@ def _files_alone(texts: Mapping[str, str]) -> Iterator[None]:
 
     Args:
         texts: The text of each file by its path.
+        already_read: The paths whose text gin has; those that it reads are added.
     """
 
     def opened(path: str) -> IO[str]:
-        stream = io.StringIO(texts[path])
+        stream = io.StringIO("" if path in already_read else texts[path])
+        already_read.add(path)
         stream.name = path  # Gin puts it into its errors.
         return stream
 

@@ -66,7 +66,7 @@ class Source:
         self.texts: dict[str, str] = {}
 
     def read(self, path: epath.Path, including: tuple[epath.Path, ...] = ()) -> None:
-        """Adds a file and what it includes.
+        """Adds a file and what it includes, an included file once.
 
         Args:
             path: The file.
@@ -77,6 +77,8 @@ class Source:
         """
         if path in including:
             raise UserError(f"{including[-1]}: includes {path}, which includes it")
+        if including and str(path) in self.texts:
+            return
         try:
             with naming_failures(path, "gin file"):
                 text = renames.with_present_names(path.read_bytes().decode())

@@ -239,6 +239,24 @@ def test_includes_are_found_from_any_directory(
     assert gin_config.parse_and_build([str(mine)], {"STEPS": "6000"}).steps == 6000
 
 
+def test_what_several_files_include_is_read_once(run_file: str, tmp_path: pathlib.Path) -> None:
+    """`runs/demo_pretrain.gin` includes the same two files, and changes what they set."""
+    mine = tmp_path / "mine.gin"
+    mine.write_text(
+        "include 'models/tiny.gin'\ninclude 'objectives/maestro.gin'\nMAX_TEXT_FRAMES = 7\n"
+    )
+    files = ["runs/demo_pretrain.gin", str(mine)]
+    run = gin_config.parse_and_build(files)
+    assert run.objective.curriculum.phases[1].start_step == 10
+    assert run.model.decoder.dropout == 0.0
+    assert run.objective.max_text_frames == 7
+    # A file that is named is read, also a second time.
+    again = gin_config.parse_and_build([*files, "models/tiny.gin"])
+    assert again.model.decoder.dropout == 0.1
+    # What the command line says is told apart by the last value that a file gave.
+    assert gin_config.parse_and_build([*files], {"DROPOUT": "0.3"}).model.decoder.dropout == 0.3
+
+
 def test_a_directory_of_an_includes_name_is_no_package(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
