@@ -6,6 +6,7 @@ import ctypes
 import gc
 import os
 import pathlib
+import signal
 import sys
 import tempfile
 import time
@@ -46,6 +47,10 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("maestro")
 logging.set_verbosity(logging.ERROR)
+# A shell lets what it runs in the background ignore interrupts, and so would the programs that tests
+# start there and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure(config: pytest.Config) -> None:
