@@ -47,8 +47,8 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("maestro")
 logging.set_verbosity(logging.ERROR)
-# A shell lets what it runs in the background ignore interrupts, and so would the programs that tests
-# start there and interrupt.
+# What a shell runs in the background ignores interrupts, and so would programs that tests start and
+# interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -74,6 +74,7 @@ def test_the_paper_s_run_on_gpus(capsys) -> None:
     assert run["audio_hours"] == pytest.approx(500_000 * (1024 + 256) * 32 / 3600)
 
 
+@pytest.mark.extended
 def test_what_does_not_fit_ends_with_one_line(capsys) -> None:
     arguments = [*FILES, "--topology", "v5e:2x2", "--mesh=1,-1,1", "--steps", "10", "--roofline"]
     status, output, error = plan(capsys, *arguments)

@@ -111,6 +111,7 @@ def test_what_concatenated_translations_and_paired_text_train(tiny, stepped, ter
     assert found[term] > 0.0
 
 
+@pytest.mark.extended
 def test_the_loss_weighs_schedules_and_uncertainties(tiny, stepped):
     params, of = stepped
     values, metrics, gradients = of(tiny.batch(), "loss")
@@ -127,6 +128,7 @@ def test_the_loss_weighs_schedules_and_uncertainties(tiny, stepped):
     assert all(np.any(leaf) for leaf in jax.tree.leaves(gradients["loss_weighting"]))
 
 
+@pytest.mark.extended
 def test_labels_of_concatenated_translations_are_both_texts(tiny, stepped):
     batch = tiny.batch()
     _, metrics, _ = stepped[1](batch, "loss")
@@ -138,6 +140,7 @@ def test_labels_of_concatenated_translations_are_both_texts(tiny, stepped):
     assert metrics["loss/paired_aligned_masked_lm"][1] == (batch["paired"]["text_length"].sum())
 
 
+@pytest.mark.extended
 def test_an_empty_batch_of_every_stream_is_harmless(tiny, stepped):
     batch = {
         name: {feature: np.zeros_like(array) for feature, array in stream.items()}

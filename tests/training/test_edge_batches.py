@@ -16,6 +16,7 @@ from maestro_jax.batches import synthetic_batch
 from maestro_jax.gin_utils import gin_config
 from maestro_jax.training import parameter_trees
 
+pytestmark = pytest.mark.extended
 FILES = ["runs/pretrain.gin", "models/tiny.gin", "objectives/maestro.gin", "data/minivox_tiny.gin"]
 STREAMS = ("speech", "paired", "text", "mt", "st")
 TOKENS = 9
@@ -86,7 +87,6 @@ def assert_finite(result):
     assert [name for name, leaf in gradients.items() if not np.all(np.isfinite(leaf))] == []
 
 
-@pytest.mark.extended
 def test_a_full_batch_trains_every_parameter(step, batch):
     """Else the batches below could be finite because nothing is computed."""
     value, metrics, gradients = step(batch)
@@ -95,7 +95,6 @@ def test_a_full_batch_trains_every_parameter(step, batch):
     assert [name for name, leaf in gradients.items() if not np.any(leaf)] == []
 
 
-@pytest.mark.extended
 @pytest.mark.parametrize("stream", STREAMS)
 def test_one_stream_empty(step, batch, stream):
     empty(batch, stream)
@@ -114,7 +113,6 @@ def test_all_streams_empty(step, batch):
     assert [name for name, leaf in gradients.items() if np.any(leaf)] == []
 
 
-@pytest.mark.extended
 def test_texts_longer_than_their_speech(step, batch):
     for stream in ("paired", "st"):
         # A quarter of a second is six frames for nine tokens, in the first row alone.
@@ -125,7 +123,6 @@ def test_texts_longer_than_their_speech(step, batch):
     assert result[1]["paired/examples"][0] == 2.0
 
 
-@pytest.mark.extended
 @pytest.mark.parametrize("samples", [0, 100, 400])
 def test_speech_of_no_frame_or_one_under_a_text(step, batch, samples):
     """A window of log-mel takes 400 samples."""
@@ -134,7 +131,6 @@ def test_speech_of_no_frame_or_one_under_a_text(step, batch, samples):
     assert_finite(step(batch))
 
 
-@pytest.mark.extended
 def test_silence(step, batch):
     for stream in ("speech", "paired", "st"):
         batch[stream]["audio"][:] = 0
@@ -143,7 +139,6 @@ def test_silence(step, batch):
     assert result[1]["speech/examples"][0] == 2.0
 
 
-@pytest.mark.extended
 def test_a_row_of_silence_and_an_empty_row_beside_full_ones(step, batch):
     for stream in ("speech", "paired", "st"):
         batch[stream]["audio"][0] = 0

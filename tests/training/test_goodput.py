@@ -50,6 +50,7 @@ def _lines(directory):
     return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.extended
 def test_parts_add_up_to_the_time_of_the_run_over_restarts(tmp_path):
     """Killed at step 5, of which the checkpoint has 3, and once before any step was saved."""
     began = time.time()
