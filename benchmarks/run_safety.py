@@ -26,7 +26,7 @@ from rows import Bar, Row, Table
 from step_speed import BATCHES
 from timing import progress
 
-GUARDS = ("HealthGuard", "ReplicaCheck", "HostMemory", "Goodput", "Watchdog")
+GUARDS = ("HealthGuard", "ReplicaCheck", "HostMemory", "Goodput")
 METHODS = ("on_step", "log_values", "on_log", "is_healthy")
 CHECKPOINT_EVERY = 1000
 """That of `gin/runs/pretrain.gin`."""

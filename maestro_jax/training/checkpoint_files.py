@@ -203,7 +203,20 @@ def check_whole(step_directory: epath.Path) -> None:
         raise refusal(step_directory, reason)
 
 
-def refusal(step_directory: epath.Path, reason: str) -> UserError:
+class DamagedCheckpointError(UserError):
+    """A checkpoint that is damaged.
+
+    Args:
+        message: Names the checkpoint, and the remedy.
+        reason: What is wrong with it.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def refusal(step_directory: epath.Path, reason: str) -> DamagedCheckpointError:
     """Returns the error for a checkpoint that is damaged, with the newest one that is whole."""
     parent = step_directory.parent
     names = [path.name for path in parent.iterdir() if path.name.isdecimal()]
@@ -211,7 +224,8 @@ def refusal(step_directory: epath.Path, reason: str) -> UserError:
     remedy = "copy it again from where it is whole"
     if step is not None:
         remedy = f"use {parent / str(step)}, the newest that is whole, or {remedy}"
-    return UserError(f"The checkpoint {step_directory} is damaged ({reason}); {remedy}.")
+    message = f"The checkpoint {step_directory} is damaged ({reason}); {remedy}."
+    return DamagedCheckpointError(message, reason)
 
 
 def describe_failure(error: BaseException) -> str | None:

@@ -31,7 +31,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from maestro_jax.errors import RestartableError, UserError
+from maestro_jax.errors import RestartableError
 from maestro_jax.files import (
     absolute_path,
     is_remote,
@@ -384,7 +384,11 @@ class Checkpoints:
     # ----------------------------------------------------------------------------- restoring
 
     def restore_latest(
-        self, abstract: TrainState, *, with_optimizer: bool = True
+        self,
+        abstract: TrainState,
+        *,
+        with_optimizer: bool = True,
+        last_step: int | None = None,
     ) -> tuple[TrainState, dict[str, Any]] | None:
         """Restores the newest undamaged checkpoint in the given layout.
 
@@ -397,6 +401,8 @@ class Checkpoints:
                 one that saved, and of other types.
             with_optimizer: Whether to restore the state of the optimizer; None is in its place
                 otherwise.
+            last_step: The newest checkpoint is that of this step, or an earlier one; None for the
+                newest of all.
 
         Returns:
             State and JSON record; None if there is no checkpoint.
@@ -405,33 +411,8 @@ class Checkpoints:
             UserError: The checkpoint holds parameters of another model, or none is whole.
             RestartableError: The object store does not answer.
         """
-        return restore_newest((self,), abstract, with_optimizer=with_optimizer)
-
-    def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """Restores the checkpoint of one step.
-
-        Args:
-            step: The step.
-            abstract: The layout, as `restore_latest` takes it.
-
-        Returns:
-            State and JSON record.
-
-        Raises:
-            UserError: It does not exist, is damaged, or is of another model.
-            RestartableError: The object store does not answer.
-        """
         self.settle()
-        steps = self.all_steps()
-        if step not in steps:
-            raise UserError(
-                f"{self.directory} has no checkpoint {step}; it has those of steps "
-                f"{', '.join(map(str, steps)) or 'none'}."
-            )
-        try:
-            return self._restore(step, abstract)
-        except _DamageError as error:
-            raise checkpoint_files.refusal(self.directory / str(step), str(error)) from error
+        return restore_newest((self,), abstract, with_optimizer=with_optimizer, last_step=last_step)
 
     def remove_after(self, step: int) -> None:
         """Removes the checkpoints of later steps, which a run that has rolled back does again."""
@@ -478,7 +459,11 @@ class Checkpoints:
         reason = checkpoint_files.damage(directory) if jax.process_index() == 0 else None
         if (reason := self._agreed(reason)) is not None:
             raise _DamageError(reason)
-        check_same_model(directory, abstract, optimizer=with_optimizer)
+        try:
+            check_same_model(directory, abstract, optimizer=with_optimizer)
+        except checkpoint_files.DamagedCheckpointError as error:
+            # Damaged before its files were listed.
+            raise _DamageError(error.reason) from None
         if not with_optimizer:
             abstract = abstract.replace(opt_state=None)
         listed = checkpoint_files.listed_arrays(directory)
@@ -539,7 +524,11 @@ def _restore_without_optimizer(step_directory: epath.Path, abstract: TrainState)
 
 
 def restore_newest(
-    places: Sequence[Checkpoints], abstract: TrainState, *, with_optimizer: bool = True
+    places: Sequence[Checkpoints],
+    abstract: TrainState,
+    *,
+    with_optimizer: bool = True,
+    last_step: int | None = None,
 ) -> tuple[TrainState, dict[str, Any]] | None:
     """Restores the newest undamaged checkpoint of one run from several directories.
 
@@ -547,8 +536,14 @@ def restore_newest(
         places: The directories; of equal steps, that of the first one is taken.
         abstract: The layout, as `Checkpoints.restore_latest` takes it, which says the rest.
         with_optimizer: Whether to restore the state of the optimizer.
+        last_step: The newest step that is taken; None for any.
     """
-    found = [(step, -index) for index, place in enumerate(places) for step in place.all_steps()]
+    found = [
+        (step, -index)
+        for index, place in enumerate(places)
+        for step in place.all_steps()
+        if last_step is None or step <= last_step
+    ]
     damaged: dict[epath.Path, str] = {}
     for step, index in sorted(found, reverse=True):
         try:

@@ -81,7 +81,7 @@ from maestro_jax.training.step import describe_shapes, term_gradient_norms
 from maestro_jax.training.step_programs import StepPrograms
 from maestro_jax.training.trackers import JsonlTracker, TensorBoardTracker, Tracker
 from maestro_jax.training.validation import Validation
-from maestro_jax.training.watchdog import Activity, Watchdog
+from maestro_jax.training.watchdog import Activity, watching
 
 log = logging.getLogger(__name__)
 
@@ -215,7 +215,6 @@ class Trainer:
             # Copies: the state of one training must not reach another one of the same run.
             *copy.deepcopy(run.callbacks),
             *callbacks,
-            Watchdog(),
             PreemptionHandler(),
             # Last: it saves what all others have decided.
             Checkpointer(run.best_metric, run.best_mode),
@@ -252,7 +251,7 @@ class Trainer:
                 diverges whenever it rolls back.
             TrainingPreempted: A signal arrived; the state was saved.
         """
-        with self._lease:
+        with self._lease, watching(self):
             return self._fit()
 
     def _fit(self) -> TrainState:
@@ -301,8 +300,12 @@ class Trainer:
             UserError: The run does not fit the devices, the data or the model directory, or another
                 run uses it.
         """
+        begin = self.activity.begin
+        begin("comparing the run with its model directory")
         start, layout = self._check_start()
+        begin("opening the data")
         self._open_data(start)
+        begin("agreeing with the other processes")
         self._agree()
         # The start is accepted: from here on, files are written.
         if jax.process_index() == 0:
@@ -312,7 +315,9 @@ class Trainer:
             write_if_changed(self.model_dir / "parameters.txt", overview.encode())
         if self._task_batches is not None:
             self._task_batches.save()
+        begin("restoring the checkpoint")
         record = self._restore(start)
+        begin("starting")
         if record.step != start.record.step:
             # The newest checkpoint was damaged, or there is a newer one on a local disk.
             self._open_batches()
@@ -581,7 +586,6 @@ class Trainer:
     def _open(self) -> Iterator[None]:
         """Opens the feed and the trackers; closes them and ends all callbacks at exit."""
         run = self.run
-        self.processes.where = lambda: self.activity.name
         self.processes.resume = self._resume
         with contextlib.ExitStack() as stack:
             stack.callback(self._goodput.write)
@@ -641,12 +645,14 @@ class Trainer:
             self.feed.close()
             # Two states would not fit beside each other.
             self.state = None  # type: ignore[assignment]
-            if step:
-                self.state, data = self.checkpoints.restore(step, self._abstract)
-                record = TrainingRecord.from_json(data)
+            restored = self.checkpoints.restore_latest(self._abstract, last_step=step)
+            if restored is not None:
+                # Of an earlier step, if the checkpoint is damaged.
+                self.state, record = restored[0], TrainingRecord.from_json(restored[1])
             else:
                 self.state = _new_state(self.run, self.mesh, self.shardings, self.model_dir)
                 record = TrainingRecord(seed=self.run.seed, callbacks=self._initial_states)
+            step = record.step
             # Before the file says that there was a rollback: a process that dies in between does
             # all this again, and none continues from a state that has been given up.
             self.checkpoints.remove_after(step)

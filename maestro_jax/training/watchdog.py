@@ -23,7 +23,6 @@ from etils import epath
 
 from maestro_jax.errors import RESTART_EXIT_CODE, UserError
 from maestro_jax.field_types import check_fields
-from maestro_jax.training.callbacks import Callback
 from maestro_jax.training.process_group import end_process
 
 if TYPE_CHECKING:
@@ -43,7 +42,8 @@ class WatchdogConfig:
     Attributes:
         step_seconds: A step may take so long in any case.
         step_factor: And so many times as long as the longest of the steps before it.
-        other_seconds: Anything else may take so long: compiling, validation, diagnostics, saving.
+        other_seconds: Anything else may take so long: opening data, restoring, compiling,
+            validation, diagnostics, saving.
         input_warning_seconds: A batch that is waited for so long is reported.
         input_seconds: After so long, the run saves its state and ends.
         save_seconds: A stop that is asked for (SIGTERM, a notice of preemption) and whose state is
@@ -121,48 +121,49 @@ class Activity:
         self._since = time.monotonic()
 
 
-class Watchdog(Callback):
-    """Ends a run that hangs, with exit status 75, after writing the stacks of all threads."""
+@contextlib.contextmanager
+def watching(trainer: Trainer) -> Iterator[None]:
+    """Watches a run in a block, from its setup on.
 
-    def on_start(self, trainer: Trainer) -> None:
-        """Begins to watch."""
-        self._closed = threading.Event()
-        trainer.processes.on_stacks = lambda: write_stacks(trainer)
-        threading.Thread(target=self._watch, args=(trainer,), name="Watchdog", daemon=True).start()
-
-    def on_end(self, trainer: Trainer) -> None:
-        """Ends the watch."""
-        self._closed.set()
-
-    def _watch(self, trainer: Trainer) -> None:
-        activity, warned = trainer.activity, ""
-        turn = time.monotonic()
-        while not self._closed.wait(_TURN_SECONDS):
-            now = time.monotonic()
-            if now - turn > 10 * _TURN_SECONDS:
-                activity.restart()
-            turn = now
-            name, seconds, limit = activity.name, activity.seconds, activity.limit(_config(trainer))
-            if seconds > limit:
-                self._end(trainer, f"{name} has taken {seconds:.0f} s, its limit is {limit:.0f} s")
-            elif seconds > limit / 2 and warned != name:
-                warned = name
-                log.warning("%s has taken %.0f s; stacks of all threads:\n%s", name, seconds,
-                            stacks_of_threads())  # fmt: skip
-
-    def _end(self, trainer: Trainer, what: str) -> None:
-        processes = trainer.processes
-        if processes.count > 1:
-            what += f" ({processes.places()})"
-        write_stacks(trainer)
-        processes.fail(what, RESTART_EXIT_CODE, stacks=True)
-        directory = trainer.model_dir / STACKS_DIRECTORY
-        line = f"{what}; the stacks of all threads are in {directory}; {processes.resume()}"
-        end_process(line, RESTART_EXIT_CODE)
+    A run that hangs is ended with exit status 75, after writing the stacks of all threads.
+    """
+    closed = threading.Event()
+    trainer.processes.where = lambda: trainer.activity.name
+    trainer.processes.on_stacks = lambda: write_stacks(trainer)
+    threading.Thread(target=_watch, args=(trainer, closed), name="Watchdog", daemon=True).start()
+    try:
+        yield
+    finally:
+        closed.set()
 
 
-def _config(trainer: Trainer) -> WatchdogConfig:
-    return trainer.run.watchdog
+def _watch(trainer: Trainer, closed: threading.Event) -> None:
+    activity, warned = trainer.activity, ""
+    turn = time.monotonic()
+    while not closed.wait(_TURN_SECONDS):
+        now = time.monotonic()
+        if now - turn > 10 * _TURN_SECONDS:
+            activity.restart()
+        turn = now
+        name, seconds = activity.name, activity.seconds
+        limit = activity.limit(trainer.run.watchdog)
+        if seconds > limit:
+            _end(trainer, f"{name} has taken {seconds:.0f} s, its limit is {limit:.0f} s")
+        elif seconds > limit / 2 and warned != name:
+            warned = name
+            log.warning("%s has taken %.0f s; stacks of all threads:\n%s", name, seconds,
+                        stacks_of_threads())  # fmt: skip
+
+
+def _end(trainer: Trainer, what: str) -> None:
+    processes = trainer.processes
+    if processes.count > 1:
+        what += f" ({processes.places()})"
+    write_stacks(trainer)
+    processes.fail(what, RESTART_EXIT_CODE, stacks=True)
+    directory = trainer.model_dir / STACKS_DIRECTORY
+    line = f"{what}; the stacks of all threads are in {directory}; {processes.resume()}"
+    end_process(line, RESTART_EXIT_CODE)
 
 
 def stacks_of_threads() -> str:

@@ -113,3 +113,8 @@ def test_the_checks_of_states():
     compare_records({**record, "elapsed_seconds": 9.0}, record, 0.0)
     with pytest.raises(Failure, match="record/callbacks/guard/skipped is 0"):
         compare_records({**record, "callbacks": {"guard": {"skipped": 0}}}, record, 0.0)
+    losses = {"losses": [1.5, 2.5]}
+    compare_records({"losses": [1.5, 2.5 + 1e-8]}, losses, 1e-6)
+    for wrong, tolerance in (([1.5, 2.5 + 1e-8], 0.0), ([1.5, 2.6], 1e-6), ([1.5], 1e-6)):
+        with pytest.raises(Failure):
+            compare_records({"losses": wrong}, losses, tolerance)

@@ -146,7 +146,7 @@ def test_damage_is_found_although_large_files_have_no_digest_yet(
             found = damage(step)
             if found is None:
                 # Bytes that nobody reads: copies of an index, gaps.
-                restored, _ = Checkpoints(copied).restore(5, abstract())
+                restored, _ = Checkpoints(copied).restore_latest(abstract())
                 jax.tree.map(np.testing.assert_array_equal, restored, state(5))
             else:
                 assert "of" in found or "state" in found
@@ -266,15 +266,14 @@ def test_readers_take_the_newest_that_is_whole_and_refuse_a_damaged_one_by_name(
         find_checkpoint(copied)
 
 
-def test_a_step_may_be_restored_by_name(copied: Path) -> None:
+def test_no_later_step_than_the_last_that_is_asked_for_is_restored(copied: Path) -> None:
     checkpoints = Checkpoints(copied)
-    restored, record = checkpoints.restore(4, abstract())
-    assert (int(restored.step), record["step"]) == (4, 4)
     cut_newest(copied)
-    with pytest.raises(UserError, match="5 is damaged .*; use .*4, the newest that is whole"):
-        checkpoints.restore(5, abstract())
-    with pytest.raises(UserError, match=r"has no checkpoint 6; it has those of steps 4, 5\."):
-        checkpoints.restore(6, abstract())
+    restored, record = checkpoints.restore_latest(abstract(), last_step=4)
+    assert (int(restored.step), record["step"]) == (4, 4)
+    # The damaged one after it is not even looked at.
+    assert checkpoints.all_steps() == [4, 5]
+    assert checkpoints.restore_latest(abstract(), last_step=3) is None
     checkpoints.close()
 
 
@@ -286,7 +285,7 @@ def test_restoring_to_other_types_verifies_those_that_were_saved(copied: Path) -
         abstract(),
     )
     checkpoints = Checkpoints(copied)
-    restored, _ = checkpoints.restore(5, wanted)
+    restored, _ = checkpoints.restore_latest(wanted)
     checkpoints.close()
     expected = np.asarray(state(5).params["up"]["kernel"]).astype(jnp.bfloat16)
     np.testing.assert_array_equal(restored.params["up"]["kernel"], expected)

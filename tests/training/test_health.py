@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 
 import jax
 import numpy as np
@@ -129,6 +130,36 @@ def test_a_run_rolls_back_and_equals_one_that_was_told_from_the_start(
     toy.assert_trees_equal(jax.device_get(state), jax.device_get(expected))
     lines = [[_untimed(line) for line in _lines(tmp_path / name)] for name in "ab"]
     assert lines[0] == lines[1] and [line["step"] for line in lines[0]] == [2, 4, 6, 8, 10, 12, 14]
+
+
+class DamagesCheckpoint(Callback):
+    """Cuts a file of the checkpoint of step 6, two steps later."""
+
+    def on_step(self, trainer, info):
+        if info.step == 8 and not trainer.rollbacks:
+            trainer.checkpoints.settle()
+            (trainer.checkpoints.directory / "6" / "state" / "manifest.ocdbt").write_bytes(b"")
+
+
+def test_a_rollback_takes_the_checkpoint_before_a_damaged_one(
+    toy, numbered, poisoned, tmp_path, caplog
+):
+    run = toy.run(
+        objective=poisoned(first=8, last=11),
+        steps=14,
+        checkpoint_every=3,
+        max_skipped_steps=LIMIT,
+        health=HealthConfig(margin=1),
+    )
+    state = train(run, tmp_path / "a", batches=numbered, callbacks=[DamagesCheckpoint()])
+    [entry] = read_left_out(tmp_path / "a")
+    assert "going back to step 6" in caplog.text
+    assert re.search(r"checkpoints/6 is damaged .*; continuing from step 3", caplog.text)
+    assert entry["batches"] == [7, 11] and entry["rolled_back_to"] == 3
+    told = dataclasses.replace(run, leave_out_batches=((7, 11),))
+    expected = train(told, tmp_path / "b", batches=numbered)
+    toy.assert_trees_equal(jax.device_get(state), jax.device_get(expected))
+    assert _steps_saved(tmp_path / "a") == _steps_saved(tmp_path / "b")
 
 
 class Killed(BaseException):

@@ -31,36 +31,60 @@ def test_limits_scale_with_the_longest_step(monkeypatch):
     assert activity.limit(config) == math.inf
 
 
-class Hangs(Callback):
-    """Hangs after a step, in the time of the step."""
+class Hanging:
+    """Something that hangs until the watchdog has ended the process.
 
-    def __init__(self, released):
-        self._released = released
+    Attributes:
+        ended: Exit status and line of each end of the process.
+    """
 
-    def on_step(self, trainer, info):
-        if info.step == 3:
-            self.hang_here()
+    def __init__(self, monkeypatch):
+        self.ended = []
+        self._released = threading.Event()
+        monkeypatch.setattr(watchdog, "end_process", self._end)
+        monkeypatch.setattr(watchdog, "_TURN_SECONDS", 0.05)
 
     def hang_here(self):
         self._released.wait(20)
 
-
-def test_a_step_that_hangs_ends_the_run_with_stacks(toy, tmp_path, monkeypatch):
-    released, ended = threading.Event(), []
-
-    def end(line, exit_code, **unused):
-        ended.append((exit_code, line))
-        released.set()
+    def _end(self, line, exit_code):
+        self.ended.append((exit_code, line))
+        self._released.set()
         time.sleep(3600)  # In its daemon thread: the real one does not return.
 
-    monkeypatch.setattr(watchdog, "end_process", end)
-    monkeypatch.setattr(watchdog, "_TURN_SECONDS", 0.05)
+
+class HangsAfterStep(Callback):
+    """Hangs after a step, in the time of the step."""
+
+    def __init__(self, hanging):
+        self._hanging = hanging
+
+    def on_step(self, trainer, info):
+        if info.step == 3:
+            self._hanging.hang_here()
+
+
+def test_a_step_that_hangs_ends_the_run_with_stacks(toy, tmp_path, monkeypatch):
+    hanging = Hanging(monkeypatch)
     limits = WatchdogConfig(step_seconds=0.5, step_factor=1e-9)
     train(toy.run(watchdog=limits, steps=4, checkpoint_every=2), tmp_path, batches=toy.batches,
-          callbacks=[Hangs(released)])  # fmt: skip
-    [(code, line)] = ended
+          callbacks=[HangsAfterStep(hanging)])  # fmt: skip
+    [(code, line)] = hanging.ended
     assert code == 75
     assert line.startswith("step 3 has taken ") and "limit is 0 s" in line
     assert "the same command continues from step 2" in line
     text = (tmp_path / "stacks" / "process-00000.txt").read_text()
     assert "hang_here" in text and "thread MainThread:" in text and "step 3" in text
+
+
+def test_data_that_hang_when_they_are_opened_end_the_run(toy, tmp_path, monkeypatch):
+    hanging = Hanging(monkeypatch)
+
+    def batches(step):
+        hanging.hang_here()
+        return toy.batches(step)
+
+    train(toy.run(watchdog=WatchdogConfig(other_seconds=0.5)), tmp_path, batches=batches)
+    [(code, line)] = hanging.ended
+    assert code == 75 and line.startswith("opening the data has taken ")
+    assert "hang_here" in (tmp_path / "stacks" / "process-00000.txt").read_text()
