@@ -66,8 +66,9 @@ class Maestro(nn.Module):
         subword_durations: A Gaussian for the duration of each token, for durations that are drawn;
             None for a model without.
         contrastive_layer: The Conformer layer whose output the contrastive loss reads, counted from
-            1 at the bottom through speech and shared encoder; None for the speech encoder's output,
-            the natural reading of MAESTRO. w2v-BERT has 12 of 24.
+            1 at the bottom through speech and shared encoder, or from -1 at the top; None for the
+            speech encoder's output, the natural reading of MAESTRO. w2v-BERT has 12 of 24,
+            wav2vec 2.0 the last.
     """
 
     frontend: LogMelFrontend
@@ -87,13 +88,13 @@ class Maestro(nn.Module):
 
     def __post_init__(self) -> None:
         """Refuses a contrastive layer outside the encoders before anything is built."""
-        if self.contrastive_layer is not None:
-            layers = self.speech_encoder.stack.layers + self.shared_encoder.stack.layers
-            if not 1 <= self.contrastive_layer <= layers:
-                raise ValueError(
-                    f"Maestro.contrastive_layer is {self.contrastive_layer}; choose one of the "
-                    f"{layers} Conformer layers, counted from 1 at the bottom, or None."
-                )
+        layers = self.speech_encoder.stack.layers + self.shared_encoder.stack.layers
+        if self.contrastive_layer is not None and not 1 <= abs(self.contrastive_layer) <= layers:
+            raise ValueError(
+                f"Maestro.contrastive_layer is {self.contrastive_layer}; choose one of the "
+                f"{layers} Conformer layers, counted from 1 at the bottom or from -1 at the top, "
+                "or None."
+            )
         super().__post_init__()
 
     @property
@@ -248,7 +249,7 @@ class Maestro(nn.Module):
             e_s and the output of the layer `contrastive_layer` (e_s again if
             `contrasts_in_shared_encoder`), both `[batch, frames, features]`.
         """
-        layer = None if self.contrasts_in_shared_encoder else self.contrastive_layer
+        layer = None if self.contrasts_in_shared_encoder else self._contrastive_layer
         return self.speech_encoder(
             features,
             mask,
@@ -259,9 +260,17 @@ class Maestro(nn.Module):
         )
 
     @property
+    def _contrastive_layer(self) -> int | None:
+        """Returns `contrastive_layer` counted from the bottom."""
+        layer = self.contrastive_layer
+        if layer is not None and layer < 0:
+            layer += 1 + self.speech_encoder.stack.layers + self.shared_encoder.stack.layers
+        return layer
+
+    @property
     def contrasts_in_shared_encoder(self) -> bool:
         """Returns whether the contrastive loss reads a layer above the speech encoder."""
-        layer = self.contrastive_layer
+        layer = self._contrastive_layer
         return layer is not None and layer > self.speech_encoder.stack.layers
 
     def contrastive_context(self, intermediate: jax.Array) -> jax.Array:
@@ -313,10 +322,11 @@ class Maestro(nn.Module):
             The output and that of the layer `contrastive_layer` (the output again unless
             `contrasts_in_shared_encoder`), both `[batch, frames, features]`.
         """
-        layer = None
-        if self.contrastive_layer is not None and self.contrasts_in_shared_encoder:
+        layer = self._contrastive_layer
+        if layer is not None:
             # Layers are counted from the bottom through both encoders.
-            layer = self.contrastive_layer - self.speech_encoder.stack.layers
+            layer -= self.speech_encoder.stack.layers
+            layer = layer if layer > 0 else None
         return self.shared_encoder(
             x,
             mask,

@@ -158,7 +158,7 @@ class SpeechEncoding:
 
 
 class SpeechMasking(Protocol):
-    """Which frames of untranscribed speech are masked, and where."""
+    """Which frames of a stream of speech are masked, and where."""
 
     @property
     def masks_mel(self) -> bool:
@@ -176,7 +176,7 @@ def encode_speech(
     streams: Mapping[str, Mapping[str, jax.Array]],
     rng: jax.Array,
     *,
-    masking: SpeechMasking | None = None,
+    masking: Mapping[str, SpeechMasking] | None = None,
     augment: jax.Array | bool,
     deterministic: bool,
 ) -> dict[str, SpeechEncoding]:
@@ -184,16 +184,18 @@ def encode_speech(
 
     Args:
         model: The model, bound.
-        streams: The streams with audio, of which the one called `speech` is masked. If that has
-            `clean_audio`, its targets are made of it.
-        rng: Random key for its masks.
-        masking: What to mask in it; None: nothing.
+        streams: The streams with audio. If one that is masked has `clean_audio`, its targets are
+            made of it.
+        rng: Random key for masks.
+        masking: The streams that are masked, and how; None: none of them.
         augment: SpecAugment on the other streams; a scalar array where it depends on the step.
         deterministic: No dropout.
 
     Returns:
         By stream; `intermediate` is that of the speech encoder.
     """
+    masking = masking or {}
+    keys = {name: jax.random.fold_in(rng, index) for index, name in enumerate(masking)}
     encodings: dict[str, SpeechEncoding] = {}
     for group in group_by_shape({name: s["audio"].shape[1] for name, s in streams.items()}):
         rows = [len(streams[name]["audio"]) for name in group]
@@ -207,14 +209,14 @@ def encode_speech(
         for name, stream_mel, stream_lengths in zip(group, mels, mel_lengths, strict=True):
             valid = model.frame_mask(stream_mel, stream_lengths)
             stream_hidden = jnp.zeros_like(valid)
-            if name == "speech" and masking is not None:
-                mask_rng, noise_rng = jax.random.split(rng)
-                stream_hidden = masking.sample_mask(mask_rng, valid)
-                if masking.masks_mel:
+            if name in masking:
+                mask_rng, noise_rng = jax.random.split(keys[name])
+                stream_hidden = masking[name].sample_mask(mask_rng, valid)
+                if masking[name].masks_mel:
                     # [batch, frames] -> [batch, mel_frames]
                     mel_hidden = jnp.repeat(stream_hidden, model.subsampling.factor, axis=1)
                     mel_hidden = mel_hidden[:, : stream_mel.shape[1]]
-                    stream_mel = masking.mask_mel(noise_rng, stream_mel, mel_hidden)
+                    stream_mel = masking[name].mask_mel(noise_rng, stream_mel, mel_hidden)
             elif name != "speech" and augment is not False:
                 # Untranscribed speech has masks of its own; the quantizer must see it whole.
                 stream_mel = model.spec_augment(stream_mel, stream_lengths, augment)
@@ -222,7 +224,7 @@ def encode_speech(
             hidden.append(stream_hidden)
         features, mask = model.subsample(interleave_rows(inputs), lengths)
         masked_frames = None
-        if "speech" in group and masking is not None and not masking.masks_mel:
+        if any(name in group and not masking[name].masks_mel for name in masking):
             masked_frames = interleave_rows(hidden)
         encoded, intermediate = model.encode_speech_with_intermediate(
             features,
@@ -245,11 +247,11 @@ def encode_speech(
             encodings[name] = SpeechEncoding(
                 **{key: value[index] for key, value in columns.items()}
             )
-    if masking is not None and "clean_audio" in streams.get("speech", {}):
-        stream = streams["speech"]
-        clean_audio = _split_by_rows(stream["clean_audio"])
-        clean_mel, _ = model.log_mel(clean_audio, stream["audio_length"])
-        encodings["speech"] = dataclasses.replace(encodings["speech"], clean_mel=clean_mel)
+    for name in masking:
+        if "clean_audio" in streams.get(name, {}):
+            clean_audio = _split_by_rows(streams[name]["clean_audio"])
+            clean_mel, _ = model.log_mel(clean_audio, streams[name]["audio_length"])
+            encodings[name] = dataclasses.replace(encodings[name], clean_mel=clean_mel)
     return encodings
 
 

@@ -2,7 +2,7 @@
 
 | stream | term | formula |
 |---|---|---|
-| speech | contrastive, diversity, masked prediction | L_w + 0.1 L_d + L_m; BEST-RQ: L_m alone |
+| speech | contrastive, diversity, masked prediction | L_w + 0.1 L_d + L_m, or a part of it |
 | paired | transducer | L_RNNT(t given e_s) |
 | paired | matching | MSE(e_s, ê_t), ê_t resampled by the transducer's best path |
 | paired | duration | L_D against the durations of that path |
@@ -72,7 +72,7 @@ from maestro_jax.objectives.metrics import (
     frame_variance_ratio,
     probe_pairs,
 )
-from maestro_jax.objectives.self_supervised import BestRq, W2vBert
+from maestro_jax.objectives.self_supervised import SelfSupervised, W2vBert
 from maestro_jax.objectives.text_losses import Matching, TextMasks
 
 SPEECH_STREAMS = ("speech", "paired", "st")
@@ -117,8 +117,10 @@ class MaestroPretraining(Objective):
         mt_weight: Weight of text translation.
         st_weight: Weight of speech translation.
         weighting: Learned weights on top of these; None for none.
+        streams: The streams that are learned from; a run may have others, which it does not read.
+            With `("speech",)` this is the self-supervised objective alone.
         curriculum: When each stream begins, and what may hold it back.
-        self_supervised: What untranscribed speech learns: w2v-BERT or BEST-RQ.
+        self_supervised: What untranscribed speech learns: w2v-BERT, wav2vec 2.0 or BEST-RQ.
         matching: How text is compared with speech.
         text_masks: Mask(ê_t).
         max_text_frames: Static number of frames that a resampled text may have. A longer text
@@ -151,8 +153,9 @@ class MaestroPretraining(Objective):
     mt_weight: Weight = 1.0
     st_weight: Weight = 1.0
     weighting: learned.Weighting | None = None
+    streams: tuple[str, ...] = ALL_STREAMS
     curriculum: Curriculum = Curriculum()
-    self_supervised: W2vBert | BestRq = W2vBert()
+    self_supervised: SelfSupervised = W2vBert()
     matching: Matching = Matching()
     text_masks: TextMasks = TextMasks()
     max_text_frames: int | None = None
@@ -169,6 +172,13 @@ class MaestroPretraining(Objective):
 
     def __post_init__(self) -> None:
         """Refuses unknown choices before anything is built."""
+        # gin hands over lists.
+        object.__setattr__(self, "streams", tuple(self.streams))
+        unknown = [name for name in self.streams if name not in ALL_STREAMS]
+        if unknown or not self.streams:
+            raise UserError(
+                f"MaestroPretraining.streams is {self.streams}; name one or more of {ALL_STREAMS}."
+            )
         if self.duration_form not in DURATION_FORMS:
             raise UserError(
                 f"duration_form is {self.duration_form!r}; choose one of {DURATION_FORMS}."
@@ -195,7 +205,7 @@ class MaestroPretraining(Objective):
             paired["subword_duration"] = self.duration_weight
         if self.text_masks.on_paired:
             paired["paired_aligned_masked_lm"] = self.paired_text_weight
-        return {
+        weights = {
             "speech": {
                 name: getattr(self, f"{name}_weight") for name in self.self_supervised.term_names
             },
@@ -204,6 +214,7 @@ class MaestroPretraining(Objective):
             "mt": {"mt": self.mt_weight},
             "st": {"st": self.st_weight},
         }
+        return {name: terms for name, terms in weights.items() if name in self.streams}
 
     def for_run(self, model: Maestro, audio_samples: Mapping[str, int]) -> Self:
         """Sets `max_text_frames`, where it is None, to the frames of the longest pairs."""
@@ -224,12 +235,16 @@ class MaestroPretraining(Objective):
         self.self_supervised.check(model)
         self.durations.check(model)
         params = super().init(model, rng, batch)
-        if self._freezes_durations(batch):
+        if self._freezes_durations(self._learned_from(batch)):
             params = freeze_durations(params)
         if isinstance(self.weighting, learned.UncertaintyWeighting):
             weights = self.weighting.init(tuple(self.term_weights))
             params = {**params, learned.PARAMETERS: weights}
         return params
+
+    def _learned_from(self, batch: Batch) -> Batch:
+        """Returns the streams of a batch that are learned from."""
+        return {name: stream for name, stream in batch.items() if name in self.streams}
 
     def _freezes_durations(self, batch: Batch) -> bool:
         """Returns whether texts alone would change the durations of a run with these streams."""
@@ -269,6 +284,7 @@ class MaestroPretraining(Objective):
         train: bool = True,
     ) -> tuple[dict[str, Weighted], Metrics]:
         """Computes the terms of all streams of the batch; see `Objective.loss_terms`."""
+        batch = self._learned_from(batch)
         augment: jax.Array | bool = self.augment_paired and train
         if augment and self.augment_paired_start_step:
             curriculum_step = step if controls is None else controls.curriculum_step
@@ -289,7 +305,7 @@ class MaestroPretraining(Objective):
             bound,
             {name: batch[name] for name in SPEECH_STREAMS if name in batch},
             next(keys),
-            masking=self.self_supervised,
+            masking={"speech": self.self_supervised},
             augment=augment,
             deterministic=deterministic,
         )

@@ -5,6 +5,10 @@ codes, and masked prediction of the codes at the top.
 
     L = L_w + 0.1 L_d + L_m
 
+wav2vec 2.0 (arXiv 2006.11477): the contrastive and diversity losses alone.
+
+    L = L_w + 0.1 L_d
+
 BEST-RQ (arXiv 2202.01855, several codebooks as in USM, arXiv 2303.01037): masked prediction of the
 codes that a frozen random projection gives of the log-mel features. Nothing there can collapse.
 
@@ -34,7 +38,11 @@ from maestro_jax.losses.contrastive import (
 from maestro_jax.losses.cross_entropy import masked_prediction_loss
 from maestro_jax.losses.reduction import Weighted, masked_sum
 from maestro_jax.modules.maestro import Maestro
-from maestro_jax.modules.quantizer import GumbelQuantizer, RandomProjectionQuantizer
+from maestro_jax.modules.quantizer import (
+    GumbelQuantizer,
+    Quantized,
+    RandomProjectionQuantizer,
+)
 from maestro_jax.objectives.base import Metrics
 from maestro_jax.objectives.forward import SpeechEncoding
 
@@ -126,12 +134,37 @@ class W2vBert:
         Returns:
             The terms by name, and metrics.
         """
+        quantized = self._quantize(model, speech, step, deterministic=deterministic)
+        terms, metrics = self._contrastive_terms(model, speech, quantized, rng)
+        prediction, accuracy = masked_prediction_loss(
+            model.code_logits(context), quantized.ids, speech.hidden
+        )
+        counts = code_counts(quantized.ids, speech.mask, quantized.probabilities.shape[-1])
+        return terms | {"masked_prediction": prediction}, metrics | {
+            "speech/masked_accuracy": accuracy,
+            "speech/masked_chance": (most_frequent(counts), jnp.ones(())),
+        }
+
+    def _quantize(
+        self,
+        model: Maestro,
+        speech: SpeechEncoding,
+        step: jax.Array | int,
+        *,
+        deterministic: bool,
+    ) -> Quantized:
+        """Quantizes the unmasked features, those of the clean audio where it is augmented."""
         features = speech.features
         if speech.clean_mel is not None:
             features, _ = model.subsample(speech.clean_mel, speech.mel_lengths)
-        quantized = model.quantize(features, step, deterministic=deterministic)
+        return model.quantize(features, step, deterministic=deterministic)
+
+    def _contrastive_terms(
+        self, model: Maestro, speech: SpeechEncoding, quantized: Quantized, rng: jax.Array
+    ) -> tuple[dict[str, Weighted], Metrics]:
+        """Computes the contrastive and diversity losses, and the metrics of the codes."""
         # Negatives are told from the positive by the codes that were sampled, whose vectors are
-        # compared. Masked prediction, below, learns the likeliest code, without noise.
+        # compared. Masked prediction learns the likeliest code, without noise.
         contrastive, contrastive_accuracy = contrastive_loss(
             rng,
             model.contrastive_context(speech.intermediate),
@@ -142,9 +175,6 @@ class W2vBert:
             temperature=self.temperature,
         )
         diversity, diversity_perplexity = diversity_loss(quantized.probabilities, speech.mask)
-        prediction, prediction_accuracy = masked_prediction_loss(
-            model.code_logits(context), quantized.ids, speech.hidden
-        )
         codes = quantized.probabilities.shape[-1]
         counts = code_counts(quantized.ids, speech.mask, codes)
         # Mutual information of frames and codes, as a mean of Kullback-Leibler divergences: as the
@@ -159,20 +189,48 @@ class W2vBert:
             "contrastive": contrastive,
             # The diversity is that of the whole batch: one value, or none without frames.
             "diversity": (diversity, jnp.minimum(jnp.sum(speech.mask.astype(jnp.float32)), one)),
-            "masked_prediction": prediction,
         }, {
             "speech/contrastive_accuracy": contrastive_accuracy,
             "speech/contrastive_chance": contrastive_chance(
                 quantized.sampled_ids, speech.hidden, self.distractors
             ),
-            "speech/masked_accuracy": prediction_accuracy,
-            "speech/masked_chance": (most_frequent(counts), one),
             "speech/masked_fraction": masked_sum(speech.hidden, speech.mask),
             "speech/code_perplexity": (diversity_perplexity, one),
             "speech/code_usage": (jnp.mean(counts > 0), one),
             "speech/code_information": (information, count),
             "speech/gumbel_temperature": (quantized.temperature, one),
         }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wav2Vec2(W2vBert):
+    """wav2vec 2.0 (section 3): w2v-BERT without masked prediction; the numbers are the same there.
+
+    The contrastive loss should read the top of all Conformer layers, `Maestro.contrastive_layer` of
+    -1: it trains nothing above the layer that it reads. Unlike the paper, which learns its features
+    from the waveform and joins the codes of two codebooks, this is on log-mel features and one
+    codebook, as in w2v-BERT.
+    """
+
+    @property
+    def term_names(self) -> tuple[str, ...]:
+        """Returns the names of the terms of `loss_terms`."""
+        return ("contrastive", "diversity")
+
+    def loss_terms(
+        self,
+        model: Maestro,
+        speech: SpeechEncoding,
+        context: jax.Array,
+        step: jax.Array | int,
+        rng: jax.Array,
+        *,
+        deterministic: bool,
+    ) -> tuple[dict[str, Weighted], Metrics]:
+        """Computes contrastive and diversity losses; the arguments are those of `W2vBert`."""
+        del context
+        quantized = self._quantize(model, speech, step, deterministic=deterministic)
+        return self._contrastive_terms(model, speech, quantized, rng)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -274,6 +332,9 @@ class BestRq:
             "speech/code_perplexity": (jnp.mean(perplexity(frequencies)), one),
             "speech/code_usage": (jnp.mean(counts > 0), one),
         }
+
+
+SelfSupervised = W2vBert | Wav2Vec2 | BestRq
 
 
 def most_frequent(counts: jax.Array) -> jax.Array:

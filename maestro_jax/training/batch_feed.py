@@ -249,7 +249,8 @@ def held_out_pairs(
         mixture no such split, which is logged.
     """
     config, paired = run.diagnostics, run.streams.get("paired")
-    if paired is None or run.objective.probe_stream != "paired":
+    probed = run.objective.probe_stream == "paired" and "paired" in run.used_streams
+    if paired is None or not probed:
         return None
     from maestro_jax.data.data_dir import data_root
     from maestro_jax.data.loader import StreamLoader

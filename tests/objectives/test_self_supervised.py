@@ -21,7 +21,8 @@ from maestro_jax.objectives.forward import (
     interleave_rows,
     split_rows,
 )
-from maestro_jax.objectives.self_supervised import BestRq, W2vBert, most_frequent
+from maestro_jax.objectives.maestro import MaestroPretraining
+from maestro_jax.objectives.self_supervised import BestRq, W2vBert, Wav2Vec2, most_frequent
 from maestro_jax.training import parameter_trees
 
 BOOKS, CODES = 2, 8
@@ -93,7 +94,12 @@ def recorded_pass(tiny, masks, mel):
         for name in ("speech", "paired")
     }
     speech = encode_speech(
-        parts, spoken, jax.random.key(2), masking=masks, augment=True, deterministic=False
+        parts,
+        spoken,
+        jax.random.key(2),
+        masking={"speech": masks},
+        augment=True,
+        deterministic=False,
     )
     return speech, parts.given
 
@@ -175,7 +181,12 @@ def test_codes_are_those_of_the_clean_audio(tiny, masks):
         parts.model = tiny.model
         batch = {"speech": {"audio": audio, **stream, **more}}
         found = encode_speech(
-            parts, batch, jax.random.key(2), masking=masks, augment=False, deterministic=False
+            parts,
+            batch,
+            jax.random.key(2),
+            masking={"speech": masks},
+            augment=False,
+            deterministic=False,
         )
         # What enters the encoder is what is heard, whatever targets are made of.
         expected, _ = frontend.apply({}, audio, lengths)
@@ -329,6 +340,26 @@ def test_a_whole_step_with_best_rq(tiny, best_rq_model):
 
     _, metrics = jax.eval_shape(loss, params)
     assert "loss/masked_prediction" in metrics and "loss/contrastive" not in metrics
+
+
+def test_speech_alone_leaves_pairs_and_texts_of_a_run_unread(tiny):
+    """Not even a copy of the durations is made, which texts without pairs would call for."""
+    objective = MaestroPretraining(streams=("speech",), self_supervised=Wav2Vec2(distractors=5))
+    batch = {name: tiny.batch()[name] for name in ("speech", "text", "mt")}
+    assert objective.streams == ("speech",)
+    boxed = jax.eval_shape(lambda: objective.init(tiny.model, jax.random.key(0), batch))
+    params = parameter_trees.unbox(boxed)
+    assert "frozen_durations" not in params
+
+    def terms(params):
+        return objective.loss_terms(tiny.model, params, None, batch, rng=jax.random.key(0), step=0)
+
+    found, metrics = jax.eval_shape(terms, params)
+    assert set(found) == {"contrastive", "diversity"} == set(objective.term_weights)
+    assert {name.split("/")[0] for name in metrics} == {"speech"}
+    assert not any("masked_accuracy" in name for name in metrics)
+    with pytest.raises(UserError, match="('speach',)"):
+        MaestroPretraining(streams=("speach",))
 
 
 def test_objective_and_quantizer_must_go_together(tiny, best_rq_model):
