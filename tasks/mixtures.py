@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 from maestro_jax.data.corpora.mls import LANGUAGES as MLS
 from maestro_jax.data.corpora.voxpopuli import AVERAGED_LANGUAGES, UNLABELLED_LANGUAGES
-from maestro_jax.tasks import minivox_tasks, speech_tasks, text_tasks
+from maestro_jax.tasks import minivox_tasks, quickstart_tasks, speech_tasks, text_tasks
 from maestro_jax.tasks.corpus_tasks import add_corpus_mixtures
 from maestro_jax.text.languages import LANGUAGES
 
-__all__ = ["minivox_tasks", "speech_tasks", "text_tasks"]
+__all__ = ["minivox_tasks", "quickstart_tasks", "speech_tasks", "text_tasks"]
 
 # The 17 languages of Babel that XLSR-53 and those after it pretrain on.
 BABEL = (

@@ -23,6 +23,10 @@ COMMANDS = {
         "run a whole experiment on a small synthetic corpus, on a CPU",
         "maestro demo --output_dir demo_output",
     ),
+    "quickstart": (
+        "make a recogniser and a translator of a directory of recordings, in a given time",
+        "maestro quickstart recordings --budget 40m --explain",
+    ),
     "prepare": (
         "convert a downloaded corpus, or synthesise MiniVox, for use by its tasks",
         "maestro prepare minivox --config small",
@@ -89,7 +93,7 @@ COMMANDS = {
     ),
 }
 # Commands that continue where they stopped when they are started again.
-_RESUMABLE = ("demo", "prepare", "train")
+_RESUMABLE = ("demo", "prepare", "quickstart", "train")
 _USER_MODULES = "maestro_jax.gin_utils.user_modules"
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141

@@ -128,6 +128,7 @@ def coordinate_search(
     *,
     higher_is_better: bool,
     trials: int,
+    seconds: float = math.inf,
     seen: Callable[[Trial], None] = lambda _: None,
 ) -> tuple[list[Trial], Trial]:
     """Searches for the best values; see this module.
@@ -138,6 +139,7 @@ def coordinate_search(
         names: Values to change, of `TUNABLE`, in the order in which they are.
         higher_is_better: Whether larger scores are better.
         trials: The most searches to try.
+        seconds: Time after which no further search is begun.
         seen: Called after each trial.
 
     Returns:
@@ -148,10 +150,15 @@ def coordinate_search(
     """
     sign = 1.0 if higher_is_better else -1.0
     tried: dict[SearchConfig, Trial] = {}
+    ends = time.monotonic() + seconds
+
+    def is_over() -> bool:
+        # The search to start from is tried in any case.
+        return len(tried) >= trials or (bool(tried) and time.monotonic() > ends)
 
     def attempt(search: SearchConfig) -> Trial | None:
-        """Returns the trial of a search that was not tried yet; None without trials left."""
-        if search in tried or len(tried) >= trials:
+        """Returns the trial of a search that was not tried yet; None once trying is over."""
+        if search in tried or is_over():
             return None
         began = time.monotonic()
         tried[search] = Trial(
@@ -177,7 +184,7 @@ def coordinate_search(
 
     for halving in range(HALVINGS + 1):
         improves = True
-        while improves and len(tried) < trials:
+        while improves and not is_over():
             improves = False
             for name in names:
                 for direction in (1, -1):
@@ -292,6 +299,7 @@ def tune_run(
     metric: str | None = None,
     trials: int = 40,
     utterances: int = 2000,
+    seconds: float = math.inf,
     seen: Callable[[Trial], None] = lambda _: None,
 ) -> Tuning:
     """Tunes the search of a model.
@@ -310,6 +318,7 @@ def tune_run(
             translation. Several test sets count the same.
         trials: The most searches to try.
         utterances: Number of utterances of each test set, at even distances.
+        seconds: Time after which no further search is begun.
         seen: Called after each trial.
 
     Returns:
@@ -346,7 +355,13 @@ def tune_run(
         return statistics.fmean(_score(one, transcriber, metric, extra) for one in held)
 
     tried, best = coordinate_search(
-        evaluate, search, names, higher_is_better=higher_is_better, trials=trials, seen=seen
+        evaluate,
+        search,
+        names,
+        higher_is_better=higher_is_better,
+        trials=trials,
+        seconds=seconds,
+        seen=seen,
     )
     return Tuning(
         names=names,

@@ -1,0 +1,1 @@
+"""From a directory of recordings to a recogniser and a translator: `maestro quickstart`."""

@@ -1,0 +1,211 @@
+"""Keeps a training stage within its time: measures its steps, and says when their number is wrong.
+
+A cosine schedule ends at its last step, so the number of steps has to fit the time. The first steps
+of a stage tell how long a step takes. If the number of steps does not fit, `Pace` stops the run
+after it has saved its state, and the run goes on with another number from there. Until then the
+learning rate was still rising, so that nothing is lost but the time to compile again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+import statistics
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from maestro_jax.training.callbacks import Callback, StepInfo
+from maestro_jax.training.metrics import duration
+
+if TYPE_CHECKING:
+    from maestro_jax.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+FIRST_STEPS = 24
+"""Steps without compilation after which the number of steps is corrected."""
+TOLERANCE = 0.1
+"""Fraction by which time and steps may miss each other before steps are corrected."""
+RESTART_SECONDS = 20.0
+"""Time that it takes to go on with another number of steps."""
+_UNUSUAL = 3.0
+"""How many times the median a step takes that is compiled, or followed by a validation."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """How long a run will take.
+
+    Attributes:
+        step: Number of steps done.
+        steps: Number of steps of the run.
+        seconds_per_step: Measured time of a step.
+        extra_per_step: Time of validations, checkpoints and compilation, per step.
+        seconds_left: Time that is left for the stage.
+        later_cost: Time of a later step beside that of the steps measured.
+    """
+
+    step: int
+    steps: int
+    seconds_per_step: float
+    extra_per_step: float
+    seconds_left: float
+    later_cost: float = 1.0
+
+    @property
+    def later_step(self) -> float:
+        """Returns the seconds of one of the remaining steps, with all that comes with it."""
+        return max(self.seconds_per_step * self.later_cost + self.extra_per_step, 1e-9)
+
+    @property
+    def needed(self) -> float:
+        """Returns the seconds that the remaining steps need."""
+        return (self.steps - self.step) * self.later_step
+
+    @property
+    def fitting_steps(self) -> int:
+        """Returns the number of steps of the run that fits the time; at least those done and 1."""
+        return self.step + max(int(max(self.seconds_left, 0.0) / self.later_step), 1)
+
+    def corrected(self, *, early: bool) -> int | None:
+        """Returns another number of steps, if this one does not fit; None if it does.
+
+        Args:
+            early: Whether the run has just begun: then it may also become longer.
+        """
+        fitting = self.fitting_steps
+        wrong = abs(fitting - self.steps) / max(self.steps, 1)
+        if early:
+            return fitting if wrong > TOLERANCE else None
+        is_late = self.needed > self.seconds_left * (1 + TOLERANCE)
+        # To compile again takes longer than a few steps.
+        is_worth_it = self.needed - self.seconds_left > RESTART_SECONDS
+        return fitting if is_late and is_worth_it else None
+
+
+class Pace(Callback):
+    """Stops a run whose number of steps does not fit its time.
+
+    Args:
+        seconds: Time for the run from its start in this process, compilation included.
+        later_cost: Function of the step that returns the mean time of later steps beside that of
+            the steps so far.
+        correct: Whether the number of steps may be corrected; else the run is only stopped at the
+            end of its time.
+        on_progress: Called at every log point with the step and the seconds left of the run.
+
+    Attributes:
+        new_steps: The corrected number of steps; None if the run ended otherwise.
+        stopped_at: Step at which it was stopped to be corrected.
+        out_of_time: Whether the run was stopped because its time is over.
+        seconds_per_step: Measured time of a step; 0 before any was measured.
+    """
+
+    def __init__(
+        self,
+        seconds: float,
+        *,
+        later_cost: Callable[[int], float] = lambda step: 1.0,
+        correct: bool = True,
+        on_progress: Callable[[int, int, float], None] = lambda step, steps, left: None,
+    ) -> None:
+        self._deadline = time.monotonic() + seconds
+        self._later_cost = later_cost
+        self._correct = correct
+        self._on_progress = on_progress
+        self._last = time.monotonic()
+        self._times: list[float] = []
+        self._extra: list[tuple[int, float]] = []
+        self._checked = False
+        self.new_steps: int | None = None
+        self.stopped_at = 0
+        self.out_of_time = False
+        self.seconds_per_step = 0.0
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Starts the clock of the first step."""
+        self._last = time.monotonic()
+        # A resumed run was corrected before.
+        self._checked = trainer.start_step > FIRST_STEPS
+
+    def on_step(self, trainer: Trainer, info: StepInfo) -> None:
+        """Measures the step, and stops the run if its number of steps does not fit."""
+        now = time.monotonic()
+        self._times.append(now - self._last)
+        self._last = now
+        step, steps = info.step, trainer.run.steps
+        if step >= steps:
+            return
+        # Not before there is something to report.
+        if now > self._deadline and step >= trainer.run.log_every:
+            log.warning("the time of this stage is over after step %d of %d", step, steps)
+            self.out_of_time = True
+            trainer.stop()
+            return
+        if len(self._times) < FIRST_STEPS:
+            return
+        due = not self._checked or len(self._times) % (2 * FIRST_STEPS) == 0
+        if not due:
+            return
+        estimate = self.estimate(step, steps, now)
+        corrected = estimate.corrected(early=not self._checked) if self._correct else None
+        if corrected is not None and corrected > step + 1:
+            log.info(
+                "%.3g s per step: %d steps fit the time, and not %d; going on with that number",
+                self.seconds_per_step,
+                corrected,
+                steps,
+            )
+            self.new_steps, self.stopped_at = corrected, step
+            trainer.stop()
+        self._checked = True
+        self._on_progress(step, steps, estimate.needed)
+
+    def estimate(self, step: int, steps: int, now: float) -> Estimate:
+        """Estimates the time that is needed, from the times of the steps so far.
+
+        Times of several steps' length are those of compilation and validation; the ones of the
+        first steps are compilation, which will not come again for the same shapes.
+        """
+        times = self._times[-8 * FIRST_STEPS :]
+        usual = statistics.median(times)
+        ordinary = [each for each in times if each <= _UNUSUAL * usual]
+        self.seconds_per_step = statistics.fmean(ordinary)
+        later = self._times[FIRST_STEPS:]
+        extra = sum(each - usual for each in later if each > _UNUSUAL * usual)
+        return Estimate(
+            step=step,
+            steps=steps,
+            seconds_per_step=self.seconds_per_step,
+            # Before any validation has been seen, a few percent are set aside for them.
+            extra_per_step=extra / len(later) if later else 0.03 * usual,
+            seconds_left=self._deadline - now,
+            later_cost=self._later_cost(step),
+        )
+
+
+def parse_budget(text: str) -> float:
+    """Returns the seconds of `30m`, `1.5h`, `90s`, `1h30m`; a bare number is minutes.
+
+    Raises:
+        ValueError: It is no time above 0.
+    """
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+    text = text.strip().lower()
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        seconds = float(text) * 60
+    elif re.fullmatch(r"(\d+(\.\d+)?\s*[smhd](in|ours?|ec)?\s*)+", text):
+        parts = re.findall(r"(\d+(?:\.\d+)?)\s*([smhd])", text)
+        seconds = sum(float(number) * units[unit] for number, unit in parts)
+    else:
+        raise ValueError(f"{text!r} is no time; write 30m, 1.5h or 1h30m")
+    if seconds <= 0:
+        raise ValueError(f"{text!r} is no time above 0")
+    return seconds
+
+
+def in_words(seconds: float) -> str:
+    """Formats a time span as `h:mm:ss`."""
+    return duration(max(seconds, 0.0))

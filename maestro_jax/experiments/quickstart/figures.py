@@ -1,0 +1,177 @@
+"""The figures of a directory that the rules of `maestro quickstart` look at."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from maestro_jax.experiments.quickstart.splits import Splits
+from maestro_jax.experiments.quickstart.survey import Heard
+from maestro_jax.text.languages import base_language, normalize_language
+from maestro_jax.text.normalizers import normalize
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What a directory holds; lengths and texts are those of the training set.
+
+    Attributes:
+        languages: Codes of the spoken and written languages, the most frequent first.
+        target_language: Language of the translations; empty if there are none.
+        utterances: Number of transcribed utterances by split.
+        hours: Hours of transcribed speech by split.
+        speakers: Number of speakers by split; 0 if they are not known.
+        speakers_apart: Whether no speaker is in more than one split; None if that is not known.
+        split_by: `given`, `speakers` or `sentences`.
+        sentences_shared: Fraction of the test utterances whose sentence occurs in training.
+        untranscribed_hours: Hours of speech without a transcript.
+        unspoken_lines: Number of lines of text without speech.
+        translated: Number of utterances with a translation by split.
+        median_seconds: Median length of a recording.
+        longest_seconds: Length that only one in a thousand recordings exceeds.
+        longest_text: Characters that only one in a thousand texts exceeds.
+        longest_translation: The same of translations.
+        characters: Number of characters of all transcripts.
+        alphabet: Number of different characters, those of translations and lines included.
+        fast: Characters per second that only one in twenty utterances exceeds.
+        scripts: Names of the scripts, the most frequent first.
+    """
+
+    languages: tuple[str, ...]
+    target_language: str = ""
+    utterances: dict[str, int]
+    hours: dict[str, float]
+    speakers: dict[str, int]
+    speakers_apart: bool | None
+    split_by: str
+    sentences_shared: float
+    untranscribed_hours: float = 0.0
+    unspoken_lines: int = 0
+    translated: dict[str, int] = dataclasses.field(default_factory=dict)
+    median_seconds: float
+    longest_seconds: float
+    longest_text: int
+    longest_translation: int = 0
+    characters: int
+    alphabet: int
+    fast: float
+    scripts: tuple[str, ...]
+
+    @property
+    def text_hours(self) -> float:
+        """Returns the hours that the unspoken lines would take, read out as the others are."""
+        spoken = max(self.utterances.get("train", 0), 1)
+        return self.unspoken_lines * self.hours.get("train", 0.0) / spoken
+
+    @property
+    def speech_hours(self) -> float:
+        """Returns the hours of all speech to train on."""
+        return self.hours.get("train", 0.0) + self.untranscribed_hours
+
+    def rows(self) -> list[dict[str, object]]:
+        """Returns a table by split."""
+        return [
+            {
+                "split": split,
+                "utterances": self.utterances.get(split, 0),
+                "hours": round(self.hours.get(split, 0.0), 2),
+                "speakers": self.speakers.get(split) or "?",
+                "translated": self.translated.get(split, 0),
+            }
+            for split in ("train", "validation", "test")
+        ]
+
+
+def figures_of(
+    utterances: Sequence[Heard],
+    splits: Splits,
+    unpaired: Sequence[Heard],
+    target_language: str,
+) -> Figures:
+    """Computes the figures.
+
+    Args:
+        utterances: Utterances with a transcript or a translation.
+        splits: Their splits.
+        unpaired: Recordings without a transcript, and texts without a recording.
+        target_language: Language of the translations.
+    """
+    by_split: dict[str, list[Heard]] = collections.defaultdict(list)
+    for each, split in zip(utterances, splits.of, strict=True):
+        by_split[split].append(each)
+    train = by_split["train"]
+    texts = [normalize(each.entry.text, each.entry.language) for each in train]
+    translations = [each.entry.translation for each in train if each.entry.translation]
+    seconds = np.array([each.seconds for each in train])
+    lengths = np.array([len(text) for text in texts])
+    lines = [each.entry for each in unpaired if not each.entry.audio]
+    languages = collections.Counter(
+        normalize_language(each.entry.language) for each in (*utterances, *unpaired)
+    )
+    has_translations = any(each.entry.translation for each in utterances)
+    return Figures(
+        languages=tuple(language for language, _ in languages.most_common()),
+        target_language=target_language if has_translations else "",
+        utterances={split: len(each) for split, each in by_split.items()},
+        hours={split: sum(one.seconds for one in each) / 3600 for split, each in by_split.items()},
+        speakers={
+            split: len({one.entry.speaker for one in each if one.entry.speaker})
+            for split, each in by_split.items()
+        },
+        speakers_apart=splits.speakers_apart,
+        split_by=splits.by,
+        sentences_shared=splits.sentences_shared,
+        untranscribed_hours=sum(each.seconds for each in unpaired) / 3600,
+        unspoken_lines=len(lines),
+        translated={
+            split: sum(bool(one.entry.translation) for one in each)
+            for split, each in by_split.items()
+        },
+        median_seconds=float(np.median(seconds)),
+        longest_seconds=_nearly_longest(seconds),
+        longest_text=round(_nearly_longest(lengths)),
+        longest_translation=round(_nearly_longest(np.array([len(one) for one in translations]))),
+        characters=int(lengths.sum()),
+        alphabet=len(
+            set().union(*texts, *translations, *(normalize(x.text, x.language) for x in lines))
+        ),
+        fast=float(np.quantile(lengths / np.maximum(seconds, 0.1), 0.95)),
+        scripts=scripts_of(texts),
+    )
+
+
+def _nearly_longest(values: np.ndarray) -> float:
+    """Returns what only one in a thousand exceeds; 0 of none."""
+    return float(np.quantile(values, 0.999, method="higher")) if len(values) else 0.0
+
+
+def scripts_of(texts: Iterable[str]) -> tuple[str, ...]:
+    """Returns the scripts of some texts by Unicode's names of letters, the most frequent first."""
+    letters = collections.Counter(character for text in texts for character in text)
+    scripts: collections.Counter[str] = collections.Counter()
+    for character, count in letters.items():
+        if character.isalpha():
+            scripts[unicodedata.name(character, "?").split()[0].title()] += count
+    return tuple(script for script, _ in scripts.most_common())
+
+
+_LIKELY = {
+    "Latin": "en", "Cyrillic": "ru", "Arabic": "ar", "Devanagari": "hi", "Cjk": "zh",
+    "Hiragana": "ja", "Katakana": "ja", "Hangul": "ko", "Greek": "el", "Hebrew": "he",
+    "Malayalam": "ml", "Tamil": "ta", "Telugu": "te", "Kannada": "kn", "Bengali": "bn",
+    "Gujarati": "gu", "Gurmukhi": "pa", "Oriya": "or", "Sinhala": "si", "Thai": "th", "Lao": "lo",
+    "Khmer": "km", "Myanmar": "my", "Tibetan": "bo", "Georgian": "ka", "Armenian": "hy",
+    "Ethiopic": "am",
+}  # fmt: skip
+
+
+def likely_language(texts: Sequence[str]) -> str:
+    """Guesses a language by the most frequent script; `en` for Latin letters, or for none."""
+    scripts = scripts_of(texts)
+    if "Hiragana" in scripts or "Katakana" in scripts:
+        return "ja"
+    return base_language(_LIKELY.get(scripts[0], "en")) if scripts else "en"

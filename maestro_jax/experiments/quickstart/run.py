@@ -1,0 +1,724 @@
+"""`maestro quickstart`: looks at a directory, plans, pretrains, fine-tunes and evaluates.
+
+Everything is in the output directory, so that a second call continues where the first one ended:
+
+| path | content |
+|---|---|
+| `quickstart.json` | figures, choices, seconds used, stages that are done |
+| `bad_recordings.tsv` | what is wrong with which recording, and whether it is used |
+| `manifests/`, `data/` | the splits, and the records made of them |
+| `gin/` | a gin file per stage |
+| `pretrained/`, `recognition/`, `translation/` | model directories, each with `report.html` |
+| `quickstart.md` | the data, the choices and the scores on one page |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from maestro_jax import provenance
+from maestro_jax.batches import Mixture
+from maestro_jax.data.corpora.speech_directory import (
+    Entry,
+    SpeechDirectory,
+    read_speech_directory,
+)
+from maestro_jax.data.data_dir import data_scope
+from maestro_jax.errors import UserError
+from maestro_jax.evaluation.run_evaluation import RunScores, evaluate_run
+from maestro_jax.evaluation.tuning import tune_run, write_search
+from maestro_jax.experiments.quickstart import rules
+from maestro_jax.experiments.quickstart.budget import Pace, in_words
+from maestro_jax.experiments.quickstart.figures import Figures, figures_of, likely_language
+from maestro_jax.experiments.quickstart.gin_files import (
+    StagePlan,
+    StreamPlan,
+    audio_of,
+    gin_text,
+    single_shape,
+    tokens_of,
+)
+from maestro_jax.experiments.quickstart.prepared import (
+    Tasks,
+    prepare_all,
+    write_lm_texts,
+    write_manifests,
+)
+from maestro_jax.experiments.quickstart.splits import Splits, split_utterances
+from maestro_jax.experiments.quickstart.survey import Heard, Survey, pieces, survey
+from maestro_jax.files import local_directory, write_atomically
+from maestro_jax.gin_utils import gin_config, run_record
+from maestro_jax.inference.search_config import SearchConfig
+from maestro_jax.provenance import command_line
+from maestro_jax.reports.html_report import train_with_report, write_report
+from maestro_jax.tables import table
+from maestro_jax.text.languages import base_language, normalize_language
+from maestro_jax.training.run import TrainRun
+
+log = logging.getLogger(__name__)
+
+DEFAULT_BUDGET = 3600.0
+"""Seconds, where no budget is given."""
+_RECORD = "quickstart.json"
+_DIRECTORIES = {"pretrain": "pretrained", "recognise": "recognition", "translate": "translation"}
+_DOING = {
+    "pretrain": "pretraining with MAESTRO",
+    "recognise": "fine-tuning for speech recognition",
+    "translate": "fine-tuning for speech translation",
+}
+_LEAST_STEPS = 20
+_READING = 0.006
+"""Seconds of a core per second of audio that is decoded and written."""
+_LEAST_SECONDS = 15.0
+"""Seconds that a stage gets even if the budget is used up, so that there is always a model."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the user asks for.
+
+    Attributes:
+        source: Directory of the recordings.
+        output: Directory of everything that is made.
+        budget: Seconds for all of it.
+        language: Code of the language of entries that name none; empty to guess it.
+        target_language: Code of the language of translations that name none.
+        explain: Whether to print every choice with its rule.
+        plan_only: Whether to stop once the gin files are written.
+        workers: Number of processes that read audio; None for one per core.
+    """
+
+    source: Path
+    output: Path
+    budget: float = DEFAULT_BUDGET
+    language: str = ""
+    target_language: str = "en"
+    explain: bool = False
+    plan_only: bool = False
+    workers: int | None = None
+
+
+def run_quickstart(request: Request) -> None:
+    """Carries out a request, or continues it."""
+    Quickstart(request).run()
+
+
+class Quickstart:
+    """Carries out a request; see this module.
+
+    Args:
+        request: What is asked for.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.source = local_directory(request.source, "directory of the recordings,").absolute()
+        self.output = local_directory(request.output, "output directory").absolute()
+        self.data = self.output / "data"
+        self._began = time.monotonic()
+        self._state: dict[str, Any] = {
+            "seconds": 0.0,
+            "slowness": 1.0,
+            "done": [],
+            "steps": {},
+            "gin": {},
+        }
+        self._used_before = 0.0
+
+    # ------------------------------------------------------------------------------------ parts
+
+    def run(self) -> None:
+        """Looks, plans, trains and evaluates."""
+        self.output.mkdir(parents=True, exist_ok=True)
+        self._load()
+        if "figures" not in self._state:
+            self._look()
+        figures = Figures(**_figures_from_json(self._state["figures"]))
+        recipe = self._recipe(figures)
+        print(f"\n{table(figures.rows())}")
+        print(f"{self._state['bad']}; {self.output / 'bad_recordings.tsv'} names each.")
+        if self.request.explain:
+            print(f"\n{explanation(recipe)}\n")
+        tasks, vocab_size = self._prepare(figures, recipe)
+        stages = self._stages(figures, recipe, tasks, vocab_size)
+        self._print_plan(stages, recipe)
+        if self.request.plan_only:
+            return
+        for name in stages:
+            self._train(name, stages, recipe)
+        self._evaluate([name for name in stages if name != "pretrain"], recipe, figures, tasks)
+
+    def _look(self) -> None:
+        """Reads the directory, listens to it, divides it, and writes its manifests."""
+        print(f"looking at {self.source}", flush=True)
+        directory = read_speech_directory(self.source)
+        entries, target = self._with_languages(directory)
+        from maestro_jax.data.processes import Processes
+
+        with Processes(self.request.workers) as processes:
+            heard = survey(entries, self.output / "survey.jsonl", processes)
+        self._write_bad(directory, heard)
+        utterances, unpaired = [], []
+        for one in heard.heard:
+            if one.entry.audio and (one.entry.text or one.entry.translation):
+                utterances.append(one)
+            else:
+                unpaired += pieces(one)
+        if not utterances:
+            raise UserError(
+                f"{self.source} has no usable recording with a transcript ({heard.bad_summary()}); "
+                f"{self.output / 'bad_recordings.tsv'} says what is wrong with each."
+            )
+        splits = split_by_language(utterances)
+        if "train" not in splits.of:
+            raise UserError(f"{self.source} has too few utterances to divide; add some.")
+        figures = figures_of(utterances, splits, unpaired, target)
+        write_manifests(
+            self.output / "manifests",
+            [
+                *((one.entry, split) for one, split in zip(utterances, splits.of, strict=True)),
+                *((one.entry, "train") for one in unpaired),
+            ],
+        )
+        self._state |= {
+            "source": str(self.source),
+            "layout": directory.layout,
+            "bad": heard.bad_summary(),
+            "figures": dataclasses.asdict(figures),
+        }
+        self._save()
+
+    def _with_languages(self, directory: SpeechDirectory) -> tuple[list[Entry], str]:
+        """Gives each entry the code of its language; returns the language of translations too."""
+        entries = list(directory.entries)
+        named = self.request.language
+        if not named and any(not entry.language for entry in entries):
+            known = {entry.language for entry in entries if entry.language}
+            named = known.pop() if len(known) == 1 else ""
+            if not named:
+                named = likely_language([entry.text for entry in entries if not entry.language])
+                log.warning(
+                    "no line names its language: %s is assumed, by the letters; --language CODE "
+                    "says another",
+                    named,
+                )
+        targets = {entry.target_language for entry in entries if entry.target_language}
+        if len({normalize_language(one) for one in targets}) > 1:
+            raise UserError(
+                f"{self.source} has translations into {', '.join(sorted(targets))}; keep those "
+                "into one language."
+            )
+        target = normalize_language(targets.pop() if targets else self.request.target_language)
+        resolved = []
+        for entry in entries:
+            language = base_language(normalize_language(entry.language or named))
+            resolved.append(dataclasses.replace(entry, language=language))
+        return resolved, target
+
+    def _write_bad(self, directory: SpeechDirectory, heard: Survey) -> None:
+        """Writes `bad_recordings.tsv`: bad recordings, and bad lines of tables."""
+        lines = heard.bad_table()
+        for issue in directory.issues:
+            row = (issue.kind, "no", issue.split, issue.item, "", issue.detail)
+            lines += "\t".join(" ".join(cell.split()) for cell in row) + "\n"
+        content = lines.encode("utf-8", "backslashreplace")
+        write_atomically(self.output / "bad_recordings.tsv", content)
+
+    def _recipe(self, figures: Figures) -> rules.Recipe:
+        """Applies the rules to what is left of the budget; once chosen, sizes stay as they are."""
+        chosen = self._state.get("chosen_for")
+        if chosen is None:
+            device = jax.devices()[0].platform
+            count = len(os.sched_getaffinity(0)) if device == "cpu" else jax.device_count()
+            # Preparing reads the audio a second time, on every core.
+            reading = _READING * 3600 * figures.speech_hours / count
+            seconds = max(self.left - reading, 4 * _LEAST_SECONDS)
+            chosen = self._state["chosen_for"] = {
+                "seconds": seconds,
+                "kind": "cpu" if device == "cpu" else device,
+                "count": count,
+            }
+            self._save()
+        device = rules.Device(kind=chosen["kind"], count=chosen["count"])
+        return rules.choose(figures, chosen["seconds"], device)
+
+    def _prepare(self, figures: Figures, recipe: rules.Recipe) -> tuple[Tasks, int]:
+        """Writes the records and trains the vocabulary; returns tasks and size of the latter."""
+        from maestro_jax.data.processes import Processes
+        from maestro_jax.data.vocabulary_training import VocabularyRequest, train_vocabulary
+
+        with Processes(self.request.workers) as processes:
+            tasks = prepare_all(
+                self.output / "manifests",
+                self.data,
+                figures.languages,
+                figures.target_language,
+                processes,
+            )
+        request = VocabularyRequest(
+            tasks=(*tasks.paired, *tasks.text, *tasks.st),
+            kind=recipe.vocabulary,
+            size=recipe.vocabulary_size,
+            byte_fallback=recipe.byte_fallback,
+            coverage=0.9995 if recipe.byte_fallback else 1.0,
+        )
+        trained = train_vocabulary("quickstart", request, data_dir=self.data)
+        return tasks, trained.size
+
+    def _stages(
+        self, figures: Figures, recipe: rules.Recipe, tasks: Tasks, vocab_size: int
+    ) -> dict[str, StagePlan]:
+        """Plans the stages, and writes their gin files."""
+        names = ["pretrain"]
+        names += ["recognise"] * bool(tasks.paired) + ["translate"] * bool(tasks.st)
+        stages: dict[str, StagePlan] = {}
+        for position, name in enumerate(names):
+            streams = self._streams(name, figures, recipe, tasks)
+            seconds = getattr(recipe.shares, _SHARE[name])
+            steps = self._state["steps"].get(name)
+            steps = steps or self._expected_steps(name, streams, recipe, seconds)
+            stages[name] = StagePlan(
+                name=name,
+                streams=streams,
+                steps=steps,
+                late_start=round(recipe.text_starts * steps) if name == "pretrain" else 0,
+                init_from=self._model_dir(names[position - 1]) if position else None,
+                vocab_size=vocab_size,
+                command=f"maestro train --gin_file {self._gin(name)} "
+                f"--model_dir {self._model_dir(name)} --data_dir {self.data}",
+                has_validation=figures.utterances.get("validation", 0) > 0,
+            )
+            self._write_gin(stages[name], recipe)
+        return stages
+
+    def _streams(
+        self, stage: str, figures: Figures, recipe: rules.Recipe, tasks: Tasks
+    ) -> dict[str, StreamPlan]:
+        """Chooses the shapes of the batches of a stage."""
+        per_token = recipe.characters_per_token
+        if stage == "recognise":
+            return {"paired": self._bucketed("paired", recipe, tasks, figures, recipe.buckets)}
+        if stage == "translate":
+            return {"st": self._bucketed("st", recipe, tasks, figures, recipe.buckets)}
+        streams: dict[str, StreamPlan] = {}
+        batch = recipe.batch_seconds
+        for name in recipe.streams:
+            if not tasks.of(name):
+                continue
+            if name == "speech":
+                # Longer recordings are cropped.
+                seconds = min(1.25 * figures.median_seconds, recipe.seconds)
+                seconds = max(round(seconds / 0.08), 10) * 0.08
+                shape = single_shape(seconds=seconds, batch=round(0.5 * batch / seconds))
+                streams[name] = StreamPlan(tasks=tasks.speech, shapes=(shape,))
+            elif name == "text":
+                characters = min(figures.longest_text, 256)
+                shape = single_shape(
+                    batch=round(0.5 * batch / max(figures.median_seconds, 1.0)),
+                    tokens=tokens_of(characters, per_token),
+                )
+                streams[name] = StreamPlan(tasks=tasks.text, shapes=(shape,))
+            else:
+                streams[name] = self._bucketed(
+                    name, recipe, tasks, figures, recipe.pretrain_buckets if name != "st" else 1
+                )
+        return streams
+
+    def _bucketed(
+        self, stream: str, recipe: rules.Recipe, tasks: Tasks, figures: Figures, count: int
+    ) -> StreamPlan:
+        """Finds the buckets of a stream of transcribed or translated speech."""
+        from maestro_jax.data.bucketing import find_buckets, mixture_lengths
+
+        names = tasks.of(stream)
+        mixture: Any = names[0]
+        if len(names) > 1:
+            mixture = Mixture(name=f"quickstart_all_{stream}", tasks=names)
+        translated = tokens_of(max(figures.longest_translation, 1), recipe.characters_per_token)
+        with data_scope(self.data):
+            shapes = find_buckets(
+                mixture_lengths(mixture),
+                count=count,
+                longest=round(recipe.seconds * 16_000),
+                batch_size=max(round(recipe.batch_seconds / recipe.seconds), 1),
+                text_tokens=tokens_of(figures.longest_text, recipe.characters_per_token)
+                if stream == "paired"
+                else 0,
+                translation_tokens=translated if stream == "st" else 0,
+                characters_per_token=recipe.characters_per_token,
+            )
+        return StreamPlan(
+            tasks=names, shapes=tuple(shapes), characters_per_token=recipe.characters_per_token
+        )
+
+    # ---------------------------------------------------------------------------------- training
+
+    def _expected_steps(
+        self, stage: str, streams: Mapping[str, StreamPlan], recipe: rules.Recipe, seconds: float
+    ) -> int:
+        """Returns the number of steps that fits some seconds, before the stage is measured."""
+        shapes = sum(len(each.shapes) for each in streams.values())
+        left = max(seconds - rules.COMPILE_SECONDS * shapes, 1.0)
+        per_step = self._expected_step(stage, streams, recipe) * self._state["slowness"]
+        return max(int(left / per_step), _LEAST_STEPS)
+
+    def _expected_step(
+        self, stage: str, streams: Mapping[str, StreamPlan], recipe: rules.Recipe
+    ) -> float:
+        """Returns the seconds of a step on a machine of the speed that the rules assume."""
+        device = rules.Device(
+            kind=self._state["chosen_for"]["kind"], count=self._state["chosen_for"]["count"]
+        )
+        audio = sum(audio_of(each.shapes) for name, each in streams.items() if name != "text")
+        cost = rules.PRETRAINING_COST if stage == "pretrain" else 1.0
+        return max(audio, 1.0) * cost * recipe.size.cost / device.speed
+
+    def _train(self, name: str, stages: dict[str, StagePlan], recipe: rules.Recipe) -> None:
+        """Trains a stage, or continues it, within its time."""
+        if name in self._state["done"]:
+            print(f"\n{_DOING[name]}: done before, in {self._model_dir(name)}")
+            return
+        allotted = self._allotted(name, list(stages), recipe)
+        stage = stages[name]
+        if name not in self._state["steps"]:
+            # The stages before have told how fast this machine is.
+            steps = self._expected_steps(name, stage.streams, recipe, allotted)
+            late = round(recipe.text_starts * steps) if stage.late_start else 0
+            stage = stages[name] = dataclasses.replace(stage, steps=steps, late_start=late)
+            self._state["steps"][name] = steps
+            self._write_gin(stage, recipe)
+        model_dir = self._model_dir(name)
+        print(
+            f"\n[{in_words(self.used)} of {in_words(self.request.budget)}] {_DOING[name]}: "
+            f"{stage.steps} steps planned, {in_words(allotted)} for it",
+            flush=True,
+        )
+        ends = time.monotonic() + allotted
+        allow_changes = False
+        for _ in range(8):
+            run = gin_config.parse_and_build([str(self._gin(name))])
+            record = run_record.RunRecord(gin_config.record_texts(), command_line())
+            pace = Pace(
+                ends - time.monotonic(),
+                correct=not self._is_edited(name),
+                later_cost=functools.partial(later_cost, stage),
+                on_progress=self._on_progress,
+            )
+            train_with_report(
+                run,
+                model_dir=model_dir,
+                data_dir=self.data,
+                callbacks=[record, pace],
+                allow_changes=allow_changes,
+            )
+            if pace.seconds_per_step:
+                expected = self._expected_step(name, stage.streams, recipe)
+                self._state["slowness"] = pace.seconds_per_step / expected
+            if pace.new_steps is None:
+                break
+            steps = pace.new_steps
+            late = stage.late_start
+            if late > pace.stopped_at:
+                late = round(recipe.text_starts * steps)
+            stage = stages[name] = dataclasses.replace(stage, steps=steps, late_start=late)
+            self._state["steps"][name] = steps
+            self._write_gin(stage, recipe)
+            allow_changes = True
+        self._state["done"].append(name)
+        self._save()
+
+    def _allotted(self, name: str, names: Sequence[str], recipe: rules.Recipe) -> float:
+        """Returns the seconds of a stage: its share of what is left among those still to come."""
+        coming = [one for one in names[names.index(name) :] if one not in self._state["done"]]
+        shares = {one: getattr(recipe.shares, _SHARE[one]) for one in coming}
+        total = sum(shares.values()) + recipe.shares.evaluation
+        return max(self.left * shares[name] / max(total, 1e-9), _LEAST_SECONDS)
+
+    def _on_progress(self, step: int, steps: int, left: float) -> None:
+        self._save()
+        log.info(
+            "step %d of %d; %s left of this stage, %s left of the budget",
+            step,
+            steps,
+            in_words(left),
+            in_words(self.left),
+        )
+
+    # -------------------------------------------------------------------------------- evaluation
+
+    def _evaluate(
+        self, names: Sequence[str], recipe: rules.Recipe, figures: Figures, tasks: Tasks
+    ) -> None:
+        """Tunes the searches on the validation sets, scores the test sets, writes the page."""
+        files = write_lm_texts(self.output / "manifests", self.output / "texts")
+        scores: dict[str, dict[str, RunScores]] = {}
+        for position, name in enumerate(names):
+            print(f"\n[{in_words(self.used)} of {in_words(self.request.budget)}] testing", end="")
+            print(f" the {'recogniser' if name == 'recognise' else 'translator'}", flush=True)
+            seconds = max(self.left, 30.0) / (len(names) - position)
+            run = gin_config.load_run(self._model_dir(name))
+            scores[name] = self._score(
+                name, run, files.get(name), figures, seconds, self._is_char(recipe)
+            )
+        page = self._page(scores, recipe, figures)
+        write_atomically(self.output / "quickstart.md", page.encode())
+        self._state["scores"] = {
+            name: {search: one.as_dict() for search, one in each.items()}
+            for name, each in scores.items()
+        }
+        self._save()
+        print()
+        for each in scores.values():
+            for search, one in each.items():
+                print(f"{search}\n{one.text()}")
+        print(f"Page:  {self.output / 'quickstart.md'}")
+        for name in names:
+            print(f"Model: {self._model_dir(name)}, report {self._model_dir(name) / 'report.html'}")
+        print(f"Done in {in_words(self.used)}. To transcribe a file:")
+        for name in names:
+            target = f" --target_language {figures.target_language}" * (name == "translate")
+            print(f"  maestro transcribe {self._model_dir(name)} FILE{target}")
+
+    def _score(
+        self,
+        name: str,
+        run: TrainRun,
+        lm_text: Path | None,
+        figures: Figures,
+        seconds: float,
+        is_char: bool,
+    ) -> dict[str, RunScores]:
+        """Scores greedy search and a tuned beam with an n-gram language model."""
+        model_dir = self._model_dir(name)
+        ends = time.monotonic() + seconds
+        test = figures.utterances if name == "recognise" else figures.translated
+        split = "test" if test.get("test") else "validation"
+        scores = {}
+        began = time.monotonic()
+        scores["Greedy search"] = evaluate_run(
+            run, model_dir=model_dir, data_dir=self.data, split=split
+        )
+        greedy = time.monotonic() - began
+        if lm_text is not None:
+            search = SearchConfig(
+                beam_size=4,
+                lm_text=lm_text,
+                lm_order=8 if is_char else 5,
+                lm_weight=0.3,
+                length_bonus=0.0 if name == "recognise" else 0.3,
+            )
+            if test.get("validation"):
+                # The beam on the test set takes a few times as long as greedy search.
+                time_to_tune = ends - time.monotonic() - 4 * greedy
+                tuning = tune_run(
+                    run,
+                    model_dir=model_dir,
+                    data_dir=self.data,
+                    search=search,
+                    names=("lm_weight", "length_bonus"),
+                    metric="cer" if name == "recognise" else None,
+                    trials=16,
+                    utterances=200,
+                    seconds=max(time_to_tune, 5.0),
+                )
+                write_search(tuning, model_dir)
+                search = tuning.best.search
+                print(
+                    f"validation {tuning.metric}: {tuning.best.score:.2f} with "
+                    f"lm_weight {search.lm_weight}, length_bonus {search.length_bonus}"
+                )
+            title = f"Beam search ({search.beam_size}) with a language model of the training texts"
+            scores[title] = evaluate_run(
+                run, model_dir=model_dir, data_dir=self.data, split=split, search=search
+            )
+        write_report(model_dir)
+        return scores
+
+    def _page(
+        self, scores: Mapping[str, Mapping[str, RunScores]], recipe: rules.Recipe, figures: Figures
+    ) -> str:
+        """Returns the page: data, choices, scores, commands."""
+        parts = [
+            f"# {self.source.name}: a quickstart",
+            f"`{self.source}`, layout {self._state['layout']}; languages "
+            f"{', '.join(figures.languages)}; split by {figures.split_by}. {self._state['bad']}.",
+            "## Data",
+            table(figures.rows()),
+            "## Scores",
+        ]
+        for name, each in scores.items():
+            for search, one in each.items():
+                parts += [f"### {_DOING[name].capitalize()}: {search.lower()}", "```"]
+                parts += [one.text().rstrip(), "```"]
+        parts += ["## Choices", table(choice_rows(recipe)), "## Runs"]
+        parts += [
+            f"    maestro train --gin_file {self._gin(name)} --model_dir {self._model_dir(name)} "
+            f"--data_dir {self.data}"
+            for name in self._state["done"]
+        ]
+        return "\n\n".join(parts) + "\n"
+
+    # ------------------------------------------------------------------------------------- state
+
+    @property
+    def used(self) -> float:
+        """Returns the seconds used so far, over all calls."""
+        return self._used_before + time.monotonic() - self._began
+
+    @property
+    def left(self) -> float:
+        """Returns the seconds left of the budget."""
+        return self.request.budget - self.used
+
+    def _model_dir(self, stage: str) -> Path:
+        return self.output / _DIRECTORIES[stage]
+
+    def _gin(self, stage: str) -> Path:
+        return self.output / "gin" / f"{_GIN_NAMES[stage]}.gin"
+
+    @staticmethod
+    def _is_char(recipe: rules.Recipe) -> bool:
+        return recipe.vocabulary == "char"
+
+    def _is_edited(self, stage: str) -> bool:
+        """Returns whether the user has changed the gin file of a stage."""
+        path = self._gin(stage)
+        written = self._state["gin"].get(stage)
+        return path.is_file() and provenance.digest(path.read_text()) != written
+
+    def _write_gin(self, stage: StagePlan, recipe: rules.Recipe) -> None:
+        """Writes the gin file of a stage, unless the user has changed it."""
+        path = self._gin(stage.name)
+        if stage.name in self._state["gin"] and self._is_edited(stage.name):
+            log.info("%s has been edited and stays as it is", path)
+            return
+        text = gin_text(stage, recipe)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, text.encode())
+        self._state["gin"][stage.name] = provenance.digest(text)
+        self._save()
+
+    def _print_plan(self, stages: Mapping[str, StagePlan], recipe: rules.Recipe) -> None:
+        """Prints what will be done, and when."""
+        rows: list[dict[str, object]] = [
+            {"part": "looking and preparing", "time": in_words(self.used), "steps": ""}
+        ]
+        names = list(stages)
+        for name in names:
+            done = name in self._state["done"]
+            seconds = 0.0 if done else self._allotted_in_plan(name, names, recipe)
+            rows.append(
+                {
+                    "part": _DOING[name],
+                    "time": "done" if done else in_words(seconds),
+                    "steps": f"about {stages[name].steps}",
+                }
+            )
+        total = self._coming(names, recipe)
+        evaluation = self.left * recipe.shares.evaluation / total
+        rows += [
+            {"part": "tuning the search and testing", "time": in_words(evaluation), "steps": ""},
+            {"part": "all", "time": in_words(self.request.budget), "steps": ""},
+        ]
+        print(f"\n{table(rows)}\n", flush=True)
+
+    def _coming(self, names: Sequence[str], recipe: rules.Recipe) -> float:
+        shares = recipe.shares
+        coming = [getattr(shares, _SHARE[one]) for one in names if one not in self._state["done"]]
+        return sum(coming) + shares.evaluation
+
+    def _allotted_in_plan(self, name: str, names: Sequence[str], recipe: rules.Recipe) -> float:
+        return self.left * getattr(recipe.shares, _SHARE[name]) / self._coming(names, recipe)
+
+    def _load(self) -> None:
+        path = self.output / _RECORD
+        if not path.is_file():
+            return
+        self._state |= json.loads(path.read_text(encoding="utf-8"))
+        self._used_before = self._state["seconds"]
+        if self._state.get("source", str(self.source)) != str(self.source):
+            raise UserError(
+                f"{self.output} is that of {self._state['source']}; give another --output_dir."
+            )
+        print(f"continuing in {self.output}, after {in_words(self._used_before)}")
+
+    def _save(self) -> None:
+        self._state["seconds"] = self.used
+        content = json.dumps(self._state, indent=2, ensure_ascii=False, default=str) + "\n"
+        write_atomically(self.output / _RECORD, content.encode())
+
+
+_SHARE = {"pretrain": "pretrain", "recognise": "recognition", "translate": "translation"}
+_GIN_NAMES = {"pretrain": "pretrain", "recognise": "finetune", "translate": "translate"}
+
+
+def later_cost(stage: StagePlan, step: int) -> float:
+    """Returns the mean time of the steps after a step beside that of the steps up to it."""
+    late = stage.late_start
+    if not late or step >= late or stage.steps <= step:
+        return 1.0
+    early = sum(audio_of(one.shapes) for name, one in stage.streams.items() if name in _EARLY)
+    further = sum(
+        audio_of(one.shapes) if name == "st" else 0.5 * early
+        for name, one in stage.streams.items()
+        if name not in _EARLY
+    )
+    after = (stage.steps - late) / (stage.steps - step)
+    return 1.0 + after * further / max(early, 1e-9)
+
+
+_EARLY = ("speech", "paired")
+
+
+def split_by_language(utterances: Sequence[Heard]) -> Splits:
+    """Divides the utterances of each language by themselves."""
+    languages = dict.fromkeys(each.entry.language for each in utterances)
+    if len(languages) == 1:
+        return split_utterances(utterances)
+    of = [""] * len(utterances)
+    parts = []
+    for language in languages:
+        indices = [i for i, each in enumerate(utterances) if each.entry.language == language]
+        part = split_utterances([utterances[index] for index in indices])
+        parts.append(part)
+        for index, split in zip(indices, part.of, strict=True):
+            of[index] = split
+    known = [part.speakers_apart for part in parts]
+    return Splits(
+        of=tuple(of),
+        by=parts[0].by,
+        speakers_apart=None if None in known else all(known),
+        sentences_shared=max(part.sentences_shared for part in parts),
+    )
+
+
+def choice_rows(recipe: rules.Recipe) -> list[dict[str, object]]:
+    """Returns the choices as rows of a table."""
+    return [
+        {"choice": one.name, "value": one.value, "from": one.figure, "rule": one.rule}
+        for one in recipe.choices
+    ]
+
+
+def explanation(recipe: rules.Recipe) -> str:
+    """Returns every choice with its value, its rule and the figures that it came from."""
+    lines = []
+    for one in recipe.choices:
+        lines += [f"{one.name}: {one.value}", f"    from  {one.figure}", f"    rule  {one.rule}"]
+    return "\n".join(lines)
+
+
+def _figures_from_json(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+    }

@@ -1,0 +1,140 @@
+"""A quickstart on made-up recordings: what it writes, what it keeps, and from end to end."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from maestro_jax.experiments.quickstart import run as quickstart
+from maestro_jax.experiments.quickstart.prepared import write_lm_texts
+from maestro_jax.experiments.quickstart.run import Request, run_quickstart
+from maestro_jax.gin_utils import gin_config
+
+WORDS = ("null", "eins", "zwei", "drei", "vier", "fünf", "sechs", "sieben")
+
+
+def tone(seconds: float, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    wave = np.sin(2 * np.pi * rng.uniform(100, 400) * np.arange(int(seconds * 16_000)) / 16_000)
+    return 0.1 * wave + 0.001 * rng.standard_normal(wave.shape)
+
+
+def made_corpus(root: Path, *, speakers: int = 6, each: int = 5) -> Path:
+    """Writes tones as a manifest without splits, with translations, bad recordings and a text."""
+    lines = []
+    for speaker in range(speakers):
+        for number in range(each):
+            name = f"{speaker}_{number}"
+            words = [WORDS[(speaker + number * k) % len(WORDS)] for k in (1, 3, 5)]
+            (root / "audio").mkdir(parents=True, exist_ok=True)
+            soundfile.write(root / f"audio/{name}.wav", tone(1.5 + 0.2 * number, speaker), 16_000)
+            line = {"id": name, "audio": f"audio/{name}.wav", "text": " ".join(words)}
+            line |= {"speaker": f"s{speaker}", "language": "de", "translation": f"No. {number}"}
+            lines.append(line)
+    soundfile.write(root / "audio/silent.wav", np.zeros(32_000), 16_000)
+    (root / "audio/broken.wav").write_bytes(b"RIFF and no more")
+    for name in ("silent", "broken", "lost"):
+        lines.append({**lines[0], "id": name, "audio": f"audio/{name}.wav"})
+    (root / "speech").mkdir()
+    soundfile.write(root / "speech/a.wav", tone(2.0, 99), 16_000)
+    (root / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (root / "more.txt").write_text("neun zehn elf\nzwölf\n", encoding="utf-8")
+    return root
+
+
+@pytest.mark.extended
+def test_a_plan_is_made_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, output = made_corpus(tmp_path / "corpus"), tmp_path / "output"
+    request = Request(
+        source=source, output=output, budget=600.0, plan_only=True, explain=True, workers=1
+    )
+    run_quickstart(request)
+    printed = capsys.readouterr().out
+    assert "3 bad recordings" in printed and "rule  " in printed
+    assert "fine-tuning for speech translation" in printed
+    rows = [row.split("\t") for row in (output / "bad_recordings.tsv").read_text().splitlines()]
+    assert {(row[0], row[3]) for row in rows[1:]} == {
+        ("silent audio", "silent"),
+        ("unreadable audio", "broken"),
+        ("missing audio", "lost"),
+    }
+    splits: dict[str, set[str]] = {}
+    for split in ("train", "validation", "test"):
+        lines = (output / "manifests" / f"{split}.jsonl").read_text().splitlines()
+        splits[split] = {json.loads(line)["speaker"] for line in lines}
+    assert sum(map(len, splits.values())) == len(set.union(*splits.values())) == 6
+
+    runs = {
+        name: gin_config.parse_and_build([str(output / "gin" / f"{name}.gin")])
+        for name in ("pretrain", "finetune", "translate")
+    }
+    assert set(runs["pretrain"].streams) == {"speech", "paired", "text", "st"}
+    assert set(runs["finetune"].streams) == {"paired"}
+    assert runs["translate"].init_from == str(output / "recognition")
+    texts = write_lm_texts(output / "manifests", output / "texts")
+    assert "neun zehn elf" in texts["recognise"].read_text(encoding="utf-8").splitlines()
+    test = (output / "manifests" / "test.jsonl").read_text()
+    trained = texts["recognise"].read_text(encoding="utf-8").splitlines()
+    assert len(trained) == 2 + len((output / "manifests/train.jsonl").read_text().splitlines())
+    assert test
+
+    # The second call looks at nothing again, and keeps what the user has edited.
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("looked again")
+
+    monkeypatch.setattr(quickstart, "survey", refuse)
+    edited = output / "gin" / "finetune.gin"
+    edited.write_text(edited.read_text() + "\nSEED = 3\n")
+    before = (output / "gin" / "pretrain.gin").read_text()
+    run_quickstart(request)
+    assert edited.read_text().endswith("SEED = 3\n")
+    assert (output / "gin" / "pretrain.gin").read_text() == before
+    assert "continuing in" in capsys.readouterr().out
+
+
+# Minutes of compilation: `make test-slow` runs it.
+@pytest.mark.slow
+def test_from_synthesised_speech_to_models_and_a_restart(tmp_path: Path) -> None:
+    from maestro_jax.minivox.speech import record, speakers
+
+    source, output = tmp_path / "corpus", tmp_path / "output"
+    source.mkdir()
+    lines = []
+    rng = np.random.default_rng(0)
+    for index, speaker in enumerate(speakers("train")[:12]):
+        for number in range(12):
+            picked = [int(each) for each in rng.integers(len(WORDS), size=3)]
+            text = " ".join(WORDS[each] for each in picked)
+            spoken = record(text, "de", variant=speaker.variant, pitch=speaker.pitch, rng=rng)
+            name = f"{index}_{number}.wav"
+            soundfile.write(source / name, spoken.audio, 16_000)
+            line = {"audio": name, "text": text, "language": "de", "speaker": speaker.name}
+            lines.append({**line, "translation": " ".join(map(str, picked))})
+    (source / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    command = [sys.executable, "-m", "maestro_jax.cli.main", "quickstart", str(source)]
+    command += ["--budget", "4m", "--output_dir", str(output), "--explain"]
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "x")}
+    first = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert first.returncode == 0, first.stderr[-3000:]
+    scores = json.loads((output / "quickstart.json").read_text())["scores"]
+    assert set(scores) == {"recognise", "translate"}
+    # A model that has learned nothing writes nothing: 100%.
+    rows = [one[0]["rows"][0]["scores"] for one in scores["recognise"].values()]
+    assert min(row["cer"]["value"] for row in rows) < 90
+    for name in ("pretrained", "recognition", "translation"):
+        assert (output / name / "report.html").is_file()
+    assert (output / "recognition" / "search.gin").is_file()
+
+    checkpoints = sorted(output.glob("*/checkpoints/*/state"))
+    before = [path.stat().st_mtime_ns for path in checkpoints]
+    subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert [path.stat().st_mtime_ns for path in checkpoints] == before

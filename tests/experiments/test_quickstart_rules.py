@@ -1,0 +1,389 @@
+"""The rules of a quickstart over hand-made figures, its splits, and its budget."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import types
+from pathlib import Path
+
+import pytest
+
+from maestro_jax.data.corpora.speech_directory import Entry
+from maestro_jax.experiments.quickstart import budget, rules
+from maestro_jax.experiments.quickstart.budget import Estimate, Pace, parse_budget
+from maestro_jax.experiments.quickstart.figures import Figures, likely_language, scripts_of
+from maestro_jax.experiments.quickstart.gin_files import (
+    StagePlan,
+    StreamPlan,
+    gin_text,
+    single_shape,
+)
+from maestro_jax.experiments.quickstart.rules import Device, choose
+from maestro_jax.experiments.quickstart.splits import split_utterances
+from maestro_jax.experiments.quickstart.survey import Heard, Measured, judge, pieces
+from maestro_jax.gin_utils import gin_config
+
+READERS = Figures(
+    languages=("ml",),
+    utterances={"train": 1400, "validation": 90, "test": 250},
+    hours={"train": 1.5, "validation": 0.1, "test": 0.3},
+    speakers={"train": 50, "validation": 10, "test": 20},
+    speakers_apart=True,
+    split_by="given",
+    sentences_shared=0.8,
+    median_seconds=3.5,
+    longest_seconds=9.0,
+    longest_text=90,
+    characters=45_000,
+    alphabet=70,
+    fast=12.0,
+    scripts=("Malayalam",),
+)
+LAPTOP = Device(kind="cpu", count=2)
+
+
+def changed(**values: object) -> Figures:
+    return dataclasses.replace(READERS, **values)
+
+
+def test_every_second_is_for_something() -> None:
+    for figures in (READERS, changed(translated={"train": 9}), changed(unspoken_lines=9000)):
+        shares = choose(figures, 2400.0, LAPTOP).shares
+        assert sum(dataclasses.astuple(shares)) == pytest.approx(2400.0)
+
+
+def test_pretraining_grows_with_what_is_unpaired() -> None:
+    times = [
+        choose(changed(untranscribed_hours=hours), 1000.0, LAPTOP).shares.pretrain
+        for hours in (0.0, 1.5, 100.0)
+    ]
+    training = 1000.0 - 120.0
+    assert times == sorted(times)
+    # 15%; half of the speech unpaired: half of the way to 50%.
+    assert times[:2] == pytest.approx([0.15 * training, (0.15 + 0.175) * training])
+    assert times[2] < 0.5 * training
+
+
+def test_translations_add_a_stage_and_a_stream() -> None:
+    without = choose(READERS, 2400.0, LAPTOP)
+    recipe = choose(changed(translated={"train": 1400}), 2400.0, LAPTOP)
+    assert without.shares.translation == 0 < recipe.shares.translation
+    assert (without.streams, recipe.streams) == (
+        ("speech", "paired"),
+        ("speech", "paired", "st"),
+    )
+    assert (without.text_starts, recipe.text_starts) == (0.0, 0.3)
+    only = choose(changed(translated={"train": 1400}, characters=0), 2400.0, LAPTOP)
+    assert only.shares.recognition == 0 and "paired" not in only.streams
+
+
+def test_vocabulary_follows_letters_and_their_rate() -> None:
+    assert choose(READERS, 2400.0, LAPTOP).vocabulary == "char"
+    # 18 characters a second at a speed of 1.15 are more than four fifths of the 25 frames.
+    assert choose(changed(fast=17.0), 2400.0, LAPTOP).vocabulary == "char"
+    fast = choose(changed(fast=18.0, characters=90_000), 2400.0, LAPTOP)
+    assert (fast.vocabulary, fast.vocabulary_size) == ("unigram", 150)
+    chinese = choose(changed(alphabet=2000), 2400.0, LAPTOP)
+    assert (chinese.vocabulary, chinese.byte_fallback) == ("char", True)
+
+
+def test_speeds_follow_speakers() -> None:
+    def speeds(speakers: int, apart: bool | None) -> tuple[float, ...]:
+        figures = changed(speakers={"train": speakers}, speakers_apart=apart)
+        return choose(figures, 2400.0, LAPTOP).speeds
+
+    assert max(speeds(50, True)) == 1.15
+    assert speeds(1, False) == (0.95, 1.0, 1.05)
+    assert speeds(500, True) == (0.9, 1.0, 1.1)
+
+
+def test_larger_budgets_have_larger_models() -> None:
+    names = [choose(READERS, seconds, LAPTOP).size.name for seconds in (180, 2400, 20_000, 1e6)]
+    order = [size.name for size in rules.SIZES]
+    assert names[0] == names[1] == "tiny"
+    assert [order.index(name) for name in names] == sorted(map(order.index, names))
+    assert choose(READERS, 1e7, LAPTOP).size.name == "medium"  # An hour of speech, no more.
+    large = changed(hours={"train": 500.0})
+    assert choose(large, 1e6, Device(kind="gpu", count=8)).size.name == "base"
+
+
+def test_few_passes_need_no_regularisation() -> None:
+    short, long = choose(READERS, 180.0, LAPTOP), choose(READERS, 2400.0, LAPTOP)
+    assert (short.dropout, short.spec_augment) == (0.0, False)
+    assert (long.dropout, long.spec_augment) == (0.1, True)
+    assert (short.buckets, long.buckets) == (1, 4)
+
+
+def test_every_choice_has_a_rule_and_a_figure() -> None:
+    for choice in choose(READERS, 2400.0, LAPTOP).choices:
+        assert all(dataclasses.astuple(choice))
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "recognise", "translate"])
+def test_gin_files_are_runs(stage: str, tmp_path: Path) -> None:
+    recipe = choose(changed(translated={"train": 1400}, unspoken_lines=99), 2400.0, LAPTOP)
+    shapes = {
+        "speech": single_shape(seconds=4.0, batch=4),
+        "paired": single_shape(seconds=8.0, batch=4, tokens=64),
+        "text": single_shape(batch=4, tokens=64),
+        "st": single_shape(seconds=8.0, batch=4, translation_tokens=64),
+    }
+    names = {"pretrain": list(shapes), "recognise": ["paired"], "translate": ["st"]}[stage]
+    streams = {
+        name: StreamPlan(tasks=(f"{name}_a", f"{name}_b"), shapes=(shapes[name],)) for name in names
+    }
+    short = dataclasses.replace(shapes["paired"], limit=64_000, text_tokens=32, batch_size=8)
+    if stage == "recognise":
+        streams["paired"] = StreamPlan(tasks=("one",), shapes=(short, shapes["paired"]))
+    plan = StagePlan(
+        name=stage,
+        streams=streams,
+        steps=600,
+        late_start=180,
+        init_from=None if stage == "pretrain" else tmp_path,
+        vocab_size=88,
+        command="maestro train",
+    )
+    path = tmp_path / f"{stage}.gin"
+    path.write_text(gin_text(plan, recipe))
+    run = gin_config.parse_and_build([str(path)])
+    assert run.steps == 600
+    assert run.optimizer.decay_steps == (None if stage == "pretrain" else 600)
+    assert run.model.decoder.vocab_size == 88
+    assert set(run.streams) == set(names)
+    if stage == "pretrain":
+        assert run.objective.active_streams(179) == ("speech", "paired")
+        assert set(run.objective.active_streams(180)) >= set(names)
+    if stage == "recognise":
+        config = run.streams["paired"]
+        assert [each.batch_size for each in config.shapes()] == [8, 4]
+        assert [each.text_tokens for each in config.shapes()] == [32, 64]
+        assert config.augmentation.speeds == recipe.speeds
+        assert run.objective.decoders == ("transducer", "ctc")
+        assert run.init_from == str(tmp_path)
+
+
+# ---------------------------------------------------------------------------------- bad recordings
+
+
+def entry(name: str, text: str = "a" * 30, **values: object) -> Entry:
+    return Entry(id=name, audio=f"{name}.wav", text=text, language="en", **values)
+
+
+def test_bad_recordings_are_named_and_left_out() -> None:
+    cases = {
+        "good": (entry("good"), Measured(3.0, -20.0, 0.0, ())),
+        "fast": (entry("fast"), Measured(2.0, -20.0, 0.0, ())),
+        "unreadable": (
+            entry("unreadable"),
+            Measured(0.0, -200.0, 0.0, (("unreadable audio", "x"),)),
+        ),
+        "silent": (entry("silent"), Measured(3.0, -90.0, 0.0, ())),
+        "clipped": (entry("clipped"), Measured(3.0, -3.0, 0.05, ())),
+        "ruined": (entry("ruined"), Measured(3.0, -3.0, 0.5, ())),
+        "crowded": (entry("crowded", "a" * 200), Measured(3.0, -20.0, 0.0, ())),
+        "drawn out": (entry("drawn out", "aa"), Measured(9.0, -20.0, 0.0, ())),
+        "one word": (entry("one word", "aa"), Measured(1.5, -20.0, 0.0, ())),
+        "endless": (entry("endless", "a" * 600), Measured(60.0, -20.0, 0.0, ())),
+        "tested": (entry("tested", "a" * 200, split="test"), Measured(3.0, -20.0, 0.0, ())),
+        "radio": (entry("radio", ""), Measured(60.0, -20.0, 0.0, ())),
+        "text": (Entry(id="text", text="x" * 999), None),
+    }
+    # Most recordings are good, and their median speed is 10 characters a second.
+    good = [(entry(f"g{number}"), Measured(3.0, -20.0, 0.0, ())) for number in range(20)]
+    found = judge(*zip(*cases.values(), *good, strict=True))
+    kinds = {each.entry.id: (each.kind, each.kept) for each in found.bad}
+    assert kinds == {
+        "unreadable": ("unreadable audio", False),
+        "silent": ("silent audio", False),
+        "clipped": ("clipped audio", True),
+        "ruined": ("clipped audio", False),
+        "crowded": ("text too long for its audio", False),
+        "drawn out": ("audio too long for its text", False),
+        "endless": ("too long", False),
+        "tested": ("text too long for its audio", True),
+    }
+    used = {each.entry.id for each in found.heard}
+    assert used >= {"good", "fast", "clipped", "one word", "tested", "radio", "text"}
+    assert used.isdisjoint({name for name, (_, kept) in kinds.items() if not kept})
+    assert found.bad_summary().startswith("8 bad recordings: ")
+    assert len(found.bad_table().splitlines()) == 1 + len(found.bad)
+
+
+def test_long_untranscribed_recordings_are_divided() -> None:
+    one = Heard(entry=dataclasses.replace(entry("radio", ""), span=(10.0, 70.0)), seconds=60.0)
+    spans = [each.entry.span for each in pieces(one)]
+    assert spans == [(10.0, 30.0), (30.0, 50.0), (50.0, 70.0)]
+    assert len({each.entry.id for each in pieces(one)}) == 3
+    short = Heard(entry=entry("short", ""), seconds=20.0)
+    assert pieces(short) == [short]
+
+
+# ------------------------------------------------------------------------------------------ splits
+
+
+def heard(speaker: str, text: str, seconds: float = 4.0, split: str = "") -> Heard:
+    one = Entry(
+        id=f"{speaker}{text}", audio="a.wav", text=text, language="en", speaker=speaker, split=split
+    )
+    return Heard(entry=one, seconds=seconds)
+
+
+def test_speakers_are_held_out_whole() -> None:
+    utterances = [
+        heard(f"s{speaker}", f"sentence {speaker} {number}")
+        for speaker in range(20)
+        for number in range(10)
+    ]
+    splits = split_utterances(utterances)
+    speakers = {
+        name: {
+            each.entry.speaker
+            for each, split in zip(utterances, splits.of, strict=True)
+            if split == name
+        }
+        for name in ("train", "validation", "test")
+    }
+    assert all(speakers.values())
+    for one, other in itertools.combinations(speakers.values(), 2):
+        assert not one & other
+    assert (splits.by, splits.speakers_apart, splits.sentences_shared) == ("speakers", True, 0.0)
+    assert 10 <= splits.of.count("test") <= 30
+    # The same call divides in the same way.
+    assert split_utterances(utterances) == splits
+
+
+def test_speakers_with_sentences_of_their_own_are_preferred() -> None:
+    # Ten speakers read the same sentences, three read their own.
+    same = [
+        heard(f"s{speaker}", f"sentence {number}") for speaker in range(10) for number in range(9)
+    ]
+    own = [heard(f"o{speaker}", f"own {speaker} {n}") for speaker in range(3) for n in range(9)]
+    splits = split_utterances([*same, *own])
+    tested = {
+        each.entry.speaker
+        for each, split in zip([*same, *own], splits.of, strict=True)
+        if split == "test"
+    }
+    assert splits.sentences_shared == 0.0 and tested <= {"o0", "o1", "o2"}
+
+
+def test_one_speaker_is_divided_by_sentences() -> None:
+    utterances = [heard("s", f"Sentence {number // 2}!") for number in range(200)]
+    splits = split_utterances(utterances)
+    assert (splits.by, splits.speakers_apart, splits.sentences_shared) == ("sentences", False, 0.0)
+    assert set(splits.of) == {"train", "validation", "test"}
+    # Both recordings of a sentence are in one split.
+    assert splits.of[::2] == splits.of[1::2]
+
+
+def test_given_splits_are_kept_and_completed() -> None:
+    utterances = [
+        *(heard(f"s{n}", f"a {n}", split="train") for n in range(30)),
+        *(heard("t", f"b {n}", split="test") for n in range(5)),
+    ]
+    splits = split_utterances(utterances)
+    assert splits.of[30:] == ("test",) * 5
+    assert set(splits.of[:30]) == {"train", "validation"}
+
+
+# ------------------------------------------------------------------------------------------ budget
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("30m", 1800), ("1.5h", 5400), ("1h30m", 5400), ("90s", 90), ("45", 2700), ("40 min", 2400)],
+)
+def test_budgets(text: str, seconds: float) -> None:
+    assert parse_budget(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-3m", "0m", "3x"])
+def test_no_budgets(text: str) -> None:
+    with pytest.raises(ValueError, match="is no time"):
+        parse_budget(text)
+
+
+def test_steps_are_corrected_to_the_time() -> None:
+    estimate = Estimate(
+        step=20, steps=1000, seconds_per_step=0.4, extra_per_step=0.1, seconds_left=250.0
+    )
+    assert estimate.needed == pytest.approx(980 * 0.5)
+    assert estimate.fitting_steps == 20 + 500
+    assert estimate.corrected(early=True) == estimate.corrected(early=False) == 520
+    costly = dataclasses.replace(estimate, later_cost=2.25)
+    assert costly.fitting_steps == 20 + 250
+    fits = dataclasses.replace(estimate, seconds_left=510.0)
+    assert fits.corrected(early=True) is None
+    # Only a run that has just begun becomes longer.
+    roomy = dataclasses.replace(estimate, seconds_left=2000.0)
+    assert roomy.corrected(early=True) == 20 + 4000
+    assert roomy.corrected(early=False) is None
+
+
+class Clock:
+    """A clock that is set by hand."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def run_pace(monkeypatch: pytest.MonkeyPatch, seconds: float, steps: int, times: list[float]):
+    clock = Clock()
+    monkeypatch.setattr(budget, "time", clock)
+    pace = Pace(seconds)
+    stops: list[int] = []
+    trainer = types.SimpleNamespace(
+        run=types.SimpleNamespace(steps=steps, log_every=10),
+        start_step=0,
+        stop=lambda: stops.append(step),
+    )
+    step = 0
+    pace.on_start(trainer)
+    for step, taken in enumerate(times, start=1):
+        clock.now += taken
+        pace.on_step(trainer, types.SimpleNamespace(step=step))
+        if stops:
+            break
+    return pace, stops
+
+
+def test_pace_leaves_compilation_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Thirty seconds of compilation, then half a second per step.
+    times = [30.0] + [0.5] * 200
+    pace, stops = run_pace(monkeypatch, 30.0 + 0.5 * 200, 1000, times)
+    assert stops == [budget.FIRST_STEPS]
+    assert pace.new_steps == pytest.approx(200, rel=0.05)
+    assert pace.seconds_per_step == pytest.approx(0.5)
+    pace, stops = run_pace(monkeypatch, 30.0 + 0.5 * 205, 200, times)
+    assert pace.new_steps is None and not stops
+
+
+def test_pace_notices_a_slower_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = [0.5] * 100 + [1.5] * 900
+    pace, stops = run_pace(monkeypatch, 0.5 * 400, 400, times)
+    assert pace.new_steps is not None and 100 < stops[0] < 250
+    assert stops[0] < pace.new_steps < 400
+
+
+def test_pace_ends_with_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    pace, stops = run_pace(monkeypatch, 20.0, 22, [1.0] * 22)
+    assert pace.out_of_time and stops == [21] and pace.new_steps is None
+    # Compilation may take all of the time; there is a model and something to report all the same.
+    pace, stops = run_pace(monkeypatch, 20.0, 90, [90.0] + [1.0] * 22)
+    assert pace.out_of_time and stops == [10]
+
+
+# ----------------------------------------------------------------------------------------- figures
+
+
+def test_scripts_and_likely_languages() -> None:
+    assert scripts_of(["abc абв г", "где"])[0] == "Cyrillic"
+    assert likely_language(["മലയാളം"]) == "ml"
+    assert likely_language(["ich bin"]) == "en"
+    assert likely_language(["日本語のテキスト"]) == "ja"
+    assert likely_language([]) == "en"
