@@ -17,6 +17,7 @@ import numpy as np
 
 from maestro_jax.augmentation_config import AudioAugmentation
 from maestro_jax.errors import UserError, near_misses
+from maestro_jax.speech_synthesis import SpeechSynthesis
 
 STREAM_FEATURES: dict[str, tuple[str, ...]] = {
     "speech": ("audio", "audio_length", "language"),
@@ -48,11 +49,14 @@ SEQUENCE_LIMITS: dict[str, str] = {
 }
 """The features with a length, and the field of a `StreamConfig` that bounds it."""
 
-AUDIO_FEATURES = ("audio", "clean_audio")
+AUDIO_FEATURES = ("audio", "clean_audio", "synthetic_audio")
 """The features that are samples, int16; all others are int32."""
 
 COMPANIONS: dict[str, str] = {"clean_audio": "audio"}
 """Features with the same length and moments as another one, whose `*_length` holds for both."""
+
+SPOKEN_STREAMS = ("text", "paired")
+"""The streams whose texts a synthesiser can speak."""
 
 SAMPLE_RATE = 16_000
 """Samples of audio a second, everywhere."""
@@ -199,6 +203,8 @@ class StreamConfig:
         buckets: Shorter shapes; None: every batch has the shape given here.
         augmentation: What is done to audio before it is batched; None: nothing. Where it disturbs
             untranscribed speech, the batch has its `clean_audio` too.
+        synthesis: Who speaks the texts of ``text`` or ``paired``; the batch then has their
+            `synthetic_audio` too. None: nobody.
     """
 
     mixture: str | Mixture
@@ -208,6 +214,7 @@ class StreamConfig:
     translation_tokens: int = 0
     buckets: Buckets | None = None
     augmentation: AudioAugmentation | None = None
+    synthesis: SpeechSynthesis | None = None
 
     def __post_init__(self) -> None:
         if not self.mixture or not isinstance(self.mixture, str | Mixture):
@@ -280,8 +287,12 @@ def stream_features(stream: str, config: StreamConfig) -> tuple[str, ...]:
 
     Those of `STREAM_FEATURES`; and `clean_audio`, int16 `[batch, samples]` beside `audio`, for
     untranscribed speech that is disturbed by augmentation: its targets are made of the audio.
+    Also `synthetic_audio`, int16 `[batch, SpeechSynthesis.audio_samples]`, and its length, where
+    texts are spoken.
     """
     names = STREAM_FEATURES[stream]
+    if config.synthesis is not None:
+        return (*names, "synthetic_audio", "synthetic_audio_length")
     if stream != "speech" or config.augmentation is None or not config.augmentation.disturbs:
         return names
     after = names.index("audio_length") + 1
@@ -306,6 +317,11 @@ def check_streams(streams: Mapping[str, StreamConfig]) -> None:
             raise UserError(
                 f"unknown stream {name!r}; the streams are {', '.join(STREAM_FEATURES)}."
                 + near_misses(name, STREAM_FEATURES)
+            )
+        if config.synthesis is not None and name not in SPOKEN_STREAMS:
+            raise UserError(
+                f"stream {name!r} has a synthesis, but only texts of "
+                f"{' and '.join(SPOKEN_STREAMS)} are spoken; remove it."
             )
         sequences = stream_sequences(name)
         for sequence, field in SEQUENCE_LIMITS.items():
@@ -344,6 +360,8 @@ def batch_shapes(
             sequence = COMPANIONS.get(feature, feature)
             if sequence in SEQUENCE_LIMITS:
                 shape += (getattr(config, SEQUENCE_LIMITS[sequence]),)
+            elif feature == "synthetic_audio" and config.synthesis is not None:
+                shape += (config.synthesis.audio_samples,)
             dtype = np.int16 if feature in AUDIO_FEATURES else np.int32
             shapes[name][feature] = jax.ShapeDtypeStruct(shape, dtype)
     return shapes
@@ -380,11 +398,11 @@ def synthetic_batch(
                 valid = np.arange(spec.shape[1]) < lengths[:, None]
                 values = rng.normal(0.0, 3000.0, spec.shape).clip(-32768, 32767)
                 features[feature] = np.where(valid, values, 0).astype(spec.dtype)
-            elif feature in SEQUENCE_LIMITS:
+            elif feature in SEQUENCE_LIMITS or feature in AUDIO_FEATURES:
                 rows, longest = spec.shape
                 lengths = rng.integers((longest + 1) // 2, longest + 1, rows)
                 valid = np.arange(longest) < lengths[:, None]
-                if feature == "audio":
+                if feature in AUDIO_FEATURES:
                     values = rng.normal(0.0, 3000.0, spec.shape).clip(-32768, 32767)
                 else:
                     values = rng.integers(3, vocab_size, spec.shape)

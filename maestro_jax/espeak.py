@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import _ctypes
 import atexit
+import contextlib
 import ctypes
 import dataclasses
 import functools
@@ -20,7 +21,7 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,13 @@ from maestro_jax.errors import UserError
 
 SAMPLE_RATE = 16_000
 """Hertz; the rate of all audio in this package."""
+
+VOICES = (
+    "", "m1", "m2", "m4", "m5", "m7", "f1", "f3", "f4", "f5",
+    "Alex", "Andy", "Diogo", "Gene", "Mario", "Mike", "Storm", "adam",
+    "anika", "ed", "robert", "steph", "Andrea", "antonio", "sandro",
+)  # fmt: skip
+"""Voice variants that are plain human voices: no robots, whispers, echoes or shrill voices."""
 
 # Constants of espeak-ng's speak_lib.h.
 _AUDIO_OUTPUT_RETRIEVAL, _AUDIO_OUTPUT_SYNCHRONOUS = 1, 2
@@ -225,6 +233,28 @@ def phonemes(texts: Sequence[str], language: str) -> list[str]:
         return [_pronounced(library, text) for text in texts]
 
 
+def voice(language: str) -> str | None:
+    """Returns espeak-ng's name of the voice of a language, such as `cmn` for `zh`.
+
+    Args:
+        language: ISO 639-1 code, or a tag such as `en-GB`.
+
+    Returns:
+        None if there is no such voice. A tag without a voice of its own has that of its language.
+
+    Raises:
+        UserError: espeak-ng is not installed or does not load.
+    """
+    tag = language.lower()
+    with _phonemes_lock:
+        library = _phonemes_library()
+        for code in filter(None, (tag, tag.partition("-")[0])):
+            name = _VOICES.get(code, code)
+            if library.espeak_SetVoiceByName(name.encode()) == 0:
+                return name
+    return None
+
+
 _phonemes_lock = threading.Lock()
 _VOICES = {"zh": "cmn", "no": "nb"}
 
@@ -246,10 +276,11 @@ def _phonemes_library() -> ctypes.CDLL:
 
     It is a copy of the file: `synthesise` needs one that it can unload.
     """
-    path, data_path = library_files()
     directory = tempfile.mkdtemp(prefix="espeak-ng-")
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
-    library = ctypes.CDLL(str(shutil.copy(path, Path(directory) / "phonemes.so")))
+    with _loading():
+        path, data_path = library_files()
+        library = ctypes.CDLL(str(shutil.copy(path, Path(directory) / "phonemes.so")))
     library.espeak_TextToPhonemes.restype = ctypes.c_char_p
     rate = library.espeak_Initialize(
         _AUDIO_OUTPUT_RETRIEVAL, 0, data_path.encode(), _INITIALIZE_DONT_EXIT
@@ -276,9 +307,15 @@ def library_files() -> tuple[str, str]:
 
 
 def _load() -> tuple[ctypes.CDLL, str]:
-    try:
+    with _loading():
         path, data_path = library_files()
         return ctypes.CDLL(path), data_path
+
+
+@contextlib.contextmanager
+def _loading() -> Iterator[None]:
+    try:
+        yield
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"the espeak-ng library does not load ({reason}); {_REMEDY}") from None

@@ -68,7 +68,8 @@ class StreamLoader:
 
     Attributes:
         counters: Over-long examples in the batches given so far: ``speech/cropped``, and
-            ``paired/over_long`` and so on for rows left empty.
+            ``paired/over_long`` and so on for rows left empty; ``text/synthetic_over_long`` for
+            rows whose synthesised speech alone was left out.
         next_step: The step of the batch that ``next()`` gives.
         languages: The ids of languages.
 
@@ -121,8 +122,7 @@ class StreamLoader:
                 cache_examples -= stream.cached_examples
             self.vocabulary = _common_vocabulary(self._streams)
         for stream in self._streams:
-            counter = "cropped" if stream.name == "speech" else "over_long"
-            self.counters[f"{stream.name}/{counter}"] = 0
+            self.counters.update(dict.fromkeys(stream.counters, 0))
         self._making = ""
         self._error: BaseException | None = None
         self._stop = threading.Event()
@@ -145,9 +145,8 @@ class StreamLoader:
         counts: dict[str, int] = {}
         for stream in self._streams:
             self._making = f"the stream {stream.name!r} reads for step {step + 1}"
-            batch[stream.name], over_long = stream.rows(step)
-            counter = "cropped" if stream.name == "speech" else "over_long"
-            counts[f"{stream.name}/{counter}"] = over_long
+            batch[stream.name], of_stream = stream.rows(step)
+            counts |= of_stream
         return batch, counts
 
     def _read_ahead(self, step: int) -> None:

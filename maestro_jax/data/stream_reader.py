@@ -29,6 +29,7 @@ from maestro_jax.data.padding import (
     scalar_features,
     stream_limits,
 )
+from maestro_jax.data.spoken_texts import SpokenTexts
 from maestro_jax.data.stream_tasks import stream_of, token_vocabulary
 from maestro_jax.data.task_readers import (
     CachedReader,
@@ -168,6 +169,7 @@ class StreamReader:
         weights: Share of each bucket in the batches, up to a factor, the shortest bucket first.
         cached_bytes: The memory that cached examples take.
         cached_examples: Number of cached examples.
+        counters: The names of what `rows` counts, such as ``paired/over_long``.
 
     Raises:
         UserError: The stream, a task, a split or a vocabulary is wrong or not prepared.
@@ -194,6 +196,10 @@ class StreamReader:
         self._identities = scalar_features(name)
         self._readers: list[TaskReader] = []
         self._pool: concurrent.futures.ThreadPoolExecutor | None = None
+        self._spoken: SpokenTexts | None = None
+        self.counters = [f"{name}/{'cropped' if name == 'speech' else 'over_long'}"]
+        if config.synthesis is not None:
+            self.counters.append(f"{name}/synthetic_over_long")
         provider = get_task_or_mixture(config.mixture)
         mixture = provider.name
         made_for = stream_of(provider)
@@ -210,6 +216,9 @@ class StreamReader:
             raise UserError(f"no task of {mixture!r} has a split {split!r}.")
         self._tasks = [task for task, _ in tasks]
         self._splits = [open_split(task, split) for task in self._tasks]
+        if config.synthesis is not None:
+            assert self.vocabulary is not None
+            self._spoken = SpokenTexts(config.synthesis, self._tasks, self.vocabulary, languages)
         self._buckets, self.weights = self._make_buckets(
             [rate for _, rate in tasks], process_index, process_count
         )
@@ -389,8 +398,8 @@ class StreamReader:
                 yield from planned.keys[planned.tasks == task].tolist()
             window, offset = window + 1, 0
 
-    def rows(self, step: int) -> tuple[dict[str, np.ndarray], int]:
-        """Returns this process's rows of a step, and the number of over-long examples."""
+    def rows(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+        """Returns this process's rows of a step, and by how much the counters grow."""
         window, offset = divmod(step, self._window_steps)
         planned = self._window(window)[offset]
         bucket = self._buckets[planned.bucket]
@@ -423,7 +432,12 @@ class StreamReader:
                 # Only speech without a transcript can be shortened.
                 crop=int(crops[row]) if self.name == "speech" else None,
             )
-        return features, over_long
+        counts = [over_long]
+        if self._spoken is not None:
+            # The texts of the rows: an example that was left out is not spoken either.
+            seeds = [(bucket.seed, position) for position in planned.positions.tolist()]
+            counts.append(self._spoken.add_to(features, seeds))
+        return features, dict(zip(self.counters, counts, strict=True))
 
     def _augmented(
         self, bucket: _Bucket, position: int, examples: list[dict[str, np.ndarray]]
@@ -450,6 +464,8 @@ class StreamReader:
             reader.close()
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
+        if self._spoken is not None:
+            self._spoken.close()
 
 
 def shape_text(shape: StreamConfig) -> str:

@@ -351,7 +351,13 @@ def pronounced() -> Preprocessor:
 
         return dataset.map(replace)
 
+    preprocess.writes_phonemes = True  # type: ignore[attr-defined]
     return preprocess
+
+
+def has_phonemes(task: seqio.Task) -> bool:
+    """Returns whether the texts of a task are converted by `pronounced`."""
+    return any(getattr(step, "writes_phonemes", False) for step in task.preprocessors)
 
 
 def stream_preprocessors(

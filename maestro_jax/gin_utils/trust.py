@@ -38,6 +38,7 @@ CONFIGURABLE_MODULES = (
     "maestro_jax.layers",
     "maestro_jax.modules",
     "maestro_jax.objectives",
+    "maestro_jax.speech_synthesis",
     "maestro_jax.training",
 )
 """Modules and packages whose configurations gin files may name."""

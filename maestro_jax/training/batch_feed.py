@@ -351,6 +351,7 @@ def fixed_sample(
                         batch_size=count,
                         buckets=None,
                         augmentation=None,
+                        synthesis=None,
                     )
                 },
                 split=split,
