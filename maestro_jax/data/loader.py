@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import collections
+import concurrent.futures
 import logging
 import queue
 import threading
@@ -34,6 +35,7 @@ Batch = dict[str, dict[str, np.ndarray]]
 _log = logging.getLogger(__name__)
 
 _PREFETCHED_BATCHES = 4
+_CACHE_THREADS = 2
 _CLOSE_SECONDS = 10.0
 
 
@@ -115,11 +117,14 @@ class StreamLoader:
                 for name, config in streams.items()
             ]
             schedule = BucketSchedule({s.name: s.weights for s in self._streams}, seed)
+            # What is cached is read while other tasks are opened, and a checkpoint restored.
+            pool = concurrent.futures.ThreadPoolExecutor(_CACHE_THREADS, "cache")
             for stream in self._streams:
-                stream.start(schedule, start_step, cache_bytes, cache_examples)
+                stream.start(schedule, start_step, cache_bytes, cache_examples, pool)
                 # What one stream has cached is not there for the next.
                 cache_bytes -= stream.cached_bytes
                 cache_examples -= stream.cached_examples
+            pool.shutdown(wait=False)
             self.vocabulary = _common_vocabulary(self._streams)
         for stream in self._streams:
             self.counters.update(dict.fromkeys(stream.counters, 0))

@@ -167,7 +167,7 @@ class StreamReader:
     Attributes:
         vocabulary: That of its tokens; None if it has none.
         weights: Share of each bucket in the batches, up to a factor, the shortest bucket first.
-        cached_bytes: The memory that cached examples take.
+        cached_bytes: About how much memory cached examples take.
         cached_examples: Number of cached examples.
         counters: The names of what `rows` counts, such as ``paired/over_long``.
 
@@ -314,7 +314,12 @@ class StreamReader:
             )
 
     def start(
-        self, schedule: BucketSchedule, step: int, cache_bytes: int, cache_examples: int
+        self,
+        schedule: BucketSchedule,
+        step: int,
+        cache_bytes: int,
+        cache_examples: int,
+        pool: concurrent.futures.Executor,
     ) -> None:
         """Makes the readers.
 
@@ -323,6 +328,7 @@ class StreamReader:
             step: The first one that will be asked for.
             cache_bytes: Tasks are kept in memory while they take less than this in all,
             cache_examples: and while they have fewer examples than this in all.
+            pool: Reads them.
         """
         self._schedule = schedule
         if self._config.augmentation is not None:
@@ -345,10 +351,9 @@ class StreamReader:
                 first = int(bucket.plan.counts(step * bucket.batch_size)[number])
                 self._readers.append(SequentialReader(spec, first))
             elif self._fits(opened, cache_bytes, cache_examples):
-                reader = CachedReader(spec, opened)
-                self.cached_bytes += reader.num_bytes
+                self._readers.append(CachedReader(spec, opened, pool))
+                self.cached_bytes += opened.num_bytes
                 self.cached_examples += len(opened)
-                self._readers.append(reader)
             else:
                 upcoming = functools.partial(self._upcoming, number, step)
                 self._readers.append(IndexedReader(spec, opened, upcoming))

@@ -35,7 +35,7 @@ from maestro_jax.text.vocabularies import (
     load_vocabulary,
 )
 
-Preprocessor = Callable[[tf.data.Dataset], tf.data.Dataset]
+Preprocessor = Callable[..., tf.data.Dataset]
 """Function from the examples of a task to other examples; see seqio."""
 
 UNDETERMINED = "und"
@@ -379,8 +379,26 @@ def stream_preprocessors(
     if phonemes and "text" in STREAM_FEATURES[stream]:
         steps.append(pronounced())
     if stream != "speech":
-        steps.append(seqio.preprocessors.tokenize)
+        steps.append(tokenize)
     return steps
+
+
+def tokenize(
+    dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Feature]
+) -> tf.data.Dataset:
+    """Encodes texts as `seqio.preprocessors.tokenize` does.
+
+    AutoGraph is off: it would take several times as long as opening the data set, to find nothing
+    that has to be converted.
+    """
+    return _tokenize(dataset, output_features)
+
+
+@tf.autograph.experimental.do_not_convert
+def _tokenize(
+    dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Feature]
+) -> tf.data.Dataset:
+    return seqio.preprocessors.tokenize(dataset, output_features)
 
 
 def add_stream_task(

@@ -7,8 +7,10 @@ beginning, skipping on resume.
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import logging
+import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -249,21 +251,6 @@ class _Chunk:
         }
         return cls(values, offsets, scalars)
 
-    @classmethod
-    def joined(cls, chunks: list[_Chunk], spec: ReaderSpec) -> _Chunk:
-        """Concatenates chunks, which are used up, to need the memory only once."""
-        values, offsets = {}, {}
-        for name in spec.sequences:
-            lengths = np.concatenate([np.diff(chunk.offsets[name]) for chunk in chunks])
-            # All sequences side by side: one array per feature, and no object per example.
-            offsets[name] = np.concatenate([[0], np.cumsum(lengths)])
-            values[name] = np.concatenate([chunk.values.pop(name) for chunk in chunks])
-        scalars = {
-            name: np.concatenate([chunk.scalars[name] for chunk in chunks])
-            for name in spec.identities
-        }
-        return cls(values, offsets, scalars)
-
     def __len__(self) -> int:
         columns = {**self.scalars, **{name: at[1:] for name, at in self.offsets.items()}}
         return len(next(iter(columns.values())))
@@ -279,28 +266,44 @@ class _Chunk:
 class CachedReader:
     """Holds all preprocessed examples of a task in memory; asked for by index, in any order.
 
-    Preprocessors run once; one that draws random numbers draws the same ones every epoch.
+    Preprocessors run once; one that draws random numbers draws the same ones every epoch. The
+    examples are read in the background, and waited for when the first one is asked for.
 
     Args:
         spec: What to read.
         split: The opened split.
+        pool: Reads.
     """
 
-    def __init__(self, spec: ReaderSpec, split: IndexedSplit) -> None:
-        chunks = list(_read(spec, preprocess(spec, split, len(split)), split))
-        self._examples = _Chunk.joined(chunks, spec)
+    def __init__(
+        self, spec: ReaderSpec, split: IndexedSplit, pool: concurrent.futures.Executor
+    ) -> None:
+        dataset = preprocess(spec, split, len(split))
+        self._closed = threading.Event()
+        self._chunks = pool.submit(self._read, spec, dataset, split)
 
-    @property
-    def num_bytes(self) -> int:
-        """Returns the number of bytes that the examples take."""
-        return sum(values.nbytes for values in self._examples.values.values())
+    def _read(
+        self, spec: ReaderSpec, dataset: tf.data.Dataset, split: IndexedSplit
+    ) -> list[_Chunk]:
+        chunks = []
+        for chunk in _read(spec, dataset, split):
+            chunks.append(chunk)
+            if self._closed.is_set():
+                break
+        return chunks
 
     def example(self, key: int) -> Mapping[str, np.ndarray]:
-        """Returns the example with an index."""
-        return self._examples.example(key)
+        """Returns the example with an index.
+
+        Raises:
+            UserError: The examples cannot be read.
+        """
+        chunk, row = divmod(key, _CHUNK)
+        return self._chunks.result()[chunk].example(row)
 
     def close(self) -> None:
-        """Releases what the reader holds."""
+        """Releases what the reader holds; what has not been read is left."""
+        self._closed.set()
 
 
 class IndexedReader:

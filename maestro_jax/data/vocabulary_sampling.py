@@ -23,6 +23,7 @@ from maestro_jax.data.stream_tasks import (
     language_of,
     stream_of,
     target_language_of,
+    tokenize,
 )
 from maestro_jax.data.task_registry import check_prepared, get_task_or_mixture, tasks_of
 from maestro_jax.errors import UserError
@@ -30,6 +31,11 @@ from maestro_jax.errors import UserError
 MAX_REPEATS = 10
 """How often a sentence may be taken, for a language that has fewer than its share."""
 
+_TOKENIZERS = (
+    tokenize,
+    seqio.preprocessors.tokenize,
+    seqio.preprocessors.tokenize_and_append_eos,
+)
 _SPLIT = "train"
 _CHUNK = 256
 
@@ -237,7 +243,7 @@ def _until_tokens(task: seqio.Task, dataset: tf.data.Dataset) -> tf.data.Dataset
     There may be no vocabulary yet, and what these steps make of a text is what it will encode.
     """
     for step in task.preprocessors:
-        if step in (seqio.preprocessors.tokenize, seqio.preprocessors.tokenize_and_append_eos):
+        if step in _TOKENIZERS:
             break
         dataset = seqio.utils.add_kwargs_to_transform(
             step, sequence_length=None, output_features=task.output_features

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import signal
 
 from maestro_jax.files import as_path, write_atomically
 
@@ -612,6 +611,8 @@ def _quiet_frame(axis: Axes) -> None:
 
 def smoothed(values: np.ndarray, weight: float) -> np.ndarray:
     """Smooths by an exponential moving average in both directions, without delay, [points]."""
+    # Imported here: training, which draws nothing before its first step, starts sooner.
+    from scipy import signal
 
     def one_way(series: np.ndarray) -> np.ndarray:
         totals, norms = signal.lfilter([1 - weight], [1, -weight], [series, np.ones(len(series))])

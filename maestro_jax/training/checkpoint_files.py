@@ -20,7 +20,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -110,7 +110,7 @@ def damage(step_directory: epath.PathLike, *, thorough: bool = False) -> str | N
     """
     directory = epath.Path(step_directory)
     try:
-        state = _state_of_files(directory)
+        state = state_of_files(directory)
         known = None if thorough else _found.get(os.fspath(directory))
         if known is None or known[0] != state:
             known = (state, _damage(directory, thorough))
@@ -135,16 +135,19 @@ def _outage(directory: epath.Path, reason: str) -> RestartableError:
     )
 
 
-def _state_of_files(directory: epath.Path) -> Any:
-    """Returns something that changes with the files; for objects, which are not edited, a list."""
+def state_of_files(directory: epath.Path) -> Hashable:
+    """Returns something that changes with the files of a checkpoint.
+
+    For objects, which are not edited, it is their list.
+    """
     if is_remote(directory):
         listed = directory / FILES
         return listed.read_text() if listed.exists() else None
-    return [
+    return tuple(
         (str(path), status.st_size, status.st_mtime_ns)
         for path in (files_below(directory) if directory.is_dir() else ())
         for status in (os.stat(path),)
-    ]
+    )
 
 
 def _damage(directory: epath.Path, thorough: bool) -> str | None:

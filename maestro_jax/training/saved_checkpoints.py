@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
@@ -286,7 +287,14 @@ def _naming_damage(step_directory: epath.Path) -> Iterator[None]:
 
 def _metadata(step_directory: epath.Path) -> Any:
     with _naming_damage(step_directory):
-        return ocp.PyTreeCheckpointHandler().metadata(step_directory / STATE).tree
+        # It takes Orbax a while, and a start looks at it several times.
+        return _read_metadata(step_directory, checkpoint_files.state_of_files(step_directory))
+
+
+@functools.lru_cache(maxsize=2)
+def _read_metadata(step_directory: epath.Path, files: Hashable) -> Any:
+    del files  # What was read holds until they change.
+    return ocp.PyTreeCheckpointHandler().metadata(step_directory / STATE).tree
 
 
 def saved_parameters(step_directory: epath.Path, which: Which) -> dict[tuple[str, ...], Any]:
