@@ -139,6 +139,8 @@ def test_the_encoders_are_told_the_language_together_or_not_at_all(model: str, t
         ("w2v_bert", {}),
         ("wav2vec2", {}),
         ("best_rq", {"CODES": "8"}),
+        ("slam", {}),
+        ("mslam", {}),
         ("speech_recognition_ctc", {"TRANSDUCER_WEIGHT": "0.3"}),
         ("speech_translation", {}),
     ],

@@ -235,9 +235,15 @@ def choose_decoder(run: TrainRun, name: str | None) -> str:
         The name of the decoder.
 
     Raises:
-        UserError: If the name is unknown, or the model has no such decoder.
+        UserError: If the name is unknown, the model has no such decoder, or the run trained none
+            and none is named.
     """
     trained = run.objective.decoders
+    if name is None and not trained:
+        raise UserError(
+            f"{type(run.objective).__name__} trained no decoder; fine-tune the model first "
+            "(runs/finetune.gin with INIT_FROM), or name a --decoder."
+        )
     if name is None:
         return trained[0]
     if name not in DECODERS:
@@ -252,5 +258,7 @@ def choose_decoder(run: TrainRun, name: str | None) -> str:
             "out, or fine-tune a model that has one."
         )
     if name not in trained:
-        log.warning("the run trained %s and not the %s decoder", " and ".join(trained), name)
+        log.warning(
+            "the run trained %s and not the %s decoder", " and ".join(trained) or "none", name
+        )
     return name

@@ -49,6 +49,29 @@ def span_mask(
     return covered & valid
 
 
+def share_mask(rng: jax.Array, valid: jax.Array, *, share: float, span: int) -> jax.Array:
+    """Draws spans that hide a share of the positions, each of them equally often.
+
+    Spans may begin before the first position. `span_mask` hides the first positions less often,
+    which matters where a sequence is hardly longer than a span.
+
+    Args:
+        rng: Random key.
+        valid: `[batch, positions]` bool, where there is data.
+        share: Chance of a position to be masked, in [0, 1].
+        span: Positions that a span covers.
+
+    Returns:
+        `[batch, positions]` bool, True = masked; never True outside `valid`.
+    """
+    # A position is left if none of the spans that reach it begins: 1 - share = (1 - start)^span.
+    start_probability = 1.0 - (1.0 - share) ** (1.0 / span)
+    before = jnp.ones((valid.shape[0], span - 1), bool)
+    padded = jnp.concatenate([before, valid], axis=1)
+    masked = span_mask(rng, padded, start_probability=start_probability, span=span)
+    return masked[:, span - 1 :]
+
+
 def block_mask(
     rng: jax.Array, sizes: jax.Array, length: int, *, blocks: int, max_width: jax.Array | int
 ) -> jax.Array:

@@ -9,8 +9,11 @@ e_s or ê_t -> shared_encoder -> [batch, frames, features]
 shared encoder's output, labels -> decoder -> two arcs per node [batch, frames, labels + 1]
 shared encoder's output -> ctc_head -> logits [batch, frames, vocab]
 shared encoder's output, labels -> translation_decoder -> logits [batch, labels + 1, vocab]
+e_t -> token_projection -> [batch, tokens, features], which the shared encoder reads, too
+shared encoder's output -> token_head -> logits [batch, tokens, vocab]
+shared encoder's output at one token -> pair_head -> logit [batch]
 
-The last two are for fine-tuning and need not be there.
+The last five need not be there: two are for fine-tuning, three for methods without durations.
 """
 
 from __future__ import annotations
@@ -40,6 +43,7 @@ from maestro_jax.modules.refiner import Refiner
 from maestro_jax.modules.resampler import FrameIndex, GaussianUpsampling, Resampler
 from maestro_jax.modules.shared_encoder import SharedEncoder
 from maestro_jax.modules.speech_encoder import SpeechEncoder
+from maestro_jax.modules.speech_text import PairHead, TokenHead, TokenProjection
 from maestro_jax.modules.text_encoder import TextEncoder
 from maestro_jax.modules.transducer import LstmState, TransducerDecoder
 from maestro_jax.modules.transformer_decoder import DecoderCache, TransformerDecoder
@@ -65,6 +69,10 @@ class Maestro(nn.Module):
         translation_decoder: A Transformer that writes translations; None for a model without.
         subword_durations: A Gaussian for the duration of each token, for durations that are drawn;
             None for a model without.
+        token_projection: From e_t to the shared encoder at the rate of tokens, without durations;
+            None for a model without.
+        token_head: Predicts masked tokens; None for a model without.
+        pair_head: Whether speech and text belong together; None for a model without.
         contrastive_layer: The Conformer layer whose output the contrastive loss reads, counted from
             1 at the bottom through speech and shared encoder, or from -1 at the top; None for the
             speech encoder's output, the natural reading of MAESTRO. w2v-BERT has 12 of 24,
@@ -84,6 +92,9 @@ class Maestro(nn.Module):
     ctc_head: CtcHead | None = None
     translation_decoder: TransformerDecoder | None = None
     subword_durations: SubwordDurations | None = None
+    token_projection: TokenProjection | None = None
+    token_head: TokenHead | None = None
+    pair_head: PairHead | None = None
     contrastive_layer: int | None = None
 
     def __post_init__(self) -> None:
@@ -162,6 +173,12 @@ class Maestro(nn.Module):
             self.ctc_logits(context)
         if self.translation_decoder is not None:
             self.translation_logits(tokens, context, mask, language)
+        if self.token_projection is not None:
+            self.project_tokens(embedded, token_mask)
+        if self.token_head is not None:
+            self.token_logits(context)
+        if self.pair_head is not None:
+            self.pair_logit(context[:, 0])
 
     def features(
         self, audio: jax.Array, audio_length: jax.Array, *, augment: jax.Array | bool = False
@@ -438,6 +455,18 @@ class Maestro(nn.Module):
     def ctc_logits(self, context: jax.Array, *, deterministic: bool = True) -> jax.Array:
         """Computes logits `[batch, frames, vocab]` of the CTC head, blank 0."""
         return _require(self.ctc_head, "ctc_head")(context, deterministic=deterministic)
+
+    def project_tokens(self, embedded: jax.Array, mask: jax.Array) -> jax.Array:
+        """Projects e_t `[batch, tokens, text_features]` to `[batch, tokens, features]`."""
+        return _require(self.token_projection, "token_projection")(embedded, mask)
+
+    def token_logits(self, context: jax.Array, *, deterministic: bool = True) -> jax.Array:
+        """Computes logits `[batch, tokens, vocab]` of the tokens at these positions."""
+        return _require(self.token_head, "token_head")(context, deterministic=deterministic)
+
+    def pair_logit(self, joint: jax.Array, *, deterministic: bool = True) -> jax.Array:
+        """Computes the logit `[batch]` that speech and text of `[batch, features]` match."""
+        return _require(self.pair_head, "pair_head")(joint, deterministic=deterministic)
 
     def translation_logits(
         self,

@@ -306,7 +306,7 @@ class UpsampledText:
 def encode_text(
     model: Maestro,
     texts: Mapping[str, TokenBatch],
-    durations_of: Callable[[TokenBatch, jax.Array, jax.Array], jax.Array],
+    durations_of: Callable[[TokenBatch, jax.Array, jax.Array], jax.Array] | None,
     aligned: Mapping[str, jax.Array],
     *,
     deterministic: bool,
@@ -316,7 +316,8 @@ def encode_text(
     Args:
         model: The model, bound.
         texts: The texts by name.
-        durations_of: From texts, their mask and e_t to durations `[batch, tokens]` in frames.
+        durations_of: From texts, their mask and e_t to durations `[batch, tokens]` in frames; None
+            for texts that are not resampled, whose durations are 0.
         aligned: Durations of the texts that have been aligned with speech; `durations_of` is not
             called for them.
         deterministic: No dropout.
@@ -337,9 +338,9 @@ def encode_text(
         embedded = model.encode_text(
             joined.tokens, mask, joined.language, deterministic=deterministic
         )
-        # Stays 0 only where all texts of the group are aligned, whose durations come from there.
+        # Stays 0 where no text is resampled, or where durations come from alignments.
         durations = jnp.zeros_like(joined.tokens)
-        if any(name not in aligned for name in group):
+        if durations_of is not None and any(name not in aligned for name in group):
             durations = durations_of(joined, mask, embedded)
         columns = [split_rows(array, rows) for array in (mask, embedded, durations)]
         for name, *arrays in zip(group, *columns, strict=True):

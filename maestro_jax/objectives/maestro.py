@@ -189,6 +189,11 @@ class MaestroPretraining(Objective):
             )
 
     @property
+    def decoders(self) -> tuple[str, ...]:
+        """Returns the transducer, which untranscribed speech alone does not train."""
+        return () if self.streams == ("speech",) else ("transducer",)
+
+    @property
     def term_units(self) -> dict[str, str]:
         """Returns the units of all terms."""
         return TERM_UNITS

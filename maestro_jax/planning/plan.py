@@ -220,7 +220,9 @@ def plan_run(
                 _program, lowered, topology, mesh, "the training step", options
             )
             decoded = None
-            if decoding and any(stream.audio_samples for stream in run.streams.values()):
+            speaks = any(stream.audio_samples for stream in run.streams.values())
+            # An objective that trains no decoder has nothing to decode with.
+            if decoding and speaks and run.objective.decoders:
                 log.info("compiling the decoding")
                 lowered = lower_decoding(
                     run, mesh, rows_per_device=decoding_rows, beam_size=beam_size, placed=placed

@@ -6,7 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maestro_jax.layers.masking import block_mask, length_mask, span_mask, zero_padding
+from maestro_jax.layers.masking import (
+    block_mask,
+    length_mask,
+    share_mask,
+    span_mask,
+    zero_padding,
+)
 
 
 def test_length_mask_and_zero_padding():
@@ -42,6 +48,28 @@ def test_span_mask_extremes():
     every = span_mask(jax.random.key(0), valid, start_probability=1.0, span=3)
     assert not np.any(none)
     np.testing.assert_array_equal(every, valid)
+
+
+def test_share_mask_hides_every_position_equally_often():
+    """The first too, even with spans that are longer than the texts."""
+    lengths = jnp.tile(jnp.array([12, 0, 30, 5]), 2000)
+    valid = np.asarray(length_mask(lengths, 30))
+    for share, span in ((0.15, 5), (0.5, 20), (0.15, 1)):
+        mask = np.asarray(share_mask(jax.random.key(0), jnp.asarray(valid), share=share, span=span))
+        assert not np.any(mask & ~valid)
+        # 2000 draws or more of each position: a standard error of 0.011 at most.
+        shares = mask.sum(axis=0) / valid.sum(axis=0)
+        np.testing.assert_allclose(shares, share, atol=0.045)
+        # Positions beside each other are hidden by the same span: P(both) = 1 - 2 q + q_both.
+        none = (1 - share) ** ((span + 1) / span)
+        both = np.mean(mask[2::4, 4:20] & mask[2::4, 5:21])
+        assert abs(both - (1 - 2 * (1 - share) + none)) < 0.02
+
+
+def test_share_mask_extremes():
+    valid = length_mask(jnp.array([3, 0]), 5)
+    assert not np.any(share_mask(jax.random.key(0), valid, share=0.0, span=10))
+    np.testing.assert_array_equal(share_mask(jax.random.key(0), valid, share=1.0, span=3), valid)
 
 
 def test_block_mask_stays_within_extent_and_width():
