@@ -316,6 +316,8 @@ def test_steps_are_corrected_to_the_time() -> None:
     assert costly.fitting_steps == 20 + 250
     fits = dataclasses.replace(estimate, seconds_left=510.0)
     assert fits.corrected(early=True) is None
+    # Too few steps leave time for the next stage.
+    assert dataclasses.replace(estimate, seconds_left=600.0).corrected(early=True) is None
     # Only a run that has just begun becomes longer.
     roomy = dataclasses.replace(estimate, seconds_left=2000.0)
     assert roomy.corrected(early=True) == 20 + 4000

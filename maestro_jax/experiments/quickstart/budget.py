@@ -26,8 +26,9 @@ log = logging.getLogger(__name__)
 
 FIRST_STEPS = 24
 """Steps without compilation after which the number of steps is corrected."""
-TOLERANCE = 0.1
-"""Fraction by which time and steps may miss each other before steps are corrected."""
+SHORTER, LONGER = 0.1, 0.25
+"""Fractions of its steps by which a run is too long or too short before they are corrected: what a
+run leaves of its time the next stage has, but one that is cut off has not cooled down."""
 RESTART_SECONDS = 20.0
 """Time that it takes to go on with another number of steps."""
 _UNUSUAL = 3.0
@@ -76,10 +77,10 @@ class Estimate:
             early: Whether the run has just begun: then it may also become longer.
         """
         fitting = self.fitting_steps
-        wrong = abs(fitting - self.steps) / max(self.steps, 1)
+        ratio = fitting / max(self.steps, 1)
         if early:
-            return fitting if wrong > TOLERANCE else None
-        is_late = self.needed > self.seconds_left * (1 + TOLERANCE)
+            return None if 1 - SHORTER <= ratio <= 1 + LONGER else fitting
+        is_late = self.needed > self.seconds_left * (1 + SHORTER)
         # To compile again takes longer than a few steps.
         is_worth_it = self.needed - self.seconds_left > RESTART_SECONDS
         return fitting if is_late and is_worth_it else None

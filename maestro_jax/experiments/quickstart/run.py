@@ -60,10 +60,11 @@ from maestro_jax.files import local_directory, write_atomically
 from maestro_jax.gin_utils import gin_config, run_record
 from maestro_jax.inference.search_config import SearchConfig
 from maestro_jax.provenance import command_line
-from maestro_jax.reports.html_report import train_with_report, write_report
+from maestro_jax.reports.html_report import ReportWriter, update_report, write_report
 from maestro_jax.tables import table
 from maestro_jax.text.languages import base_language, normalize_language
 from maestro_jax.training.run import TrainRun
+from maestro_jax.training.trainer import train
 
 log = logging.getLogger(__name__)
 
@@ -370,7 +371,8 @@ class Quickstart:
         shapes = sum(len(each.shapes) for each in streams.values())
         left = max(seconds - rules.COMPILE_SECONDS * shapes, 1.0)
         per_step = self._expected_step(stage, streams, recipe) * self._state["slowness"]
-        return max(int(left / per_step), _LEAST_STEPS)
+        # Rather a few steps too few than a run that has to be compiled again.
+        return max(int(0.92 * left / per_step), _LEAST_STEPS)
 
     def _expected_step(
         self, stage: str, streams: Mapping[str, StreamPlan], recipe: rules.Recipe
@@ -414,11 +416,11 @@ class Quickstart:
                 later_cost=functools.partial(later_cost, stage),
                 on_progress=self._on_progress,
             )
-            train_with_report(
+            train(
                 run,
-                model_dir=model_dir,
-                data_dir=self.data,
-                callbacks=[record, pace],
+                model_dir,
+                self.data,
+                callbacks=[record, pace, ReportWriter()],
                 allow_changes=allow_changes,
             )
             if pace.seconds_per_step:
@@ -434,6 +436,7 @@ class Quickstart:
             self._state["steps"][name] = steps
             self._write_gin(stage, recipe)
             allow_changes = True
+        update_report(model_dir, stage.steps)
         self._state["done"].append(name)
         self._save()
 
