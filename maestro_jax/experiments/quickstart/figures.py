@@ -72,6 +72,22 @@ class Figures:
         """Returns the hours of all speech to train on."""
         return self.hours.get("train", 0.0) + self.untranscribed_hours
 
+    def split_in_words(self) -> str:
+        """Says how the sets were divided, and what they share."""
+        how = {
+            "given": "The sets are those of the directory",
+            "speakers": "The sets are divided by speakers",
+            "sentences": "The sets are divided by sentences",
+        }[self.split_by]
+        speakers = {
+            True: "no speaker is in two of them",
+            False: "speakers are in several of them",
+            None: "speakers are not known",
+        }[self.speakers_apart]
+        return (
+            f"{how}: {speakers}, {self.sentences_shared:.0%} of the test sentences are trained on."
+        )
+
     def rows(self) -> list[dict[str, object]]:
         """Returns a table by split."""
         return [

@@ -35,8 +35,8 @@ from maestro_jax.data.corpora.speech_directory import (
 )
 from maestro_jax.data.data_dir import data_scope
 from maestro_jax.errors import UserError
-from maestro_jax.evaluation.run_evaluation import RunScores, evaluate_run
-from maestro_jax.evaluation.tuning import tune_run, write_search
+from maestro_jax.evaluation.run_evaluation import RunScores, evaluate_run, find_step
+from maestro_jax.evaluation.tuning import Tuning, tune_run, write_search
 from maestro_jax.experiments.quickstart import rules
 from maestro_jax.experiments.quickstart.budget import Pace, in_words
 from maestro_jax.experiments.quickstart.figures import Figures, figures_of, likely_language
@@ -147,6 +147,7 @@ class Quickstart:
         figures = Figures(**_figures_from_json(self._state["figures"]))
         recipe = self._recipe(figures)
         print(f"\n{table(figures.rows())}")
+        print(figures.split_in_words())
         print(f"{self._state['bad']}; {self.output / 'bad_recordings.tsv'} names each.")
         if self.request.explain:
             print(f"\n{explanation(recipe)}\n")
@@ -490,7 +491,8 @@ class Quickstart:
         print(f"Done in {in_words(self.used)}. To transcribe a file:")
         for name in names:
             target = f" --target_language {figures.target_language}" * (name == "translate")
-            print(f"  maestro transcribe {self._model_dir(name)} FILE{target}")
+            best = "/best" * (self._best(name) is not None)
+            print(f"  maestro transcribe {self._model_dir(name)}{best} FILE{target}")
 
     def _score(
         self,
@@ -509,7 +511,7 @@ class Quickstart:
         scores = {}
         began = time.monotonic()
         scores["Greedy search"] = evaluate_run(
-            run, model_dir=model_dir, data_dir=self.data, split=split
+            run, model_dir=model_dir, data_dir=self.data, split=split, step=self._best(name)
         )
         greedy = time.monotonic() - began
         if lm_text is not None:
@@ -522,30 +524,67 @@ class Quickstart:
             )
             if test.get("validation"):
                 # The beam on the test set takes a few times as long as greedy search.
-                time_to_tune = ends - time.monotonic() - 4 * greedy
-                tuning = tune_run(
-                    run,
-                    model_dir=model_dir,
-                    data_dir=self.data,
-                    search=search,
-                    names=("lm_weight", "length_bonus"),
-                    metric="cer" if name == "recognise" else None,
-                    trials=16,
-                    utterances=200,
-                    seconds=max(time_to_tune, 5.0),
-                )
-                write_search(tuning, model_dir)
-                search = tuning.best.search
-                print(
-                    f"validation {tuning.metric}: {tuning.best.score:.2f} with "
-                    f"lm_weight {search.lm_weight}, length_bonus {search.length_bonus}"
-                )
+                search = self._tuned(name, run, search, ends - time.monotonic() - 4 * greedy)
             title = f"Beam search ({search.beam_size}) with a language model of the training texts"
             scores[title] = evaluate_run(
-                run, model_dir=model_dir, data_dir=self.data, split=split, search=search
+                run,
+                model_dir=model_dir,
+                data_dir=self.data,
+                split=split,
+                step=self._best(name),
+                search=search,
             )
         write_report(model_dir)
         return scores
+
+    def _tuned(
+        self, name: str, run: TrainRun, search: SearchConfig, seconds: float
+    ) -> SearchConfig:
+        """Tunes a search on the validation set, with each decoder that was trained; the best wins.
+
+        Args:
+            name: Name of the stage.
+            run: Its run.
+            search: The search to start from.
+            seconds: Time for it.
+        """
+        ends = time.monotonic() + seconds
+        tunings: list[Tuning] = []
+        for position, decoder in enumerate(run.objective.decoders):
+            left = ends - time.monotonic()
+            if tunings and left < 0.1 * seconds:
+                break
+            tuning = tune_run(
+                run,
+                model_dir=self._model_dir(name),
+                data_dir=self.data,
+                step=self._best(name),
+                search=dataclasses.replace(search, decoder=decoder),
+                names=("lm_weight", "length_bonus"),
+                metric="cer" if name == "recognise" else "bleu",
+                trials=16,
+                utterances=200,
+                seconds=max(left / (len(run.objective.decoders) - position), 5.0),
+            )
+            best = tuning.best
+            print(
+                f"validation {tuning.metric} of the {decoder}: {best.score:.2f} with lm_weight "
+                f"{best.search.lm_weight}, length_bonus {best.search.length_bonus}",
+                flush=True,
+            )
+            tunings.append(tuning)
+        choose_best = min if name == "recognise" else max
+        chosen = choose_best(tunings, key=lambda tuning: tuning.best.score)
+        write_search(chosen, self._model_dir(name))
+        return chosen.best.search
+
+    def _best(self, name: str) -> str | None:
+        """Returns `best` if validation has chosen a checkpoint; None for the last one."""
+        try:
+            find_step(self._model_dir(name), "best")
+        except UserError:
+            return None
+        return "best"
 
     def _page(
         self, scores: Mapping[str, Mapping[str, RunScores]], recipe: rules.Recipe, figures: Figures
@@ -554,7 +593,7 @@ class Quickstart:
         parts = [
             f"# {self.source.name}: a quickstart",
             f"`{self.source}`, layout {self._state['layout']}; languages "
-            f"{', '.join(figures.languages)}; split by {figures.split_by}. {self._state['bad']}.",
+            f"{', '.join(figures.languages)}. {figures.split_in_words()} {self._state['bad']}.",
             "## Data",
             table(figures.rows()),
             "## Scores",
