@@ -44,6 +44,8 @@ class StagePlan:
         name: Name of the stage: `pretrain`, `recognise` or `translate`.
         streams: Its streams.
         steps: Number of steps.
+        planned: Number of steps before it was corrected, which warm-up and averages keep to, so
+            that the program stays the same; 0 if it never was.
         late_start: First step of text and translation in pretraining; 0 for all from the start.
         init_from: Model directory that it begins from; None for none.
         vocab_size: Number of pieces of the vocabulary.
@@ -54,6 +56,7 @@ class StagePlan:
     name: str
     streams: Mapping[str, StreamPlan]
     steps: int
+    planned: int = 0
     late_start: int = 0
     init_from: Path | None = None
     vocab_size: int
@@ -109,7 +112,8 @@ def gin_text(stage: StagePlan, recipe: Recipe) -> str:
 
 def _macros(stage: StagePlan, recipe: Recipe) -> list[str]:
     steps = stage.steps
-    warmup = warmup_steps(steps)
+    planned = stage.planned or steps
+    warmup = min(warmup_steps(planned), max(steps // 2, 1))
     macros: dict[str, object] = {
         "STEPS": steps,
         "VOCAB_SIZE": stage.vocab_size,
@@ -117,7 +121,7 @@ def _macros(stage: StagePlan, recipe: Recipe) -> list[str]:
         "DROPOUT": recipe.dropout,
         "LEARNING_RATE": recipe.size.learning_rate,
         "WARMUP_STEPS": warmup,
-        "EMA_DECAY": ema_decay(steps),
+        "EMA_DECAY": ema_decay(planned),
         "LOG_EVERY": min(max(steps // 40, 10), 100),
         "CHECKPOINT_EVERY": min(max(steps // 10, 20), 500),
         "DIAGNOSTICS_EVERY": 0,

@@ -132,6 +132,7 @@ class Quickstart:
             "slowness": 1.0,
             "done": [],
             "steps": {},
+            "planned": {},
             "gin": {},
         }
         self._used_before = 0.0
@@ -293,6 +294,7 @@ class Quickstart:
                 name=name,
                 streams=streams,
                 steps=steps,
+                planned=self._state["planned"].get(name, 0),
                 late_start=round(recipe.text_starts * steps) if name == "pretrain" else 0,
                 init_from=self._model_dir(names[position - 1]) if position else None,
                 vocab_size=vocab_size,
@@ -433,8 +435,10 @@ class Quickstart:
             late = stage.late_start
             if late > pace.stopped_at:
                 late = round(recipe.text_starts * steps)
-            stage = stages[name] = dataclasses.replace(stage, steps=steps, late_start=late)
-            self._state["steps"][name] = steps
+            planned = stage.planned or stage.steps
+            stage = dataclasses.replace(stage, steps=steps, planned=planned, late_start=late)
+            stages[name] = stage
+            self._state["steps"][name], self._state["planned"][name] = steps, planned
             self._write_gin(stage, recipe)
             allow_changes = True
         update_report(model_dir, stage.steps)
