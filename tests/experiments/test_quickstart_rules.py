@@ -33,6 +33,7 @@ READERS = Figures(
     split_by="given",
     sentences_shared=0.8,
     median_seconds=3.5,
+    padding=(2.4, 1.6, 1.35, 1.25),
     longest_seconds=9.0,
     longest_text=90,
     characters=45_000,
@@ -112,7 +113,14 @@ def test_few_passes_need_no_regularisation() -> None:
     short, long = choose(READERS, 180.0, LAPTOP), choose(READERS, 2400.0, LAPTOP)
     assert (short.dropout, short.spec_augment) == (0.0, False)
     assert (long.dropout, long.spec_augment) == (0.1, True)
-    assert (short.buckets, long.buckets) == (1, 4)
+
+
+def test_batch_lengths_pay_for_their_compilation() -> None:
+    # 75 s of 100 s at 2.4 times the length, or 50 s at 1.6: the same; 40 s more pay for a second.
+    padding = (2.4, 1.6)
+    assert [rules.batch_lengths(padding, seconds) for seconds in (70.0, 140.0)] == [1, 2]
+    assert rules.batch_lengths((1.0, 1.0, 1.0), 1e6) == 1
+    assert rules.batch_lengths(READERS.padding, 1e6) == 4
 
 
 def test_every_choice_has_a_rule_and_a_figure() -> None:

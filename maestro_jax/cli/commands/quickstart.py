@@ -35,9 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output_dir",
         metavar="OUT",
-        default="quickstart_output",
         help="directory of everything that is made; the same command continues in it; default: "
-        "%(default)s",
+        "quickstart_output, in it the name of DIR",
     )
     parser.add_argument(
         "--language",
@@ -75,10 +74,11 @@ def run(arguments: argparse.Namespace) -> None:
     environment.enable_compilation_cache()
     from maestro_jax.experiments.quickstart.run import DEFAULT_BUDGET, Request, run_quickstart
 
+    source = Path(arguments.directory)
     run_quickstart(
         Request(
-            source=Path(arguments.directory),
-            output=Path(arguments.output_dir),
+            source=source,
+            output=Path(arguments.output_dir or Path("quickstart_output") / source.resolve().name),
             budget=arguments.budget or DEFAULT_BUDGET,
             language=arguments.language,
             target_language=arguments.target_language,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 import unicodedata
 from collections.abc import Iterable, Sequence
 
@@ -13,6 +14,9 @@ from maestro_jax.experiments.quickstart.splits import Splits
 from maestro_jax.experiments.quickstart.survey import Heard
 from maestro_jax.text.languages import base_language, normalize_language
 from maestro_jax.text.normalizers import normalize
+
+MOST_LENGTHS = 4
+"""The most batch lengths that a stream may have."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,6 +36,8 @@ class Figures:
         unspoken_lines: Number of lines of text without speech.
         translated: Number of utterances with a translation by split.
         median_seconds: Median length of a recording.
+        padding: Length of batches beside that of their recordings, with one batch length, two and
+            so on.
         longest_seconds: Length that only one in a thousand recordings exceeds.
         longest_text: Characters that only one in a thousand texts exceeds.
         longest_translation: The same of translations.
@@ -53,6 +59,7 @@ class Figures:
     unspoken_lines: int = 0
     translated: dict[str, int] = dataclasses.field(default_factory=dict)
     median_seconds: float
+    padding: tuple[float, ...]
     longest_seconds: float
     longest_text: int
     longest_translation: int = 0
@@ -148,6 +155,7 @@ def figures_of(
             for split, each in by_split.items()
         },
         median_seconds=float(np.median(seconds)),
+        padding=_padding(seconds, _nearly_longest(seconds)),
         longest_seconds=_nearly_longest(seconds),
         longest_text=round(_nearly_longest(lengths)),
         longest_translation=round(_nearly_longest(np.array([len(one) for one in translations]))),
@@ -163,6 +171,21 @@ def figures_of(
 def _nearly_longest(values: np.ndarray) -> float:
     """Returns what only one in a thousand exceeds; 0 of none."""
     return float(np.quantile(values, 0.999, method="higher")) if len(values) else 0.0
+
+
+def _padding(seconds: np.ndarray, longest: float) -> tuple[float, ...]:
+    """Returns the padded by the real length, with one batch length up to `MOST_LENGTHS`."""
+    from maestro_jax.data.bucketing import best_limits
+
+    lengths = np.minimum(np.maximum(seconds, 0.1), longest) * 1000
+    weights = np.ones(len(lengths))
+    most = math.ceil(longest * 1000)
+    found = []
+    for count in range(1, MOST_LENGTHS + 1):
+        limits = best_limits(lengths, weights, count, longest=most, multiple=80)
+        padded = np.asarray(limits)[np.searchsorted(limits, lengths)]
+        found.append(float(padded.sum() / lengths.sum()))
+    return tuple(found)
 
 
 def scripts_of(texts: Iterable[str]) -> tuple[str, ...]:

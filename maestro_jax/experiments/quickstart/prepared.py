@@ -134,7 +134,13 @@ def prepare_all(
             found["speech"].append(f"quickstart_speech_{config}")
         if target_language and _has(manifests / "train.jsonl", language, "translation"):
             pair = f"{config}{INTO}{config_name(target_language)}"
-            prepare(Translated(), manifests, pair, root, processes=processes)
+            if _is_whole(manifests, language):
+                # The same records: those of a language have translations, too.
+                link = root / Transcribed.name / pair
+                if not link.exists():
+                    link.symlink_to(config)
+            else:
+                prepare(Translated(), manifests, pair, root, processes=processes)
             found["st"].append(f"quickstart_st_{pair}")
         unpaired = [
             stream
@@ -147,6 +153,16 @@ def prepare_all(
         found["speech"] += [f"unpaired_speech_{config}"] * (SPEECH in unpaired)
         found["text"] += [f"unpaired_text_{config}"] * (TEXT in unpaired)
     return Tasks(**{name: tuple(tasks) for name, tasks in found.items()})
+
+
+def _is_whole(manifests: Path, language: str) -> bool:
+    """Returns whether all utterances of a language have a transcript and a translation."""
+    return all(
+        bool(fields.get("text")) and bool(fields.get("translation"))
+        for path in manifests.glob("*.jsonl")
+        for fields in map(json.loads, path.read_text(encoding="utf-8").splitlines())
+        if fields.get("language") == language
+    )
 
 
 def _has(path: Path, language: str, field: str) -> bool:

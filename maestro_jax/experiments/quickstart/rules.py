@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from maestro_jax.experiments.quickstart.figures import Figures
 from maestro_jax.experiments.quickstart.survey import LONGEST
@@ -186,14 +186,15 @@ def choose(figures: Figures, seconds: float, device: Device) -> Recipe:
     longest = _longest(figures, choose_one)
     batch_seconds = _batch_seconds(figures, device, choose_one)
     tuned = shares.recognition or shares.translation
-    buckets = _buckets(tuned)
-    pretrain_buckets = min(_buckets(shares.pretrain), 2)
+    buckets = batch_lengths(figures.padding, tuned)
+    pretrain_buckets = batch_lengths(figures.padding, shares.pretrain)
+    paddings = ", ".join(f"{padding:.2f}" for padding in figures.padding)
     choose_one(
         "batch lengths",
         f"{pretrain_buckets} in pretraining, {buckets} in fine-tuning",
-        f"one more for every {16 * COMPILE_SECONDS:.0f} s of a stage, since each is compiled; at "
-        "most 4, and 2 in pretraining",
-        f"{shares.pretrain:.0f} s and {tuned:.0f} s",
+        f"the number with which most recordings are seen: each takes {COMPILE_SECONDS:.0f} s to "
+        "compile, and all leave less padding",
+        f"{shares.pretrain:.0f} s and {tuned:.0f} s; {paddings} times the length with 1, 2, ...",
     )
     hours = max(figures.hours.get("train", 0.0), 1e-3)
     size, passes = _size(hours, tuned, device, choose_one)
@@ -359,8 +360,15 @@ def _batch_seconds(figures: Figures, device: Device, choose_one: _Chooser) -> fl
     return seconds
 
 
-def _buckets(seconds: float) -> int:
-    return min(1 + int(seconds // (16 * COMPILE_SECONDS)), 4)
+def batch_lengths(padding: Sequence[float], seconds: float) -> int:
+    """Returns the number of batch lengths with which most recordings are seen in some seconds.
+
+    Args:
+        padding: Padded by real length with one batch length, two and so on.
+        seconds: Time of a stage, in which each length is compiled.
+    """
+    counts = range(1, len(padding) + 1)
+    return max(counts, key=lambda n: max(seconds - n * COMPILE_SECONDS, 1e-6) / padding[n - 1])
 
 
 def _size(hours: float, seconds: float, device: Device, choose_one: _Chooser) -> tuple[Size, float]:
