@@ -29,8 +29,8 @@ FIRST_STEPS = 24
 SHORTER, LONGER = 0.1, 0.25
 """Fractions of its steps by which a run is too long or too short before they are corrected: what a
 run leaves of its time the next stage has, but one that is cut off has not cooled down."""
-RESTART_SECONDS = 20.0
-"""Time that it takes to go on with another number of steps."""
+WORTH = 0.25
+"""Fraction of the time left up to which it is worth while to compile again."""
 _UNUSUAL = 3.0
 """How many times the median a step takes that is compiled, or followed by a validation."""
 
@@ -46,6 +46,7 @@ class Estimate:
         extra_per_step: Time of validations, checkpoints and compilation, per step.
         seconds_left: Time that is left for the stage.
         later_cost: Time of a later step beside that of the steps measured.
+        restart_seconds: Time that it takes to go on with another number of steps.
     """
 
     step: int
@@ -54,6 +55,7 @@ class Estimate:
     extra_per_step: float
     seconds_left: float
     later_cost: float = 1.0
+    restart_seconds: float = 0.0
 
     @property
     def later_step(self) -> float:
@@ -73,17 +75,19 @@ class Estimate:
     def corrected(self, *, early: bool) -> int | None:
         """Returns another number of steps, if this one does not fit; None if it does.
 
+        None also if a restart would take more than `WORTH` of the time that is left: then the run
+        is rather cut off.
+
         Args:
             early: Whether the run has just begun: then it may also become longer.
         """
-        fitting = self.fitting_steps
-        ratio = fitting / max(self.steps, 1)
-        if early:
-            return None if 1 - SHORTER <= ratio <= 1 + LONGER else fitting
-        is_late = self.needed > self.seconds_left * (1 + SHORTER)
-        # To compile again takes longer than a few steps.
-        is_worth_it = self.needed - self.seconds_left > RESTART_SECONDS
-        return fitting if is_late and is_worth_it else None
+        if self.restart_seconds > WORTH * self.seconds_left:
+            return None
+        ratio = self.fitting_steps / max(self.steps, 1)
+        if ratio >= 1 - SHORTER and not (early and ratio > 1 + LONGER):
+            return None
+        left = dataclasses.replace(self, seconds_left=self.seconds_left - self.restart_seconds)
+        return left.fitting_steps
 
 
 class Pace(Callback):
@@ -95,6 +99,7 @@ class Pace(Callback):
             the steps so far.
         correct: Whether the number of steps may be corrected; else the run is only stopped at the
             end of its time.
+        compiles_again: Whether another number of steps takes another program.
         on_progress: Called at every log point with the step and the seconds left of the run.
 
     Attributes:
@@ -110,11 +115,13 @@ class Pace(Callback):
         *,
         later_cost: Callable[[int], float] = lambda step: 1.0,
         correct: bool = True,
+        compiles_again: bool = True,
         on_progress: Callable[[int, int, float], None] = lambda step, steps, left: None,
     ) -> None:
         self._deadline = time.monotonic() + seconds
         self._later_cost = later_cost
         self._correct = correct
+        self._compiles_again = compiles_again
         self._on_progress = on_progress
         self._last = time.monotonic()
         self._times: list[float] = []
@@ -129,7 +136,7 @@ class Pace(Callback):
         """Starts the clock of the first step."""
         self._last = time.monotonic()
         # A resumed run was corrected before.
-        self._checked = trainer.start_step > FIRST_STEPS
+        self._checked = trainer.start_step >= FIRST_STEPS
 
     def on_step(self, trainer: Trainer, info: StepInfo) -> None:
         """Measures the step, and stops the run if its number of steps does not fit."""
@@ -176,6 +183,9 @@ class Pace(Callback):
         self.seconds_per_step = statistics.fmean(ordinary)
         later = self._times[FIRST_STEPS:]
         extra = sum(each - usual for each in later if each > _UNUSUAL * usual)
+        compiling = sum(
+            each - usual for each in self._times[:FIRST_STEPS] if each > _UNUSUAL * usual
+        )
         return Estimate(
             step=step,
             steps=steps,
@@ -184,6 +194,7 @@ class Pace(Callback):
             extra_per_step=extra / len(later) if later else 0.03 * usual,
             seconds_left=self._deadline - now,
             later_cost=self._later_cost(step),
+            restart_seconds=compiling if self._compiles_again else 0.0,
         )
 
 

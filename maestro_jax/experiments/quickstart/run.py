@@ -416,6 +416,8 @@ class Quickstart:
             pace = Pace(
                 ends - time.monotonic(),
                 correct=not self._is_edited(name),
+                # The learning rate of pretraining is constant: its program is in the cache.
+                compiles_again=name != "pretrain",
                 later_cost=functools.partial(later_cost, stage),
                 on_progress=self._on_progress,
             )
