@@ -74,6 +74,13 @@ def test_the_number_of_trials_is_kept_and_ranges_are():
         )
 
 
+def test_the_start_is_tried_however_little_time_there_is():
+    trials, best = coordinate_search(
+        bowl, SearchConfig(), NAMES, higher_is_better=False, trials=9, seconds=0.0
+    )
+    assert [trial.search for trial in trials] == [SearchConfig()] and best is trials[0]
+
+
 def test_what_can_be_tuned():
     plain = SearchConfig()
     assert choose_names(plain, "transducer") == ("length_bonus", "blank_penalty", "beam_size")
