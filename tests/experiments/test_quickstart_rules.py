@@ -118,9 +118,9 @@ def test_few_passes_need_no_regularisation() -> None:
 def test_batch_lengths_pay_for_their_compilation() -> None:
     # 75 s of 100 s at 2.4 times the length, or 50 s at 1.6: the same; 40 s more pay for a second.
     padding = (2.4, 1.6)
-    assert [rules.batch_lengths(padding, seconds) for seconds in (70.0, 140.0)] == [1, 2]
-    assert rules.batch_lengths((1.0, 1.0, 1.0), 1e6) == 1
-    assert rules.batch_lengths(READERS.padding, 1e6) == 4
+    assert [rules.batch_lengths(padding, seconds, 25.0) for seconds in (70.0, 140.0)] == [1, 2]
+    assert rules.batch_lengths((1.0, 1.0, 1.0), 1e6, 25.0) == 1
+    assert rules.batch_lengths(READERS.padding, 1e6, 25.0) == 4
 
 
 def test_every_choice_has_a_rule_and_a_figure() -> None:

@@ -23,8 +23,8 @@ ACCELERATION = 60.0
 """How many times faster a GPU or TPU is than a core."""
 PRETRAINING_COST = 2.6
 """How many times longer a second of audio takes in pretraining, which reads it twice."""
-COMPILE_SECONDS = 25.0
-"""Time to compile a training step of the tiny model on two cores."""
+COMPILE_SECONDS, PRETRAINING_COMPILE_SECONDS = 25.0, 45.0
+"""Time to compile a step of fine-tuning, and of pretraining, of the tiny model on two cores."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -186,14 +186,14 @@ def choose(figures: Figures, seconds: float, device: Device) -> Recipe:
     longest = _longest(figures, choose_one)
     batch_seconds = _batch_seconds(figures, device, choose_one)
     tuned = shares.recognition or shares.translation
-    buckets = batch_lengths(figures.padding, tuned)
-    pretrain_buckets = batch_lengths(figures.padding, shares.pretrain)
+    buckets = batch_lengths(figures.padding, tuned, COMPILE_SECONDS)
+    pretrain_buckets = batch_lengths(figures.padding, shares.pretrain, PRETRAINING_COMPILE_SECONDS)
     paddings = ", ".join(f"{padding:.2f}" for padding in figures.padding)
     choose_one(
         "batch lengths",
         f"{pretrain_buckets} in pretraining, {buckets} in fine-tuning",
         f"the number with which most recordings are seen: each takes {COMPILE_SECONDS:.0f} s to "
-        "compile, and all leave less padding",
+        f"compile ({PRETRAINING_COMPILE_SECONDS:.0f} s in pretraining), and all leave less padding",
         f"{shares.pretrain:.0f} s and {tuned:.0f} s; {paddings} times the length with 1, 2, ...",
     )
     hours = max(figures.hours.get("train", 0.0), 1e-3)
@@ -360,15 +360,16 @@ def _batch_seconds(figures: Figures, device: Device, choose_one: _Chooser) -> fl
     return seconds
 
 
-def batch_lengths(padding: Sequence[float], seconds: float) -> int:
+def batch_lengths(padding: Sequence[float], seconds: float, compiling: float) -> int:
     """Returns the number of batch lengths with which most recordings are seen in some seconds.
 
     Args:
         padding: Padded by real length with one batch length, two and so on.
-        seconds: Time of a stage, in which each length is compiled.
+        seconds: Time of a stage.
+        compiling: Time in which the step of one length is compiled.
     """
     counts = range(1, len(padding) + 1)
-    return max(counts, key=lambda n: max(seconds - n * COMPILE_SECONDS, 1e-6) / padding[n - 1])
+    return max(counts, key=lambda n: max(seconds - n * compiling, 1e-6) / padding[n - 1])
 
 
 def _size(hours: float, seconds: float, device: Device, choose_one: _Chooser) -> tuple[Size, float]:

@@ -372,7 +372,10 @@ class Quickstart:
     ) -> int:
         """Returns the number of steps that fits some seconds, before the stage is measured."""
         shapes = sum(len(each.shapes) for each in streams.values())
-        left = max(seconds - rules.COMPILE_SECONDS * shapes, 1.0)
+        compiling = rules.COMPILE_SECONDS
+        if stage == "pretrain":
+            compiling = rules.PRETRAINING_COMPILE_SECONDS
+        left = max(seconds - compiling * shapes, 0.2 * seconds)
         per_step = self._expected_step(stage, streams, recipe) * self._state["slowness"]
         # Rather a few steps too few than a run that has to be compiled again.
         return max(int(0.92 * left / per_step), _LEAST_STEPS)
