@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Runs `maestro COMMAND ARGUMENTS` as one task per GPU of a Slurm job: slurm_train.sbatch and slurm_eval.sbatch source this
-# file with COMMAND and ARGUMENTS, and with `root`, the checkout.
+# Runs `maestro COMMAND ARGUMENTS` as one task per GPU of a Slurm job: slurm_train.sbatch, slurm_eval.sbatch and
+# slurm_study.sbatch source this file with COMMAND and ARGUMENTS, and with `root`, the checkout.
 # shellcheck disable=SC2154
 
 command=$1
@@ -8,9 +8,13 @@ shift
 maestro=${MAESTRO_COMMAND:-$root/.venv/bin/maestro}
 max_requeues=${MAESTRO_REQUEUES:-20}
 # Seconds for the tasks to end after SIGTERM, less than sbatch's --signal gives, and between calls of Slurm that fail.
-grace=${MAESTRO_GRACE:-$([[ $command == train ]] && echo 420 || echo 75)}
+grace=${MAESTRO_GRACE:-$([[ $command == eval ]] && echo 75 || echo 420)}
 pause=${MAESTRO_PAUSE:-5}
 restarts=${SLURM_RESTART_COUNT:-0}
+directory=$([[ $command == study ]] && echo --output_dir || echo --model_dir)
+# The number of one job of an array may stand for the whole array.
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+job=${job:-$SLURM_JOB_ID}
 
 fail() {
   printf 'error: %s\n' "$*" >&2
@@ -18,7 +22,7 @@ fail() {
 }
 
 [[ -x $maestro ]] || fail "there is no $maestro: run make install in the checkout, or set MAESTRO_COMMAND"
-[[ " $* " == *" --model_dir"[\ =]* ]] || fail "maestro $command needs --model_dir on a disk that all nodes share"
+[[ " $* " == *" $directory"[\ =]* ]] || fail "maestro $command needs $directory on a disk that all nodes share"
 [[ -z ${SLURM_GPUS_PER_TASK:-} ]] ||
   fail "--gpus-per-task hides GPUs from JAX: use --ntasks-per-node and --gpus-per-node with the same number"
 [[ ! ${SLURM_GPUS_PER_NODE:-} =~ ([0-9]+)$ || ${SLURM_NTASKS_PER_NODE:-1} == "${BASH_REMATCH[1]:-}" ]] ||
@@ -48,12 +52,12 @@ slurm() {
 # shellcheck disable=SC2329 # the trap calls it
 end_tasks() {
   # The signal goes to the tasks, not to this shell.
-  slurm scancel --signal=TERM "$SLURM_JOB_ID" || kill -TERM "$srun" 2>/dev/null || true
+  slurm scancel --signal=TERM "$job" || kill -TERM "$srun" 2>/dev/null || true
   (
     sleep "$grace"
     say "the tasks have not ended after $grace seconds: killing them"
     # The step: SIGKILL for a job cancels it, and it could not be requeued.
-    timeout 60 scancel --signal=KILL "$SLURM_JOB_ID.$step" || true
+    timeout 60 scancel --signal=KILL "$job.$step" || true
     sleep "$pause"
     kill -KILL "$srun" 2>/dev/null || true
   ) &
@@ -75,7 +79,7 @@ on_time_limit() {
 }
 trap on_time_limit USR1
 
-say "job $SLURM_JOB_ID on ${SLURM_JOB_NODELIST:-?}, restart $restarts"
+say "job $job on ${SLURM_JOB_NODELIST:-?}, restart $restarts"
 # shellcheck source=restarts.sh
 source "$root/launch/restarts.sh"
 log=$(mktemp)
@@ -118,7 +122,7 @@ elif ((code == 75 || (code > 128 && code != 143 && code != 130))); then
 fi
 if [[ $requeue ]]; then
   say "requeueing after $requeue"
-  slurm scontrol requeue "$SLURM_JOB_ID" ||
-    say "error: job $SLURM_JOB_ID was not requeued: call sbatch again with the same arguments, and the run continues"
+  slurm scontrol requeue "$job" ||
+    say "error: job $job was not requeued: call sbatch again with the same arguments, and the run continues"
 fi
 exit "$code"

@@ -16,6 +16,7 @@ another name. All streams have tasks for all languages of the corpus.
 | CoVoST-2 | `st`, `mt`, `paired` of directions such as `de_en` | |
 | FLEURS | `paired` | |
 | Babel | `paired`, `speech` | the split `limited` of each task |
+| `recordings`: manifests of your own | `paired`, `speech`, `text`, `st` | |
 
 A mixture has the name of its tasks without the language (`mls_paired_10h`). It draws languages in
 proportion to their sizes; `..._upsampled` draws small ones more often.
@@ -31,6 +32,7 @@ from maestro_jax.tasks.corpus_tasks import SPLITS, add_corpus_mixtures, add_corp
 from maestro_jax.text.languages import LANGUAGES, base_language, config_language
 
 TRAIN = ("train",)
+RECORDINGS_STREAMS = ("speech", "paired", "text", "st")
 
 
 def add_librispeech() -> None:
@@ -227,6 +229,17 @@ def _add_fleurs_language(config: str) -> str:
     return add_corpus_task("fleurs", config, stream="paired", language=language).name
 
 
+def add_recordings() -> None:
+    """Registers what `maestro prepare manifest --name recordings` has prepared, in any language."""
+    add_task_family(TaskFamily("recordings", RECORDINGS_STREAMS, _add_recordings_language))
+
+
+def _add_recordings_language(config: str) -> None:
+    language = base_language(config_language(config))
+    for stream in RECORDINGS_STREAMS:
+        add_corpus_task("recordings", config, stream=stream, language=language, requested=config)
+
+
 def add_babel() -> None:
     """Registers Babel; the split `limited` has the ten hours of the limited language pack."""
     splits = {split: split for split in SPLITS} | {"limited": "sub_train"}
@@ -259,4 +272,5 @@ add_mls()
 add_common_voice()
 add_covost2()
 add_fleurs()
+add_recordings()
 add_babel()

@@ -26,7 +26,12 @@ OVER_DATA = sorted(
     str(path.relative_to(config_root() / "data"))
     for path in (config_root() / "data").glob("*/*.gin")
 )
-RUNS = sorted(path.name for path in (config_root() / "runs").glob("*.gin"))
+# Those of studies describe grids (tests/experiments/test_study.py), and the runs of their cells.
+RUNS = sorted(
+    str(path.relative_to(config_root() / "runs"))
+    for path in (config_root() / "runs").rglob("*.gin")
+    if not path.name.startswith("study")
+)
 
 
 def build(

@@ -78,6 +78,10 @@ class Launcher:
         """Starts `maestro eval`."""
         self.train()
 
+    def study(self) -> None:
+        """Starts `maestro study`."""
+        self.train()
+
     def run(self) -> None:
         """Starts any command of maestro."""
         self.train()

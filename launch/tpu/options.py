@@ -19,6 +19,7 @@ verbs
   check     join all hosts and count their devices
   train     start `maestro train ARGUMENTS` in the background of every host
   eval      start `maestro eval ARGUMENTS` there: each host decodes its part of the test sets
+  study     start `maestro study ARGUMENTS` there: all hosts train each cell of the grid together
   run       start `maestro ARGUMENTS`, any command, in the background of the first host
   status    show the state of the slices and of the run on every host, and what costs money
   logs      show the last lines of all hosts, in the order of their time
@@ -41,8 +42,9 @@ options of setup
   --data_by mount|copy    mount them with gcsfuse (default), or copy them to every host's disk
   --spec PIP_SPEC         install this instead of the current commit
   --allow_dirty           ignore changes that are not committed
-options of train, eval and run
-  --cache_dir gs://DIR    cache of compiled programs; default xla_cache in the model directory
+options of train, eval, study and run
+  --cache_dir gs://DIR    cache of compiled programs; default xla_cache in the model directory, or in the output
+                          directory of a study
   --env NAME=VALUE        environment variable of every host; repeatable (LIBTPU_INIT_ARGS, XLA_FLAGS ...)
   --worker N|all          hosts of a slice; default all, for `run` the first
   --node SLICE|all        slices; default all, for `run` the first
@@ -65,9 +67,9 @@ example
       --gin_file runs/paper_voxpopuli.gin --model_dir gs://bucket/runs/xl
 """  # noqa: E501
 
-VERBS = "create wait setup check train eval run status logs stop delete babysit".split()
+VERBS = "create wait setup check train eval study run status logs stop delete babysit".split()
 # Commands that join the hosts into one run.
-JOINT = ("train", "eval")
+JOINT = ("train", "eval", "study")
 _SWITCHES = "spot reserved direct dry_run allow_dirty follow keep".split()
 _REPEATED = {"create_arg": "create_args", "ssh_arg": "ssh_args", "env": "variables"}
 _WHOLE = "slices lines max_failures max_creations max_troubles".split()
@@ -90,7 +92,7 @@ class Options:
     Attributes:
         command: The command of maestro.
         arguments: Its arguments.
-        model_dir: Its model directory; empty if it has none.
+        model_dir: Its model directory, or the output directory of a study; empty if it has none.
     """
 
     verb: str = ""
@@ -224,8 +226,8 @@ def _check(options: Options) -> None:
     if verb in ("create", "babysit"):
         _check_type(options)
     if options.command and verb != "babysit":
-        raise Failure("--command is an option of babysit; the verbs are train, eval and run")
-    if verb in ("train", "eval", "run", "babysit"):
+        raise Failure("--command is an option of babysit; the verbs are train, eval, study and run")
+    if verb in (*JOINT, "run", "babysit"):
         _check_command(options)
     elif options.arguments:
         raise Failure(f"{verb} takes no arguments after --")
@@ -266,7 +268,7 @@ def _check_command(options: Options) -> None:
         options.command, *arguments = arguments
         options.arguments = arguments
     else:
-        options.command = options.command or ("eval" if options.verb == "eval" else "train")
+        options.command = options.command or (options.verb if options.verb in JOINT else "train")
     command = options.command
     given = {}
     for i, word in enumerate(arguments):
@@ -276,14 +278,14 @@ def _check_command(options: Options) -> None:
         raise Failure(
             "--data_dir is a directory of the hosts: give --data gs://BUCKET/PATH to setup instead"
         )
-    options.model_dir = given.get("--model_dir", "")
+    flag = "--output_dir" if command == "study" else "--model_dir"
+    options.model_dir = given.get(flag, "")
     if not options.model_dir and command in JOINT:
-        raise Failure(
-            f"maestro {command} needs a model directory: -- ... --model_dir gs://BUCKET/DIR"
-        )
+        what = "an output directory" if command == "study" else "a model directory"
+        raise Failure(f"maestro {command} needs {what}: -- ... {flag} gs://BUCKET/DIR")
     if options.model_dir and not options.model_dir.startswith("gs://"):
         raise Failure(
-            f"--model_dir {options.model_dir} is not on gs://: hosts share no disk, and a "
+            f"{flag} {options.model_dir} is not on gs://: hosts share no disk, and a "
             "preempted slice loses its own"
         )
     if given.get("--output_dir") and not given["--output_dir"].startswith("gs://"):

@@ -51,6 +51,10 @@ COMMANDS = {
         "train the run that gin files describe, or continue it",
         "maestro train --gin_file runs/demo_pretrain.gin --model_dir /data/run1 --gin.STEPS=1000",
     ),
+    "study": (
+        "train, fine-tune and evaluate a grid of methods, amounts of speech and seeds",
+        "maestro study --gin_file runs/study.gin --output_dir study_output",
+    ),
     "plan": (
         "compile a run ahead of time for a TPU or GPU topology: memory, time, cost",
         "maestro plan --gin_file runs/paper_voxpopuli.gin --topology v5e:16x16",
@@ -93,7 +97,7 @@ COMMANDS = {
     ),
 }
 # Commands that continue where they stopped when they are started again.
-_RESUMABLE = ("demo", "prepare", "quickstart", "train")
+_RESUMABLE = ("demo", "prepare", "quickstart", "study", "train")
 _USER_MODULES = "maestro_jax.gin_utils.user_modules"
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141

@@ -190,6 +190,11 @@ def _parts(name: str) -> list[str]:
     return name.split("+")
 
 
+def _whole(name: str) -> str:
+    """Returns the split that a slice such as `train[:100]` is of."""
+    return name.partition("[")[0]
+
+
 class _TfdsSplit(IndexedSplit):
     """A split of a TFDS data set in the `array_record` format, or the sum of several."""
 
@@ -200,8 +205,13 @@ class _TfdsSplit(IndexedSplit):
         self._in_bucket = is_remote(directory)
         self._features = builder.info.features
         self.element_spec = self._features.get_tensor_spec()
-        # TFDS does not know the size of a sum of splits.
-        self.num_bytes = sum(int(builder.info.splits[part].num_bytes) for part in _parts(name))
+        # TFDS knows the bytes of whole splits alone.
+        self.num_bytes = sum(self._bytes_of(part) for part in _parts(name))
+
+    def _bytes_of(self, part: str) -> int:
+        splits = self._builder.info.splits
+        share = splits[part].num_examples / max(splits[_whole(part)].num_examples, 1)
+        return int(splits[_whole(part)].num_bytes * share)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -308,7 +318,7 @@ class IndexedTfdsSource(IndexedSource):
     Args:
         name: ``builder/config``, where TFDS puts the data below the data root.
         splits: The task's split names and the data set's, ``{"train": "paired_de_train"}``;
-            ``clean+other`` is one split after the other.
+            ``clean+other`` is one split after the other, and ``train[:100]`` a part of one.
         remedy: The command that prepares the data, for messages.
         texts: Whether only texts are wanted. Where the data were prepared with them apart, records
             then come without audio, which is nearly all of their bytes.
@@ -358,15 +368,37 @@ class IndexedTfdsSource(IndexedSource):
             split: One of the task's.
 
         Returns:
-            None where nothing was written down, or nothing is prepared.
+            None where nothing was written down, nothing is prepared, or it is a part of a split.
         """
         directory = self._directory()
         summary = None if directory is None else directory / SUMMARY
         if summary is None or not summary.is_file() or split not in self._split_names:
             return None
         sizes = read_split_sizes(summary)
-        parts = [sizes.get(part, SplitSize()) for part in _parts(self._split_names[split])]
+        names = _parts(self._split_names[split])
+        if names != [_whole(name) for name in names]:
+            return None
+        parts = [sizes.get(part, SplitSize()) for part in names]
         return functools.reduce(operator.add, parts)
+
+    def part(self, split: str, bounds: str) -> IndexedTfdsSource:
+        """Returns the source whose split is a part of this one's.
+
+        Args:
+            split: One of the task's; the others stay whole.
+            bounds: Its first and last records as TFDS writes them, such as ``:100``.
+
+        Raises:
+            UserError: There is no such split, or it is itself a part or a sum.
+        """
+        name = self._split_names.get(split)
+        if name is None or not name.isidentifier():
+            raise UserError(
+                f"{self._name} has no whole split {split!r} to take a part of; it has "
+                f"{self._split_names}"
+            )
+        splits = self._split_names | {split: f"{name}[{bounds}]"}
+        return IndexedTfdsSource(self._name, splits, self._remedy, texts=self._texts)
 
     def fingerprint(self, split: str) -> str:
         """Returns a hash of the manifest of TFDS, with the records and bytes of each shard."""
@@ -397,11 +429,11 @@ class IndexedTfdsSource(IndexedSource):
         name = self._split_names[split]
         if texts and (apart := directory / TEXTS_ONLY / "dataset_info.json").is_file():
             stamp = modification_time(apart)
-            if set(_parts(name)) <= set(_builder(apart.parent, stamp).info.splits):
+            if set(map(_whole, _parts(name))) <= set(_builder(apart.parent, stamp).info.splits):
                 return _tfds_split(apart.parent, stamp, name, self._remedy)
         stamp = modification_time(directory / "dataset_info.json")
         available = _builder(directory, stamp).info.splits
-        for part in _parts(name):
+        for part in map(_whole, _parts(name)):
             if part not in available:
                 raise UserError(
                     f"{directory} has {', '.join(available)}, but no split {part!r}; run "

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import importlib
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import seqio
@@ -14,12 +15,19 @@ import seqio
 from maestro_jax import provenance
 from maestro_jax.batches import Mixture
 from maestro_jax.data.data_dir import active_data_root, data_scope
-from maestro_jax.data.indexed_source import IndexedSource
-from maestro_jax.data.stream_tasks import PreparedVocabulary, StreamTask, stream_of
+from maestro_jax.data.indexed_source import IndexedSource, IndexedTfdsSource
+from maestro_jax.data.stream_tasks import (
+    PreparedVocabulary,
+    StreamTask,
+    add_stream_task,
+    stream_of,
+)
 from maestro_jax.errors import UserError, near_misses
 
 # The mixtures that gin files describe, by name.
 _described: dict[str, Mixture] = {}
+# A task with the first training examples of another one, or with the rest.
+_PART = re.compile(r"(?P<task>.+):(?P<which>first|after)(?P<count>[1-9][0-9]*)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +111,9 @@ def get_task_or_mixture(name: str | Mixture) -> seqio.Task | seqio.Mixture:
 
     Args:
         name: The name with which it is registered with seqio; or a `Mixture`, which is registered
-            if it is not yet.
+            if it is not yet. ``TASK:first100`` is a task with the first 100 training examples of
+            another one, and ``TASK:after100`` one with those after them; the other splits are
+            whole.
 
     Raises:
         UserError: There is none of that name, and the message offers the nearest ones; or a
@@ -112,6 +122,8 @@ def get_task_or_mixture(name: str | Mixture) -> seqio.Task | seqio.Mixture:
     register_shipped_tasks()
     if isinstance(name, Mixture):
         return _registered_mixture(name)
+    if (match := _PART.fullmatch(name)) and name not in seqio.TaskRegistry.names():
+        return _registered_part(name, match["task"], match["which"], match["count"])
     if name not in seqio.MixtureRegistry.names() and name not in seqio.TaskRegistry.names():
         _register_named(name)
     if name in seqio.MixtureRegistry.names():
@@ -121,6 +133,33 @@ def get_task_or_mixture(name: str | Mixture) -> seqio.Task | seqio.Mixture:
     known = [*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()]
     raise UserError(
         f"unknown task or mixture {name!r}; `maestro tasks` lists them.{near_misses(name, known)}"
+    )
+
+
+def _registered_part(name: str, whole: str, which: str, count: str) -> seqio.Task:
+    task = get_task_or_mixture(whole)
+    if not isinstance(task, StreamTask) or not isinstance(task.source, IndexedTfdsSource):
+        raise UserError(
+            f"{name!r} is a part of {whole!r}, which is no task of a prepared corpus; name a part "
+            "of each of its tasks."
+        )
+    return add_stream_task(
+        name,
+        stream=task.stream,
+        source=task.source.part("train", f":{count}" if which == "first" else f"{count}:"),
+        languages=task.languages,
+        target_language=task.target_language,
+        vocabulary=next(
+            (
+                feature.vocabulary
+                for key, feature in task.output_features.items()
+                if key in ("text", "translation")
+            ),
+            None,
+        ),
+        preprocessors=task.preprocessors,
+        metric_fns=task.metric_fns,
+        postprocess_fn=task.postprocess_fn,
     )
 
 

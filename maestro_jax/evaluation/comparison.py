@@ -138,6 +138,7 @@ def compare(
     names: tuple[str, str] = ("the model", "the baseline"),
     rows: Mapping[str, str] | None = None,
     scorers: Mapping[str, Collection[Metric]] | None = None,
+    blocks: Callable[[Prediction], str] | None = None,
 ) -> Comparison:
     """Compares what two models wrote for one test set.
 
@@ -153,6 +154,10 @@ def compare(
         rows: Names of rows by task, in order, where they are not languages, as of
             `maestro_jax.evaluation.evaluate.score`.
         scorers: Metrics that take the place of those of their name, by row.
+        blocks: From a prediction to the name of its block, within its row: predictions of a block
+            depend on each other, as those of one utterance by models of several seeds, so that they
+            are drawn, or exchanged, together (Liu and Peng, arXiv 1912.09508). By default each is
+            drawn by itself.
 
     Returns:
         Scores, differences and both tests, by language and on average.
@@ -181,6 +186,7 @@ def compare(
             randomisations,
             # As `score` draws, so that intervals are those of score tables.
             (seed, zlib.crc32(name.encode())),
+            blocks,
         )
         for name, indices in by_row.items()
         if indices
@@ -224,8 +230,12 @@ class _Draws:
         samples: int,
         randomisations: int,
         seed: int | Sequence[int],
+        blocks: Callable[[Prediction], str] | None = None,
     ) -> _Draws:
         statistics = [_statistics(scorer, side) for side in (ours, theirs)]
+        if blocks is not None:
+            _, block = np.unique([blocks(each) for each in ours], return_inverse=True)
+            statistics = [_block_sums(each, block) for each in statistics]
         width = statistics[0].shape[1]
 
         def both(sums: np.ndarray) -> tuple[float, float]:
@@ -403,6 +413,13 @@ def _statistics(scorer: Metric, predictions: Sequence[Prediction]) -> np.ndarray
         [compared(each.hypothesis, each) for each in predictions],
         predictions[0].target_language or predictions[0].language,
     )
+
+
+def _block_sums(statistics: np.ndarray, block: np.ndarray) -> np.ndarray:
+    """Adds up [utterances, statistics] by block [utterances]; returns [blocks, statistics]."""
+    sums = np.zeros((int(block.max()) + 1, statistics.shape[1]), statistics.dtype)
+    np.add.at(sums, block, statistics)
+    return sums
 
 
 def _ratio(score: float, baseline: float) -> float:

@@ -101,17 +101,31 @@ def build_run() -> TrainRun:
     """
     from maestro_jax.training.run import TrainRun
 
+    return build(
+        TrainRun,
+        "these gin files describe no training run: add a run file, for example "
+        "--gin_file runs/pretrain.gin",
+    )
+
+
+def build(cls: type[T], nothing: str) -> T:
+    """Builds the object of a class that the parsed files describe.
+
+    Args:
+        cls: The class.
+        nothing: The error if the files set none of its parameters.
+
+    Raises:
+        UserError: With `nothing`, or because a value is missing or refused.
+    """
     try:
-        bound = gin.get_bindings(TrainRun, resolve_references=False)
+        bound = gin.get_bindings(cls, resolve_references=False)
     except ValueError:  # No file has ever named the class.
         bound = {}
     if not bound:
-        raise UserError(
-            "these gin files describe no training run: add a run file, for example "
-            "--gin_file runs/pretrain.gin"
-        )
+        raise UserError(nothing)
     try:
-        return gin.get_configurable(TrainRun)()
+        return gin.get_configurable(cls)()
     except ValueError as error:
         raise _user_error(error) from error
     except (TypeError, RuntimeError) as error:

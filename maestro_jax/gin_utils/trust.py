@@ -34,6 +34,7 @@ ALLOWED_IMPORTS_VARIABLE = "MAESTRO_ALLOW_IMPORT"
 CONFIGURABLE_MODULES = (
     "maestro_jax.augmentation_config",
     "maestro_jax.batches",
+    "maestro_jax.experiments.study",
     "maestro_jax.inference.search_config",
     "maestro_jax.layers",
     "maestro_jax.modules",

@@ -105,6 +105,20 @@ Examples that both corpora have are equal, including the whole test sets.
 """
 
 
+STUDY = dataclasses.replace(
+    LOW_RESOURCE,
+    paired={"en": 2000, "de": 2000, "sl": 400},
+    mt=5000,
+    max_seconds=2.2,
+    noisy_share=0.0,
+    room_share=0.0,
+)
+"""`LOW_RESOURCE` with more transcribed Slovene, of which studies take parts, and with translations.
+
+Utterances are short and clean, so that a model learns them in minutes: a study trains dozens.
+"""
+
+
 TINY = CorpusConfig(
     languages=("en", "de", "sl"),
     paired={"en": 16, "de": 16, "sl": 8},

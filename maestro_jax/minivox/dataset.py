@@ -6,8 +6,9 @@ an English translation. The speech is easy to recognise, but varies (many voices
 the voices and sentences of the test sets never occur in training.
 
 The demo trains on the config `small` (three languages, about 3 hours). `full` has six languages of
-about 10 hours each, `low_resource` a language with a minute of transcribed speech; `tiny` is made
-in seconds, to test whether a run works. Splits are named `{stream}_{language}_{part}`:
+about 10 hours each, `low_resource` a language with a minute of transcribed speech, `study` short
+and clean utterances, of which studies take parts; `tiny` is made in seconds, to test whether a run
+works. Splits are named `{stream}_{language}_{part}`:
 
 | split | audio | text | translation |
 |---|---|---|---|
@@ -77,6 +78,11 @@ class Minivox(tfds.core.GeneratorBasedBuilder):
             name="low_resource",
             description="Three languages, one of them with a minute of transcribed speech.",
             corpus=corpus_config.LOW_RESOURCE,
+        ),
+        MiniVoxConfig(
+            name="study",
+            description="Three languages, of which studies take parts.",
+            corpus=corpus_config.STUDY,
         ),
         MiniVoxConfig(
             name="tiny", description="Three languages, minutes.", corpus=corpus_config.TINY

@@ -44,10 +44,13 @@ class Controls:
         curriculum_step: Scalar int32, the training step less the steps that a gate held.
         learned_weights: Scalar float32 per term, the factors that `GradientNormWeighting` has
             learned; empty without it.
+        seed: Scalar int32, the seed of the run: as an input of the step, so that runs of other
+            seeds find its program in the compilation cache. None for the seed that the program has.
     """
 
     curriculum_step: jax.Array
     learned_weights: dict[str, jax.Array]
+    seed: jax.Array | None = None
 
 
 class Objective(abc.ABC):

@@ -32,7 +32,7 @@ BLUE, ORANGE, VERMILION = "#0072B2", "#E69F00", "#D55E00"
 _MAP, _SPECTROGRAM_MAP = "viridis", "magma"
 
 
-_COLORS = (BLUE, VERMILION, "#009E73", ORANGE, "#CC79A7", "#56B4E9", "#000000")
+COLORS = (BLUE, VERMILION, "#009E73", ORANGE, "#CC79A7", "#56B4E9", "#000000")
 _STYLES = ("-", "--", ":")
 _WIDTH = 10.0
 
@@ -110,8 +110,8 @@ def plot_panels(
                 axis.plot(steps, values, style, color="#777777", linewidth=1.4, label=label)
                 grey += 1
                 continue
-            color = _COLORS[drawn % len(_COLORS)]
-            style = _STYLES[drawn // len(_COLORS) % len(_STYLES)]
+            color = COLORS[drawn % len(COLORS)]
+            style = _STYLES[drawn // len(COLORS) % len(_STYLES)]
             drawn += 1
             if panel.smooth and len(values) > 40:
                 axis.plot(steps, values, style, color=color, alpha=0.25, linewidth=0.8)
@@ -495,7 +495,7 @@ def plot_bars(bars: Mapping[str, Mapping[str, float]], path: Target, *, unit: st
     figure = new_figure(_WIDTH, 0.32 * len(names) + 1.2)
     axis = figure.subplots()
     height = 0.8 / len(labels)
-    for index, (label, color) in enumerate(zip(labels, _COLORS, strict=False)):
+    for index, (label, color) in enumerate(zip(labels, COLORS, strict=False)):
         places = np.arange(len(names)) + (len(labels) / 2 - index - 0.5) * height
         values = [bars[name].get(label, np.nan) for name in names]
         axis.barh(places, values, height, color=color, label=label)
@@ -532,7 +532,7 @@ def plot_minutes(
     figure = new_figure(8.0, 4.6, title)
     axis = figure.subplots()
     for index, (language, members) in enumerate(points.items()):
-        color = _COLORS[index % len(_COLORS)]
+        color = COLORS[index % len(COLORS)]
         members = sorted(members, key=lambda point: point[1])
         places = [point[1] or none for point in members]
         if len(set(places)) == len(places):

@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 REPORT_FILE = "report.html"
 _STATUSES = {OK: "OK", WARN: "warning", FAIL: "failed"}
-_STYLE = """
+STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 68rem; margin: 2rem auto;
        padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin: 2.2rem 0 .4rem;
@@ -257,7 +257,7 @@ def _page(name: str, run_log: RunLog, figure_sections: Sequence[str]) -> str:
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
-<style>{_STYLE}</style>
+<style>{STYLE}</style>
 </head>
 <body>
 <h1>{title}</h1>

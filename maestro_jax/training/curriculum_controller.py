@@ -198,19 +198,23 @@ class LossBalancer(Callback):
         self._first_losses = dict(state.get("first_losses", {}))
 
 
-def step_controls(curriculum: CurriculumController, balancer: LossBalancer, step: int) -> Controls:
+def step_controls(
+    curriculum: CurriculumController, balancer: LossBalancer, step: int, seed: int | None = None
+) -> Controls:
     """Returns what the update that follows `step` updates is told.
 
     Args:
         curriculum: Curriculum of the run.
         balancer: Learned weights of the run.
         step: Number of updates done.
+        seed: Seed of the run; None for the one that the step is compiled with.
     """
     weights = {name: np.float32(weight) for name, weight in balancer.weights.items()}
     # Numbers of the host: the jitted step brings them to the devices.
     return Controls(
         curriculum_step=cast(jax.Array, np.int32(curriculum.curriculum_step(step))),
         learned_weights=cast(dict[str, jax.Array], weights),
+        seed=None if seed is None else cast(jax.Array, np.int32(seed)),
     )
 
 

@@ -55,6 +55,12 @@ def jit_train_step(run: TrainRun, mesh: Mesh, shardings: TrainState) -> Any:
     )
 
 
+def _step_key(state: TrainState, controls: Controls | None, seed: int) -> jax.Array:
+    """Returns the random key of a step."""
+    given = None if controls is None else controls.seed
+    return jax.random.fold_in(jax.random.key(seed if given is None else given), state.step)
+
+
 def train_step(
     state: TrainState,
     batch: Batch,
@@ -81,7 +87,8 @@ def train_step(
         objective: The objective, which computes loss and metrics from model, parameters and batch.
         optimizer: Configuration of the optimizer.
         ema_decay: Decay of the moving average of the parameters; None if the state has none.
-        seed: Seed of the run; the random key of a step is a function of (seed, step).
+        seed: Seed of the run, unless the controls have it; the random key of a step is a function
+            of (seed, step).
         accumulate: Number of microbatches in which the batch is processed, which saves memory. Loss
             and gradient are those of the whole batch. Each microbatch has a random key of its own.
         param_shardings: Shardings of the parameters, in which gradients of microbatches are
@@ -91,7 +98,7 @@ def train_step(
         The state after the step, and ``{name: (total, count)}`` of float32 scalars.
     """
     # A function of seed and step: a resumed run draws what an uninterrupted one would have.
-    rng = jax.random.fold_in(jax.random.key(seed), state.step)
+    rng = _step_key(state, controls, seed)
 
     if accumulate > 1:
         named = [parameter_trees.named_leaves(t) for t in optimizer.by_group(state.params).values()]
@@ -237,7 +244,7 @@ def term_gradient_norms(
         Scalars by term: norms over all parameters, and means. A term whose stream has no examples
         has a norm and a mean of 0.
     """
-    rng = jax.random.fold_in(jax.random.key(seed), state.step)
+    rng = _step_key(state, controls, seed)
     if accumulate > 1:
         terms = microbatched_terms(objective, model, state, batch, controls, rng, accumulate)
         return _norms_over_microbatches(terms, state.params)

@@ -501,7 +501,7 @@ class Trainer:
 
     def controls(self, step: int) -> Controls:
         """Returns what the update that follows `step` updates is told."""
-        return step_controls(self.curriculum, self.balancer, step)
+        return step_controls(self.curriculum, self.balancer, step, self.run.seed)
 
     def stop(self, exit_code: int | None = None) -> None:
         """Asks training to save its state and to end after the current step.
@@ -720,11 +720,11 @@ def _new_state(
     with run.partitioning.activate(mesh):
         # Sharded where they are computed: no device ever holds all parameters whole.
         params = jax.jit(
-            lambda: parameter_trees.unbox(
-                initial_params(run.model, run.objective, run.batch_shapes(), run.seed)
+            lambda seed: parameter_trees.unbox(
+                initial_params(run.model, run.objective, run.batch_shapes(), seed)
             ),
             out_shardings=shardings.params,
-        )()
+        )(np.int32(run.seed))
         if run.init_from is None:
             log.info("starting from scratch")
         else:

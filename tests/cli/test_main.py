@@ -86,7 +86,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["prepare"], "required: CORPUS"),
         (["prepare", "minvox"], "Did you mean 'minivox'"),
         (["prepare", "minivox", "--config", "smal"], "Did you mean 'small'"),
-        (["prepare", "minivox", "--config", "zzz"], "It has: small, low_resource, full"),
+        (["prepare", "minivox", "--config", "zzz"], "It has: small, low_resource, study, "),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(

@@ -31,6 +31,29 @@ def test_records_by_index(scope):
         source.record("dev", 0)
 
 
+def test_parts_of_a_task(scope):
+    """Its first examples and the rest: of training alone, and the first contain the fewer first."""
+    from maestro_jax.data.task_readers import open_split
+    from maestro_jax.data.task_registry import get_task_or_mixture
+
+    whole = [record["id"] for record in scope.records["paired_sl_train"]]
+    for name, expected in (("first3", whole[:3]), ("first5", whole[:5]), ("after3", whole[3:])):
+        task = get_task_or_mixture(f"tinyvox_paired_sl:{name}")
+        read = task.get_dataset(split="train", shuffle=False).as_numpy_iterator()
+        assert [example["id"].decode() for example in read] == expected
+        split = open_split(task, "train")
+        assert len(split) == len(expected) == task.num_input_examples("train")
+        lengths = [len(record["audio"]) for record in scope.records["paired_sl_train"]]
+        kept = slice(3, None) if name == "after3" else slice(len(expected))
+        assert split.lengths()[:, 0].tolist() == lengths[kept]
+        assert task.num_input_examples("test") == 2
+        assert (task.stream, task.languages) == ("paired", ("sl",))
+        assert 0 < task.source.open_split("train").num_bytes
+    for name in ("tinyvox_paired:first3", "tinyvox_paired_sl:first3:after2"):
+        with pytest.raises(UserError, match=r"part of|no whole split 'train'"):
+            get_task_or_mixture(name)
+
+
 def test_plain_seqio(scope):
     import seqio
 

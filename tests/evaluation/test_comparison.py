@@ -241,3 +241,37 @@ def test_intervals_are_those_of_score_tables() -> None:
     rows = score(both, kind="asr", name="toy").rows
     compared = compare(both, both).rows
     assert [row.interval for row in compared] == [row.primary.interval for row in rows]
+
+
+def test_blocks_are_drawn_and_exchanged_together() -> None:
+    """Two copies of every utterance tell no more than one, unless they are drawn one by one."""
+
+    def spoken(number: int, hypothesis: str) -> Prediction:
+        return Prediction(id=f"{number}", language="sl", reference="a b c", hypothesis=hypothesis)
+
+    ours = [spoken(i, "a b x" if i % 3 else "a b c") for i in range(40)]
+    theirs = [spoken(i, "a x x" if i % 4 else "a b c") for i in range(40)]
+
+    def twice(predictions):
+        return [
+            dataclasses.replace(each, id=f"{each.id}/{copy}")
+            for each in predictions
+            for copy in range(2)
+        ]
+
+    once = compare(ours, theirs, randomisations=500).average
+    blocks = compare(
+        twice(ours), twice(theirs), randomisations=500, blocks=lambda p: p.id.partition("/")[0]
+    ).average
+    apart = compare(twice(ours), twice(theirs), randomisations=500).average
+    assert blocks.utterances == 80
+    assert blocks.score == apart.score == once.score
+
+    def width(interval):
+        return interval[1] - interval[0]
+
+    # The order of blocks is another one than that of utterances, so the draws are.
+    assert width(blocks.difference_interval) == pytest.approx(
+        width(once.difference_interval), rel=0.2
+    )
+    assert width(apart.difference_interval) < 0.8 * width(once.difference_interval)

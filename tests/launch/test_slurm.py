@@ -18,6 +18,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "launch" / "slurm_train.sbatch"
 EVALUATION = ROOT / "launch" / "slurm_eval.sbatch"
+STUDY = ROOT / "launch" / "slurm_study.sbatch"
 
 # srun starts one process a task, as SLURM_NTASKS says, and its status is the highest of theirs;
 # scancel sends a signal to the tasks; scontrol only keeps what it was asked.
@@ -155,6 +156,34 @@ def test_an_evaluation_is_a_job_like_training(tmp_path: pathlib.Path) -> None:
         assert received == ["eval", *TRAIN]
 
 
+def array(index: int, *, first: int = 0, jobs: int = 4) -> dict[str, str]:
+    """Slurm's variables of a job of an array; the last one has the number of the array itself."""
+    return {
+        "SLURM_JOB_ID": "4711" if index == jobs - 1 else f"{4712 + index}",
+        "SLURM_ARRAY_JOB_ID": "4711",
+        "SLURM_ARRAY_TASK_ID": str(index + first),
+        "SLURM_ARRAY_TASK_COUNT": str(jobs),
+        "SLURM_ARRAY_TASK_MIN": str(first),
+        "SLURM_ARRAY_TASK_MAX": str(first + jobs - 1),
+    }
+
+
+def test_each_job_of_an_array_runs_its_part_of_a_study(tmp_path: pathlib.Path) -> None:
+    wanted = ["--gin_file", "runs/study.gin", "--output_dir", "/shared/s"]
+    job = Job(tmp_path, KEEPS_ARGUMENTS, STUDY)
+    process = job.start(*wanted, SERVE="1", **array(3))
+    job.wait_for("started", process, tasks=(0, 1))
+    process.send_signal(signal.SIGUSR1)
+    process.communicate(timeout=30)
+    # 4711 alone would be all jobs of the array.
+    assert job.calls()[1:] == ["scancel --signal=TERM 4711_3", "scontrol requeue 4711_3"]
+    received = (tmp_path / "received-0").read_text().split("\0")[:-1]
+    assert received == ["study", *wanted, "--shard", "3/4"]
+    shifted = Job(tmp_path / "shifted", "exit 0", STUDY).start(*wanted, **array(0, first=1))
+    assert "number them from 0" in shifted.communicate(timeout=30)[1]
+    assert shifted.returncode == 2
+
+
 @pytest.mark.parametrize("code", ["75", "137"])
 def test_tasks_that_a_restart_mends_start_again_in_the_job(tmp_path, code: str) -> None:
     fails_twice = """
@@ -253,7 +282,8 @@ def test_bad_input_is_one_line(tmp_path, variables, arguments, message) -> None:
 
 
 @pytest.mark.parametrize(
-    ("script", "job_name", "seconds"), [(SCRIPT, "maestro", 600), (EVALUATION, "maestro_eval", 120)]
+    ("script", "job_name", "seconds"),
+    [(SCRIPT, "maestro", 600), (EVALUATION, "maestro_eval", 120), (STUDY, "maestro_study", 600)],
 )
 def test_the_lines_for_sbatch_stand_before_the_first_command(script, job_name, seconds) -> None:
     """Slurm reads #SBATCH lines up to the first line that is neither a comment nor empty."""

@@ -475,6 +475,8 @@ def test_another_runtime_version(cloud) -> None:
         (["train"], "maestro train needs a model directory"),
         (["eval", "--", "--task", "a"], "maestro eval needs a model directory"),
         (["eval", "--", "--model_dir", "runs/a"], "--model_dir runs/a is not on gs://"),
+        (["study", "--", "--gin_file", "a"], "maestro study needs an output directory"),
+        (["study", "--", "--output_dir", "a"], "--output_dir a is not on gs://"),
         (
             ["eval", "--", "--model_dir", "gs://b/a", "--output_dir=out"],
             "--output_dir out is not on gs://",

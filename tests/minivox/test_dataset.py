@@ -108,4 +108,5 @@ def test_an_error_while_building_leaves_nothing_behind(tmp_path, monkeypatch):
 
 
 def test_shipped_configs():
-    assert set(dataset.Minivox.builder_configs) == {"tiny", "small", "low_resource", "full"}
+    names = {"tiny", "small", "low_resource", "study", "full"}
+    assert set(dataset.Minivox.builder_configs) == names

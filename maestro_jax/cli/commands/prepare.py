@@ -19,7 +19,7 @@ from maestro_jax.tables import table
 from maestro_jax.text.normalizers import RULES
 
 # Corpora that are made, not read: the configurations, the first of which is the default.
-MADE = {"minivox": ("small", "low_resource", "full", "tiny")}
+MADE = {"minivox": ("small", "low_resource", "study", "full", "tiny")}
 # Layouts that many corpora share.
 NAMED = ("manifest", "parquet", "text_files", "parallel_text")
 # Corpora that are read from Parquet files, too.
