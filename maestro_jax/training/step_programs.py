@@ -62,9 +62,11 @@ class StepPrograms:
         Args:
             state: The state, or its shapes.
             controls: Controls of the step.
-            streams: The streams of its batch.
+            streams: The streams that the objective reads at that step, of which the run may have
+                only some.
         """
-        if any(self._run.streams[name].buckets for name in streams):
+        read = [name for name in self._run.used_streams if name in streams]
+        if any(self._run.streams[name].buckets for name in read):
             return
         rows = self._run.partitioning.batch_sharding(self._mesh)
         batch: Any = {
@@ -73,7 +75,7 @@ class StepPrograms:
                 for feature, shape in features.items()
             }
             for name, features in self._run.batch_shapes().items()
-            if name in streams
+            if name in read
         }
         shapes = describe_shapes(batch)
         self._ahead = shapes, self._thread.submit(self._compile, state, batch, controls)
