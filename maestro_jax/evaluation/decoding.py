@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MOST_BUCKETS = 8
-ENOUGH_PADDING = 1.1
+MOST_BUCKETS = 12
+ENOUGH_PADDING = 1.05
 """Padded by real length at which no further bucket is worth its compilation."""
 AUDIO_MULTIPLE = 1280
 """Lengths of audio are multiples of it: two frames of an encoder, in samples."""
@@ -46,7 +46,7 @@ _BATCH_UNITS = {"cpu": 64.0}
 _BATCH_UNITS_OF_ACCELERATORS = 960.0
 _TOKENS_PER_UNIT = 100
 # Less than could be decoded while a program is compiled: it is compiled once, for all checkpoints.
-_UNITS_WORTH_COMPILING = {"cpu": 60}
+_UNITS_WORTH_COMPILING = {"cpu": 30}
 _UNITS_WORTH_COMPILING_ON_ACCELERATORS = 6_000
 _USABLE_MEMORY = 0.8
 

@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 # Set by a cluster's launcher: the number of processes.
 _PROCESS_COUNTS = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
 
-# JAX aborts all processes, with stacks, when one has been silent for so long by the clock of the
-# wall, which may jump by hours. `ProcessGroup` goes by another clock, and is faster by far.
+# JAX takes a process for lost that has been silent for so long by the clock of the wall, which may
+# jump by hours. `ProcessGroup` goes by another clock, and is faster by far.
 _JAX_HEARTBEAT_TIMEOUT_SECONDS = 30 * 24 * 3600
 # Of XLA's collective operations and the coordination service.
 _UNREACHABLE = re.compile(
@@ -96,6 +96,9 @@ def initialize() -> bool:
         values[argument] = int(text)
     # The notices of JAX's own service are those of `preemption`, which knows more of them.
     jax.config.update("jax_enable_preemption_service", False)
+    # Else it aborts all processes, with stacks, when it takes one for lost; a clock that is set
+    # back does that whatever the limit, since the time since then is negative.
+    jax.config.update("jax_enable_recoverability", True)
     try:
         with _through_relays():
             jax.distributed.initialize(
@@ -170,7 +173,7 @@ def _leave() -> None:
         _group.fail(_summary(error), 1)
         sys.stderr.flush()
         os._exit(1)
-    _group.leave()
+    _group.leave(jax.distributed.shutdown)
 
 
 def process_group() -> ProcessGroup:
@@ -256,8 +259,7 @@ def part() -> bool:
     """
     if jax.process_count() == 1 or jax.device_count() > jax.process_count():
         return False
-    _group.part()
-    jax.distributed.shutdown()
+    _group.leave(jax.distributed.shutdown)
     return True
 
 

@@ -73,6 +73,7 @@ class _Peer:
     received: bytes = b""
     place: str = "starting"
     is_done: bool = False
+    is_gone: bool = False
     lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
     def send(self, **message: Any) -> None:
@@ -269,8 +270,13 @@ class ProcessGroup:
                 return
             time.sleep(_TURN_SECONDS)
 
-    def leave(self) -> None:
-        """Waits until all other processes are done, too; they are still watched meanwhile."""
+    def leave(self, disconnect: Callable[[], None] | None = None) -> None:
+        """Waits until all other processes are done, too; they are still watched meanwhile.
+
+        Args:
+            disconnect: Is called then; in the first process, which the others are connected to,
+                after all others.
+        """
         if self.count == 1 or self._is_alone:
             return
         if self.index:
@@ -279,6 +285,11 @@ class ProcessGroup:
             time.sleep(0.05)
         if not self.index:
             self._tell(type="done")
+        if disconnect is not None:
+            while not (self.index or all(peer.is_gone for peer in self._peers.values())):
+                time.sleep(0.05)
+            disconnect()
+            self._tell(type="gone")
         self.part()
 
     def part(self) -> None:
@@ -327,6 +338,7 @@ class ProcessGroup:
         if not received:
             self._selector.unregister(peer.connection)
             peer.connection.close()
+            peer.is_gone = peer.is_done
             if peer.index >= 0 and not peer.is_done:
                 self._lost(peer, "closed its connection without a word, as when it is killed")
             return
@@ -362,6 +374,8 @@ class ProcessGroup:
             peer.host = str(message["host"])
         elif kind == "done":
             peer.is_done = True
+        elif kind == "gone":
+            peer.is_gone = True
         elif kind == "failed":
             for other in list(self._peers.values()):
                 if not self.index and other is not peer:

@@ -158,6 +158,20 @@ def test_processes_that_are_done_are_not_missed(groups, ended):
     assert not ended
 
 
+def test_the_first_process_disconnects_last(groups, ended):
+    order = []
+
+    def leave(group):
+        def disconnect():
+            time.sleep(0.2 * group.index)
+            order.append(group.index)
+
+        group.leave(disconnect)
+
+    in_threads([lambda group=group: leave(group) for group in groups])
+    assert order == [1, 2, 0] and not ended
+
+
 def test_strangers_are_not_listened_to(groups, ended):
     port = groups[1]._peers[0].connection.getpeername()[1]
     for said in (b'{"secret": "x", "index": 1, "host": "h"}\n', b"GET / HTTP/1.1\r\n\r\n", b"\n"):
