@@ -59,6 +59,7 @@ def sharded(tiny, weights):
     return compiled, new_state, metrics
 
 
+@pytest.mark.extended
 def test_loss_and_every_metric_agree(alone, sharded):
     _, expected = alone
     _, _, metrics = sharded
@@ -68,6 +69,7 @@ def test_loss_and_every_metric_agree(alone, sharded):
         np.testing.assert_allclose(metrics[name], pair, rtol=1e-5, atol=1e-7, err_msg=name)
 
 
+@pytest.mark.extended
 def test_gradients_agree(tiny, alone, sharded):
     """The gradient norm is among the metrics; here all gradients, each against the whole's norm."""
     expected, _ = alone
@@ -78,6 +80,7 @@ def test_gradients_agree(tiny, alone, sharded):
         assert error < 1e-5 * norm, name
 
 
+@pytest.mark.extended
 def test_parameters_agree_after_the_step(tiny, alone, sharded):
     """An Adam step has the size of the learning rate at most, whatever rounding does to signs."""
     learning_rate = alone[1]["learning_rate"][0]
@@ -88,12 +91,14 @@ def test_parameters_agree_after_the_step(tiny, alone, sharded):
         assert 0.0 < change < 1.01 * learning_rate + 1e-7, name
 
 
+@pytest.mark.extended
 def test_the_new_state_lies_where_the_rules_say(tiny, sharded):
     shardings = PARTITIONING.state_shardings(PARTITIONING.mesh(), tiny.abstract)
     for leaf, sharding in zip(jax.tree.leaves(sharded[1]), jax.tree.leaves(shardings), strict=True):
         assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
 
 
+@pytest.mark.extended
 def test_the_lattice_is_never_whole_on_a_device(tiny, sharded):
     """Rows of four lattices (paired, text, mt, st) are split over data and fsdp.
 
