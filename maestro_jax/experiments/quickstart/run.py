@@ -159,7 +159,7 @@ class Quickstart:
             return
         for name in stages:
             self._train(name, stages, recipe)
-        self._evaluate([name for name in stages if name != "pretrain"], recipe, figures, tasks)
+        self._evaluate([name for name in stages if name != "pretrain"], recipe, figures)
 
     def _look(self) -> None:
         """Reads the directory, listens to it, divides it, and writes its manifests."""
@@ -469,9 +469,7 @@ class Quickstart:
 
     # -------------------------------------------------------------------------------- evaluation
 
-    def _evaluate(
-        self, names: Sequence[str], recipe: rules.Recipe, figures: Figures, tasks: Tasks
-    ) -> None:
+    def _evaluate(self, names: Sequence[str], recipe: rules.Recipe, figures: Figures) -> None:
         """Tunes the searches on the validation sets, scores the test sets, writes the page."""
         files = write_lm_texts(self.output / "manifests", self.output / "texts")
         scores: dict[str, dict[str, RunScores]] = {}
