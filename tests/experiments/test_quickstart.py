@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from quickstart_figures import LAPTOP, READERS
 
 from maestro_jax.experiments.quickstart import run as quickstart
 from maestro_jax.experiments.quickstart.prepared import write_lm_texts
+from maestro_jax.experiments.quickstart.rules import choose
 from maestro_jax.experiments.quickstart.run import Request, run_quickstart
 from maestro_jax.gin_utils import gin_config
+from maestro_jax.inference.search_config import SearchConfig
 
 WORDS = ("null", "eins", "zwei", "drei", "vier", "fünf", "sechs", "sieben")
 
@@ -47,6 +52,55 @@ def made_corpus(root: Path, *, speakers: int = 6, each: int = 5) -> Path:
     (root / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (root / "more.txt").write_text("neun zehn elf\nzwölf\n", encoding="utf-8")
     return root
+
+
+def test_searches_are_tuned_on_validation_and_the_better_decoder_tests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluated: list[tuple[str, str | None, SearchConfig | None]] = []
+    tuned: list[tuple[str, str]] = []
+
+    def evaluate_run(run: object, *, split: str, step: str | None, search=None, **_: object):
+        evaluated.append((split, step, search))
+        return types.SimpleNamespace(text=lambda: "CER 12\n", as_dict=lambda: [{"cer": 12}])
+
+    def tune_run(run: object, *, search: SearchConfig, metric: str, **options: object):
+        tuned.append((search.decoder, metric))
+        assert options.get("split", "validation") == "validation"
+        score = {"transducer": 20.0, "ctc": 15.0}[search.decoder]
+        best = types.SimpleNamespace(score=score, search=dataclasses.replace(search, lm_weight=0.7))
+        return types.SimpleNamespace(best=best, metric=metric)
+
+    written: list[object] = []
+    decoders = types.SimpleNamespace(decoders=("transducer", "ctc"))
+    for name, value in {
+        "evaluate_run": evaluate_run,
+        "tune_run": tune_run,
+        "write_search": lambda tuning, model_dir: written.append(tuning.best.search.decoder),
+        "write_report": lambda model_dir: None,
+        "find_step": lambda model_dir, step: model_dir,
+    }.items():
+        monkeypatch.setattr(quickstart, name, value)
+    monkeypatch.setattr(
+        quickstart.gin_config,
+        "load_run",
+        lambda model_dir: types.SimpleNamespace(objective=decoders),
+    )
+    one = quickstart.Quickstart(Request(source=tmp_path / "voices", output=tmp_path, budget=100.0))
+    one._state |= {"layout": "kaldi", "bad": "no bad recordings", "done": ["pretrain"]}
+    (tmp_path / "manifests").mkdir()
+    line = {"audio": "a.wav", "text": "Ja!", "language": "de"}
+    (tmp_path / "manifests" / "train.jsonl").write_text(json.dumps(line) + "\n")
+    one._evaluate(["recognise"], choose(READERS, 100.0, LAPTOP), READERS)
+
+    assert tuned == [("transducer", "cer"), ("ctc", "cer")] and written == ["ctc"]
+    [(split, step, greedy), (also, _, beam)] = evaluated
+    assert (split, also, step, greedy) == ("test", "test", "best", None)
+    assert (beam.decoder, beam.lm_weight) == ("ctc", 0.7)
+    assert Path(beam.lm_text).read_text() == "ja\n"
+    page = (tmp_path / "quickstart.md").read_text()
+    assert "layout kaldi" in page and "CER 12" in page and "SpecAugment" in page
+    assert "maestro transcribe" in capsys.readouterr().out
 
 
 @pytest.mark.extended

@@ -8,6 +8,7 @@ import types
 from pathlib import Path
 
 import pytest
+from quickstart_figures import LAPTOP, READERS
 
 from maestro_jax.data.corpora.speech_directory import Entry
 from maestro_jax.experiments.quickstart import budget, rules
@@ -23,25 +24,6 @@ from maestro_jax.experiments.quickstart.rules import Device, choose
 from maestro_jax.experiments.quickstart.splits import split_utterances
 from maestro_jax.experiments.quickstart.survey import Heard, Measured, judge, pieces
 from maestro_jax.gin_utils import gin_config
-
-READERS = Figures(
-    languages=("ml",),
-    utterances={"train": 1400, "validation": 90, "test": 250},
-    hours={"train": 1.5, "validation": 0.1, "test": 0.3},
-    speakers={"train": 50, "validation": 10, "test": 20},
-    speakers_apart=True,
-    split_by="given",
-    sentences_shared=0.8,
-    median_seconds=3.5,
-    padding=(2.4, 1.6, 1.35, 1.25),
-    longest_seconds=9.0,
-    longest_text=90,
-    characters=45_000,
-    alphabet=70,
-    fast=12.0,
-    scripts=("Malayalam",),
-)
-LAPTOP = Device(kind="cpu", count=2)
 
 
 def changed(**values: object) -> Figures:
