@@ -69,6 +69,41 @@ def test_objectives(objective: str) -> None:
     assert set(run.objective.decoders) <= set(run.model.vocab_sizes)
 
 
+@pytest.mark.parametrize("run", ["demo_pretrain.gin", "low_resource_pretrain.gin"])
+@pytest.mark.parametrize(
+    ("method", "differs"),
+    {
+        "maestro.gin": set(),
+        "maestro_no_matching.gin": {"matching_weight"},
+        "maestro_fixed_repetition.gin": {"durations", "duration_weight"},
+        "joist.gin": {"matching", "durations", "text_masks"},
+        "best_alignment.gin": {"matching", "durations"},
+        "astra.gin": {"matching", "durations", "text_masks"},
+        "most.gin": {"self_supervised"},
+        "maestro_u.gin": set(),
+    }.items(),
+)
+def test_methods_come_on_top_of_a_run_and_leave_the_rest(method, differs, run) -> None:
+    plain = gin_config.parse_and_build([f"runs/{run}"])
+    found = gin_config.parse_and_build([f"runs/{run}", f"objectives/{method}"])
+    fields = [field.name for field in dataclasses.fields(plain.objective)]
+    changed = {
+        name for name in fields if getattr(found.objective, name) != getattr(plain.objective, name)
+    }
+    assert changed == differs
+    assert found.objective.curriculum.phases[1].start_step == 10
+    for field in ("optimizer", "streams", "steps", "ema_decay"):
+        assert getattr(found, field) == getattr(plain, field)
+    model = found.model.clone(parent=None)
+    if method == "maestro_u.gin":
+        assert model.shared_encoder.stack.adapter_features == 32
+        assert model.text_encoder.languages == model.shared_encoder.languages
+    elif method != "most.gin":
+        assert model == plain.model.clone(parent=None)
+    # Fine-tuning goes on from any of them: nothing of a method is left in the objective.
+    assert set(found.objective.decoders) <= set(model.vocab_sizes)
+
+
 @pytest.mark.parametrize("head", HEADS)
 def test_heads(head: str) -> None:
     """A head comes on top of any model, and leaves the rest of it as it is."""
@@ -236,7 +271,9 @@ def test_a_new_vocabulary_leaves_all_that_depends_on_the_old_one_behind() -> Non
     assert not any(is_left(name) for name in depends if "encoder/stack" in name)
 
 
-@pytest.mark.parametrize("folder", ["models", "models/heads", "objectives", "data", "runs"])
+@pytest.mark.parametrize(
+    "folder", ["models", "models/heads", "objectives", "objectives/defaults", "data", "runs"]
+)
 def test_each_file_opens_with_what_it_is_for(folder: str) -> None:
     for path in (config_root() / folder).glob("*.gin"):
         head = path.read_text().split("\n\n")[0]

@@ -1,6 +1,7 @@
 """Computes the modality matching loss between speech frames and resampled, refined text frames.
 
     mse      |e_s - ê_t|^2 / features
+    mae      |e_s - ê_t|_1 / features
     cosine   1 - cos(e_s, ê_t)
     infonce  (L(e_s, ê_t) + L(ê_t, e_s)) / 2, with for frame j of a and the frames k of b
              L(a, b) = -log  exp(cos(a_j, b_j) / tau) / sum over k of exp(cos(a_j, b_k) / tau)
@@ -17,11 +18,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from maestro_jax.losses.distances import DISTANCES, distances
 from maestro_jax.losses.reduction import Weighted, masked_sum
-from maestro_jax.losses.similarity import cosine_similarity, l2_normalize, standardize
+from maestro_jax.losses.similarity import l2_normalize, standardize
 from maestro_jax.precision import EXACT
 
-FORMS = ("mse", "cosine", "infonce")
+FORMS = (*DISTANCES, "infonce")
 STOPPED = ("speech", "text", "none")
 NEGATIVES = ("utterance", "batch")
 
@@ -44,7 +46,8 @@ def matching_loss(
         speech: `[batch, frames, features]`, e_s.
         text: `[batch, frames, features]`, ê_t, resampled by the alignment to the same frames.
         mask: `[batch, frames]` bool, the frames that count.
-        form: `mse` (mean over features), `cosine` (one minus the cosine) or `infonce` (nats).
+        form: `mse` or `mae` (means over features), `cosine` (one minus the cosine) or `infonce`
+            (nats).
         stop_gradient: The side that is a target and gets no gradient: `speech`, `text` or `none`.
         normalize: Whether to standardise both sides over features first. The cosine is then the
             correlation of the features.
@@ -68,17 +71,9 @@ def matching_loss(
     ):
         if value not in choices:
             raise ValueError(f"Unknown matching choice {value!r}; choose one of {choices}.")
-    if stop_gradient == "speech":
-        speech = jax.lax.stop_gradient(speech)
-    elif stop_gradient == "text":
-        text = jax.lax.stop_gradient(text)
-    if normalize:
-        speech, text = standardize(speech), standardize(text)
-    if form == "mse":
-        difference = speech.astype(jnp.float32) - text.astype(jnp.float32)
-        return masked_sum(jnp.mean(jnp.square(difference), axis=-1), mask)
-    if form == "cosine":
-        return masked_sum(1.0 - cosine_similarity(speech, text), mask)
+    speech, text = prepared(speech, text, stop_gradient, normalize)
+    if form != "infonce":
+        return masked_sum(distances(speech, text, form), mask)
     if negatives == "batch":
         # One row of all frames: [1, batch * frames, features]. The speech stays split over devices;
         # the text is gathered, so that a device compares its share of the speech with all texts.
@@ -88,6 +83,26 @@ def matching_loss(
         mask = mask.reshape(1, size)
         labels = None if labels is None else labels.reshape(1, size)
     return _frame_contrastive(speech, text, mask, labels, temperature)
+
+
+def prepared(
+    speech: jax.Array, text: jax.Array, stop_gradient: str, normalize: bool
+) -> tuple[jax.Array, jax.Array]:
+    """Returns both sides, of which one may be a target without a gradient, as they are compared.
+
+    Args:
+        speech: `[batch, frames, features]`.
+        text: `[batch, positions, features]`.
+        stop_gradient: The side that is a target: `speech`, `text` or `none`.
+        normalize: Whether to standardise both sides over features.
+    """
+    if stop_gradient == "speech":
+        speech = jax.lax.stop_gradient(speech)
+    elif stop_gradient == "text":
+        text = jax.lax.stop_gradient(text)
+    if normalize:
+        return standardize(speech), standardize(text)
+    return speech, text
 
 
 def _frame_contrastive(

@@ -133,7 +133,7 @@ def to_wavefronts(
     label = jnp.where(valid_frame & (position < end), jnp.maximum(log_label, NEG), NEG)
     if one_label_per_frame:
         return Wavefronts(blank.swapaxes(0, 1), label.swapaxes(0, 1), frame_lengths)
-    return Wavefronts(_skew(blank), _skew(label), frame_lengths + label_lengths)
+    return Wavefronts(skew(blank), skew(label), frame_lengths + label_lengths)
 
 
 def _from_wavefronts(wavefronts: jax.Array, frames: int, one_label_per_frame: bool) -> jax.Array:
@@ -141,8 +141,10 @@ def _from_wavefronts(wavefronts: jax.Array, frames: int, one_label_per_frame: bo
     return wavefronts.swapaxes(0, 1) if one_label_per_frame else _unskew(wavefronts, frames)
 
 
-def _skew(lattice: jax.Array) -> jax.Array:
+def skew(lattice: jax.Array, fill: float = NEG) -> jax.Array:
     """Converts `[batch, frames, width]` to anti-diagonals, `[frames + width - 1, batch, width]`.
+
+    Entry `[k, b, u]` is that of frame `k - u`, or `fill` where there is no such frame.
 
     A pad and a reshape, no gather: row `u` of the transposed lattice is padded to one entry more
     than there are diagonals, so that reading the same numbers in rows of exactly that many entries
@@ -153,14 +155,14 @@ def _skew(lattice: jax.Array) -> jax.Array:
     rows = jnp.pad(  # [batch, width, diagonals + 1]
         lattice.transpose(0, 2, 1),
         ((0, 0), (0, 0), (0, diagonals + 1 - frames)),
-        constant_values=NEG,
+        constant_values=fill,
     )
     flat = rows.reshape(batch, width * (diagonals + 1))[:, : width * diagonals]
     return flat.reshape(batch, width, diagonals).transpose(2, 0, 1)
 
 
 def _unskew(wavefronts: jax.Array, frames: int) -> jax.Array:
-    """Inverts `_skew`: converts `[diagonals, batch, width]` to `[batch, frames, width]`."""
+    """Inverts `skew`: converts `[diagonals, batch, width]` to `[batch, frames, width]`."""
     diagonals, batch, width = wavefronts.shape
     flat = wavefronts.transpose(1, 2, 0).reshape(batch, width * diagonals)
     # Read in rows that are one entry longer, row u begins at entry u of the old row u, which moves

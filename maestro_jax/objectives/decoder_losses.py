@@ -6,6 +6,7 @@ Streams of equal static shape share a call, as in `maestro_jax.objectives.forwar
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -18,7 +19,8 @@ from maestro_jax.losses.reduction import Weighted
 from maestro_jax.losses.transducer import transducer_loss_from_lattices
 from maestro_jax.losses.transducer_alignment import (
     Alignment,
-    alignment_entropy,
+    emission_posterior,
+    posterior_entropy,
     transducer_alignment,
 )
 from maestro_jax.modules.maestro import Maestro
@@ -43,6 +45,55 @@ class TargetLabels:
 
     tokens: jax.Array
     lengths: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Lattice:
+    """The RNN-T's lattice of a stream, and what it says of when labels are emitted.
+
+    Attributes:
+        log_blank: `[batch, frames, labels + 1]`, log-probabilities of blank arcs.
+        log_label: `[batch, frames, labels]`, log-probabilities of label arcs.
+        frame_lengths: `[batch]` int32.
+        label_lengths: `[batch]` int32.
+        one_label_per_frame: Whether a label consumes its frame.
+    """
+
+    log_blank: jax.Array
+    log_label: jax.Array
+    frame_lengths: jax.Array
+    label_lengths: jax.Array
+    one_label_per_frame: bool
+
+    @property
+    def feasible(self) -> jax.Array:
+        """Returns the examples that have frames and a path, `[batch]` bool, by their lengths."""
+        feasible = self.frame_lengths > 0
+        # With one label per frame, more labels than frames have no path.
+        if self.one_label_per_frame:
+            feasible &= self.label_lengths <= self.frame_lengths
+        return feasible
+
+    def best_path(self) -> Alignment:
+        """Finds the likeliest alignment; no gradient."""
+        return transducer_alignment(
+            self.log_blank,
+            self.log_label,
+            self.frame_lengths,
+            self.label_lengths,
+            one_label_per_frame=self.one_label_per_frame,
+        )
+
+    @functools.cached_property
+    def posterior(self) -> jax.Array:
+        """Computes posteriors of emission frames `[batch, frames, labels]`; no gradient."""
+        return emission_posterior(
+            self.log_blank,
+            self.log_label,
+            self.frame_lengths,
+            self.label_lengths,
+            one_label_per_frame=self.one_label_per_frame,
+        )
 
 
 def transducer_losses(
@@ -73,8 +124,31 @@ def transducer_losses(
         By stream, the total in nats and the number of labels, of the examples that have frames and
         a path: with one label per frame, an example with more labels than frames has none.
     """
+    return transducer_losses_and_lattices(
+        model,
+        contexts,
+        masks,
+        labels,
+        fastemit=fastemit,
+        delay_penalty=delay_penalty,
+        deterministic=deterministic,
+    )[0]
+
+
+def transducer_losses_and_lattices(
+    model: Maestro,
+    contexts: Mapping[str, jax.Array],
+    masks: Mapping[str, jax.Array],
+    labels: Mapping[str, TargetLabels],
+    *,
+    fastemit: float = 0.0,
+    delay_penalty: float = 0.0,
+    deterministic: bool,
+) -> tuple[dict[str, Weighted], dict[str, Lattice]]:
+    """Computes the losses of `transducer_losses`, and returns the lattices beside them."""
     one_label_per_frame = model.decoder.one_label_per_frame
     terms: dict[str, Weighted] = {}
+    lattices: dict[str, Lattice] = {}
     predictions = _predictions(model, labels, deterministic=deterministic)
     shapes = {
         name: (contexts[name].shape[1], each.tokens.shape[1]) for name, each in labels.items()
@@ -100,19 +174,21 @@ def transducer_losses(
             fastemit=fastemit,
             delay_penalty=delay_penalty,
         )
-        # By lengths and not by `losses`: the counts of a batch that is taken in parts are computed
-        # first, and must not wait for a network.
-        feasible = frame_lengths > 0
-        if one_label_per_frame:
-            feasible &= label_lengths <= frame_lengths
-        # Without a path a loss is about 1e30, whose gradient is 0 already.
-        losses = jnp.where(feasible, losses, 0.0)
-        counts = jnp.where(feasible, label_lengths, 0).astype(jnp.float32)
         rows = [len(contexts[name]) for name in group]
-        columns = (split_rows(losses, rows), split_rows(counts, rows))
-        for name, total, count in zip(group, *columns, strict=True):
-            terms[name] = (jnp.sum(total), jnp.sum(count))
-    return terms
+        columns = [
+            split_rows(array, rows)
+            for array in (losses, log_blank, log_label, frame_lengths, label_lengths)
+        ]
+        for name, stream_losses, blank, label, frames, texts in zip(group, *columns, strict=True):
+            lattice = Lattice(blank, label, frames, texts, one_label_per_frame)
+            lattices[name] = lattice
+            # By lengths and not by losses: the counts of a batch that is taken in parts are
+            # computed first, and must not wait for a network.
+            counts = jnp.where(lattice.feasible, texts, 0).astype(jnp.float32)
+            # Without a path a loss is about 1e30, whose gradient is 0 already.
+            total = jnp.sum(jnp.where(lattice.feasible, stream_losses, 0.0))
+            terms[name] = (total, jnp.sum(counts))
+    return terms, lattices
 
 
 def _predictions(
@@ -180,12 +256,10 @@ def best_path(
     context = model.encode_shared(encoded, mask, None, language)
     log_blank, log_label = model.joint_log_probs(context, labels.tokens)
     frame_lengths = jnp.sum(mask, axis=1).astype(jnp.int32)
-    lattice = (log_blank, log_label, frame_lengths, labels.lengths)
-    one_label_per_frame = model.decoder.one_label_per_frame
-    return (
-        transducer_alignment(*lattice, one_label_per_frame=one_label_per_frame),
-        alignment_entropy(*lattice, one_label_per_frame=one_label_per_frame),
+    lattice = Lattice(
+        log_blank, log_label, frame_lengths, labels.lengths, model.decoder.one_label_per_frame
     )
+    return lattice.best_path(), posterior_entropy(lattice.posterior)
 
 
 def ctc_term(

@@ -30,6 +30,10 @@ class DurationSource(Protocol):
         Otherwise it is given the averaged one.
         """
 
+    @property
+    def max_token_frames(self) -> int | None:
+        """Returns the most frames that a token can have; None if that is not known, or too many."""
+
     def check(self, model: Maestro) -> None:
         """Refuses a model that lacks what the source needs.
 
@@ -80,6 +84,7 @@ class Learned:
     jitter: float = 0.0
     min_frames: int = 1
     continuous: bool = False
+    max_token_frames = None
 
     def __post_init__(self) -> None:
         """Refuses numbers out of range."""
@@ -152,6 +157,11 @@ class FixedRepetition(_WithoutModel):
         if self.frames < 1:
             raise UserError(f"FixedRepetition.frames is {self.frames}; choose 1 or more.")
 
+    @property
+    def max_token_frames(self) -> int:
+        """Returns the number of frames that every token has."""
+        return self.frames
+
     def durations(
         self,
         rng: jax.Array,
@@ -187,6 +197,11 @@ class RandomRepetition(_WithoutModel):
                 "choose 0 <= low <= high with a high of 1 or more."
             )
 
+    @property
+    def max_token_frames(self) -> int:
+        """Returns the highest number that can be drawn."""
+        return self.high
+
     def durations(
         self,
         rng: jax.Array,
@@ -219,6 +234,7 @@ class SubwordGaussian:
 
     min_frames: int = 1
     max_frames: int = 120
+    max_token_frames = None
 
     def __post_init__(self) -> None:
         """Refuses an empty range."""

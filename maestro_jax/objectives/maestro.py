@@ -13,6 +13,9 @@
 | st | translation of speech | L_RNNT(translation given e_s); its alignments train no durations |
 
 Alignments, predicted durations and resampling use the moving average of the weights (section 3).
+
+Methods that differ in one of these parts are settings of this objective, in `gin/objectives/`:
+matching that needs no durations is in `best_alignment` and `astra`.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from maestro_jax.losses.duration import FORMS as DURATION_FORMS
 from maestro_jax.losses.duration import duration_loss, gaussian_duration_loss
 from maestro_jax.losses.reduction import Weighted, masked_sum
 from maestro_jax.losses.similarity import cosine_similarity
-from maestro_jax.losses.transducer_alignment import Alignment
+from maestro_jax.losses.transducer_alignment import Alignment, posterior_entropy
 from maestro_jax.modules.duration import duration_params, freeze_durations
 from maestro_jax.modules.maestro import Maestro
 from maestro_jax.objectives import weighting as learned
@@ -45,10 +48,11 @@ from maestro_jax.objectives.base import (
 )
 from maestro_jax.objectives.curriculum import ALL_STREAMS, Curriculum, Weight, weight_at
 from maestro_jax.objectives.decoder_losses import (
+    Lattice,
     TargetLabels,
     best_path,
     infeasible_metrics,
-    transducer_losses,
+    transducer_losses_and_lattices,
 )
 from maestro_jax.objectives.duration_sources import DurationSource, Learned, SubwordGaussian
 from maestro_jax.objectives.forward import (
@@ -69,11 +73,12 @@ from maestro_jax.objectives.forward import (
 from maestro_jax.objectives.metrics import (
     Probe,
     alignment_collapse,
+    at_speech_frames,
     frame_variance_ratio,
     probe_pairs,
 )
 from maestro_jax.objectives.self_supervised import SelfSupervised, W2vBert
-from maestro_jax.objectives.text_losses import Matching, TextMasks
+from maestro_jax.objectives.text_losses import DurationFreeMatching, Matching, TextMasks
 
 SPEECH_STREAMS = ("speech", "paired", "st")
 TEXT_STREAMS = ("text", "mt")
@@ -85,11 +90,12 @@ TRANSDUCER_TERMS = {
     "st": "st",
 }
 """The term that scores each stream; `paired_text` is the text of the paired stream."""
+WHOLE_PAIRED_TEXT = "whole_paired_text"
+"""The unmasked text of the paired stream in the shared encoder, where matching compares it."""
 TERM_UNITS = {
     "contrastive": "nats per frame",
     "masked_prediction": "nats per frame",
     "diversity": "fraction of unused codes",
-    "matching": "distance per frame",
     "duration": "duration error",
     "subword_duration": "nats per token",
     **dict.fromkeys(TRANSDUCER_TERMS.values(), "nats per label"),
@@ -121,7 +127,9 @@ class MaestroPretraining(Objective):
             With `("speech",)` this is the self-supervised objective alone.
         curriculum: When each stream begins, and what may hold it back.
         self_supervised: What untranscribed speech learns: w2v-BERT, wav2vec 2.0 or BEST-RQ.
-        matching: How text is compared with speech.
+        matching: How text is compared with speech: `Matching`, MAESTRO's, which resamples the text
+            by the transducer's alignment and trains durations; `best_alignment.BestAlignment` or
+            `astra.Astra`, which do neither; or None for no comparison and no durations.
         text_masks: Mask(ê_t).
         max_text_frames: Static number of frames that a resampled text may have. A longer text
             leaves the loss and is counted in `text/too_long_fraction`. None: as many as the longest
@@ -156,7 +164,7 @@ class MaestroPretraining(Objective):
     streams: tuple[str, ...] = ALL_STREAMS
     curriculum: Curriculum = Curriculum()
     self_supervised: SelfSupervised = W2vBert()
-    matching: Matching = Matching()
+    matching: Matching | DurationFreeMatching | None = Matching()
     text_masks: TextMasks = TextMasks()
     max_text_frames: int | None = None
     durations: DurationSource = Learned()
@@ -187,6 +195,8 @@ class MaestroPretraining(Objective):
             raise UserError(
                 f"translation_packing is {self.translation_packing!r}; choose one of {PACKINGS}."
             )
+        if self.matching is not None and not isinstance(self.matching, Matching):
+            self.matching.check(self.durations)
 
     @property
     def decoders(self) -> tuple[str, ...]:
@@ -196,17 +206,24 @@ class MaestroPretraining(Objective):
     @property
     def term_units(self) -> dict[str, str]:
         """Returns the units of all terms."""
-        return TERM_UNITS
+        if self.matching is None:
+            return TERM_UNITS
+        return TERM_UNITS | {"matching": self.matching.unit}
+
+    @property
+    def _learns_durations(self) -> bool:
+        """Returns whether the text of pairs is aligned with the speech, and trains durations."""
+        return isinstance(self.matching, Matching)
 
     @property
     def loss_weights(self) -> dict[str, dict[str, Weight]]:
         """Returns the weights of the terms that each stream adds, those that are asked for."""
-        paired: dict[str, Weight] = {
-            "transducer": self.transducer_weight,
-            "matching": self.matching_weight,
-            "duration": self.duration_weight,
-        }
-        if isinstance(self.durations, SubwordGaussian):
+        paired: dict[str, Weight] = {"transducer": self.transducer_weight}
+        if self.matching is not None:
+            paired["matching"] = self.matching_weight
+        if self._learns_durations:
+            paired["duration"] = self.duration_weight
+        if self._learns_durations and isinstance(self.durations, SubwordGaussian):
             paired["subword_duration"] = self.duration_weight
         if self.text_masks.on_paired:
             paired["paired_aligned_masked_lm"] = self.paired_text_weight
@@ -253,12 +270,14 @@ class MaestroPretraining(Objective):
 
     def _freezes_durations(self, batch: Batch) -> bool:
         """Returns whether texts alone would change the durations of a run with these streams."""
-        learned_from_pairs = "paired" in batch and self.duration_weight != 0
+        by_pairs = "paired" in batch and self._learns_durations and self.duration_weight != 0
+        by_texts = self.durations.trained_through
+        # Tokens that are repeated ask no model.
+        repeated = self.durations.max_token_frames is not None
         texts = {"text", "mt"}
         if self.translation_packing == "concatenated":
             texts.add("st")
-        by_texts = self.durations.trained_through
-        return not texts.isdisjoint(batch) and not learned_from_pairs and not by_texts
+        return not texts.isdisjoint(batch) and not (by_pairs or by_texts or repeated)
 
     def weighted_loss(
         self,
@@ -275,6 +294,13 @@ class MaestroPretraining(Objective):
         weights = {name: weight_at(self.term_weights[name], curriculum_step) for name in terms}
         total, factors = self.weighting.total(terms, weights, params[learned.PARAMETERS])
         return total, loss_metrics(terms, total, factors)
+
+    @property
+    def _compares_contexts(self) -> bool:
+        """Returns whether matching reads the text of pairs at the top of the shared encoder."""
+        if self.matching is None or isinstance(self.matching, Matching):
+            return False
+        return self.matching.of_shared_encoder
 
     def loss_terms(
         self,
@@ -319,7 +345,10 @@ class MaestroPretraining(Objective):
         texts, alignment = self._encode_texts(
             bound, aligner, batch, speech, next(keys), deterministic=deterministic
         )
-        max_frames = {name: self._max_frames(model, batch, name) for name in texts}
+        max_frames = {
+            name: self._max_frames(model, batch, name, text.mask.shape[1])
+            for name, text in texts.items()
+        }
         upsampled = upsample(bound, texts, max_frames, deterministic=deterministic)
         # Section 2.3: Mask(ê_t) stands in the place of e_s, and the RNN-T writes the same labels.
         # All streams share the encoder and the decoder.
@@ -333,7 +362,7 @@ class MaestroPretraining(Objective):
                 speech["speech"], intermediate=outputs["speech"][1]
             )
         masks = {name: each.mask for name, each in inputs.items()}
-        decoder_terms = transducer_losses(
+        decoder_terms, lattices = transducer_losses_and_lattices(
             bound,
             contexts,
             masks,
@@ -354,21 +383,44 @@ class MaestroPretraining(Objective):
                 next(keys),
                 deterministic=deterministic,
             )
-        if alignment is not None:
+        if "paired" in batch:
+            paired = batch["paired"]
+            labels_of_pairs = TargetLabels(paired["text"], paired["text_length"])
+            if alignment is None:
+                # Of the RNN-T loss, augmented and with dropout; it takes no pass of its own.
+                lattice = lattices["paired"]
+                alignment = lattice.best_path(), posterior_entropy(lattice.posterior)
             path, entropy = alignment
-            paired_terms, paired_metrics = self._paired_text_losses(
-                bound,
-                speech["paired"],
-                TargetLabels(batch["paired"]["text"], batch["paired"]["text_length"]),
-                texts["paired"],
-                path,
-                upsampled["paired"],
-                deterministic=deterministic,
-            )
-            terms |= paired_terms
-            metrics |= paired_metrics | alignment_collapse(
-                path, entropy, texts["paired"].mask, speech["paired"].mask
-            )
+            if isinstance(self.matching, Matching):
+                paired_terms, paired_metrics = self._matching_and_duration_losses(
+                    bound,
+                    self.matching,
+                    speech["paired"],
+                    labels_of_pairs,
+                    texts["paired"],
+                    path,
+                    upsampled["paired"],
+                    deterministic=deterministic,
+                )
+                terms |= paired_terms
+                metrics |= paired_metrics
+            elif self.matching is not None:
+                of_context = self.matching.of_shared_encoder
+                terms["matching"], metrics["paired/cosine"] = self._duration_free_loss(
+                    self.matching,
+                    contexts["paired"] if of_context else speech["paired"].encoded,
+                    speech["paired"].mask,
+                    contexts[WHOLE_PAIRED_TEXT] if of_context else upsampled["paired"].refined,
+                    upsampled["paired"].index.mask,
+                    texts["paired"].durations,
+                    path,
+                    lattices["paired"],
+                )
+            label_mask = length_mask(labels_of_pairs.lengths, labels_of_pairs.tokens.shape[1])
+            # A text whose speech is absent has no durations.
+            aligned = label_mask & jnp.any(speech["paired"].mask, axis=1)[:, None]
+            metrics |= alignment_collapse(path, entropy, label_mask, speech["paired"].mask)
+            metrics["paired/zero_duration_fraction"] = masked_sum(path.durations == 0, aligned)
         terms |= {TRANSDUCER_TERMS[name]: term for name, term in decoder_terms.items()}
         for name, each in speech.items():
             metrics[f"{name}/frame_variance_ratio"] = frame_variance_ratio(each.encoded, each.mask)
@@ -382,13 +434,26 @@ class MaestroPretraining(Objective):
         self, model: Maestro, params: Any, examples: Mapping[str, jax.Array], row: int
     ) -> Probe:
         """Computes metrics and arrays of held-out pairs; see `probe_pairs`."""
-        return probe_pairs(model, params, examples, row)
+        # Text is shown at the rate that the encoders know.
+        repeats = self.durations.max_token_frames is not None
+        durations = self.durations if repeats and not self._learns_durations else None
+        return probe_pairs(model, params, examples, row, durations=durations)
 
-    def _max_frames(self, model: Maestro, batch: Batch, name: str) -> int:
-        """Returns the static number of frames of a text; that of a pair is its speech's."""
-        if name == "paired" or self.max_text_frames is None:
+    def _max_frames(self, model: Maestro, batch: Batch, name: str, tokens: int) -> int:
+        """Returns the static number of frames of a text of so many tokens.
+
+        That of a pair that is aligned is its speech's.
+        """
+        if name == "paired" and self._learns_durations:
             return default_max_text_frames(model, audio_samples(batch))
-        return self.max_text_frames
+        per_token = self.durations.max_token_frames
+        # The text of a pair is never too long: what its speech trains must not depend on its rate.
+        if name == "paired" and per_token is not None:
+            return per_token * tokens
+        limit = self.max_text_frames
+        if limit is None:
+            limit = default_max_text_frames(model, audio_samples(batch))
+        return limit if per_token is None else min(limit, per_token * tokens)
 
     def _encode_texts(
         self,
@@ -411,10 +476,12 @@ class MaestroPretraining(Objective):
             deterministic: No dropout.
 
         Returns:
-            The texts by name, and the alignment of paired text with its entropy.
+            The texts by name, and the alignment of paired text with its entropy; None where no
+            durations are learned.
         """
         texts: dict[str, TokenBatch] = {}
-        for name in ("paired", *TEXT_STREAMS):
+        of_pairs = self.matching is not None or self.text_masks.on_paired
+        for name in (*(["paired"] if of_pairs else []), *TEXT_STREAMS):
             if name in batch:
                 stream = batch[name]
                 texts[name] = TokenBatch(stream["text"], stream["text_length"], stream["language"])
@@ -429,7 +496,7 @@ class MaestroPretraining(Objective):
                     )
         alignment = None
         durations = {}
-        if "paired" in batch:
+        if "paired" in batch and self._learns_durations:
             paired = batch["paired"]
             # Aligned as it was recorded: no SpecAugment, no dropout, averaged weights.
             features, mask = aligner.subsample(speech["paired"].mel, speech["paired"].mel_lengths)
@@ -514,13 +581,38 @@ class MaestroPretraining(Objective):
         if "paired" in batch and self.text_masks.on_paired:
             language = batch["paired"]["language"]
             inputs["paired_text"] = EncoderInput(*masked("paired"), language=language)
-            # The same labels from the text side, resampled by its true alignment.
+            # The same labels from the text side, in MAESTRO resampled by its true alignment.
             labels["paired_text"] = labels["paired"]
+        if "paired" in batch and self._compares_contexts:
+            text = upsampled["paired"]
+            inputs[WHOLE_PAIRED_TEXT] = EncoderInput(
+                text.refined, text.index.mask, language=batch["paired"]["language"]
+            )
         return inputs, labels
 
-    def _paired_text_losses(
+    def _duration_free_loss(
+        self,
+        matching: DurationFreeMatching,
+        speech: jax.Array,
+        speech_mask: jax.Array,
+        text: jax.Array,
+        text_mask: jax.Array,
+        durations: jax.Array,
+        path: Alignment,
+        lattice: Lattice,
+    ) -> tuple[Weighted, Weighted]:
+        """Computes the matching loss of text at a rate of its own, and the cosine of pairs.
+
+        The cosine is of the frames that the transducer's best path matches, as in MAESTRO's.
+        """
+        at_frames, index = at_speech_frames(text, durations, path.durations, speech.shape[1])
+        cosine = masked_sum(cosine_similarity(speech, at_frames), speech_mask & index.mask)
+        return matching.loss(speech, speech_mask, text, text_mask, lattice), cosine
+
+    def _matching_and_duration_losses(
         self,
         model: Maestro,
+        settings: Matching,
         speech: SpeechEncoding,
         labels: TargetLabels,
         text: TextEncoding,
@@ -533,12 +625,12 @@ class MaestroPretraining(Objective):
         # Aligned durations sum to the frames of the speech, so that the masks differ only where
         # there is no text.
         both = speech.mask & upsampled.index.mask
-        matching = self.matching.loss(
+        matching = settings.loss(
             speech.encoded,
             upsampled.refined,
             labels.tokens,
             upsampled.index,
-            self.matching.matched_frames(upsampled.index, path.frames, speech.mask),
+            settings.matched_frames(upsampled.index, path.frames, speech.mask),
         )
         embedded = text.embedded
         # The duration loss then trains the duration model alone, on e_t as it is.
@@ -567,6 +659,5 @@ class MaestroPretraining(Objective):
             )
         return terms, {
             "paired/duration_error_frames": duration_error,
-            "paired/zero_duration_fraction": masked_sum(text.durations == 0, aligned),
             "paired/cosine": masked_sum(cosine_similarity(speech.encoded, upsampled.refined), both),
         }

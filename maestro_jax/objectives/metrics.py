@@ -28,7 +28,9 @@ from maestro_jax.losses.transducer_alignment import (
 from maestro_jax.modules.duration import predicted_durations
 from maestro_jax.modules.maestro import Maestro
 from maestro_jax.modules.quantizer import RandomProjectionQuantizer
+from maestro_jax.modules.resampler import FrameIndex, frame_index
 from maestro_jax.objectives.base import Metrics, bind
+from maestro_jax.objectives.duration_sources import DurationSource
 from maestro_jax.precision import EXACT
 
 
@@ -84,6 +86,28 @@ def alignment_collapse(
     }
 
 
+def at_speech_frames(
+    text: jax.Array, durations: jax.Array, aligned: jax.Array, frames: int
+) -> tuple[jax.Array, FrameIndex]:
+    """Looks up, for each frame of the speech, the text vector of the token that is spoken there.
+
+    Args:
+        text: `[batch, positions, features]`, a text at a rate of its own.
+        durations: `[batch, tokens]` int32, how many positions each token has.
+        aligned: `[batch, tokens]` int32, how many frames of the speech it has.
+        frames: Static number of frames of the speech.
+
+    Returns:
+        `[batch, frames, features]`, the vector at the first position of the frame's token, and the
+        frames' tokens.
+    """
+    index = frame_index(aligned, frames)
+    first = jnp.cumsum(durations, axis=1) - durations  # [batch, tokens]
+    position = jnp.take_along_axis(first, index.token, axis=1)
+    position = jnp.minimum(position, text.shape[1] - 1)
+    return jnp.take_along_axis(text, position[:, :, None], axis=1), index
+
+
 @flax.struct.dataclass
 class Probe:
     """Metrics of held-out pairs, and the arrays of one of them.
@@ -124,7 +148,12 @@ class Probe:
 
 
 def probe_pairs(
-    model: Maestro, params: Any, paired: Mapping[str, jax.Array], row: jax.Array | int = 0
+    model: Maestro,
+    params: Any,
+    paired: Mapping[str, jax.Array],
+    row: jax.Array | int = 0,
+    *,
+    durations: DurationSource | None = None,
 ) -> Probe:
     """Aligns, predicts durations, resamples, and compares speech with text on held-out pairs.
 
@@ -134,6 +163,8 @@ def probe_pairs(
         paired: A paired stream: `audio`, `audio_length`, `text`, `text_length`, `language`, each
             `[batch, ...]`. Rows without audio count for nothing.
         row: The utterance that is shown in full.
+        durations: What the text is resampled by before the best path compares it with the speech;
+            None: by that path. Of a source, `max_token_frames` must be known.
 
     Returns:
         Metrics of all rows, and the arrays of one.
@@ -156,11 +187,22 @@ def probe_pairs(
     text_mask = length_mask(text_length, text.shape[1])
     label_mask = text_mask & feasible[:, None]
 
-    # The text side, resampled by that path.
+    # The text side, resampled by that path, or at a rate of its own and looked up by that path.
     embedded = bound.encode_text(text, text_mask, language)
     predicted = predicted_durations(model, params, text, text_mask, language)
-    refined, index = bound.upsample(embedded, path.durations, mask.shape[1])
-    text_context = bound.encode_shared(refined, index.mask, None, language)
+    if durations is None:
+        refined, index = bound.upsample(embedded, path.durations, mask.shape[1])
+        text_context = bound.encode_shared(refined, index.mask, None, language)
+    else:
+        own = durations.durations(
+            jax.random.key(0), bound, embedded, text, text_mask, deterministic=True
+        )
+        refined, index = bound.upsample(
+            embedded, own, (durations.max_token_frames or 1) * text.shape[1]
+        )
+        text_context = bound.encode_shared(refined, index.mask, None, language)
+        text_context, _ = at_speech_frames(text_context, own, path.durations, mask.shape[1])
+        refined, index = at_speech_frames(refined, own, path.durations, mask.shape[1])
     both = mask & index.mask
 
     metrics: dict[str, Weighted] = {

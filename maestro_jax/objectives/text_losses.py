@@ -8,17 +8,83 @@ to the first label, the silence at the end to the last, and a pause to the label
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from maestro_jax.errors import UserError
+from maestro_jax.errors import UserError, near_misses
 from maestro_jax.layers.masking import block_mask, span_mask
 from maestro_jax.losses.matching import FORMS, NEGATIVES, STOPPED, matching_loss
 from maestro_jax.losses.reduction import Weighted
 from maestro_jax.modules.resampler import FrameIndex
+from maestro_jax.objectives.decoder_losses import Lattice
+from maestro_jax.objectives.duration_sources import DurationSource
 
 FRAMES = ("all", "labelled", "emitting")
+
+
+def refuse_unknown(settings: Any, **choices: tuple[str, ...]) -> None:
+    """Refuses settings whose values are none of the choices.
+
+    Args:
+        settings: A dataclass.
+        **choices: The choices of each field.
+
+    Raises:
+        UserError: With the field, its value and the choices.
+    """
+    for field, allowed in choices.items():
+        value = getattr(settings, field)
+        if value not in allowed:
+            raise UserError(
+                f"{type(settings).__name__}.{field} is {value!r}; choose one of {allowed}."
+                f"{near_misses(str(value), allowed)}"
+            )
+
+
+class DurationFreeMatching(Protocol):
+    """Matching of speech with text that has not been resampled by an alignment.
+
+    The text of pairs then has the durations of unspoken text, and no duration model is trained. The
+    methods of this kind are in `best_alignment` and `astra`.
+    """
+
+    @property
+    def unit(self) -> str:
+        """Returns the unit of the term, for reports."""
+
+    @property
+    def of_shared_encoder(self) -> bool:
+        """Returns whether outputs of the shared encoder are compared; otherwise e_s and ê_t."""
+
+    def check(self, durations: DurationSource) -> None:
+        """Refuses durations with which the text cannot be compared.
+
+        Raises:
+            UserError: It cannot.
+        """
+
+    def loss(
+        self,
+        speech: jax.Array,
+        speech_mask: jax.Array,
+        text: jax.Array,
+        text_mask: jax.Array,
+        lattice: Lattice,
+    ) -> Weighted:
+        """Computes the distance between speech and text.
+
+        Args:
+            speech: `[batch, frames, features]`.
+            speech_mask: `[batch, frames]` bool.
+            text: `[batch, positions, features]`.
+            text_mask: `[batch, positions]` bool.
+            lattice: The RNN-T's lattice of the speech and the labels of the text.
+
+        Returns:
+            Total and count.
+        """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,7 +92,8 @@ class Matching:
     """The modality matching loss (MAESTRO, section 2.2).
 
     Attributes:
-        form: `mse`, `cosine`, or `infonce`, which contrasts a frame with other frames (VQ-CTAP).
+        form: `mse`, `mae`, `cosine`, or `infonce`, which contrasts a frame with other frames
+            (VQ-CTAP).
         stop_gradient: The side that is the target and does not learn: `speech` (as USM, section
             2.7), `text`, or `none`.
         normalize: Standardise both sides over features first.
@@ -49,19 +116,11 @@ class Matching:
     temperature: float = 0.1
     negatives: str = "utterance"
     contrast_equal_tokens: bool = False
+    unit = "distance per frame"
 
     def __post_init__(self) -> None:
         """Refuses unknown choices before anything is built."""
-        for field, choices in (
-            ("form", FORMS),
-            ("stop_gradient", STOPPED),
-            ("frames", FRAMES),
-            ("negatives", NEGATIVES),
-        ):
-            if getattr(self, field) not in choices:
-                raise UserError(
-                    f"Matching.{field} is {getattr(self, field)!r}; choose one of {choices}."
-                )
+        refuse_unknown(self, form=FORMS, stop_gradient=STOPPED, frames=FRAMES, negatives=NEGATIVES)
         if not self.temperature > 0.0:
             raise UserError(
                 f"Matching.temperature is {self.temperature}; choose a positive number such as 0.1."

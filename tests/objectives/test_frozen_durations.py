@@ -15,7 +15,7 @@ from maestro_jax.modules.duration import DURATION_NETWORKS as NETWORKS
 from maestro_jax.modules.duration import FROZEN_DURATIONS as FROZEN
 from maestro_jax.modules.duration import duration_params, predicted_durations
 from maestro_jax.modules.resampler import GaussianUpsampling
-from maestro_jax.objectives.duration_sources import Learned
+from maestro_jax.objectives.duration_sources import FixedRepetition, Learned
 from maestro_jax.objectives.maestro import MaestroPretraining
 from maestro_jax.objectives.speech_translation import SpeechTranslation
 from maestro_jax.training.checkpoints import Checkpoints
@@ -141,6 +141,8 @@ def test_decoding_a_text_asks_the_durations_that_are_held(tiny, fine_tuned):
         (MaestroPretraining(), "speech st", False),
         (MaestroPretraining(translation_packing="concatenated"), "speech st", True),
         (MaestroPretraining(duration_weight=0.0), "paired text", True),
+        (MaestroPretraining(matching=None), "paired text", True),
+        (MaestroPretraining(matching=None, durations=FixedRepetition()), "paired text", False),
         (MaestroPretraining(durations=Learned(continuous=True)), "text", False),
     ],
 )
