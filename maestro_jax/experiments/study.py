@@ -89,7 +89,9 @@ class Study:
         metric: Metric of the main score; by default the one that each language is reported by.
         minivox: Config of MiniVox that is prepared first; None for data of one's own.
         flops_per_second: Model FLOPs per second that the machine reaches, to estimate the time of a
-            grid of which no cell is done.
+            grid before its cells are done.
+        overhead_seconds: What a cell takes besides its training steps, for the same: starts,
+            compilation as shared by its seeds, validation, evaluation.
     """
 
     name: str
@@ -108,6 +110,7 @@ class Study:
     metric: str | None = None
     minivox: str | None = None
     flops_per_second: float | None = None
+    overhead_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         """Checks the grid, and makes tuples of gin's lists."""

@@ -71,7 +71,8 @@ def plan_text(study: Study, cells: Sequence[Cell], output: epath.PathLike | None
     if study.flops_per_second:
         for cell in cells:
             of_cell = flops[cell.method.name, cell.amount]
-            expected[cell.name] = sum(of_cell.values()) / study.flops_per_second
+            training = sum(of_cell.values()) / study.flops_per_second
+            expected[cell.name] = training + study.overhead_seconds
     left = time_left(cells, study, output, expected)
     sections.append(
         "estimated time: unknown, before a cell is done or without Study.flops_per_second"

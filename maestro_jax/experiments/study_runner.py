@@ -85,7 +85,8 @@ def run_cells(
         if status in _STOPPED:
             _say(f"[{number}/{len(cells)}] {cell.name}: stopped; the same command continues it")
             raise SystemExit(status)
-        if read_result(output, cell) is not None:
+        # Of several processes that train together, the first one may still be writing the result.
+        if status == 0 or read_result(output, cell) is not None:
             _say(f"[{number}/{len(cells)}] {cell.name}: done in {spent}")
         else:
             failed.append(cell)
