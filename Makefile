@@ -23,7 +23,7 @@ PYTEST = $(call LLVM,$(LEVEL)) $(BIN)/python -m pytest -n $(WORKERS) --dist work
 
 PEERS := build/peers
 
-.PHONY: help install demo low-resource self-supervised test test-extended test-slow peers test-peers bench-transducer bench-input bench-train bench-evaluation lint docs format clean
+.PHONY: help install demo low-resource self-supervised adaptation test test-extended test-slow peers test-peers bench-transducer bench-input bench-train bench-evaluation lint docs format clean
 .DEFAULT_GOAL := help
 
 help:  ## list these commands
@@ -39,6 +39,9 @@ low-resource: $(STAMP)  ## what pretraining is worth to a language with 24 trans
 
 self-supervised: $(STAMP)  ## what w2v-BERT and BEST-RQ learn from an hour of untranscribed speech, on a CPU
 	@$(BIN)/maestro demo --experiment self_supervised
+
+adaptation: $(STAMP)  ## a new domain, of which there is text alone: text, synthesised speech and both, on a CPU
+	@$(BIN)/maestro demo --experiment adaptation
 
 test: $(STAMP)  ## the default test suite
 	@$(PYTEST) -m "$(DEFAULT_MARKS) and not extended" $(TESTS)
@@ -81,7 +84,7 @@ format: $(STAMP)  ## let ruff mend what it can
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 clean:  ## remove what make made, .venv included
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis demo_output low_resource_output self_supervised_output
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis demo_output low_resource_output self_supervised_output adaptation_output
 
 # The stamp's name changes with what is to be installed, so a second run installs nothing.
 $(STAMP):

@@ -30,15 +30,19 @@ def stream_languages(corpus: CorpusConfig, stream: str) -> tuple[str, ...]:
     )
 
 
-def add_minivox(config: str, corpus: CorpusConfig) -> None:
+def add_minivox(config: str, corpus: CorpusConfig, *, vocabulary_of: str | None = None) -> None:
     """Registers the tasks and mixtures of a config of MiniVox, shipped or of one's own.
 
     Args:
         config: Name of the config.
         corpus: Sizes of its splits.
+        vocabulary_of: Name of the config whose vocabulary is used; by default its own.
     """
     remedy = f"maestro prepare minivox --config {config}"
-    vocabulary = PreparedVocabulary(f"vocabularies/minivox_{config}.model", remedy)
+    source = vocabulary_of or config
+    vocabulary = PreparedVocabulary(
+        f"vocabularies/minivox_{source}.model", f"maestro prepare minivox --config {source}"
+    )
     recorded_splits = corpus.splits()
     for stream in STREAM_FEATURES:
         recorded = "paired" if stream == "st" else stream
@@ -66,4 +70,9 @@ def add_minivox(config: str, corpus: CorpusConfig) -> None:
 
 
 for _config in Minivox.BUILDER_CONFIGS:
-    add_minivox(_config.name, _config.corpus)
+    # Both domains of the adaptation experiment are written with one vocabulary.
+    add_minivox(
+        _config.name,
+        _config.corpus,
+        vocabulary_of="everyday" if _config.name == "calendar" else None,
+    )

@@ -173,7 +173,9 @@ def test_runs(name: str) -> None:
     if "INIT_FROM" in gin_config.macros(files):
         bindings["INIT_FROM"] = "None"
     if name in ("pretrain.gin", "finetune.gin", "finetune_new_vocabulary.gin"):
-        files += ["models/tiny.gin", "objectives/maestro.gin", "data/minivox_tiny.gin"]
+        files += ["objectives/maestro.gin"]
+    if len(files) > 1 or name.startswith("adapt_"):
+        files += ["models/tiny.gin", "data/minivox_tiny.gin"]
         bindings |= {"STEPS": "100000", "WARMUP_STEPS": "10"}
     if name == "paper.gin":
         files += ["data/minivox_tiny.gin"]

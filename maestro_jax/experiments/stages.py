@@ -30,7 +30,8 @@ class Stage:
         directory: Model directory, within the output directory.
         doing: Line that is printed when the stage begins.
         init_from: Stage from whose model it is initialised; None for a run from scratch.
-        bindings: Macros of the file that this stage overrides.
+        bindings: Macros of the files that this stage overrides.
+        further_files: Gin files that are read after the first.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Stage:
     doing: str
     init_from: str | None = None
     bindings: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    further_files: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,7 @@ class Recipe:
         data_gin: Gin file of the data, read after those of the runs; None for their own.
         bindings: Macros overridden in every run that reads them.
         steps: Training steps by stage, where they differ from those of its file.
+        further_configs: Further configurations of MiniVox that are prepared.
     """
 
     stages: tuple[Stage, ...]
@@ -58,6 +61,7 @@ class Recipe:
     data_gin: str | None = None
     bindings: Mapping[str, str] = dataclasses.field(default_factory=dict)
     steps: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    further_configs: tuple[str, ...] = ()
 
     def stage(self, name: str) -> Stage:
         """Returns the stage of that name."""
@@ -109,7 +113,8 @@ class Experiment:
 
         self.output.mkdir(parents=True, exist_ok=True)
         self.announce("synthesising MiniVox: sentences, voices, rooms and noise")
-        dataset.prepare(self.recipe.config, self.data)
+        for config in (self.recipe.config, *self.recipe.further_configs):
+            dataset.prepare(config, self.data)
         for stage in self.recipe.stages:
             self.announce(stage.doing)
             self.train_stage(stage)
@@ -121,7 +126,9 @@ class Experiment:
             stage: A stage of the recipe; the one that it is initialised from has been trained.
         """
         recipe = self.recipe
-        files = [stage.file] if recipe.data_gin is None else [stage.file, recipe.data_gin]
+        files = [stage.file, *stage.further_files]
+        if recipe.data_gin is not None:
+            files.append(recipe.data_gin)
         macros = gin_config.macros(files)
         bindings = {macro: value for macro, value in recipe.bindings.items() if macro in macros}
         bindings |= stage.bindings

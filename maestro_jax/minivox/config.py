@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+from maestro_jax.minivox.meanings import KINDS
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CorpusConfig:
@@ -35,6 +37,7 @@ class CorpusConfig:
             the training texts.
         vocab_kind: `unigram` (sub-words) or `char` (letters); or `byte`, which needs no training
             and always has 259 ids.
+        kinds: Kinds of sentences, of `meanings.KINDS`; empty for all of them.
     """
 
     languages: tuple[str, ...]
@@ -53,6 +56,7 @@ class CorpusConfig:
     room_share: float = 0.5
     vocab_size: int = 256
     vocab_kind: str = "unigram"
+    kinds: tuple[str, ...] = ()
 
     def splits(self) -> dict[str, int]:
         """Returns the number of examples by split, such as `{"paired_de_train": 1500, ...}`.
@@ -131,6 +135,29 @@ TINY = CorpusConfig(
     vocab_size=96,
 )
 """A corpus that is made in seconds, to test whether a run works; too small to learn from."""
+
+
+CALENDAR_KINDS = ("date", "weekday_date", "full_date")
+"""Sentences with months and days of the week, which no other kind has."""
+
+EVERYDAY = dataclasses.replace(
+    SMALL,
+    languages=("de",),
+    paired={"de": 2000},
+    speech=0,
+    text=2000,
+    mt=0,
+    validation=100,
+    test=150,
+    kinds=tuple(kind for kind in KINDS if kind not in CALENDAR_KINDS),
+)
+"""German about everything but dates: the old domain of the adaptation experiment.
+
+Its letters are all letters of `CALENDAR`, whose tasks use its vocabulary.
+"""
+
+CALENDAR = dataclasses.replace(EVERYDAY, paired={"de": 50}, text=2000, kinds=CALENDAR_KINDS, seed=1)
+"""German dates: the new domain of the adaptation experiment, with two minutes of paired speech."""
 
 
 def full(hours: float = 10.0) -> CorpusConfig:

@@ -86,7 +86,7 @@ def _draw_meanings(config: CorpusConfig, part: str, rng: np.random.Generator) ->
     meanings: list[Meaning] = []
     count = int(rng.integers(1, config.max_meanings + 1))
     while len(meanings) < count:
-        meaning = draw_meaning(rng)
+        meaning = draw_meaning(rng, config.kinds)
         if split_of(meaning) == part:
             meanings.append(meaning)
     return meanings

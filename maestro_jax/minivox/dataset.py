@@ -88,6 +88,12 @@ class Minivox(tfds.core.GeneratorBasedBuilder):
             name="tiny", description="Three languages, minutes.", corpus=corpus_config.TINY
         ),
         MiniVoxConfig(
+            name="everyday",
+            description="German about everything but dates.",
+            corpus=corpus_config.EVERYDAY,
+        ),
+        MiniVoxConfig(name="calendar", description="German dates.", corpus=corpus_config.CALENDAR),
+        MiniVoxConfig(
             name="full",
             description="Six languages, about 10 hours each.",
             corpus=corpus_config.full(),
@@ -258,4 +264,8 @@ def _has_audio(split: str) -> bool:
 
 def _metadata(corpus: CorpusConfig) -> dict[str, object]:
     """Returns the fields of a corpus as a JSON file holds them."""
-    return json.loads(json.dumps(dataclasses.asdict(corpus)))
+    fields = dataclasses.asdict(corpus)
+    if not corpus.kinds:
+        # Corpora that were made before there was a choice have all kinds.
+        del fields["kinds"]
+    return json.loads(json.dumps(fields))

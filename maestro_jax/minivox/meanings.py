@@ -7,8 +7,9 @@ numbers (14, 25). The grammar of each language words it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -138,16 +139,19 @@ KINDS: dict[str, Kind] = {
 }
 """All kinds of meanings, by name."""
 
-_NAMES = tuple(KINDS)
-_WEIGHTS = np.array([KINDS[name].weight for name in _NAMES])
-_PROBABILITIES = _WEIGHTS / _WEIGHTS.sum()
 
-
-def draw_meaning(rng: np.random.Generator) -> Meaning:
-    """Draws a meaning from all kinds, by their weights."""
-    kind = _NAMES[int(rng.choice(len(_NAMES), p=_PROBABILITIES))]
+def draw_meaning(rng: np.random.Generator, kinds: Sequence[str] = ()) -> Meaning:
+    """Draws a meaning from some kinds, by their weights; from all kinds by default."""
+    names = tuple(kinds) or tuple(KINDS)
+    kind = names[int(rng.choice(len(names), p=_probabilities(names)))]
     template = int(rng.integers(len(KINDS[kind].draws)))
     return Meaning(kind, template, KINDS[kind].draws[template](rng))
+
+
+@functools.cache
+def _probabilities(kinds: tuple[str, ...]) -> np.ndarray:
+    weights = np.array([KINDS[name].weight for name in kinds])
+    return weights / weights.sum()
 
 
 def split_of(meaning: Meaning) -> str:

@@ -255,6 +255,33 @@ def encode_speech(
     return encodings
 
 
+def synthetic_speech(streams: Batch, name: str) -> dict[str, jax.Array]:
+    """Returns the synthesised speech of a stream's texts, as a stream of transcribed speech.
+
+    Args:
+        streams: A batch.
+        name: The stream, which a synthesiser has spoken (`StreamConfig.synthesis`).
+
+    Returns:
+        Its features, with `synthetic_audio` and its length as `audio` and `audio_length`. A text
+        that was not spoken has a length of 0.
+
+    Raises:
+        UserError: The texts have not been spoken.
+    """
+    stream = streams[name]
+    if "synthetic_audio" not in stream:
+        raise UserError(
+            f"the objective hears the texts of stream {name!r}, which nobody speaks; set "
+            f"{name}/StreamConfig.synthesis, as objectives/tts4pretrain.gin does."
+        )
+    return {
+        **stream,
+        "audio": stream["synthetic_audio"],
+        "audio_length": stream["synthetic_audio_length"],
+    }
+
+
 # --- Text ----------------------------------------------------------------------------------------
 
 

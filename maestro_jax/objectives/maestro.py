@@ -9,6 +9,7 @@
 | paired | sub-word durations, if drawn from | likelihood of the durations of that path |
 | paired | paired aligned masked LM, if asked for | L_RNNT(t given Mask(ê_t)) |
 | text | aligned masked LM | L_RNNT(t given Mask(ê_t)), ê_t resampled by durations from a source |
+| text | text transducer, if asked for | L_RNNT(t given synthesised speech of t) |
 | mt | translation of text | L_RNNT(translation given Mask(ê_t)) |
 | st | translation of speech | L_RNNT(translation given e_s); its alignments train no durations |
 
@@ -68,6 +69,7 @@ from maestro_jax.objectives.forward import (
     encode_speech,
     encode_text,
     stream_metrics,
+    synthetic_speech,
     upsample,
 )
 from maestro_jax.objectives.metrics import (
@@ -80,16 +82,18 @@ from maestro_jax.objectives.metrics import (
 from maestro_jax.objectives.self_supervised import SelfSupervised, W2vBert
 from maestro_jax.objectives.text_losses import DurationFreeMatching, Matching, TextMasks
 
-SPEECH_STREAMS = ("speech", "paired", "st")
+SPEECH_STREAMS = ("speech", "paired", "st", "synthetic_text")
 TEXT_STREAMS = ("text", "mt")
 TRANSDUCER_TERMS = {
     "paired": "transducer",
     "text": "aligned_masked_lm",
+    "synthetic_text": "text_transducer",
     "paired_text": "paired_aligned_masked_lm",
     "mt": "mt",
     "st": "st",
 }
-"""The term that scores each stream; `paired_text` is the text of the paired stream."""
+"""The term that scores each stream; `paired_text` is the text of the paired stream,
+`synthetic_text` the synthesised speech of the text stream."""
 WHOLE_PAIRED_TEXT = "whole_paired_text"
 """The unmasked text of the paired stream in the shared encoder, where matching compares it."""
 TERM_UNITS = {
@@ -117,7 +121,9 @@ class MaestroPretraining(Objective):
         matching_weight: Weight of the matching loss.
         duration_weight: Weight of the duration loss.
         text_weight: Weight of the aligned masked LM loss; the RWTH experiments use 0.3 where text
-            drowns speech.
+            drowns speech. With 0, and a `synthetic_weight`, text is heard only.
+        synthetic_weight: Weight of the RNN-T loss on synthesised speech of the text stream, for
+            adaptation; above 0 the stream needs a `StreamConfig.synthesis`.
         paired_text_weight: Weight of the aligned masked LM on paired text, if `text_masks` ask for
             it.
         mt_weight: Weight of text translation.
@@ -157,6 +163,7 @@ class MaestroPretraining(Objective):
     matching_weight: Weight = 1.0
     duration_weight: Weight = 1.0
     text_weight: Weight = 1.0
+    synthetic_weight: Weight = 0.0
     paired_text_weight: Weight = 1.0
     mt_weight: Weight = 1.0
     st_weight: Weight = 1.0
@@ -227,16 +234,23 @@ class MaestroPretraining(Objective):
             paired["subword_duration"] = self.duration_weight
         if self.text_masks.on_paired:
             paired["paired_aligned_masked_lm"] = self.paired_text_weight
+        text: dict[str, Weight] = {"aligned_masked_lm": self.text_weight}
+        if self._hears_text:
+            text["text_transducer"] = self.synthetic_weight
         weights = {
             "speech": {
                 name: getattr(self, f"{name}_weight") for name in self.self_supervised.term_names
             },
             "paired": paired,
-            "text": {"aligned_masked_lm": self.text_weight},
+            "text": text,
             "mt": {"mt": self.mt_weight},
             "st": {"st": self.st_weight},
         }
         return {name: terms for name, terms in weights.items() if name in self.streams}
+
+    @property
+    def _hears_text(self) -> bool:
+        return not isinstance(self.synthetic_weight, float | int) or self.synthetic_weight != 0
 
     def for_run(self, model: Maestro, audio_samples: Mapping[str, int]) -> Self:
         """Sets `max_text_frames`, where it is None, to the frames of the longest pairs."""
@@ -322,6 +336,10 @@ class MaestroPretraining(Objective):
             augment = jnp.asarray(curriculum_step) >= self.augment_paired_start_step
         self.self_supervised.check(model)
         self.durations.check(model)
+        if self._hears_text and "text" in batch:
+            batch = {**batch, "synthetic_text": synthetic_speech(batch, "text")}
+            if isinstance(self.text_weight, float | int) and self.text_weight == 0:
+                batch = {name: stream for name, stream in batch.items() if name != "text"}
         keys = iter(jax.random.split(rng, 6))
         deterministic = not train
         bound = bind(model, params, next(keys))
@@ -539,7 +557,7 @@ class MaestroPretraining(Objective):
 
         inputs: dict[str, EncoderInput] = {}
         labels: dict[str, TargetLabels] = {}
-        for name in ALL_STREAMS:
+        for name in (*ALL_STREAMS, "synthetic_text"):
             if name not in batch:
                 continue
             stream = batch[name]

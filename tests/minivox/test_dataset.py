@@ -108,5 +108,5 @@ def test_an_error_while_building_leaves_nothing_behind(tmp_path, monkeypatch):
 
 
 def test_shipped_configs():
-    names = {"tiny", "small", "low_resource", "study", "full"}
+    names = {"tiny", "small", "low_resource", "study", "everyday", "calendar", "full"}
     assert set(dataset.Minivox.builder_configs) == names

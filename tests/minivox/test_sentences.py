@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from maestro_jax.errors import UserError
+from maestro_jax.minivox.config import CALENDAR, EVERYDAY
+from maestro_jax.minivox.corpus import make_example
 from maestro_jax.minivox.meanings import KINDS, Meaning, draw_meaning, split_of
 from maestro_jax.minivox.sentences import _GRAMMARS, SPEAKABLE, say
 
@@ -164,3 +166,23 @@ def test_splits_are_as_large_as_they_should_be():
 def test_unknown_language_names_the_known_ones():
     with pytest.raises(UserError, match=r"'xx'.*en de fr es pl sl"):
         say(BORN, "xx")
+
+
+def test_kinds_of_a_corpus_are_drawn_by_their_weights():
+    rng = np.random.default_rng(0)
+    kinds = ("date", "full_date")
+    drawn = [draw_meaning(rng, kinds).kind for _ in range(400)]
+    assert set(drawn) == set(kinds)
+    # Weights of 2 and 0.5.
+    assert 290 < drawn.count("date") < 350
+
+
+def test_domains_share_letters_and_not_kinds():
+    assert not set(EVERYDAY.kinds) & set(CALENDAR.kinds)
+    assert {*EVERYDAY.kinds, *CALENDAR.kinds} == set(KINDS)
+    old, new = (
+        {letter for n in range(500) for letter in make_example(corpus, "text_de_train", n).text}
+        for corpus in (EVERYDAY, CALENDAR)
+    )
+    # The tasks of both read the vocabulary of the first.
+    assert new <= old

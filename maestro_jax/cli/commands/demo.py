@@ -6,7 +6,7 @@ import argparse
 
 from maestro_jax.cli import environment
 
-EXPERIMENTS = ("whole_loop", "low_resource", "self_supervised")
+EXPERIMENTS = ("whole_loop", "low_resource", "self_supervised", "adaptation")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=EXPERIMENTS[0],
         help="whole_loop: pretraining, recognition, translation; low_resource: the gain from "
         "pretraining for a language with 24 transcribed utterances; self_supervised: w2v-BERT and "
-        "BEST-RQ on untranscribed speech (default: %(default)s)",
+        "BEST-RQ on untranscribed speech; adaptation: a new domain, of which there is text alone "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--output_dir",
@@ -44,6 +45,11 @@ def run(arguments: argparse.Namespace) -> None:
         from maestro_jax.experiments.self_supervised import run_self_supervised
 
         run_self_supervised(arguments.output_dir or "self_supervised_output", arguments.data_dir)
+        return
+    if arguments.experiment == "adaptation":
+        from maestro_jax.experiments.adaptation import run_adaptation
+
+        run_adaptation(arguments.output_dir or "adaptation_output", arguments.data_dir)
         return
     from maestro_jax.experiments.demo import run_demo
 
