@@ -33,6 +33,7 @@ SETTINGS = NARROW | {
     "CHECKPOINT_EVERY": "2",
     "EVAL_EVERY": "0",
     "DIAGNOSTICS_EVERY": "0",
+    "GRADIENTS_EVERY": "None",
     "PAIRED_START_STEP": "0",
     "TEXT_START_STEP": "0",
 }
