@@ -20,12 +20,14 @@ BINDINGS = NARROW | {
     "CHECKPOINT_EVERY": "10",
     "DIAGNOSTICS_EVERY": "3",
     "GRADIENTS_EVERY": "0",
-    # Phases, bfloat16 and a batch in parts, all at once.
+    # Phases, bfloat16, a batch in parts and a mesh of the eight devices of the tests, all at once.
     "PAIRED_START_STEP": "1",
     "TEXT_START_STEP": "2",
     "TRANSLATION_START_STEP": "2",
     "DTYPE": "bfloat16",
     "ACCUMULATE": "2",
+    "MESH": "(2, 2, 2)",
+    **dict.fromkeys(("SPEECH_BATCH", "PAIRED_BATCH", "TEXT_BATCH", "MT_BATCH", "ST_BATCH"), "8"),
 }
 METHODS = {
     "maestro_no_matching": {"matching", "duration"},
@@ -70,7 +72,8 @@ def test_pretraining_and_then_recognition(method: str, tmp_path: Path) -> None:
     assert last["loss/masked_prediction"] > 0.0
 
     files = ["runs/demo_finetune_asr.gin", "data/minivox_tiny.gin"]
-    bindings = {name: BINDINGS[name] for name in (*NARROW, "VOCAB_SIZE", "DTYPE")}
+    kept = (*NARROW, "VOCAB_SIZE", "DTYPE", "MESH", "PAIRED_BATCH")
+    bindings = {name: BINDINGS[name] for name in kept}
     bindings |= {"STEPS": "2", "INIT_FROM": str(tmp_path / "pretrained"), "EVAL_EVERY": "2"}
     tuned = train(files, bindings, tmp_path / "recognition")
     assert any("validation/wer" in line for line in tuned)
