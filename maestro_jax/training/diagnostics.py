@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from maestro_jax.errors import UserError
-from maestro_jax.files import write_atomically
+from maestro_jax.files import storage_failure, write_atomically
 from maestro_jax.losses.contrastive import perplexity
 from maestro_jax.objectives.metrics import Probe
 from maestro_jax.training.batch_feed import held_out_pairs
@@ -182,7 +182,14 @@ class Diagnostics(Callback):
         if jax.process_index() == 0:
             content = io.BytesIO()
             np.savez_compressed(content, **arrays)
-            write_atomically(self._directory / f"{step:08d}.npz", content.getvalue())
+            path = self._directory / f"{step:08d}.npz"
+            try:
+                write_atomically(path, content.getvalue())
+            except Exception as error:
+                # As the metrics: a figure of the report is not worth a run.
+                if not isinstance(error, OSError) and storage_failure(error) is None:
+                    raise
+                log.warning("%s was not written: %s", path, error)
         values = {
             f"probe/{name}": float(total) / float(count)
             for name, (total, count) in probe.metrics.items()

@@ -234,7 +234,7 @@ def _bad_storage(run: SmallRun, area: str, *, seconds: float, **faults: int) -> 
     run.rest(seconds)
     run.control.pace = pace
     run.control.heal()
-    run.rest(1.5)  # It may be about to end.
+    run.rest(patience(1.5))  # It may be about to end.
     if run.has_ended:
         return _after_exit(run, run.wait_for_exit())
     run.recover()
@@ -283,6 +283,7 @@ def no_writing_at_start(run: SmallRun) -> str:
     run.start()
     run.rest(6.0)
     run.control.heal()
+    run.rest(patience(1.5))
     if run.has_ended:
         return _after_exit(run, run.wait_for_exit())
     run.recover()
@@ -299,6 +300,7 @@ def reading_fails(run: SmallRun) -> str:
     run.start()
     run.rest(6.0)
     run.control.heal()
+    run.rest(patience(1.5))
     codes = []
     if run.has_ended:
         codes = run.wait_for_exit()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import types
 
 import jax
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 
 from maestro_jax.errors import UserError
+from maestro_jax.training import diagnostics
 from maestro_jax.training.diagnostics import DiagnosticsConfig
 from maestro_jax.training.metrics import is_of_the_machine, throughput
 from maestro_jax.training.partitioning import Partitioning
@@ -240,3 +243,25 @@ def test_stream_sizes():
 def test_settings_that_cannot_be(settings, told):
     with pytest.raises(UserError, match=told):
         DiagnosticsConfig(**settings)
+
+
+def test_a_run_goes_on_where_diagnostics_cannot_be_written(
+    parts, toy, tmp_path, monkeypatch, caplog
+):
+    def full(path, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    def fill(step, metrics):
+        monkeypatch.setattr(diagnostics, "write_atomically", full)
+
+    train(
+        parts.run(),
+        tmp_path,
+        batches=toy.batches,
+        held_out=toy.held_out(),
+        callbacks=[toy.OnLog(fill)],
+    )
+    assert (tmp_path / "diagnostics" / "00000000.npz").exists()
+    assert not (tmp_path / "diagnostics" / "00000003.npz").exists()
+    assert "00000003.npz was not written: [Errno 28] No space left" in caplog.text
+    assert lines(tmp_path)[7]["probe/table"]
