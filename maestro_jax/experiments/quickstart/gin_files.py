@@ -114,12 +114,16 @@ def _macros(stage: StagePlan, recipe: Recipe) -> list[str]:
     steps = stage.steps
     planned = stage.planned or steps
     warmup = min(warmup_steps(planned), max(steps // 2, 1))
+    learning_rate = recipe.size.learning_rate
+    if stage.name == "pretrain":
+        # It stays at its peak.
+        learning_rate = round(learning_rate * 2 / 3, 6)
     macros: dict[str, object] = {
         "STEPS": steps,
         "VOCAB_SIZE": stage.vocab_size,
         **recipe.size.macros,
         "DROPOUT": recipe.dropout,
-        "LEARNING_RATE": recipe.size.learning_rate,
+        "LEARNING_RATE": learning_rate,
         "WARMUP_STEPS": warmup,
         "EMA_DECAY": ema_decay(planned),
         "LOG_EVERY": min(max(steps // 40, 10), 100),
