@@ -187,6 +187,7 @@ def test_what_was_not_spoken_counts_nowhere(spoken):
         assert all(float(half[name][1]) > 0 for half in halves.values())
 
 
+@pytest.mark.extended
 def test_gradients_reach_the_encoder_and_not_the_text_encoder(spoken):
     def loss(params):
         terms, _ = spoken.uncompiled(params, spoken.batch, objective=OBJECTIVE, model=spoken.model)
