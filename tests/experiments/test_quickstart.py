@@ -15,10 +15,12 @@ import pytest
 import soundfile
 from quickstart_figures import LAPTOP, READERS
 
+from maestro_jax.data.corpora.speech_directory import read_speech_directory
 from maestro_jax.experiments.quickstart import run as quickstart
 from maestro_jax.experiments.quickstart.prepared import write_lm_texts
 from maestro_jax.experiments.quickstart.rules import choose
 from maestro_jax.experiments.quickstart.run import Request, run_quickstart
+from maestro_jax.experiments.quickstart.survey import Survey
 from maestro_jax.gin_utils import gin_config
 from maestro_jax.inference.search_config import SearchConfig
 
@@ -52,6 +54,13 @@ def made_corpus(root: Path, *, speakers: int = 6, each: int = 5) -> Path:
     (root / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (root / "more.txt").write_text("neun zehn elf\nzwölf\n", encoding="utf-8")
     return root
+
+
+def test_lines_that_cannot_be_used_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"audio": "a.wav", "text": "ja"}\nno JSON\n')
+    directory = read_speech_directory(tmp_path)
+    summary = quickstart.bad_summary(directory, Survey(heard=(), bad=()))
+    assert summary == "no bad recordings; 1 lines or files that cannot be used: 1 bad row"
 
 
 def test_searches_are_tuned_on_validation_and_the_better_decoder_tests(

@@ -14,6 +14,7 @@ Everything is in the output directory, so that a second call continues where the
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import json
@@ -196,7 +197,7 @@ class Quickstart:
         self._state |= {
             "source": str(self.source),
             "layout": directory.layout,
-            "bad": heard.bad_summary(),
+            "bad": bad_summary(directory, heard),
             "figures": dataclasses.asdict(figures),
         }
         self._save()
@@ -749,6 +750,16 @@ def split_by_language(utterances: Sequence[Heard]) -> Splits:
         speakers_apart=None if None in known else all(known),
         sentences_shared=max(part.sentences_shared for part in parts),
     )
+
+
+def bad_summary(directory: SpeechDirectory, heard: Survey) -> str:
+    """Returns the numbers of bad recordings and of lines that cannot be used, in one line."""
+    summary = heard.bad_summary()
+    if directory.issues:
+        kinds = collections.Counter(issue.kind for issue in directory.issues)
+        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+        summary += f"; {len(directory.issues)} lines or files that cannot be used: {counts}"
+    return summary
 
 
 def choice_rows(recipe: rules.Recipe) -> list[dict[str, object]]:
