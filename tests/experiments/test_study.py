@@ -113,7 +113,13 @@ def test_the_hash_of_a_cell_is_that_of_its_settings() -> None:
     assert cells[0].digest(make(bindings={"FEATURES": 64})) != digests[0]
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name == "study.gin" else pytest.mark.extended)
+        for name in STUDIES
+    ],
+)
 def test_shipped_studies_are_whole(name: str) -> None:
     """Each method with each amount builds; seeds differ in their seed alone."""
     study = load_study([f"runs/{name}"])
