@@ -34,9 +34,8 @@ SETTINGS = NARROW | {
     "EVAL_EVERY": "0",
     "DIAGNOSTICS_EVERY": "0",
     "GRADIENTS_EVERY": "None",
-    "PAIRED_START_STEP": "0",
-    "TEXT_START_STEP": "0",
 }
+AT_ONCE = {"PAIRED_START_STEP": "0", "TEXT_START_STEP": "0"}
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +67,8 @@ def train(maestro, directory: Path, *files: str, **bindings: str) -> list[dict[s
 def test_a_method_trains_and_is_fine_tuned(maestro, method: str, tmp_path: Path) -> None:
     data = "data/minivox_tiny.gin"
     pretrained = tmp_path / "pretrained"
-    lines = train(maestro, pretrained, "runs/demo_pretrain.gin", data, f"objectives/{method}.gin")
+    files = ("runs/demo_pretrain.gin", data, f"objectives/{method}.gin")
+    lines = train(maestro, pretrained, *files, **AT_ONCE)
     last = next(line for line in reversed(lines) if "loss" in line)
     losses = {name.removeprefix("loss/"): x for name, x in last.items() if name[:5] == "loss/"}
     assert set(losses) == LOSSES[method]
