@@ -162,7 +162,7 @@ def run_adaptation(
 def _predictions(experiment: Experiment, name: str, task: str) -> list[Prediction]:
     """Returns what a model writes for the test set of a task, which is decoded once."""
     kept = experiment.directories[name] / "evaluation" / task
-    evaluate_run(
+    report = evaluate_run(
         experiment.runs[name],
         model_dir=experiment.directories[name],
         data_dir=experiment.data,
@@ -170,7 +170,8 @@ def _predictions(experiment: Experiment, name: str, task: str) -> list[Predictio
         search=SearchConfig(),
         output_dir=kept,
     )
-    return read_predictions(kept / f"{task}.hypotheses.jsonl")
+    [evaluation] = report.evaluations
+    return read_predictions(kept / f"{evaluation.name}.hypotheses.jsonl")
 
 
 def _row(name: str, comparisons: dict[tuple[str, str], PairedComparison]) -> dict[str, object]:
