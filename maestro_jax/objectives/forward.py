@@ -195,7 +195,11 @@ def encode_speech(
         By stream; `intermediate` is that of the speech encoder.
     """
     masking = masking or {}
-    keys = {name: jax.random.fold_in(rng, index) for index, name in enumerate(masking)}
+    # The first keeps the key: with one masked stream, as in MAESTRO, the masks of a seed are those
+    # that published figures were made with.
+    keys = {
+        name: jax.random.fold_in(rng, index) if index else rng for index, name in enumerate(masking)
+    }
     encodings: dict[str, SpeechEncoding] = {}
     for group in group_by_shape({name: s["audio"].shape[1] for name, s in streams.items()}):
         rows = [len(streams[name]["audio"]) for name in group]
