@@ -63,9 +63,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 # JAX keeps every program that it compiled; after some hundred modules they fill gigabytes.
-_FREE_ABOVE = 1.5 * 2**30
-_FREE_IN_A_MODULE = 1.9 * 2**30
-_FREE_AFTER_GROWTH = 0.4 * 2**30
+_FREE_ABOVE = 1.3 * 2**30
+_FREE_IN_A_MODULE = 1.7 * 2**30
+_FREE_AFTER_GROWTH = 0.3 * 2**30
 _kept = 0.0
 
 
