@@ -277,8 +277,9 @@ def test_starting_late_reads_no_more_than_starting_early(corpus, monkeypatch, bu
         [batch] = take(corpus, streams, 1, start_step=start, **INDEXED)
         work[start] = dict(counts)
         assert batch["paired"]["audio_length"].any()
-    # A few batches are read ahead; all that came before takes nothing.
-    assert work[1_000_000]["read"] <= max(2 * work[0]["read"], 600)
+    # What is read ahead depends on how soon the first batch is taken. Before a million steps come
+    # more than a million examples.
+    assert max(each["read"] for each in work.values()) < 5_000
     assert work[1_000_000]["planned"] <= work[0]["planned"] + 60
 
 
