@@ -69,6 +69,7 @@ def model_dir(described: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
     return directory
 
 
+@pytest.mark.extended
 def test_times_scores_and_alternatives(
     model_dir: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

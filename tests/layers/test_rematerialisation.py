@@ -68,6 +68,7 @@ def drawn(module: nn.Module, inputs: tuple[Any, ...]) -> Any:
     )
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("kind", MODULES)
 def test_gradients_are_those_of_keeping_everything(kind: str) -> None:
     make, inputs = MODULES[kind]

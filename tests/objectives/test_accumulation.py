@@ -88,6 +88,7 @@ def test_the_gradient_of_means_over_unequal_parts_is_exact(tiny, sure, whole):
     assert len(set(labels)) > 1
 
 
+@pytest.mark.extended
 def test_also_on_a_mesh(tiny, sure, whole):
     assert_same(run_step(tiny, *sure, 2, Partitioning(mesh_shape=(2, 2, 2))), whole)
 

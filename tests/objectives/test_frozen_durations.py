@@ -86,6 +86,7 @@ def frames(tiny):
     return of
 
 
+@pytest.mark.extended
 def test_text_translation_leaves_the_durations_of_texts_alone(pretrained, fine_tuned, frames):
     report, state = fine_tuned
     before = frames(restore_params(pretrained))
@@ -99,6 +100,7 @@ def test_text_translation_leaves_the_durations_of_texts_alone(pretrained, fine_t
     assert f"{FROZEN}: {len(report.copied)} copied" in report.summary()
 
 
+@pytest.mark.extended
 def test_a_run_that_follows_holds_the_same(fine_tuned, frames, tmp_path):
     """Not those of the text encoder that the first run has trained."""
     params = fine_tuned[1].params
@@ -112,6 +114,7 @@ def test_a_run_that_follows_holds_the_same(fine_tuned, frames, tmp_path):
     np.testing.assert_array_equal(frames(read), frames(old))
 
 
+@pytest.mark.extended
 def test_decoding_a_text_asks_the_durations_that_are_held(tiny, fine_tuned):
     """Without them no token would last, and nothing could be written."""
     params = dict(fine_tuned[1].params)

@@ -240,6 +240,7 @@ class TestPairedAlone:
 
         return of
 
+    @pytest.mark.extended
     def test_matching_without_stop_gradient_trains_the_speech_side(self, gradients):
         assert gradients("matching")[0] == TEXT_IN | SPEECH_IN
 

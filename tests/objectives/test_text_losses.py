@@ -185,6 +185,7 @@ def test_text_trains_the_duration_model_through_durations_that_are_not_rounded(t
     assert not any(name.startswith("duration_model/nonzero") for name in names)
 
 
+@pytest.mark.extended
 def test_matching_against_text_trains_the_speech_side(tiny, chosen):
     _, _, gradients = chosen(two_streams(tiny), "matching")
     assert modules(trained(gradients)) == {"subsampling", "speech_encoder"}
@@ -210,6 +211,7 @@ def edge_cases(tiny):
         yield f"no {stream}", {**batch, stream: empty}
 
 
+@pytest.mark.extended
 def test_little_in_the_batch_is_finite(tiny, chosen):
     for name, batch in edge_cases(tiny):
         for term in ("aligned_masked_lm", "matching"):

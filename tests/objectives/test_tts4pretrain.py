@@ -110,6 +110,7 @@ def test_synthesised_speech_learns_what_real_speech_learns(spoken):
         close(terms["synthesised"][synthesised], terms["real"][name])
 
 
+@pytest.mark.extended
 def test_consistency_terms_by_hand(spoken):
     terms, metrics = spoken.terms(spoken.batch)
     model = bind(spoken.model, spoken.params)

@@ -12,6 +12,8 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 PROGRAM = """
@@ -27,6 +29,7 @@ for lowered in (lower_training(run, mesh), lower_decoding(run, mesh, beam_size=2
 """
 
 
+@pytest.mark.extended
 def test_programs_do_not_depend_on_the_order_of_sets() -> None:
     processes = [
         subprocess.Popen(

@@ -73,6 +73,7 @@ def lines_of(directory):
     return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.extended
 def test_an_interruption_changes_nothing(toy, root, tmp_path, caplog):
     run = toy.run(
         model=toy.Model(vocab_size=300),

@@ -75,6 +75,7 @@ def test_without_replicas_there_is_nothing_to_compare():
 
 
 @pytest.mark.parametrize("every", [2, 100])
+@pytest.mark.extended
 def test_a_corrupt_replica_ends_the_run_before_it_is_saved(toy, tmp_path, every):
     """Flipped after step 4: found at step 6, by its own turn or before the checkpoint."""
 
