@@ -463,7 +463,7 @@ def test_it_learns_to_read_what_it_hears(model, params):
 
     state = optimizer.init(params)
     seen: dict[str, list[float]] = {}
-    for index in range(240):
+    for index in range(480):
         params, state, metrics = step(params, state, jax.random.key(index))
         for name, (total, count) in metrics.items():
             if count:
