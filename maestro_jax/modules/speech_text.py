@@ -19,6 +19,7 @@ from maestro_jax.layers.dropout import Dropout
 from maestro_jax.layers.masking import zero_padding
 from maestro_jax.layers.normalization import layer_norm
 from maestro_jax.layers.partitioned import Dense, constrain
+from maestro_jax.layers.token_logits import TokenLogits
 
 
 class TokenProjection(nn.Module):
@@ -46,25 +47,8 @@ class TokenProjection(nn.Module):
         return constrain(zero_padding(x, mask), "batch", "frames", "act_embed")
 
 
-class TokenHead(nn.Module):
-    """The softmax over the vocabulary that predicts masked tokens: one linear map.
-
-    Attributes:
-        vocab_size: Number of tokens, padding (0) included.
-        dropout: Dropout rate on the input.
-        dtype: Computation dtype; logits are float32.
-    """
-
-    vocab_size: int
-    dropout: float = 0.0
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, context: jax.Array, *, deterministic: bool = True) -> jax.Array:
-        """Maps `[batch, tokens, features]` to float32 logits `[batch, tokens, vocab]`."""
-        x = Dropout(self.dropout)(context, deterministic=deterministic)
-        logits = Dense(self.vocab_size, ("embed", "vocab"), dtype=self.dtype, name="output")(x)
-        return constrain(logits.astype(jnp.float32), "batch", "frames", "act_vocab")
+class TokenHead(TokenLogits):
+    """Scores per masked token, `[batch, tokens, vocab]`; output 0 is padding."""
 
 
 class PairHead(nn.Module):

@@ -254,11 +254,11 @@ class SlamPretraining(Objective):
             )
             if model.contrasts_in_shared_encoder:
                 frames = dataclasses.replace(frames, intermediate=intermediate)
-            found, described = self.self_supervised.loss_terms(
+            own_terms, own_metrics = self.self_supervised.loss_terms(
                 bound, frames, context, step, next(keys), deterministic=deterministic
             )
-            terms |= {f"{prefix}{term}": each for term, each in found.items()}
-            metrics |= {key.replace("speech", name, 1): each for key, each in described.items()}
+            terms |= {f"{prefix}{term}": each for term, each in own_terms.items()}
+            metrics |= {key.replace("speech", name, 1): each for key, each in own_metrics.items()}
             metrics[f"{name}/frame_variance_ratio"] = frame_variance_ratio(frames.encoded, mask)
             metrics[f"{name}/context_variance_ratio"] = frame_variance_ratio(context, mask)
             if name == "paired" and self.ctc_weight:
@@ -271,7 +271,7 @@ class SlamPretraining(Objective):
                 continue
             context = _at_tokens(outputs[name][0], speech.get(name), encoded[name])
             predicted = smoothed_cross_entropy(
-                # The token in front is none of the text.
+                # Position 0 is CLS_ID, which is not a token of the text.
                 bound.token_logits(context[:, 1:], deterministic=deterministic),
                 texts[name].tokens,
                 hidden[name],
