@@ -54,21 +54,17 @@ _STORAGE = re.compile(_OUTAGE.pattern + r"|os_error_code|OS error|HTTP response 
 _found: dict[str, tuple[Any, str | None]] = {}
 
 
-def write_list(
-    step_directory: epath.PathLike, *, digests: bool, arrays: Mapping[str, Any] | None = None
-) -> None:
-    """Writes the lists of files and arrays of a checkpoint, or completes the list of files.
+def write_list(step_directory: epath.PathLike, *, arrays: Mapping[str, Any] | None = None) -> None:
+    """Writes the lists of files and arrays of a checkpoint, with the digests of small files.
 
     Args:
         step_directory: Directory of the checkpoint, which has another name until it is complete.
-        digests: Whether to read large files too for their digests; those in object stores are not.
         arrays: Type and checksum of each array by name, as pairs; None if they are listed already.
     """
     directory = epath.Path(step_directory)
     if arrays is not None:
         text = json.dumps({name: [kind, int(sum_)] for name, (kind, sum_) in arrays.items()})
         _write(directory / ARRAYS, text.replace("], ", "],\n ") + "\n")
-    limit = None if digests and not is_remote(directory) else _SMALL
     paths = [
         path
         for item in (STATE, RECORD)
@@ -80,8 +76,31 @@ def write_list(
     files: dict[str, tuple[int, str]] = {}
     for path in paths:
         size = path.stat().length
-        is_read = limit is None or size <= limit
-        files[str(path.relative_to(directory))] = (size, _digest(path) if is_read else "")
+        files[str(path.relative_to(directory))] = (size, _digest(path) if size <= _SMALL else "")
+    _write_files(directory, files)
+
+
+def add_digests(step_directory: epath.PathLike) -> None:
+    """Adds the digests of large files to the list of a checkpoint, unless it is in a bucket.
+
+    A file that is no longer as it was listed stays without a digest, and listed as it was: what
+    happened to it since the checkpoint was complete is damage.
+
+    Raises:
+        OSError: The checkpoint has been removed.
+    """
+    directory = epath.Path(step_directory)
+    if is_remote(directory):
+        return
+    files: dict[str, tuple[int, str]] = json.loads((directory / FILES).read_text())
+    for name, (size, digest) in files.items():
+        path = directory / name
+        if not digest and path.exists() and path.stat().length == size:
+            files[name] = (size, _digest(path))
+    _write_files(directory, files)
+
+
+def _write_files(directory: epath.Path, files: Mapping[str, tuple[int, str]]) -> None:
     _write(directory / FILES, json.dumps(files, indent=1) + "\n")
 
 

@@ -233,7 +233,7 @@ class Checkpoints:
         # It may have been removed meanwhile, for a newer one. Without digests of large files, the
         # sums of the arrays serve as well.
         with contextlib.suppress(OSError):
-            checkpoint_files.write_list(self.directory / str(step), digests=True)
+            checkpoint_files.add_digests(self.directory / str(step))
 
     def is_settled(self) -> bool:
         """Returns whether nothing is being written, the same on every process."""
@@ -346,7 +346,7 @@ class Checkpoints:
         name = str(self._saving)
         for path in self.directory.iterdir():  # Until it is complete, its name has an ending.
             if path.name.split(".")[0] == name and (path / STATE).is_dir():
-                checkpoint_files.write_list(path, digests=False, arrays=self._arrays)
+                checkpoint_files.write_list(path, arrays=self._arrays)
         if self.best is not None and self.best.step == self._saving:
             self.write_best()
 

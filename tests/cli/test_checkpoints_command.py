@@ -74,7 +74,7 @@ def test_verify_compares_arrays_besides_files(model: Path, capsys) -> None:
     listed = json.loads((directory / ARRAYS).read_text())
     listed["params/kernel"][1] ^= 1
     (directory / ARRAYS).write_text(json.dumps(listed))
-    write_list(directory, digests=True)
+    write_list(directory)
     assert main(["checkpoints", str(model)]) == 0
     assert main(["checkpoints", str(model), "verify"]) == 2
     assert "(the array params/kernel in state has other values" in capsys.readouterr().err

@@ -120,8 +120,29 @@ def test_a_checkpoint_is_complete_before_large_files_are_digested(
     assert all(bool(digest) == (size <= 500) for size, digest in sizes)
     assert len(digested) == sum(size <= 500 for size, _ in sizes) < len(sizes)
     assert not any(digested)
-    checkpoint_files.write_list(listed.parent, digests=True)
+    checkpoint_files.add_digests(listed.parent)
     assert all(digest for _, digest in json.loads(listed.read_text()).values())
+
+
+@pytest.mark.parametrize("change", ["removed", "cut short"])
+def test_digests_that_come_late_do_not_hide_what_was_lost_before(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    step = copied / "checkpoints" / "5"
+    for small in (0, 1 << 20):  # The file has no digest yet, or it has.
+        monkeypatch.setattr(checkpoint_files, "_SMALL", small)
+        checkpoint_files.write_list(step)
+        path = step / "state" / "_METADATA"
+        content = path.read_bytes()
+        if change == "removed":
+            path.unlink()
+        else:
+            path.write_bytes(content[:-1])
+        checkpoint_files.add_digests(step)
+        assert "state/_METADATA" in (damage(step) or "")
+        path.write_bytes(content)
+        checkpoint_files.add_digests(step)
+        assert damage(step) is None
 
 
 @pytest.mark.parametrize("kind", ["one bit", "zeroed", "a hole"])
@@ -131,7 +152,7 @@ def test_damage_is_found_although_large_files_have_no_digest_yet(
     """The process was killed right after saving."""
     step = copied / "checkpoints" / "5"
     monkeypatch.setattr(checkpoint_files, "_SMALL", 2000)
-    checkpoint_files.write_list(step, digests=False)
+    checkpoint_files.write_list(step)
     large = [name for name in files(copied) if (step / name).stat().st_size > 2000]
     assert large and damage(step) is None
     for name in large:
@@ -164,7 +185,7 @@ def test_arrays_are_compared_with_their_sums_where_files_are_not_read_twice(
     assert len(listed) == 8 and listed["params/bias"][0] == "bfloat16"
     listed["ema_params/up/kernel"][1] ^= 1
     (step / ARRAYS).write_text(json.dumps(listed))
-    checkpoint_files.write_list(step, digests=False)
+    checkpoint_files.write_list(step)
     monkeypatch.setattr(checkpoint_files, "_damage", lambda directory, thorough: None)
     monkeypatch.setattr("maestro_jax.training.saved_checkpoints.is_remote", lambda path: True)
     told = "the array ema_params/up/kernel in state has other values than were written"
