@@ -46,11 +46,15 @@ class Controls:
             learned; empty without it.
         seed: Scalar int32, the seed of the run: as an input of the step, so that runs of other
             seeds find its program in the compilation cache. None for the seed that the program has.
+        schedule_ends: Scalar int32 per parameter group whose learning rate ends at an update (see
+            `OptimizerConfig.schedule_ends`), for runs of other lengths likewise; empty for those
+            that the program has.
     """
 
     curriculum_step: jax.Array
     learned_weights: dict[str, jax.Array]
     seed: jax.Array | None = None
+    schedule_ends: Mapping[str, jax.Array] = flax.struct.field(default_factory=dict)
 
 
 class Objective(abc.ABC):

@@ -199,7 +199,11 @@ class LossBalancer(Callback):
 
 
 def step_controls(
-    curriculum: CurriculumController, balancer: LossBalancer, step: int, seed: int | None = None
+    curriculum: CurriculumController,
+    balancer: LossBalancer,
+    step: int,
+    seed: int | None = None,
+    schedule_ends: Mapping[str, int] | None = None,
 ) -> Controls:
     """Returns what the update that follows `step` updates is told.
 
@@ -208,6 +212,8 @@ def step_controls(
         balancer: Learned weights of the run.
         step: Number of updates done.
         seed: Seed of the run; None for the one that the step is compiled with.
+        schedule_ends: Updates at which schedules end, by group; None for those that the step is
+            compiled with.
     """
     weights = {name: np.float32(weight) for name, weight in balancer.weights.items()}
     # Numbers of the host: the jitted step brings them to the devices.
@@ -215,6 +221,9 @@ def step_controls(
         curriculum_step=cast(jax.Array, np.int32(curriculum.curriculum_step(step))),
         learned_weights=cast(dict[str, jax.Array], weights),
         seed=None if seed is None else cast(jax.Array, np.int32(seed)),
+        schedule_ends={
+            group: cast(jax.Array, np.int32(end)) for group, end in (schedule_ends or {}).items()
+        },
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import copy
 import dataclasses
 import re
 from collections.abc import Mapping
@@ -43,6 +44,14 @@ class Optimizer(Protocol):
         """Splits a tree like that of the parameters by group, without what is never trained."""
         ...
 
+    def schedule_ends(self) -> Mapping[str, int]:
+        """Returns the update at which each schedule that ends does so, by group."""
+        ...
+
+    def ending_at(self, ends: Mapping[str, jax.Array]) -> Optimizer:
+        """Returns the configuration whose schedules end at the updates of an array each."""
+        ...
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(abc.ABC):
@@ -75,6 +84,8 @@ class OptimizerConfig(abc.ABC):
 
     def __post_init__(self) -> None:
         """Checks the values."""
+        if isinstance(self.decay_steps, jax.Array):
+            return  # Made by `ending_at` of what has been checked, within a step.
         check_fields(self)
         if self.schedule_name not in SCHEDULES:
             raise UserError(
@@ -150,6 +161,37 @@ class OptimizerConfig(abc.ABC):
             rate = self._of_group(group).schedule(jnp.maximum(since, 0))
             rates[group.name] = jnp.where((since < 0) | group.frozen, 0.0, rate)
         return rates
+
+    def schedule_ends(self) -> dict[str, int]:
+        """Returns the update at which each cosine ends, by group; ``base`` for that of no group."""
+        configs = {BASE: self, **{group.name: self._of_group(group) for group in self.groups}}
+        frozen = {group.name: group.frozen_steps for group in self.groups}
+        return {
+            name: config.decay_steps + frozen.get(name, 0)
+            for name, config in configs.items()
+            if config.schedule_name == "cosine" and config.decay_steps is not None
+        }
+
+    def ending_at(self, ends: Mapping[str, jax.Array]) -> Self:
+        """Returns the configuration whose cosines end at updates that are inputs of a step.
+
+        A run that becomes longer or shorter then finds its program in the compilation cache.
+
+        Args:
+            ends: Scalar int32 for each group of `schedule_ends`.
+        """
+        if not ends:
+            return self
+        # Copied and not replaced: arrays cannot be checked as the numbers were.
+        config = copy.copy(self)
+        groups = tuple(map(copy.copy, self.groups))
+        for group in groups:
+            if group.name in ends:
+                object.__setattr__(group, "decay_steps", ends[group.name])
+        object.__setattr__(config, "groups", groups)
+        if BASE in ends:
+            object.__setattr__(config, "decay_steps", ends[BASE])
+        return config
 
     def by_group(self, tree: Any) -> dict[str, Any]:
         """Splits a tree with the names of the parameters by group, without what is frozen for good.

@@ -99,6 +99,8 @@ def train_step(
     """
     # A function of seed and step: a resumed run draws what an uninterrupted one would have.
     rng = _step_key(state, controls, seed)
+    if controls is not None:
+        optimizer = optimizer.ending_at(controls.schedule_ends)
 
     if accumulate > 1:
         named = [parameter_trees.named_leaves(t) for t in optimizer.by_group(state.params).values()]

@@ -501,7 +501,8 @@ class Trainer:
 
     def controls(self, step: int) -> Controls:
         """Returns what the update that follows `step` updates is told."""
-        return step_controls(self.curriculum, self.balancer, step, self.run.seed)
+        ends = self.run.optimizer.schedule_ends()
+        return step_controls(self.curriculum, self.balancer, step, self.run.seed, ends)
 
     def stop(self, exit_code: int | None = None) -> None:
         """Asks training to save its state and to end after the current step.

@@ -307,11 +307,11 @@ def test_steps_are_corrected_to_the_time() -> None:
     fits = dataclasses.replace(estimate, seconds_left=510.0)
     assert fits.corrected(early=True) is None
     # Too few steps leave time for the next stage.
-    assert dataclasses.replace(estimate, seconds_left=600.0).corrected(early=True) is None
-    # What it takes to compile again is not there for steps; where that is much, the run is cut off.
+    assert dataclasses.replace(estimate, seconds_left=560.0).corrected(early=True) is None
+    # What a restart takes is not there for steps; where that is much, the run is cut off.
     assert dataclasses.replace(estimate, restart_seconds=50.0).corrected(early=True) == 420
     assert dataclasses.replace(estimate, restart_seconds=100.0).corrected(early=True) is None
-    # Only a run that has just begun becomes longer.
+    # Only a run whose learning rate has not fallen yet becomes longer.
     roomy = dataclasses.replace(estimate, seconds_left=2000.0)
     assert roomy.corrected(early=True) == 20 + 4000
     assert roomy.corrected(early=False) is None
@@ -348,11 +348,11 @@ def run_pace(monkeypatch: pytest.MonkeyPatch, seconds: float, steps: int, times:
 
 
 def test_pace_leaves_compilation_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Twenty seconds of compilation, then half a second per step; another program takes as long.
+    # Twenty seconds of compilation, of which a restart takes a part; then half a second per step.
     times = [20.0] + [0.5] * 400
     pace, stops = run_pace(monkeypatch, 20.0 + 0.5 * 400, 1000, times)
     assert stops == [budget.FIRST_STEPS]
-    assert pace.new_steps == pytest.approx(400 - 20 / 0.5, rel=0.05)
+    assert pace.new_steps == pytest.approx(400 - budget._RESTART * 20 / 0.5, rel=0.05)
     assert pace.seconds_per_step == pytest.approx(0.5)
     pace, stops = run_pace(monkeypatch, 20.0 + 0.5 * 210, 200, times)
     assert pace.new_steps is None and not stops

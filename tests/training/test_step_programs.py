@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 
 from maestro_jax.objectives.base import Controls
 from maestro_jax.training.curriculum_controller import initial_controls
+from maestro_jax.training.optimizers import AdamConfig
+from maestro_jax.training.parameter_groups import ParameterGroup
 from maestro_jax.training.state import sharded_state
 from maestro_jax.training.step import jit_train_step
 from maestro_jax.training.step_programs import StepPrograms
@@ -73,3 +77,40 @@ def test_controls_of_later_steps_fit_the_program(toy, tmp_path) -> None:
         state, _ = program.run(_new_state(run, mesh, layout.shardings, tmp_path), batch, later)
     assert int(state.step) == 1
     programs.close()
+
+
+def test_a_run_of_another_length_finds_its_program(toy, tmp_path) -> None:
+    """Its learning rates, also of groups, end at another update: an input, not a constant."""
+    results, texts = [], []
+    out = ParameterGroup(name="out", patterns="out/.*", decay_steps=60, frozen_steps=2)
+    for end in (50, 70):
+        config = AdamConfig(
+            learning_rate=0.1,
+            warmup_steps=2,
+            schedule_name="cosine",
+            decay_steps=end,
+            groups=(dataclasses.replace(out, decay_steps=end + 10),),
+        )
+        run = dataclasses.replace(toy.run(), optimizer=config)
+        assert config.schedule_ends() == {"base": end, "out": end + 10}
+        mesh = run.partitioning.mesh()
+        layout = sharded_state(run, mesh)
+        batch = run.partitioning.shard_batch(mesh, next(toy.batches(0)))
+        controls = initial_controls(run.objective)
+        given = dataclasses.replace(
+            controls,
+            schedule_ends={name: np.int32(at) for name, at in config.schedule_ends().items()},
+        )
+        with run.partitioning.activate(mesh):
+            step = jit_train_step(run, mesh, layout.shardings)
+            texts.append(step.lower(layout.abstract, batch, given).as_text())
+            rates = []
+            for each in (controls, given):
+                state = _new_state(run, mesh, layout.shardings, tmp_path)
+                state = state.replace(step=np.int32(40))
+                metrics = step(state, batch, each)[1]
+                rates.append([float(metrics[f"learning_rate{of}"][0]) for of in ("", "/out")])
+        np.testing.assert_allclose(rates[1], rates[0], rtol=1e-5)
+        results.append(rates[0])
+    assert texts[0] == texts[1]
+    assert np.all(np.array(results[1]) > 1.2 * np.array(results[0]))

@@ -2,8 +2,9 @@
 
 A cosine schedule ends at its last step, so the number of steps has to fit the time. The first steps
 of a stage tell how long a step takes. If the number of steps does not fit, `Pace` stops the run
-after it has saved its state, and the run goes on with another number from there. Until then the
-learning rate was still rising, so that nothing is lost but the time to compile again.
+after it has saved its state, and the run goes on with another number from there. Its programs are
+in the compilation cache, because the end of the schedule is an input of theirs; a restart traces
+and reads them.
 """
 
 from __future__ import annotations
@@ -26,11 +27,15 @@ log = logging.getLogger(__name__)
 
 FIRST_STEPS = 24
 """Steps without compilation after which the number of steps is corrected."""
-SHORTER, LONGER = 0.1, 0.25
+SHORTER, LONGER = 0.1, 0.15
 """Fractions of its steps by which a run is too long or too short before they are corrected: what a
 run leaves of its time the next stage has, but one that is cut off has not cooled down."""
+EARLY = 0.3
+"""Fraction of its steps until which a run may become longer: the cosine has hardly fallen yet."""
 WORTH = 0.25
-"""Fraction of the time left up to which it is worth while to compile again."""
+"""Fraction of the time left up to which a restart is worth while."""
+_RESTART = 0.35
+"""Time in which a program is traced and read from the cache beside that of compiling it."""
 _UNUSUAL = 3.0
 """How many times the median a step takes that is compiled, or followed by a validation."""
 
@@ -79,15 +84,14 @@ class Estimate:
         is rather cut off.
 
         Args:
-            early: Whether the run has just begun: then it may also become longer.
+            early: Whether the run may also become longer.
         """
         if self.restart_seconds > WORTH * self.seconds_left:
             return None
-        ratio = self.fitting_steps / max(self.steps, 1)
-        if ratio >= 1 - SHORTER and not (early and ratio > 1 + LONGER):
-            return None
         left = dataclasses.replace(self, seconds_left=self.seconds_left - self.restart_seconds)
-        return left.fitting_steps
+        too_long = self.fitting_steps < (1 - SHORTER) * self.steps
+        too_short = left.fitting_steps > (1 + LONGER) * self.steps
+        return left.fitting_steps if too_long or (early and too_short) else None
 
 
 class Pace(Callback):
@@ -99,7 +103,6 @@ class Pace(Callback):
             the steps so far.
         correct: Whether the number of steps may be corrected; else the run is only stopped at the
             end of its time.
-        compiles_again: Whether another number of steps takes another program.
         on_progress: Called at every log point with the step and the seconds left of the run.
 
     Attributes:
@@ -115,13 +118,11 @@ class Pace(Callback):
         *,
         later_cost: Callable[[int], float] = lambda step: 1.0,
         correct: bool = True,
-        compiles_again: bool = True,
         on_progress: Callable[[int, int, float], None] = lambda step, steps, left: None,
     ) -> None:
         self._deadline = time.monotonic() + seconds
         self._later_cost = later_cost
         self._correct = correct
-        self._compiles_again = compiles_again
         self._on_progress = on_progress
         self._last = time.monotonic()
         self._times: list[float] = []
@@ -158,7 +159,8 @@ class Pace(Callback):
         if not due:
             return
         estimate = self.estimate(step, steps, now)
-        corrected = estimate.corrected(early=not self._checked) if self._correct else None
+        early = step < EARLY * steps
+        corrected = estimate.corrected(early=early) if self._correct else None
         if corrected is not None and corrected > step + 1:
             log.info(
                 "%.3g s per step: %d steps fit the time, and not %d; going on with that number",
@@ -194,7 +196,7 @@ class Pace(Callback):
             extra_per_step=extra / len(later) if later else 0.03 * usual,
             seconds_left=self._deadline - now,
             later_cost=self._later_cost(step),
-            restart_seconds=compiling if self._compiles_again else 0.0,
+            restart_seconds=_RESTART * compiling,
         )
 
 

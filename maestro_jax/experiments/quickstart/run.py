@@ -378,7 +378,7 @@ class Quickstart:
             compiling = rules.PRETRAINING_COMPILE_SECONDS
         left = max(seconds - compiling * shapes, 0.2 * seconds)
         per_step = self._expected_step(stage, streams, recipe) * self._state["slowness"]
-        # Rather a few steps too few than a run that has to be compiled again.
+        # Rather a few steps too few than a run that has to be restarted.
         return max(int(0.92 * left / per_step), _LEAST_STEPS)
 
     def _expected_step(
@@ -420,8 +420,6 @@ class Quickstart:
             pace = Pace(
                 ends - time.monotonic(),
                 correct=not self._is_edited(name),
-                # The learning rate of pretraining is constant: its program is in the cache.
-                compiles_again=name != "pretrain",
                 later_cost=functools.partial(later_cost, stage),
                 on_progress=self._on_progress,
             )
