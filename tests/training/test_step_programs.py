@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from maestro_jax.objectives.base import Controls
@@ -99,7 +100,7 @@ def test_a_run_of_another_length_finds_its_program(toy, tmp_path) -> None:
         controls = initial_controls(run.objective)
         given = dataclasses.replace(
             controls,
-            schedule_ends={name: np.int32(at) for name, at in config.schedule_ends().items()},
+            schedule_ends={name: jnp.int32(at) for name, at in config.schedule_ends().items()},
         )
         with run.partitioning.activate(mesh):
             step = jit_train_step(run, mesh, layout.shardings)
