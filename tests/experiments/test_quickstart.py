@@ -63,21 +63,29 @@ def test_lines_that_cannot_be_used_are_counted(tmp_path: Path) -> None:
     assert summary == "no bad recordings; 1 lines or files that cannot be used: 1 bad row"
 
 
-def test_searches_are_tuned_on_validation_and_the_better_decoder_tests(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("greedy_score", [14.0, 16.0])
+def test_the_search_that_is_best_on_validation_is_tested(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    greedy_score: float,
 ) -> None:
     evaluated: list[tuple[str, str | None, SearchConfig | None]] = []
-    tuned: list[tuple[str, str]] = []
+    tuned: list[tuple[str | None, int]] = []
 
     def evaluate_run(run: object, *, split: str, step: str | None, search=None, **_: object):
         evaluated.append((split, step, search))
         return types.SimpleNamespace(text=lambda: "CER 12\n", as_dict=lambda: [{"cer": 12}])
 
     def tune_run(run: object, *, search: SearchConfig, metric: str, **options: object):
-        tuned.append((search.decoder, metric))
-        assert options.get("split", "validation") == "validation"
+        tuned.append((search.decoder, search.beam_size))
+        assert options.get("split", "validation") == "validation" and metric == "cer"
         score = {"transducer": 20.0, "ctc": 15.0}[search.decoder]
-        best = types.SimpleNamespace(score=score, search=dataclasses.replace(search, lm_weight=0.7))
+        if search.beam_size == 1:
+            score += greedy_score - 15.0
+        else:
+            search = dataclasses.replace(search, lm_weight=0.7)
+        best = types.SimpleNamespace(score=score, search=search)
         return types.SimpleNamespace(best=best, metric=metric)
 
     written: list[object] = []
@@ -102,11 +110,15 @@ def test_searches_are_tuned_on_validation_and_the_better_decoder_tests(
     (tmp_path / "manifests" / "train.jsonl").write_text(json.dumps(line) + "\n")
     one._evaluate(["recognise"], choose(READERS, 100.0, LAPTOP), READERS)
 
-    assert tuned == [("transducer", "cer"), ("ctc", "cer")] and written == ["ctc"]
-    [(split, step, greedy), (also, _, beam)] = evaluated
+    assert tuned == [("transducer", 1), ("ctc", 1), ("transducer", 4), ("ctc", 4)]
+    assert written == ["ctc"]
+    [(split, step, greedy), (also, _, chosen)] = evaluated
     assert (split, also, step, greedy) == ("test", "test", "best", None)
-    assert (beam.decoder, beam.lm_weight) == ("ctc", 0.7)
-    assert Path(beam.lm_text).read_text() == "ja\n"
+    if greedy_score < 15.0:
+        assert chosen == SearchConfig(decoder="ctc")
+    else:
+        assert (chosen.decoder, chosen.lm_weight, chosen.beam_size) == ("ctc", 0.7, 4)
+        assert Path(chosen.lm_text).read_text() == "ja\n"
     page = (tmp_path / "quickstart.md").read_text()
     assert "layout kaldi" in page and "CER 12" in page and "SpecAugment" in page
     assert "maestro transcribe" in capsys.readouterr().out

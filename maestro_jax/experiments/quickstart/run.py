@@ -509,30 +509,27 @@ class Quickstart:
         seconds: float,
         is_char: bool,
     ) -> dict[str, RunScores]:
-        """Scores greedy search and a tuned beam with an n-gram language model."""
+        """Scores greedy search and, if it is another one, the search that validation chooses."""
         model_dir = self._model_dir(name)
         ends = time.monotonic() + seconds
         test = figures.utterances if name == "recognise" else figures.translated
         split = "test" if test.get("test") else "validation"
-        scores = {}
         began = time.monotonic()
-        scores["Greedy search"] = evaluate_run(
-            run, model_dir=model_dir, data_dir=self.data, split=split, step=self._best(name)
-        )
-        greedy = time.monotonic() - began
-        if lm_text is not None:
-            search = SearchConfig(
-                beam_size=4,
-                lm_text=lm_text,
-                lm_order=8 if is_char else 5,
-                lm_weight=0.3,
-                length_bonus=0.0 if name == "recognise" else 0.3,
+        scores = {
+            "Greedy search": evaluate_run(
+                run, model_dir=model_dir, data_dir=self.data, split=split, step=self._best(name)
             )
-            if test.get("validation"):
-                # The beam on the test set takes a few times as long as greedy search.
-                search = self._tuned(name, run, search, ends - time.monotonic() - 4 * greedy)
-            title = f"Beam search ({search.beam_size}) with a language model of the training texts"
-            scores[title] = evaluate_run(
+        }
+        greedy = time.monotonic() - began
+        search = None
+        if test.get("validation"):
+            # The beam on the test set takes a few times as long as greedy search.
+            left = ends - time.monotonic() - 4 * greedy
+            search = self._tuned(name, run, self._beam(name, lm_text, is_char), left)
+        elif lm_text is not None:
+            search = self._beam(name, lm_text, is_char)
+        if search is not None and search != SearchConfig(decoder=run.objective.decoders[0]):
+            scores[_search_title(search)] = evaluate_run(
                 run,
                 model_dir=model_dir,
                 data_dir=self.data,
@@ -543,43 +540,70 @@ class Quickstart:
         write_report(model_dir)
         return scores
 
-    def _tuned(
-        self, name: str, run: TrainRun, search: SearchConfig, seconds: float
-    ) -> SearchConfig:
-        """Tunes a search on the validation set, with each decoder that was trained; the best wins.
+    def _beam(self, name: str, lm_text: Path | None, is_char: bool) -> SearchConfig:
+        """Returns the beam search to start from, with an n-gram language model if there are texts.
+
+        Args:
+            name: Name of the stage.
+            lm_text: The texts.
+            is_char: Whether tokens are characters.
+        """
+        if lm_text is None:
+            return SearchConfig(beam_size=4)
+        return SearchConfig(
+            beam_size=4,
+            lm_text=lm_text,
+            lm_order=8 if is_char else 5,
+            lm_weight=0.3,
+            length_bonus=0.0 if name == "recognise" else 0.3,
+        )
+
+    def _tuned(self, name: str, run: TrainRun, beam: SearchConfig, seconds: float) -> SearchConfig:
+        """Chooses a search on the validation set and writes it: greedy, or a beam that is tuned.
+
+        Each is tried with each decoder that was trained, as far as the time allows.
 
         Args:
             name: Name of the stage.
             run: Its run.
-            search: The search to start from.
+            beam: The beam search to start from.
             seconds: Time for it.
         """
         ends = time.monotonic() + seconds
+        decoders = run.objective.decoders
+        starts = [(SearchConfig(decoder=decoder), 1) for decoder in decoders]
+        starts += [(dataclasses.replace(beam, decoder=decoder), 16) for decoder in decoders]
+        names = ("length_bonus",) if beam.lm_text is None else ("lm_weight", "length_bonus")
         tunings: list[Tuning] = []
-        for position, decoder in enumerate(run.objective.decoders):
+        for position, (start, trials) in enumerate(starts):
             left = ends - time.monotonic()
             if tunings and left < 0.1 * seconds:
-                break
+                log.warning("no time is left to try %s", _search_title(start).lower())
+                continue
             tuning = tune_run(
                 run,
                 model_dir=self._model_dir(name),
                 data_dir=self.data,
                 step=self._best(name),
-                search=dataclasses.replace(search, decoder=decoder),
-                names=("lm_weight", "length_bonus"),
+                search=start,
+                names=names if trials > 1 else ("length_bonus",),
                 metric="cer" if name == "recognise" else "bleu",
-                trials=16,
+                trials=trials,
                 utterances=200,
-                seconds=max(left / (len(run.objective.decoders) - position), 5.0),
+                seconds=max(left / (len(starts) - position), 5.0),
             )
             best = tuning.best
+            values = "".join(
+                f", {each} {getattr(best.search, each)}" for each in names if trials > 1
+            )
             print(
-                f"validation {tuning.metric} of the {decoder}: {best.score:.2f} with lm_weight "
-                f"{best.search.lm_weight}, length_bonus {best.search.length_bonus}",
+                f"validation {tuning.metric} {best.score:.2f}: "
+                f"{_search_title(best.search).lower()}, {start.decoder}{values}",
                 flush=True,
             )
             tunings.append(tuning)
         choose_best = min if name == "recognise" else max
+        # Of equally good ones the first, which is the simplest.
         chosen = choose_best(tunings, key=lambda tuning: tuning.best.score)
         write_search(chosen, self._model_dir(name))
         return chosen.best.search
@@ -708,6 +732,14 @@ class Quickstart:
 
 _SHARE = {"pretrain": "pretrain", "recognise": "recognition", "translate": "translation"}
 _GIN_NAMES = {"pretrain": "pretrain", "recognise": "finetune", "translate": "translate"}
+
+
+def _search_title(search: SearchConfig) -> str:
+    """Returns what a search is called on the page."""
+    if search.beam_size == 1:
+        return f"Greedy search of the {search.decoder}"
+    title = f"Beam search ({search.beam_size})"
+    return f"{title} with a language model of the training texts" if search.lm_text else title
 
 
 def later_cost(stage: StagePlan, step: int) -> float:
