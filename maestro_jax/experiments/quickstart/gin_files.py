@@ -155,7 +155,7 @@ def _macros(stage: StagePlan, recipe: Recipe) -> list[str]:
 
 def warmup_steps(steps: int) -> int:
     """Returns the number of steps in which the learning rate rises."""
-    return min(max(steps // 20, 1), 500)
+    return min(max(steps // 20, min(steps // 4, 40), 1), 500)
 
 
 def _streams(stage: StagePlan, recipe: Recipe) -> list[str]:

@@ -17,12 +17,12 @@ FRAMES_PER_SECOND = 25.0
 """Frames of the encoder, whose subsampling is by four."""
 _LARGE_ALPHABET = 256
 _PIECES_FROM_HOURS = 50.0
-TRIED_SPEED = 60.0
+TRIED_SPEED = 100.0
 """Seconds of audio that one core trains the tiny model on in a second, in fine-tuning."""
 ACCELERATION = 60.0
 """How many times faster a GPU or TPU is than a core."""
-PRETRAINING_COST = 2.6
-"""How many times longer a second of audio takes in pretraining, which reads it twice."""
+PRETRAINING_COST = 1.1
+"""How many times longer a second of padded audio takes in pretraining."""
 COMPILE_SECONDS, PRETRAINING_COMPILE_SECONDS = 25.0, 45.0
 """Time to compile a step of fine-tuning, and of pretraining, of the tiny model on two cores."""
 
