@@ -365,6 +365,16 @@ def test_pace_notices_a_slower_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert stops[0] < pace.new_steps < 400
 
 
+def test_pace_corrects_at_few_steps_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other programs on the machine come and go."""
+    times = [0.5] * 30 + [0.6] * 970
+    _, stops = run_pace(monkeypatch, 0.5 * 1000, 1000, times)
+    assert stops == [150], "at the second check, since the first has seen few of the slow steps"
+    times = [0.5] * 60 + [0.9] * 40 + [0.5] * 900
+    _, stops = run_pace(monkeypatch, 0.5 * 1050, 1000, times)
+    assert not stops
+
+
 def test_pace_ends_with_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     pace, stops = run_pace(monkeypatch, 20.0, 22, [1.0] * 22)
     assert pace.out_of_time and stops == [21] and pace.new_steps is None

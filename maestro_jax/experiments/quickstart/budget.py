@@ -30,6 +30,9 @@ FIRST_STEPS = 24
 SHORTER, LONGER = 0.1, 0.15
 """Fractions of its steps by which a run is too long or too short before they are corrected: what a
 run leaves of its time the next stage has, but one that is cut off has not cooled down."""
+CHECKS = (0.05, 0.15, 0.3, 0.6, 0.85)
+"""Fractions of its steps after which a run is corrected again; other programs on the machine come
+and go, and each correction costs a restart."""
 EARLY = 0.3
 """Fraction of its steps until which a run may become longer: the cosine has hardly fallen yet."""
 WORTH = 0.25
@@ -127,7 +130,7 @@ class Pace(Callback):
         self._last = time.monotonic()
         self._times: list[float] = []
         self._extra: list[tuple[int, float]] = []
-        self._checked = False
+        self._checks: list[float] = []
         self.new_steps: int | None = None
         self.stopped_at = 0
         self.out_of_time = False
@@ -136,8 +139,11 @@ class Pace(Callback):
     def on_start(self, trainer: Trainer) -> None:
         """Starts the clock of the first step."""
         self._last = time.monotonic()
-        # A resumed run was corrected before.
-        self._checked = trainer.start_step >= FIRST_STEPS
+        steps, done = trainer.run.steps, trainer.start_step
+        self._checks = [fraction * steps for fraction in CHECKS if fraction * steps > done]
+        # A resumed run was corrected after its first steps.
+        if done < FIRST_STEPS:
+            self._checks.insert(0, 0.0)
 
     def on_step(self, trainer: Trainer, info: StepInfo) -> None:
         """Measures the step, and stops the run if its number of steps does not fit."""
@@ -155,23 +161,30 @@ class Pace(Callback):
             return
         if len(self._times) < FIRST_STEPS:
             return
-        due = not self._checked or len(self._times) % (2 * FIRST_STEPS) == 0
-        if not due:
+        is_due = bool(self._checks) and step >= self._checks[0]
+        if not is_due and len(self._times) % (2 * FIRST_STEPS):
             return
         estimate = self.estimate(step, steps, now)
-        early = step < EARLY * steps
-        corrected = estimate.corrected(early=early) if self._correct else None
-        if corrected is not None and corrected > step + 1:
-            log.info(
-                "%.3g s per step: %d steps fit the time, and not %d; going on with that number",
-                self.seconds_per_step,
-                corrected,
-                steps,
-            )
-            self.new_steps, self.stopped_at = corrected, step
-            trainer.stop()
-        self._checked = True
-        self._on_progress(step, steps, estimate.needed)
+        if is_due:
+            self._checks = [each for each in self._checks if each > step]
+            if self._correct:
+                self._correct_steps(trainer, estimate)
+        self._on_progress(step, self.new_steps or steps, estimate.needed)
+
+    def _correct_steps(self, trainer: Trainer, estimate: Estimate) -> None:
+        """Stops the run if another number of steps fits its time."""
+        step, steps = estimate.step, estimate.steps
+        corrected = estimate.corrected(early=step <= EARLY * steps)
+        if corrected is None or corrected <= step + 1:
+            return
+        log.info(
+            "%.3g s per step: %d steps fit the time, and not %d; going on with that number",
+            self.seconds_per_step,
+            corrected,
+            steps,
+        )
+        self.new_steps, self.stopped_at = corrected, step
+        trainer.stop()
 
     def estimate(self, step: int, steps: int, now: float) -> Estimate:
         """Estimates the time that is needed, from the times of the steps so far.
@@ -179,7 +192,7 @@ class Pace(Callback):
         Times of several steps' length are those of compilation and validation; the ones of the
         first steps are compilation, which will not come again for the same shapes.
         """
-        times = self._times[-8 * FIRST_STEPS :]
+        times = self._times[-max(8 * FIRST_STEPS, len(self._times) // 2) :]
         usual = statistics.median(times)
         ordinary = [each for each in times if each <= _UNUSUAL * usual]
         self.seconds_per_step = statistics.fmean(ordinary)

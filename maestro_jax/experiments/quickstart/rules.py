@@ -394,7 +394,8 @@ def _size(hours: float, seconds: float, device: Device, choose_one: _Chooser) ->
         "learning rate",
         f"{size.learning_rate:g}",
         "by the size of the model: 0.0015 tiny, 0.0012 small, 0.001 medium, 0.0005 base; after a "
-        "warm-up of 5% of the steps, 40 at least, a cosine to 0; in pretraining two thirds of it, constant",
+        "warm-up of 5% of the steps, 40 at least, a cosine to 0; in pretraining two thirds of it, "
+        "constant",
         size.name,
     )
     return size, passes
