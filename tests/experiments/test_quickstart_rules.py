@@ -370,7 +370,7 @@ def test_pace_corrects_at_few_steps_alone(monkeypatch: pytest.MonkeyPatch) -> No
     times = [0.5] * 30 + [0.6] * 970
     _, stops = run_pace(monkeypatch, 0.5 * 1000, 1000, times)
     assert stops == [150], "at the second check, since the first has seen few of the slow steps"
-    times = [0.5] * 60 + [0.9] * 40 + [0.5] * 900
+    times = [0.5] * 60 + [0.9] * 20 + [0.5] * 920
     _, stops = run_pace(monkeypatch, 0.5 * 1050, 1000, times)
     assert not stops
 
