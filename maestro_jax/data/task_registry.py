@@ -28,6 +28,8 @@ from maestro_jax.errors import UserError, near_misses
 _described: dict[str, Mixture] = {}
 # A task with the first training examples of another one, or with the rest.
 _PART = re.compile(r"(?P<task>.+):(?P<which>first|after)(?P<count>[1-9][0-9]*)")
+# The audio of a task of transcribed speech.
+_AUDIO = re.compile(r"(?P<task>.+):audio")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +115,7 @@ def get_task_or_mixture(name: str | Mixture) -> seqio.Task | seqio.Mixture:
         name: The name with which it is registered with seqio; or a `Mixture`, which is registered
             if it is not yet. ``TASK:first100`` is a task with the first 100 training examples of
             another one, and ``TASK:after100`` one with those after them; the other splits are
-            whole.
+            whole. ``TASK:audio`` is the audio of transcribed speech as untranscribed speech.
 
     Raises:
         UserError: There is none of that name, and the message offers the nearest ones; or a
@@ -124,6 +126,8 @@ def get_task_or_mixture(name: str | Mixture) -> seqio.Task | seqio.Mixture:
         return _registered_mixture(name)
     if (match := _PART.fullmatch(name)) and name not in seqio.TaskRegistry.names():
         return _registered_part(name, match["task"], match["which"], match["count"])
+    if (match := _AUDIO.fullmatch(name)) and name not in seqio.TaskRegistry.names():
+        return _registered_audio(name, match["task"])
     if name not in seqio.MixtureRegistry.names() and name not in seqio.TaskRegistry.names():
         _register_named(name)
     if name in seqio.MixtureRegistry.names():
@@ -160,6 +164,22 @@ def _registered_part(name: str, whole: str, which: str, count: str) -> seqio.Tas
         preprocessors=task.preprocessors,
         metric_fns=task.metric_fns,
         postprocess_fn=task.postprocess_fn,
+    )
+
+
+def _registered_audio(name: str, whole: str) -> seqio.Task:
+    task = get_task_or_mixture(whole)
+    if not isinstance(task, StreamTask) or "audio" not in task.output_features:
+        raise UserError(
+            f"{name!r} is the audio of {whole!r}, which is no task with audio; name the audio of "
+            "each of its tasks."
+        )
+    return add_stream_task(
+        name,
+        stream="speech",
+        source=task.source,
+        languages=task.languages,
+        preprocessors=task.preprocessors,
     )
 
 

@@ -79,15 +79,16 @@ def minutes_of_paired_speech(
     for run in runs:
         if stream in run.used_streams:
             found = tasks_of(get_task_or_mixture(run.streams[stream].mixture))
-            tasks |= {task.name: task for task in found}
+            # By source: the same speech may have its transcripts in letters and in phonemes.
+            tasks |= {repr(task.source): task for task in found}
     minutes: dict[str, float] = {}
     with data_scope(data_dir):
-        for name, task in tasks.items():
+        for task in tasks.values():
             row, opened = row_of(task), open_split(task, "train")
             if row is None or opened is None:
                 lacking = "its language" if row is None else "how long its examples are"
                 raise UserError(
-                    f"task {name!r} does not say {lacking}, so its minutes are not known; "
+                    f"task {task.name!r} does not say {lacking}, so its minutes are not known; "
                     "register it with add_stream_task and prepared data"
                 )
             samples = int(opened.lengths()[:, 0].sum(dtype="int64"))

@@ -38,6 +38,7 @@ class CorpusConfig:
         vocab_kind: `unigram` (sub-words) or `char` (letters); or `byte`, which needs no training
             and always has 259 ids.
         kinds: Kinds of sentences, of `meanings.KINDS`; empty for all of them.
+        phonemes: Whether there are a vocabulary of phonemes, and tasks whose texts are phonemes.
     """
 
     languages: tuple[str, ...]
@@ -57,6 +58,7 @@ class CorpusConfig:
     vocab_size: int = 256
     vocab_kind: str = "unigram"
     kinds: tuple[str, ...] = ()
+    phonemes: bool = False
 
     def splits(self) -> dict[str, int]:
         """Returns the number of examples by split, such as `{"paired_de_train": 1500, ...}`.
@@ -116,6 +118,7 @@ STUDY = dataclasses.replace(
     max_seconds=2.2,
     noisy_share=0.0,
     room_share=0.0,
+    phonemes=True,
 )
 """`LOW_RESOURCE` with more transcribed Slovene, of which studies take parts, and with translations.
 

@@ -154,9 +154,12 @@ class Minivox(tfds.core.GeneratorBasedBuilder):
                 shared.close()
 
 
-def vocabulary_path(config: str, data_dir: str | Path | None = None) -> Path:
-    """Returns the path of the vocabulary of a config."""
-    return data_root(data_dir) / "vocabularies" / f"minivox_{config}.model"
+def vocabulary_path(
+    config: str, data_dir: str | Path | None = None, *, phonemes: bool = False
+) -> Path:
+    """Returns the path of the vocabulary of a config, of its letters or of its phonemes."""
+    name = f"minivox_{config}_phonemes" if phonemes else f"minivox_{config}"
+    return data_root(data_dir) / "vocabularies" / f"{name}.model"
 
 
 def prepare(config: str | MiniVoxConfig, data_dir: str | Path | None = None) -> None:
@@ -177,11 +180,12 @@ def prepare(config: str | MiniVoxConfig, data_dir: str | Path | None = None) -> 
     root = local_data_root(data_dir)
     with _lock(root / "minivox" / f".{config.name}.lock"):
         _build(config, root)
-        model = vocabulary_path(config.name, root)
-        if not model.exists():
-            with Progress(1, "training the vocabulary") as progress:
-                _make_vocabulary(config, root, model)
-                progress.update()
+        for phonemes in (False, True) if config.corpus.phonemes else (False,):
+            model = vocabulary_path(config.name, root, phonemes=phonemes)
+            if not model.exists():
+                with Progress(1, "training the vocabulary") as progress:
+                    _make_vocabulary(config, root, model, phonemes=phonemes)
+                    progress.update()
 
 
 def _find_config(config: str | MiniVoxConfig) -> MiniVoxConfig:
@@ -241,7 +245,11 @@ def _lock(path: Path) -> Iterator[None]:
         yield
 
 
-def _make_vocabulary(config: MiniVoxConfig, root: Path, path: Path) -> None:
+def _make_vocabulary(config: MiniVoxConfig, root: Path, path: Path, *, phonemes: bool) -> None:
+    if phonemes:
+        texts = _training_phonemes(_builder(config, root))
+        train_sentencepiece(texts, path, config.corpus.vocab_size, "char")
+        return
     if config.corpus.vocab_kind == "byte":
         write_atomically(path, BYTE_MODEL)
         return
@@ -258,6 +266,17 @@ def _training_texts(builder: Minivox) -> Iterable[str]:
                     yield example[field].decode()
 
 
+def _training_phonemes(builder: Minivox) -> Iterable[str]:
+    """Yields the texts of pairs and the unspoken ones of all training splits, as phonemes."""
+    from maestro_jax.espeak import phonemes
+
+    for split in builder.info.splits:
+        stream, language, part = split.split("_")
+        if stream in ("paired", "text") and part == "train":
+            texts = [each["text"].decode() for each in builder.as_data_source(split)]
+            yield from phonemes(texts, language)
+
+
 def _has_audio(split: str) -> bool:
     return split.startswith(("paired_", "speech_"))
 
@@ -265,6 +284,8 @@ def _has_audio(split: str) -> bool:
 def _metadata(corpus: CorpusConfig) -> dict[str, object]:
     """Returns the fields of a corpus as a JSON file holds them."""
     fields = dataclasses.asdict(corpus)
+    # Phonemes are made of the texts when they are read.
+    del fields["phonemes"]
     if not corpus.kinds:
         # Corpora that were made before there was a choice have all kinds.
         del fields["kinds"]

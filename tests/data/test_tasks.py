@@ -54,6 +54,30 @@ def test_parts_of_a_task(scope):
             get_task_or_mixture(name)
 
 
+def test_the_audio_of_transcribed_speech_is_speech(scope):
+    from maestro_jax.data.loader import StreamLoader
+    from maestro_jax.data.task_registry import get_task_or_mixture
+
+    whole = scope.records["paired_sl_train"]
+    task = get_task_or_mixture("tinyvox_paired_sl:first3:audio")
+    assert (task.stream, task.languages) == ("speech", ("sl",))
+    assert set(task.output_features) == {"audio", "language"}
+    read = list(task.get_dataset(split="train", shuffle=False).as_numpy_iterator())
+    assert [example["audio"].tolist() for example in read] == [
+        record["audio"].tolist() for record in whole[:3]
+    ]
+    name = "tinyvox_paired_sl:first3:audio"
+    streams = {"speech": StreamConfig(mixture=name, batch_size=3, audio_samples=450)}
+    with StreamLoader(streams, seed=0, data_dir=scope.root) as loader:
+        batch = next(loader)["speech"]
+    assert "text" not in batch
+    lengths = [min(450, len(record["audio"])) for record in whole[:3]]
+    assert sorted(batch["audio_length"].tolist()) == sorted(lengths)
+    for name in ("tinyvox_paired:audio", "tinyvox_text_sl:audio"):
+        with pytest.raises(UserError, match="no task with audio"):
+            get_task_or_mixture(name)
+
+
 def test_plain_seqio(scope):
     import seqio
 

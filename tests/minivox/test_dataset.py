@@ -18,6 +18,7 @@ CORPUS = CorpusConfig(
     validation=1,
     test=2,
     vocab_size=60,
+    phonemes=True,
 )
 CONFIG = dataset.MiniVoxConfig(name="unit", corpus=CORPUS, workers=1)
 
@@ -55,6 +56,28 @@ def test_vocabulary_covers_the_training_texts(root):
         for field in ("text", "translation"):
             text = example[field].decode()
             assert vocabulary.decode(vocabulary.encode(text)) == text
+
+
+def test_tasks_of_phonemes_read_the_same_examples(root):
+    from maestro_jax.data.data_dir import data_scope
+    from maestro_jax.data.task_registry import get_task_or_mixture
+    from maestro_jax.espeak import phonemes
+    from maestro_jax.tasks.minivox_tasks import add_minivox
+
+    vocabulary = load_vocabulary(dataset.vocabulary_path("unit", root, phonemes=True))
+    get_task_or_mixture("minivox_tiny_text")
+    add_minivox("unit", CORPUS)
+    with data_scope(root):
+        for stream in ("paired", "text"):
+            [task] = [
+                task
+                for task in get_task_or_mixture(f"minivox_unit_phonemes_{stream}").tasks
+                if task.languages == ("sl",)
+            ]
+            examples = list(task.get_dataset(split="train", shuffle=False).as_numpy_iterator())
+            letters = [make_example(CORPUS, f"{stream}_sl_train", i).text for i in range(2)]
+            written = [vocabulary.decode(each["text"].tolist()) for each in examples[:2]]
+            assert written == phonemes(letters, "sl") != letters
 
 
 @pytest.mark.extended
