@@ -30,7 +30,7 @@ OVER_DATA = sorted(
 RUNS = sorted(
     str(path.relative_to(config_root() / "runs"))
     for path in (config_root() / "runs").rglob("*.gin")
-    if not path.name.startswith("study")
+    if not path.name.startswith("study") and path.name != "methods.gin"
 )
 
 

@@ -5,6 +5,9 @@ fine-tuned by the same gin files as all others, over which the method lays its o
 on the validation set and, once at its end, on the test set. Each cell has a directory,
 `cells/METHOD-AMOUNT-SEED`, and is done when `result.json` is in it: a study that was interrupted
 continues with the cell that it was at, from its last checkpoint.
+
+Peak rates and the like are chosen by trials, as many for each method: `Study.tuning` is the study
+of all trials, which is judged by the validation set alone.
 """
 
 from __future__ import annotations
@@ -44,7 +47,13 @@ from maestro_jax.reports.run_log import Curve, read_curves
 from maestro_jax.training.run import TrainRun
 
 CELLS, RESULT, FAILURE, LOG = "cells", "result.json", "failure.json", "log.txt"
+SETTINGS, EVALUATION = "settings.json", "evaluation"
+TUNING, CHOSEN = "tuning", "chosen.gin"
 STAGES = ("pretrain", "finetune")
+SPLITS = ("validation", "test")
+
+Trials = Mapping[str, Mapping[str, Mapping[str, Any]]]
+"""Values by macro or parameter, by stage, by the name of the trial."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,6 +68,7 @@ class Method:
         pretrain_bindings: Values by macro or parameter, in pretraining. A text that begins with
             ``@`` or ``%`` is a reference of gin.
         finetune_bindings: The same in fine-tuning.
+        trials: Trials in place of those of the study, as many.
     """
 
     name: str
@@ -66,6 +76,7 @@ class Method:
     finetune: tuple[str, ...] = ()
     pretrain_bindings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     finetune_bindings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    trials: Trials | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,7 +93,13 @@ class Study:
         pretrain: Gin files of pretraining, without an objective.
         finetune: Gin files of fine-tuning; `INIT_FROM` is set to the pretrained model.
         bindings: Values of macros in the stages that read them.
+        trials: Values that are tried for each method, over its own, such as
+            ``{"fast": {"pretrain": {"LEARNING_RATE": 3e-3}}}``.
+        chosen: The trial that each method's cells have, by method.
+        chosen_by: How they were chosen, for the page; `maestro study --tune` sets both.
+        tuning_seed: Seed of all trials; not one of `seeds`, whose results are reported.
         tasks: Tasks or mixtures to evaluate; those of fine-tuning by default.
+        splits: What is evaluated: validation, test, or both.
         search: Search of the evaluation.
         conditions: Conditions of `maestro_jax.audio.conditions` to evaluate on the test set as
             well.
@@ -104,7 +121,12 @@ class Study:
     )
     seeds: tuple[int, ...] = (0, 1, 2)
     bindings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    trials: Trials = dataclasses.field(default_factory=dict)
+    chosen: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    chosen_by: str = ""
+    tuning_seed: int = 100
     tasks: tuple[str, ...] = ()
+    splits: tuple[str, ...] = SPLITS
     search: SearchConfig = SearchConfig()
     conditions: tuple[str, ...] = ()
     metric: str | None = None
@@ -114,7 +136,8 @@ class Study:
 
     def __post_init__(self) -> None:
         """Checks the grid, and makes tuples of gin's lists."""
-        for name in ("methods", "seeds", "pretrain", "finetune", "tasks", "conditions"):
+        sequences = ("methods", "seeds", "pretrain", "finetune", "tasks", "splits", "conditions")
+        for name in sequences:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         names = [method.name for method in self.methods]
         for what, members in (
@@ -134,6 +157,97 @@ class Study:
                 f"{near_misses(self.baseline, names)}"
             )
         find_conditions(self.conditions)
+        if not self.splits or set(self.splits) - set(SPLITS):
+            raise UserError(f"Study.splits is {self.splits}; name one or more of {SPLITS}.")
+        if self.conditions and "test" not in self.splits:
+            raise UserError("Study.conditions are evaluated on the test set: add it to splits.")
+        self._check_trials()
+
+    def _check_trials(self) -> None:
+        """Refuses methods with more trials than others, and choices that there are not."""
+        trials = {method.name: self.trials_of(method) for method in self.methods}
+        counts = {name: len(each) for name, each in trials.items()}
+        if len(set(counts.values())) > 1:
+            listed = ", ".join(f"{name} {count}" for name, count in counts.items())
+            raise UserError(f"Study.trials of {self.name!r}: as many for each method; now {listed}")
+        if self.trials and self.tuning_seed in self.seeds:
+            raise UserError(
+                f"Study.tuning_seed is {self.tuning_seed}, a seed whose results are reported; "
+                "choose another"
+            )
+        for name, each in trials.items():
+            for trial, stages in each.items():
+                if unknown := set(stages) - set(STAGES):
+                    raise UserError(
+                        f"Study.trials of {self.name!r}: {trial!r} of {name} has the stage "
+                        f"{sorted(unknown)[0]!r}; the stages are {', '.join(STAGES)}"
+                    )
+        for name, trial in self.chosen.items():
+            if name not in trials:
+                known = list(trials)
+                raise UserError(
+                    f"Study.chosen has the method {name!r}; the methods are {', '.join(known)}."
+                    f"{near_misses(name, known)}"
+                )
+            if trial not in trials[name]:
+                raise UserError(
+                    f"Study.chosen of {name} is {trial!r}; the trials are "
+                    f"{', '.join(map(repr, trials[name])) or 'none'}."
+                )
+
+    def trials_of(self, method: Method) -> Trials:
+        """Returns the trials of a method."""
+        return self.trials if method.trials is None else method.trials
+
+    def trial_of(self, method: Method) -> Mapping[str, Mapping[str, Any]]:
+        """Returns the values of the chosen trial of a method by stage; none without trials.
+
+        Raises:
+            UserError: None is chosen.
+        """
+        trials = self.trials_of(method)
+        if not trials:
+            return {}
+        if method.name not in self.chosen:
+            raise UserError(
+                f"Study.chosen of {self.name!r} has no trial of {method.name}: choose one of "
+                f"{', '.join(map(repr, trials))}, or run `maestro study --tune` and add the gin "
+                "file that it writes"
+            )
+        return trials[self.chosen[method.name]]
+
+    def tuning(self) -> Study:
+        """Returns the study of all trials: with one seed, and evaluated on the validation set.
+
+        Trials have the smallest amount of paired speech.
+
+        Raises:
+            UserError: There are no trials.
+        """
+        if not any(self.trials_of(method) for method in self.methods):
+            raise UserError(f"the study {self.name!r} has no Study.trials to choose from")
+        methods: list[Method] = []
+        chosen: dict[str, str] = {}
+        for method in self.methods:
+            for trial, values in self.trials_of(method).items():
+                name = f"{method.name}: {trial}"
+                methods.append(dataclasses.replace(method, name=name, trials={trial: values}))
+                chosen[name] = trial
+        amount = next(iter(self.amounts))
+        return dataclasses.replace(
+            self,
+            name=f"{self.name}: trials",
+            methods=tuple(methods),
+            baseline="",
+            amounts={amount: self.amounts[amount]},
+            seeds=(self.tuning_seed,),
+            tuning_seed=-1,
+            trials={},
+            chosen=chosen,
+            chosen_by="",
+            splits=("validation",),
+            conditions=(),
+        )
 
     def cells(self) -> list[Cell]:
         """Returns all cells: one seed of the whole grid after the other."""
@@ -211,16 +325,24 @@ class Cell:
         shared = {**study.bindings, **study.amounts[self.amount], "SEED": self.seed}
         values = {name: value for name, value in shared.items() if name in read}
         values |= getattr(method, f"{stage}_bindings")
+        values |= study.trial_of(method).get(stage, {})
         return files, {name: _gin_text(value) for name, value in values.items()}
 
-    def digest(self, study: Study) -> str:
-        """Returns a hash of the configuration of all stages."""
+    def digests(self, study: Study) -> dict[str, str]:
+        """Returns a hash of the settings of each part: the stages, and the evaluation.
+
+        A part depends on those before it, whose settings are in its hash.
+        """
         texts = []
+        digests = {}
         for stage in self.stages:
             self.build(study, stage)
             texts.append(gin_config.config_text())
-        evaluated = (study.tasks, study.conditions, dataclasses.asdict(study.search))
-        return provenance.digest("\n".join([*texts, json.dumps(evaluated, default=str)]))
+            digests[stage] = provenance.digest("\n".join(texts))
+        evaluated = (study.tasks, study.splits, study.conditions, dataclasses.asdict(study.search))
+        texts.append(json.dumps(evaluated, default=str))
+        digests[EVALUATION] = provenance.digest("\n".join(texts))
+        return digests
 
 
 def load_study(gin_files: Sequence[str], bindings: Mapping[str, str] | None = None) -> Study:
@@ -255,31 +377,60 @@ def check_macros(study: Study) -> None:
                 )
 
 
-def check_study(study: Study, cells: Sequence[Cell], output: epath.PathLike) -> dict[str, str]:
+def check_study(
+    study: Study, cells: Sequence[Cell], output: epath.PathLike, *, retrain: bool = False
+) -> dict[str, tuple[str, ...]]:
     """Builds the runs of all cells, so that none is refused after hours.
 
     Args:
         study: The study.
         cells: The cells to check.
         output: Directory of the study.
+        retrain: Whether what was trained with other settings may be trained again.
 
     Returns:
-        The hash of the configuration of each cell, by name.
+        The parts of each cell that were made with other settings, by its name, those after them
+        included; `discard` removes them.
 
     Raises:
-        UserError: A run is wrong, or a cell was done with another configuration.
+        UserError: A run is wrong; or a stage was trained with other settings, and `retrain` is
+            False.
     """
-    digests = {}
     check_macros(study)
-    for cell in cells:
-        digests[cell.name] = cell.digest(study)
-        result = read_result(output, cell)
-        if result is not None and result["digest"] != digests[cell.name]:
-            raise UserError(
-                f"{cell_directory(output, cell)} was trained with other settings than the gin "
-                "files have now: give another --output_dir, or remove it to train it again"
-            )
-    return digests
+    changed = {cell.name: changed_parts(study, cell, output) for cell in cells}
+    changed = {name: parts for name, parts in changed.items() if parts}
+    trained = {name: parts[0] for name, parts in changed.items() if parts[0] != EVALUATION}
+    if trained and not retrain:
+        first = next(iter(trained))
+        raise UserError(
+            f"{len(trained)} of {len(cells)} cells in {output} were trained with other settings "
+            f"than the gin files have now ({first}: {trained[first]}"
+            f"{', ...' if len(trained) > 1 else ''}): add --retrain to train again what has "
+            "changed, or give another --output_dir"
+        )
+    return changed
+
+
+def changed_parts(study: Study, cell: Cell, output: epath.PathLike) -> tuple[str, ...]:
+    """Returns the parts of a cell that were begun with other settings than they have now."""
+    begun = _read_json(cell_directory(output, cell) / SETTINGS) or {}
+    now = cell.digests(study)
+    if not begun and read_result(output, cell) is not None:
+        return tuple(now)
+    # Pretraining that a method no longer has shows in the hash of its fine-tuning.
+    return tuple(part for part in now if begun.get(part, now[part]) != now[part])
+
+
+def discard(output: epath.PathLike, cell: Cell, parts: Sequence[str]) -> None:
+    """Removes parts of a cell, and its result, so that it is not done."""
+    directory = cell_directory(output, cell)
+    (directory / RESULT).unlink(missing_ok=True)
+    settings = _read_json(directory / SETTINGS) or {}
+    for part in parts:
+        if (directory / part).exists():
+            (directory / part).rmtree()
+        settings.pop(part, None)
+    _write_json(directory / SETTINGS, settings)
 
 
 def cell_directory(output: epath.PathLike, cell: Cell) -> epath.Path:
@@ -316,17 +467,19 @@ def run_cell(
     if read_result(output, cell) is not None:
         return
     directory = cell_directory(output, cell)
-    digest = cell.digest(study)
+    digests = cell.digests(study)
     runs: dict[str, TrainRun] = {}
     init_from: str | None = None
     for stage in cell.stages:
         run = cell.build(study, stage, init_from)
         record = run_record.RunRecord(gin_config.record_texts(), provenance.command_line())
         model_dir = str(directory / stage)
+        _begin(directory, stage, digests)
         # A stage that is done ends at once, and one that is not goes on from its checkpoint.
         train_with_report(run, model_dir=model_dir, data_dir=data_dir, callbacks=[record])
         runs[stage], init_from = run, model_dir
     run = runs["finetune"]
+    _begin(directory, EVALUATION, digests)
     began = time.monotonic()
     evaluations = _evaluate(study, run, directory, data_dir)
     evaluation_seconds = time.monotonic() - began
@@ -338,7 +491,6 @@ def run_cell(
         "method": cell.method.name,
         "amount": cell.amount,
         "seed": cell.seed,
-        "digest": digest,
         "minutes": minutes_of_paired_speech([*runs.values()], kind, data_dir),
         "evaluations": evaluations,
         "stages": stages,
@@ -349,7 +501,7 @@ def run_cell(
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **provenance.versions(provenance.command_line()),
     }
-    write_atomically(directory / RESULT, (json.dumps(result, indent=2) + "\n").encode())
+    _write_json(directory / RESULT, result)
     (directory / FAILURE).unlink(missing_ok=True)
 
 
@@ -360,7 +512,7 @@ def _evaluate(
     model_dir = directory / "finetune"
     test_sets = {
         split: test_sets_of_run(run, study.tasks, split, data_dir=data_dir)
-        for split in ("validation", "test")
+        for split in study.splits
     }
     found: list[tuple[str, str, Evaluation]] = []
     with loaded_model(
@@ -369,7 +521,7 @@ def _evaluate(
         data_dir=data_dir,
         step="best" if run.validation.every else None,
         search=study.search,
-        output_dir=str(directory / "evaluation"),
+        output_dir=str(directory / EVALUATION),
     ) as model:
         for split, sets in test_sets.items():
             scores = evaluate_test_sets(
@@ -395,7 +547,7 @@ def _evaluate(
             ]
     records = []
     for split, condition, evaluation in found:
-        folder = f"evaluation/{ROBUSTNESS}/{condition}" if condition else "evaluation"
+        folder = f"{EVALUATION}/{ROBUSTNESS}/{condition}" if condition else EVALUATION
         records.append(
             {
                 "split": split,
@@ -442,6 +594,18 @@ def _peak_memory(model_dirs: Sequence[epath.Path]) -> dict[str, float | None]:
     statistics = jax.local_devices()[0].memory_stats() or {}
     device = statistics.get("peak_bytes_in_use")
     return {"host_gib": float(host), "device_gib": None if device is None else device / 2**30}
+
+
+def _begin(directory: epath.Path, part: str, digests: Mapping[str, str]) -> None:
+    """Writes down with which settings a part of a cell is begun, before it leaves anything."""
+    if jax.process_index() == 0:
+        directory.mkdir(parents=True, exist_ok=True)
+        settings = _read_json(directory / SETTINGS) or {}
+        _write_json(directory / SETTINGS, settings | {part: digests[part]})
+
+
+def _write_json(path: epath.Path, content: Mapping[str, Any]) -> None:
+    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def _read_json(path: epath.Path) -> dict[str, Any] | None:

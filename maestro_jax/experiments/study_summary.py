@@ -2,7 +2,8 @@
 
 Scores are computed again from the stored hypotheses. A method and the baseline are compared over
 the seeds that both have: an utterance with its hypotheses of all seeds is one block, which the
-paired bootstrap draws and approximate randomisation exchanges as a whole.
+paired bootstrap draws and approximate randomisation exchanges as a whole. These tests tell of other
+utterances and not of other seeds, of which Welch's t-test over the scores of the seeds tells.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from etils import epath
 from scipy import stats
 
 from maestro_jax import provenance
-from maestro_jax.evaluation.comparison import Comparison, compare
+from maestro_jax.evaluation.comparison import SIGNIFICANT, Comparison, compare
 from maestro_jax.evaluation.evaluate import ERROR_RATE, score
 from maestro_jax.evaluation.predictions import Prediction, read_predictions
 from maestro_jax.experiments.study import (
@@ -64,6 +65,9 @@ def summarise(study: Study, output: epath.PathLike, command: Sequence[str]) -> d
         "methods": [method.name for method in study.methods],
         "amounts": list(study.amounts),
         "seeds": list(study.seeds),
+        "trials": {method.name: len(study.trials_of(method)) for method in study.methods},
+        "chosen": dict(study.chosen),
+        "chosen_by": study.chosen_by,
         "cells": {
             "all": len(cells),
             "done": len(done),
@@ -152,6 +156,7 @@ def _tables(
                         **_compared(own, None if is_baseline else baseline, study.metric),
                     }
                 )
+        _adjust(rows, study.baseline)
         tables.append(
             {
                 "split": split,
@@ -188,9 +193,11 @@ def _scores(
 def _spread(values: Mapping[int, float]) -> dict[str, Any]:
     numbers = np.array(list(values.values()), np.float64)
     deviation = float(numbers.std(ddof=1)) if len(numbers) > 1 else None
+    _, low, high = confidence_band(numbers)
     return {
         "mean": finite_or_none(float(numbers.mean())),
         "sd": finite_or_none(deviation),
+        "interval": [float(low), float(high)] if np.isfinite([low, high]).all() else None,
         "by_seed": {str(seed): finite_or_none(value) for seed, value in values.items()},
     }
 
@@ -217,6 +224,72 @@ def _compared(
         found = compare_seeds(own, baseline, metric)
         content["comparison"] = {"seeds": common, **found.as_dict()}
     return content
+
+
+def _adjust(rows: Sequence[dict[str, Any]], baseline: str) -> None:
+    """Adds to the comparisons of a table: p over seeds, p for all rows together, significance.
+
+    A difference is significant if both tests over utterances say so with that many rows.
+    """
+    compared = [row for row in rows if row["comparison"] is not None]
+    baselines = {row["amount"]: row for row in rows if row["method"] == baseline}
+    p_values = []
+    for row in compared:
+        average = row["comparison"]["average"]
+        found = [average["bootstrap_p_value"], average["randomisation_p_value"]]
+        p_values.append(max((p for p in found if p is not None), default=1.0))
+        sides = (
+            list(each["scores"][AVERAGE][row["metric"]]["by_seed"].values())
+            for each in (row, baselines[row["amount"]])
+        )
+        row["comparison"]["seeds_p_value"] = seeds_p_value(*sides)
+    for row, p_value in zip(compared, holm(p_values), strict=True):
+        row["comparison"]["adjusted_p_value"] = p_value
+        row["comparison"]["significant"] = p_value < SIGNIFICANT
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusts p-values for their number (Holm 1979).
+
+    Below 0.05, the chance that any of those differences is none is at most 0.05.
+
+    Args:
+        p_values: Of the comparisons of a family, in any order.
+
+    Returns:
+        The adjusted ones, in the same order.
+    """
+    count = len(p_values)
+    adjusted = [0.0] * count
+    largest = 0.0
+    for rank, index in enumerate(np.argsort(p_values)):
+        largest = max(largest, min(1.0, (count - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def seeds_p_value(own: Sequence[float | None], baseline: Sequence[float | None]) -> float | None:
+    """Computes the p-value of Welch's t-test between the scores of the seeds of two methods.
+
+    Returns:
+        None with fewer than two seeds of either, or without any spread.
+    """
+    sides = [[score for score in side if score is not None] for side in (own, baseline)]
+    if min(map(len, sides)) < 2 or all(np.ptp(side) == 0 for side in sides):
+        return None
+    (mean, deviation), (other_mean, other_deviation) = (
+        (np.mean(side), np.std(side, ddof=1)) for side in sides
+    )
+    found = stats.ttest_ind_from_stats(
+        mean,
+        deviation,
+        len(sides[0]),
+        other_mean,
+        other_deviation,
+        len(sides[1]),
+        equal_var=False,
+    )
+    return float(found.pvalue)
 
 
 def compare_seeds(

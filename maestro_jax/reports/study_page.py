@@ -70,6 +70,8 @@ def _sections(summary: Mapping[str, Any]) -> list[tuple[str, list[str], _Table |
     notes += [f"Failed: {name}: {error}" for name, error in cells["failed"].items()]
     if cells["missing"]:
         notes.append(f"Not done: {', '.join(cells['missing'])}.")
+    if any(summary["trials"].values()):
+        notes.append(_trials_note(summary))
     sections.append((summary["study"], notes, None))
     for table in summary["tables"]:
         if not table["condition"]:
@@ -89,6 +91,17 @@ def _sections(summary: Mapping[str, Any]) -> list[tuple[str, list[str], _Table |
     return sections
 
 
+def _trials_note(summary: Mapping[str, Any]) -> str:
+    """Says which trial each method has, and how it was chosen."""
+    chosen = "; ".join(f"{name}: {trial}" for name, trial in summary["chosen"].items())
+    count = max(summary["trials"].values())
+    if count == 1:
+        return "Each row is a trial."
+    how = summary["chosen_by"]
+    how = f"chosen by {how}" if how else "set by hand (maestro study --tune chooses)"
+    return f"Trials, one of {count} for each method, {how}: {chosen}."
+
+
 def _score_sections(
     summary: Mapping[str, Any], table: Mapping[str, Any]
 ) -> list[tuple[str, list[str], _Table | None]]:
@@ -96,11 +109,11 @@ def _score_sections(
     first = rows[0]
     metric, title = first["metric"], first["title"]
     several = len(summary["amounts"]) > 1
-    header = ["method", *(["paired"] if several else []), "minutes", title, "sd", "95% interval"]
-    header += ["by seed"]
+    header = ["method", *(["paired"] if several else []), "minutes", title]
+    header += ["95%, utterances", "95%, seeds", "sd", "by seed"]
     baseline = summary["baseline"]
     if baseline:
-        header += ["relative", "95% interval", "p, bootstrap", "p, randomisation"]
+        header.append("relative")
     languages = [name for name in first["scores"] if name != AVERAGE]
     cells = []
     for row in rows:
@@ -110,12 +123,13 @@ def _score_sections(
             *([row["amount"]] if several else []),
             _minutes(row["minutes"], languages),
             _number(spread["mean"]),
-            _number(spread["sd"]),
             _interval(row["intervals"][AVERAGE]),
-            " ".join(_number(value) for value in spread["by_seed"].values()),
+            _interval(spread["interval"]),
+            _number(spread["sd"]),
+            " ".join(_number(spread["by_seed"].get(str(seed))) for seed in summary["seeds"]),
         ]
         if baseline:
-            line += _comparison_cells(row)
+            line.append(_relative(row))
         cells.append(line)
     sections: list[tuple[str, list[str], _Table | None]] = [
         (
@@ -124,6 +138,21 @@ def _score_sections(
             (header, cells),
         )
     ]
+    compared = [row for row in rows if row["comparison"] is not None]
+    if compared:
+        sections.append(
+            (
+                f"{table['test_set']}: {title} against {baseline}",
+                [
+                    "Relative differences over the seeds that both have, with intervals on the "
+                    "same draws of utterances. p: of a difference as large between methods that "
+                    "are equally good, by two tests over utterances; the larger of both, corrected "
+                    "for all rows (Holm); and by Welch's t-test over seeds. An asterisk: below "
+                    "0.05 with the correction."
+                ],
+                _comparison_table(summary, compared),
+            )
+        )
     if len(languages) > 1:
         sections.append(
             (
@@ -137,14 +166,14 @@ def _score_sections(
 
 def _notes(summary: Mapping[str, Any], table: Mapping[str, Any]) -> list[str]:
     notes = [
-        "Means and standard deviations over seeds; intervals of scores by the bootstrap over "
-        "utterances, each with its hypotheses of all seeds."
+        "Means over seeds, with two 95% intervals: of these seeds over other utterances, by the "
+        "bootstrap (an utterance is drawn with its hypotheses of all seeds), and of the mean over "
+        "other seeds, by Student's t."
     ]
     if summary["baseline"]:
         notes.append(
-            f"Relative: against {summary['baseline']} with as much paired speech, on the same draws"
-            "; p: of a difference as large between methods that are equally good. An asterisk: both"
-            " tests below 0.05, not corrected for the number of rows."
+            f"Relative: against {summary['baseline']} with as much paired speech; an asterisk: "
+            "significant (below)."
         )
     lacking = [
         f"{row['method']} ({row['amount']}): {len(row['seeds'])}"
@@ -156,21 +185,39 @@ def _notes(summary: Mapping[str, Any], table: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def _comparison_cells(row: Row) -> list[str]:
+def _relative(row: Row) -> str:
     found = row["comparison"]
     if found is None:
-        return ["", "", "", ""]
-    average = found["average"]
-    ratio, interval = average["ratio"], average["ratio_interval"]
-    mark = " *" if average["significant"] else ""
-    return [
-        "-" if ratio is None else f"{100 * (ratio - 1):+.1f}%{mark}",
-        "-"
-        if interval is None
-        else f"{100 * (interval[0] - 1):+.1f}% to {100 * (interval[1] - 1):+.1f}%",
-        _p_value(average["bootstrap_p_value"]),
-        _p_value(average["randomisation_p_value"]),
-    ]
+        return ""
+    ratio = found["average"]["ratio"]
+    mark = " *" if found["significant"] else ""
+    return "-" if ratio is None else f"{100 * (ratio - 1):+.1f}%{mark}"
+
+
+def _comparison_table(summary: Mapping[str, Any], rows: Sequence[Row]) -> _Table:
+    several = len(summary["amounts"]) > 1
+    header = ["method", *(["paired"] if several else []), "relative", "95%, utterances"]
+    header += ["p, bootstrap", "p, randomisation", "p, all rows", "p, seeds"]
+    cells = []
+    for row in rows:
+        found = row["comparison"]
+        average = found["average"]
+        ends = average["ratio_interval"]
+        cells.append(
+            [
+                row["method"],
+                *([row["amount"]] if several else []),
+                _relative(row),
+                "-"
+                if ends is None
+                else f"{100 * (ends[0] - 1):+.1f}% to {100 * (ends[1] - 1):+.1f}%",
+                _p_value(average["bootstrap_p_value"]),
+                _p_value(average["randomisation_p_value"]),
+                _p_value(found["adjusted_p_value"]),
+                _p_value(found["seeds_p_value"]),
+            ]
+        )
+    return header, cells
 
 
 def _language_table(
@@ -228,7 +275,7 @@ def _with_change(row: Row) -> str:
     text = f"{_number(spread['mean'])} \u00b1 {_number(spread['sd'])}"
     if found is None or found["average"]["ratio"] is None:
         return text
-    mark = "*" if found["average"]["significant"] else ""
+    mark = "*" if found["significant"] else ""
     return f"{text} ({100 * (found['average']['ratio'] - 1):+.0f}%{mark})"
 
 
@@ -331,13 +378,9 @@ def _draw_amounts(summary: Mapping[str, Any], table: Mapping[str, Any]) -> bytes
 
 
 def _t_band(spread: Mapping[str, Any]) -> tuple[float, float, float]:
-    from scipy import stats
-
-    count = len(spread["by_seed"])
-    if count < 2 or spread["sd"] is None:
-        return spread["mean"], np.nan, np.nan
-    half = stats.t.ppf(0.975, count - 1) * spread["sd"] / np.sqrt(count)
-    return spread["mean"], spread["mean"] - half, spread["mean"] + half
+    mean = np.nan if spread["mean"] is None else spread["mean"]
+    low, high = spread["interval"] or (np.nan, np.nan)
+    return mean, low, high
 
 
 def _draw_curves(summary: Mapping[str, Any]) -> bytes:

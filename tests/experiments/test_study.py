@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -23,10 +24,24 @@ from maestro_jax.evaluation.comparison import compare
 from maestro_jax.evaluation.predictions import Prediction, write_predictions
 from maestro_jax.experiments import study as study_module
 from maestro_jax.experiments import study_runner
-from maestro_jax.experiments.study import Method, Study, check_macros, load_study
+from maestro_jax.experiments.study import (
+    Method,
+    Study,
+    changed_parts,
+    check_macros,
+    check_study,
+    discard,
+    load_study,
+)
 from maestro_jax.experiments.study_plan import plan_text
 from maestro_jax.experiments.study_runner import parse_shard, run_cells, time_left
-from maestro_jax.experiments.study_summary import confidence_band, summarise
+from maestro_jax.experiments.study_summary import (
+    confidence_band,
+    holm,
+    seeds_p_value,
+    summarise,
+)
+from maestro_jax.experiments.study_tuning import choose, write_chosen
 from maestro_jax.gin_utils.gin_source import config_root
 from maestro_jax.reports.study_page import write_study_page
 
@@ -104,13 +119,170 @@ def test_settings_reach_the_stages_that_read_them() -> None:
             check_macros(make(**changes))
 
 
-def test_the_hash_of_a_cell_is_that_of_its_settings() -> None:
-    study = make()
-    cells = study.cells()
-    digests = [cell.digest(study) for cell in cells]
-    assert len(set(digests)) == len(cells)
-    assert cells[0].digest(make()) == digests[0]
-    assert cells[0].digest(make(bindings={"FEATURES": 64})) != digests[0]
+def test_what_has_changed_is_told_by_part(tmp_path: pathlib.Path) -> None:
+    """What was made with other settings, and what follows from it, is made again; no more."""
+    study = make(amounts={"all": {}}, seeds=(0,))
+    cell, scratch = study.cells()
+    digests = cell.digests(study)
+    assert list(digests) == ["pretrain", "finetune", "evaluation"]
+    assert list(scratch.digests(study)) == ["finetune", "evaluation"]
+    directory = tmp_path / "cells" / cell.name
+    for part in digests:
+        (directory / part).mkdir(parents=True)
+    (directory / "settings.json").write_text(json.dumps(digests))
+    (directory / "result.json").write_text("{}")
+    assert check_study(study, study.cells(), tmp_path) == {}
+
+    tested = make(amounts={"all": {}}, seeds=(0,), conditions=("telephone",))
+    assert check_study(tested, tested.cells(), tmp_path) == {cell.name: ("evaluation",)}
+    tuned = make(
+        amounts={"all": {}},
+        seeds=(0,),
+        methods=(
+            Method(
+                name="MAESTRO", pretrain_bindings={"STEPS": 300}, finetune_bindings={"STEPS": 90}
+            ),
+            make().methods[1],
+        ),
+    )
+    again = ("finetune", "evaluation")
+    assert changed_parts(tuned, tuned.cells()[0], tmp_path) == again
+    with pytest.raises(
+        UserError, match=r"1 of 2 cells .* \(maestro-all-0: finetune\): .*--retrain"
+    ):
+        check_study(tuned, tuned.cells(), tmp_path)
+    assert check_study(tuned, tuned.cells(), tmp_path, retrain=True) == {cell.name: again}
+    larger = make(amounts={"all": {}}, seeds=(0,), bindings={"FEATURES": 64})
+    assert changed_parts(larger, larger.cells()[0], tmp_path) == ("pretrain", *again)
+
+    discard(tmp_path, cell, again)
+    left = {path.name for path in directory.iterdir()}
+    assert left == {"pretrain", "settings.json"}
+    assert changed_parts(tuned, tuned.cells()[0], tmp_path) == ()
+    # Done by an earlier version, which did not write settings down.
+    (directory / "settings.json").unlink()
+    (directory / "result.json").write_text("{}")
+    assert changed_parts(study, cell, tmp_path) == tuple(digests)
+
+
+def trials(*rates: float, stage: str = "pretrain") -> dict[str, dict[str, dict[str, float]]]:
+    return {f"{rate:g}": {stage: {"LEARNING_RATE": rate}} for rate in rates}
+
+
+def test_every_method_has_as_many_trials() -> None:
+    scratch = Method(name="scratch", pretrain=None, trials=trials(0.1, 0.2, stage="finetune"))
+    maestro = Method(name="MAESTRO", pretrain_bindings={"STEPS": 300, "LEARNING_RATE": 9.0})
+    given: dict[str, Any] = {"methods": (maestro, scratch), "trials": trials(1e-3, 3e-3)}
+    study = make(**given, chosen={"MAESTRO": "0.003", "scratch": "0.1"})
+    cells = {cell.method.name: cell for cell in study.cells()[:2]}
+    assert cells["MAESTRO"].build(study, "pretrain").optimizer.learning_rate == 3e-3
+    assert cells["MAESTRO"].build(study, "pretrain").steps == 300
+    assert cells["scratch"].build(study, "finetune").optimizer.learning_rate == 0.1
+
+    tuning = study.tuning()
+    names = [cell.name for cell in tuning.cells()]
+    # The smallest amount of paired speech, and a seed of which no result is reported.
+    assert names == [
+        f"{name}-24_utterances-100"
+        for name in ("maestro_0.001", "maestro_0.003", "scratch_0.1", "scratch_0.2")
+    ]
+    assert tuning.splits == ("validation",)
+    rates = [cell.build(tuning, cell.stages[0]).optimizer.learning_rate for cell in tuning.cells()]
+    assert rates == [1e-3, 3e-3, 0.1, 0.2]
+
+    fewer = Method(name="scratch", pretrain=None, trials=trials(0.1, stage="finetune"))
+    for changes, message in (
+        ({"methods": (maestro, fewer)}, "as many for each method; now MAESTRO 2, scratch 1"),
+        ({"chosen": {"MAESTRO": "0.03"}}, "Study.chosen of MAESTRO is '0.03'; the trials are"),
+        ({"chosen": {"MAESTRA": "0.003"}}, "has the method 'MAESTRA'.*Did you mean 'MAESTRO'"),
+        ({"seeds": (99, 100)}, "tuning_seed is 100, a seed whose results are reported"),
+        ({"trials": trials(1.0, 2.0, stage="pre")}, "has the stage 'pre'; the stages are"),
+        ({"splits": ("dev",)}, "splits is .*'dev'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            make(**{**given, "chosen": {}, **changes})
+    with pytest.raises(UserError, match=r"no trial of MAESTRO: .*maestro study --tune"):
+        study_without = make(**given)
+        study_without.cells()[0].build(study_without, "pretrain")
+    with pytest.raises(UserError, match=r"has no Study\.trials"):
+        make().tuning()
+
+
+def test_trials_are_chosen_by_their_validation_scores(tmp_path: pathlib.Path) -> None:
+    given: dict[str, Any] = {
+        "methods": (
+            Method(name="MAESTRO"),
+            Method(name="scratch", pretrain=None, trials=trials(0.1, 0.2, stage="finetune")),
+        ),
+        "amounts": {"all": {}},
+        "trials": trials(1e-3, 3e-3),
+    }
+    study = make(**given)
+    errors = dict(zip((c.name for c in study.tuning().cells()), (0.5, 0.2, 0.1, 0.6), strict=True))
+    rng = np.random.default_rng(0)
+    for cell in study.tuning().cells()[1:]:
+        finish(cell, tmp_path, rng, errors[cell.name], conditions=(("validation", ""),))
+    with pytest.raises(UserError, match=r"1 of 4 trials are not done.* maestro_0\.001-all-100"):
+        write_chosen(study, tmp_path)
+    [first, *_] = study.tuning().cells()
+    finish(first, tmp_path, rng, errors[first.name], conditions=(("validation", ""),))
+    summary = summarise(study.tuning(), tmp_path, [])
+    assert choose(study, summary) == {"MAESTRO": "0.003", "scratch": "0.1"}
+    path = write_chosen(study, tmp_path)
+    (tmp_path / "study.gin").write_text(
+        "from __gin__ import dynamic_registration\n"
+        "from maestro_jax.experiments import study\n"
+        "study.Study.name = 'from gin'\n"
+        "study.Study.methods = (@a/study.Method(), @b/study.Method())\n"
+        "a/study.Method.name = 'MAESTRO'\nb/study.Method.name = 'scratch'\n"
+        "study.Study.trials = {'0.001': {}, '0.003': {}, '0.1': {}}\n"
+        "study.Study.pretrain = ()\nstudy.Study.finetune = ()\n"
+    )
+    loaded = load_study([str(tmp_path / "study.gin"), str(path)])
+    assert loaded.chosen == {"MAESTRO": "0.003", "scratch": "0.1"}
+    assert loaded.chosen_by == "WER % of numbers.validation, seed 100"
+
+
+@pytest.mark.extended
+def test_methods_of_the_default_study_have_the_same_chances() -> None:
+    study = load_study(["runs/study.gin"])
+    tuning = study.tuning()
+    for cell in tuning.cells():
+        run = cell.build(tuning, "finetune")
+        assert run.steps == 5 * run.validation.every
+    heard = {
+        cell.method.name: cell.build(study, "pretrain").streams["speech"].mixture.tasks
+        for cell in study.cells()[:10]
+        if cell.method.pretrain is not None
+    }
+    assert len(heard) == 9
+    for tasks in heard.values():
+        # What others hear with its transcript, methods without text hear as well.
+        assert tasks == heard["MAESTRO"]
+        assert "minivox_study_paired_sl:first24:audio" in tasks
+
+
+@pytest.mark.extended
+def test_translation_begins_with_text() -> None:
+    study = load_study(["runs/study_covost2.gin"])
+    objective = study.cells()[0].build(study, "pretrain").objective
+    assert set(objective.active_streams(99)) == {"speech", "paired"}
+    assert set(objective.active_streams(100)) == {"speech", "paired", "text", "mt", "st"}
+
+
+@pytest.mark.extended
+def test_ablations_differ_in_one_part() -> None:
+    study = load_study(["runs/study_ablations.gin"])
+    objectives = {
+        cell.method.name: cell.build(study, "pretrain").objective
+        for cell in study.cells()[: len(study.methods)]
+    }
+    for objective in objectives.values():
+        assert objective.augment_paired_start_step == 100
+    without_durations = {
+        name for name, objective in objectives.items() if objective.duration_weight == 0.0
+    }
+    assert without_durations == {"fixed repetition", "random repetition"}
 
 
 @pytest.mark.parametrize(
@@ -147,7 +319,7 @@ WRITE = """
 import json, os, pathlib, sys
 directory = pathlib.Path(sys.argv[1])
 (directory / "starts").open("a").write("x")
-(directory / "result.json").write_text(json.dumps({"seconds": 60.0, "digest": ""}))
+(directory / "result.json").write_text(json.dumps({"seconds": 60.0}))
 """
 
 
@@ -312,50 +484,57 @@ def predictions(rng: np.random.Generator, error: float, languages=("de", "sl")) 
     return found
 
 
+def finish(
+    cell: study_module.Cell,
+    output: pathlib.Path,
+    rng: np.random.Generator,
+    error: float,
+    conditions=(("validation", ""), ("test", ""), ("test", "noise_10db")),
+) -> None:
+    """Writes what a cell leaves that is done, with about this word error rate."""
+    directory = output / "cells" / cell.name
+    evaluations = []
+    for split, condition in conditions:
+        file = f"evaluation/{condition or 'clean'}/{split}.hypotheses.jsonl"
+        write_predictions(predictions(rng, error), directory / file)
+        evaluations.append(
+            {
+                "split": split,
+                "test_set": f"numbers.{split}",
+                "kind": "asr",
+                "condition": condition,
+                "hypotheses": file,
+            }
+        )
+    (directory / "finetune").mkdir()
+    lines = [
+        {"step": step, "validation/wer": 100 * error + 10 * cell.seed, "loss": 1.0}
+        for step in (10, 20)
+    ]
+    (directory / "finetune" / "metrics.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines)
+    )
+    result = {
+        "minutes": {"de": 60.0, "sl": 1.0 if cell.amount != "all" else 16.0},
+        "evaluations": evaluations,
+        "stages": {stage: {"steps": 20, "seconds": 90.0, "flops": 1e12} for stage in cell.stages},
+        "seconds": 200.0 + 100.0 * cell.seed,
+        "memory": {"host_gib": 1.5, "device_gib": None},
+        "devices": {"kind": "cpu", "count": 1},
+        "date": "2026-01-02T03:04:05+00:00",
+        "git": {"commit": "abc", "changed": False},
+    }
+    (directory / "result.json").write_text(json.dumps(result))
+
+
 @pytest.fixture
 def finished(tmp_path: pathlib.Path) -> tuple[Study, pathlib.Path]:
     """A study whose cells are done but for one that failed and one that was not run."""
     study = make()
     rng = np.random.default_rng(0)
     for cell in study.cells()[:-2]:
-        directory = tmp_path / "cells" / cell.name
         error = 0.5 if cell.method.name == "scratch" else 0.1 if cell.amount == "all" else 0.3
-        evaluations = []
-        for split, condition in (("validation", ""), ("test", ""), ("test", "noise_10db")):
-            file = f"evaluation/{condition or 'clean'}/{split}.hypotheses.jsonl"
-            write_predictions(predictions(rng, error), directory / file)
-            evaluations.append(
-                {
-                    "split": split,
-                    "test_set": f"numbers.{split}",
-                    "kind": "asr",
-                    "condition": condition,
-                    "hypotheses": file,
-                }
-            )
-        (directory / "finetune").mkdir()
-        lines = [
-            {"step": step, "validation/wer": 100 * error + 10 * cell.seed, "loss": 1.0}
-            for step in (10, 20)
-        ]
-        (directory / "finetune" / "metrics.jsonl").write_text(
-            "".join(json.dumps(line) + "\n" for line in lines)
-        )
-        minutes = {"de": 60.0, "sl": 1.0 if cell.amount != "all" else 16.0}
-        result = {
-            "digest": "",
-            "minutes": minutes,
-            "evaluations": evaluations,
-            "stages": {
-                stage: {"steps": 20, "seconds": 90.0, "flops": 1e12} for stage in cell.stages
-            },
-            "seconds": 200.0 + 100.0 * cell.seed,
-            "memory": {"host_gib": 1.5, "device_gib": None},
-            "devices": {"kind": "cpu", "count": 1},
-            "date": "2026-01-02T03:04:05+00:00",
-            "git": {"commit": "abc", "changed": False},
-        }
-        (directory / "result.json").write_text(json.dumps(result))
+        finish(cell, tmp_path, rng, error)
     study_runner.write_failure(tmp_path, study.cells()[-2], -9)
     return study, tmp_path
 
@@ -386,6 +565,10 @@ def test_numbers_are_those_of_the_stored_hypotheses(finished) -> None:
         values = [found[seed][index] for seed in (0, 1)]
         assert scores[name]["wer"]["mean"] == pytest.approx(np.mean(values))
         assert scores[name]["wer"]["sd"] == pytest.approx(np.std(values, ddof=1))
+        # 12.706: the 97.5th percentile of Student's t with one degree of freedom.
+        half = 12.7062 * scipy.stats.sem(values)
+        ends = [np.mean(values) - half, np.mean(values) + half]
+        assert scores[name]["wer"]["interval"] == pytest.approx(ends, rel=1e-5)
     means = [np.mean(found[seed]) for seed in (0, 1)]
     assert scores["average"]["wer"]["by_seed"] == pytest.approx({"0": means[0], "1": means[1]})
     assert row["comparison"]["average"]["score"] == pytest.approx(np.mean(means))
@@ -412,6 +595,38 @@ def test_significance_is_that_of_a_comparison_of_the_joined_seeds(finished) -> N
     for name in ("bootstrap_p_value", "randomisation_p_value"):
         assert found["average"][name] == getattr(plain.average, name)
     assert by_name["scratch", "all"]["comparison"] is None
+
+
+def test_p_values_are_corrected_for_the_rows(finished) -> None:
+    # By hand: 0.005 x 4, 0.01 x 3, 0.03 x 2; the last is not below the one before it.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
+    study, output = finished
+    rows = summarise(study, output, [])["tables"][0]["rows"]
+    compared = [row["comparison"] for row in rows if row["comparison"] is not None]
+    assert len(compared) == 2
+    for found in compared:
+        average = found["average"]
+        largest = max(average["bootstrap_p_value"], average["randomisation_p_value"])
+        # All are certain: the smaller p counts twice, the larger at least as much.
+        assert found["adjusted_p_value"] >= largest
+        assert found["significant"] is (found["adjusted_p_value"] < 0.05)
+    assert max(found["adjusted_p_value"] for found in compared) == pytest.approx(
+        2 * min(found["average"]["bootstrap_p_value"] for found in compared)
+    )
+
+
+def test_seeds_are_compared_by_welchs_test() -> None:
+    ours, theirs = np.array([10.0, 12.0, 11.0]), np.array([15.0, 13.0, 17.0])
+    errors = ours.var(ddof=1) / 3, theirs.var(ddof=1) / 3
+    freedom = sum(errors) ** 2 / sum(error**2 / 2 for error in errors)
+    t = (ours.mean() - theirs.mean()) / np.sqrt(sum(errors))
+    expected = 2 * scipy.stats.t.sf(abs(t), freedom)
+    assert seeds_p_value(list(ours), list(theirs)) == pytest.approx(expected)
+    assert seeds_p_value([10.0], [15.0, 13.0]) is None
+    assert seeds_p_value([10.0, None], [15.0, 13.0]) is None
+    assert seeds_p_value([10.0, 10.0], [15.0, 15.0]) is None
 
 
 def study_module_predictions(output: pathlib.Path, cell: str) -> list[Prediction]:
@@ -452,6 +667,9 @@ def test_the_page_names_every_cell_that_is_lacking(finished) -> None:
     assert "Failed: maestro-all-1: ended by SIGKILL" in text
     assert "Not done: scratch-all-1." in text
     assert "Fewer seeds than 2: MAESTRO (all): 1, scratch (all): 1." in text
+    # The seed that is lacking keeps its place.
+    [row, *_] = [line for line in text.splitlines() if line.startswith("| MAESTRO | all")]
+    assert re.search(r"\| +[0-9.]+ - \|", row)
     assert "`maestro study --x`" in text
     assert "abc" in text
     content = page.read_text()

@@ -30,6 +30,11 @@ study.Study:
   finetune = ("runs/study/finetune.gin",)
   tasks = ("minivox_tiny_paired_sl", "minivox_tiny_paired_de")
   conditions = ("telephone",)
+  trials = {
+      "slow": {"finetune": {"LEARNING_RATE": 1e-2}},
+      "fast": {"finetune": {"LEARNING_RATE": 2e-2}},
+  }
+  chosen = {"MAESTRO": "slow", "scratch": "slow"}
   bindings = {
       "FEATURES": 16, "TEXT_FEATURES": 16, "HIDDEN": 32, "SPEECH_LAYERS": 1, "SHARED_LAYERS": 1,
       "CODE_FEATURES": 8, "CODES": 8, "VOCAB_SIZE": 96, "AUDIO_SAMPLES": 48000, "TOKENS": 40,
@@ -95,6 +100,39 @@ def test_a_killed_study_continues(tmp_path: pathlib.Path) -> None:
     for cost in summary["costs"]:
         assert cost["flops"] > 0 and cost["hours"] > 0 and cost["host_gib"] > 0.1
     assert (output / "study.html").read_text().count("data:image/png") == 3
+
+    # One of four jobs has one of the four trials, which hears nothing of the test set.
+    tuned = run([*command, "--tune", "--shard", "0/4"])
+    assert "1 of 4 cells are done" in tuned.stdout and "3 of 4 trials are not done" in tuned.stdout
+    trial = output / "tuning" / "cells" / "maestro_slow-all-100"
+    names = {path.name for path in (trial / "evaluation").glob("*.hypotheses.jsonl")}
+    assert names and all(".validation." in name for name in names)
+    assert (output / "tuning" / "study.html").exists() and not (output / "tuning/data").exists()
+
+    pretrained, tuned_model = (saved(first / stage) for stage in ("pretrain", "finetune"))
+    (tmp_path / "tiny.gin").write_text(GIN.replace('("telephone",)', "()"))
+    again = run([*command, "--cell", "maestro-all-0"])
+    assert "maestro-all-0: evaluation had other settings" in again.stdout
+    assert not (first / "evaluation" / "robustness").exists()
+    assert (pretrained, tuned_model) == (saved(first / "pretrain"), saved(first / "finetune"))
+    (tmp_path / "tiny.gin").write_text(GIN.replace('"MAESTRO": "slow"', '"MAESTRO": "fast"'))
+    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert refused.returncode != 0 and "(maestro-all-0: finetune, ...)" in refused.stderr
+    run([*command, "--cell", "maestro-all-0", "--retrain"])
+    assert saved(first / "pretrain") == pretrained
+    assert saved(first / "finetune") != tuned_model
+    assert (first / "result.json").exists()
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1500)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended
+
+
+def saved(model_dir: pathlib.Path) -> dict[str, int]:
+    """When each checkpoint was written."""
+    return {path.name: path.stat().st_mtime_ns for path in (model_dir / "checkpoints").iterdir()}
 
 
 def wait_for(condition, process: subprocess.Popen, seconds: float = 1200.0) -> None:

@@ -12,6 +12,8 @@ from maestro_jax.cli import environment, options
 from maestro_jax.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from maestro_jax.experiments.study import Cell, Study
 
 
@@ -40,6 +42,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="run the I-th of N parts of the grid, from 0: one of several jobs",
     )
     parser.add_argument(
+        "--tune",
+        action="store_true",
+        help="run the trials of each method instead, judge them by the validation set, and write "
+        "what was chosen to tuning/chosen.gin in the output directory",
+    )
+    parser.add_argument(
+        "--retrain",
+        action="store_true",
+        help="remove what was trained with other settings than the gin files have now, and train "
+        "it again; what has not changed stays",
+    )
+    parser.add_argument(
         "--report",
         action="store_true",
         help="only write the page of the cells that are done",
@@ -66,35 +80,76 @@ def run(arguments: argparse.Namespace) -> None:
     # This process starts the others and needs no device; it must not take one from them.
     os.environ["JAX_PLATFORMS"] = "cpu"
     environment.prepare_process()
-    from maestro_jax.experiments.study import check_study, load_study
     from maestro_jax.experiments.study_runner import parse_shard, run_cells
 
-    study = load_study(arguments.gin_file, arguments.bindings)
+    study, output = _study_and_output(arguments)
     shard = parse_shard(arguments.shard) if arguments.shard else None
     cells = study.select([arguments.cell] if arguments.cell else (), shard)
     if arguments.dry_run:
         from maestro_jax.experiments.study_plan import plan_text
 
-        print(plan_text(study, cells, arguments.output_dir))
+        print(plan_text(study, cells, output))
         return
+    assert output is not None
     if not arguments.report:
-        check_study(study, cells, arguments.output_dir)
+        _discard_changed(study, cells, output, arguments)
         _prepare(study, arguments)
         failed = run_cells(
             study,
             cells,
-            arguments.output_dir,
+            output,
             lambda cell: _command(arguments, cell),
             environment=own,
-            done=lambda: print(f"    {_write_page(study, arguments)}", flush=True),
+            done=lambda: _try_to_write_page(study, output),
         )
-    page = _write_page(study, arguments, show=True)
+    else:
+        _warn_of_changed(study, cells, output)
+    page = _write_page(study, output, show=True)
     print(f"\nThe page of the study is {page}.")
+    if arguments.tune:
+        _write_chosen(arguments, output)
     if not arguments.report and failed:
         raise UserError(
             f"{len(failed)} of {len(cells)} cells failed: "
             f"{', '.join(cell.name for cell in failed)}; the same command tries them again"
         )
+
+
+def _study_and_output(arguments: argparse.Namespace) -> tuple[Study, str | None]:
+    """Returns the study, or that of its trials, and the directory of its cells and page."""
+    from maestro_jax.experiments.study import TUNING, load_study
+    from maestro_jax.files import as_path
+
+    study = load_study(arguments.gin_file, arguments.bindings)
+    if not arguments.tune:
+        return study, arguments.output_dir
+    output = arguments.output_dir and str(as_path(arguments.output_dir) / TUNING)
+    return study.tuning(), output
+
+
+def _discard_changed(
+    study: Study, cells: Sequence[Cell], output: str, arguments: argparse.Namespace
+) -> None:
+    """Removes evaluations with other settings, and with --retrain what was trained with them."""
+    from maestro_jax.experiments.study import check_study, discard
+    from maestro_jax.experiments.study_runner import alone
+
+    changed = check_study(study, cells, output, retrain=arguments.retrain)
+    for cell in cells:
+        if parts := changed.get(cell.name):
+            print(f"{cell.name}: {', '.join(parts)} had other settings", flush=True)
+            with alone(cell, output):
+                discard(output, cell, parts)
+
+
+def _warn_of_changed(study: Study, cells: Sequence[Cell], output: str) -> None:
+    """Names the cells on the page that the gin files no longer describe."""
+    from maestro_jax.experiments.study import check_study, read_result
+
+    changed = check_study(study, cells, output, retrain=True)
+    names = [cell.name for cell in cells if cell.name in changed and read_result(output, cell)]
+    if names:
+        print(f"warning: made with other settings than now: {', '.join(names)}", file=sys.stderr)
 
 
 def _run_cell(arguments: argparse.Namespace) -> None:
@@ -109,16 +164,18 @@ def _run_cell(arguments: argparse.Namespace) -> None:
 
     import_tensorflow()
     environment.enable_compilation_cache()
-    from maestro_jax.experiments.study import load_study, run_cell
+    from maestro_jax.experiments.study import run_cell
     from maestro_jax.training import distributed
 
-    study = load_study(arguments.gin_file, arguments.bindings)
+    study, output = _study_and_output(arguments)
+    assert output is not None
     [cell] = study.select([arguments.cell])
     if not parent:
+        _discard_changed(study, [cell], output, arguments)
         _prepare(study, arguments)
     distributed.initialize()
-    with alone(cell, arguments.output_dir), distributed.ending_together():
-        run_cell(study, cell, arguments.output_dir, _data_dir(study, arguments))
+    with alone(cell, output), distributed.ending_together():
+        run_cell(study, cell, output, _data_dir(study, arguments))
 
 
 def _command(arguments: argparse.Namespace, cell: Cell) -> list[str]:
@@ -127,6 +184,7 @@ def _command(arguments: argparse.Namespace, cell: Cell) -> list[str]:
     command += [f"--gin_file={file}" for file in arguments.gin_file]
     command += [f"--import={module}" for module in arguments.imports]
     command += [f"--gin.{name}={value}" for name, value in arguments.bindings.items()]
+    command += ["--tune"] if arguments.tune else []
     command.append(f"--output_dir={arguments.output_dir}")
     return command + ([f"--data_dir={arguments.data_dir}"] if arguments.data_dir else [])
 
@@ -151,12 +209,36 @@ def _prepare(study: Study, arguments: argparse.Namespace) -> None:
         sys.exit(status)
 
 
-def _write_page(study: Study, arguments: argparse.Namespace, *, show: bool = False) -> str:
+def _write_page(study: Study, output: str, *, show: bool = False) -> str:
     from maestro_jax.experiments.study_summary import summarise
     from maestro_jax.provenance import command_line
     from maestro_jax.reports.study_page import summary_text, write_study_page
 
-    summary = summarise(study, arguments.output_dir, command_line())
+    summary = summarise(study, output, command_line())
     if show:
         print(f"\n{summary_text(summary)}")
-    return str(write_study_page(summary, arguments.output_dir))
+    return str(write_study_page(summary, output))
+
+
+def _try_to_write_page(study: Study, output: str) -> None:
+    """Writes the page between two cells, which go on if it cannot be written."""
+    try:
+        line = _write_page(study, output)
+    except Exception as error:  # The page at the end raises it.
+        line = f"the page was not written: {type(error).__name__}: {error}"
+    print(f"    {line}", flush=True)
+
+
+def _write_chosen(arguments: argparse.Namespace, output: str) -> None:
+    """Writes the gin file with the best trial of each method, once all trials are done."""
+    from maestro_jax.experiments.study import load_study
+    from maestro_jax.experiments.study_tuning import write_chosen
+
+    try:
+        path = write_chosen(load_study(arguments.gin_file, arguments.bindings), output)
+    except UserError as error:
+        if not arguments.shard:
+            raise
+        print(error)  # Other jobs have the rest of the trials.
+        return
+    print(f"What was chosen is in {path}: give it as the last --gin_file of the study.")
