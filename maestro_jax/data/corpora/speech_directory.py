@@ -1,26 +1,30 @@
 """Finds what a directory of recordings holds, in whichever of four layouts it is.
 
-- A *manifest*: `train.jsonl`, `validation.tsv`, `test.jsonl` or any one manifest, with the fields
-  that `Manifest` reads; NeMo's are such files.
-- A data directory of *Kaldi*: `wav.scp`, `text` and, if they exist, `segments`, `utt2spk`,
-  `utt2lang` and translations in `text.en`; or one folder per split with these.
+- *Manifests*: `train.jsonl`, `validation.tsv`, `test.csv` or any one manifest, with the fields of
+  `FIELDS`: those of `Manifest`, NeMo, Hugging Face, Common Voice and SpeechBrain.
 - Files of *lhotse*: `cuts.jsonl.gz`, or `recordings.jsonl.gz` and `supervisions.jsonl.gz`, which
   the package lhotse reads.
-- *Pairs*: `a.wav` beside `a.txt` and, if there is a translation, `a.en.txt`; at any depth.
+- A data directory of *Kaldi*: `wav.scp`, `text` and, if they exist, `segments`, `utt2spk`,
+  `utt2lang` and translations in `text.en`; or one folder per split with these.
+- *Pairs*: `a.wav` beside `a.txt` and, if there is a translation, `a.en.txt`; at any depth. Or one
+  file for many recordings, whose lines begin with their names (`metadata.csv` of LJSpeech,
+  `*.trans.txt` of LibriSpeech).
 
 Beside any of them, recordings in `speech/` count as untranscribed, and lines of `text/**/*.txt` and
 of text files in the directory itself as unspoken text. A split is named by a file or a folder whose
-name says so (`train`, `dev`, `test`); where no name does, the entries have none.
+name says so (`train`, `dev`, `test`); where no name does, the entries have none. Hidden files are
+left alone.
 """
 
 from __future__ import annotations
 
 import collections
+import csv
 import dataclasses
-import gzip
 import importlib
-import json
+import itertools
 import math
+import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,13 +34,32 @@ from typing import Any
 from maestro_jax.audio.reading import EXTENSIONS
 from maestro_jax.data.corpora import tables
 from maestro_jax.data.corpora.issues import Issue, IssueLog
-from maestro_jax.data.corpora.manifest import SUFFIXES
-from maestro_jax.data.corpora.text_files import split_of
+from maestro_jax.data.corpora.speech_entries import (
+    SPEECH,
+    TEXT,
+    Entry,
+    ReadingLog,
+    best_translation,
+    files_below,
+    is_beside,
+    listed,
+    names_language,
+    some_names,
+    split_of_name,
+    splits_of_parts,
+    with_known_splits,
+)
+from maestro_jax.data.corpora.speech_manifests import (
+    find_tables,
+    first_object,
+    missing_fields,
+    note_unlisted,
+    read_manifest,
+    tables_in_folders,
+)
 from maestro_jax.errors import UserError
-from maestro_jax.text.languages import is_language, normalize_language
+from maestro_jax.text.languages import is_language
 
-SPEECH, TEXT = "speech", "text"
-"""Folders with recordings that nobody has transcribed, and with texts that nobody has read out."""
 _NO_TEXTS = {
     "readme",
     "license",
@@ -46,38 +69,11 @@ _NO_TEXTS = {
     "changelog",
     "changes",
     "metadata",
+    "requirements",
 }
-_SPLIT_WORDS = ("train", "training", "dev", "valid", "validation", "eval", "test")
 _FOLDERS_OF_NO_SPEAKER = {"audio", "audios", "wav", "wavs", "clips", "data", "recordings", "flac"}
 _LINES_OF_A_TRANSCRIPT = 3
 """A text file with more lines is a text, and not the transcript of a recording that is lost."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Entry:
-    """A recording, a text, or both.
-
-    Attributes:
-        id: Unique in the directory.
-        audio: Path of the recording; empty for a text.
-        span: Begin and end of the part of the file, in seconds; None for the whole file.
-        text: What is said or written, as it is printed; empty if nobody has transcribed it.
-        translation: Translation of the text; empty if there is none.
-        language: Code of the language as the directory has it; may be empty.
-        target_language: Code of the language of the translation; may be empty.
-        speaker: Name of the speaker; empty if it is not known.
-        split: `train`, `validation` or `test`; empty if the directory has no splits.
-    """
-
-    id: str
-    audio: str = ""
-    span: tuple[float, float] | None = None
-    text: str = ""
-    translation: str = ""
-    language: str = ""
-    target_language: str = ""
-    speaker: str = ""
-    split: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,203 +82,136 @@ class SpeechDirectory:
 
     Attributes:
         path: The directory.
-        layout: `manifest`, `kaldi`, `lhotse` or `pairs`.
+        layout: `manifest`, `lhotse`, `kaldi` or `pairs`.
         entries: All recordings and texts, in a fixed order.
         issues: What cannot be used, by line or file.
+        notes: What else is there and how it was understood, a sentence each.
     """
 
     path: Path
     layout: str
     entries: tuple[Entry, ...]
     issues: tuple[Issue, ...]
+    notes: tuple[str, ...] = ()
 
 
-def read_speech_directory(path: Path) -> SpeechDirectory:
+def read_speech_directory(path: Path, target_language: str = "") -> SpeechDirectory:
     """Reads the tables and the names of all files of a directory, without opening a recording.
 
     Args:
         path: The directory.
+        target_language: The language of the translations to read where there are several.
 
     Raises:
-        UserError: It is no directory, has no recording in any known layout, or needs lhotse.
+        UserError: It is no directory, has no recording in any known layout, or needs lhotse; a
+            table is not UTF-8.
     """
     if not path.is_dir():
         raise UserError(f"{path} is not a directory; name the one with the recordings.")
-    issues = IssueLog()
-    layout, entries = _read(path, issues)
-    entries = [*entries, *_unpaired(path, layout, entries, issues)]
+    log = ReadingLog(IssueLog(), [], target_language, set())
+    layout, entries = _read(path, log)
+    entries += _unpaired(path, layout, entries, log)
     if not any(entry.audio for entry in entries):
-        found = ", ".join(sorted(each.name for each in path.iterdir())[:8]) or "nothing"
+        found = ", ".join(sorted(each.name for each in listed(path))[:8]) or "nothing"
+        first = "".join(f" {one.item}: {one.detail}." for one in log.issues.issues[:1])
         raise UserError(
-            f"{path} has no recordings in a layout that is known ({found}); it needs train.jsonl "
-            "(or any manifest), wav.scp and text, cuts.jsonl.gz, or audio files beside .txt files."
+            f"{path} has no recordings in a layout that is known ({found}).{first} It needs "
+            "train.jsonl or another manifest with the fields audio and text, wav.scp and text, "
+            "cuts.jsonl.gz, or audio files beside .txt files."
         )
     return SpeechDirectory(
         path=path,
         layout=layout,
-        entries=tuple(_with_unique_ids(entries, issues)),
-        issues=tuple(issues.issues),
+        entries=tuple(_with_unique_ids(with_known_splits(entries), log.issues)),
+        issues=tuple(log.issues.issues),
+        notes=tuple(log.notes),
     )
 
 
-def _read(path: Path, issues: IssueLog) -> tuple[str, list[Entry]]:
+def _read(path: Path, log: ReadingLog) -> tuple[str, list[Entry]]:
     """Returns the layout and the entries of its tables."""
-    if folders := _kaldi_folders(path):
-        splits = [split_of(folder.name) if folder != path else "" for folder in folders]
-        return "kaldi", [
-            entry
-            for folder, split in zip(folders, _splits(splits, folders, path), strict=True)
-            for entry in _kaldi(folder, split, issues)
-        ]
-    manifests, cuts = _tables(path)
-    if cuts:
-        return "lhotse", _lhotse(cuts, issues)
-    if manifests:
-        splits = _splits([split_of(each.name) for each in manifests], manifests, path)
-        return "manifest", [
-            entry
-            for file, split in zip(manifests, splits, strict=True)
-            for entry in _manifest(file, split, issues)
-        ]
-    return "pairs", list(_pairs(path, issues))
-
-
-def _splits(found: Sequence[str], paths: Sequence[Path], root: Path) -> list[str]:
-    """Returns the splits of files or folders; empty ones where no name says which is which."""
-    named = [any(word in path.name.lower() for word in _SPLIT_WORDS) for path in paths]
-    if not any(named):
-        return [""] * len(found)
-    # A directory of which only the training data have come is not split.
-    if set(found) <= {"train"}:
-        return [""] * len(found)
-    return [split or "train" for split in found]
-
-
-# ------------------------------------------------------------------------------------- manifests
-
-
-def _tables(path: Path) -> tuple[list[Path], list[Path]]:
-    """Returns the manifests of a directory, and the files of lhotse, by their first line."""
-    manifests, cuts = [], []
-    for file in sorted(path.iterdir()):
-        if not file.is_file() or not file.name.endswith(SUFFIXES):
-            continue
-        if ".tsv" in file.suffixes:
-            with tables.open_text(file) as lines:
-                columns = lines.readline().rstrip("\r\n").split("\t")
-            if {"audio", "audio_filepath", "text"} & {name.strip(' "') for name in columns}:
-                manifests.append(file)
-            continue
-        first = _first_object(file)
-        if _is_lhotse(first):
-            cuts.append(file)
-        elif {"audio", "audio_filepath", "text"} & first.keys():
-            manifests.append(file)
-    return manifests, cuts
-
-
-def _first_object(file: Path) -> Mapping[str, Any]:
-    """Returns the first JSON object of a file, which may be a list of them; empty if none is."""
-    with tables.open_text(file) as lines:
-        try:
-            line = next((line for line in lines if line.strip()), "").strip()
-            value = json.loads(line) if line.startswith("{") and line.endswith("}") else None
-        except (ValueError, OSError, EOFError):
-            value = None
-    if value is None:
-        listed = _listed(file)
-        value = listed[0] if listed else {}
-    return value if isinstance(value, dict) else {}
-
-
-def _listed(file: Path) -> list[Any]:
-    """Returns the objects of a file that is one JSON list; empty for any other file."""
-    opened = gzip.open if file.suffix == ".gz" else open
-    with opened(file, "rb") as stream:
-        if not stream.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
-            return []
-    try:
-        with tables.open_text(file) as text:
-            value = json.load(text)
-    except (ValueError, OSError, EOFError):
-        return []
-    return value if isinstance(value, list) else []
-
-
-def _manifest(file: Path, split: str, issues: IssueLog) -> Iterator[Entry]:
-    """Yields the lines of a manifest; fields are those of `Manifest` and NeMo."""
-    for place, fields in _rows(file, split, issues):
-
-        def field(*names: str, fields: Mapping[str, Any] = fields) -> str:
-            values = (fields.get(name) for name in names)
-            return next((str(value).strip() for value in values if value not in (None, "")), "")
-
-        audio, text = field("audio", "audio_filepath"), field("text")
-        if not (audio or text):
-            detail = f"neither audio nor text; it has {', '.join(fields)}"
-            issues.add("bad value", split=split, item=place, detail=detail)
-            continue
-        try:
-            span = _span(field("offset"), field("duration"))
-        except ValueError as error:
-            issues.add("bad value", split=split, item=place, detail=str(error))
-            continue
-        yield Entry(
-            id=field("id", "utt_id") or place,
-            audio=str(file.parent / Path(audio).expanduser()) if audio else "",
-            span=span if audio else None,
-            text=text,
-            translation=field("translation"),
-            language=field("language", "lang", "source_lang"),
-            target_language=field("target_language", "target_lang", "translation_language"),
-            speaker=field("speaker", "speaker_id", "spk_id"),
-            split=field("split") and split_of(field("split")) or split,
+    kinds = find_tables(listed(path))
+    folders = _kaldi_folders(path)
+    if not (kinds["manifest"] or kinds["lhotse"] or folders):
+        below = find_tables(tables_in_folders(path))
+        kinds |= {kind: below[kind] for kind in ("manifest", "lhotse")}
+    there = {
+        "manifest": kinds["manifest"],
+        "lhotse": kinds["lhotse"],
+        "kaldi": [folder / "wav.scp" for folder in folders],
+    }
+    layout = next((name for name, files in there.items() if files), "pairs")
+    if others := [file for name, files in there.items() if name != layout for file in files]:
+        log.notes.append(
+            f"{some_names(path, others)}: not read, since {some_names(path, there[layout])} is, "
+            "which is another layout."
         )
+    entries: list[Entry] = []
+    # Manifests without audio are texts, whatever the layout of the recordings; or what is said in
+    # recordings that are called like their lines.
+    manifests = [*(kinds["manifest"] if layout == "manifest" else ()), *kinds["text"]]
+    found = [
+        split_of_name(file.name) or split_of_name(str(file.relative_to(path))) for file in manifests
+    ]
+    for file, split in zip(manifests, splits_of_parts(found), strict=True):
+        entries += read_manifest(file, split, log)
+    if layout == "pairs" and (joined := _with_recordings(path, entries, log.issues)):
+        layout, entries = "manifest", joined
+    if layout == "kaldi":
+        splits = [split_of_name(folder.name) if folder != path else "" for folder in folders]
+        for folder, split in zip(folders, splits_of_parts(splits), strict=True):
+            entries += _kaldi(folder, split, log)
+    elif layout == "lhotse":
+        entries += _lhotse(kinds["lhotse"], log.issues)
+    elif layout == "pairs":
+        # A table with a header is no list of transcripts without one.
+        log.transcripts.update(manifests)
+        entries += _pairs(path, log)
+    if layout == "manifest":
+        note_unlisted(path, entries, log)
+    for file in kinds["other"]:
+        if file not in log.transcripts:
+            log.issues.add("bad value", item=file.name, detail=missing_fields(file))
+    return layout, entries
 
 
-def _rows(file: Path, split: str, issues: IssueLog) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    if ".tsv" in file.suffixes:
-        yield from tables.rows(file, issues, quoted=True, split=split)
-    elif listed := _listed(file):
-        for number, fields in enumerate(listed, start=1):
-            if isinstance(fields, dict):
-                yield f"{file.name}:{number}", fields
-            else:
-                place = f"{file.name}:{number}"
-                issues.add("bad row", split=split, item=place, detail="no JSON object")
-    else:
-        yield from tables.objects(file, issues, split=split)
+def _with_recordings(path: Path, texts: Sequence[Entry], issues: IssueLog) -> list[Entry]:
+    """Gives texts the recordings that are called like their ids, if most of them have one.
 
-
-def _span(offset: str, duration: str) -> tuple[float, float] | None:
-    """Returns a part of a file; None for the whole file.
-
-    Raises:
-        ValueError: A number is none, or negative.
+    Returns:
+        None of them if they have not.
     """
-    numbers = [float(value) if value else None for value in (offset, duration)]
-    for name, value in zip(("offset", "duration"), numbers, strict=True):
-        if value is not None and not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"{name} is {value}")
-    begin, length = numbers
-    # In NeMo's manifests, a duration without an offset is that of the whole file.
-    if begin is None or (begin == 0 and length is None):
-        return None
-    return begin, math.inf if length is None else begin + length
+    by_stem: dict[str, list[Path]] = collections.defaultdict(list)
+    for file in files_below(path):
+        if file.suffix.lower() in EXTENSIONS:
+            by_stem[file.stem].append(file)
+    named = [by_stem.get(Path(entry.id).name, by_stem.get(Path(entry.id).stem)) for entry in texts]
+    if sum(files is not None for files in named) <= len(texts) / 2:
+        return []
+    entries = []
+    for entry, files in zip(texts, named, strict=True):
+        if files is not None and len(files) == 1:
+            entries.append(dataclasses.replace(entry, audio=str(files[0])))
+        else:
+            detail = some_names(path, files) if files else "no recording is called like that"
+            issues.add("no counterpart", split=entry.split, item=entry.id, detail=detail)
+    return entries
 
 
 # ----------------------------------------------------------------------------------------- Kaldi
 
 
 def _kaldi_folders(path: Path) -> list[Path]:
+    """Returns the directory itself, or those of its folders that are data directories."""
     if (path / "wav.scp").is_file():
         return [path]
-    return sorted(each.parent for each in path.glob("*/wav.scp") if each.parent.name != SPEECH)
+    found = (*listed(path, "*/wav.scp"), *listed(path, "data/*/wav.scp"))
+    return sorted(each.parent for each in found if each.parent.name != SPEECH)
 
 
-def _kaldi(folder: Path, split: str, issues: IssueLog) -> Iterator[Entry]:
+def _kaldi(folder: Path, split: str, log: ReadingLog) -> Iterator[Entry]:
     """Yields the utterances of a data directory of Kaldi."""
-    where = folder.name
+    where, issues = folder.name, log.issues
     recordings: dict[str, str] = {}
     for name, value in _kaldi_table(folder / "wav.scp"):
         audio = _kaldi_audio(folder, value)
@@ -296,7 +225,7 @@ def _kaldi(folder: Path, split: str, issues: IssueLog) -> Iterator[Entry]:
     for speaker, utterances in _kaldi_table(folder / "spk2utt"):
         speakers = {**dict.fromkeys(utterances.split(), speaker), **speakers}
     languages = dict(_kaldi_table(folder / "utt2lang"))
-    translations, target = _kaldi_translations(folder)
+    translations, target = _kaldi_translations(folder, log)
     known = {name for name, _ in _kaldi_table(folder / "wav.scp")}
     listed: list[tuple[str, str, tuple[float, float] | None]] = []
     if (folder / "segments").is_file():
@@ -363,7 +292,7 @@ def _kaldi_audio(folder: Path, value: str) -> str | None:
             return None
     elif re.search(r"\.ark:\d+$", value):
         return None
-    file = Path(candidates[0]).expanduser()
+    file = Path(os.path.expanduser(candidates[0]))
     # Kaldi's paths are relative to where its recipe runs: the folder above data/train, mostly.
     for base in (folder, *folder.absolute().parents[:4]):
         if (base / file).is_file():
@@ -371,22 +300,21 @@ def _kaldi_audio(folder: Path, value: str) -> str | None:
     return str(folder / file)
 
 
-def _kaldi_translations(folder: Path) -> tuple[dict[str, str], str]:
+def _kaldi_translations(folder: Path, log: ReadingLog) -> tuple[dict[str, str], str]:
     """Returns the translations in `text.en` or the like, and their language."""
-    for file in sorted(folder.glob("text.*")):
-        language = file.name.rpartition(".")[2]
-        if is_language(language):
-            return dict(_kaldi_table(file)), normalize_language(language)
-    return {}, ""
+    found: dict[str, Path] = {}
+    for file in listed(folder, "text.*"):
+        code = file.name.rpartition(".")[2]
+        if names_language(code, log.target):
+            # ESPnet has several forms of a text: text.en, text.lc.en, text.tc.en with capitals.
+            found[code] = found.get(code, file) if file.name != f"text.{code}" else file
+        else:
+            log.notes.append(f"{folder.name}/{file.name}: not read, {code!r} being no language.")
+    best = best_translation(found, folder.name, log)
+    return (dict(_kaldi_table(best[1])), best[0]) if best else ({}, "")
 
 
 # ---------------------------------------------------------------------------------------- lhotse
-
-
-def _is_lhotse(fields: Mapping[str, Any]) -> bool:
-    """Returns whether an object is a cut, a recording or a supervision of lhotse."""
-    is_cut = str(fields.get("type", "")).endswith("Cut")
-    return is_cut or "sources" in fields or {"recording_id", "duration"} <= fields.keys()
 
 
 def _lhotse(files: Sequence[Path], issues: IssueLog) -> list[Entry]:
@@ -404,7 +332,7 @@ def _lhotse(files: Sequence[Path], issues: IssueLog) -> list[Entry]:
         ) from None
     kinds: dict[str, list[Path]] = collections.defaultdict(list)
     for file in files:
-        fields = _first_object(file)
+        fields = first_object(file) or {}
         kind = "recordings" if "sources" in fields else "supervisions"
         kinds["cuts" if str(fields.get("type", "")).endswith("Cut") else kind].append(file)
     groups: list[tuple[Path, Any]] = []
@@ -427,7 +355,7 @@ def _lhotse(files: Sequence[Path], issues: IssueLog) -> list[Entry]:
             )
             groups.append((file, cuts))
     paths = [file for file, _ in groups]
-    splits = _splits([split_of(file.name) for file in paths], paths, files[0].parent)
+    splits = splits_of_parts([split_of_name(file.name) for file in paths])
     return [
         entry
         for (file, cuts), split in zip(groups, splits, strict=True)
@@ -478,60 +406,68 @@ def _lhotse_language(name: str | None) -> str:
 # ------------------------------------------------------------------- audio files beside text files
 
 
-def _pairs(path: Path, issues: IssueLog) -> Iterator[Entry]:
+def _pairs(path: Path, log: ReadingLog) -> Iterator[Entry]:
     """Yields the audio files of a directory with the text files of the same name."""
-    files = [
-        file
-        for file in sorted(path.rglob("*"))
-        if file.suffix.lower() in EXTENSIONS and file.is_file() and not _is_beside(file, path)
+    below = files_below(path)
+    by_name: dict[Path, Path] = {}
+    audio = [
+        (file.with_suffix(""), EXTENSIONS.index(file.suffix.lower()), file)
+        for file in below
+        if file.suffix.lower() in EXTENSIONS
+        and not (is_beside(file, path) and _text_beside(file) is None)
     ]
+    # Of one recording in several forms the first is read, and the lossless come first.
+    for name, _, file in sorted(audio):
+        other = by_name.setdefault(name, file)
+        if other != file:
+            item, detail = str(file.relative_to(path)), f"the recording of {other.name}"
+            log.issues.add("duplicate id", item=item, detail=detail)
+    files = list(by_name.values())
+    translations: dict[Path, dict[str, Path]] = collections.defaultdict(dict)
+    for file in below:
+        code = file.with_suffix("").suffix[1:]
+        if file.suffix == ".txt" and code and names_language(code, log.target):
+            translations[file.with_suffix("").with_suffix("")][code] = file
+    transcripts = _listed_transcripts(path, files, below, log)
     folders = [file.relative_to(path).parts[:-1] for file in files]
-    splits = [
-        next((split_of(part) for part in parts if _names_split(part)), "") for parts in folders
+    found = [
+        next((split for part in parts if (split := split_of_name(part))), "") for parts in folders
     ]
-    # A directory of which only the training data have come is not split.
-    is_split = set(splits) > {"train"} or bool(set(splits) - {"", "train"})
-    for file, parts, split in zip(files, folders, splits, strict=True):
-        own = [
+    names = [
+        [
             part
             for part in parts
-            if not _names_split(part) and part.lower() not in _FOLDERS_OF_NO_SPEAKER
+            if not split_of_name(part) and part.lower() not in (*_FOLDERS_OF_NO_SPEAKER, SPEECH)
         ]
-        text = _transcript(file.with_suffix(".txt"), issues)
-        translation, target = "", ""
-        for other in sorted(file.parent.glob(f"{_escaped(file.stem)}.*.txt")):
-            language = other.name.removeprefix(f"{file.stem}.").removesuffix(".txt")
-            if is_language(language):
-                translation = _transcript(other, issues)
-                target = normalize_language(language)
+        for parts in folders
+    ]
+    # Folders are languages if all of them are called like one, and else speakers.
+    are_languages = all(names_language(own[0], log.target) for own in names if own)
+    for file, own, split in zip(files, names, splits_of_parts(found), strict=True):
+        language = own.pop(0) if own and are_languages else ""
+        beside = _text_beside(file)
+        item = str(file.relative_to(path))
+        best = best_translation(translations[file.with_suffix("")], item, log)
         yield Entry(
             id=str(file.relative_to(path).with_suffix("")),
             audio=str(file),
-            text=text,
-            translation=translation,
-            target_language=target,
+            text=transcripts.get(file, "") if beside is None else _transcript(beside, log.issues),
+            translation=_transcript(best[1], log.issues) if best else "",
+            language=language,
+            target_language=best[0] if best else "",
             speaker=own[-1] if own else "",
-            split=(split or "train") if is_split else "",
+            split=split,
         )
 
 
-def _is_beside(file: Path, root: Path) -> bool:
-    """Returns whether a file is in one of the folders of unpaired data."""
-    return file.relative_to(root).parts[0].lower() in (SPEECH, TEXT) and file.parent != root
-
-
-def _names_split(name: str) -> bool:
-    return any(word in re.findall(r"[a-z]+", name.lower()) for word in _SPLIT_WORDS)
-
-
-def _escaped(stem: str) -> str:
-    return re.sub(r"([\[\]*?])", r"[\1]", stem)
+def _text_beside(file: Path) -> Path | None:
+    """Returns the transcript beside an audio file: `a.txt`, `a.lab` or `a.wav.txt`."""
+    names = (f"{file.stem}.txt", f"{file.stem}.TXT", f"{file.stem}.lab", f"{file.name}.txt")
+    return next((path for name in names if (path := file.with_name(name)).is_file()), None)
 
 
 def _transcript(path: Path, issues: IssueLog) -> str:
-    """Reads a text file as one line; empty if there is none, or it is not text."""
-    if not path.is_file():
-        return ""
+    """Reads a text file as one line; empty if it is not text."""
     try:
         return " ".join(" ".join(line.split()) for _, line in tables.lines(path)).strip()
     except UserError as error:
@@ -539,34 +475,121 @@ def _transcript(path: Path, issues: IssueLog) -> str:
         return ""
 
 
+def _listed_transcripts(
+    path: Path, files: Sequence[Path], below: Sequence[Path], log: ReadingLog
+) -> dict[Path, str]:
+    """Reads the text files most of whose lines begin with the name of a recording.
+
+    Args:
+        path: The directory.
+        files: Its recordings.
+        below: All its files.
+        log: What is to be said about it.
+    """
+    by_stem: dict[str, list[Path]] = collections.defaultdict(list)
+    for file in files:
+        by_stem[file.stem].append(file)
+    stems = {file.with_suffix("") for file in files}
+    found: dict[Path, str] = {}
+    for table in below:
+        if (
+            not table.name.lower().endswith((".txt", ".tsv", ".csv", ".trn", ".lst"))
+            or is_beside(table, path)
+            or table in log.transcripts
+            or _belongs_to(table.parent, table.stem, stems)
+        ):
+            continue
+        try:
+            numbered = [(number, line) for number, line in tables.lines(table) if line.strip()]
+        except UserError as error:
+            log.issues.add("bad value", item=table.name, detail=str(error))
+            continue
+        rows = [(number, _named(line, by_stem)) for number, line in numbered]
+        if sum(row is not None for _, row in rows) <= len(rows) / 2:
+            continue
+        log.transcripts.add(table)
+        for number, row in rows:
+            place = f"{table.name}:{number}"
+            if row is None:
+                log.issues.add("no counterpart", item=place, detail="a line without a recording")
+                continue
+            name, text = row
+            near = [file for file in by_stem[name] if file.is_relative_to(table.parent)]
+            candidates = near or by_stem[name]
+            if len(candidates) > 1:
+                detail = f"{name} may be {some_names(path, candidates)}"
+                log.issues.add("bad value", item=place, detail=detail)
+                continue
+            found[candidates[0]] = text
+    return found
+
+
+def _named(line: str, by_stem: Mapping[str, Sequence[Path]]) -> tuple[str, str] | None:
+    """Divides a line into the stem of a recording and its text; None if it begins with none."""
+    for delimiter in ("\t", "|", ";", ",", " "):
+        cell, found, rest = line.partition(delimiter)
+        name = re.split(r"[/\\]", cell.strip().strip('"'))[-1]
+        if Path(name).suffix.lower() in EXTENSIONS:
+            name = name.rpartition(".")[0]
+        if not found or name not in by_stem:
+            continue
+        if delimiter in "\t|;":
+            # Further columns have other forms of the text, or the speaker.
+            rest = rest.partition(delimiter)[0]
+        elif delimiter == "," and rest.startswith('"'):
+            rest = next(csv.reader([rest]))[0]
+        return name, " ".join(rest.split())
+    return None
+
+
 # --------------------------------------------------------------------------------- unpaired data
 
 
 def _unpaired(
-    path: Path, layout: str, entries: Sequence[Entry], issues: IssueLog
+    path: Path, layout: str, entries: Sequence[Entry], log: ReadingLog
 ) -> Iterator[Entry]:
     """Yields recordings in `speech/`, and lines of text files that are no transcripts."""
-    listed = {entry.audio for entry in entries}
-    for file in sorted(path.glob(f"{SPEECH}/**/*")):
-        if file.suffix.lower() in EXTENSIONS and file.is_file() and str(file) not in listed:
-            yield Entry(id=str(file.relative_to(path)), audio=str(file), split="train")
-    own = sorted((*path.glob("*.txt"), *path.glob("*.txt.gz")))
-    below = sorted((*path.glob(f"{TEXT}/**/*.txt"), *path.glob(f"{TEXT}/**/*.txt.gz")))
+    known = {entry.audio for entry in entries}
+    for file in files_below(path / SPEECH):
+        if file.suffix.lower() in EXTENSIONS and str(file) not in known:
+            folder = file.relative_to(path).parts[1]
+            language = folder if names_language(folder, log.target) else ""
+            name = str(file.relative_to(path))
+            yield Entry(id=name, audio=str(file), language=language, split="train")
+    files = [
+        *(file for file in listed(path) if file.is_file()),
+        *files_below(path / TEXT),
+    ]
     stems = {Path(entry.audio).with_suffix("") for entry in entries if entry.audio}
-    for file in (*own, *below):
+    read: dict[Path, int] = {}
+    for file in files:
         stem = file.name.removesuffix(".gz").removesuffix(".txt")
-        if stem.lower() in _NO_TEXTS or _belongs_to(file.parent, stem, stems):
+        if (
+            not file.name.lower().endswith((".txt", ".txt.gz"))
+            or stem.lower() in _NO_TEXTS
+            or file in log.transcripts
+            or _belongs_to(file.parent, stem, stems)
+        ):
             continue
-        lines = [(number, line.strip()) for number, line in tables.lines(file) if line.strip()]
+        try:
+            lines = [(number, line.strip()) for number, line in tables.lines(file) if line.strip()]
+        except UserError as error:
+            log.issues.add("bad value", item=file.name, detail=str(error))
+            continue
         is_lost = layout == "pairs" and any(other.parent == file.parent for other in stems)
         if is_lost and len(lines) <= _LINES_OF_A_TRANSCRIPT:
-            issues.add("no counterpart", item=file.name, detail="a transcript without a recording")
+            detail = "a transcript without a recording"
+            log.issues.add("no counterpart", item=file.name, detail=detail)
             continue
-        named = stem.rpartition(".")[2], file.parent.name
-        language = next((name for name in named if is_language(name) and name != TEXT), "")
+        read[file] = len(lines)
+        named = [stem.rpartition(".")[2]] + [file.parent.name] * (file.parent != path)
+        language = next((name for name in named if names_language(name, log.target)), "")
         for number, line in lines:
             name = f"{file.relative_to(path)}:{number}"
             yield Entry(id=name, text=line, language=language, split="train")
+    if read:
+        lines_of_all = sum(read.values())
+        log.notes.append(f"{some_names(path, read)}: {lines_of_all} lines, used as unspoken text.")
 
 
 def _belongs_to(folder: Path, stem: str, stems: set[Path]) -> bool:
@@ -576,7 +599,8 @@ def _belongs_to(folder: Path, stem: str, stems: set[Path]) -> bool:
 
 def _with_unique_ids(entries: Sequence[Entry], issues: IssueLog) -> Iterator[Entry]:
     """Yields each entry once; of two with the same id that differ, both, with numbered ids."""
-    seen: dict[str, int] = {}
+    taken = {entry.id for entry in entries}
+    seen: set[str] = set()
     parts: set[tuple[str, tuple[float, float] | None]] = set()
     for entry in entries:
         if entry.audio:
@@ -586,6 +610,10 @@ def _with_unique_ids(entries: Sequence[Entry], issues: IssueLog) -> Iterator[Ent
                 issues.add("duplicate id", split=entry.split, item=entry.id, detail=detail)
                 continue
             parts.add(part)
-        number = seen.get(entry.id, 0)
-        seen[entry.id] = number + 1
-        yield entry if not number else dataclasses.replace(entry, id=f"{entry.id}#{number + 1}")
+        name = entry.id
+        if name in seen:
+            numbers = (f"{name}#{number}" for number in itertools.count(2))
+            name = next(one for one in numbers if one not in taken)
+            taken.add(name)
+        seen.add(name)
+        yield entry if name == entry.id else dataclasses.replace(entry, id=name)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from maestro_jax.data.corpora.speech_directory import Entry, read_speech_directory
+from maestro_jax.data.corpora.speech_directory import read_speech_directory
+from maestro_jax.data.corpora.speech_entries import Entry, names_language, split_of_name
 from maestro_jax.errors import UserError
 
 
@@ -76,6 +77,147 @@ def test_manifest_may_be_one_json_list(tmp_path: Path) -> None:
     assert [issue.item for issue in found.issues] == ["data.json:3"]
 
 
+def test_one_json_object_per_line_of_a_list(tmp_path: Path) -> None:
+    touch(tmp_path / "all.json", '[\n{"audio": "a.wav", "text": "1"},\n{"audio": "b.wav"}\n]\n')
+    assert [entry.text for entry in read_speech_directory(tmp_path).entries] == ["1", ""]
+
+
+def test_lines_that_nobody_wrote_by_hand(tmp_path: Path) -> None:
+    line = '{"AUDIO": "clips\\\\a b.wav", "Text": "ja", "speaker": NaN, "language": "und"}'
+    touch(tmp_path / "clips" / "a b.wav")
+    content = f'\ufeff{{"audio": \r\n\r\n{line}\r\n[1]\r\n'
+    touch(tmp_path / "data.jsonl", content)
+    found = read_speech_directory(tmp_path)
+    [entry] = found.entries
+    assert (entry.audio, entry.text) == (str(tmp_path / "clips/a b.wav"), "ja")
+    assert (entry.speaker, entry.language, entry.id) == ("", "", "data.jsonl:3")
+    # A first line that is broken does not make it another file.
+    assert [issue.item for issue in found.issues] == ["data.jsonl:1", "data.jsonl:4"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("train.tsv", "client_id\tpath\tsentence\tlocale\tage\nanna\ta.wav\tja, ja\tde\t9\n"),
+        ("metadata.csv", 'file_name,transcription,lang,spk_id\na.wav,"ja, ja",de,anna\n'),
+        ("all.csv", "wav;wrd;language;speaker\na.wav;ja, ja;de;anna\n"),
+        (
+            "train.json",
+            '{"u": {"wav": "{root}/a.wav", "wrd": "ja, ja", "lang": "de", "spk": "anna"}}',
+        ),
+    ],
+)
+def test_manifests_of_other_toolkits(tmp_path: Path, name: str, content: str) -> None:
+    touch(tmp_path / "clips" / "a.wav")
+    touch(tmp_path / name, content)
+    found = read_speech_directory(tmp_path)
+    [entry] = found.entries
+    assert (found.layout, found.issues) == ("manifest", ())
+    assert entry.audio == str(tmp_path / "clips" / "a.wav")
+    assert (entry.text, entry.language, entry.speaker) == ("ja, ja", "de", "anna")
+    # Names that were guessed are told, and what is not read.
+    [note] = found.notes
+    assert note.startswith(f"{name}: audio is ")
+    assert note.endswith("; not read: age.") == ("age" in content.split())
+
+
+def test_values_that_are_no_text_are_named(tmp_path: Path) -> None:
+    lines = [
+        {"audio": "a.wav", "text": ["a", "b"]},
+        {"audio": {"path": "b.wav", "bytes": None}, "text": 7},
+        {"audio": "c.wav", "text": "c", "translation": {"fr": "ce", "en": "see"}},
+        {"audio": "~nobody/d.wav", "text": "d", "offset": "soon"},
+    ]
+    write_lines(tmp_path / "all.jsonl", lines)
+    found = read_speech_directory(tmp_path, "en")
+    assert [(entry.text, entry.translation) for entry in found.entries] == [("7", ""), ("c", "see")]
+    assert found.entries[1].target_language == "en"
+    assert [issue.detail for issue in found.issues] == [
+        "text is a list, and not a text",
+        "offset is 'soon', and not seconds",
+    ]
+
+
+def test_manifests_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    write_lines(tmp_path / "train.jsonl", [{"audio": "a.wav", "text": "ja", "language": "de"}])
+    touch(tmp_path / "test.jsonl")
+    touch(tmp_path / "speakers.csv", "name,age\nanna,30\n")
+    touch(tmp_path / "config.json", '{"rate": 16000}')
+    touch(tmp_path / "._train.jsonl", "\0")
+    issues = {issue.item: issue.detail for issue in read_speech_directory(tmp_path).issues}
+    assert issues.keys() == {"test.jsonl", "speakers.csv"}
+    assert "it has name, age; it needs audio and text" in issues["speakers.csv"]
+    for content in ("audio\ttext\nb.wav\tschön\n".encode("latin-1"), "audio\n".encode("utf-16")):
+        (tmp_path / "dev.tsv").write_bytes(content)
+        with pytest.raises(UserError, match=r"dev\.tsv:\d is not UTF-8"):
+            read_speech_directory(tmp_path)
+
+
+def test_one_layout_is_read_and_the_others_are_named(tmp_path: Path) -> None:
+    touch(tmp_path / "a.wav")
+    touch(tmp_path / "b.wav")
+    touch(tmp_path / "wav.scp", "u1 a.wav\n")
+    touch(tmp_path / "text", "u1 nein\n")
+    write_lines(tmp_path / "data.jsonl", [{"audio": "a.wav", "text": "ja"}])
+    write_lines(tmp_path / "more.jsonl", [{"text": "nur geschrieben"}])
+    found = read_speech_directory(tmp_path)
+    assert [entry.text for entry in found.entries] == ["ja", "nur geschrieben"]
+    assert [note.split(":")[0] for note in found.notes] == ["wav.scp", "b.wav"]
+
+
+def test_manifests_may_be_in_folders(tmp_path: Path) -> None:
+    for split in ("train", "validation", "test"):
+        touch(tmp_path / split / "a.wav")
+        touch(tmp_path / split / "metadata.csv", "file_name,text\na.wav,ja\n")
+    found = read_speech_directory(tmp_path)
+    splits = {entry.audio: entry.split for entry in found.entries}
+    assert splits == {
+        str(tmp_path / each / "a.wav"): each for each in ("train", "validation", "test")
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("train.jsonl", "train"),
+        ("trainset", "train"),
+        ("val_manifest.json", "validation"),
+        ("DevOther", "validation"),
+        ("test-clean.tsv", "test"),
+        ("eval.jsonl", "eval"),
+        ("latest.jsonl", ""),
+        ("devices", ""),
+        ("validated.tsv", ""),
+        ("dataset.json", ""),
+    ],
+)
+def test_splits_by_name(name: str, split: str) -> None:
+    assert split_of_name(name) == split
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("train", "dev", "eval"), ["train", "validation", "test"]),
+        (("train", "eval", "test"), ["train", "validation", "test"]),
+        (("train", "eval"), ["train", "test"]),
+        (("train", "val"), ["train", "validation"]),
+    ],
+)
+def test_what_an_eval_set_is(tmp_path: Path, names: tuple[str, ...], expected: list[str]) -> None:
+    for name in names:
+        write_lines(tmp_path / f"{name}.jsonl", [{"audio": f"{name}.wav", "text": "ja"}])
+    found = {entry.audio: entry.split for entry in read_speech_directory(tmp_path).entries}
+    assert [found[str(tmp_path / f"{name}.wav")] for name in names] == expected
+
+
+def test_words_are_no_languages() -> None:
+    assert all(map(names_language, ("de", "pt-BR", "yue")))
+    # Codes of Bashkir, Rawang, Waka, Allar.
+    assert not any(map(names_language, ("bak", "raw", "wav", "all", "news")))
+    assert names_language("quz", "quz")
+
+
 def test_kaldi_directories_of_splits(tmp_path: Path) -> None:
     for split in ("train", "dev", "test"):
         folder = tmp_path / "data" / split
@@ -139,6 +281,70 @@ def test_audio_beside_texts(tmp_path: Path) -> None:
     assert {entry.split for entry in found.values()} == {""}
 
 
+def test_transcripts_of_many_recordings_in_one_file(tmp_path: Path) -> None:
+    for name in ("wavs/1.wav", "wavs/2.wav", "b/x-3.flac", "b/x-4.flac"):
+        touch(tmp_path / name)
+    touch(tmp_path / "metadata.csv", "1|Ja, 5.|Ja, fünf.\nwavs/2.wav|Nein.|Nein.\n9|Lost.|Lost.\n")
+    touch(tmp_path / "b" / "x.trans.txt", "x-3 JA JA\nx-4 NEIN\n")
+    found = read_speech_directory(tmp_path)
+    assert {entry.id: entry.text for entry in found.entries} == {
+        "wavs/1": "Ja, 5.",
+        "wavs/2": "Nein.",
+        "b/x-3": "JA JA",
+        "b/x-4": "NEIN",
+    }
+    assert [(issue.kind, issue.item) for issue in found.issues] == [
+        ("no counterpart", "metadata.csv:3")
+    ]
+
+
+def test_texts_by_the_names_of_recordings(tmp_path: Path) -> None:
+    for name in ("wavs/1.wav", "wavs/2.wav", "wavs/3.wav"):
+        touch(tmp_path / name)
+    touch(tmp_path / "text.csv", "id,speaker,text\n1,anna,ja\n2.wav,bert,nein\n9,bert,lost\n")
+    found = read_speech_directory(tmp_path)
+    assert {entry.audio: (entry.text, entry.speaker) for entry in found.entries} == {
+        str(tmp_path / "wavs" / "1.wav"): ("ja", "anna"),
+        str(tmp_path / "wavs" / "2.wav"): ("nein", "bert"),
+    }
+    assert [issue.item for issue in found.issues] == ["9"]
+    assert [note.split(":")[0] for note in found.notes] == ["wavs/3.wav"]
+
+
+def test_texts_under_other_names_and_in_the_folder_of_speech(tmp_path: Path) -> None:
+    for folder, end in (("a", ".wav.txt"), ("b", ".lab"), ("speech", ".txt")):
+        touch(tmp_path / folder / "1.wav")
+        touch(tmp_path / folder / f"1{end}", folder)
+    touch(tmp_path / "speech" / "2.wav")
+    touch(tmp_path / "a" / "1.en.txt", "yes")
+    touch(tmp_path / "a" / "1.fr.txt", "oui")
+    touch(tmp_path / "a" / "._1.wav", "of a Mac")
+    touch(tmp_path / "b" / "1.mp3")
+    found = read_speech_directory(tmp_path, "fr")
+    texts = {entry.id: (entry.text, entry.translation) for entry in found.entries}
+    assert texts == {
+        "a/1": ("a", "oui"),
+        "b/1": ("b", ""),
+        "speech/1": ("speech", ""),
+        "speech/2.wav": ("", ""),
+    }
+    # The other translation and the other form of a recording are not read, and named.
+    assert [issue.item for issue in found.issues] == ["b/1.mp3", "a/1.wav: 1.en.txt"]
+
+
+def test_folders_may_be_languages(tmp_path: Path) -> None:
+    for folder in ("de/anna", "fr"):
+        touch(tmp_path / folder / "1.wav")
+        touch(tmp_path / folder / "1.txt", "ja")
+    touch(tmp_path / "speech" / "fr" / "2.wav")
+    found = {key: (entry.language, entry.speaker) for key, entry in by_id(tmp_path).items()}
+    expected = {"de/anna/1": ("de", "anna"), "fr/1": ("fr", ""), "speech/fr/2.wav": ("fr", "")}
+    assert found == expected
+    # One that is none makes speakers of all.
+    touch(tmp_path / "bert" / "1.wav")
+    assert by_id(tmp_path)["fr/1"].speaker == "fr"
+
+
 def test_folders_may_be_splits(tmp_path: Path) -> None:
     for split in ("train", "valid", "test"):
         touch(tmp_path / split / "anna" / "1.wav")
@@ -178,6 +384,19 @@ def test_lost_transcripts_and_double_recordings_are_named(tmp_path: Path) -> Non
         "duplicate id"
     ]
     assert sum(bool(entry.audio) for entry in found.entries) == 2
+
+
+def test_texts_that_are_not_utf8_and_numbered_ids(tmp_path: Path) -> None:
+    names = ["same", "same#2", "same"]
+    lines = [{"id": name, "audio": f"{number}.wav"} for number, name in enumerate(names)]
+    write_lines(tmp_path / "data.jsonl", lines)
+    (tmp_path / "old.txt").write_bytes("schön\n".encode("latin-1"))
+    touch(tmp_path / "text" / "all.txt", "ja\n")
+    found = read_speech_directory(tmp_path)
+    assert [entry.id for entry in found.entries] == [*names[:2], "same#3", "text/all.txt:1"]
+    assert found.entries[-1].language == ""
+    assert [issue.item for issue in found.issues] == ["old.txt"]
+    assert found.notes == ("text/all.txt: 1 lines, used as unspoken text.",)
 
 
 def test_a_directory_without_recordings(tmp_path: Path) -> None:
