@@ -3,7 +3,8 @@
 Neither `multiprocessing` nor `loky` will do: the former runs the caller's script again in each
 process, and those of the latter go on when the caller is killed. Here a process reads pickled
 requests `(function, arguments)` from its standard input until that ends, and writes pickled answers
-to its standard output: `("answer", value)`, `("user error", error)` or `("error", traceback)`.
+to its standard output: `("answer", value)`, `("trouble", error)` for an error of one line or of a
+disk, or `("error", traceback)`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Self
 
 from maestro_jax.errors import UserError
+from maestro_jax.files import storage_error
 
 
 class Processes:
@@ -61,7 +63,8 @@ class Processes:
             The answers, in the order of the requests.
 
         Raises:
-            UserError: The function raised it.
+            UserError: The function raised it, or a disk did.
+            RestartableError: A disk raised what may be over later.
             RuntimeError: The function raised something else, or a process died.
         """
         pending: collections.deque[concurrent.futures.Future[Any]] = collections.deque()
@@ -105,7 +108,7 @@ class Processes:
             kind, answer = pickle.load(process.stdout)
         except (EOFError, BrokenPipeError, ValueError, pickle.UnpicklingError) as error:
             raise RuntimeError(f"a process that ran {name} died: {error!r}") from error
-        if kind == "user error":
+        if kind == "trouble":
             raise answer
         if kind == "error":
             raise RuntimeError(f"{name} failed in another process:\n{answer}")
@@ -147,9 +150,11 @@ def answer_requests() -> None:
         try:
             answer = "answer", function(*arguments)
         except UserError as error:
-            answer = "user error", error
-        except Exception:  # noqa: BLE001 - the other process raises it.
-            answer = "error", traceback.format_exc()
+            answer = "trouble", error
+        except Exception as error:  # noqa: BLE001 - the other process raises it.
+            # A full disk is no bug of ours, wherever it is noticed.
+            trouble = storage_error(error)
+            answer = ("error", traceback.format_exc()) if trouble is None else ("trouble", trouble)
         pickle.dump(answer, answers, protocol=pickle.HIGHEST_PROTOCOL)
         answers.flush()
 
