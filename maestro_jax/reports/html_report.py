@@ -374,7 +374,16 @@ def _scores(title: str, content: Mapping[str, Any]) -> str:
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
         for cells in rows
     ]
-    return f"<h3>{html.escape(title)}</h3>\n<table>\n{chr(10).join(lines)}\n</table>"
+    by_character = [
+        row["direction"] for row in content["rows"] if row.get("primary_metric") == "cer"
+    ]
+    note = ""
+    if by_character:
+        note = (
+            f"\n<p>{html.escape(', '.join(by_character))}: the CER counts, for there are no spaces "
+            "between words.</p>"
+        )
+    return f"<h3>{html.escape(title)}</h3>\n<table>\n{chr(10).join(lines)}\n</table>{note}"
 
 
 def _score(value: float | None, interval: Sequence[float] | None = None) -> str:

@@ -325,6 +325,22 @@ def test_where_the_time_went_is_told(tmp_path):
     assert 'href="#goodput"' in page
 
 
+def test_languages_without_spaces_count_by_character(tmp_path):
+    write_run(tmp_path, healthy(), probes=False, described=False)
+    predictions = [
+        Prediction(id="1", language=language, reference=text, hypothesis=text[1:])
+        for language, text in (("de", "eins zwei"), ("zh", "你好世界"))
+    ]
+    ScoreTable(score(predictions, kind="asr", name="both.test")).write(tmp_path / "evaluation")
+    page = Page(write_report(tmp_path)[0].read_text())
+    words = [word for word in page.words if word.strip()]
+    assert words[words.index("zh") : words.index("zh") + 4][2:] == [
+        "100.0 (100.0 to 100.0)",
+        "25.0 (25.0 to 25.0)",
+    ]
+    assert "zh: the CER counts, for there are no spaces between words." in words
+
+
 def test_scores_are_on_the_page_also_those_of_earlier_versions(tmp_path):
     write_run(tmp_path, healthy(), probes=False, described=False)
     folder = tmp_path / "evaluation"
