@@ -11,13 +11,14 @@ import tabulate
 tabulate.MIN_PADDING = 0
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
+def table(rows: Sequence[Mapping[str, Any]], style: str = "simple") -> str:
     """Formats records as aligned columns under a line of headings.
 
     Args:
         rows: At least one record; all have the same keys in the same order. Numbers are aligned to
             the right, sequences and mappings are joined by commas, truth values are `yes` and `no`,
             None is empty.
+        style: As of `align_columns`.
 
     Returns:
         Lines without a newline at the end.
@@ -27,7 +28,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         "right" if all(_is_number(row[name]) for row in rows) else "left" for name in names
     ]
     cells = [[_cell(row[name]) for name in names] for row in rows]
-    return align_columns(names, cells, alignment)
+    return align_columns(names, cells, alignment, style)
 
 
 def align_columns(

@@ -332,10 +332,18 @@ def fixed_sample(
     try:
         provider = get_task_or_mixture(config.mixture)
         with data_scope(data_dir):
-            tasks = [task for task in tasks_of(provider) if split in task.splits]
+            tasks, sizes = [], []
+            for task in tasks_of(provider):
+                if split not in task.splits:
+                    continue
+                try:
+                    sizes.append(task.source.num_input_examples(split))
+                except UserError as error:
+                    log.warning("no validation of the task %r: %s", task.name, error)
+                else:
+                    tasks.append(task)
             if not tasks:
                 raise UserError(f"{provider.name!r} has no split {split!r}.")
-            sizes = [task.source.num_input_examples(split) for task in tasks]
             rates = [rate_of(provider, task) for task in tasks]
         languages = run_languages(run, model_dir)
         for task, count in zip(tasks, quotas(examples, rates, sizes), strict=True):

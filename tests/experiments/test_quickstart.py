@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import types
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,20 @@ import pytest
 import soundfile
 from quickstart_figures import LAPTOP, READERS
 
+from maestro_jax.batches import Mixture
 from maestro_jax.data.corpora.speech_directory import read_speech_directory
+from maestro_jax.data.corpora.speech_entries import Entry
+from maestro_jax.errors import UserError
 from maestro_jax.experiments.quickstart import run as quickstart
-from maestro_jax.experiments.quickstart.prepared import write_lm_texts
+from maestro_jax.experiments.quickstart.prepared import (
+    Tasks,
+    read_lines,
+    write_lm_texts,
+    write_manifests,
+)
 from maestro_jax.experiments.quickstart.rules import choose
 from maestro_jax.experiments.quickstart.run import Request, run_quickstart
-from maestro_jax.experiments.quickstart.survey import Survey
+from maestro_jax.experiments.quickstart.survey import Measured, Survey, judge
 from maestro_jax.gin_utils import gin_config
 from maestro_jax.inference.search_config import SearchConfig
 
@@ -60,7 +69,135 @@ def test_lines_that_cannot_be_used_are_counted(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text('{"audio": "a.wav", "text": "ja"}\nno JSON\n')
     directory = read_speech_directory(tmp_path)
     summary = quickstart.bad_summary(directory, Survey(heard=(), bad=()))
-    assert summary == "no bad recordings; 1 lines or files that cannot be used: 1 bad row"
+    assert summary == "no bad recordings; 1 line or file that cannot be used: 1 bad row"
+
+
+@pytest.mark.parametrize(
+    # A name of a file that is no UTF-8; line separators of Unicode.
+    ("audio", "text"),
+    [("b\udcff.wav", "one"), ("b.wav", "one\u2028two\x85three")],
+)
+def test_manifests_keep_every_text(tmp_path: Path, audio: str, text: str) -> None:
+    entry = Entry(id="a", audio=audio, text=text, language="en")
+    write_manifests(tmp_path, [(entry, "test")])
+    write_manifests(tmp_path, [(entry, "train"), (dataclasses.replace(entry, text=""), "train")])
+    [line] = read_lines(tmp_path / "train.jsonl")
+    assert line == {"id": "a", "audio": str(Path.cwd() / audio), "text": text, "language": "en"}
+    assert len(read_lines(tmp_path / "unpaired" / "speech.jsonl")) == 1
+    # Nothing is left of an earlier start.
+    assert read_lines(tmp_path / "test.jsonl") == []
+    written = write_lm_texts(tmp_path, tmp_path)["recognise"].read_text()
+    assert written == " ".join(text.split()) + "\n"
+
+
+def test_languages_without_a_set_are_not_scored_on_it() -> None:
+    splits = {"a": frozenset(("train", "test")), "b": frozenset(("train",)), "c": {"train", "test"}}
+    tasks = Tasks(speech=(), paired=("a", "b", "c"), text=(), st=("b",), splits=splits)
+    assert tasks.mixture("paired") == Mixture(name="quickstart_all_paired", tasks=("a", "b", "c"))
+    assert tasks.mixture("paired", "test") == Mixture(
+        name="quickstart_all_paired_test", tasks=("a", "c")
+    )
+    assert tasks.mixture("paired", "validation") is None
+    assert (tasks.mixture("st"), tasks.mixture("st", "test")) == ("b", None)
+
+
+def heard_here(entries: Sequence[Entry], cache: Path, processes: object) -> Survey:
+    """Takes every recording to be three seconds of good speech, or a minute."""
+    return judge(
+        entries,
+        [
+            Measured(60.0 if "long" in entry.audio else 3.0, -20.0, 0.0, ())
+            if entry.audio
+            else None
+            for entry in entries
+        ],
+    )
+
+
+def look(source: Path, output: Path, **options: object) -> None:
+    """Begins a quickstart, up to the manifests."""
+    one = quickstart.Quickstart(Request(source=source, output=output, **options))
+    one._load()
+    if "figures" not in one._state:
+        one._look()
+
+
+LINE = {"audio": "a.wav", "text": "ja", "language": "de"}
+
+
+@pytest.mark.parametrize(
+    ("lines", "options", "message"),
+    [
+        ([{**LINE, "language": "German"}], {}, "a.wav.*unknown language 'German'"),
+        ([LINE], {"language": "xx"}, "unknown language 'xx'"),
+        ([{**LINE, "translation": "yes", "language": "en"}], {}, "--target_language CODE"),
+        (
+            [
+                {**LINE, "translation": "yes", "target_lang": lang, "audio": lang}
+                for lang in "en fr".split()
+            ],
+            {},
+            "translations into en, fr",
+        ),
+        ([{**LINE, "split": "test"}], {}, "only 1 of the test set"),
+        ([{**LINE, "audio": "long.wav"}], {}, "1 too long; the first: too long, 60 s.*offset"),
+        ([{**LINE, "text": ""}], {}, "1 recordings without one"),
+        ([{"sound": "a.wav"}], {}, "it has id, sound; it needs audio and text"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    lines: list[dict],
+    options: dict,
+    message: str,
+) -> None:
+    monkeypatch.setattr(quickstart, "survey", heard_here)
+    content = "".join(json.dumps({"id": "a.wav", **line}) + "\n" for line in lines)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "all.jsonl").write_text(content)
+    (tmp_path / "data" / "a.wav").touch()
+    with pytest.raises(UserError, match=message):
+        look(tmp_path / "data", tmp_path / "output", **options)
+
+
+def test_outputs_of_something_else_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(quickstart, "survey", heard_here)
+    source, output = tmp_path / "data", tmp_path / "output"
+    with pytest.raises(UserError, match="not a directory"):
+        look(source, output)
+    assert not output.exists()
+    source.mkdir()
+    lines = [{**LINE, "audio": f"{number}.wav", "text": f"{number}"} for number in range(20)]
+    manifest = source / "all.jsonl"
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines) + "broken\n")
+    with pytest.raises(UserError, match="is the directory of the recordings"):
+        look(source, source)
+    with pytest.raises(UserError, match="is a file"):
+        look(source, manifest)
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "to_anna.txt").touch()
+    with pytest.raises(UserError, match="has other files"):
+        look(source, tmp_path / "letters")
+
+    monkeypatch.setattr(quickstart, "figures_of", lambda *_: READERS)
+    look(source, output)
+    assert "all.jsonl:21: bad row" in capsys.readouterr().out
+    look(source, output)
+    assert "continuing" in capsys.readouterr().out
+    with pytest.raises(UserError, match="made with language unnamed, and not de"):
+        look(source, output, language="de")
+    with pytest.raises(UserError, match="made with source"):
+        look(tmp_path / "letters", output)
+    manifest.write_text(manifest.read_text().replace('"19"', '"neunzehn"'))
+    with pytest.raises(UserError, match="has changed since"):
+        look(source, output)
+    record = output / "quickstart.json"
+    record.write_text(record.read_text()[:100])
+    with pytest.raises(UserError, match="damaged or of another version"):
+        look(source, output)
 
 
 @pytest.mark.parametrize("greedy_score", [14.0, 16.0])
@@ -108,7 +245,11 @@ def test_the_search_that_is_best_on_validation_is_tested(
     (tmp_path / "manifests").mkdir()
     line = {"audio": "a.wav", "text": "Ja!", "language": "de"}
     (tmp_path / "manifests" / "train.jsonl").write_text(json.dumps(line) + "\n")
-    one._evaluate(["recognise"], choose(READERS, 100.0, LAPTOP), READERS)
+    tasks = Tasks(speech=(), paired=("quickstart_paired_de",), text=(), st=())
+    tasks = dataclasses.replace(
+        tasks, splits={"quickstart_paired_de": frozenset(("train", "validation", "test"))}
+    )
+    one._evaluate(["recognise"], choose(READERS, 100.0, LAPTOP), READERS, tasks)
 
     assert tuned == [("transducer", 1), ("ctc", 1), ("transducer", 4), ("ctc", 4)]
     assert written == ["ctc"]
@@ -142,11 +283,16 @@ def test_a_plan_is_made_once(
         ("unreadable audio", "broken"),
         ("missing audio", "lost"),
     }
-    splits: dict[str, set[str]] = {}
-    for split in ("train", "validation", "test"):
-        lines = (output / "manifests" / f"{split}.jsonl").read_text().splitlines()
-        splits[split] = {json.loads(line)["speaker"] for line in lines}
-    assert sum(map(len, splits.values())) == len(set.union(*splits.values())) == 6
+    lines = {
+        split: read_lines(output / "manifests" / f"{split}.jsonl")
+        for split in ("train", "validation", "test")
+    }
+    tested = {line["speaker"] for line in lines["test"]}
+    trained = {line["speaker"] for line in lines["train"] + lines["validation"]}
+    # Of six speakers, one more is too much for a validation set: it has sentences of its own.
+    assert not tested & trained and len(tested | trained) == 6
+    known = {line["text"] for line in lines["train"]}
+    assert lines["validation"] and known.isdisjoint(line["text"] for line in lines["validation"])
 
     runs = {
         name: gin_config.parse_and_build([str(output / "gin" / f"{name}.gin")])

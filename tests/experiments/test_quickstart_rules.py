@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from quickstart_figures import LAPTOP, READERS
 
-from maestro_jax.data.corpora.speech_directory import Entry
+from maestro_jax.data.corpora.speech_entries import Entry
 from maestro_jax.experiments.quickstart import budget, rules
+from maestro_jax.experiments.quickstart import figures as figures_module
 from maestro_jax.experiments.quickstart.budget import Estimate, Pace, parse_budget
 from maestro_jax.experiments.quickstart.figures import Figures, likely_language, scripts_of
 from maestro_jax.experiments.quickstart.gin_files import (
@@ -196,9 +197,35 @@ def test_bad_recordings_are_named_and_left_out() -> None:
     }
     used = {each.entry.id for each in found.heard}
     assert used >= {"good", "fast", "clipped", "one word", "tested", "radio", "text"}
-    assert used.isdisjoint({name for name, (_, kept) in kinds.items() if not kept})
+    left_out = {name for name, (_, kept) in kinds.items() if not kept} - {"endless"}
+    assert used.isdisjoint(left_out)
+    # Too long to train on as a pair; its speech and its text are used apart.
+    apart = {one.entry.id: one for one in found.heard if one.entry.id.startswith("endless")}
+    assert (apart["endless"].entry.text, apart["endless"].seconds) == ("", 60.0)
+    assert (apart["endless@text"].entry.audio, len(apart["endless@text"].entry.text)) == ("", 600)
     assert found.bad_summary().startswith("8 bad recordings: ")
     assert len(found.bad_table().splitlines()) == 1 + len(found.bad)
+
+
+def test_each_language_has_its_own_speed() -> None:
+    chinese = [dataclasses.replace(entry(f"c{n}", "字" * 12), language="zh") for n in range(9)]
+    english = [entry(f"e{n}", "a" * 45) for n in range(3)]
+    both = [*chinese, *english]
+    found = judge(both, [Measured(3.0, -20.0, 0.0, ())] * len(both))
+    assert not found.bad and len(found.heard) == 12
+
+
+def test_test_sets_are_not_trained_on_by_halves() -> None:
+    cases = {
+        "no text": entry("a", "", split="test"),
+        "no recording": Entry(id="b", text="spoken in the test", split="validation"),
+        "empty text": entry("c", "\U0001f600 ...", split="test"),
+        "": entry("d", "1984", split="test"),
+    }
+    heard = [Measured(3.0, -20.0, 0.0, ()) if one.audio else None for one in cases.values()]
+    found = judge(list(cases.values()), heard)
+    assert [one.kind for one in found.bad] == ["no text", "no recording", "empty text"]
+    assert [one.entry.id for one in found.heard] == ["d"]
 
 
 def test_long_untranscribed_recordings_are_divided() -> None:
@@ -268,6 +295,58 @@ def test_one_speaker_is_divided_by_sentences() -> None:
     assert splits.of[::2] == splits.of[1::2]
 
 
+def test_commands_are_divided_by_recordings() -> None:
+    # Of ten digits none may be held out as a whole: it would never be learned.
+    utterances = [heard("", f"digit {number % 10}", seconds=1.0) for number in range(200)]
+    splits = split_utterances(utterances)
+    assert (splits.by, splits.speakers_apart) == ("recordings", None)
+    trained = {
+        each.entry.text
+        for each, split in zip(utterances, splits.of, strict=True)
+        if split == "train"
+    }
+    assert len(trained) == 10 and set(splits.of) == {"train", "validation", "test"}
+
+
+def test_few_speakers_leave_their_voices_to_training() -> None:
+    utterances = [heard(f"s{n % 4}", f"sentence {n}") for n in range(80)]
+    stray = heard("t", "one sentence")
+    unknown = heard("", "another sentence")
+    splits = split_utterances([*utterances, stray, unknown])
+    # Another voice for the validation set would be a third of what is left.
+    assert (splits.by, splits.speakers_apart) == ("speakers+sentences", None)
+    of_test = {
+        each.entry.speaker
+        for each, split in zip([*utterances, stray, unknown], splits.of, strict=True)
+        if split == "test"
+    }
+    # One sentence of one voice would tell nothing; who is not known is trained on.
+    assert of_test - {"t"} and "" not in of_test and splits.of[-1] == "train"
+    assert splits.of.count("train") > 50
+
+
+@pytest.mark.parametrize(("count", "expected"), [(1, 1), (2, 2), (3, 3)])
+def test_few_recordings(count: int, expected: int) -> None:
+    for speakers in (1, 3):
+        utterances = [heard(f"s{n % speakers}", "the same") for n in range(count)]
+        assert len(set(split_utterances(utterances).of)) == expected
+
+
+def test_what_is_held_out_in_words() -> None:
+    def words(**values: object) -> str:
+        return changed(**values).split_in_words()
+
+    assert words().startswith("The test and validation sets are from the directory: no speaker")
+    mixed = words(split_by="given+sentences", speakers_apart=None, unspoken_tests=0.25)
+    assert "validation set is held out by sentences: not all speakers are known" in mixed
+    assert mixed.endswith(
+        "25% of them are in the unspoken text, which makes scores better than they are."
+    )
+    assert "validation set is empty" in words(utterances={"train": 2, "test": 1})
+    assert "nothing is scored" in words(utterances={"train": 1})
+    assert changed(scripts=("Cjk",)).contents_in_words() == "Language ml, in Han letters."
+
+
 def test_given_splits_are_kept_and_completed() -> None:
     utterances = [
         *(heard(f"s{n}", f"a {n}", split="train") for n in range(30)),
@@ -283,13 +362,16 @@ def test_given_splits_are_kept_and_completed() -> None:
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("30m", 1800), ("1.5h", 5400), ("1h30m", 5400), ("90s", 90), ("45", 2700), ("40 min", 2400)],
+    [
+        *(("30m", 1800), ("1.5h", 5400), ("1h30m", 5400), ("90s", 90), ("45", 2700)),
+        *(("40 min", 2400), ("2 hours", 7200), ("1 hour 30 minutes", 5400), ("1d", 86_400)),
+    ],
 )
 def test_budgets(text: str, seconds: float) -> None:
     assert parse_budget(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "soon", "-3m", "0m", "3x"])
+@pytest.mark.parametrize("text", ["", "soon", "-3m", "0m", "3x", "1h30", "nan", "9" * 400, "1e9h"])
 def test_no_budgets(text: str) -> None:
     with pytest.raises(ValueError, match="is no time"):
         parse_budget(text)
@@ -391,4 +473,26 @@ def test_scripts_and_likely_languages() -> None:
     assert likely_language(["മലയാളം"]) == "ml"
     assert likely_language(["ich bin"]) == "en"
     assert likely_language(["日本語のテキスト"]) == "ja"
+    assert likely_language(["a long English text", "の"]) == "en"
     assert likely_language([]) == "en"
+
+
+def test_lines_longer_than_transcripts_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures_module, "_padding", lambda seconds, longest: (1.0,))
+    utterances = [heard(f"s{n}", f"word {n}") for n in range(12)]
+    lines = ["A sentence of forty characters, or so. " * 3, "W" * 900]
+    unspoken = [
+        Heard(entry=Entry(id=f"t{n}", text=text, language="en"), seconds=0.0)
+        for n, text in enumerate([*lines, "word 3"])
+    ]
+    splits = split_utterances(utterances)
+    figures = figures_module.figures_of(utterances, splits, unspoken, "")
+    assert figures.longest_text <= 7 and 240 <= figures.longest_line <= 256
+    # Three sentences, four parts of the word without end, and a sentence of the corpus.
+    assert figures.unspoken_lines == 8
+    tested = [
+        one.entry.text for one, split in zip(utterances, splits.of, strict=True) if split == "test"
+    ]
+    assert figures.unspoken_tests == tested.count("word 3") / len(tested)
+    figures = figures_module.figures_of(utterances, splits, unspoken[2:], "")
+    assert figures.longest_line == figures.longest_text

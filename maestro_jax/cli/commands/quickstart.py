@@ -47,8 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target_language",
         metavar="CODE",
-        default="en",
-        help="language of translations that name none; default: %(default)s",
+        default="",
+        help="language of translations that name none; default: en",
     )
     parser.add_argument(
         "--explain",

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import re
 import statistics
 import time
@@ -39,6 +40,7 @@ WORTH = 0.25
 """Fraction of the time left up to which a restart is worth while."""
 _RESTART = 0.35
 """Time in which a program is traced and read from the cache beside that of compiling it."""
+_UNITS = "s|secs?|seconds?|m|mins?|minutes?|h|hours?|d|days?"
 _UNUSUAL = 3.0
 """How many times the median a step takes that is compiled, or followed by a validation."""
 
@@ -223,13 +225,13 @@ def parse_budget(text: str) -> float:
     text = text.strip().lower()
     if re.fullmatch(r"\d+(\.\d+)?", text):
         seconds = float(text) * 60
-    elif re.fullmatch(r"(\d+(\.\d+)?\s*[smhd](in|ours?|ec)?\s*)+", text):
+    elif re.fullmatch(rf"(\d+(\.\d+)?\s*({_UNITS})\s*)+", text):
         parts = re.findall(r"(\d+(?:\.\d+)?)\s*([smhd])", text)
         seconds = sum(float(number) * units[unit] for number, unit in parts)
     else:
         raise ValueError(f"{text!r} is no time; write 30m, 1.5h or 1h30m")
-    if seconds <= 0:
-        raise ValueError(f"{text!r} is no time above 0")
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"{text[:40]!r} is no time above 0")
     return seconds
 
 

@@ -10,11 +10,19 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from maestro_jax.data.corpora.text_files import sentences
 from maestro_jax.experiments.quickstart.splits import Splits
 from maestro_jax.experiments.quickstart.survey import Heard
 from maestro_jax.text.languages import base_language, normalize_language
 from maestro_jax.text.normalizers import normalize
+from maestro_jax.training.metrics import duration
 
+_WAYS = {
+    "given": "from the directory",
+    "speakers": "held out by speakers",
+    "sentences": "held out by sentences",
+    "recordings": "held out by recordings",
+}
 MOST_LENGTHS = 4
 """The most batch lengths that a stream may have."""
 
@@ -29,11 +37,14 @@ class Figures:
         utterances: Number of transcribed utterances by split.
         hours: Hours of transcribed speech by split.
         speakers: Number of speakers by split; 0 if they are not known.
-        speakers_apart: Whether no speaker is in more than one split; None if that is not known.
-        split_by: `given`, `speakers` or `sentences`.
+        speakers_apart: Whether no speaker of the test set is trained on; None if that is not known.
+        split_by: See `splits.Splits.by`.
         sentences_shared: Fraction of the test utterances whose sentence occurs in training.
         untranscribed_hours: Hours of speech without a transcript.
-        unspoken_lines: Number of lines of text without speech.
+        unspoken_lines: Number of sentences of text without speech.
+        unspoken_tests: Fraction of the test utterances whose sentence is among these.
+        longest_line: Characters at which they are divided: one in fifty exceeds them, and no
+            transcript does, but for one in a thousand.
         translated: Number of utterances with a translation by split.
         median_seconds: Median length of a recording.
         padding: Length of batches beside that of their recordings, with one batch length, two and
@@ -57,6 +68,8 @@ class Figures:
     sentences_shared: float
     untranscribed_hours: float = 0.0
     unspoken_lines: int = 0
+    unspoken_tests: float = 0.0
+    longest_line: int = 0
     translated: dict[str, int] = dataclasses.field(default_factory=dict)
     median_seconds: float
     padding: tuple[float, ...]
@@ -81,32 +94,58 @@ class Figures:
 
     def split_in_words(self) -> str:
         """Says how the sets were divided, and what they share."""
-        how = {
-            "given": "The sets are those of the directory",
-            "speakers": "The sets are divided by speakers",
-            "sentences": "The sets are divided by sentences",
-        }[self.split_by]
+        lacking = [name for name in ("test", "validation") if not self.utterances.get(name)]
+        if len(lacking) == 2:
+            return "There are too few recordings to hold any out: nothing is scored."
+        test, _, validation = self.split_by.partition("+")
+        ways = {"test": _WAYS[test], "validation": _WAYS[validation or test]}
+        if lacking:
+            ways[lacking[0]] = "empty for want of recordings"
+        if len(set(ways.values())) == 1:
+            how = f"The test and validation sets are {ways['test']}"
+        else:
+            how = f"The test set is {ways['test']}, the validation set is {ways['validation']}"
         speakers = {
-            True: "no speaker is in two of them",
-            False: "speakers are in several of them",
-            None: "speakers are not known",
+            True: "no speaker of the test set is trained on",
+            False: "speakers of the test set are trained on, too",
+            None: "not all speakers are known",
         }[self.speakers_apart]
-        return (
-            f"{how}: {speakers}, {self.sentences_shared:.0%} of the test sentences are trained on."
-        )
+        if not any(self.speakers.values()):
+            speakers = "speakers are not known"
+        shared = f"{self.sentences_shared:.0%} of the test sentences are trained on"
+        words = f"{how}: {speakers}, and {shared}."
+        if self.unspoken_tests:
+            words += (
+                f" {self.unspoken_tests:.0%} of them are in the unspoken text, which makes scores "
+                "better than they are."
+            )
+        return words
+
+    def contents_in_words(self) -> str:
+        """Says which languages and scripts there are, and what is unpaired."""
+        languages = "language" if len(self.languages) == 1 else "languages"
+        scripts = " and ".join(_NAMES.get(script, script) for script in self.scripts[:3])
+        words = f"{languages} {', '.join(self.languages)}, in {scripts or 'no'} letters"
+        if self.target_language:
+            words += f", with translations into {self.target_language}"
+        if self.untranscribed_hours:
+            words += f"; {duration(self.untranscribed_hours * 3600)} of untranscribed speech"
+        if self.unspoken_lines:
+            words += f"; {self.unspoken_lines} sentences of unspoken text"
+        return f"{words[:1].upper()}{words[1:]}."
 
     def rows(self) -> list[dict[str, object]]:
         """Returns a table by split."""
-        return [
-            {
-                "split": split,
-                "utterances": self.utterances.get(split, 0),
-                "hours": round(self.hours.get(split, 0.0), 2),
-                "speakers": self.speakers.get(split) or "?",
-                "translated": self.translated.get(split, 0),
-            }
-            for split in ("train", "validation", "test")
-        ]
+        rows: list[dict[str, object]] = []
+        for split in ("train", "validation", "test"):
+            count = self.utterances.get(split, 0)
+            row: dict[str, object] = {"split": split, "utterances": count}
+            row["length"] = duration(self.hours.get(split, 0.0) * 3600)
+            row["speakers"] = self.speakers.get(split) or ("?" if count else 0)
+            if self.target_language:
+                row["translated"] = self.translated.get(split, 0)
+            rows.append(row)
+        return rows
 
 
 def figures_of(
@@ -135,6 +174,13 @@ def figures_of(
     languages = collections.Counter(
         normalize_language(each.entry.language) for each in (*utterances, *unpaired)
     )
+    unspoken = [
+        normalize(sentence, line.language) for line in lines for sentence in sentences(line.text)
+    ]
+    known = set(unspoken)
+    longest_text = round(_nearly_longest(lengths))
+    long_line = np.quantile([len(one) for one in unspoken], 0.98) if unspoken else 0
+    tested = [normalize(each.entry.text, each.entry.language) for each in by_split["test"]]
     has_translations = any(each.entry.translation for each in utterances)
     return Figures(
         languages=tuple(language for language, _ in languages.most_common()),
@@ -149,7 +195,9 @@ def figures_of(
         split_by=splits.by,
         sentences_shared=splits.sentences_shared,
         untranscribed_hours=sum(each.seconds for each in unpaired) / 3600,
-        unspoken_lines=len(lines),
+        unspoken_lines=len(unspoken),
+        unspoken_tests=sum(text in known for text in tested if text) / max(len(tested), 1),
+        longest_line=max(longest_text, math.ceil(long_line)) if unspoken else 0,
         translated={
             split: sum(bool(one.entry.translation) for one in each)
             for split, each in by_split.items()
@@ -157,12 +205,10 @@ def figures_of(
         median_seconds=float(np.median(seconds)),
         padding=_padding(seconds, _nearly_longest(seconds)),
         longest_seconds=_nearly_longest(seconds),
-        longest_text=round(_nearly_longest(lengths)),
+        longest_text=longest_text,
         longest_translation=round(_nearly_longest(np.array([len(one) for one in translations]))),
         characters=int(lengths.sum()),
-        alphabet=len(
-            set().union(*texts, *translations, *(normalize(x.text, x.language) for x in lines))
-        ),
+        alphabet=len(set().union(*texts, *translations, *unspoken)),
         fast=float(np.quantile(lengths / np.maximum(seconds, 0.1), 0.95)),
         scripts=scripts_of(texts),
     )
@@ -208,9 +254,13 @@ _LIKELY = {
 }  # fmt: skip
 
 
+_NAMES = {"Cjk": "Han"}
+"""What scripts are called, where it is not the first word of the names of their letters."""
+
+
 def likely_language(texts: Sequence[str]) -> str:
     """Guesses a language by the most frequent script; `en` for Latin letters, or for none."""
     scripts = scripts_of(texts)
-    if "Hiragana" in scripts or "Katakana" in scripts:
+    if scripts[:1] == ("Cjk",) and {"Hiragana", "Katakana"} & set(scripts):
         return "ja"
     return base_language(_LIKELY.get(scripts[0], "en")) if scripts else "en"

@@ -20,6 +20,7 @@ import functools
 import json
 import logging
 import os
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,12 +29,12 @@ from typing import Any
 import jax
 
 from maestro_jax import provenance
-from maestro_jax.batches import Mixture
 from maestro_jax.data.corpora.speech_directory import (
     Entry,
     SpeechDirectory,
     read_speech_directory,
 )
+from maestro_jax.data.corpora.text_files import MAX_CHARACTERS
 from maestro_jax.data.data_dir import data_scope
 from maestro_jax.errors import UserError
 from maestro_jax.evaluation.run_evaluation import RunScores, evaluate_run, find_step
@@ -56,13 +57,20 @@ from maestro_jax.experiments.quickstart.prepared import (
     write_manifests,
 )
 from maestro_jax.experiments.quickstart.splits import Splits, split_utterances
-from maestro_jax.experiments.quickstart.survey import Heard, Survey, pieces, survey
+from maestro_jax.experiments.quickstart.survey import (
+    NOTHING_BAD,
+    Heard,
+    Survey,
+    pieces,
+    survey,
+)
 from maestro_jax.files import local_directory, write_atomically
 from maestro_jax.gin_utils import gin_config, run_record
 from maestro_jax.inference.search_config import SearchConfig
 from maestro_jax.provenance import command_line
 from maestro_jax.reports.html_report import ReportWriter, update_report, write_report
 from maestro_jax.tables import table
+from maestro_jax.text.characters import without_surrogates
 from maestro_jax.text.languages import base_language, normalize_language
 from maestro_jax.training.run import TrainRun
 from maestro_jax.training.trainer import train
@@ -71,7 +79,9 @@ log = logging.getLogger(__name__)
 
 DEFAULT_BUDGET = 3600.0
 """Seconds, where no budget is given."""
-_RECORD = "quickstart.json"
+DEFAULT_TARGET = "en"
+"""Language of translations, where none is named."""
+_RECORD, _SURVEY, _BAD = "quickstart.json", "survey.jsonl", "bad_recordings.tsv"
 _DIRECTORIES = {"pretrain": "pretrained", "recognise": "recognition", "translate": "translation"}
 _DOING = {
     "pretrain": "pretraining with MAESTRO",
@@ -94,7 +104,8 @@ class Request:
         output: Directory of everything that is made.
         budget: Seconds for all of it.
         language: Code of the language of entries that name none; empty to guess it.
-        target_language: Code of the language of translations that name none.
+        target_language: Code of the language of translations that name none; `DEFAULT_TARGET` if
+            it is empty.
         explain: Whether to print every choice with its rule.
         plan_only: Whether to stop once the gin files are written.
         workers: Number of processes that read audio; None for one per core.
@@ -104,7 +115,7 @@ class Request:
     output: Path
     budget: float = DEFAULT_BUDGET
     language: str = ""
-    target_language: str = "en"
+    target_language: str = ""
     explain: bool = False
     plan_only: bool = False
     workers: int | None = None
@@ -142,35 +153,48 @@ class Quickstart:
 
     def run(self) -> None:
         """Looks, plans, trains and evaluates."""
-        self.output.mkdir(parents=True, exist_ok=True)
         self._load()
         if "figures" not in self._state:
             self._look()
         figures = Figures(**_figures_from_json(self._state["figures"]))
         recipe = self._recipe(figures)
-        print(f"\n{table(figures.rows())}")
+        print(f"\n{figures.contents_in_words()}\n\n{table(figures.rows())}\n")
         print(figures.split_in_words())
-        print(f"{self._state['bad']}; {self.output / 'bad_recordings.tsv'} names each.")
+        bad = self._state["bad"]
+        listed = f"; {self.output / _BAD} names each" * (bad != NOTHING_BAD)
+        print(f"{bad[:1].upper()}{bad[1:]}{listed}.")
+        if figures.target_language and not figures.translated.get("train"):
+            print("No recording of the training set is translated: there will be no translator.")
         if self.request.explain:
             print(f"\n{explanation(recipe)}\n")
         tasks, vocab_size = self._prepare(figures, recipe)
+        for (kind, file), count in tasks.left_out.items():
+            print(f"left out when the data were prepared: {count} {kind}; {file} names each.")
         stages = self._stages(figures, recipe, tasks, vocab_size)
         self._print_plan(stages, recipe)
         if self.request.plan_only:
             return
         for name in stages:
             self._train(name, stages, recipe)
-        self._evaluate([name for name in stages if name != "pretrain"], recipe, figures)
+        self._evaluate([name for name in stages if name != "pretrain"], recipe, figures, tasks)
 
     def _look(self) -> None:
         """Reads the directory, listens to it, divides it, and writes its manifests."""
-        print(f"looking at {self.source}", flush=True)
-        directory = read_speech_directory(self.source)
+        target_language = self.request.target_language or DEFAULT_TARGET
+        directory = read_speech_directory(self.source, target_language)
+        print(f"looking at {self.source}, whose layout is {directory.layout}", flush=True)
+        for note in directory.notes:
+            print(f"  {note}")
+        for issue in directory.issues[:3]:
+            print(f"  {issue.item}: {issue.kind}, {issue.detail}")
+        if len(directory.issues) > 3:
+            print(f"  and {len(directory.issues) - 3} more, in {self.output / _BAD}")
         entries, target = self._with_languages(directory)
+        self.output.mkdir(parents=True, exist_ok=True)
         from maestro_jax.data.processes import Processes
 
         with Processes(self.request.workers) as processes:
-            heard = survey(entries, self.output / "survey.jsonl", processes)
+            heard = survey(entries, self.output / _SURVEY, processes)
         self._write_bad(directory, heard)
         utterances, unpaired = [], []
         for one in heard.heard:
@@ -178,14 +202,17 @@ class Quickstart:
                 utterances.append(one)
             else:
                 unpaired += pieces(one)
-        if not utterances:
-            raise UserError(
-                f"{self.source} has no usable recording with a transcript ({heard.bad_summary()}); "
-                f"{self.output / 'bad_recordings.tsv'} says what is wrong with each."
-            )
-        splits = split_by_language(utterances)
-        if "train" not in splits.of:
-            raise UserError(f"{self.source} has too few utterances to divide; add some.")
+        splits = split_by_language(utterances) if utterances else None
+        if splits is None or "train" not in splits.of:
+            raise UserError(self._nothing_to_train_on(directory, heard, utterances))
+        for name in ("validation", "test"):
+            lost = sum(each.split == name and bool(each.audio) for each in directory.entries)
+            if lost and name not in {one.entry.split for one in utterances}:
+                log.warning(
+                    "none of the %d recordings of the %s set can be used: others are held out",
+                    lost,
+                    name,
+                )
         figures = figures_of(utterances, splits, unpaired, target)
         write_manifests(
             self.output / "manifests",
@@ -193,9 +220,13 @@ class Quickstart:
                 *((one.entry, split) for one, split in zip(utterances, splits.of, strict=True)),
                 *((one.entry, "train") for one in unpaired),
             ],
+            max_characters=min(max(figures.longest_line, 1), MAX_CHARACTERS),
         )
         self._state |= {
             "source": str(self.source),
+            "language": self.request.language,
+            "target_language": self.request.target_language,
+            "content": content_of(directory),
             "layout": directory.layout,
             "bad": bad_summary(directory, heard),
             "figures": dataclasses.asdict(figures),
@@ -206,28 +237,82 @@ class Quickstart:
         """Gives each entry the code of its language; returns the language of translations too."""
         entries = list(directory.entries)
         named = self.request.language
-        if not named and any(not entry.language for entry in entries):
-            known = {entry.language for entry in entries if entry.language}
-            named = known.pop() if len(known) == 1 else ""
-            if not named:
-                named = likely_language([entry.text for entry in entries if not entry.language])
-                log.warning(
-                    "no line names its language: %s is assumed, by the letters; --language CODE "
-                    "says another",
-                    named,
-                )
-        targets = {entry.target_language for entry in entries if entry.target_language}
-        if len({normalize_language(one) for one in targets}) > 1:
+        unnamed = [entry for entry in entries if not entry.language]
+        if named and not unnamed:
+            log.warning("--language %s is not used: every line names its language", named)
+        if unnamed and not named:
+            named = self._likely(entries, unnamed)
+        resolved = []
+        for entry in entries:
+            try:
+                language = base_language(normalize_language(entry.language or named))
+            except UserError as error:
+                raise UserError(
+                    f"{entry.id} in {self.source}: {error} --language CODE is for lines that name "
+                    "none."
+                ) from None
+            resolved.append(dataclasses.replace(entry, language=language))
+        targets = {
+            normalize_language(one.target_language) for one in entries if one.target_language
+        }
+        if len(targets) > 1:
             raise UserError(
                 f"{self.source} has translations into {', '.join(sorted(targets))}; keep those "
                 "into one language."
             )
-        target = normalize_language(targets.pop() if targets else self.request.target_language)
-        resolved = []
-        for entry in entries:
-            language = base_language(normalize_language(entry.language or named))
-            resolved.append(dataclasses.replace(entry, language=language))
+        target = self.request.target_language or DEFAULT_TARGET
+        target = targets.pop() if targets else normalize_language(target)
+        if not self.request.target_language and any(
+            one.translation and not one.target_language and one.language == base_language(target)
+            for one in resolved
+        ):
+            raise UserError(
+                f"{self.source} has translations of {target} recordings, and does not say into "
+                "which language; name it: --target_language CODE."
+            )
         return resolved, target
+
+    def _likely(self, entries: Sequence[Entry], unnamed: Sequence[Entry]) -> str:
+        """Returns the language of entries that name none: that of the others, or by letters."""
+        known = collections.Counter(entry.language for entry in entries if entry.language)
+        texts = [entry.text for entry in unnamed if entry.text]
+        named = likely_language(texts)
+        if known and named not in known:
+            named = known.most_common(1)[0][0]
+        if texts and len(known) != 1:
+            log.warning(
+                "%d lines name no language: %s is assumed, by the letters; --language CODE says "
+                "another",
+                len(unnamed),
+                named,
+            )
+        return named
+
+    def _nothing_to_train_on(
+        self, directory: SpeechDirectory, heard: Survey, utterances: Sequence[Heard]
+    ) -> str:
+        """Says why there is nothing to train on, and what would help."""
+        if utterances:
+            counts = collections.Counter(one.entry.split for one in utterances)
+            listed = " and ".join(f"{count} of the {name} set" for name, count in counts.items())
+            what = f"no usable recording to train on, only {listed}"
+        else:
+            what = "no usable recording with a transcript"
+        reasons = []
+        if left_out := [one for one in heard.bad if not one.kept]:
+            first = left_out[0]
+            detail = first.detail if len(first.detail) <= 160 else f"{first.detail[:160]} ..."
+            reasons.append(f"{heard.bad_summary()}; the first: {first.kind}, {detail}")
+        elif directory.issues:
+            reasons += [f"{one.item}: {one.detail}" for one in directory.issues[:1]]
+        elif not utterances:
+            unpaired = sum(bool(entry.audio) for entry in directory.entries)
+            reasons.append(
+                f"there are {unpaired} recordings without one: list both in a manifest, or put "
+                "a.txt beside a.wav, not in another folder"
+            )
+        reason = f" ({reasons[0].rstrip('.')})" if reasons else ""
+        return f"{self.source} has {what}{reason}; {self.output / _BAD} names all."
 
     def _write_bad(self, directory: SpeechDirectory, heard: Survey) -> None:
         """Writes `bad_recordings.tsv`: bad recordings, and bad lines of tables."""
@@ -236,7 +321,7 @@ class Quickstart:
             row = (issue.kind, "no", issue.split, issue.item, "", issue.detail)
             lines += "\t".join(" ".join(cell.split()) for cell in row) + "\n"
         content = lines.encode("utf-8", "backslashreplace")
-        write_atomically(self.output / "bad_recordings.tsv", content)
+        write_atomically(self.output / _BAD, content)
 
     def _recipe(self, figures: Figures) -> rules.Recipe:
         """Applies the rules to what is left of the budget; once chosen, sizes stay as they are."""
@@ -299,9 +384,8 @@ class Quickstart:
                 late_start=round(recipe.text_starts * steps) if name == "pretrain" else 0,
                 init_from=self._model_dir(names[position - 1]) if position else None,
                 vocab_size=vocab_size,
-                command=f"maestro train --gin_file {self._gin(name)} "
-                f"--model_dir {self._model_dir(name)} --data_dir {self.data}",
-                has_validation=figures.utterances.get("validation", 0) > 0,
+                command=self._command(name),
+                has_validation=tasks.mixture(_STREAM[name], "validation") is not None,
             )
             self._write_gin(stages[name], recipe)
         return stages
@@ -327,9 +411,11 @@ class Quickstart:
                 shape = single_shape(seconds=seconds, batch=round(0.5 * batch / seconds))
                 streams[name] = StreamPlan(tasks=tasks.speech, shapes=(shape,))
             elif name == "text":
-                characters = min(figures.longest_text, 256)
+                characters = min(max(figures.longest_text, figures.longest_line), MAX_CHARACTERS)
+                # Lines that are longer than transcripts would take longer to say, too.
+                longer = characters / max(min(figures.longest_text, characters), 1)
                 shape = single_shape(
-                    batch=round(0.5 * batch / max(figures.median_seconds, 1.0)),
+                    batch=round(0.5 * batch / max(figures.median_seconds, 1.0) / longer),
                     tokens=tokens_of(characters, per_token),
                 )
                 streams[name] = StreamPlan(tasks=tasks.text, shapes=(shape,))
@@ -345,10 +431,7 @@ class Quickstart:
         """Finds the buckets of a stream of transcribed or translated speech."""
         from maestro_jax.data.bucketing import find_buckets, mixture_lengths
 
-        names = tasks.of(stream)
-        mixture: Any = names[0]
-        if len(names) > 1:
-            mixture = Mixture(name=f"quickstart_all_{stream}", tasks=names)
+        mixture: Any = tasks.mixture(stream)
         translated = tokens_of(max(figures.longest_translation, 1), recipe.characters_per_token)
         with data_scope(self.data):
             shapes = find_buckets(
@@ -363,7 +446,9 @@ class Quickstart:
                 characters_per_token=recipe.characters_per_token,
             )
         return StreamPlan(
-            tasks=names, shapes=tuple(shapes), characters_per_token=recipe.characters_per_token
+            tasks=tasks.of(stream),
+            shapes=tuple(shapes),
+            characters_per_token=recipe.characters_per_token,
         )
 
     # ---------------------------------------------------------------------------------- training
@@ -468,7 +553,9 @@ class Quickstart:
 
     # -------------------------------------------------------------------------------- evaluation
 
-    def _evaluate(self, names: Sequence[str], recipe: rules.Recipe, figures: Figures) -> None:
+    def _evaluate(
+        self, names: Sequence[str], recipe: rules.Recipe, figures: Figures, tasks: Tasks
+    ) -> None:
         """Tunes the searches on the validation sets, scores the test sets, writes the page."""
         files = write_lm_texts(self.output / "manifests", self.output / "texts")
         scores: dict[str, dict[str, RunScores]] = {}
@@ -478,7 +565,7 @@ class Quickstart:
             seconds = max(self.left, 30.0) / (len(names) - position)
             run = gin_config.load_run(self._model_dir(name))
             scores[name] = self._score(
-                name, run, files.get(name), figures, seconds, self._is_char(recipe)
+                name, run, files.get(name), tasks, seconds, self._is_char(recipe)
             )
         page = self._page(scores, recipe, figures)
         write_atomically(self.output / "quickstart.md", page.encode())
@@ -498,34 +585,46 @@ class Quickstart:
         for name in names:
             target = f" --target_language {figures.target_language}" * (name == "translate")
             best = "/best" * (self._best(name) is not None)
-            print(f"  maestro transcribe {self._model_dir(name)}{best} FILE{target}")
+            model = shlex.quote(f"{self._model_dir(name)}{best}")
+            print(f"  maestro transcribe {model} FILE{target}")
 
     def _score(
         self,
         name: str,
         run: TrainRun,
         lm_text: Path | None,
-        figures: Figures,
+        tasks: Tasks,
         seconds: float,
         is_char: bool,
     ) -> dict[str, RunScores]:
         """Scores greedy search and, if it is another one, the search that validation chooses."""
         model_dir = self._model_dir(name)
         ends = time.monotonic() + seconds
-        test = figures.utterances if name == "recognise" else figures.translated
-        split = "test" if test.get("test") else "validation"
+        validation = self._named(tasks, name, "validation")
+        split = "test" if self._named(tasks, name, "test") else "validation"
+        tested = self._named(tasks, name, split)
+        if not tested:
+            print("no recordings are held out, so nothing is scored")
+            write_report(model_dir)
+            return {}
         began = time.monotonic()
         scores = {
             "Greedy search": evaluate_run(
-                run, model_dir=model_dir, data_dir=self.data, split=split, step=self._best(name)
+                run,
+                model_dir=model_dir,
+                data_dir=self.data,
+                tasks=tested,
+                split=split,
+                step=self._best(name),
             )
         }
         greedy = time.monotonic() - began
         search = None
-        if test.get("validation"):
+        if validation:
             # The beam on the test set takes a few times as long as greedy search.
             left = ends - time.monotonic() - 4 * greedy
-            search = self._tuned(name, run, self._beam(name, lm_text, is_char), left)
+            beam = self._beam(name, lm_text, is_char)
+            search = self._tuned(name, run, validation, beam, left)
         elif lm_text is not None:
             search = self._beam(name, lm_text, is_char)
         if search is not None and search != SearchConfig(decoder=run.objective.decoders[0]):
@@ -533,12 +632,20 @@ class Quickstart:
                 run,
                 model_dir=model_dir,
                 data_dir=self.data,
+                tasks=tested,
                 split=split,
                 step=self._best(name),
                 search=search,
             )
         write_report(model_dir)
         return scores
+
+    def _named(self, tasks: Tasks, stage: str, split: str) -> tuple[str, ...]:
+        """Returns the name of the task or mixture that a stage is tested on; none without any."""
+        from maestro_jax.data.task_registry import get_task_or_mixture
+
+        mixture = tasks.mixture(_STREAM[stage], split)
+        return () if mixture is None else (get_task_or_mixture(mixture).name,)
 
     def _beam(self, name: str, lm_text: Path | None, is_char: bool) -> SearchConfig:
         """Returns the beam search to start from, with an n-gram language model if there are texts.
@@ -558,7 +665,14 @@ class Quickstart:
             length_bonus=0.0 if name == "recognise" else 0.3,
         )
 
-    def _tuned(self, name: str, run: TrainRun, beam: SearchConfig, seconds: float) -> SearchConfig:
+    def _tuned(
+        self,
+        name: str,
+        run: TrainRun,
+        tasks: Sequence[str],
+        beam: SearchConfig,
+        seconds: float,
+    ) -> SearchConfig:
         """Chooses a search on the validation set and writes it: greedy, or a beam that is tuned.
 
         Each is tried with each decoder that was trained, as far as the time allows.
@@ -566,6 +680,7 @@ class Quickstart:
         Args:
             name: Name of the stage.
             run: Its run.
+            tasks: The validation set.
             beam: The beam search to start from.
             seconds: Time for it.
         """
@@ -584,6 +699,7 @@ class Quickstart:
                 run,
                 model_dir=self._model_dir(name),
                 data_dir=self.data,
+                tasks=tasks,
                 step=self._best(name),
                 search=start,
                 names=names if trials > 1 else ("length_bonus",),
@@ -620,24 +736,24 @@ class Quickstart:
         self, scores: Mapping[str, Mapping[str, RunScores]], recipe: rules.Recipe, figures: Figures
     ) -> str:
         """Returns the page: data, choices, scores, commands."""
+        bad = self._state["bad"]
         parts = [
             f"# {self.source.name}: a quickstart",
-            f"`{self.source}`, layout {self._state['layout']}; languages "
-            f"{', '.join(figures.languages)}. {figures.split_in_words()} {self._state['bad']}.",
+            f"`{self.source}`, layout {self._state['layout']}.",
             "## Data",
-            table(figures.rows()),
+            figures.contents_in_words(),
+            table(figures.rows(), "pipe"),
+            f"{figures.split_in_words()} {bad[:1].upper()}{bad[1:]}.",
             "## Scores",
         ]
         for name, each in scores.items():
+            if not each:
+                parts.append(f"{_DOING[name].capitalize()}: no recordings are held out to score.")
             for search, one in each.items():
                 parts += [f"### {_DOING[name].capitalize()}: {search.lower()}", "```"]
                 parts += [one.text().rstrip(), "```"]
-        parts += ["## Choices", table(choice_rows(recipe)), "## Runs"]
-        parts += [
-            f"    maestro train --gin_file {self._gin(name)} --model_dir {self._model_dir(name)} "
-            f"--data_dir {self.data}"
-            for name in self._state["done"]
-        ]
+        parts += ["## Choices", table(choice_rows(recipe), "pipe"), "## Runs"]
+        parts += [f"    {self._command(name)}" for name in self._state["done"]]
         return "\n\n".join(parts) + "\n"
 
     # ------------------------------------------------------------------------------------- state
@@ -654,6 +770,16 @@ class Quickstart:
 
     def _model_dir(self, stage: str) -> Path:
         return self.output / _DIRECTORIES[stage]
+
+    def _command(self, stage: str) -> str:
+        """Returns the command that runs the gin file of a stage."""
+        options = {
+            "--gin_file": self._gin(stage),
+            "--model_dir": self._model_dir(stage),
+            "--data_dir": self.data,
+        }
+        words = [str(word) for option in options.items() for word in option]
+        return shlex.join(["maestro", "train", *words])
 
     def _gin(self, stage: str) -> Path:
         return self.output / "gin" / f"{_GIN_NAMES[stage]}.gin"
@@ -703,6 +829,17 @@ class Quickstart:
             {"part": "all", "time": in_words(self.request.budget), "steps": ""},
         ]
         print(f"\n{table(rows)}\n", flush=True)
+        coming = [name for name in names if name not in self._state["done"]]
+        compiling = sum(
+            rules.PRETRAINING_COMPILE_SECONDS if name == "pretrain" else rules.COMPILE_SECONDS
+            for name in coming
+        )
+        if coming and self.left < 4 * compiling:
+            print(
+                f"{in_words(self.request.budget)} is short: compiling alone takes about "
+                f"{in_words(compiling)}. Give a longer --budget for a model to use.\n",
+                flush=True,
+            )
 
     def _coming(self, names: Sequence[str], recipe: rules.Recipe) -> float:
         shares = recipe.shares
@@ -713,15 +850,58 @@ class Quickstart:
         return self.left * getattr(recipe.shares, _SHARE[name]) / self._coming(names, recipe)
 
     def _load(self) -> None:
+        """Reads the record of an earlier call, if there is one.
+
+        Raises:
+            UserError: A language is unknown; the output directory has something else, or is of
+                another request or of data that have changed.
+        """
+        for code in filter(None, (self.request.language, self.request.target_language)):
+            normalize_language(code)
+        for path in (self.source, self.output):
+            if without_surrogates(str(path)) != str(path):
+                raise UserError(f"the name {ascii(str(path))} is not UTF-8; give it another.")
+        elsewhere = "give another --output_dir"
+        if self.output.resolve() == self.source.resolve():
+            raise UserError(f"{self.output} is the directory of the recordings; {elsewhere}.")
+        if self.output.exists() and not self.output.is_dir():
+            raise UserError(f"{self.output} is a file; {elsewhere}.")
         path = self.output / _RECORD
         if not path.is_file():
+            known = any((self.output / name).exists() for name in (_SURVEY, _BAD))
+            if self.output.is_dir() and any(self.output.iterdir()) and not known:
+                raise UserError(f"{self.output} has other files; {elsewhere}.")
             return
-        self._state |= json.loads(path.read_text(encoding="utf-8"))
-        self._used_before = self._state["seconds"]
-        if self._state.get("source", str(self.source)) != str(self.source):
+        try:
+            self._state |= json.loads(path.read_text(encoding="utf-8"))
+            if "figures" in self._state:
+                Figures(**_figures_from_json(self._state["figures"]))
+        except (ValueError, TypeError) as error:
             raise UserError(
-                f"{self.output} is that of {self._state['source']}; give another --output_dir."
-            )
+                f"{path} is damaged or of another version ({error}); {elsewhere}."
+            ) from error
+        self._used_before = self._state["seconds"]
+        asked = {
+            "source": str(self.source),
+            "language": self.request.language,
+            "target_language": self.request.target_language,
+        }
+        for name, value in asked.items():
+            before = self._state.get(name, value)
+            if before != value:
+                raise UserError(
+                    f"{self.output} was made with {name} {before or 'unnamed'}, and not "
+                    f"{value or 'unnamed'}; {elsewhere}."
+                )
+        # Without the recordings, which are in the records, it can be continued, too.
+        if "content" in self._state and self.source.is_dir():
+            target_language = self.request.target_language or DEFAULT_TARGET
+            content = content_of(read_speech_directory(self.source, target_language))
+            if content != self._state["content"]:
+                raise UserError(
+                    f"{self.source} has changed since {self.output} was begun; {elsewhere}, or "
+                    "undo the change."
+                )
         print(f"continuing in {self.output}, after {in_words(self._used_before)}")
 
     def _save(self) -> None:
@@ -730,6 +910,7 @@ class Quickstart:
         write_atomically(self.output / _RECORD, content.encode())
 
 
+_STREAM = {"pretrain": "paired", "recognise": "paired", "translate": "st"}
 _SHARE = {"pretrain": "pretrain", "recognise": "recognition", "translate": "translation"}
 _GIN_NAMES = {"pretrain": "pretrain", "recognise": "finetune", "translate": "translate"}
 
@@ -788,8 +969,23 @@ def bad_summary(directory: SpeechDirectory, heard: Survey) -> str:
     if directory.issues:
         kinds = collections.Counter(issue.kind for issue in directory.issues)
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-        summary += f"; {len(directory.issues)} lines or files that cannot be used: {counts}"
+        count = len(directory.issues)
+        what = "line or file" if count == 1 else "lines or files"
+        summary += f"; {count} {what} that cannot be used: {counts}"
     return summary
+
+
+def content_of(directory: SpeechDirectory) -> str:
+    """Returns what tells the content of a directory from what it is after a change.
+
+    The times of files are left out: copies have others.
+    """
+    sizes = {
+        entry.audio: os.path.getsize(entry.audio) if os.path.isfile(entry.audio) else -1
+        for entry in directory.entries
+        if entry.audio
+    }
+    return provenance.digest(repr((directory.entries, sorted(sizes.items()))))
 
 
 def choice_rows(recipe: rules.Recipe) -> list[dict[str, object]]:

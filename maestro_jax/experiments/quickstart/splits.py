@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 import random
 from collections.abc import Mapping, Sequence
 
@@ -13,6 +14,10 @@ from maestro_jax.text.normalizers import normalize
 VALIDATION, TEST = 0.08, 0.1
 """Fractions of the hours of a corpus without splits that are held out."""
 MOST_SECONDS = {"validation": 1800.0, "test": 3600.0}
+MOST_UNKNOWN = 0.1
+"""Fraction of the hours whose speakers may be unknown if whole speakers are held out."""
+REPEATED = 5
+"""How often each sentence occurs, on average, where they are commands from a list."""
 _TRIES = 64
 
 
@@ -22,8 +27,10 @@ class Splits:
 
     Attributes:
         of: Split of each utterance with a text, in their order; empty for one that is left out.
-        by: What decided: `given`, `speakers` or `sentences`.
-        speakers_apart: Whether no speaker is in more than one split; None if speakers are unknown.
+        by: What decided: `given`, `speakers`, `sentences` or `recordings`; of the test set and of
+            the validation set, joined by `+`, if it is not the same.
+        speakers_apart: Whether no speaker of the test set, or without any of the validation set, is
+            trained on; None if speakers are unknown.
         sentences_shared: Fraction of the test utterances whose sentence occurs in training.
     """
 
@@ -37,43 +44,60 @@ def split_utterances(utterances: Sequence[Heard], seed: int = 0) -> Splits:
     """Divides utterances; splits that the corpus has are kept, and those that it lacks are made.
 
     Whole speakers are held out, chosen so that as few of their sentences as possible occur in
-    training. With fewer than three speakers, or unknown ones, whole sentences are held out.
+    training. With fewer than three speakers, or unknown ones, whole sentences are held out; or
+    single recordings, where sentences are commands that occur `REPEATED` times each. So it is with
+    a validation set for which each speaker would be too many hours.
 
     Args:
         utterances: Utterances with a text.
         seed: Seed of the choice.
     """
-    given = [each.entry.split for each in utterances]
-    found = list(given)
-    by = "given"
+    found = [each.entry.split for each in utterances]
+    ways = {}
     for name, fraction in (("test", TEST), ("validation", VALIDATION)):
         if name in found:
+            ways[name] = "given"
             continue
         candidates = [index for index, split in enumerate(found) if split in ("", "train")]
-        chosen, by = _choose(utterances, candidates, name, fraction, seed)
+        chosen, ways[name] = _choose(utterances, candidates, name, fraction, seed)
         for index in chosen:
             found[index] = name
     found = [split or "train" for split in found]
+    by = "+".join(dict.fromkeys((ways["test"], ways["validation"])))
     return Splits(of=tuple(found), by=by, **_described(utterances, found))
 
 
 def _choose(
-    utterances: Sequence[Heard], candidates: Sequence[int], name: str, fraction: float, seed: int
+    utterances: Sequence[Heard],
+    candidates: Sequence[int],
+    name: str,
+    fraction: float,
+    seed: int,
+    *,
+    by_speaker: bool = True,
 ) -> tuple[set[int], str]:
-    """Returns the utterances to hold out, and whether they are whole speakers or sentences."""
+    """Returns the utterances to hold out, and what they are: see `Splits.by`."""
     total = sum(utterances[index].seconds for index in candidates)
     wanted = min(total * fraction, MOST_SECONDS[name])
     speakers = _grouped(utterances, candidates, by_speaker=True)
     sentences = {index: _sentence(utterances[index]) for index in candidates}
     # Enough must be left to train on, and for a validation set after a test set.
-    by_speaker = len(speakers) >= 3 and "" not in speakers
-    groups = speakers if by_speaker else _grouped(utterances, candidates, by_speaker=False)
+    unknown = sum(utterances[index].seconds for index in speakers.pop("", ()))
+    # A few whose speakers are not known stay in training.
+    by_speaker = by_speaker and len(speakers) >= 3 and unknown <= MOST_UNKNOWN * total
+    by, groups = "speakers", speakers
+    if not by_speaker:
+        by, groups = "sentences", _grouped(utterances, candidates, by_speaker=False)
+        # Of ten commands, one that is held out would never be learned.
+        if len(candidates) >= REPEATED * len(groups) or len(groups) < 3:
+            by = "recordings"
+            groups = {f"{index:09}": [index] for index in candidates}
     if len(groups) < 2:
-        return set(), "sentences"
+        return set(), by
     seconds = {
         key: sum(utterances[index].seconds for index in members) for key, members in groups.items()
     }
-    best: tuple[float, set[int]] | None = None
+    best: tuple[float, set[int], float] | None = None
     for attempt in range(_TRIES if by_speaker else 1):
         rng = random.Random(f"{seed}/{name}/{attempt}")
         # One voice tells little about others.
@@ -83,11 +107,14 @@ def _choose(
         rest = {sentences[index] for index in candidates if index not in held}
         shared = sum(sentences[index] in rest for index in held) / max(len(held), 1)
         size = sum(seconds[key] for key in chosen)
-        cost = shared + abs(size - wanted) / max(wanted, 1e-9)
+        cost = shared + abs(math.log(max(size, 1e-3) / max(wanted, 1e-3)))
         if best is None or cost < best[0]:
-            best = (cost, held)
+            best = (cost, held, size)
     assert best is not None
-    return best[1], "speakers" if by_speaker else "sentences"
+    if by_speaker and name == "validation" and best[2] > 2 * wanted:
+        # New voices are worth much to a test, but to a validation set less than to training.
+        return _choose(utterances, candidates, name, fraction, seed, by_speaker=False)
+    return best[1], by
 
 
 def _pick(
@@ -104,8 +131,10 @@ def _pick(
         if size + seconds[key] <= (1.3 if len(chosen) >= fewest else 2.0) * wanted:
             chosen.append(key)
             size += seconds[key]
-    # All of them are larger than what is wanted: the smallest.
-    return chosen or [min(order, key=lambda key: (seconds[key], key))]
+    if size < 0.5 * wanted and (rest := set(order) - set(chosen)) and len(order) > 1:
+        # All others are larger than what is wanted: the smallest.
+        chosen.append(min(rest, key=lambda key: (seconds[key], key)))
+    return chosen
 
 
 def _grouped(
@@ -125,12 +154,13 @@ def _sentence(each: Heard) -> str:
 def _described(utterances: Sequence[Heard], found: Sequence[str]) -> dict:
     speakers: dict[str, set[str]] = collections.defaultdict(set)
     for each, split in zip(utterances, found, strict=True):
-        speakers[each.entry.speaker].add(split)
+        speakers[split].add(each.entry.speaker)
     trained = {
         _sentence(each) for each, split in zip(utterances, found, strict=True) if split == "train"
     }
     tested = [each for each, split in zip(utterances, found, strict=True) if split == "test"]
     shared = sum(_sentence(each) in trained for each in tested) / max(len(tested), 1)
-    known = "" not in speakers
-    apart = all(len(splits) == 1 for splits in speakers.values()) if known else None
+    known = "" not in set().union(*speakers.values())
+    others = speakers["test"] or speakers["validation"]
+    apart = others.isdisjoint(speakers["train"]) if known else None
     return {"speakers_apart": apart, "sentences_shared": shared}

@@ -5,13 +5,15 @@ What is measured of a recording is kept in a file, so that a second start does n
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import math
+import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -20,12 +22,14 @@ from maestro_jax.batches import SAMPLE_RATE
 from maestro_jax.data.corpora.speech_directory import Entry
 from maestro_jax.errors import UserError
 from maestro_jax.progress import Progress
+from maestro_jax.text.normalizers import normalize
 
 if TYPE_CHECKING:
     from maestro_jax.data.processes import Processes
 
 _AT_ONCE = 32
 
+NOTHING_BAD = "no bad recordings"
 QUIET_DB = -65.0
 """Level in dB of full scale below which a recording counts as silent."""
 CLIPPED = 0.01
@@ -38,6 +42,8 @@ FAST = 3.0
 """How many times faster than the median speech a text is too long for its audio."""
 CHARACTERS_PER_SECOND = 40.0
 """Nobody says more characters in a second, in any language."""
+_TOO_LONG = "too long"
+_HARMLESS = ("cut short", "damaged audio", "cancelled channels", "several tracks")
 SHORTEST, LONGEST = 0.1, 24.0
 """Seconds of the shortest and the longest transcribed recording that is trained on."""
 
@@ -119,13 +125,13 @@ class Survey:
     def bad_summary(self) -> str:
         """Returns the number of bad recordings of each kind, in one line."""
         if not self.bad:
-            return "no bad recordings"
+            return NOTHING_BAD
         counts: dict[str, int] = {}
         for each in self.bad:
             kind = f"{each.kind} (used)" if each.kept else each.kind
             counts[kind] = counts.get(kind, 0) + 1
         listed = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
-        return f"{len(self.bad)} bad recordings: {listed}"
+        return f"{len(self.bad)} bad recording{'s' * (len(self.bad) > 1)}: {listed}"
 
 
 def survey(entries: Sequence[Entry], cache: Path, processes: Processes) -> Survey:
@@ -165,14 +171,15 @@ def _measure(path: str, span: tuple[float, float] | None) -> Measured:
     def failed(kind: str, detail: str) -> Measured:
         return Measured(0.0, -np.inf, 0.0, ((kind, detail),))
 
-    if not Path(path).is_file():
+    # Unlike Path.is_file, it refuses no name: a sentence may stand where a path should.
+    if not os.path.isfile(path):
         return failed("missing audio", path)
     try:
         samples, findings = read_recording(path, None if span is None else [span])
     except EmptyAudioError as error:
         return failed("empty audio" if span is None else "outside of audio", str(error))
     except UserError as error:
-        empty = Path(path).stat().st_size == 0
+        empty = os.path.getsize(path) == 0
         return failed("empty audio" if empty else "unreadable audio", str(error))
     power = float(np.mean(np.square(samples, dtype=np.float64)))
     peak = float(np.abs(samples).max())
@@ -186,43 +193,67 @@ def _measure(path: str, span: tuple[float, float] | None) -> Measured:
 def judge(entries: Sequence[Entry], measured: Sequence[Measured | None]) -> Survey:
     """Separates what can be used from what is bad; see the constants of this module.
 
-    Test and validation utterances are left out only if nothing can be heard in them: their scores
-    are those of the whole set.
+    Test and validation utterances are left out only if nothing can be heard in them, or nothing is
+    written that could be scored: their scores are those of the whole set. Texts and recordings that
+    have no counterpart are trained on only if they are not of these sets.
 
     Args:
         entries: All entries.
         measured: What was heard of each; None for texts.
     """
-    rates = [
-        len(entry.text) / each.seconds
-        for entry, each in zip(entries, measured, strict=True)
-        if each is not None and each.seconds > 0 and entry.text
-    ]
-    rate = statistics.median(rates) if rates else 0.0
+    rates: dict[str, list[float]] = collections.defaultdict(list)
+    for entry, each in zip(entries, measured, strict=True):
+        if each is not None and each.seconds > 0 and entry.text:
+            rates[entry.language].append(len(entry.text) / each.seconds)
+    # Chinese has a third of the characters of English.
+    medians = {language: statistics.median(each) for language, each in rates.items()}
     heard, bad = [], []
     for entry, each in zip(entries, measured, strict=True):
-        if each is None:
-            heard.append(Heard(entry=entry, seconds=0.0))
-            continue
-        problems = list(_problems(entry, each, rate))
+        problems = [*_of_text(entry)]
+        if each is not None:
+            problems += _problems(entry, each, medians.get(entry.language, 0.0))
         held_out = entry.split in ("validation", "test")
         usable = True
-        for kind, detail, serious, inaudible in problems:
-            kept = not inaudible and (held_out or not serious)
+        for kind, detail, serious, useless in problems:
+            kept = not useless and (held_out or not serious)
             usable = usable and kept
             bad.append(Bad(entry=entry, kind=kind, detail=detail, kept=kept))
+        seconds = 0.0 if each is None else each.seconds
         if usable:
-            heard.append(Heard(entry=entry, seconds=each.seconds))
+            heard.append(Heard(entry=entry, seconds=seconds))
+        elif {kind for kind, *_ in problems if kind not in _HARMLESS} == {_TOO_LONG}:
+            # Good for pretraining, which takes speech and text apart.
+            heard += _apart(Heard(entry=entry, seconds=seconds))
     return Survey(heard=tuple(heard), bad=tuple(bad))
 
 
-def _problems(entry: Entry, each: Measured, rate: float) -> Any:
-    """Yields kind, detail, whether it spoils training, and whether there is nothing to hear."""
+def _apart(heard: Heard) -> list[Heard]:
+    """Returns a recording without its text, and the text without its recording."""
+    entry = heard.entry
+    speech = dataclasses.replace(entry, text="", translation="")
+    text = dataclasses.replace(entry, id=f"{entry.id}@text", audio="", span=None, translation="")
+    return [Heard(entry=speech, seconds=heard.seconds)] + [Heard(entry=text, seconds=0.0)] * bool(
+        entry.text
+    )
+
+
+def _of_text(entry: Entry) -> Iterator[tuple[str, str, bool, bool]]:
+    """Yields what is wrong with the texts of an entry; see `_problems`."""
+    paired = entry.audio and (entry.text or entry.translation)
+    if entry.split in ("validation", "test") and not paired:
+        lacks = "text" if entry.audio else "recording"
+        yield f"no {lacks}", f"of the {entry.split} set, so that it is not trained on", True, True
+    elif entry.text and not normalize(entry.text, entry.language):
+        yield "empty text", f"{entry.text[:40]!r} has no letter or digit", True, True
+
+
+def _problems(entry: Entry, each: Measured, rate: float) -> Iterator[tuple[str, str, bool, bool]]:
+    """Yields kind, detail, whether it spoils training, and whether it spoils a test as well."""
     nothing = ("missing audio", "empty audio", "outside of audio", "unreadable audio")
     for kind, detail in each.findings:
         if kind in (*nothing, "silent audio"):
             yield kind, detail, True, True
-        elif kind in ("cut short", "damaged audio", "cancelled channels", "several tracks"):
+        elif kind in _HARMLESS:
             yield kind, detail, False, False
     if each.seconds <= 0 or any(kind == "silent audio" for kind, _ in each.findings):
         return
@@ -235,7 +266,8 @@ def _problems(entry: Entry, each: Measured, rate: float) -> Any:
     if each.seconds < SHORTEST:
         yield "too short", f"{each.seconds:.2f} s", True, False
     if each.seconds > LONGEST and (entry.text or entry.translation):
-        yield "too long", f"{each.seconds:.0f} s, more than {LONGEST:.0f}", True, False
+        detail = f"{each.seconds:.0f} s, more than {LONGEST:.0f}: pretraining uses speech and text"
+        yield _TOO_LONG, f"{detail} apart; offset and duration could divide it", True, False
     if not entry.text or not rate:
         return
     characters = len(entry.text)
@@ -258,7 +290,8 @@ def pieces(heard: Heard) -> list[Heard]:
         Heard(
             entry=dataclasses.replace(
                 entry,
-                id=f"{entry.id}#{number + 1}",
+                # Another sign than that of ids that came twice.
+                id=f"{entry.id}@{number + 1}",
                 span=(begin + number * length, begin + (number + 1) * length),
             ),
             seconds=length,
@@ -269,11 +302,11 @@ def pieces(heard: Heard) -> list[Heard]:
 
 def _key(entry: Entry) -> str:
     """Returns what tells a recording, or a part of it, from others and from an earlier version."""
-    path = Path(entry.audio)
     try:
-        status = path.stat()
+        status = os.stat(entry.audio)
         stamp = f"{status.st_size}:{status.st_mtime_ns}"
-    except OSError:
+    # No file, or no name of one.
+    except (OSError, ValueError):
         stamp = "missing"
     return f"{entry.audio}|{entry.span}|{stamp}"
 
