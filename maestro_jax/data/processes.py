@@ -155,8 +155,11 @@ def answer_requests() -> None:
             # A full disk is no bug of ours, wherever it is noticed.
             trouble = storage_error(error)
             answer = ("error", traceback.format_exc()) if trouble is None else ("trouble", trouble)
-        pickle.dump(answer, answers, protocol=pickle.HIGHEST_PROTOCOL)
-        answers.flush()
+        try:
+            pickle.dump(answer, answers, protocol=pickle.HIGHEST_PROTOCOL)
+            answers.flush()
+        except BrokenPipeError:  # The process that asked was killed.
+            os._exit(1)
 
 
 def num_cores() -> int:
