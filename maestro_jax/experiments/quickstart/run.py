@@ -170,6 +170,9 @@ class Quickstart:
         tasks, vocab_size = self._prepare(figures, recipe)
         for (kind, file), count in tasks.left_out.items():
             print(f"left out when the data were prepared: {count} {kind}; {file} names each.")
+        if figures.utterances.get("test"):
+            for name in (name for name, splits in tasks.splits.items() if "test" not in splits):
+                print(f"{name} has too few recordings to hold any out, and is not scored.")
         stages = self._stages(figures, recipe, tasks, vocab_size)
         self._print_plan(stages, recipe)
         if self.request.plan_only:
