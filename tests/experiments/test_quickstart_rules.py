@@ -371,7 +371,7 @@ def test_budgets(text: str, seconds: float) -> None:
     assert parse_budget(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "soon", "-3m", "0m", "3x", "1h30", "nan", "9" * 400, "1e9h"])
+@pytest.mark.parametrize("text", ["", "soon", "-3m", "0m", "3x", "1h30", "nan", "9" * 400, "367d"])
 def test_no_budgets(text: str) -> None:
     with pytest.raises(ValueError, match="is no time"):
         parse_budget(text)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 import re
 import statistics
 import time
@@ -219,7 +218,7 @@ def parse_budget(text: str) -> float:
     """Returns the seconds of `30m`, `1.5h`, `90s`, `1h30m`; a bare number is minutes.
 
     Raises:
-        ValueError: It is no time above 0.
+        ValueError: It is no time above 0, or more than a year.
     """
     units = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
     text = text.strip().lower()
@@ -230,8 +229,8 @@ def parse_budget(text: str) -> float:
         seconds = sum(float(number) * units[unit] for number, unit in parts)
     else:
         raise ValueError(f"{text!r} is no time; write 30m, 1.5h or 1h30m")
-    if not 0 < seconds < math.inf:
-        raise ValueError(f"{text[:40]!r} is no time above 0")
+    if not 0 < seconds <= 366 * units["d"]:
+        raise ValueError(f"{text[:40]!r} is no time above 0 and up to a year")
     return seconds
 
 
