@@ -198,18 +198,18 @@ def choose(figures: Figures, seconds: float, device: Device) -> Recipe:
     )
     hours = max(figures.hours.get("train", 0.0), 1e-3)
     size, passes = _size(hours, tuned, device, choose_one)
-    dropout = 0.0 if passes < 6 else 0.1 if passes < 60 else 0.15
+    dropout = 0.0 if passes < 30 else 0.1 if passes < 120 else 0.15
     choose_one(
         "dropout",
         dropout,
-        "0 below 6 passes over the transcribed speech, 0.1 below 60, else 0.15",
+        "0 below 30 passes over the transcribed speech, 0.1 below 120, else 0.15",
         f"{passes:.0f} passes",
     )
-    spec_augment = passes >= 6
+    spec_augment = passes >= 60
     choose_one(
         "SpecAugment",
         "on" if spec_augment else "off",
-        "on from 6 passes over the transcribed speech",
+        "on from 60 passes over the transcribed speech; before, it slows learning down",
         f"{passes:.0f} passes",
     )
     choose_one(
@@ -347,13 +347,15 @@ def _longest(figures: Figures, choose_one: _Chooser) -> float:
 def _batch_seconds(figures: Figures, device: Device, choose_one: _Chooser) -> float:
     """Chooses the seconds of audio in a batch."""
     hours = figures.hours.get("train", 0.0)
-    seconds = max(32.0 if hours < 20 else 64.0, 4 * figures.median_seconds)
+    seconds = 16.0 if hours < 5 else 32.0 if hours < 20 else 64.0
+    seconds = max(seconds, 4 * figures.median_seconds)
     if device.kind != "cpu":
         seconds = min(max(hours * 3600 / 60, 64.0), 600.0 * device.count)
     choose_one(
         "audio in a batch",
         f"{seconds:.0f} s",
-        "32 s on a CPU, 64 s from 20 h on, or four recordings; on accelerators a sixtieth of the "
+        "16 s on a CPU, 32 s from 5 h on, 64 s from 20 h on, or four recordings: with few hours "
+        "many small steps teach more than few large ones; on accelerators a sixtieth of the "
         "transcribed speech, 64 s to 600 s for each",
         f"{device.count} x {device.kind}, {hours:.2f} h, {figures.median_seconds:.1f} s each",
     )

@@ -411,7 +411,8 @@ class Quickstart:
                 # Longer recordings are cropped.
                 seconds = min(1.25 * figures.median_seconds, recipe.seconds)
                 seconds = max(round(seconds / 0.08), 10) * 0.08
-                shape = single_shape(seconds=seconds, batch=round(0.5 * batch / seconds))
+                rows = round(max(0.5 * batch, 16.0) / seconds)
+                shape = single_shape(seconds=seconds, batch=rows)
                 streams[name] = StreamPlan(tasks=tasks.speech, shapes=(shape,))
             elif name == "text":
                 characters = min(max(figures.longest_text, figures.longest_line), MAX_CHARACTERS)
