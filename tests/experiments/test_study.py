@@ -33,7 +33,7 @@ from maestro_jax.experiments.study import (
     discard,
     load_study,
 )
-from maestro_jax.experiments.study_plan import plan_text
+from maestro_jax.experiments.study_plan import plan_text, run_flops
 from maestro_jax.experiments.study_runner import parse_shard, run_cells, time_left
 from maestro_jax.experiments.study_summary import (
     confidence_band,
@@ -260,6 +260,20 @@ def test_methods_of_the_default_study_have_the_same_chances() -> None:
         # What others hear with its transcript, methods without text hear as well.
         assert tasks == heard["MAESTRO"]
         assert "minivox_study_paired_sl:first24:audio" in tasks
+
+
+@pytest.mark.slow
+def test_methods_without_text_have_its_flops() -> None:
+    """Within a tenth, however a trial divides them between the stages."""
+    tuning = load_study(["runs/study.gin"]).tuning()
+    flops = {
+        cell.method.name: sum(run_flops(cell.build(tuning, stage)) for stage in cell.stages)
+        for cell in tuning.cells()
+        if cell.method.name.startswith(("MAESTRO: ", "w2v-BERT: ", "scratch: "))
+        and cell.method.name.endswith("1e-3")
+    }
+    assert len(flops) == 5
+    assert max(flops.values()) < 1.1 * min(flops.values()), flops
 
 
 @pytest.mark.extended
