@@ -198,19 +198,24 @@ def choose(figures: Figures, seconds: float, device: Device) -> Recipe:
     )
     hours = max(figures.hours.get("train", 0.0), 1e-3)
     size, passes = _size(hours, tuned, device, choose_one)
-    dropout = 0.0 if passes < 30 else 0.1 if passes < 120 else 0.15
+    # A larger model has learned the speech by heart after fewer passes.
+    weighted = passes if size is SIZES[0] else 3 * passes
+    dropout = 0.0 if weighted < 30 else 0.1 if weighted < 120 else 0.15
+    figure = f"{passes:.0f} passes with the {size.name} model"
     choose_one(
         "dropout",
         dropout,
-        "0 below 30 passes over the transcribed speech, 0.1 below 120, else 0.15",
-        f"{passes:.0f} passes",
+        "0 below 30 passes over the transcribed speech, 0.1 below 120, else 0.15; a third of that "
+        "many for models larger than tiny",
+        figure,
     )
-    spec_augment = passes >= 60
+    spec_augment = weighted >= 60
     choose_one(
         "SpecAugment",
         "on" if spec_augment else "off",
-        "on from 60 passes over the transcribed speech; before, it slows learning down",
-        f"{passes:.0f} passes",
+        "on from 60 passes over the transcribed speech, from 20 with models larger than tiny; "
+        "before, it slows learning down",
+        figure,
     )
     choose_one(
         "CTC beside the transducer",
