@@ -250,8 +250,8 @@ def storage_error(error: BaseException) -> UserError | RestartableError | None:
 
 def is_passing(error: BaseException) -> bool:
     """Returns whether a failure of storage may be over when the same is tried again later."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in _PASSING
+    if (number := _errno(error)) is not None:
+        return number in _PASSING
     module = type(error).__module__.split(".")
     if module[:3] == ["google", "auth", "exceptions"]:
         return type(error).__name__ == "TransportError"
@@ -272,6 +272,16 @@ def is_passing(error: BaseException) -> bool:
     )
 
 
+def _errno(error: BaseException) -> int | None:
+    """Returns the number of an error of a disk; None of another one."""
+    if isinstance(error, OSError):
+        return error.errno
+    # Libraries in C++ have it in words: ArrayRecord raises a RuntimeError.
+    words = str(error) if isinstance(error, RuntimeError) else ""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+    return next((number for number in full if os.strerror(number) in words), None)
+
+
 def storage_failure(error: BaseException) -> str | None:
     """Describes an error of a disk, or of a client of an object store, in one line.
 
@@ -284,9 +294,11 @@ def storage_failure(error: BaseException) -> str | None:
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and "Project was not passed" in text:
         return "the project of gs:// is not known: set GOOGLE_CLOUD_PROJECT"
-    if isinstance(error, OSError) and error.errno in (*_PASSING, *_LASTING):
-        remedy = (_PASSING | _LASTING)[error.errno]
-        return f"{error.strerror or text}{remedy and f'; {remedy}'}"
+    number = _errno(error)
+    if number in (*_PASSING, *_LASTING):
+        remedy = (_PASSING | _LASTING)[number]
+        words = error.strerror if isinstance(error, OSError) else None
+        return f"{words or text}{remedy and f'; {remedy}'}"
     module = type(error).__module__.split(".")
     if module[:2] == ["google", "auth"]:
         return (

@@ -204,3 +204,16 @@ def test_failures_of_disks_name_file_and_remedy(number, kind, words):
     with pytest.raises(kind, match="the table /a/b cannot be used: "):
         with files.naming_failures("/a/b", "table"):
             raise OSError(number, os.strerror(number), "/a/b")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+def test_a_full_disk_that_a_library_in_cpp_meets():
+    from array_record.python import array_record_module
+
+    writer = array_record_module.ArrayRecordWriter("/dev/full", "group_size:1")
+    with pytest.raises(RuntimeError) as caught:
+        writer.write(bytes(1 << 20))
+        writer.close()
+    error = files.storage_error(caught.value)
+    assert type(error) is RestartableError and "free some space" in str(error)
+    assert files.storage_error(RuntimeError("of another kind")) is None
