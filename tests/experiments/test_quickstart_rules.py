@@ -95,10 +95,12 @@ def test_larger_budgets_have_larger_models() -> None:
 def test_few_passes_need_no_regularisation() -> None:
     short, long = choose(READERS, 180.0, LAPTOP), choose(READERS, 20_000.0, LAPTOP)
     assert (short.dropout, short.spec_augment) == (0.0, False)
-    assert (long.dropout, long.spec_augment) == (0.15, True)
+    # A larger model learns by heart sooner.
+    assert long.size.name != "tiny" and 33 < long.passes < 66
+    assert (long.dropout, long.spec_augment) == (0.1, True)
     middle = choose(READERS, 1800.0, LAPTOP)
-    assert middle.size.name == "tiny" and 30 < middle.passes < 60
-    assert (middle.dropout, middle.spec_augment) == (0.1, False)
+    assert middle.size.name == "tiny" and 33 < middle.passes < 100
+    assert (middle.dropout, middle.spec_augment) == (0.0, False)
 
 
 def test_batch_lengths_pay_for_their_compilation() -> None:

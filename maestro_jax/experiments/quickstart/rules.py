@@ -200,20 +200,20 @@ def choose(figures: Figures, seconds: float, device: Device) -> Recipe:
     size, passes = _size(hours, tuned, device, choose_one)
     # A larger model has learned the speech by heart after fewer passes.
     weighted = passes if size is SIZES[0] else 3 * passes
-    dropout = 0.0 if weighted < 30 else 0.1 if weighted < 120 else 0.15
+    dropout = 0.0 if weighted < 100 else 0.1 if weighted < 200 else 0.15
     figure = f"{passes:.0f} passes with the {size.name} model"
     choose_one(
         "dropout",
         dropout,
-        "0 below 30 passes over the transcribed speech, 0.1 below 120, else 0.15; a third of that "
-        "many for models larger than tiny",
+        "0 below 100 passes over the transcribed speech, 0.1 below 200, else 0.15; a third of "
+        "that many for models larger than tiny",
         figure,
     )
-    spec_augment = weighted >= 60
+    spec_augment = weighted >= 100
     choose_one(
         "SpecAugment",
         "on" if spec_augment else "off",
-        "on from 60 passes over the transcribed speech, from 20 with models larger than tiny; "
+        "on from 100 passes over the transcribed speech, from 33 with models larger than tiny; "
         "before, it slows learning down",
         figure,
     )
