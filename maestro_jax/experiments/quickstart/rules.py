@@ -17,6 +17,7 @@ FRAMES_PER_SECOND = 25.0
 """Frames of the encoder, whose subsampling is by four."""
 _LARGE_ALPHABET = 256
 _PIECES_FROM_HOURS = 50.0
+_CTC_WEIGHT = 1.0
 TRIED_SPEED = 100.0
 """Seconds of audio that one core trains the tiny model on in a second, in fine-tuning."""
 ACCELERATION = 60.0
@@ -219,8 +220,8 @@ def choose(figures: Figures, seconds: float, device: Device) -> Recipe:
     )
     choose_one(
         "CTC beside the transducer",
-        0.3,
-        "always 0.3: it finds the alignment sooner, and the transducer follows",
+        _CTC_WEIGHT,
+        f"always {_CTC_WEIGHT:g}: it finds the alignment sooner, and the transducer follows",
         f"{hours:.2f} h of transcribed speech",
     )
     streams = _streams(figures, choose_one)
@@ -240,7 +241,7 @@ def choose(figures: Figures, seconds: float, device: Device) -> Recipe:
         dropout=dropout,
         spec_augment=spec_augment,
         speeds=speeds,
-        ctc_weight=0.3,
+        ctc_weight=_CTC_WEIGHT,
         text_starts=starts,
         streams=streams,
         source_languages=len(figures.languages) > 1,
