@@ -7,6 +7,8 @@ pipeline of transformers with a Wav2Vec2-Conformer of the same encoder, on PyTor
 
 Random weights emit nothing but blanks, or nothing but labels; the bias of the blank is therefore
 adjusted until greedy decoding emits about as many labels per second as spoken English has letters.
+The model has no positions: with sinusoidal ones, what random weights emit depends on how far into
+an utterance they are, six times as many labels per second in one of 31 seconds as in one of 10.
 """
 
 from __future__ import annotations
@@ -150,6 +152,7 @@ def write_model(folder: pathlib.Path) -> float:
 
     files = ["models/tiny.gin", "data/voxpopuli.gin", "objectives/speech_recognition.gin"]
     bindings = {"STEPS": "1", "INIT_FROM": "None", "VOCAB_SIZE": "259", "EVAL_EVERY": "0"}
+    bindings |= {"conformer.ConformerStack.positions": "'none'"}
     bindings |= {"ENCODER_WARMUP": "0", "DECODER_WARMUP": "0", "PAIRED_BATCH": "8"}
     run = gin_config.parse_and_build(["runs/finetune.gin", *files], bindings)
     run_record.write(folder, {"config.gin": gin_config.config_text()}, ["benchmark"])

@@ -265,7 +265,7 @@ def sacrebleu_command(
     return {"bleu": bleu["score"], "chrf": chrf["score"]}
 
 
-# The command, which takes half a second more for each batch and writes its parts every second.
+# The command, which takes two seconds more for each batch and writes its parts every second.
 _SLOW = """
 import sys, time
 from maestro_jax.cli import environment
@@ -274,7 +274,7 @@ from maestro_jax.evaluation import decoding, results
 results._SECONDS_BETWEEN_PARTS = 1.0
 decode_batch = decoding.TestSetDecoder._decode_batch
 def slow(self, place):
-    time.sleep(0.5)
+    time.sleep(2.0)
     yield from decode_batch(self, place)
 decoding.TestSetDecoder._decode_batch = slow
 from maestro_jax.cli.main import main

@@ -188,26 +188,48 @@ def best_limits(
     # [steps + 1]: weight of all examples in the bins up to each.
     mass = np.concatenate([[0.0], np.cumsum(np.bincount(bins, weights, steps + 1)[1:])])
     ends = np.minimum(np.arange(steps + 1) * multiple, longest).astype(np.float64)
-    # cost[i]: the least padded length of all examples in the first i bins.
-    cost = np.where(np.arange(steps + 1) == 0, 0.0, np.inf)
-    cuts: list[np.ndarray] = []
-    for _ in range(min(count, steps)):
-        # From where the last bucket begins (column) to where it ends (row).
-        totals = cost[None, :] + (mass[:, None] - mass[None, :]) * ends[:, None]
-        # A bucket cannot begin behind its end. One of no width costs nothing: fewer buckets are
-        # allowed.
-        totals[np.triu_indices(steps + 1, k=1)] = np.inf
-        cuts.append(totals.argmin(axis=1))
-        cost = totals.min(axis=1)
-    # Back along the choices, from the last bucket to the first.
-    limits, end = [], steps
-    for begins in reversed(cuts):
-        begin = int(begins[end])
+    [*_, best] = best_divisions((mass[None, :] - mass[:, None]) * ends[None, :], count)
+    return [
+        int(ends[end])
+        for begin, end in best
         # An empty bucket is one too many; the last stays, so that nothing has become too long.
-        if begin < end and (end == steps or mass[end] > mass[begin]):
-            limits.append(int(ends[end]))
-        end = begin
-    return limits[::-1]
+        if end == steps or mass[end] > mass[begin]
+    ]
+
+
+def best_divisions(costs: np.ndarray, most: int) -> list[list[tuple[int, int]]]:
+    """Finds how to divide a line into pieces of the least total cost, by dynamic programming.
+
+    Args:
+        costs: float `[points, points]`: the cost of a piece from one point (row) to another
+            (column). What is below the diagonal is not read.
+        most: Pieces at most.
+
+    Returns:
+        For 1, 2, ... and ``most`` pieces at most: the beginning and the end of each piece, rising,
+        from the first point to the last. The list is shorter if there are fewer pieces.
+    """
+    points = len(costs)
+    # A piece cannot begin behind its end. One of no width costs nothing: fewer are allowed.
+    costs = np.where(np.tri(points, k=-1, dtype=bool), np.inf, costs)
+    np.fill_diagonal(costs, 0.0)
+    # least[i]: the least cost of all pieces up to point i.
+    least = np.where(np.arange(points) == 0, 0.0, np.inf)
+    begins: list[np.ndarray] = []
+    divisions = []
+    for _ in range(min(most, points - 1)):
+        totals = least[:, None] + costs
+        begins.append(totals.argmin(axis=0))
+        least = totals.min(axis=0)
+        # Back along the choices, from the last piece to the first.
+        pieces, end = [], points - 1
+        for of_end in reversed(begins):
+            begin = int(of_end[end])
+            if begin < end:
+                pieces.append((begin, end))
+            end = begin
+        divisions.append(pieces[::-1])
+    return divisions
 
 
 def find_buckets(

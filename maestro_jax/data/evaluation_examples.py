@@ -106,8 +106,9 @@ def evaluation_examples(
     languages: LanguageTable | None = None,
     vocabulary: Vocabulary | None = None,
     shard: tuple[int, int] = (0, 1),
+    chosen: np.ndarray | None = None,
 ) -> Iterator[EvaluationExample]:
-    """Yields every example of a split, or of a shard of it, exactly once, task after task.
+    """Yields every example of a split, or of a part of it, exactly once, task after task.
 
     Args:
         names: Name of a seqio task or mixture, or names of several tasks of one stream.
@@ -118,6 +119,8 @@ def evaluation_examples(
         vocabulary: Vocabulary of a model, in place of the one that the data were prepared with;
             the latter need not be there then.
         shard: Number of a shard, and of shards: a shard of n holds every n-th example of each task.
+        chosen: Bool `[examples]`, in the order of `evaluation_lengths`, which must not be None:
+            the examples to read, in place of those of a shard.
 
     Returns:
         An iterator of examples. What a task does not name is derived as `ScoredExamples` says.
@@ -138,6 +141,11 @@ def evaluation_examples(
     datasets = []
     with data_scope(data_dir), vocabulary_scope(vocabulary):
         for number, task in enumerate(tasks):
+            if chosen is not None:
+                size = task.source.num_input_examples(split)
+                places, chosen = np.flatnonzero(chosen[:size]), chosen[size:]
+                datasets.append((task, _read_chosen(task, split, places)))
+                continue
             # The first examples of the tasks go to different shards, so that sizes even out.
             index, count = (shard[0] + number) % shard[1], shard[1]
             # An indexed source reads the records of the shard alone. Others divide by files, which
@@ -155,10 +163,20 @@ def evaluation_examples(
                 dataset = tf.data.Dataset.zip((indices, dataset))
             else:
                 dataset = dataset.enumerate().shard(count, index)
-            check_features(task.name, dataset.element_spec[1], tuple(features), identities)
             datasets.append((task, dataset))
+    for task, dataset in datasets:
+        check_features(task.name, dataset.element_spec[1], tuple(features), identities)
     table = languages or LanguageTable().extended(task_languages(tasks))
     return _examples(datasets, identities, table)
+
+
+def _read_chosen(task: seqio.Task, split: str, places: np.ndarray) -> tf.data.Dataset:
+    """Reads and preprocesses some records of a task with random access, numbered."""
+    opened = open_split(task, split)
+    assert opened is not None
+    dataset = opened.dataset(tf.data.Dataset.from_tensor_slices(places))
+    dataset = task.preprocess_postcache(task.preprocess_precache(dataset), sequence_length=None)
+    return tf.data.Dataset.zip((tf.data.Dataset.from_tensor_slices(places), dataset))
 
 
 def _examples(

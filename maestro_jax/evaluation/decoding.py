@@ -2,7 +2,8 @@
 
 Utterances are put into buckets by their length, and padded to the length of their bucket. Buckets
 and batch sizes per device follow from the test set and the model alone: they are the same on any
-number of processes and devices, and after a restart, and so are the hypotheses.
+number of processes and devices, and after a restart, and so are the hypotheses. Processes share the
+test set by whole batches, so that all batches but the last of a bucket are full.
 
 Audio that is longer than any that the model was trained on is cut by
 `maestro_jax.inference.segmentation`, as `maestro transcribe` does.
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MOST_BUCKETS = 12
-ENOUGH_PADDING = 1.05
-"""Padded by real length at which no further bucket is worth its compilation."""
 AUDIO_MULTIPLE = 1280
 """Lengths of audio are multiples of it: two frames of an encoder, in samples."""
 TEXT_MULTIPLE = 8
@@ -45,6 +43,10 @@ _MOST_ROWS = 128
 _BATCH_UNITS = {"cpu": 64.0}
 _BATCH_UNITS_OF_ACCELERATORS = 960.0
 _TOKENS_PER_UNIT = 100
+# What the search of a batch takes however many rows it has, in rows. It is a loop over labels and
+# frames, so that a batch takes as long as its length, and an accelerator is idle for most of it.
+_SEQUENTIAL_ROWS = {"cpu": 2.0}
+_SEQUENTIAL_ROWS_OF_ACCELERATORS = 16.0
 # Less than could be decoded while a program is compiled: it is compiled once, for all checkpoints.
 _UNITS_WORTH_COMPILING = {"cpu": 30}
 _UNITS_WORTH_COMPILING_ON_ACCELERATORS = 6_000
@@ -64,44 +66,6 @@ class Bucket:
     rows: int
 
 
-def bucket_lengths(
-    lengths: np.ndarray | None, *, longest: int, multiple: int, worth_compiling: int = 0
-) -> list[int]:
-    """Chooses the lengths of as few buckets as leave little padding.
-
-    Args:
-        lengths: Samples or tokens of all utterances, `[utterances]`; None if they are not known.
-        longest: The longest utterance that is decoded whole; longer ones are cut into segments.
-        multiple: Lengths but for the last are multiples of it.
-        worth_compiling: Samples or tokens of padding that a further bucket has to save.
-
-    Returns:
-        Rising. The last is `longest`, or less if no utterance is longer.
-    """
-    from maestro_jax.data.bucketing import best_limits
-
-    if lengths is None:
-        halves = [longest >> shift for shift in (3, 2, 1)]
-        return sorted({-(-half // multiple) * multiple for half in halves if half} | {longest})
-    known = np.maximum(np.asarray(lengths, np.int64), 1)
-    top = min(int(known.max()), longest)
-    # A multiple again, unless that is more than the model knows.
-    top = min(-(-top // multiple) * multiple, longest)
-    inside = known[known <= top]
-    if not len(inside):
-        return [top]
-    limits, padded = [top], top * len(inside)
-    for count in range(2, MOST_BUCKETS + 1):
-        if padded <= ENOUGH_PADDING * inside.sum():
-            break
-        more = best_limits(inside, np.ones(len(inside)), count, longest=top, multiple=multiple)
-        before, padded = padded, int(np.asarray(more)[np.searchsorted(more, inside)].sum())
-        if before - padded < worth_compiling:
-            break
-        limits = more
-    return limits
-
-
 def choose_buckets(
     lengths: np.ndarray | None,
     *,
@@ -109,45 +73,64 @@ def choose_buckets(
     multiple: int,
     units: float,
     unit: int,
-    worth_compiling: int = 0,
+    sequential_rows: float = 0.0,
+    worth_compiling: float = 0.0,
 ) -> list[Bucket]:
-    """Chooses lengths and batch sizes.
+    """Chooses the lengths and batch sizes that decode a test set in the least time.
+
+    A batch takes as long as its rows, with their padding and those that stay empty, and
+    `sequential_rows` more. A bucket of some length has as few batches as `units` allow, and no more
+    rows than fill them.
 
     Args:
-        lengths: As of `bucket_lengths`.
-        longest: As of `bucket_lengths`.
-        multiple: As of `bucket_lengths`.
-        units: Units of audio or text per device and batch.
+        lengths: Samples or tokens of all utterances, `[utterances]`; None if they are not known.
+        longest: The longest utterance that is decoded whole; longer ones are cut into segments.
+        multiple: Lengths but for the last are multiples of it.
+        units: Units of audio or text per device and batch; a single row may have more.
         unit: Samples or tokens of a unit.
-        worth_compiling: Units of padding that a further bucket has to save.
+        sequential_rows: What a batch takes besides its rows, in rows.
+        worth_compiling: Units that a further bucket has to save.
 
     Returns:
-        Buckets of rising length. Rows are powers of two: as many as `units` allows, and no more
-        than an eighth of the utterances in the bucket, since rows of its last batch may be empty.
+        Buckets of rising length. The last one has `longest`, or less if no utterance is longer.
     """
-    limits = bucket_lengths(
-        lengths,
-        longest=longest,
-        multiple=multiple,
-        worth_compiling=worth_compiling * unit,
-    )
+    from maestro_jax.data.bucketing import best_divisions
+
     if lengths is None:
-        counts = np.full(len(limits), 4 * _MOST_ROWS)
-    else:
-        places = np.searchsorted(limits, np.minimum(lengths, limits[-1]))
-        counts = np.bincount(places, minlength=len(limits))
+        halves = [longest >> shift for shift in (3, 2, 1)]
+        limits = sorted({-(-half // multiple) * multiple for half in halves if half} | {longest})
+        return [Bucket(length=limit, rows=int(_most_rows(limit, units * unit))) for limit in limits]
+    known = np.maximum(np.asarray(lengths, np.int64), 1)
+    # Longer ones are cut into segments, nearly all of which are about as long as they may be.
+    known = np.minimum(np.repeat(known, -(-known // longest)), longest)
+    # A multiple again, unless that is more than the model knows.
+    top = min(-(-int(known.max()) // multiple) * multiple, longest)
+    steps = -(-top // multiple)
+    ends = np.minimum(np.arange(steps + 1) * multiple, top)
+    # [steps + 1]: the utterances up to each end.
+    below = np.searchsorted(np.sort(known), ends, side="right")
+    # [steps + 1, steps + 1]: the utterances from one end to another one, in batches.
+    inside = np.maximum(below[None, :] - below[:, None], 0)
+    batches = -(-inside // _most_rows(ends, units * unit))
+    rows = -(-inside // np.maximum(batches, 1))
+    costs = batches * (rows + sequential_rows) * ends
+    divisions = best_divisions(costs, MOST_BUCKETS)
+    best = min(
+        divisions,
+        key=lambda pieces: (
+            sum(costs[piece] for piece in pieces) + worth_compiling * unit * len(pieces)
+        ),
+    )
     return [
-        Bucket(
-            length=limit,
-            rows=_power_of_two(min(units * unit / limit, -(-int(count) // 8), _MOST_ROWS)),
-        )
-        for limit, count in zip(limits, counts, strict=True)
+        Bucket(length=int(ends[end]), rows=int(rows[begin, end]))
+        for begin, end in best
+        if inside[begin, end]
     ]
 
 
-def _power_of_two(value: float) -> int:
-    """Returns the largest power of two that is not above a value, at least 1."""
-    return 1 << max(0, math.floor(math.log2(value))) if value >= 1 else 1
+def _most_rows(length: Any, most: float) -> Any:
+    """Returns the rows of a length, or of several, that make up no more than `most` in all."""
+    return np.clip(most // np.maximum(length, 1), 1, _MOST_ROWS).astype(np.int64)
 
 
 def device_memory() -> int:
@@ -212,13 +195,15 @@ class TestSetDecoder:
             multiple=multiple,
             units=units,
             unit=unit,
+            sequential_rows=_SEQUENTIAL_ROWS.get(backend, _SEQUENTIAL_ROWS_OF_ACCELERATORS),
             worth_compiling=worth,
         )
         self._longest = longest
+        self._lengths = lengths
         self._queues: list[list[tuple[_Utterance, int, Segment]]] = [[] for _ in self.buckets]
 
     def describe(self) -> str:
-        """Returns the shapes of the batches for a log: `3.2 s x 16, 6.4 s x 8 per device`."""
+        """Returns the shapes of the batches for a log: `3.2 s x 19, 6.4 s x 10 per device`."""
         audio = self._feature == "audio"
         shapes = [
             f"{b.length / SAMPLE_RATE:.1f} s x {b.rows}" if audio else f"{b.length} x {b.rows}"
@@ -227,24 +212,54 @@ class TestSetDecoder:
         what = "audio" if audio else "tokens"
         return f"batches per device ({what} x rows): {', '.join(shapes)}"
 
+    def share(self, index: int, count: int, *, shards: int) -> np.ndarray | None:
+        """Chooses the utterances that a process decodes: its part of the batches.
+
+        Call it before `fit_memory`: the processes must agree on it, whatever memory they have.
+
+        Args:
+            index: Number of the process.
+            count: Number of processes.
+            shards: Number of devices of each process.
+
+        Returns:
+            Bool `[utterances]`, of which each is True in one process; None if lengths are not
+            known.
+        """
+        if self._lengths is None:
+            return None
+        places = np.searchsorted(
+            [bucket.length for bucket in self.buckets],
+            np.minimum(self._lengths, self.buckets[-1].length),
+        )
+        chosen, dealt = np.zeros(len(places), bool), 0
+        # The longest first, so that what one process has more than another one is short.
+        for place in reversed(range(len(self.buckets))):
+            members = np.flatnonzero(places == place)
+            batches = np.arange(len(members)) // (self.buckets[place].rows * shards)
+            chosen[members] = (dealt + batches) % count == index
+            dealt += int(batches[-1]) + 1 if len(batches) else 0
+        return chosen
+
     def fit_memory(self) -> None:
-        """Halves batch sizes until the longest batch fits the memory of a device.
+        """Compiles the searches, and halves batch sizes until they fit the memory of a device.
 
         The compiler says how much a program needs. On several processes each comes to the same
-        result, since their devices are alike.
+        result, if their devices are alike.
         """
         usable = device_memory() * _USABLE_MEMORY
-        last = self.buckets[-1]
-        rows = last.rows
-        while usable:
-            self._search(self._empty(last.length, rows * self._transcriber.data_shards))
-            if rows == 1 or self._transcriber.memory_bytes <= usable:
-                break
-            rows //= 2
-            log.info("batches are halved to fit the memory of a device")
-        self.buckets = [
-            dataclasses.replace(b, rows=max(1, b.rows * rows // last.rows)) for b in self.buckets
-        ]
+        # Memory grows with the samples of a batch or, for attention, with the squares of its rows.
+        for power in (2, 1):
+            while usable:
+                largest = max(self.buckets, key=lambda b: (b.rows * b.length**power, b.length))
+                rows = largest.rows * self._transcriber.data_shards
+                if self._compile(self._empty(largest.length, rows)) <= usable or largest.rows == 1:
+                    break
+                self.buckets = [
+                    dataclasses.replace(bucket, rows=max(1, bucket.rows // 2))
+                    for bucket in self.buckets
+                ]
+                log.info("batches are halved to fit the memory of a device")
 
     def decode(self, examples: Iterable[EvaluationExample]) -> Iterator[Prediction]:
         """Decodes examples; yields a prediction when all segments of an utterance are decoded."""
@@ -285,7 +300,7 @@ class TestSetDecoder:
         last = self.buckets[-1]
         if length > last.length:
             # The utterance became longer after its length had been written down.
-            rows = _power_of_two(last.rows * last.length / self._longest)
+            rows = max(1, last.rows * last.length // self._longest)
             self.buckets.append(Bucket(length=self._longest, rows=rows))
             self._queues.append([])
         return int(np.searchsorted([bucket.length for bucket in self.buckets], length))
@@ -300,6 +315,9 @@ class TestSetDecoder:
         if self._kind != "asr":
             features["target_language"] = np.zeros(rows, np.int32)
         return features
+
+    def _compile(self, features: Mapping[str, np.ndarray]) -> int:
+        return self._transcriber.compile(features, features.get("target_language"))
 
     def _search(self, features: Mapping[str, np.ndarray]) -> Any:
         target = features.get("target_language")

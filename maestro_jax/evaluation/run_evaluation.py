@@ -1,6 +1,6 @@
 """Scores a trained model on the test sets of its tasks, on any number of processes.
 
-Each process decodes every n-th utterance on its own devices and writes what it decoded into the
+Each process decodes its part of the batches on its own devices and writes what it decoded into the
 directory of the results, which all processes share. The first process reads it all, scores it and
 writes the tables. See `maestro_jax.evaluation.results` for the files.
 """
@@ -708,6 +708,11 @@ def _decode(
     change = test_set.change
     changed = lengths if change is None or lengths is None else lengths * change.lengthening
     decoder = TestSetDecoder(transcriber, test_set.kind, changed)
+    # Texts may be read one after the other alone, which costs little.
+    chosen = None
+    if processes.count > 1 and test_set.feature == "audio":
+        shards = processes.meet(f"{test_set.title} is shared", transcriber.data_shards)
+        chosen = decoder.share(processes.index, processes.count, shards=shards)
     decoder.fit_memory()
     if processes.index == 0:
         log.info("%s: %s", test_set.title, decoder.describe())
@@ -719,6 +724,7 @@ def _decode(
         languages=transcriber.languages,
         vocabulary=transcriber.vocabulary,
         shard=(processes.index, processes.count),
+        chosen=chosen,
     )
     examples = itertools.filterfalse(
         lambda example: (example.strings["task"], example.index) in done, examples

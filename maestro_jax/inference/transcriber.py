@@ -326,9 +326,7 @@ class Transcriber:
         Returns:
             As `search`.
         """
-        inputs = {name: features[name] for name in ("text", "text_length", "language")}
-        inputs |= self._allowed(features, target_language, None)
-        return self._run(self._decode_text, inputs, target_language)
+        return self._run(self._decode_text, self._text_inputs(features, target_language))
 
     def _best(self, hypotheses: Hypotheses) -> tuple[list[str], np.ndarray]:
         texts = [
@@ -356,15 +354,61 @@ class Transcriber:
         Raises:
             UserError: If the model needs the language and it is not given.
         """
+        return self._run(self._decode, self._speech_inputs(features, target_language, language))
+
+    def compile(
+        self,
+        features: Mapping[str, np.ndarray],
+        target_language: str | np.ndarray | None = None,
+    ) -> int:
+        """Compiles the search of a batch without running it.
+
+        Args:
+            features: As for `search`, or for `search_text`.
+            target_language: As for these.
+
+        Returns:
+            The bytes of memory that a device needs to run it; 0 if not known.
+        """
+        if "text" in features:
+            assert target_language is not None
+            function, inputs = self._decode_text, self._text_inputs(features, target_language)
+        else:
+            function, inputs = self._decode, self._speech_inputs(features, target_language, None)
+        with self.run.partitioning.activate(self._mesh):
+            placed = self.run.partitioning.shard_batch(self._mesh, inputs)
+            return self._program(function, placed).memory_bytes
+
+    def _text_inputs(
+        self, features: Mapping[str, np.ndarray], target_language: str | np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Returns the arguments of the search over texts."""
+        inputs = {name: features[name] for name in ("text", "text_length", "language")}
+        inputs |= self._allowed(features, target_language, None)
+        return inputs | self._target(target_language, len(inputs["text"]))
+
+    def _speech_inputs(
+        self,
+        features: Mapping[str, np.ndarray],
+        target_language: str | np.ndarray | None,
+        language: str | None,
+    ) -> dict[str, np.ndarray]:
+        """Returns the arguments of the search over audio."""
         inputs = {name: features[name] for name in ("audio", "audio_length")}
+        rows = len(inputs["audio"])
         if language is None and self.run.model.needs_language and "language" in features:
             inputs["language"] = features["language"]
         else:
-            inputs |= spoken_language(
-                self.run.model, len(inputs["audio"]), language, self.languages
-            )
+            inputs |= spoken_language(self.run.model, rows, language, self.languages)
         inputs |= self._allowed(features, target_language, language)
-        return self._run(self._decode, inputs, target_language)
+        return inputs | self._target(target_language, rows)
+
+    def _target(self, target_language: str | np.ndarray | None, rows: int) -> dict[str, np.ndarray]:
+        if target_language is None:
+            return {}
+        if isinstance(target_language, str):
+            target_language = np.full(rows, self.languages.index(target_language), np.int32)
+        return {"target_language": target_language}
 
     def hear(self, text: str) -> str:
         """Returns the code of the language that a text is written in; empty if it is not known."""
@@ -422,21 +466,14 @@ class Transcriber:
         return {"allowed": np.stack([masks[code] for code in codes])}
 
     def _run(
-        self,
-        function: Callable[..., Hypotheses],
-        inputs: dict[str, np.ndarray],
-        target_language: str | np.ndarray | None,
+        self, function: Callable[..., Hypotheses], inputs: Mapping[str, np.ndarray]
     ) -> Hypotheses:
-        batch = len(next(iter(inputs.values())))
-        if isinstance(target_language, str):
-            target_language = np.full(batch, self.languages.index(target_language), np.int32)
-        if target_language is not None:
-            inputs["target_language"] = target_language
         hypotheses = self._hypotheses(function, inputs)
         if self.rescoring is not None:
             hypotheses = self.rescoring(hypotheses, self._texts(hypotheses))
         cut = int(hypotheses.truncated[:, 0].sum())
         if cut:
+            batch = len(hypotheses.truncated)
             log.warning("%d of %d hypotheses ran out of room and were cut", cut, batch)
         return hypotheses
 
@@ -461,11 +498,6 @@ class Transcriber:
     def compile_seconds(self) -> float:
         """Seconds that compiling has taken so far."""
         return sum(program.seconds for program in self._programs.values())
-
-    @property
-    def memory_bytes(self) -> int:
-        """Memory per device of the program that takes most of those compiled; 0 if not known."""
-        return max((program.memory_bytes for program in self._programs.values()), default=0)
 
     def _texts(self, hypotheses: Hypotheses) -> list[list[str]]:
         """Decodes the text of each hypothesis, `[batch][beam]`."""

@@ -43,6 +43,23 @@ def test_shards_have_every_example_once(corpus, count):
     assert max(sizes) - min(sizes) <= 2  # One per task.
 
 
+def test_chosen_examples_are_read_and_no_others(corpus):
+    everything = examples(corpus, "tinyvox_paired")
+    chosen = np.random.default_rng(0).integers(0, 2, len(everything)).astype(bool)
+    chosen[0] = not chosen[-1]
+    found = examples(corpus, "tinyvox_paired", chosen=chosen)
+    expected = [one for one, wanted in zip(everything, chosen, strict=True) if wanted]
+    assert 0 < len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert (one.index, one.strings, one.languages) == (
+            other.index,
+            other.strings,
+            other.languages,
+        )
+        np.testing.assert_array_equal(one.features["audio"], other.features["audio"])
+    assert not examples(corpus, "tinyvox_paired", chosen=np.zeros(len(everything), bool))
+
+
 def test_a_source_of_files_is_divided_by_examples():
     """seqio's own sources divide by files; with fewer files than shards some would be empty."""
     import seqio

@@ -11,11 +11,17 @@ import pytest
 from answering import Answering
 
 from maestro_jax.errors import UserError
-from maestro_jax.evaluation import results
+from maestro_jax.evaluation import decoding, results
 from maestro_jax.evaluation.predictions import read_predictions
 from maestro_jax.evaluation.processes import Processes
 
 TASKS = ("tinyvox_paired", "tinyvox_st_sl")
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch):
+    """Two utterances, which are padded to 0.08 s, make a batch."""
+    monkeypatch.setitem(decoding._BATCH_UNITS, "cpu", 0.16)
 
 
 def heard(samples, target):
