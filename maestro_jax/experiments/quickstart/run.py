@@ -611,17 +611,17 @@ class Quickstart:
             print("no recordings are held out, so nothing is scored")
             write_report(model_dir)
             return {}
+        evaluate = functools.partial(
+            evaluate_run,
+            run,
+            model_dir=model_dir,
+            data_dir=self.data,
+            tasks=tested,
+            split=split,
+            step=self._best(name),
+        )
         began = time.monotonic()
-        scores = {
-            "Greedy search": evaluate_run(
-                run,
-                model_dir=model_dir,
-                data_dir=self.data,
-                tasks=tested,
-                split=split,
-                step=self._best(name),
-            )
-        }
+        scores = {"Greedy search": evaluate()}
         greedy = time.monotonic() - began
         search = None
         if validation:
@@ -632,15 +632,7 @@ class Quickstart:
         elif lm_text is not None:
             search = self._beam(name, lm_text, is_char)
         if search is not None and search != SearchConfig(decoder=run.objective.decoders[0]):
-            scores[_search_title(search)] = evaluate_run(
-                run,
-                model_dir=model_dir,
-                data_dir=self.data,
-                tasks=tested,
-                split=split,
-                step=self._best(name),
-                search=search,
-            )
+            scores[_search_title(search)] = evaluate(search=search)
         write_report(model_dir)
         return scores
 
