@@ -105,12 +105,9 @@ def write_atomically(path: epath.PathLike, content: bytes) -> None:
     local.parent.mkdir(parents=True, exist_ok=True)
     for left in local.parent.glob(f".{glob.escape(local.name)}.*.part"):
         _remove_unless_locked(left)
-    handle, name = tempfile.mkstemp(dir=local.parent, prefix=f".{local.name}.", suffix=".part")
+    handle, name = _locked_part(local)
     try:
         with os.fdopen(handle, "wb") as file:
-            # Tells others that it is being written; the lock ends with the process.
-            with contextlib.suppress(OSError):
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -121,6 +118,22 @@ def write_atomically(path: epath.PathLike, content: bytes) -> None:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = os.fspath(local)
         raise
+
+
+def _locked_part(path: pathlib.Path) -> tuple[int, str]:
+    """Creates a file beside another one, and tells other processes that it is being written.
+
+    Returns:
+        An open descriptor, which holds the lock until its process ends, and the file's name.
+    """
+    while True:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        # Another process that writes the same file may have removed it before it was locked.
+        if os.path.exists(name):
+            return handle, name
+        os.close(handle)
 
 
 def _remove_unless_locked(path: pathlib.Path) -> None:

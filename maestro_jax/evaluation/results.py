@@ -16,6 +16,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import secrets
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -85,7 +86,8 @@ def check_writable(directory: epath.PathLike) -> None:
     path = as_path(directory)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".writable-{time.time_ns()}"
+        # Processes that start together read the same clock: a time would not tell them apart.
+        probe = path / f".writable-{secrets.token_hex(8)}"
         write_atomically(probe, b"")
         probe.unlink()
     except OSError as error:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 import unicodedata
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jiwer
@@ -14,6 +16,7 @@ import pytest
 
 from maestro_jax.evaluation.evaluate import score
 from maestro_jax.evaluation.predictions import Prediction, merge, write_predictions
+from maestro_jax.evaluation.results import check_writable
 from maestro_jax.evaluation.score_table import ScoreTable
 
 SENTENCES = {
@@ -78,6 +81,14 @@ def as_documented(text: str) -> str:
             kept.append(" ")
     words = (word.strip("'") for word in "".join(kept).split())
     return " ".join(word for word in words if word)
+
+
+def test_processes_that_start_at_the_same_moment_can_all_write(tmp_path, monkeypatch):
+    """They test the directory with files of their own, even where their clocks agree."""
+    monkeypatch.setattr(time, "time_ns", lambda: 1)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(check_writable, [tmp_path / str(n // 8) for n in range(400)]))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_error_rates_are_those_of_jiwer(tmp_path: Path) -> None:

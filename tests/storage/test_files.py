@@ -9,6 +9,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 import textwrap
 
 import pytest
@@ -52,6 +53,23 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     assert {each.name for each in tmp_path.iterdir()} == {"file[1]", other.name, current.name}
     write_atomically(path, b"new")
     assert path.read_bytes() == b"new" and not current.exists()
+
+
+def test_a_file_that_another_process_took_for_left_is_written_again(tmp_path, monkeypatch):
+    """A writer can remove what another one has created, but not locked yet."""
+    create, created = tempfile.mkstemp, []
+
+    def create_and_lose(**arguments: object) -> tuple[int, str]:
+        handle, name = create(**arguments)
+        if not created:
+            os.unlink(name)
+        created.append(name)
+        return handle, name
+
+    monkeypatch.setattr(tempfile, "mkstemp", create_and_lose)
+    write_atomically(tmp_path / "file", b"content")
+    assert (tmp_path / "file").read_bytes() == b"content" and len(created) == 2
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_failed_writing_names_the_file_and_leaves_nothing(tmp_path, monkeypatch):
