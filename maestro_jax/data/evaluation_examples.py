@@ -35,6 +35,9 @@ from maestro_jax.text.vocabularies import Vocabulary
 
 _log = logging.getLogger(__name__)
 
+_PREFETCHED = 16
+"""Examples that are read ahead, about a batch of them: minutes of speech take a few megabytes."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationExample:
@@ -187,8 +190,12 @@ def _examples(
     scored = ScoredExamples(languages)
     warned: set[str] = set()
     for task, dataset in datasets:
-        # Reading and parsing go on while a batch is decoded.
-        for number, example in dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator():
+        # Reading and parsing go on while a batch is decoded. The end of an iterator that is tuned
+        # waits, up to seconds, for the thread that tunes it.
+        options = tf.data.Options()
+        options.autotune.enabled = False
+        dataset = dataset.prefetch(_PREFETCHED).with_options(options)
+        for number, example in dataset.as_numpy_iterator():
             strings = scored.strings(task, example, int(number))
             yield EvaluationExample(
                 index=int(number),
