@@ -21,6 +21,7 @@ from maestro_jax.data.corpora.speech_directory import read_speech_directory
 from maestro_jax.data.corpora.speech_entries import Entry
 from maestro_jax.errors import UserError
 from maestro_jax.experiments.quickstart import run as quickstart
+from maestro_jax.experiments.quickstart import scoring
 from maestro_jax.experiments.quickstart.prepared import (
     Tasks,
     read_lines,
@@ -234,7 +235,7 @@ def test_the_search_that_is_best_on_validation_is_tested(
         "write_report": lambda model_dir: None,
         "find_step": lambda model_dir, step: model_dir,
     }.items():
-        monkeypatch.setattr(quickstart, name, value)
+        monkeypatch.setattr(scoring, name, value)
     monkeypatch.setattr(
         quickstart.gin_config,
         "load_run",

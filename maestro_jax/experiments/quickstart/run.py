@@ -37,8 +37,7 @@ from maestro_jax.data.corpora.speech_directory import (
 from maestro_jax.data.corpora.text_files import MAX_CHARACTERS
 from maestro_jax.data.data_dir import data_scope
 from maestro_jax.errors import UserError
-from maestro_jax.evaluation.run_evaluation import RunScores, evaluate_run, find_step
-from maestro_jax.evaluation.tuning import Tuning, tune_run, write_search
+from maestro_jax.evaluation.run_evaluation import RunScores
 from maestro_jax.experiments.quickstart import rules
 from maestro_jax.experiments.quickstart.budget import Pace, in_words
 from maestro_jax.experiments.quickstart.figures import Figures, figures_of, likely_language
@@ -56,6 +55,7 @@ from maestro_jax.experiments.quickstart.prepared import (
     write_lm_texts,
     write_manifests,
 )
+from maestro_jax.experiments.quickstart.scoring import TestSets, best_step, score_model
 from maestro_jax.experiments.quickstart.splits import Splits, split_utterances
 from maestro_jax.experiments.quickstart.survey import (
     NOTHING_BAD,
@@ -66,13 +66,11 @@ from maestro_jax.experiments.quickstart.survey import (
 )
 from maestro_jax.files import local_directory, write_atomically
 from maestro_jax.gin_utils import gin_config, run_record
-from maestro_jax.inference.search_config import SearchConfig
 from maestro_jax.provenance import command_line
-from maestro_jax.reports.html_report import ReportWriter, update_report, write_report
+from maestro_jax.reports.html_report import ReportWriter, update_report
 from maestro_jax.tables import table
 from maestro_jax.text.characters import without_surrogates
 from maestro_jax.text.languages import base_language, normalize_language
-from maestro_jax.training.run import TrainRun
 from maestro_jax.training.trainer import train
 
 log = logging.getLogger(__name__)
@@ -568,8 +566,15 @@ class Quickstart:
             print(f" the {'recogniser' if name == 'recognise' else 'translator'}", flush=True)
             seconds = max(self.left, 30.0) / (len(names) - position)
             run = gin_config.load_run(self._model_dir(name))
-            scores[name] = self._score(
-                name, run, files.get(name), tasks, seconds, self._is_char(recipe)
+            scores[name] = score_model(
+                run,
+                self._model_dir(name),
+                self.data,
+                TestSets.of(tasks, _STREAM[name]),
+                metric="cer" if name == "recognise" else "bleu",
+                lm_text=files.get(name),
+                is_char=recipe.vocabulary == "char",
+                seconds=seconds,
             )
         page = self._page(scores, recipe, figures)
         write_atomically(self.output / "quickstart.md", page.encode())
@@ -588,145 +593,9 @@ class Quickstart:
         print(f"Done in {in_words(self.used)}. To transcribe a file:")
         for name in names:
             target = f" --target_language {figures.target_language}" * (name == "translate")
-            best = "/best" * (self._best(name) is not None)
+            best = "/best" * (best_step(self._model_dir(name)) is not None)
             model = shlex.quote(f"{self._model_dir(name)}{best}")
             print(f"  maestro transcribe {model} FILE{target}")
-
-    def _score(
-        self,
-        name: str,
-        run: TrainRun,
-        lm_text: Path | None,
-        tasks: Tasks,
-        seconds: float,
-        is_char: bool,
-    ) -> dict[str, RunScores]:
-        """Scores greedy search and, if it is another one, the search that validation chooses."""
-        model_dir = self._model_dir(name)
-        ends = time.monotonic() + seconds
-        validation = self._named(tasks, name, "validation")
-        split = "test" if self._named(tasks, name, "test") else "validation"
-        tested = self._named(tasks, name, split)
-        if not tested:
-            print("no recordings are held out, so nothing is scored")
-            write_report(model_dir)
-            return {}
-        evaluate = functools.partial(
-            evaluate_run,
-            run,
-            model_dir=model_dir,
-            data_dir=self.data,
-            tasks=tested,
-            split=split,
-            step=self._best(name),
-        )
-        began = time.monotonic()
-        scores = {"Greedy search": evaluate()}
-        greedy = time.monotonic() - began
-        search = None
-        if validation:
-            # The beam on the test set takes a few times as long as greedy search.
-            left = ends - time.monotonic() - 4 * greedy
-            beam = self._beam(name, lm_text, is_char)
-            search = self._tuned(name, run, validation, beam, left)
-        elif lm_text is not None:
-            search = self._beam(name, lm_text, is_char)
-        if search is not None and search != SearchConfig(decoder=run.objective.decoders[0]):
-            scores[_search_title(search)] = evaluate(search=search)
-        write_report(model_dir)
-        return scores
-
-    def _named(self, tasks: Tasks, stage: str, split: str) -> tuple[str, ...]:
-        """Returns the name of the task or mixture that a stage is tested on; none without any."""
-        from maestro_jax.data.task_registry import get_task_or_mixture
-
-        mixture = tasks.mixture(_STREAM[stage], split)
-        return () if mixture is None else (get_task_or_mixture(mixture).name,)
-
-    def _beam(self, name: str, lm_text: Path | None, is_char: bool) -> SearchConfig:
-        """Returns the beam search to start from, with an n-gram language model if there are texts.
-
-        Args:
-            name: Name of the stage.
-            lm_text: The texts.
-            is_char: Whether tokens are characters.
-        """
-        if lm_text is None:
-            return SearchConfig(beam_size=4)
-        return SearchConfig(
-            beam_size=4,
-            lm_text=lm_text,
-            lm_order=8 if is_char else 5,
-            lm_weight=0.3,
-            length_bonus=0.0 if name == "recognise" else 0.3,
-        )
-
-    def _tuned(
-        self,
-        name: str,
-        run: TrainRun,
-        tasks: Sequence[str],
-        beam: SearchConfig,
-        seconds: float,
-    ) -> SearchConfig:
-        """Chooses a search on the validation set and writes it: greedy, or a beam that is tuned.
-
-        Each is tried with each decoder that was trained, as far as the time allows.
-
-        Args:
-            name: Name of the stage.
-            run: Its run.
-            tasks: The validation set.
-            beam: The beam search to start from.
-            seconds: Time for it.
-        """
-        ends = time.monotonic() + seconds
-        decoders = run.objective.decoders
-        starts = [(SearchConfig(decoder=decoder), 1) for decoder in decoders]
-        starts += [(dataclasses.replace(beam, decoder=decoder), 16) for decoder in decoders]
-        names = ("length_bonus",) if beam.lm_text is None else ("lm_weight", "length_bonus")
-        tunings: list[Tuning] = []
-        for position, (start, trials) in enumerate(starts):
-            left = ends - time.monotonic()
-            if tunings and left < 0.1 * seconds:
-                log.warning("no time is left to try %s", _search_title(start).lower())
-                continue
-            tuning = tune_run(
-                run,
-                model_dir=self._model_dir(name),
-                data_dir=self.data,
-                tasks=tasks,
-                step=self._best(name),
-                search=start,
-                names=names if trials > 1 else ("length_bonus",),
-                metric="cer" if name == "recognise" else "bleu",
-                trials=trials,
-                utterances=200,
-                seconds=max(left / (len(starts) - position), 5.0),
-            )
-            best = tuning.best
-            values = "".join(
-                f", {each} {getattr(best.search, each)}" for each in names if trials > 1
-            )
-            print(
-                f"validation {tuning.metric} {best.score:.2f}: "
-                f"{_search_title(best.search).lower()}, {start.decoder}{values}",
-                flush=True,
-            )
-            tunings.append(tuning)
-        choose_best = min if name == "recognise" else max
-        # Of equally good ones the first, which is the simplest.
-        chosen = choose_best(tunings, key=lambda tuning: tuning.best.score)
-        write_search(chosen, self._model_dir(name))
-        return chosen.best.search
-
-    def _best(self, name: str) -> str | None:
-        """Returns `best` if validation has chosen a checkpoint; None for the last one."""
-        try:
-            find_step(self._model_dir(name), "best")
-        except UserError:
-            return None
-        return "best"
 
     def _page(
         self, scores: Mapping[str, Mapping[str, RunScores]], recipe: rules.Recipe, figures: Figures
@@ -779,10 +648,6 @@ class Quickstart:
 
     def _gin(self, stage: str) -> Path:
         return self.output / "gin" / f"{_GIN_NAMES[stage]}.gin"
-
-    @staticmethod
-    def _is_char(recipe: rules.Recipe) -> bool:
-        return recipe.vocabulary == "char"
 
     def _is_edited(self, stage: str) -> bool:
         """Returns whether the user has changed the gin file of a stage."""
@@ -909,14 +774,6 @@ class Quickstart:
 _STREAM = {"pretrain": "paired", "recognise": "paired", "translate": "st"}
 _SHARE = {"pretrain": "pretrain", "recognise": "recognition", "translate": "translation"}
 _GIN_NAMES = {"pretrain": "pretrain", "recognise": "finetune", "translate": "translate"}
-
-
-def _search_title(search: SearchConfig) -> str:
-    """Returns what a search is called on the page."""
-    if search.beam_size == 1:
-        return f"Greedy search of the {search.decoder}"
-    title = f"Beam search ({search.beam_size})"
-    return f"{title} with a language model of the training texts" if search.lm_text else title
 
 
 def later_cost(stage: StagePlan, step: int) -> float:
