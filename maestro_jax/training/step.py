@@ -348,13 +348,13 @@ def _zero_if_not_finite(total: jax.Array, count: jax.Array) -> tuple[jax.Array, 
 
 
 def describe_shapes(batch: Batch) -> str:
-    """Formats the shapes of a batch, as in ``speech 8 x 240000; paired 4 x 160000, 64``.
+    """Formats the shapes of a batch, as in ``paired 4 x 160000, 64; speech 8 x 240000``.
 
     Args:
-        batch: ``{stream: {feature: array}}``.
+        batch: ``{stream: {feature: array}}``; as for JAX, the order of streams means nothing.
     """
     parts = []
-    for stream, features in batch.items():
+    for stream, features in sorted(batch.items()):
         shapes = [features[name].shape for name in SEQUENCE_LIMITS if name in features]
         lengths = ", ".join(str(length) for _, length in shapes)
         parts.append(f"{stream} {shapes[0][0]} x {lengths}" if shapes else stream)

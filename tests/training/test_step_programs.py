@@ -13,7 +13,7 @@ from maestro_jax.training.curriculum_controller import initial_controls
 from maestro_jax.training.optimizers import AdamConfig
 from maestro_jax.training.parameter_groups import ParameterGroup
 from maestro_jax.training.state import sharded_state
-from maestro_jax.training.step import jit_train_step
+from maestro_jax.training.step import describe_shapes, jit_train_step
 from maestro_jax.training.step_programs import StepPrograms
 from maestro_jax.training.trainer import _new_state
 
@@ -31,6 +31,8 @@ def test_a_program_compiled_ahead_takes_the_step_of_the_jitted_function(toy, tmp
     # MAESTRO reads translations, which few runs have.
     programs.compile_ahead(layout.abstract, controls, (*run.streams, "mt"))
     batch = run.partitioning.shard_batch(mesh, next(toy.batches(0)))
+    # It comes from the background: nothing is compiled a second time.
+    programs._compile = None  # type: ignore[method-assign, assignment]
     with run.partitioning.activate(mesh):
         results = []
         for step in (
@@ -40,12 +42,16 @@ def test_a_program_compiled_ahead_takes_the_step_of_the_jitted_function(toy, tmp
             state = _new_state(run, mesh, layout.shardings, tmp_path)
             results.append(jax.device_get(step(state, batch, controls)))
     jax.tree.map(np.testing.assert_array_equal, *results)
-    # It came from the background, and is compiled no second time.
-    compiled = programs._compile
-    programs._compile = None  # type: ignore[method-assign, assignment]
     assert programs.get(layout.abstract, batch, controls).flops > 0
-    programs._compile = compiled  # type: ignore[method-assign]
     programs.close()
+
+
+def test_the_order_of_streams_makes_no_other_shape() -> None:
+    """Batches that went through JAX have theirs sorted; those of a run are as it names them."""
+    batch = {"speech": {"audio": np.zeros((2, 8))}, "mt": {"text": np.zeros((3, 4))}}
+    described = describe_shapes(batch)
+    assert described == "mt 3 x 4; speech 2 x 8"
+    assert describe_shapes(dict(reversed(batch.items()))) == described
 
 
 def test_a_batch_of_other_shapes_gets_a_program_of_its_own(toy) -> None:
