@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import collections
-import concurrent.futures
 import logging
 import queue
 import threading
@@ -35,7 +34,6 @@ Batch = dict[str, dict[str, np.ndarray]]
 _log = logging.getLogger(__name__)
 
 _PREFETCHED_BATCHES = 4
-_CACHE_THREADS = 2
 _CLOSE_SECONDS = 10.0
 
 
@@ -65,8 +63,8 @@ class StreamLoader:
         process_count: Number of processes.
         languages: The ids of languages; by default those of `maestro_jax.text.languages.LANGUAGES`,
             and after them the languages of the streams' tasks.
-        cache_bytes: Tasks are kept in memory, preprocessed, while they take less than this in all.
-        cache_examples: And while they have fewer examples than this in all: they are read at once.
+        cache_bytes: Tasks are kept in memory, preprocessed, while they take less than this in all,
+        cache_examples: and while they have fewer examples than this in all.
 
     Attributes:
         counters: Over-long examples in the batches given so far: ``speech/cropped``, and
@@ -117,14 +115,11 @@ class StreamLoader:
                 for name, config in streams.items()
             ]
             schedule = BucketSchedule({s.name: s.weights for s in self._streams}, seed)
-            # What is cached is read while other tasks are opened, and a checkpoint restored.
-            pool = concurrent.futures.ThreadPoolExecutor(_CACHE_THREADS, "cache")
             for stream in self._streams:
-                stream.start(schedule, start_step, cache_bytes, cache_examples, pool)
+                stream.start(schedule, start_step, cache_bytes, cache_examples)
                 # What one stream has cached is not there for the next.
                 cache_bytes -= stream.cached_bytes
                 cache_examples -= stream.cached_examples
-            pool.shutdown(wait=False)
             self.vocabulary = _common_vocabulary(self._streams)
         for stream in self._streams:
             self.counters.update(dict.fromkeys(stream.counters, 0))

@@ -21,7 +21,6 @@ from maestro_jax.audio.augmentation import augment
 from maestro_jax.batches import SAMPLE_RATE, StreamConfig
 from maestro_jax.data.bucketing import BucketSchedule, assign_buckets
 from maestro_jax.data.index_plan import IndexPlan, hash_words
-from maestro_jax.data.indexed_source import IndexedSplit
 from maestro_jax.data.padding import (
     empty_batch,
     pad_example,
@@ -32,9 +31,9 @@ from maestro_jax.data.padding import (
 from maestro_jax.data.spoken_texts import SpokenTexts
 from maestro_jax.data.stream_tasks import stream_of, token_vocabulary
 from maestro_jax.data.task_readers import (
-    CachedReader,
     IndexedReader,
     ReaderSpec,
+    RememberingReader,
     SequentialReader,
     TaskReader,
     open_split,
@@ -319,7 +318,6 @@ class StreamReader:
         step: int,
         cache_bytes: int,
         cache_examples: int,
-        pool: concurrent.futures.Executor,
     ) -> None:
         """Makes the readers.
 
@@ -328,7 +326,6 @@ class StreamReader:
             step: The first one that will be asked for.
             cache_bytes: Tasks are kept in memory while they take less than this in all,
             cache_examples: and while they have fewer examples than this in all.
-            pool: Reads them.
         """
         self._schedule = schedule
         if self._config.augmentation is not None:
@@ -350,20 +347,17 @@ class StreamReader:
                 # before.
                 first = int(bucket.plan.counts(step * bucket.batch_size)[number])
                 self._readers.append(SequentialReader(spec, first))
-            elif self._fits(opened, cache_bytes, cache_examples):
-                self._readers.append(CachedReader(spec, opened, pool))
+                continue
+            upcoming = self._upcoming(number, step)
+            if (
+                self.cached_bytes + opened.num_bytes <= cache_bytes
+                and self.cached_examples + len(opened) <= cache_examples
+            ):
+                self._readers.append(RememberingReader(spec, opened, upcoming))
                 self.cached_bytes += opened.num_bytes
                 self.cached_examples += len(opened)
             else:
-                upcoming = functools.partial(self._upcoming, number, step)
                 self._readers.append(IndexedReader(spec, opened, upcoming))
-
-    def _fits(self, opened: IndexedSplit, cache_bytes: int, cache_examples: int) -> bool:
-        """Returns whether a split may be cached besides those that are."""
-        return (
-            opened.num_bytes + self.cached_bytes <= cache_bytes
-            and len(opened) + self.cached_examples <= cache_examples
-        )
 
     def _make_window(self, window: int) -> list[_Step]:
         """Plans this process's rows of several steps at once, which saves much time.

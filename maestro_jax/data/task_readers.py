@@ -1,16 +1,14 @@
 """Reads the preprocessed examples of one seqio task, one at a time.
 
-Three kinds: small indexed tasks are preprocessed once and kept in memory,
-large ones are read by index as they are needed, and tasks without random access are read from the
-beginning, skipping on resume.
+Three kinds: indexed tasks are read as they are needed, of which small ones are kept in memory;
+tasks without random access are read from the beginning, skipping on resume.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
+import collections
 import dataclasses
 import logging
-import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -263,83 +261,107 @@ class _Chunk:
         return features
 
 
-class CachedReader:
-    """Holds all preprocessed examples of a task in memory; asked for by index, in any order.
-
-    Preprocessors run once; one that draws random numbers draws the same ones every epoch. The
-    examples are read in the background, and waited for when the first one is asked for.
-
-    Args:
-        spec: What to read.
-        split: The opened split.
-        pool: Reads.
-    """
-
-    def __init__(
-        self, spec: ReaderSpec, split: IndexedSplit, pool: concurrent.futures.Executor
-    ) -> None:
-        dataset = preprocess(spec, split, len(split))
-        self._closed = threading.Event()
-        self._chunks = pool.submit(self._read, spec, dataset, split)
-
-    def _read(
-        self, spec: ReaderSpec, dataset: tf.data.Dataset, split: IndexedSplit
-    ) -> list[_Chunk]:
-        chunks = []
-        for chunk in _read(spec, dataset, split):
-            chunks.append(chunk)
-            if self._closed.is_set():
-                break
-        return chunks
-
-    def example(self, key: int) -> Mapping[str, np.ndarray]:
-        """Returns the example with an index.
-
-        Raises:
-            UserError: The examples cannot be read.
-        """
-        chunk, row = divmod(key, _CHUNK)
-        return self._chunks.result()[chunk].example(row)
-
-    def close(self) -> None:
-        """Releases what the reader holds; what has not been read is left."""
-        self._closed.set()
-
-
 class IndexedReader:
-    """Reads a task by index, ahead of the need.
+    """Reads a task by index, in the order that is announced.
 
     Args:
         spec: What to read.
         split: The opened split.
-        indices: Function that yields the indices that will be asked for, in order, forever.
+        indices: The indices that will be asked for, in order, without an end.
     """
 
-    def __init__(
-        self, spec: ReaderSpec, split: IndexedSplit, indices: Callable[[], Iterator[int]]
-    ) -> None:
-        # Two iterators over the same indices: TensorFlow reads ahead with the first, and requests
-        # are checked against the second.
-        upcoming = indices()
-        dataset = preprocess(spec, split, _ENDLESS, lambda _: next(upcoming))
-        self._chunks = _read(spec, dataset, split)
+    def __init__(self, spec: ReaderSpec, split: IndexedSplit, indices: Iterator[int]) -> None:
+        # What TensorFlow has read, or is reading, and nobody has asked for.
+        self._announced: collections.deque[int] = collections.deque()
+        self._chunks = _read_in_order(spec, split, _ENDLESS, indices, self._announced)
         self._chunk: _Chunk | None = None
         self._row = 0
-        self._expected = indices()
 
     def example(self, key: int) -> Mapping[str, np.ndarray]:
         """Returns an example; only in the order that was announced."""
-        expected = next(self._expected)
-        if key != expected:
-            raise ValueError(f"expected a request for example {expected}, not {key}")
         if self._chunk is None or self._row == len(self._chunk):
             self._chunk, self._row = next(self._chunks), 0
+        expected = self._announced.popleft()
+        if key != expected:
+            raise ValueError(f"expected a request for example {expected}, not {key}")
         self._row += 1
         return self._chunk.example(self._row - 1)
 
     def close(self) -> None:
         """Releases what the reader holds."""
         self._chunks.close()
+
+
+class RememberingReader:
+    """Reads a task by index, each example once, when it is first needed, and keeps it in memory.
+
+    A run begins without waiting for all examples to be read. Preprocessors that draw random numbers
+    draw the same ones for an example in every epoch.
+
+    Args:
+        spec: What to read.
+        split: The opened split.
+        indices: The indices that will be asked for, in order, without an end.
+    """
+
+    def __init__(self, spec: ReaderSpec, split: IndexedSplit, indices: Iterator[int]) -> None:
+        self._announced: collections.deque[int] = collections.deque()
+        firsts = first_uses(indices, len(split))
+        self._chunks = _read_in_order(spec, split, len(split), firsts, self._announced)
+        self._examples: dict[int, tuple[_Chunk, int]] = {}
+
+    def example(self, key: int) -> Mapping[str, np.ndarray]:
+        """Returns the example with an index."""
+        while key not in self._examples:
+            chunk = next(self._chunks)
+            for row in range(len(chunk)):
+                self._examples[self._announced.popleft()] = chunk, row
+        chunk, row = self._examples[key]
+        return chunk.example(row)
+
+    def close(self) -> None:
+        """Releases what the reader holds; what has not been read is left."""
+        self._chunks.close()
+
+
+def first_uses(indices: Iterator[int], count: int) -> Iterator[int]:
+    """Yields each of `count` indices once: in the order of their first use, as far as it is near.
+
+    A process may have rows in which some examples never are, so that the search for a next one
+    ends after two epochs without any; the rest follows in order.
+
+    Args:
+        indices: The indices that will be used, without an end.
+        count: Number of indices.
+    """
+    seen: set[int] = set()
+    since = 0
+    for key in indices:
+        since += 1
+        if key not in seen:
+            seen.add(key)
+            since = 0
+            yield key
+        if len(seen) == count or since > 2 * count:
+            break
+    yield from (key for key in range(count) if key not in seen)
+
+
+def _read_in_order(
+    spec: ReaderSpec,
+    split: IndexedSplit,
+    count: int,
+    indices: Iterator[int],
+    announced: collections.deque[int],
+) -> Generator[_Chunk, None, None]:
+    """Reads the examples of some indices, each of which is put into `announced` before."""
+
+    def index(_: int) -> int:
+        key = next(indices)
+        announced.append(key)
+        return key
+
+    return _read(spec, preprocess(spec, split, count, index), split)
 
 
 class SequentialReader:
