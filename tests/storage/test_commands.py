@@ -128,10 +128,11 @@ def test_other_files_on_a_bucket(maestro, finetune, emulator, bucket, recording,
     assert any(name.endswith(".xplane.pb") for name in found)
 
     # A checkpoint that has lost an object is set aside, and training goes on from the one before.
-    maestro.run("train", *finetune, "--gin.STEPS=4", "--model_dir", run)
+    longer = ["train", *finetune, "--gin.STEPS=4", "--allow_changes", "--model_dir", run]
+    maestro.run(*longer)
     (array, *_) = sorted(emulator.objects(bucket, "a/checkpoints/4/state/d/"))
     emulator.delete(bucket, array)
-    _, log = maestro.run("train", *finetune, "--gin.STEPS=4", "--model_dir", run)
+    _, log = maestro.run(*longer)
     assert f"{run}/damaged_checkpoints/4; continuing from step 2" in log
     assert emulator.objects(bucket, "a/damaged_checkpoints/4/state/")
     assert emulator.objects(bucket, "a/checkpoints/4/state/d/")
@@ -161,6 +162,6 @@ def test_two_processes_on_a_bucket(maestro, finetune, emulator, bucket) -> None:
     objects = emulator.objects(bucket, "two/checkpoints/2/")
     for process in "01":
         assert any(f"ocdbt.process_{process}/" in name for name in objects)
-    logs = maestro.run_on_two(*train, "--gin.STEPS=3")
+    logs = maestro.run_on_two(*train, "--gin.STEPS=3", "--allow_changes")
     assert f"continuing from step 2 of {run}" in logs[0][1]
     assert steps_of(emulator, bucket, "two") == [1, 2, 3]
