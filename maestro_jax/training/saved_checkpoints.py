@@ -12,8 +12,10 @@ import dataclasses
 import functools
 import json
 import logging
+import sys
 import traceback
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
@@ -44,6 +46,25 @@ def _is_not_of_orbax(record: logging.LogRecord) -> bool:
 # Orbax logs many lines of each save, and failures with tracebacks; what matters is said here.
 for _name in ("absl", "asyncio"):
     logging.getLogger(_name).addFilter(_is_not_of_orbax)
+
+
+def _hide_late_answers(hook: Callable[..., Any]) -> Callable[..., None]:
+    """Returns a hook for uncaught errors that leaves out those of reads that nobody waits for.
+
+    When one array of a damaged checkpoint cannot be read, Orbax closes its event loop, and each
+    array that TensorStore has read later prints a traceback through `sys.excepthook`.
+    """
+
+    def hide(kind: type[BaseException], error: BaseException, found: TracebackType | None) -> None:
+        files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(found)]
+        late = isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+        if not (late and all("asyncio" in file for file in files)):
+            hook(kind, error, found)
+
+    return hide
+
+
+sys.excepthook = _hide_late_answers(sys.excepthook)
 
 
 SUBDIRECTORY = "checkpoints"

@@ -365,8 +365,11 @@ class Trainer:
         unused = [stream for stream in run.streams if stream not in run.used_streams]
         if unused:
             log.warning("the objective does not use the streams %s", ", ".join(unused))
+        # By itself: while the first process waits for a sign of life of another run, the others
+        # must not enter a collective, where they would wait for half a minute at most.
         with agreement.failing_together():
             self._lease.acquire()
+        with agreement.failing_together():
             steps = self.checkpoints.all_steps()
             self.run = run = as_begun(run, self.checkpoints.directory, steps)
             layout = sharded_state(run, self.mesh)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import logging
@@ -22,7 +23,12 @@ from maestro_jax.training import checkpoint_files
 from maestro_jax.training.checkpoint_files import ARRAYS, FILES, damage
 from maestro_jax.training.checkpoints import SET_ASIDE, Checkpoints
 from maestro_jax.training.partial_restore import partial_restore, restore_params
-from maestro_jax.training.saved_checkpoints import find_checkpoint, saved_record, saved_shapes
+from maestro_jax.training.saved_checkpoints import (
+    _hide_late_answers,
+    find_checkpoint,
+    saved_record,
+    saved_shapes,
+)
 from maestro_jax.training.state import TrainState
 from maestro_jax.training.trainer import train
 
@@ -374,3 +380,22 @@ def test_threads_that_call_a_closed_event_loop_print_nothing(
     thread.start()
     thread.join()
     assert (message in capsys.readouterr().err) is is_printed
+
+
+def test_late_answers_of_a_closed_event_loop_are_hidden() -> None:
+    """C++ prints them through `sys.excepthook`; nothing else is hidden."""
+    loop = asyncio.new_event_loop()
+    loop.close()
+    shown = []
+    hook = _hide_late_answers(lambda *error: shown.append(error[1]))
+    try:
+        loop.call_soon_threadsafe(print)
+    except RuntimeError as error:
+        # As it is where C++ calls: without the frame of this file.
+        assert error.__traceback__ is not None
+        hook(RuntimeError, error, error.__traceback__.tb_next)
+        assert not shown
+        hook(RuntimeError, error, error.__traceback__)
+    other = ValueError("other")
+    hook(ValueError, other, None)
+    assert [type(error) for error in shown] == [RuntimeError, ValueError]
