@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from maestro_jax.files import as_path, write_atomically
+from maestro_jax.files import as_path, storage_error, write_atomically
 from maestro_jax.reports.figures import (
     Panel,
     plot_alignment,
@@ -129,9 +129,12 @@ def update_report(model_dir: epath.PathLike, step: int) -> dict[str, np.ndarray]
     """
     try:
         return tensorboard_images(write_report(model_dir)[1])
-    except Exception:
+    except Exception as error:
         # A figure that cannot be drawn must not end a run of days.
-        log.exception("%s could not be written at step %d", REPORT_FILE, step)
+        trouble = storage_error(error)
+        said = "" if trouble is None else f" ({trouble})"
+        details = error if trouble is None else None
+        log.error("%s could not be written at step %d%s", REPORT_FILE, step, said, exc_info=details)
         return {}
 
 

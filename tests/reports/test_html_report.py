@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import html.parser
 import json
+import os
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from maestro_jax.errors import UserError
 from maestro_jax.evaluation.evaluate import score
 from maestro_jax.evaluation.predictions import Prediction
 from maestro_jax.evaluation.score_table import ScoreTable
+from maestro_jax.reports import html_report
 from maestro_jax.reports.health_checks import FAIL, OK, WARN, check_health
 from maestro_jax.reports.html_report import (
     draw_probe,
@@ -246,6 +249,20 @@ def judged(changes, codes=64):
     described = {"frame_seconds": 0.04}
     found = check_health({name: (STEPS, v) for name, v in curves.items()}, described, codes)
     return {(each.subject, each.status): each.text for each in found}
+
+
+def test_a_full_disk_is_one_line(tmp_path, caplog, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), f"{tmp_path}/report.html")
+
+    monkeypatch.setattr(html_report, "write_report", full)
+    assert html_report.update_report(tmp_path, 3) == {}
+    [record] = caplog.records
+    assert record.getMessage() == (
+        f"report.html could not be written at step 3 ({tmp_path}/report.html: No space left on "
+        "device; free some space, and run the same command again)"
+    )
+    assert not record.exc_info
 
 
 def test_a_healthy_run_is_called_healthy():
