@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import pathlib
+import random
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from maestro_jax.training.lease import LEASE_FILE
 from tests.faults import control, kinds
 from tests.faults.campaign import TOY, make_plans
 from tests.faults.small_run import (
     Failure,
+    Program,
+    SmallRun,
     check_words,
     compare_arrays,
     compare_metrics,
@@ -47,6 +51,24 @@ def test_a_run_survives_some_faults(tmp_path):
 @pytest.mark.multiprocess
 def test_runs_of_one_and_two_processes_survive_faults(tmp_path):
     _campaign(tmp_path, "--processes", "1,2", "--faults", "60", "--seed", "7")
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_two_processes_wait_for_a_lease_together(tmp_path):
+    """The first one watches a lease for 45 s, longer than a collective of the CPU waits."""
+    program = Program(steps=60)
+    program.prepare()
+    run = SmallRun(program, 2, tmp_path / "run", tmp_path / "shared", random.Random(0))
+    (tmp_path / "shared").mkdir()
+    run.start()
+    assert run.advance(3)
+    run.kill()
+    (run.model_dir / LEASE_FILE).write_bytes(b"")
+    run.start()
+    assert run.until(lambda: run.step > 0, 120.0), run.log_text(1)
+    assert "a run that left a damaged lease: waiting up to" in run.log_text(0)
+    run.kill()
 
 
 def test_a_schedule_is_even_and_a_function_of_its_seed():
