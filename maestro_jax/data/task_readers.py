@@ -278,7 +278,14 @@ class IndexedReader:
         self._row = 0
 
     def example(self, key: int) -> Mapping[str, np.ndarray]:
-        """Returns an example; only in the order that was announced."""
+        """Returns an example.
+
+        Args:
+            key: Its index, in the order that was announced.
+
+        Raises:
+            UserError: The examples cannot be read.
+        """
         if self._chunk is None or self._row == len(self._chunk):
             self._chunk, self._row = next(self._chunks), 0
         expected = self._announced.popleft()
@@ -311,7 +318,11 @@ class RememberingReader:
         self._examples: dict[int, tuple[_Chunk, int]] = {}
 
     def example(self, key: int) -> Mapping[str, np.ndarray]:
-        """Returns the example with an index."""
+        """Returns the example with an index.
+
+        Raises:
+            UserError: The examples cannot be read.
+        """
         while key not in self._examples:
             chunk = next(self._chunks)
             for row in range(len(chunk)):
