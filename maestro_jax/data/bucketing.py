@@ -294,8 +294,8 @@ def find_buckets(
                 text_tokens=token_limits["text"] if by == "audio" else 0,
                 translation_tokens=token_limits["translation"],
                 batch_size=batch_size if limit == longest else max(size, batch_multiple),
-                share=float(weights[inside].sum() / weights.sum()),
-                padding=float(weights[inside].sum() * limit) / real if real else 1.0,
+                share=float(weights[inside].sum()) / float(weights.sum()),
+                padding=float(weights[inside].sum()) * limit / real if real else 1.0,
             )
         )
     # The last has the stream's own shape.

@@ -362,11 +362,9 @@ def _over_tokens(automaton: _Automaton, steps: Sequence[bytes | None], blank_id:
         start=automaton.edge,
         blank_id=blank_id,
         widest=int(counts.max()),
-        largest_gain=float(
-            max(
-                gains.max(initial=0.0),
-                default_earned.max(initial=0.0) + (at_edge - held).max(initial=0.0),
-            )
+        largest_gain=max(
+            float(np.max(gains, initial=0.0)),
+            float(np.max(default_earned, initial=0.0)) + float(np.max(at_edge - held, initial=0.0)),
         ),
     )
 

@@ -235,7 +235,7 @@ def probe_encoder(
         found[layer] = Accuracy(
             validation=shares[0],
             share=shares[1],
-            majority=float(np.mean(symbols[counts.argmax()] == labels[2])),
+            majority=float(np.mean(symbols[np.argmax(counts)] == labels[2])),
             frames=len(labels[2]),
             phonemes=len(symbols),
         )

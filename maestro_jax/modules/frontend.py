@@ -13,7 +13,7 @@ Source: 80 log-mel bins at 16 kHz, 25 ms windows, 10 ms hop (w2v-BERT, section 4
 
 from __future__ import annotations
 
-from typing import overload
+from typing import Any, overload
 
 import flax.linen as nn
 import jax
@@ -257,7 +257,7 @@ class ConvSubsampling(nn.Module):
 
     channels: tuple[int, int] = (128, 32)
     normalize: bool = False
-    dtype: jnp.dtype = jnp.float32
+    dtype: Any = jnp.float32
 
     @property
     def factor(self) -> int:

@@ -317,11 +317,12 @@ def _saved_bytes(run: Any, state: TrainState, shapes: Any) -> float:
         for variable in jaxpr.outvars
         if not isinstance(variable, core.Literal) and variable not in inputs
     }
+    arrays: list[Any] = [variable.aval for variable in kept]
     return float(
         sum(
-            math.prod(variable.aval.shape) * variable.aval.dtype.itemsize
-            for variable in kept
-            if not jax.dtypes.issubdtype(variable.aval.dtype, jax.dtypes.extended)
+            math.prod(array.shape) * array.dtype.itemsize
+            for array in arrays
+            if not jax.dtypes.issubdtype(array.dtype, jax.dtypes.extended)
         )
     )
 
