@@ -1,17 +1,21 @@
-"""Runs the cells of a study one after the other, each in a process of its own.
+"""Runs the cells of a study, one or several at a time, each in a process of its own.
 
 What a cell takes of memory ends with its process, and a crash ends that cell alone: it is written
-down, the others go on, and the next start of the study tries it again.
+down, the others go on, and the next start of the study tries it again. Cells that run at the same
+time have cores of their own.
 """
 
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import pathlib
+import queue
 import signal
 import statistics
 import subprocess
@@ -51,6 +55,7 @@ def run_cells(
     command: Callable[[Cell], Sequence[str]],
     *,
     environment: Mapping[str, str],
+    jobs: int = 1,
     done: Callable[[], None] = lambda: None,
 ) -> list[Cell]:
     """Runs the cells that are not done, and prints a line at the begin and end of each.
@@ -61,6 +66,7 @@ def run_cells(
         output: Directory of the study.
         command: The command line that runs a cell.
         environment: Environment variables of its process.
+        jobs: Number of cells that run at the same time, each on an equal part of the cores.
         done: Called when another cell is done or has failed.
 
     Returns:
@@ -73,33 +79,82 @@ def run_cells(
     failed: list[Cell] = []
     passing: list[str] = []
     start = time.monotonic()
-    for number, cell in enumerate(cells, start=1):
-        if read_result(output, cell) is not None:
-            continue
+    processes = _Processes()
+    shares: queue.SimpleQueue[frozenset[int]] = queue.SimpleQueue()
+    for share in shares_of_cores(jobs):
+        shares.put(share)
+
+    def run(number: int, cell: Cell) -> int | None:
+        """Runs a cell in a thread of its own; returns its status, None once all were stopped."""
+        if processes.stopped_by:
+            return None
         left = time_left(cells[number - 1 :], study, output)
-        about = "" if left is None else f", about {duration(left)} left"
+        about = "" if left is None else f", about {duration(left / jobs)} left"
         _say(f"[{number}/{len(cells)}] {cell.name}: begins{about}")
+        cores = shares.get_nowait()  # As many threads as shares.
         began = time.monotonic()
-        status = _run(cell, output, command(cell), environment)
+        try:
+            status = _run(cell, output, command(cell), environment, processes, cores)
+        finally:
+            shares.put(cores)
         spent = duration(time.monotonic() - began)
         if status in _STOPPED:
             _say(f"[{number}/{len(cells)}] {cell.name}: stopped; the same command continues it")
-            raise SystemExit(status)
+            processes.stop(status - 128)
         # Of several processes that train together, the first one may still be writing the result.
-        if status == 0 or read_result(output, cell) is not None:
+        elif status == 0 or read_result(output, cell) is not None:
             _say(f"[{number}/{len(cells)}] {cell.name}: done in {spent}")
+            status = 0
         else:
-            failed.append(cell)
             _say(f"[{number}/{len(cells)}] {cell.name}: failed after {spent}")
             _say(f"    {write_failure(output, cell, status)}")
-            if status == RESTART_EXIT_CODE:
-                passing.append(cell.name)
-        done()
+        return status
+
+    waiting = [
+        (number, cell)
+        for number, cell in enumerate(cells, start=1)
+        if read_result(output, cell) is None
+    ]
+    with _stopping(processes), concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        running = {pool.submit(run, number, cell): cell for number, cell in waiting}
+        try:
+            for future in concurrent.futures.as_completed(running):
+                cell, status = running[future], future.result()
+                if status is None or status in _STOPPED:
+                    continue
+                if status:
+                    failed.append(cell)
+                if status == RESTART_EXIT_CODE:
+                    passing.append(cell.name)
+                done()
+        except BaseException:
+            # Otherwise the pool would run all other cells before it is left.
+            processes.stop(signal.SIGTERM)
+            raise
+    if processes.stopped_by:
+        raise SystemExit(128 + processes.stopped_by)
     took = duration(time.monotonic() - start)
     _say(f"{len(cells) - len(failed)} of {len(cells)} cells are done; this start took {took}")
     if passing:
         raise RestartableError(f"{', '.join(passing)} failed for a reason that may pass")
-    return failed
+    return [cell for cell in cells if cell in failed]
+
+
+def shares_of_cores(jobs: int) -> list[frozenset[int]]:
+    """Divides the cores of this process among jobs; no cores where each job may have all of them.
+
+    Raises:
+        UserError: There are fewer cores than jobs.
+    """
+    if jobs < 1:
+        raise UserError(f"--jobs {jobs}: it must be at least 1")
+    if jobs == 1 or not hasattr(os, "sched_getaffinity"):
+        return [frozenset()] * jobs
+    cores = sorted(os.sched_getaffinity(0))
+    if jobs > len(cores):
+        raise UserError(f"--jobs {jobs}: this process has {len(cores)} cores")
+    bounds = [len(cores) * job // jobs for job in range(jobs + 1)]
+    return [frozenset(cores[first:last]) for first, last in itertools.pairwise(bounds)]
 
 
 def time_left(
@@ -156,14 +211,30 @@ def write_failure(output: epath.PathLike, cell: Cell, status: int) -> str:
     return error
 
 
-def _run(
-    cell: Cell, output: epath.PathLike, command: Sequence[str], environment: Mapping[str, str]
-) -> int:
-    """Runs a cell's process until it ends, again after a failure that may pass."""
-    for attempt in range(_TRIES):
-        if attempt:
-            time.sleep(_PAUSE_SECONDS * 2 ** (attempt - 1))
-        with _log(output, cell) as log:
+class _Processes:
+    """The processes of the cells that run now, which a signal to stop reaches.
+
+    Attributes:
+        stopped_by: Number of the signal that stopped them; 0 before.
+    """
+
+    def __init__(self) -> None:
+        self.stopped_by = 0
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+
+    def run(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        log: IO[bytes] | None,
+        cores: frozenset[int],
+    ) -> int:
+        """Runs a command to its end; returns its status, or that of the signal to stop."""
+        with self._lock:
+            if self.stopped_by:
+                return 128 + self.stopped_by
             process = subprocess.Popen(
                 command,
                 env={**environment, PARENT_VARIABLE: str(os.getpid())},
@@ -173,7 +244,58 @@ def _run(
                 # Ctrl-C reaches it once, from here.
                 start_new_session=True,
             )
-            status = _wait(process)
+            self._running.add(process)
+        if cores:
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(process.pid, cores)
+        status = process.wait()
+        with self._lock:
+            self._running.discard(process)
+        return 128 + self.stopped_by if self.stopped_by else status
+
+    def pause(self, seconds: float) -> None:
+        """Waits, but not beyond a signal to stop."""
+        self._stop.wait(seconds)
+
+    def stop(self, number: int) -> None:
+        """Tells all processes to stop, which save their states, and starts no others."""
+        self.stopped_by = self.stopped_by or number
+        self._stop.set()
+        with self._lock:
+            for process in self._running:
+                process.send_signal(signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _stopping(processes: _Processes) -> Iterator[None]:
+    """Lets SIGTERM and Ctrl-C stop processes."""
+
+    def stop(number: int, _: object) -> None:
+        # Not in the handler, which may have interrupted the thread that holds the lock.
+        threading.Thread(target=processes.stop, args=(number,)).start()
+
+    previous = {each: signal.signal(each, stop) for each in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _run(
+    cell: Cell,
+    output: epath.PathLike,
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    processes: _Processes,
+    cores: frozenset[int],
+) -> int:
+    """Runs a cell's process until it ends, again after a failure that may pass."""
+    for attempt in range(_TRIES):
+        if attempt:
+            processes.pause(_PAUSE_SECONDS * 2 ** (attempt - 1))
+        with _log(output, cell) as log:
+            status = processes.run(command, environment, log, cores)
         if status != RESTART_EXIT_CODE:
             break
     return status
@@ -189,23 +311,6 @@ def _log(output: epath.PathLike, cell: Cell) -> Iterator[IO[bytes] | None]:
     directory.mkdir(parents=True, exist_ok=True)
     with open(directory / LOG, "ab") as log:
         yield log
-
-
-def _wait(process: subprocess.Popen[bytes]) -> int:
-    """Waits for a process; a signal to stop reaches it, and it saves its state."""
-    stopping: list[int] = []
-
-    def stop(number: int, _: object) -> None:
-        stopping.append(number)
-        process.send_signal(signal.SIGTERM)
-
-    previous = {each: signal.signal(each, stop) for each in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        status = process.wait()
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-    return 128 + stopping[0] if stopping else status
 
 
 @contextlib.contextmanager

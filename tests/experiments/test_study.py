@@ -346,9 +346,16 @@ def command(scripts: Mapping[str, str], output: pathlib.Path):
     return of_cell
 
 
-def run(study: Study, output: pathlib.Path, scripts: Mapping[str, str]) -> list[str]:
+def run(
+    study: Study, output: pathlib.Path, scripts: Mapping[str, str], *, jobs: int = 1
+) -> list[str]:
     failed = run_cells(
-        study, study.cells(), output, command(scripts, output), environment=dict(os.environ)
+        study,
+        study.cells(),
+        output,
+        command(scripts, output),
+        environment=dict(os.environ),
+        jobs=jobs,
     )
     return [cell.name for cell in failed]
 
@@ -370,6 +377,45 @@ def test_cells_that_are_done_are_not_done_again(tmp_path: pathlib.Path, capsys) 
     assert starts == {cell.name: "x" for cell in study.cells()}
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_cells_run_at_the_same_time_on_cores_of_their_own(tmp_path: pathlib.Path) -> None:
+    together = """
+import os, pathlib, sys, time
+directory = pathlib.Path(sys.argv[1])
+time.sleep(0.1)  # The parent sets the cores once the process is there.
+(directory / "cores").write_text(" ".join(map(str, os.sched_getaffinity(0))))
+end = time.monotonic() + 30
+while len(list(directory.parent.glob("*/cores"))) < 2:
+    assert time.monotonic() < end
+    time.sleep(0.01)
+"""
+    study = make(amounts={"all": {}}, seeds=(0,))
+    scripts = {cell.name: together + WRITE for cell in study.cells()}
+    assert run(study, tmp_path, scripts, jobs=2) == []
+    first, second = ({*path.read_text().split()} for path in tmp_path.rglob("cores"))
+    assert first and second and not first & second
+    assert first | second == {str(core) for core in os.sched_getaffinity(0)}
+
+
+def test_jobs_that_there_are_no_cores_for_are_refused() -> None:
+    cores = len(os.sched_getaffinity(0))
+    with pytest.raises(UserError, match=f"--jobs {cores + 1}: this process has {cores} cores"):
+        study_runner.shares_of_cores(cores + 1)
+    with pytest.raises(UserError, match="--jobs 0"):
+        study_runner.shares_of_cores(0)
+    assert study_runner.shares_of_cores(1) == [frozenset()]
+
+
+def test_an_error_of_the_study_itself_stops_its_cells(tmp_path: pathlib.Path) -> None:
+    def broken(cell: study_module.Cell) -> Sequence[str]:
+        raise UserError(f"no command for {cell.name}")
+
+    study = make(amounts={"all": {}})
+    with pytest.raises(UserError, match="no command for maestro-all-0"):
+        run_cells(study, study.cells(), tmp_path, broken, environment={})
+    assert not list(tmp_path.rglob("log.txt"))
+
+
 def test_what_may_pass_is_tried_again(tmp_path: pathlib.Path, monkeypatch) -> None:
     monkeypatch.setattr(study_runner, "_PAUSE_SECONDS", 0.0)
     study = make(amounts={"all": {}}, seeds=(0,))
@@ -381,7 +427,8 @@ def test_what_may_pass_is_tried_again(tmp_path: pathlib.Path, monkeypatch) -> No
 
 
 @pytest.mark.extended
-def test_a_signal_reaches_the_cell_and_ends_the_study(tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_signal_reaches_the_cells_and_ends_the_study(tmp_path: pathlib.Path, jobs: int) -> None:
     wait = """
 import pathlib, signal, sys, time
 
@@ -398,15 +445,17 @@ import pathlib, sys
 sys.path.insert(0, {str(ROOT)!r})
 from tests.experiments import test_study as t
 output = pathlib.Path({str(tmp_path)!r})
-t.run(t.make(amounts={{"all": {{}}}}), output, {{"maestro-all-0": {wait!r}}})
+study = t.make(amounts={{"all": {{}}}})
+t.run(study, output, {{cell.name: {wait!r} for cell in study.cells()}}, jobs={jobs})
 """
     process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
-    cell = tmp_path / "cells" / "maestro-all-0"
-    wait_for(lambda: (cell / "began").exists())
+    names = ["maestro-all-0", "scratch-all-0", "maestro-all-1", "scratch-all-1"]
+    running, later = names[:jobs], names[jobs:]
+    wait_for(lambda: all((tmp_path / "cells" / name / "began").exists() for name in running))
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 143
-    assert (cell / "saved").exists()
-    assert not (tmp_path / "cells" / "scratch-all-0").exists()
+    assert all((tmp_path / "cells" / name / "saved").exists() for name in running)
+    assert not any((tmp_path / "cells" / name).exists() for name in later)
 
 
 @pytest.mark.extended
