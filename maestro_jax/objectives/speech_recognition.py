@@ -12,6 +12,7 @@ from maestro_jax.errors import UserError
 from maestro_jax.losses.reduction import Weighted
 from maestro_jax.modules.maestro import Maestro
 from maestro_jax.objectives.base import Batch, Controls, Metrics, Objective, bind, num_present
+from maestro_jax.objectives.curriculum import Schedule, Weight
 from maestro_jax.objectives.decoder_losses import (
     TargetLabels,
     ctc_term,
@@ -26,15 +27,18 @@ class SpeechRecognition(Objective):
     """-log P(text | speech) on the paired stream.
 
     Attributes:
-        transducer_weight: Weight of the RNN-T loss; with 0 the decoder is not run.
+        transducer_weight: Weight of the RNN-T loss, a number or a schedule of them; with 0 the
+            decoder is not run. Beside CTC, a schedule that begins with 0 aligns the encoder first:
+            a prediction network that already knows a few hundred sentences leaves the encoder
+            little to learn.
         ctc_weight: Weight of the CTC loss; above 0 the model needs a `ctc_head`.
         augment: SpecAugment in training.
         fastemit: Extra weight of the gradient of label arcs: labels come earlier.
         delay_penalty: Nats per frame by which later labels cost more.
     """
 
-    transducer_weight: float = 1.0
-    ctc_weight: float = 0.0
+    transducer_weight: Weight = 1.0
+    ctc_weight: Weight = 0.0
     augment: bool = True
     fastemit: float = 0.0
     delay_penalty: float = 0.0
@@ -42,7 +46,8 @@ class SpeechRecognition(Objective):
     def __post_init__(self) -> None:
         """Refuses weights with which nothing is learned."""
         weights = (self.transducer_weight, self.ctc_weight)
-        if not all(0.0 <= weight < math.inf for weight in weights) or not any(weights):
+        numbers = [weight for weight in weights if not isinstance(weight, Schedule)]
+        if not all(0.0 <= weight < math.inf for weight in numbers) or not any(weights):
             raise UserError(
                 f"SpeechRecognition has transducer_weight={self.transducer_weight} and "
                 f"ctc_weight={self.ctc_weight}; neither may be negative, and one must be above 0."
@@ -54,9 +59,12 @@ class SpeechRecognition(Objective):
         return tuple(self.loss_weights["paired"])
 
     @property
-    def loss_weights(self) -> dict[str, dict[str, float]]:
+    def loss_weights(self) -> dict[str, dict[str, Weight]]:
         """Returns the weights of RNN-T and CTC on the paired stream, without zeros."""
-        weights = {"transducer": self.transducer_weight, "ctc": self.ctc_weight}
+        weights: dict[str, Weight] = {
+            "transducer": self.transducer_weight,
+            "ctc": self.ctc_weight,
+        }
         return {"paired": {name: weight for name, weight in weights.items() if weight}}
 
     @property

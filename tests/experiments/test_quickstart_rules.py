@@ -156,8 +156,41 @@ def test_gin_files_are_runs(stage: str, tmp_path: Path) -> None:
         assert [each.batch_size for each in config.shapes()] == [8, 4]
         assert [each.text_tokens for each in config.shapes()] == [32, 64]
         assert config.augmentation.speeds == recipe.speeds
-        assert run.objective.decoders == ("transducer", "ctc")
+        assert run.objective.decoders == ("ctc",)
         assert run.init_from == str(tmp_path)
+
+
+def test_many_passes_train_a_transducer_once_ctc_has_aligned_the_encoder(tmp_path: Path) -> None:
+    recipe = choose(changed(), 40_000.0, LAPTOP)
+    recipe = dataclasses.replace(recipe, transducer_starts=0.2)
+    streams = {
+        "paired": StreamPlan(tasks=("a",), shapes=(single_shape(seconds=8.0, batch=4, tokens=64),))
+    }
+    path = tmp_path / "finetune.gin"
+    points = []
+    for planned in (0, 1000):
+        plan = StagePlan(
+            name="recognise",
+            streams=streams,
+            steps=600,
+            planned=planned,
+            vocab_size=88,
+            command="maestro train",
+        )
+        path.write_text(gin_text(plan, recipe))
+        objective = gin_config.parse_and_build([str(path)]).objective
+        assert objective.decoders == ("transducer", "ctc")
+        schedule = objective.loss_weights["paired"]["transducer"]
+        begin, end = (120, 181) if not planned else (200, 301)
+        assert [float(schedule.at(step)) for step in (0, begin, end, 599)] == [0.0, 0.0, 1.0, 1.0]
+        points.append(schedule.points)
+    # A corrected number of steps keeps the schedule, and with it the program.
+    assert points[1] == ((200, 0.0), (301, 1.0))
+
+
+@pytest.mark.parametrize(("seconds", "hybrid"), [(2400.0, False), (40_000.0, True)])
+def test_the_transducer_waits_for_many_passes(seconds: float, hybrid: bool) -> None:
+    assert (choose(changed(), seconds, LAPTOP).transducer_starts is not None) == hybrid
 
 
 # ---------------------------------------------------------------------------------- bad recordings

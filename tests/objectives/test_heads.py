@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -16,6 +17,7 @@ from maestro_jax.losses.ctc import ctc_alignment
 from maestro_jax.modules.ctc_head import CtcHead
 from maestro_jax.modules.transformer_decoder import TransformerDecoder
 from maestro_jax.objectives.base import bind
+from maestro_jax.objectives.curriculum import Schedule
 from maestro_jax.objectives.decoder_losses import TargetLabels, attention_losses, shift_right
 from maestro_jax.objectives.forward import EncoderInput
 from maestro_jax.objectives.speech_recognition import SpeechRecognition
@@ -194,6 +196,27 @@ class TestRecognitionByCtc:
         means = means_of(metrics)
         expected = 2.0 * means["loss/transducer"] + 0.5 * means["loss/ctc"]
         assert float(loss) == pytest.approx(expected, rel=1e-6)
+
+    def test_a_transducer_that_comes_later_leaves_the_encoder_to_ctc(self, tiny, model, params):
+        """Its terms are logged from the first step; its gradient begins with its schedule."""
+        batch = {"paired": first_rows(tiny.batch()["paired"])}
+        schedule = Schedule(points=((10, 0.0), (20, 2.0)))
+        late = SpeechRecognition(ctc_weight=1.0, transducer_weight=schedule, augment=False)
+
+        def gradients(objective):
+            def loss(p, step):
+                return objective.loss(model, p, None, batch, rng=jax.random.key(0), step=step)[0]
+
+            return jax.jit(jax.grad(loss))
+
+        gradients_of_late = gradients(late)
+        for step, weight in ((5, 0.0), (15, 1.0)):
+            fixed = dataclasses.replace(CTC, transducer_weight=weight)
+            jax.tree.map(
+                lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+                gradients_of_late(params, step),
+                gradients(fixed)(params, 0),
+            )
 
     def test_bad_settings_are_one_line(self, tiny):
         with pytest.raises(UserError, match="one must be above 0"):

@@ -66,7 +66,7 @@ class StagePlan:
 
 _TITLES = {
     "pretrain": "Pretraining with MAESTRO on all speech and text.",
-    "recognise": "Fine-tuning for speech recognition, by a transducer with CTC beside it.",
+    "recognise": "Fine-tuning for speech recognition.",
     "translate": "Fine-tuning for speech translation.",
 }
 _OBJECTIVES = {
@@ -85,6 +85,8 @@ def gin_text(stage: StagePlan, recipe: Recipe) -> str:
         modules["maestro_jax.training"] = ["optimizers"]
     elif stage.name == "recognise":
         modules["maestro_jax.objectives"] = ["speech_recognition"]
+        if recipe.transducer_starts is not None:
+            modules["maestro_jax.objectives"].append("curriculum")
     else:
         modules["maestro_jax.objectives"] = ["speech_translation"]
     imports = [f"from {name} import {one}" for name, each in modules.items() for one in each]
@@ -149,7 +151,8 @@ def _macros(stage: StagePlan, recipe: Recipe) -> list[str]:
             "EVAL_EXAMPLES": 96,
         }
     if stage.name == "recognise":
-        macros |= {"CTC_WEIGHT": recipe.ctc_weight, "TRANSDUCER_WEIGHT": 1.0}
+        hybrid = recipe.transducer_starts is not None
+        macros["TRANSDUCER_WEIGHT"] = "@curriculum.Schedule()" if hybrid else 0.0
     return [f"{name} = {value}" for name, value in macros.items()]
 
 
@@ -221,7 +224,16 @@ def _settings(stage: StagePlan, recipe: Recipe) -> list[str]:
         ]
     name = "SpeechRecognition" if stage.name == "recognise" else "SpeechTranslation"
     module = "speech_recognition" if stage.name == "recognise" else "speech_translation"
-    return [f"{module}.{name}.augment = {recipe.spec_augment}"]
+    lines = [f"{module}.{name}.augment = {recipe.spec_augment}"]
+    if stage.name == "recognise" and recipe.transducer_starts is not None:
+        begins = recipe.transducer_starts * (stage.planned or stage.steps)
+        points = ((round(begins), 0.0), (round(1.5 * begins) + 1, 1.0))
+        lines += [
+            "",
+            "# CTC alone, until the encoder is aligned.",
+            f"curriculum.Schedule.points = {points}",
+        ]
+    return lines
 
 
 def single_shape(

@@ -17,7 +17,8 @@ FRAMES_PER_SECOND = 25.0
 """Frames of the encoder, whose subsampling is by four."""
 _LARGE_ALPHABET = 256
 _PIECES_FROM_HOURS = 50.0
-_CTC_WEIGHT = 1.0
+TRANSDUCER_STARTS = 0.2
+"""Part of the steps of a hybrid in which CTC is trained alone."""
 TRIED_SPEED = 100.0
 """Seconds of audio that one core trains the tiny model on in a second, in fine-tuning."""
 ACCELERATION = 60.0
@@ -140,7 +141,8 @@ class Recipe:
         dropout: Dropout rate.
         spec_augment: Whether the features are masked in fine-tuning.
         speeds: Speeds at which the audio is heard.
-        ctc_weight: Weight of CTC beside the transducer.
+        transducer_starts: Part of the recogniser's steps after which a transducer is trained
+            beside CTC; None for CTC alone.
         text_starts: Part of pretraining after which text and translation begin.
         streams: Streams of pretraining.
         source_languages: Whether the encoders are told the language.
@@ -161,7 +163,7 @@ class Recipe:
     dropout: float
     spec_augment: bool
     speeds: tuple[float, ...]
-    ctc_weight: float
+    transducer_starts: float | None
     text_starts: float
     streams: tuple[str, ...]
     source_languages: bool
@@ -218,11 +220,15 @@ def choose(figures: Figures, seconds: float, device: Device) -> Recipe:
         "before, it slows learning down",
         figure,
     )
+    hybrid = weighted >= 100
     choose_one(
-        "CTC beside the transducer",
-        _CTC_WEIGHT,
-        f"always {_CTC_WEIGHT:g}: it finds the alignment sooner, and the transducer follows",
-        f"{hours:.2f} h of transcribed speech",
+        "decoders of the recogniser",
+        f"CTC, and a transducer from {TRANSDUCER_STARTS:.0%} of the steps on" if hybrid else "CTC",
+        "CTC alone below 100 passes over the transcribed speech (33 with models larger than "
+        f"tiny); else CTC first, and from {TRANSDUCER_STARTS:.0%} on a transducer beside it: its "
+        "prediction network knows the sentences before the encoder hears anything in the speech, "
+        "and then hides from the encoder what there is to learn",
+        figure,
     )
     streams = _streams(figures, choose_one)
     starts = _curriculum(streams, choose_one)
@@ -241,7 +247,7 @@ def choose(figures: Figures, seconds: float, device: Device) -> Recipe:
         dropout=dropout,
         spec_augment=spec_augment,
         speeds=speeds,
-        ctc_weight=_CTC_WEIGHT,
+        transducer_starts=TRANSDUCER_STARTS if hybrid else None,
         text_starts=starts,
         streams=streams,
         source_languages=len(figures.languages) > 1,
