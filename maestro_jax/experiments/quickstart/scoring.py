@@ -20,7 +20,7 @@ from maestro_jax.training.run import TrainRun
 log = logging.getLogger(__name__)
 
 _BEAM_SIZE = 4
-_TRIALS = 16
+_TRIALS = 24
 _VALIDATION_UTTERANCES = 200
 _LEAST_SECONDS = 5.0
 """Seconds that the tuning of a search gets, however little time is left."""
@@ -152,7 +152,8 @@ def _choose_search(
     decoders = run.objective.decoders
     starts = [(SearchConfig(decoder=decoder), 1) for decoder in decoders]
     starts += [(dataclasses.replace(beam, decoder=decoder), _TRIALS) for decoder in decoders]
-    names = ("length_bonus",) if beam.lm_text is None else ("lm_weight", "length_bonus")
+    # A beam with a language model of the few sentences that there are finds them where it is wide.
+    names = ("lm_weight",) * (beam.lm_text is not None) + ("length_bonus", "beam_size")
     tunings: list[Tuning] = []
     for position, (start, trials) in enumerate(starts):
         left = ends - time.monotonic()
@@ -173,7 +174,8 @@ def _choose_search(
             seconds=max(left / (len(starts) - position), _LEAST_SECONDS),
         )
         best = tuning.best
-        values = "".join(f", {each} {getattr(best.search, each)}" for each in names if trials > 1)
+        tuned = [each for each in names if trials > 1 and each != "beam_size"]
+        values = "".join(f", {each} {getattr(best.search, each)}" for each in tuned)
         print(
             f"validation {tuning.metric} {best.score:.2f}: "
             f"{_title(best.search).lower()}, {start.decoder}{values}",
