@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from maestro_jax.errors import UserError
 from maestro_jax.losses.reduction import Weighted
@@ -33,6 +34,8 @@ class SpeechRecognition(Objective):
             little to learn.
         ctc_weight: Weight of the CTC loss; above 0 the model needs a `ctc_head`.
         augment: SpecAugment in training.
+        augment_start_step: First step with SpecAugment; before, it would hide from an encoder that
+            has no alignment yet what there is to find.
         fastemit: Extra weight of the gradient of label arcs: labels come earlier.
         delay_penalty: Nats per frame by which later labels cost more.
     """
@@ -40,6 +43,7 @@ class SpeechRecognition(Objective):
     transducer_weight: Weight = 1.0
     ctc_weight: Weight = 0.0
     augment: bool = True
+    augment_start_step: int = 0
     fastemit: float = 0.0
     delay_penalty: float = 0.0
 
@@ -47,6 +51,11 @@ class SpeechRecognition(Objective):
         """Refuses weights with which nothing is learned."""
         weights = (self.transducer_weight, self.ctc_weight)
         numbers = [weight for weight in weights if not isinstance(weight, Schedule)]
+        if self.augment_start_step < 0:
+            raise UserError(
+                f"SpeechRecognition.augment_start_step is {self.augment_start_step}; it must be 0 "
+                "or more."
+            )
         if not all(0.0 <= weight < math.inf for weight in numbers) or not any(weights):
             raise UserError(
                 f"SpeechRecognition has transducer_weight={self.transducer_weight} and "
@@ -85,13 +94,14 @@ class SpeechRecognition(Objective):
         train: bool = True,
     ) -> tuple[dict[str, Weighted], Metrics]:
         """Computes RNN-T and CTC losses in nats per label; see `Objective.loss_terms`."""
-        del ema_params, step, controls
+        del ema_params, controls
+        augment: jax.Array | bool = self.augment and train
+        if augment and self.augment_start_step:
+            augment = jnp.asarray(step) >= self.augment_start_step
         bound = bind(model, params, rng)
         paired = batch["paired"]
         language = paired["language"]
-        features, mask = bound.features(
-            paired["audio"], paired["audio_length"], augment=self.augment and train
-        )
+        features, mask = bound.features(paired["audio"], paired["audio_length"], augment=augment)
         encoded = bound.encode_speech(features, mask, language, deterministic=not train)
         context = bound.encode_shared(encoded, mask, None, language, deterministic=not train)
         labels = TargetLabels(paired["text"], paired["text_length"])

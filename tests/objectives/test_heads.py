@@ -218,6 +218,25 @@ class TestRecognitionByCtc:
                 gradients(fixed)(params, 0),
             )
 
+    def test_spec_augment_begins_at_its_step(self, tiny, model, params):
+        batch = {"paired": first_rows(tiny.batch()["paired"])}
+
+        def losses(**settings):
+            objective = dataclasses.replace(CTC, **settings)
+            return jax.jit(
+                lambda p, step: objective.loss(
+                    model, p, None, batch, rng=jax.random.key(0), step=step
+                )[0]
+            )
+
+        late = losses(augment=True, augment_start_step=10)
+        never, always = (losses(augment=each)(params, 0) for each in (False, True))
+        assert abs(float(never) - float(always)) > 1e-3
+        assert float(late(params, 9)) == pytest.approx(float(never), rel=1e-6)
+        assert float(late(params, 10)) == pytest.approx(float(always), rel=1e-6)
+        with pytest.raises(UserError, match="augment_start_step is -1"):
+            dataclasses.replace(CTC, augment_start_step=-1)
+
     def test_bad_settings_are_one_line(self, tiny):
         with pytest.raises(UserError, match="one must be above 0"):
             SpeechRecognition(transducer_weight=0.0)
