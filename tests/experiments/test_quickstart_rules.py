@@ -92,15 +92,15 @@ def test_larger_budgets_have_larger_models() -> None:
     assert choose(large, 1e6, Device(kind="gpu", count=8)).size.name == "base"
 
 
-def test_few_passes_need_no_regularisation() -> None:
+def test_few_passes_need_neither_dropout_nor_a_transducer() -> None:
     short, long = choose(READERS, 180.0, LAPTOP), choose(READERS, 20_000.0, LAPTOP)
-    assert (short.dropout, short.spec_augment) == (0.0, False)
+    assert (short.dropout, short.hybrid) == (0.0, False)
     # A larger model learns by heart sooner.
     assert long.size.name != "tiny" and 33 < long.passes < 66
-    assert (long.dropout, long.spec_augment) == (0.1, True)
+    assert (long.dropout, long.hybrid) == (0.1, True)
     middle = choose(READERS, 1800.0, LAPTOP)
     assert middle.size.name == "tiny" and 33 < middle.passes < 100
-    assert (middle.dropout, middle.spec_augment) == (0.0, False)
+    assert (middle.dropout, middle.hybrid) == (0.0, False)
 
 
 def test_batch_lengths_pay_for_their_compilation() -> None:
@@ -149,8 +149,11 @@ def test_gin_files_are_runs(stage: str, tmp_path: Path) -> None:
     assert run.model.decoder.vocab_size == 88
     assert set(run.streams) == set(names)
     if stage == "pretrain":
+        assert run.optimizer.learning_rate == pytest.approx(1e-3)
         assert run.objective.active_streams(179) == ("speech", "paired")
         assert set(run.objective.active_streams(180)) >= set(names)
+    else:
+        assert run.optimizer.learning_rate == 8e-4 and run.objective.augment
     if stage == "recognise":
         config = run.streams["paired"]
         assert [each.batch_size for each in config.shapes()] == [8, 4]
@@ -160,15 +163,15 @@ def test_gin_files_are_runs(stage: str, tmp_path: Path) -> None:
         assert run.init_from == str(tmp_path)
 
 
-def test_many_passes_train_a_transducer_once_ctc_has_aligned_the_encoder(tmp_path: Path) -> None:
-    recipe = choose(changed(), 40_000.0, LAPTOP)
-    recipe = dataclasses.replace(recipe, transducer_starts=0.2)
+@pytest.mark.parametrize("hybrid", [False, True])
+def test_the_encoder_is_aligned_by_ctc_before_all_else(tmp_path: Path, hybrid: bool) -> None:
+    recipe = dataclasses.replace(choose(READERS, 2400.0, LAPTOP), hybrid=hybrid)
     streams = {
         "paired": StreamPlan(tasks=("a",), shapes=(single_shape(seconds=8.0, batch=4, tokens=64),))
     }
     path = tmp_path / "finetune.gin"
-    points = []
-    for planned in (0, 1000):
+    # A corrected number of steps keeps the schedule, and with it the program.
+    for planned, aligned, whole in ((0, 150, 226), (1000, 250, 376)):
         plan = StagePlan(
             name="recognise",
             streams=streams,
@@ -179,18 +182,15 @@ def test_many_passes_train_a_transducer_once_ctc_has_aligned_the_encoder(tmp_pat
         )
         path.write_text(gin_text(plan, recipe))
         objective = gin_config.parse_and_build([str(path)]).objective
+        assert objective.augment and objective.augment_start_step == aligned
+        assert objective.ctc_weight == 1.0
+        if not hybrid:
+            assert objective.decoders == ("ctc",)
+            continue
         assert objective.decoders == ("transducer", "ctc")
         schedule = objective.loss_weights["paired"]["transducer"]
-        begin, end = (120, 181) if not planned else (200, 301)
-        assert [float(schedule.at(step)) for step in (0, begin, end, 599)] == [0.0, 0.0, 1.0, 1.0]
-        points.append(schedule.points)
-    # A corrected number of steps keeps the schedule, and with it the program.
-    assert points[1] == ((200, 0.0), (301, 1.0))
-
-
-@pytest.mark.parametrize(("seconds", "hybrid"), [(2400.0, False), (40_000.0, True)])
-def test_the_transducer_waits_for_many_passes(seconds: float, hybrid: bool) -> None:
-    assert (choose(changed(), seconds, LAPTOP).transducer_starts is not None) == hybrid
+        weights = [float(schedule.at(step)) for step in (0, aligned, whole, 599)]
+        assert weights == [0.0, 0.0, 1.0, 1.0]
 
 
 # ---------------------------------------------------------------------------------- bad recordings

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from maestro_jax.experiments.quickstart.rules import Recipe, ema_decay
+from maestro_jax.experiments.quickstart.rules import ALIGNED, Recipe, ema_decay
 
 if TYPE_CHECKING:
     from maestro_jax.data.bucketing import FoundBucket
@@ -85,10 +85,8 @@ def gin_text(stage: StagePlan, recipe: Recipe) -> str:
         modules["maestro_jax.training"] = ["optimizers"]
     elif stage.name == "recognise":
         modules["maestro_jax.objectives"] = ["speech_recognition"]
-        if recipe.transducer_starts is not None:
+        if recipe.hybrid:
             modules["maestro_jax.objectives"].append("curriculum")
-    else:
-        modules["maestro_jax.objectives"] = ["speech_translation"]
     imports = [f"from {name} import {one}" for name, each in modules.items() for one in each]
     lines = [
         f"# {_TITLES[stage.name]}",
@@ -119,7 +117,7 @@ def _macros(stage: StagePlan, recipe: Recipe) -> list[str]:
     learning_rate = recipe.size.learning_rate
     if stage.name == "pretrain":
         # It stays at its peak.
-        learning_rate = round(learning_rate * 2 / 3, 6)
+        learning_rate = round(learning_rate * 1.25, 6)
     macros: dict[str, object] = {
         "STEPS": steps,
         "VOCAB_SIZE": stage.vocab_size,
@@ -151,8 +149,7 @@ def _macros(stage: StagePlan, recipe: Recipe) -> list[str]:
             "EVAL_EXAMPLES": 96,
         }
     if stage.name == "recognise":
-        hybrid = recipe.transducer_starts is not None
-        macros["TRANSDUCER_WEIGHT"] = "@curriculum.Schedule()" if hybrid else 0.0
+        macros["TRANSDUCER_WEIGHT"] = "@curriculum.Schedule()" if recipe.hybrid else 0.0
     return [f"{name} = {value}" for name, value in macros.items()]
 
 
@@ -222,17 +219,16 @@ def _settings(stage: StagePlan, recipe: Recipe) -> list[str]:
             "  masked_prediction_weight = 0.1",
             "  augment_paired = False",
         ]
-    name = "SpeechRecognition" if stage.name == "recognise" else "SpeechTranslation"
-    module = "speech_recognition" if stage.name == "recognise" else "speech_translation"
-    lines = [f"{module}.{name}.augment = {recipe.spec_augment}"]
-    if stage.name == "recognise" and recipe.transducer_starts is not None:
-        begins = recipe.transducer_starts * (stage.planned or stage.steps)
-        points = ((round(begins), 0.0), (round(1.5 * begins) + 1, 1.0))
-        lines += [
-            "",
-            "# CTC alone, until the encoder is aligned.",
-            f"curriculum.Schedule.points = {points}",
-        ]
+    if stage.name == "translate":
+        return []
+    aligned = round(ALIGNED * (stage.planned or stage.steps))
+    lines = [
+        "# CTC alone and no SpecAugment, until the encoder is aligned.",
+        f"speech_recognition.SpeechRecognition.augment_start_step = {aligned}",
+    ]
+    if recipe.hybrid:
+        points = ((aligned, 0.0), (aligned + aligned // 2 + 1, 1.0))
+        lines.append(f"curriculum.Schedule.points = {points}")
     return lines
 
 

@@ -17,8 +17,8 @@ FRAMES_PER_SECOND = 25.0
 """Frames of the encoder, whose subsampling is by four."""
 _LARGE_ALPHABET = 256
 _PIECES_FROM_HOURS = 50.0
-TRANSDUCER_STARTS = 0.2
-"""Part of the steps of a hybrid in which CTC is trained alone."""
+ALIGNED = 0.25
+"""Part of the recogniser's steps after which CTC is expected to have aligned the encoder."""
 TRIED_SPEED = 100.0
 """Seconds of audio that one core trains the tiny model on in a second, in fine-tuning."""
 ACCELERATION = 60.0
@@ -66,20 +66,20 @@ class Size:
 
 
 SIZES = (
-    Size(name="tiny", file="models/tiny.gin", macros={}, cost=1.0, learning_rate=1.5e-3),
+    Size(name="tiny", file="models/tiny.gin", macros={}, cost=1.0, learning_rate=8e-4),
     Size(
         name="small",
         file="models/tiny.gin",
         macros={"FEATURES": "192", "HIDDEN": "768", "SHARED_LAYERS": "4"},
         cost=3.0,
-        learning_rate=1.2e-3,
+        learning_rate=7e-4,
     ),
     Size(
         name="medium",
         file="models/tiny.gin",
         macros={"FEATURES": "256", "HIDDEN": "1024", "SPEECH_LAYERS": "3", "SHARED_LAYERS": "5"},
         cost=7.0,
-        learning_rate=1e-3,
+        learning_rate=6e-4,
     ),
     Size(name="base", file="models/base.gin", macros={}, cost=45.0, learning_rate=5e-4),
 )
@@ -139,10 +139,8 @@ class Recipe:
         size: Size of the model.
         passes: Number of times that fine-tuning is expected to see the transcribed speech.
         dropout: Dropout rate.
-        spec_augment: Whether the features are masked in fine-tuning.
         speeds: Speeds at which the audio is heard.
-        transducer_starts: Part of the recogniser's steps after which a transducer is trained
-            beside CTC; None for CTC alone.
+        hybrid: Whether the recogniser has a transducer beside CTC, which comes first.
         text_starts: Part of pretraining after which text and translation begin.
         streams: Streams of pretraining.
         source_languages: Whether the encoders are told the language.
@@ -161,9 +159,8 @@ class Recipe:
     size: Size
     passes: float
     dropout: float
-    spec_augment: bool
     speeds: tuple[float, ...]
-    transducer_starts: float | None
+    hybrid: bool
     text_starts: float
     streams: tuple[str, ...]
     source_languages: bool
@@ -212,22 +209,21 @@ def choose(figures: Figures, seconds: float, device: Device) -> Recipe:
         "that many for models larger than tiny",
         figure,
     )
-    spec_augment = weighted >= 100
     choose_one(
         "SpecAugment",
-        "on" if spec_augment else "off",
-        "on from 100 passes over the transcribed speech, from 33 with models larger than tiny; "
-        "before, it slows learning down",
-        figure,
+        f"from {ALIGNED:.0%} of the steps on",
+        f"the recogniser from {ALIGNED:.0%} of its steps on: before, it hides from an encoder "
+        "without an alignment what there is to find; the translator from its first step",
+        f"{hours:.2f} h of transcribed speech",
     )
     hybrid = weighted >= 100
     choose_one(
         "decoders of the recogniser",
-        f"CTC, and a transducer from {TRANSDUCER_STARTS:.0%} of the steps on" if hybrid else "CTC",
+        f"CTC, and a transducer from {ALIGNED:.0%} of the steps on" if hybrid else "CTC",
         "CTC alone below 100 passes over the transcribed speech (33 with models larger than "
-        f"tiny); else CTC first, and from {TRANSDUCER_STARTS:.0%} on a transducer beside it: its "
-        "prediction network knows the sentences before the encoder hears anything in the speech, "
-        "and then hides from the encoder what there is to learn",
+        f"tiny); else CTC first, and from {ALIGNED:.0%} of the steps on a transducer beside it: "
+        "its prediction network knows the sentences before the encoder hears anything in the "
+        "speech, and then hides from the encoder what there is to learn",
         figure,
     )
     streams = _streams(figures, choose_one)
@@ -245,9 +241,8 @@ def choose(figures: Figures, seconds: float, device: Device) -> Recipe:
         size=size,
         passes=passes,
         dropout=dropout,
-        spec_augment=spec_augment,
         speeds=speeds,
-        transducer_starts=TRANSDUCER_STARTS if hybrid else None,
+        hybrid=hybrid,
         text_starts=starts,
         streams=streams,
         source_languages=len(figures.languages) > 1,
@@ -407,8 +402,8 @@ def _size(hours: float, seconds: float, device: Device, choose_one: _Chooser) ->
     choose_one(
         "learning rate",
         f"{size.learning_rate:g}",
-        "by the size of the model: 0.0015 tiny, 0.0012 small, 0.001 medium, 0.0005 base; after a "
-        "warm-up of 5% of the steps, 40 at least, a cosine to 0; in pretraining two thirds of it, "
+        "by the size of the model: 0.0008 tiny, 0.0007 small, 0.0006 medium, 0.0005 base; after a "
+        "warm-up of 5% of the steps, 40 at least, a cosine to 0; in pretraining a quarter more, "
         "constant",
         size.name,
     )
