@@ -153,7 +153,7 @@ def test_gin_files_are_runs(stage: str, tmp_path: Path) -> None:
         assert run.objective.active_streams(179) == ("speech", "paired")
         assert set(run.objective.active_streams(180)) >= set(names)
     else:
-        assert run.optimizer.learning_rate == 8e-4 and run.objective.augment
+        assert run.optimizer.learning_rate == 1.5e-3 and run.objective.augment
     if stage == "recognise":
         config = run.streams["paired"]
         assert [each.batch_size for each in config.shapes()] == [8, 4]
@@ -171,7 +171,7 @@ def test_the_encoder_is_aligned_by_ctc_before_all_else(tmp_path: Path, hybrid: b
     }
     path = tmp_path / "finetune.gin"
     # A corrected number of steps keeps the schedule, and with it the program.
-    for planned, aligned, whole in ((0, 150, 226), (1000, 250, 376)):
+    for planned, aligned, whole, augmented in ((0, 150, 226, 300), (1000, 250, 376, 500)):
         plan = StagePlan(
             name="recognise",
             streams=streams,
@@ -182,7 +182,7 @@ def test_the_encoder_is_aligned_by_ctc_before_all_else(tmp_path: Path, hybrid: b
         )
         path.write_text(gin_text(plan, recipe))
         objective = gin_config.parse_and_build([str(path)]).objective
-        assert objective.augment and objective.augment_start_step == aligned
+        assert objective.augment and objective.augment_start_step == augmented
         assert objective.ctc_weight == 1.0
         if not hybrid:
             assert objective.decoders == ("ctc",)

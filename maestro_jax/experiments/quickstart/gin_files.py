@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from maestro_jax.experiments.quickstart.rules import ALIGNED, Recipe, ema_decay
+from maestro_jax.experiments.quickstart.rules import ALIGNED, AUGMENTED, Recipe, ema_decay
 
 if TYPE_CHECKING:
     from maestro_jax.data.bucketing import FoundBucket
@@ -113,11 +113,12 @@ def gin_text(stage: StagePlan, recipe: Recipe) -> str:
 def _macros(stage: StagePlan, recipe: Recipe) -> list[str]:
     steps = stage.steps
     planned = stage.planned or steps
-    warmup = min(warmup_steps(planned), max(steps // 2, 1))
+    share = 20 if stage.name == "pretrain" else 10
+    warmup = min(warmup_steps(planned, share), max(steps // 2, 1))
     learning_rate = recipe.size.learning_rate
     if stage.name == "pretrain":
         # It stays at its peak.
-        learning_rate = round(learning_rate * 1.25, 6)
+        learning_rate = round(learning_rate * 2 / 3, 6)
     macros: dict[str, object] = {
         "STEPS": steps,
         "VOCAB_SIZE": stage.vocab_size,
@@ -153,9 +154,9 @@ def _macros(stage: StagePlan, recipe: Recipe) -> list[str]:
     return [f"{name} = {value}" for name, value in macros.items()]
 
 
-def warmup_steps(steps: int) -> int:
-    """Returns the number of steps in which the learning rate rises."""
-    return min(max(steps // 20, min(steps // 4, 40), 1), 500)
+def warmup_steps(steps: int, share: int) -> int:
+    """Returns the number of steps in which the learning rate rises: one in `share` of them."""
+    return min(max(steps // share, min(steps // 4, 40), 1), 1500)
 
 
 def _streams(stage: StagePlan, recipe: Recipe) -> list[str]:
@@ -221,14 +222,17 @@ def _settings(stage: StagePlan, recipe: Recipe) -> list[str]:
         ]
     if stage.name == "translate":
         return []
-    aligned = round(ALIGNED * (stage.planned or stage.steps))
+    planned = stage.planned or stage.steps
+    aligned = round(ALIGNED * planned)
     lines = [
-        "# CTC alone and no SpecAugment, until the encoder is aligned.",
-        f"speech_recognition.SpeechRecognition.augment_start_step = {aligned}",
+        f"speech_recognition.SpeechRecognition.augment_start_step = {round(AUGMENTED * planned)}",
     ]
     if recipe.hybrid:
         points = ((aligned, 0.0), (aligned + aligned // 2 + 1, 1.0))
-        lines.append(f"curriculum.Schedule.points = {points}")
+        lines += [
+            "# CTC alone, until the encoder is aligned.",
+            f"curriculum.Schedule.points = {points}",
+        ]
     return lines
 
 

@@ -19,6 +19,8 @@ _LARGE_ALPHABET = 256
 _PIECES_FROM_HOURS = 50.0
 ALIGNED = 0.25
 """Part of the recogniser's steps after which CTC is expected to have aligned the encoder."""
+AUGMENTED = 0.5
+"""Part of the recogniser's steps after which SpecAugment begins."""
 TRIED_SPEED = 100.0
 """Seconds of audio that one core trains the tiny model on in a second, in fine-tuning."""
 ACCELERATION = 60.0
@@ -66,20 +68,20 @@ class Size:
 
 
 SIZES = (
-    Size(name="tiny", file="models/tiny.gin", macros={}, cost=1.0, learning_rate=8e-4),
+    Size(name="tiny", file="models/tiny.gin", macros={}, cost=1.0, learning_rate=1.5e-3),
     Size(
         name="small",
         file="models/tiny.gin",
         macros={"FEATURES": "192", "HIDDEN": "768", "SHARED_LAYERS": "4"},
         cost=3.0,
-        learning_rate=7e-4,
+        learning_rate=1.2e-3,
     ),
     Size(
         name="medium",
         file="models/tiny.gin",
         macros={"FEATURES": "256", "HIDDEN": "1024", "SPEECH_LAYERS": "3", "SHARED_LAYERS": "5"},
         cost=7.0,
-        learning_rate=6e-4,
+        learning_rate=1e-3,
     ),
     Size(name="base", file="models/base.gin", macros={}, cost=45.0, learning_rate=5e-4),
 )
@@ -211,9 +213,10 @@ def choose(figures: Figures, seconds: float, device: Device) -> Recipe:
     )
     choose_one(
         "SpecAugment",
-        f"from {ALIGNED:.0%} of the steps on",
-        f"the recogniser from {ALIGNED:.0%} of its steps on: before, it hides from an encoder "
-        "without an alignment what there is to find; the translator from its first step",
+        f"from {AUGMENTED:.0%} of the steps on",
+        f"the recogniser from {AUGMENTED:.0%} of its steps on: before, it hides from an encoder "
+        "what there is to learn, after that, most is known by heart; the translator from its first "
+        "step",
         f"{hours:.2f} h of transcribed speech",
     )
     hybrid = weighted >= 100
@@ -402,9 +405,9 @@ def _size(hours: float, seconds: float, device: Device, choose_one: _Chooser) ->
     choose_one(
         "learning rate",
         f"{size.learning_rate:g}",
-        "by the size of the model: 0.0008 tiny, 0.0007 small, 0.0006 medium, 0.0005 base; after a "
-        "warm-up of 5% of the steps, 40 at least, a cosine to 0; in pretraining a quarter more, "
-        "constant",
+        "by the size of the model: 0.0015 tiny, 0.0012 small, 0.001 medium, 0.0005 base; after a "
+        "warm-up of 10% of the steps, in which the encoder is aligned, a cosine to 0; in "
+        "pretraining two thirds of it, constant after 5%",
         size.name,
     )
     return size, passes
