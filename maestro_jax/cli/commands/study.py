@@ -46,8 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=1,
         metavar="N",
-        help="run N cells at the same time, each on an equal part of the cores of a CPU; small "
-        "models train faster so (default: 1)",
+        help="run N cells at the same time, each on an equal part of the cores of a CPU "
+        "(default: 1)",
     )
     parser.add_argument(
         "--tune",
