@@ -40,7 +40,7 @@ from maestro_jax.training.saved_checkpoints import Which
 log = logging.getLogger(__name__)
 
 HALVINGS = 2
-_LARGEST_BEAM = 32
+_LARGEST_BEAM = 64
 _STEPS = {
     "lm_weight": 0.2,
     "ilm_weight": 0.2,
