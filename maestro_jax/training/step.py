@@ -146,10 +146,17 @@ def train_step(
         # A choice on the device: no step waits for the host to look at the loss.
         return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
 
+    trained = {name for part in by_group.values() for name, _ in parameter_trees.named_leaves(part)}
+
+    def keep_if_frozen(new: Any, old: Any) -> Any:
+        # The buffer itself: to add 0 to a parameter takes an operation and often a copy.
+        before = dict(parameter_trees.named_leaves(old))
+        return parameter_trees.map_named(lambda n, leaf: leaf if n in trained else before[n], new)
+
     new_state = TrainState(
         # Also for a step that was skipped: its batch and its key are used up, and would fail again.
         step=state.step + 1,
-        params=keep_if_finite(params, state.params),
+        params=keep_if_frozen(keep_if_finite(params, state.params), state.params),
         opt_state=keep_if_finite(opt_state, state.opt_state),
         ema_params=keep_if_finite(average, state.ema_params),
     )

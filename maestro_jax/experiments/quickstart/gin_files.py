@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 
 SAMPLE_RATE = 16_000
 
+PRETRAINING_ALONE = (
+    "(text_encoder|duration_model|resampler|refiner|quantizer)/.*"
+    "|shared_encoder/code_head/.*|speech_encoder/contrastive_projection/.*"
+)
+"""The parameters that no loss of fine-tuning reads."""
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StreamPlan:
@@ -79,10 +84,10 @@ _OBJECTIVES = {
 def gin_text(stage: StagePlan, recipe: Recipe) -> str:
     """Returns the gin file of a stage."""
     tuned = stage.name != "pretrain"
-    modules = {"maestro_jax": ["augmentation_config", "batches"], "maestro_jax.training": []}
+    modules = {"maestro_jax": ["augmentation_config", "batches"]}
+    modules["maestro_jax.training"] = ["optimizers"] + ["parameter_groups"] * tuned
     if stage.name == "pretrain":
         modules["maestro_jax.objectives"] = ["maestro as maestro_objective"]
-        modules["maestro_jax.training"] = ["optimizers"]
     elif stage.name == "recognise":
         modules["maestro_jax.objectives"] = ["speech_recognition"]
         if recipe.hybrid:
@@ -220,11 +225,29 @@ def _settings(stage: StagePlan, recipe: Recipe) -> list[str]:
             "  masked_prediction_weight = 0.1",
             "  augment_paired = False",
         ]
+    unused = PRETRAINING_ALONE
+    if stage.name == "recognise" and not recipe.hybrid:
+        unused = f"{unused}|decoder/.*"
+    lines = [
+        "# What only pretraining trains takes no time here, and stays as it is.",
+        "unused/parameter_groups.ParameterGroup:",
+        '  name = "unused"',
+        f"  patterns = {unused!r}",
+        "  frozen = True",
+        "",
+        "optimizers.AdamConfig.groups = (",
+        *(
+            f"    @{group}/parameter_groups.ParameterGroup(),"
+            for group in ("unused", "decoder", "encoder")
+        ),
+        ")",
+    ]
     if stage.name == "translate":
-        return []
+        return lines
     planned = stage.planned or stage.steps
     aligned = round(ALIGNED * planned)
-    lines = [
+    lines += [
+        "",
         f"speech_recognition.SpeechRecognition.augment_start_step = {round(AUGMENTED * planned)}",
     ]
     if recipe.hybrid:

@@ -17,6 +17,8 @@ FRAMES_PER_SECOND = 25.0
 """Frames of the encoder, whose subsampling is by four."""
 _LARGE_ALPHABET = 256
 _PIECES_FROM_HOURS = 50.0
+_FASTEST_CHARACTERS = 0.9 * FRAMES_PER_SECOND
+"""Characters per second that CTC can still write, one per frame and some blanks."""
 ALIGNED = 0.25
 """Part of the recogniser's steps after which CTC is expected to have aligned the encoder."""
 AUGMENTED = 0.5
@@ -323,12 +325,12 @@ def _vocabulary(
         f"highest speed, {hours:.1f} h"
     )
     rule = (
-        f"characters; pieces if there are more than {0.8 * FRAMES_PER_SECOND:.0f} characters a "
+        f"characters; pieces if there are more than {_FASTEST_CHARACTERS:g} characters a "
         f"second (the encoder has {FRAMES_PER_SECOND:.0f} frames) or {_PIECES_FROM_HOURS:.0f} h; "
         f"with more than {_LARGE_ALPHABET} characters the rare ones are written as bytes"
     )
     large = figures.alphabet > _LARGE_ALPHABET
-    pieces = not large and (rate > 0.8 * FRAMES_PER_SECOND or hours >= _PIECES_FROM_HOURS)
+    pieces = not large and (rate > _FASTEST_CHARACTERS or hours >= _PIECES_FROM_HOURS)
     if pieces:
         # A piece must occur often enough to be learned: three hundred times on average.
         size = figures.characters // 2 // 300
