@@ -1,9 +1,11 @@
 """Tunes the weights of a search on validation data.
 
 The search for the best values is a coordinate search from coarse to fine (Hooke and Jeeves 1961):
-each value in turn is moved by a step up or down for as long as the score gets better, and when no
-step helps any more, steps are halved. A value that was tried is never tried again, and a change
-must be better to be kept, so that of equally good values the one nearest to the start wins.
+each value in turn is moved up or down for as long as the score gets better, by a step, by two, by
+four and so on, and when nothing helps any more, steps are halved. The weight of a language model
+and the length bonus are moved together, too: more of one wants more of the other. A value that was
+tried is never tried again, and a change must be better to be kept, so that of equally good values
+the one nearest to the start wins.
 
 The test split is never opened: values that were chosen on it would not say what to expect of
 another test.
@@ -49,6 +51,7 @@ _STEPS = {
     "blank_penalty": 0.8,
     "length_alpha": 0.4,
 }
+_COUPLED = ("lm_weight", "length_bonus")
 _SIGNED = ("length_bonus", "blank_penalty")
 TUNABLE = (*_STEPS, "beam_size")
 
@@ -174,40 +177,49 @@ def coordinate_search(
             "them?"
         )
 
-    def moved(trial: Trial, name: str, direction: int, scale: float) -> Trial | None:
-        """Returns the trial one step on, if there is one and it is better."""
-        search = _moved(trial.search, name, direction, scale)
+    def better(search: SearchConfig | None) -> Trial | None:
+        """Returns the trial of a search, if there is one and it is better than the best."""
         following = None if search is None else attempt(search)
-        if following is None or not sign * following.score > sign * trial.score:
+        if following is None or not sign * following.score > sign * best.score:
             return None
         return following
 
+    moves: list[tuple[str, ...]] = [(name,) for name in names]
+    if set(_COUPLED) <= set(names):
+        moves.append(_COUPLED)
     for halving in range(HALVINGS + 1):
         improves = True
         while improves and not is_over():
-            improves = False
-            for name in names:
+            before = best
+            for move in moves:
                 for direction in (1, -1):
-                    before = best
-                    while (following := moved(best, name, direction, 0.5**halving)) is not None:
-                        best = following
-                    if best is not before:
-                        improves = True
+                    here, scale = best, 0.5**halving
+                    while following := better(_moved(best.search, move, direction, scale)):
+                        # A beam doubles as it is.
+                        best, scale = following, scale * (1 if "beam_size" in move else 2)
+                    if best is not here:
                         break
+            improves = best is not before
     return list(tried.values()), best
 
 
-def _moved(search: SearchConfig, name: str, direction: int, scale: float) -> SearchConfig | None:
-    """Returns a search with one value a step further; None beyond the end of its range."""
-    if name == "beam_size":
-        size = search.beam_size * 2 if direction > 0 else search.beam_size // 2
-        if scale < 1 or not 1 <= size <= _LARGEST_BEAM:
+def _moved(
+    search: SearchConfig, names: Sequence[str], direction: int, scale: float
+) -> SearchConfig | None:
+    """Returns a search with these values a step further; None beyond the end of a range."""
+    values: dict[str, float] = {}
+    for name in names:
+        if name == "beam_size":
+            size = search.beam_size * 2 if direction > 0 else search.beam_size // 2
+            if scale < 1 or not 1 <= size <= _LARGEST_BEAM:
+                return None
+            values[name] = size
+            continue
+        value = round(getattr(search, name) + direction * scale * _STEPS[name], 6)
+        if value < 0 and name not in _SIGNED:
             return None
-        return dataclasses.replace(search, beam_size=size)
-    value = round(getattr(search, name) + direction * scale * _STEPS[name], 6)
-    if value < 0 and name not in _SIGNED:
-        return None
-    return dataclasses.replace(search, **{name: value})
+        values[name] = value
+    return dataclasses.replace(search, **values)
 
 
 def choose_names(search: SearchConfig, decoder: str, asked: Sequence[str] = ()) -> tuple[str, ...]:

@@ -56,6 +56,22 @@ def test_the_search_finds_what_a_grid_finds(sign):
     assert trials[0].search == SearchConfig() and best in trials
 
 
+def test_the_search_follows_a_valley_of_two_weights_together():
+    """A large weight wants a large bonus: each alone makes it worse after a few steps."""
+
+    def valley(search):
+        return (search.length_bonus - 1.5 * search.lm_weight) ** 2 + 0.05 * (
+            search.lm_weight - 2.5
+        ) ** 2
+
+    start = SearchConfig(lm_weight=0.3)
+    names = ("lm_weight", "length_bonus")
+    trials, best = coordinate_search(valley, start, names, higher_is_better=False, trials=200)
+    # 0.24 at the start; of all values that the finest steps reach the best has 0.
+    assert best.score < 0.01 and best.search.lm_weight == pytest.approx(2.5, abs=0.3)
+    assert len(trials) < 60
+
+
 def test_the_number_of_trials_is_kept_and_ranges_are():
     seen = []
     trials, best = coordinate_search(

@@ -21,6 +21,7 @@ PRETRAINING_ALONE = (
 )
 """The parameters that no loss of fine-tuning reads."""
 
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StreamPlan:
     """The shapes of the batches of one stream.

@@ -263,7 +263,7 @@ def _shares(figures: Figures, seconds: float, choose_one: _Chooser) -> Shares:
     paired = figures.hours.get("train", 0.0)
     unpaired = figures.untranscribed_hours + figures.text_hours
     share = 0.15 + 0.35 * unpaired / max(paired + unpaired, 1e-9)
-    evaluation = min(max(0.12 * seconds, 30.0), 1800.0, 0.4 * seconds)
+    evaluation = min(max(0.16 * seconds, 30.0), 1800.0, 0.4 * seconds)
     rest = seconds - evaluation
     translated = figures.translated.get("train", 0) > 0
     transcribed = figures.characters > 0

@@ -20,7 +20,9 @@ from maestro_jax.training.run import TrainRun
 log = logging.getLogger(__name__)
 
 _BEAM_SIZE = 4
-_TRIALS = 24
+_BEAM_SIZE_OF_CTC = 16
+"""Which takes little longer with CTC, and a language model finds its sentences in it."""
+_TRIALS = 40
 _VALIDATION_UTTERANCES = 200
 _LEAST_SECONDS = 5.0
 """Seconds that the tuning of a search gets, however little time is left."""
@@ -130,8 +132,8 @@ def _first_beam(metric: str, lm_text: Path | None, is_char: bool) -> SearchConfi
         beam_size=_BEAM_SIZE,
         lm_text=lm_text,
         lm_order=8 if is_char else 5,
-        lm_weight=0.3,
-        length_bonus=0.0 if metric == "cer" else 0.3,
+        lm_weight=0.5,
+        length_bonus=0.4,
     )
 
 
@@ -151,7 +153,9 @@ def _choose_search(
     ends = time.monotonic() + seconds
     decoders = run.objective.decoders
     starts = [(SearchConfig(decoder=decoder), 1) for decoder in decoders]
-    starts += [(dataclasses.replace(beam, decoder=decoder), _TRIALS) for decoder in decoders]
+    for decoder in decoders:
+        size = _BEAM_SIZE_OF_CTC if decoder == "ctc" else beam.beam_size
+        starts.append((dataclasses.replace(beam, decoder=decoder, beam_size=size), _TRIALS))
     # A beam with a language model of the few sentences that there are finds them where it is wide.
     names = ("lm_weight",) * (beam.lm_text is not None) + ("length_bonus", "beam_size")
     tunings: list[Tuning] = []
