@@ -142,7 +142,7 @@ def coordinate_search(
         names: Values to change, of `TUNABLE`, in the order in which they are.
         higher_is_better: Whether larger scores are better.
         trials: The most searches to try.
-        seconds: Time after which no further search is begun.
+        seconds: Time after which no further search is expected to end.
         seen: Called after each trial.
 
     Returns:
@@ -159,9 +159,17 @@ def coordinate_search(
         # The search to start from is tried in any case.
         return len(tried) >= trials or (bool(tried) and time.monotonic() > ends)
 
+    def is_too_long(search: SearchConfig) -> bool:
+        """Returns whether a search would end too late; the first with a beam is compiled."""
+        size = search.beam_size
+        alike = [trial.seconds for each, trial in tried.items() if each.beam_size == size]
+        every = [trial.seconds for trial in tried.values()] or [0.0]
+        expected = min(alike) if len(alike) > 1 else 2 * min(every) if alike else max(every)
+        return time.monotonic() + expected > ends
+
     def attempt(search: SearchConfig) -> Trial | None:
-        """Returns the trial of a search that was not tried yet; None once trying is over."""
-        if search in tried or is_over():
+        """Returns the trial of a search that was not tried yet; None where there is no more."""
+        if search in tried or is_over() or (tried and is_too_long(search)):
             return None
         began = time.monotonic()
         tried[search] = Trial(

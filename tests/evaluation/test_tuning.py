@@ -72,6 +72,27 @@ def test_the_search_follows_a_valley_of_two_weights_together():
     assert len(trials) < 60
 
 
+def test_no_search_is_begun_that_would_end_too_late(monkeypatch):
+    """A beam takes 10 s to compile, and each search a second."""
+    now, compiled = 0.0, set()
+    monkeypatch.setattr(tuning.time, "monotonic", lambda: now)
+
+    def evaluate(search):
+        nonlocal now
+        now += 1.0 + 10.0 * (search.beam_size not in compiled)
+        compiled.add(search.beam_size)
+        return bowl(search)
+
+    for seconds in (20.0, 30.0, 40.0):
+        now = 0.0
+        compiled.clear()
+        coordinate_search(
+            evaluate, SearchConfig(), NAMES, higher_is_better=False, trials=99, seconds=seconds
+        )
+        # Nothing that is tried is much shorter than the time that was left.
+        assert seconds - 11.0 < now <= seconds
+
+
 def test_the_number_of_trials_is_kept_and_ranges_are():
     seen = []
     trials, best = coordinate_search(

@@ -104,8 +104,8 @@ def score_model(
     greedy = time.monotonic() - began
     beam, search = _first_beam(metric, lm_text, is_char), None
     if sets.validation:
-        # The beam on the test set takes a few times as long as greedy search.
-        left = ends - time.monotonic() - 4 * greedy
+        # The beam on the test set takes a few times as long as greedy search, to compile above all.
+        left = ends - time.monotonic() - 5 * greedy
         search = _choose_search(run, model_dir, data_dir, sets.validation, beam, metric, left)
     elif lm_text is not None:
         search = beam
