@@ -252,14 +252,14 @@ def test_the_search_that_is_best_on_validation_is_tested(
     )
     one._evaluate(["recognise"], choose(READERS, 100.0, LAPTOP), READERS, tasks)
 
-    assert tuned == [("transducer", 1), ("ctc", 1), ("transducer", 4), ("ctc", 4)]
+    assert tuned == [("transducer", 1), ("ctc", 1), ("transducer", 4), ("ctc", 16)]
     assert written == ["ctc"]
     [(split, step, greedy), (also, _, chosen)] = evaluated
     assert (split, also, step, greedy) == ("test", "test", "best", None)
     if greedy_score < 15.0:
         assert chosen == SearchConfig(decoder="ctc")
     else:
-        assert (chosen.decoder, chosen.lm_weight, chosen.beam_size) == ("ctc", 0.7, 4)
+        assert (chosen.decoder, chosen.lm_weight, chosen.beam_size) == ("ctc", 0.7, 16)
         assert Path(chosen.lm_text).read_text() == "ja\n"
     page = (tmp_path / "quickstart.md").read_text()
     assert "layout kaldi" in page and "CER 12" in page and "SpecAugment" in page

@@ -104,7 +104,7 @@ def test_few_passes_need_neither_dropout_nor_a_transducer() -> None:
     # A larger model learns by heart sooner.
     assert long.size.name != "tiny" and 33 < long.passes < 66
     assert (long.dropout, long.hybrid) == (0.1, True)
-    middle = choose(READERS, 1800.0, LAPTOP)
+    middle = choose(READERS, 2000.0, LAPTOP)
     assert middle.size.name == "tiny" and 33 < middle.passes < 100
     assert (middle.dropout, middle.hybrid) == (0.0, False)
 
