@@ -215,7 +215,7 @@ def _moved(
     search: SearchConfig, names: Sequence[str], direction: int, scale: float
 ) -> SearchConfig | None:
     """Returns a search with these values a step further; None beyond the end of a range."""
-    values: dict[str, float] = {}
+    values: dict[str, Any] = {}
     for name in names:
         if name == "beam_size":
             size = search.beam_size * 2 if direction > 0 else search.beam_size // 2
