@@ -178,12 +178,14 @@ def coordinate_search(
         seen(tried[search])
         return tried[search]
 
-    best = attempt(start)
-    if best is None or not math.isfinite(best.score):
+    first = attempt(start)
+    if first is None or not math.isfinite(first.score):
         raise UserError(
             "the search to start from has no finite score on these data: is there any speech in "
             "them?"
         )
+
+    best: Trial = first
 
     def better(search: SearchConfig | None) -> Trial | None:
         """Returns the trial of a search, if there is one and it is better than the best."""
