@@ -340,7 +340,7 @@ def tune_run(
             translation. Several test sets count the same.
         trials: The most searches to try.
         utterances: Number of utterances of each test set, at even distances.
-        seconds: Time after which no further search is begun.
+        seconds: Time for all of it, after which no further search is expected to end.
         seen: Called after each trial.
 
     Returns:
@@ -350,6 +350,7 @@ def tune_run(
         UserError: The split is one of a test, a value or metric is unknown or has no effect, or the
             data are not there.
     """
+    began = time.monotonic()
     search = search or SearchConfig()
     if "test" in split.lower():
         raise UserError(
@@ -382,7 +383,7 @@ def tune_run(
         names,
         higher_is_better=higher_is_better,
         trials=trials,
-        seconds=seconds,
+        seconds=began + seconds - time.monotonic(),
         seen=seen,
     )
     return Tuning(

@@ -104,8 +104,9 @@ def score_model(
     greedy = time.monotonic() - began
     beam, search = _first_beam(metric, lm_text, is_char), None
     if sets.validation:
-        # The beam on the test set takes a few times as long as greedy search, to compile above all.
-        left = ends - time.monotonic() - 5 * greedy
+        # The beam on the test set takes a few times as long as greedy search, to compile above all,
+        # and the widest the more so.
+        left = ends - time.monotonic() - max(5 * greedy, 0.3 * seconds)
         search = _choose_search(run, model_dir, data_dir, sets.validation, beam, metric, left)
     elif lm_text is not None:
         search = beam
