@@ -380,7 +380,12 @@ def test_cells_that_are_done_are_not_done_again(tmp_path: pathlib.Path, capsys) 
 CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 
 
-@pytest.mark.skipif(len(CORES) < 2, reason="needs two cores that processes can be bound to")
+TWO_CORES = pytest.mark.skipif(
+    len(CORES) < 2, reason="needs two cores that processes can be bound to"
+)
+
+
+@TWO_CORES
 def test_cells_run_at_the_same_time_on_cores_of_their_own(tmp_path: pathlib.Path) -> None:
     together = """
 import os, pathlib, sys, time
@@ -431,7 +436,7 @@ def test_what_may_pass_is_tried_again(tmp_path: pathlib.Path, monkeypatch) -> No
 
 
 @pytest.mark.extended
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=TWO_CORES)])
 def test_a_signal_reaches_the_cells_and_ends_the_study(tmp_path: pathlib.Path, jobs: int) -> None:
     wait = """
 import pathlib, signal, sys, time
