@@ -67,7 +67,7 @@ def test_the_search_follows_a_valley_of_two_weights_together():
     start = SearchConfig(lm_weight=0.3)
     names = ("lm_weight", "length_bonus")
     trials, best = coordinate_search(valley, start, names, higher_is_better=False, trials=200)
-    # 0.24 at the start; of all values that the finest steps reach the best has 0.
+    # The least is 0, at 2.5 and 3.75; the start has 0.44.
     assert best.score < 0.01 and best.search.lm_weight == pytest.approx(2.5, abs=0.3)
     assert len(trials) < 60
 
