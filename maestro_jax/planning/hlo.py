@@ -5,8 +5,9 @@
         ...
 
 The text is that of XLA's optimized modules for CPUs, GPUs and TPUs: operands without types, layouts
-with tiles (``bf16[8,128]{1,0:T(8,128)(2,1)S(1)}``), loops with or without ``known_trip_count``
-(modules for TPUs have none; the trip count then follows from the loop's counter).
+with tiles (``bf16[8,128]{1,0:T(8,128)(2,1)S(1)}``), elements of tuples as instructions of their own
+or, since jax 0.12, as ``%tuple#1``, loops with or without ``known_trip_count`` (modules for TPUs have
+none; the trip count then follows from the loop's counter).
 """
 
 from __future__ import annotations
@@ -48,8 +49,16 @@ class HloInstruction:
 
     @property
     def operand_names(self) -> list[str]:
-        """Names of the operands."""
+        """Names of the operands; of ``%tuple#1``, an element of a tuple, that of the tuple."""
         return re.findall(r"%([\w.-]+)", self.operands)
+
+    def element(self, operand: int) -> int | None:
+        """Returns the place of the element that an operand takes from a tuple: 1 of ``%tuple#1``.
+
+        None if the operand is the whole result of an instruction.
+        """
+        places = re.findall(r"%[\w.-]+(?:#(\d+))?", self.operands)
+        return int(places[operand]) if places[operand] else None
 
     def attribute(self, name: str) -> str | None:
         """Returns the text after ``name=``, up to the next comma outside of brackets."""
@@ -127,19 +136,18 @@ class HloModule:
         if test is None or test.opcode != "compare" or len(test.operand_names) != 2:
             return None
         direction = test.attribute("direction")
-        left, right = (condition[name] for name in test.operand_names)
-        limit = _constant(condition, right.name)
-        index = left.attribute("index")
-        if limit is None or left.opcode != "get-tuple-element" or index is None:
+        counter, limit = (condition[name] for name in test.operand_names)
+        place = test.element(0)
+        if place is None and counter.opcode == "get-tuple-element":
+            place = int(counter.attribute("index") or 0)
+        last = _constant(condition, limit.name)
+        if place is None or last is None or direction not in ("LT", "LE", "GT", "GE", "NE"):
             return None
-        if direction not in ("LT", "LE", "GT", "GE", "NE"):
-            return None
-        place = int(index)
         start = self._first(computation, loop, place)
         step = self._step(loop.called("body")[0], place)
         if start is None or step is None:
             return None
-        distance = limit - start + (math.copysign(1, step) if direction in ("LE", "GE") else 0)
+        distance = last - start + (math.copysign(1, step) if direction in ("LE", "GE") else 0)
         return max(0, math.ceil(distance / step))
 
     def _first(self, computation: str, loop: HloInstruction, place: int) -> int | None:

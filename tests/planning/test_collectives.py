@@ -285,6 +285,57 @@ def test_forms_of_the_text() -> None:
         parse_hlo("nothing")
 
 
+COUNTED = """\
+HloModule counted
+
+%body (t: (s32[], f32[8])) -> (s32[], f32[8]) {{
+  %t = (s32[], f32[8]{{0}}) parameter(0)
+  %two = s32[]{{:T(128)}} constant(2)
+{body}
+  ROOT %out = (s32[], f32[8]{{0}}) tuple(%next, %y)
+}}
+
+%condition (t: (s32[], f32[8])) -> pred[] {{
+  %t = (s32[], f32[8]{{0}}) parameter(0)
+  %nine = s32[]{{:T(128)}} constant(9)
+{condition}
+}}
+
+ENTRY %main (x: f32[8]) -> f32[8] {{
+  %x = f32[8]{{0}} parameter(0)
+  %one = s32[]{{:T(128)}} constant(1)
+  %start = (s32[], f32[8]{{0}}) tuple(%one, %x)
+  %loop = (s32[], f32[8]{{0}}) while(%start), condition=%condition, body=%body
+  ROOT %y = f32[8]{{0}} get-tuple-element(%loop), index=1
+}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "condition"),
+    [
+        pytest.param(
+            "  %i = s32[]{:T(128)} get-tuple-element(%t), index=0\n"
+            "  %v = f32[8]{0} get-tuple-element(%t), index=1\n"
+            "  %next = s32[]{:T(128)} add(%i, %two)\n"
+            "  %y = f32[8]{0} negate(%v)",
+            "  %i = s32[]{:T(128)} get-tuple-element(%t), index=0\n"
+            "  ROOT %go = pred[]{:T(512)} compare(%i, %nine), direction=LT",
+            id="instructions",
+        ),
+        pytest.param(
+            "  %next = s32[]{:T(128)} add(%t#0, %two)\n  %y = f32[8]{0} negate(%t#1)",
+            "  ROOT %go = pred[]{:T(512)} compare(%t#0, %nine), direction=LT",
+            id="elements of operands, from jax 0.12 on",
+        ),
+    ],
+)
+def test_loops_are_counted_in_both_forms_of_tuples(body: str, condition: str) -> None:
+    module = parse_hlo(COUNTED.format(body=body, condition=condition))
+    # 1, 3, 5 and 7 are below 9.
+    assert {name: module.times[name] for name in ("main", "body")} == {"main": 1, "body": 4}
+
+
 def test_types() -> None:
     several = "(bf16[8,128]{1,0:T(8,128)(2,1)S(1)}, /*index=1*/s4[3]{0}, f8e4m3fn[2], u32[])"
     assert arrays(several) == [
