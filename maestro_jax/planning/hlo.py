@@ -6,8 +6,8 @@
 
 The text is that of XLA's optimized modules for CPUs, GPUs and TPUs: operands without types, layouts
 with tiles (``bf16[8,128]{1,0:T(8,128)(2,1)S(1)}``), elements of tuples as instructions of their own
-or, since jax 0.12, as ``%tuple#1``, loops with or without ``known_trip_count`` (modules for TPUs have
-none; the trip count then follows from the loop's counter).
+or, from jax 0.12 on, as ``%tuple#1``, loops with or without ``known_trip_count`` (modules for TPUs
+have none; the trip count then follows from the loop's counter).
 """
 
 from __future__ import annotations
