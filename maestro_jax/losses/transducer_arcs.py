@@ -57,8 +57,7 @@ def lattices_from_logits(
 
     Args:
         logits: Unnormalised scores, `[batch, frames, labels + 1, vocab]`.
-        labels: Token ids, `[batch, labels]`. Ids after an example's length must be in the
-            vocabulary too; otherwise their arcs, which no path takes, are NaN.
+        labels: Token ids, `[batch, labels]`. An id that is not in the vocabulary has a logit of 0.
         blank_id: Token id of the blank.
         hat: Whether to use the hybrid autoregressive factorisation instead of one softmax.
 
@@ -110,9 +109,13 @@ def blank_label_log_probs(
     # a sum of thousands of terms.
     normaliser = jax.nn.logsumexp(summed.astype(dtype), axis=-1)
     blank = logits[..., blank_id].astype(dtype)
-    # [batch, frames, labels]: node u offers label u, and the last node none.
-    label_logits = jnp.take_along_axis(logits[:, :, :-1], labels[:, None, :, None], axis=-1)[..., 0]
-    log_label = label_logits.astype(dtype) - normaliser[..., :-1]
+    # Node u offers label u, and the last node none; its number may be any. A comparison with all
+    # ids, added up, shares the pass over the vocabulary with the normaliser; a gather would want
+    # the logits in another layout, and TPUs take longer to copy them than to compute them.
+    offered = jnp.pad(labels, ((0, 0), (0, 1)))[:, None, :, None]
+    chosen = jnp.where(jnp.arange(logits.shape[-1]) == offered, logits, 0)
+    label_logits = jnp.sum(chosen.astype(dtype), axis=-1)[..., :-1]  # [batch, frames, labels]
+    log_label = label_logits - normaliser[..., :-1]
     if hat:
         log_label = log_label + jax.nn.log_sigmoid(-blank[..., :-1])
         return jax.nn.log_sigmoid(blank), log_label, normaliser

@@ -13,63 +13,16 @@ import jax
 import jax.numpy as jnp
 
 from maestro_jax.layers.dropout import Dropout
+from maestro_jax.layers.lstm import LstmLayer, LstmState
 from maestro_jax.layers.partitioned import (
     DEFAULT_KERNEL_INIT,
     ZERO_INIT,
     Dense,
     constrain,
     embedding,
-    parameter,
     shards,
 )
 from maestro_jax.losses.transducer_joint import chunk_rule, joint_lattices
-
-LstmState = tuple[jax.Array, jax.Array]
-
-
-class LstmLayer(nn.Module):
-    """An LSTM layer; the input's part of the gates is one product for all steps.
-
-    Attributes:
-        units: Size of the state and of the output.
-        dtype: Computation dtype; the cell state is float32.
-    """
-
-    units: int
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array, state: LstmState) -> tuple[jax.Array, LstmState]:
-        """Runs over a sequence.
-
-        Args:
-            x: `[batch, steps, features]`.
-            state: Hidden and cell state, each `[batch, units]`.
-
-        Returns:
-            Outputs `[batch, steps, units]` and the last state.
-        """
-        # [batch, steps, 4 * units]; the order of the gates is input, forget, candidate, output.
-        gates = Dense(4 * self.units, ("embed", "mlp"), dtype=self.dtype, name="input")(x)
-        init, shape = nn.initializers.orthogonal(), (self.units, 4 * self.units)
-        recurrent = parameter(self, "recurrent", init, ("embed", "mlp"), shape).astype(self.dtype)
-        # Rows are split and features are not: the loop then needs no communication in its steps.
-        gates = constrain(gates, "batch", None, None)
-        recurrent = constrain(recurrent, None, None)
-
-        def step(carry: LstmState, gate: jax.Array) -> tuple[LstmState, jax.Array]:
-            hidden, cell = carry
-            # The product in the computation dtype; gates and cell, which is a sum over all steps,
-            # in float32.
-            gate = (gate + hidden.astype(self.dtype) @ recurrent).astype(jnp.float32)
-            entry, forget, candidate, output = jnp.split(gate, 4, axis=-1)
-            # A forget gate that starts open (bias 1) lets gradients through from the first step.
-            cell = nn.sigmoid(forget + 1.0) * cell + nn.sigmoid(entry) * jnp.tanh(candidate)
-            hidden = nn.sigmoid(output) * jnp.tanh(cell)
-            return (hidden, cell), hidden
-
-        state, outputs = jax.lax.scan(step, state, jnp.swapaxes(gates, 0, 1))
-        return jnp.swapaxes(outputs, 0, 1).astype(self.dtype), state
 
 
 class JointOutput(nn.Module):

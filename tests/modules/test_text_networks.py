@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from maestro_jax.layers.lstm import LstmLayer
 from maestro_jax.modules.duration import DurationModel, DurationPrediction
 from maestro_jax.modules.quantizer import GumbelQuantizer
 from maestro_jax.modules.resampler import frame_index
 from maestro_jax.modules.text_encoder import TextEncoder
-from maestro_jax.modules.transducer import LstmLayer, TransducerDecoder
+from maestro_jax.modules.transducer import TransducerDecoder
 
 
 @given(st.lists(st.integers(0, 5), min_size=4, max_size=4))

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maestro_jax.modules.transducer import LstmLayer, TransducerDecoder
+from maestro_jax.layers.lstm import LstmLayer
+from maestro_jax.modules.transducer import TransducerDecoder
 
 
 def normal(*shape, seed=0):

@@ -151,6 +151,10 @@ def test_a_tile_too_large_is_not_a_lack_of_memory(with_tpu_compiler) -> None:
     program = (
         PROGRAM.format(topology="v5p:2x2x1")
         + """
+import logging, sys
+log = logging.getLogger("maestro_jax")
+log.addHandler(logging.StreamHandler(sys.stdout))
+log.setLevel("INFO")
 def noisy(key):
     return jax.random.gumbel(jax.random.wrap_key_data(key, impl="rbg"), (16, 750, 1024))
 lowered = jax.jit(noisy).lower(array((4,), (), "uint32"))
@@ -160,7 +164,7 @@ try:
 except TileTooLarge as error:
     print(error)
 from maestro_jax.planning.plan import _program
-found = _program(lowered, topology, mesh, "the step", small, print)
+found = _program(lowered, topology, mesh, "the step", small)
 print(found.fits, found.compiler_options)
 """
     )

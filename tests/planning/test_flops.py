@@ -12,7 +12,7 @@ import pytest
 from maestro_jax.flops import OTHER, count_flops
 from maestro_jax.gin_utils import gin_config
 from maestro_jax.layers.conformer import ConformerBlock
-from maestro_jax.modules.transducer import LstmLayer
+from maestro_jax.layers.lstm import LstmLayer
 from maestro_jax.planning.analytic import step_flops
 
 
