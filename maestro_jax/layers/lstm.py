@@ -77,7 +77,7 @@ def recurrence(
         return carry, carry[0]
 
     last, outputs = jax.lax.scan(step, (hidden, cell), gates)
-    return outputs, *last
+    return outputs, last[0], last[1]
 
 
 def _total(gate: jax.Array, hidden: jax.Array, recurrent: jax.Array) -> jax.Array:
@@ -109,7 +109,7 @@ def _product(rows: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def _forward(
     gates: jax.Array, recurrent: jax.Array, hidden: jax.Array, cell: jax.Array
-) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, ...]]:
     def step(carry: LstmState, gate: jax.Array) -> tuple[LstmState, tuple[jax.Array, ...]]:
         total = _total(gate, carry[0], recurrent)
         after = _cell(total, carry[1])
@@ -117,7 +117,7 @@ def _forward(
 
     last, (outputs, totals, cells) = jax.lax.scan(step, (hidden, cell), gates)
     # An empty array tells the backward pass the dtype of the gates.
-    return (outputs, *last), (outputs, totals, cells, recurrent, hidden, gates[:0])
+    return (outputs, last[0], last[1]), (outputs, totals, cells, recurrent, hidden, gates[:0])
 
 
 def _backward(
