@@ -28,6 +28,7 @@ from maestro_jax.losses.transducer import NO_PATH, transducer_loss_from_lattices
 from maestro_jax.losses.transducer_lattice import (
     check_lattices,
     initial_scores,
+    scan_wavefronts,
     shift_right,
     to_wavefronts,
 )
@@ -108,7 +109,7 @@ def transducer_alignment(
 
     start = initial_scores(wavefronts.blank[0])
     # Both [arcs, batch, labels + 1]; entry n describes the nodes that n + 1 arcs lead to.
-    _, (entered_by_label, scores) = jax.lax.scan(
+    _, (entered_by_label, scores) = scan_wavefronts(
         forward, start, (wavefronts.blank, wavefronts.label)
     )
 
@@ -127,8 +128,11 @@ def transducer_alignment(
 
     # Entry n of the scores was computed after arc n + 1, hence the count from 1.
     arcs_taken = jnp.arange(1, entered_by_label.shape[0] + 1)
-    _, positions = jax.lax.scan(
-        backward, label_lengths.astype(jnp.int32), (arcs_taken, entered_by_label), reverse=True
+    _, positions = scan_wavefronts(
+        backward,
+        label_lengths.astype(jnp.int32),
+        (arcs_taken, entered_by_label),
+        reverse=True,
     )
 
     # Label u is emitted by the arc that leaves the last wavefront with at most u labels emitted.

@@ -25,21 +25,27 @@ label per frame).
 
 Nodes that are the same number of arcs away from the start do not depend on each other. They form a
 wavefront: an anti-diagonal ``t + u`` of the first kind of lattice, a frame of the second. A scan
-runs over the wavefronts; for the first kind, the arrays are skewed so that an anti-diagonal becomes
-a row (Bagby et al. 2018, "Efficient implementation of recurrent neural network transducer in
-TensorFlow"). Every array keeps its batch axis and no operation mixes examples, so that sharding
-over the batch needs no communication.
+runs over the wavefronts, several at each turn; for the first kind, the arrays are skewed so that an
+anti-diagonal becomes a row (Bagby et al. 2018, "Efficient implementation of recurrent neural
+network transducer in TensorFlow"). Every array keeps its batch axis and no operation mixes
+examples, so that sharding over the batch needs no communication.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from maestro_jax.losses.transducer_arcs import NEG
+
+TURNS = 8
+"""Wavefronts per turn of a loop on a TPU. One wavefront is so little work that starting its
+operations takes longer than computing them; several in a row become fewer operations, and share the
+search for a scale. XLA for CPUs would compute a wavefront again for each use of it in the next."""
 
 
 class Wavefronts(NamedTuple):
@@ -198,7 +204,7 @@ def initial_scores(like: jax.Array) -> jax.Array:
 def _rescale(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Subtracts the maximum of each example's wavefront, unless the wavefront is impossible.
 
-    Along a path of a thousand nats float32 resolves 1e-4; relative to its own wavefront, a score
+    Along a path of a thousand nats float32 resolves 1e-4; relative to a wavefront close by, a score
     keeps the precision that the gradient needs.
 
     Args:
@@ -213,31 +219,99 @@ def _rescale(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
     return scores - top[:, None], top
 
 
-def _forward(wavefronts: Wavefronts, label_lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Computes rescaled alphas, `[wavefronts, batch, width]`, and log P, `[batch]`."""
-    count, _, width = wavefronts.blank.shape
-    at_end = jnp.arange(width) == label_lengths[:, None]
+def by_platform(function: Callable[..., Any], *arrays: Any) -> Any:
+    """Calls a function with arrays and with the number of wavefronts per turn of the platform."""
+    return jax.lax.platform_dependent(
+        *arrays,
+        tpu=functools.partial(function, turns=TURNS),
+        default=functools.partial(function, turns=1),
+    )
+
+
+def scan_wavefronts(
+    step: Callable[[Any, Any], tuple[Any, Any]], start: Any, inputs: Any, *, reverse: bool = False
+) -> tuple[Any, Any]:
+    """Scans over wavefronts, several per turn on a TPU; as `jax.lax.scan`."""
+
+    def scan(start: Any, inputs: Any, *, turns: int) -> tuple[Any, Any]:
+        return jax.lax.scan(step, start, inputs, reverse=reverse, unroll=turns)
+
+    return by_platform(scan, start, inputs)
+
+
+def _chunked(wavefronts: jax.Array, turns: int, fill: float | bool) -> jax.Array:
+    """Converts `[wavefronts, ...]` to `[chunks, turns, ...]`; what is missing becomes `fill`."""
+    missing = ((0, -len(wavefronts) % turns), *((0, 0),) * (wavefronts.ndim - 1))
+    padded = jnp.pad(wavefronts, missing, constant_values=fill)
+    return padded.reshape(-1, turns, *wavefronts.shape[1:])
+
+
+def _alphas(
+    blank: jax.Array, label: jax.Array, steps: jax.Array, label_lengths: jax.Array, *, turns: int
+) -> tuple[jax.Array, jax.Array]:
+    """Computes rescaled alphas, `[wavefronts, batch, width]`, and log P, `[batch]`.
+
+    The alphas of a wavefront are relative to a scale that it shares with those of its turn.
+    """
+    count, batch, width = blank.shape
+
+    def following(alpha: jax.Array, blank: jax.Array, label: jax.Array) -> jax.Array:
+        # The equation of alpha: a blank keeps u, a label adds one.
+        return _logaddexp(alpha + blank, shift_right(alpha + label))
 
     def step(
         alpha: jax.Array, arcs: tuple[jax.Array, jax.Array]
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
-        blank, label = arcs  # [batch, width] each
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         alpha, scale = _rescale(alpha)
-        # The equation of alpha: a blank keeps u, a label adds one.
-        following = _logaddexp(alpha + blank, shift_right(alpha + label))
-        # A masked sum in place of a gather costs nothing here and leaves a sharded batch sharded.
-        return following, (alpha, scale, jnp.sum(jnp.where(at_end, following, 0.0), axis=-1))
+        alphas = []
+        for turn in range(turns):
+            alphas.append(alpha)
+            alpha = following(alpha, arcs[0][turn], arcs[1][turn])
+        return alpha, (jnp.stack(alphas), scale)
 
-    start = initial_scores(wavefronts.blank[0])
-    _, (alphas, scales, ends) = jax.lax.scan(step, start, (wavefronts.blank, wavefronts.label))
-    # log P is the rescaled score at the example's end, plus all that was subtracted before it.
-    index = jnp.arange(count)[:, None]
-    log_likelihood = jnp.sum(
-        jnp.where(index == wavefronts.steps - 1, ends, 0.0)
-        + jnp.where(index < wavefronts.steps, scales, 0.0),
-        axis=0,
+    chunks = (_chunked(blank, turns, NEG), _chunked(label, turns, NEG))
+    _, (alphas, scales) = jax.lax.scan(step, initial_scores(blank[0]), chunks)
+    alphas = alphas.reshape(-1, batch, width)[:count]
+    # log P is the score that the last arc of an example leads to, plus all that was subtracted
+    # before it. A masked sum in place of a gather leaves a sharded batch sharded.
+    is_last = (jnp.arange(count)[:, None] == steps - 1)[..., None]
+    at_end = jnp.arange(width) == label_lengths[:, None]
+    ends = jnp.where(is_last & at_end, following(alphas, blank, label), 0.0)
+    begun = jnp.arange(len(scales))[:, None] * turns < steps
+    return alphas, jnp.sum(ends, axis=(0, 2)) + jnp.sum(jnp.where(begun, scales, 0.0), axis=0)
+
+
+def _betas(
+    blank: jax.Array, label: jax.Array, steps: jax.Array, label_lengths: jax.Array, *, turns: int
+) -> jax.Array:
+    """Computes rescaled betas, `[wavefronts, batch, width]`, of what each wavefront leads to."""
+    count, batch, width = blank.shape
+    at_end = jnp.arange(width) == label_lengths[:, None]
+
+    def step(
+        beta: jax.Array, inputs: tuple[jax.Array, jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
+        blank_arcs, label_arcs, is_last = inputs
+        # Before its end, all scores of an example are impossible, and nothing is subtracted.
+        beta, _ = _rescale(beta)
+        betas = []
+        for turn in reversed(range(turns)):
+            # The path of an example ends in the node that its last arc leads to.
+            beta = jnp.where(is_last[turn][:, None] & at_end, 0.0, beta)
+            betas.append(beta)
+            # The equation of beta: the node behind a label arc is u + 1, hence the shift to the
+            # left.
+            beta = _logaddexp(beta + blank_arcs[turn], _shift_left(beta) + label_arcs[turn])
+        return beta, jnp.stack(betas[::-1])
+
+    is_last = jnp.arange(count)[:, None] == steps - 1
+    chunks = (
+        _chunked(blank, turns, NEG),
+        _chunked(label, turns, NEG),
+        _chunked(is_last, turns, False),
     )
-    return alphas, log_likelihood
+    _, betas = jax.lax.scan(step, jnp.full_like(blank[0], NEG), chunks, reverse=True)
+    return betas.reshape(-1, batch, width)[:count]
 
 
 def _loss_and_residuals(
@@ -253,7 +327,7 @@ def _loss_and_residuals(
     wavefronts = to_wavefronts(
         log_blank, log_label, frame_lengths, label_lengths, one_label_per_frame
     )
-    alphas, log_likelihood = _forward(wavefronts, label_lengths)
+    alphas, log_likelihood = by_platform(_alphas, *wavefronts, label_lengths)
     loss = jnp.where(frame_lengths > 0, -log_likelihood, 0.0)
     return loss, (*wavefronts, alphas, loss, frame_lengths, label_lengths)
 
@@ -283,21 +357,7 @@ def _backward(
     count, _, width = blank.shape
     # A skewed lattice has frames + width - 1 wavefronts.
     frames = count if one_label_per_frame else count + 1 - width
-    index = jnp.arange(count)[:, None]
-    at_end = jnp.arange(width) == label_lengths[:, None]
-
-    def step(
-        beta: jax.Array, inputs: tuple[jax.Array, jax.Array, jax.Array]
-    ) -> tuple[jax.Array, jax.Array]:
-        blank_arcs, label_arcs, is_last = inputs
-        beta, _ = _rescale(beta)
-        # The path of an example ends in the node that its last arc leads to.
-        beta = jnp.where(is_last[:, None] & at_end, 0.0, beta)
-        # The equation of beta: the node behind a label arc is u + 1, hence the shift to the left.
-        return _logaddexp(beta + blank_arcs, _shift_left(beta) + label_arcs), beta
-
-    after_end = jnp.full_like(blank[0], NEG)
-    _, betas = jax.lax.scan(step, after_end, (blank, label, index == steps - 1), reverse=True)
+    betas = by_platform(_betas, blank, label, steps, label_lengths)
 
     # betas[n] belongs to the wavefront that the arcs of alphas[n] lead to. Every path takes exactly
     # one arc from each wavefront to the next, so the posteriors of those arcs are a softmax:
@@ -307,6 +367,7 @@ def _backward(
     top = jnp.max(jnp.maximum(by_blank, by_label), axis=-1, keepdims=True)
     by_blank, by_label = jnp.exp(by_blank - top), jnp.exp(by_label - top)
     total = jnp.sum(by_blank + by_label, axis=-1, keepdims=True)
+    index = jnp.arange(count)[:, None]
     # No gradient beyond the example's end, for absent examples, and where there is no path.
     # Not `loss <= -NEG / 2`: a loss of NaN must show in the gradient too.
     has_gradient = (index < steps) & (frame_lengths > 0) & ~(loss > -NEG / 2)

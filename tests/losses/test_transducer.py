@@ -12,11 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from maestro_jax.losses import transducer_lattice
 from maestro_jax.losses.transducer import (
     NO_PATH,
     transducer_loss,
     transducer_loss_from_lattices,
 )
+from maestro_jax.losses.transducer_alignment import transducer_alignment
 from maestro_jax.losses.transducer_arcs import lattices_from_logits
 
 FRAMES, LABELS, VOCAB = 5, 4, 6
@@ -189,6 +191,39 @@ def test_long_lattices_keep_their_precision():
     np.testing.assert_allclose(lattice_loss(*single, *sizes), want_loss, rtol=1e-6)
     for got, expected in zip(lattice_gradients(*single, *sizes), want, strict=True):
         np.testing.assert_allclose(got, expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("one_label_per_frame", [False, True])
+def test_several_wavefronts_per_turn_as_on_tpus(one_label_per_frame, monkeypatch):
+    rng = np.random.default_rng(5)
+    # A hundred nats per arc: a scale that is shared by eight wavefronts must do.
+    blank = jnp.asarray(-100 * rng.uniform(size=(5, 60, 21)), jnp.float32)
+    label = jnp.asarray(-100 * rng.uniform(size=(5, 60, 20)), jnp.float32)
+    sizes = lengths(60, 57, 1, 0, 33), lengths(20, 13, 1, 4, 0)
+    found = []
+    for turns in (1, transducer_lattice.TURNS, 7):
+        monkeypatch.setattr(
+            transducer_lattice,
+            "by_platform",
+            lambda function, *arrays, turns=turns: function(*arrays, turns=turns),
+        )
+        # Of this function JAX has no program yet.
+        options = {"one_label_per_frame": one_label_per_frame}
+
+        def total(blank, label, options=options):
+            losses = transducer_loss_from_lattices(blank, label, *sizes, **options)
+            return jnp.sum(losses), losses
+
+        aligned = jax.jit(functools.partial(transducer_alignment, **options))
+        found.append(
+            (
+                jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))(blank, label),
+                aligned(blank, label, *sizes),
+            )
+        )
+    for several in found[1:]:
+        for one, other in zip(*map(jax.tree.leaves, (found[0], several)), strict=True):
+            np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-5)
 
 
 def test_zero_frames_are_an_absent_example():
