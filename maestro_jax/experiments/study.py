@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import fnmatch
 import json
 import re
 import resource
@@ -258,16 +259,22 @@ class Study:
             for method in self.methods
         ]
 
-    def select(self, names: Sequence[str] = (), shard: tuple[int, int] | None = None) -> list[Cell]:
-        """Returns a part of the cells.
+    def select(
+        self,
+        names: Sequence[str] = (),
+        shard: tuple[int, int] | None = None,
+        patterns: Sequence[str] = (),
+    ) -> list[Cell]:
+        """Returns a part of the cells, in the order of the grid.
 
         Args:
             names: Names of cells; all by default.
             shard: Number of the shard, from 0, and how many there are: each has every so-manieth
                 cell.
+            patterns: Shell patterns, one of which a name has to match; all by default.
 
         Raises:
-            UserError: There is no cell of a name.
+            UserError: There is no cell of a name, or none matches a pattern.
         """
         cells = self.cells()
         known = {cell.name: cell for cell in cells}
@@ -275,7 +282,17 @@ class Study:
             if name not in known:
                 remedy = near_misses(name, known) or f" The first is {cells[0].name}."
                 raise UserError(f"the study {self.name!r} has no cell {name!r}.{remedy}")
-        chosen = [known[name] for name in names] or cells
+        for pattern in patterns:
+            if not any(fnmatch.fnmatchcase(name, pattern) for name in known):
+                raise UserError(
+                    f"no cell of the study {self.name!r} matches {pattern!r}; the first is "
+                    f"{cells[0].name}"
+                )
+        chosen = [known[name] for name in names] or [
+            cell
+            for cell in cells
+            if not patterns or any(fnmatch.fnmatchcase(cell.name, each) for each in patterns)
+        ]
         return chosen if shard is None else chosen[shard[0] :: shard[1]]
 
 

@@ -221,11 +221,13 @@ def _rescale(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def by_platform(function: Callable[..., Any], *arrays: Any) -> Any:
     """Calls a function with arrays and with the number of wavefronts per turn of the platform."""
-    return jax.lax.platform_dependent(
-        *arrays,
-        tpu=functools.partial(function, turns=TURNS),
-        default=functools.partial(function, turns=1),
-    )
+    # The plan of a step names its parts by these scopes.
+    with jax.named_scope("lattice"):
+        return jax.lax.platform_dependent(
+            *arrays,
+            tpu=functools.partial(function, turns=TURNS),
+            default=functools.partial(function, turns=1),
+        )
 
 
 def scan_wavefronts(

@@ -25,23 +25,12 @@ import jax
 
 from maestro_jax.errors import UserError
 from maestro_jax.planning.chips import GIB, Chip, Topology
-from maestro_jax.planning.hlo import HloModule, parse_hlo
 
 _QUICK_TILES_KIB = 8192
 # The quantizer's noise and maximum over 16 rows of 30 s need 10.3 MiB there.
 _QUICK_TILES_KIB_OF = {"v5p": 12288}
 
 _LARGEST = 12
-
-# Cycles per second. v4: Jouppi et al. 2023 (arXiv 2304.01433), table 4. The others: the peak FLOPs
-# divided by two operations per cell of the chip's matrix units, 4 of 128 x 128 (v5e), 8 (v5p), and
-# 4 of 256 x 256 (v6e) (https://jax-ml.github.io/scaling-book/tpus).
-CLOCKS = {"v4": 1.05e9, "v5e": 1.50e9, "v5p": 1.75e9, "v6e": 1.75e9}
-
-# The compiler for v5p writes this for transfers that it cannot estimate.
-_UNKNOWN = 2**63 - 1
-
-_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 
 # Without these, libtpu queries a metadata server, which only cloud machines have, admits only one
 # process at a time, and warns of missing hardware.
@@ -348,37 +337,5 @@ def part_of(name: str) -> str:
 
 _CONTROL = {
     "while", "body", "cond", "scan", "checkpoint", "rematted_computation", "closed_call",
-    "shard_map", "remat", "custom_vjp_call", "recomputed",
+    "shard_map", "remat", "custom_vjp_call", "recomputed", "eval_jaxpr",
 }  # fmt: skip
-
-
-def compiler_seconds(module: str | HloModule, chip: Chip) -> float | None:
-    """Sums the cycles that XLA for TPU estimates for every operation that it schedules.
-
-    Args:
-        module: The optimized module, as text or parsed. A loop whose trip count is unknown before
-            it runs counts once.
-        chip: The kind of chip for which it was compiled.
-
-    Returns:
-        Seconds that one chip computes in one run, without waiting for other chips; None for a chip
-        of unknown clock.
-    """
-    if chip.name not in CLOCKS:
-        return None
-    program = parse_hlo(module) if isinstance(module, str) else module
-    # The estimate of a fusion includes the operations that are fused.
-    fused = {
-        callee
-        for instructions in program.computations.values()
-        for instruction in instructions.values()
-        if instruction.opcode == "fusion"
-        for callee in instruction.called("calls")
-    }
-    cycles = sum(
-        times * int(match[1])
-        for computation, instruction, times in program.executed()
-        if computation not in fused and (match := _CYCLES.search(instruction.attributes))
-        if int(match[1]) != _UNKNOWN
-    )
-    return cycles / CLOCKS[chip.name]

@@ -60,6 +60,18 @@ class HloInstruction:
         places = re.findall(r"%[\w.-]+(?:#(\d+))?", self.operands)
         return int(places[operand]) if places[operand] else None
 
+    def operand_types(self, others: Mapping[str, HloInstruction]) -> list[str]:
+        """Returns the types of the operands.
+
+        Args:
+            others: The instructions of the same computation by name.
+        """
+        types = []
+        for operand, name in enumerate(self.operand_names):
+            whole, element = others[name].type, self.element(operand)
+            types.append(whole if element is None else parts_of_tuple(whole)[element])
+        return types
+
     def attribute(self, name: str) -> str | None:
         """Returns the text after ``name=``, up to the next comma outside of brackets."""
         match = re.search(rf"(?:^|[\s,{{]){re.escape(name)}=", self.attributes)

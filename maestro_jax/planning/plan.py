@@ -32,8 +32,14 @@ from maestro_jax.planning.compiled import (
     TileTooLarge,
     compile_program,
     compiler_devices,
-    compiler_seconds,
     quick_options,
+)
+from maestro_jax.planning.cycles import (
+    LoopTime,
+    TimeShare,
+    compiler_seconds,
+    loop_times,
+    time_shares,
 )
 from maestro_jax.planning.estimate import Estimate, estimate, rows_of_a_device
 from maestro_jax.planning.hlo import parse_hlo
@@ -59,6 +65,8 @@ class ProgramPlan:
         compiler_seconds: Time of one run by the compiler's cycles, without waiting for other chips.
         collectives: Bytes sent by kind and mesh axes, ``{"all-gather over fsdp": bytes}``.
         between_slices: Those of them that are sent to other slices.
+        time_shares: What kinds, phases and parts take of the time by the compiler's cycles.
+        loops: The loops of the program.
         compile_seconds: Time of the compilation, failed attempts included.
         compiler_options: Options that shorten the compilation; empty for the program that a run
             compiles.
@@ -71,6 +79,8 @@ class ProgramPlan:
     compiler_seconds: float | None = None
     collectives: Mapping[str, float] = dataclasses.field(default_factory=dict)
     between_slices: float = 0.0
+    time_shares: tuple[TimeShare, ...] = ()
+    loops: tuple[LoopTime, ...] = ()
     compile_seconds: float = 0.0
     compiler_options: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -305,6 +315,8 @@ def _program(
             for (kind, axes), sent in by_kind_and_axes(sends).items()
         },
         between_slices=between_slices(sends),
+        time_shares=time_shares(module, topology.chip),
+        loops=loop_times(module, topology.chip),
         compile_seconds=compiled.compile_seconds,
         compiler_options=options,
     )

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 
 import pytest
 
-from maestro_jax.cli.commands.plan import plan_text
+from maestro_jax.cli.commands.plan import explanation, plan_text
 from maestro_jax.cli.main import main
 from maestro_jax.errors import UserError
 from maestro_jax.gin_utils.gin_config import parse_and_build
 from maestro_jax.planning import plan as planning
 from maestro_jax.planning.chips import parse_topology
 from maestro_jax.planning.compiled import CompiledMemory, quick_options
+from maestro_jax.planning.cycles import LoopTime, TimeShare
 
 FILES = [
     *("--gin_file", "runs/pretrain.gin", "--gin_file", "models/xl.gin"),
@@ -115,3 +117,34 @@ def test_what_a_quick_compilation_is_worth_is_said() -> None:
     assert "1 (without waiting, small tiles)" in text
     assert line.startswith("the training step was compiled with ")
     assert "xla_tpu_scoped_vmem_limit_kib=8192" in line
+
+
+def test_explain_says_where_the_time_goes() -> None:
+    share = functools.partial(TimeShare, runs=1.0)
+    training = planning.ProgramPlan(
+        memory=None,
+        time_shares=(
+            share(kind="products", phase="forward", part="encoder", seconds=3e-3, floor=1e-3),
+            share(kind="products", phase="backward", part="encoder", seconds=4e-3, floor=2e-3),
+            share(kind="copies", phase="forward", part="decoder", seconds=1e-3, floor=0.0),
+        ),
+        loops=(
+            LoopTime(name="jit(f)/jvp(Model.encode)/encoder/while", turns=18, seconds=2e-3),
+            LoopTime(name="jit(f)/decoder/while", turns=None, seconds=1e-6),
+            LoopTime(name="jit(f)/jvp()/while", turns=4, seconds=1e-6),
+        ),
+    )
+    rows = [line.split() for text in explanation(training) for line in text.splitlines()]
+    assert ["products", "3", "0", "4", "0", "7", "87.5%", "3"] in rows
+    assert ["decoder", "1", "0", "0", "0", "1", "12.5%", "0"] in rows
+    assert ["encoder", "forward", "18", "2"] in rows
+    # A loop of unknown length is named however short one turn of it is.
+    assert ["decoder", "update", "unknown:", "counted", "as", "1", "0"] in rows
+    assert not any("objective" in row for row in rows)
+
+
+def test_explain_needs_the_compiler(capsys) -> None:
+    for more in (["v5e:16x16", "--roofline"], ["gpu:H100x8"]):
+        status, output, error = plan(capsys, *FILES, "--topology", *more, "--explain")
+        assert (status, output) == (2, "")
+        assert error.startswith("error: --explain reads what the TPU compiler made")

@@ -82,6 +82,21 @@ def test_the_grid_has_every_cell_once_and_shards_share_it_out() -> None:
         study.select(["scratch-al-1"])
 
 
+def test_patterns_choose_cells_in_the_order_of_the_grid() -> None:
+    study = make()
+    chosen = [cell.name for cell in study.select(patterns=["scratch-*", "maestro-all-[01]"])]
+    assert chosen == [
+        *("scratch-24_utterances-0", "maestro-all-0", "scratch-all-0"),
+        *("scratch-24_utterances-1", "maestro-all-1", "scratch-all-1"),
+    ]
+    shards = [study.select(patterns=["*-1"], shard=(i, 2)) for i in range(2)]
+    assert [len(shard) for shard in shards] == [2, 2]
+    with pytest.raises(
+        UserError, match=r"no cell of .* matches 'mastro-\*'; the first is maestro-"
+    ):
+        study.select(patterns=["scratch-*", "mastro-*"])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

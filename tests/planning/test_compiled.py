@@ -1,4 +1,4 @@
-"""What is read of the TPU compiler: memory, refusals, cycles."""
+"""What is read of the TPU compiler: memory and refusals."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ import pytest
 
 from maestro_jax.errors import UserError
 from maestro_jax.planning import compiled as planning_compiled
-from maestro_jax.planning.chips import CHIPS, GIB, parse_topology
+from maestro_jax.planning.chips import GIB, parse_topology
 from maestro_jax.planning.compiled import (
-    CLOCKS,
     compiler_devices,
-    compiler_seconds,
     parse_live_ranges,
     part_of,
 )
@@ -59,44 +57,6 @@ def test_the_part_of_an_operation(name: str, part: str) -> None:
     assert part_of(name) == part
 
 
-def test_cycles_are_summed_over_loops_and_not_within_fusions() -> None:
-    config = 'backend_config={"window_config":{"estimated_cycles":"%d"}}'
-    text = f"""HloModule jit_f, is_scheduled=true
-
-%fused (p: f32[8]) -> f32[8] {{
-  %p = f32[8]{{0}} parameter(0)
-  ROOT %inner = f32[8]{{0}} add(%p, %p), {config % 999}
-}}
-
-%body (t: (s32[], f32[8])) -> (s32[], f32[8]) {{
-  %t = (s32[], f32[8]{{0}}) parameter(0)
-  %i = s32[] get-tuple-element(%t), index=0
-  %x = f32[8]{{0}} get-tuple-element(%t), index=1
-  %unknown = f32[8]{{0}} copy(%x), {config % (2**63 - 1)}
-  %f = f32[8]{{0}} fusion(%x), kind=kLoop, calls=%fused, {config % 1000}
-  ROOT %out = (s32[], f32[8]{{0}}) tuple(%i, %f)
-}}
-
-%condition (t: (s32[], f32[8])) -> pred[] {{
-  %t = (s32[], f32[8]{{0}}) parameter(0)
-  ROOT %go = pred[] constant(true)
-}}
-
-ENTRY %main (x: f32[8]) -> f32[8] {{
-  %x = f32[8]{{0}} parameter(0)
-  %zero = s32[] constant(0)
-  %start = (s32[], f32[8]{{0}}) tuple(%zero, %x)
-  %loop = (s32[], f32[8]{{0}}) while(%start), condition=%condition, body=%body, \
-backend_config={{"known_trip_count":{{"n":"5"}}}}
-  %y = f32[8]{{0}} get-tuple-element(%loop), index=1
-  ROOT %last = f32[8]{{0}} copy(%y), {config % 250}
-}}
-"""
-    chip = CHIPS["v5e"]
-    assert compiler_seconds(text, chip) == pytest.approx((5 * 1000 + 250) / CLOCKS["v5e"])
-    assert compiler_seconds(text, CHIPS["H100"]) is None
-
-
 def test_a_missing_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning_compiled.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"^the TPU compiler .*: pip install libtpu, .*--roofline"):
@@ -115,7 +75,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from maestro_jax.planning.chips import parse_topology
 from maestro_jax.planning.compiled import DoesNotFit, TileTooLarge, quick_options
 from maestro_jax.planning.compiled import compile_program, compiler_devices
-from maestro_jax.planning.compiled import compiler_seconds
+from maestro_jax.planning.cycles import compiler_seconds
 
 topology = parse_topology("{topology}")
 mesh = Mesh(np.array(compiler_devices(topology)), ("data",))
@@ -201,22 +161,6 @@ except DoesNotFit as error:
     assert "of the 15.75 GiB of a v5e chip" in message
     assert "encoder" in message
     assert "\n" not in message
-
-
-@pytest.mark.tpu_backend
-@pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v4:2x2x1"])
-def test_a_large_product_runs_near_the_peak(with_tpu_compiler, topology: str) -> None:
-    program = (
-        PROGRAM.format(topology=topology)
-        + """
-size = 8192
-both = [array((size, size), (), "bfloat16")] * 2
-found = compile_program(jax.jit(lambda a, b: a @ b).lower(*both), topology.chip)
-print(2 * size**3 / topology.chip.peak_flops / compiler_seconds(found.text, topology.chip))
-"""
-    )
-    # By the compiler's cycles and the clock: between four fifths of the peak and all of it.
-    assert 0.8 < float(with_tpu_compiler(program)) < 1.01
 
 
 @pytest.mark.tpu_backend

@@ -14,11 +14,15 @@ from maestro_jax.errors import UserError
 from maestro_jax.tables import table
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from maestro_jax.planning.chips import Topology
+    from maestro_jax.planning.cycles import TimeShare
     from maestro_jax.planning.plan import Plan, ProgramPlan
     from maestro_jax.training.run import TrainRun
 
 _SHOWN_BUFFERS = 5
+_SHOWN_PARTS = 16
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="compile with the options of training; by default smaller tiles make the compilation "
         "faster, with the same buffers and nearly the same collectives, but less code and more "
         "cycles",
+    )
+    parser.add_argument(
+        "--explain",
+        action="store_true",
+        help="say where the time of the training step goes, by the compiler's cycles: kinds of "
+        "operations, parts of the model and loops, beside the limits of the chip",
     )
     parser.add_argument(
         "--decoding",
@@ -96,6 +106,8 @@ def run(arguments: argparse.Namespace) -> None:
     from maestro_jax.planning.chips import parse_topology
 
     topology = parse_topology(arguments.topology, arguments.slices)
+    if arguments.explain and (arguments.roofline or topology.chip.kind != "tpu"):
+        raise UserError("--explain reads what the TPU compiler made: name a TPU, and no --roofline")
     # The compiler needs no device; one that is there is left alone.
     os.environ["JAX_PLATFORMS"] = "cpu"
     environment.prepare_process()
@@ -121,7 +133,8 @@ def run(arguments: argparse.Namespace) -> None:
         decoding_rows=arguments.decoding_rows,
         beam_size=max(beam_size, 1),
     )
-    print(json.dumps(plan.as_dict(), indent=2) if arguments.json else plan_text(plan), flush=True)
+    text = plan_text(plan, explain=arguments.explain)
+    print(json.dumps(plan.as_dict(), indent=2) if arguments.json else text, flush=True)
     if plan.refusals:
         raise UserError(plan.refusals[0])
 
@@ -197,8 +210,13 @@ def _planned_run(arguments: argparse.Namespace) -> TrainRun:
     return gin_config.parse_and_build(arguments.gin_file, bindings)
 
 
-def plan_text(plan: Plan) -> str:
-    """Returns batch, memory, time, communication and hours of a plan as text."""
+def plan_text(plan: Plan, *, explain: bool = False) -> str:
+    """Returns batch, memory, time, communication and hours of a plan as text.
+
+    Args:
+        plan: The plan.
+        explain: Whether to say where the time of the training step goes.
+    """
     topology, chip = plan.topology, plan.topology.chip
     data, fsdp, tensor = plan.mesh
     head = (
@@ -242,6 +260,8 @@ def plan_text(plan: Plan) -> str:
             + table(rows)
         )
     sections.append(table(_time(plan)))
+    if explain and plan.training is not None and plan.training.fits:
+        sections += explanation(plan.training)
     sections.append(table(_sent(plan)))
     sections.append(_hours(plan))
     return "\n\n".join(sections)
@@ -309,6 +329,51 @@ def _time(plan: Plan) -> list[dict[str, Any]]:
             )
         )
     return [{"time": name, "value": value} for name, value in rows]
+
+
+def explanation(program: ProgramPlan) -> list[str]:
+    """Returns tables of where the time of a program goes."""
+    from maestro_jax.planning.compiled import part_of
+    from maestro_jax.planning.cycles import PHASES, phase_of, summed
+
+    shares = program.time_shares
+    all_seconds = sum(share.seconds for share in shares)
+
+    def rows(
+        column: str, key: Callable[[TimeShare], str], most: int | None = None
+    ) -> list[dict[str, Any]]:
+        found = []
+        for name, (seconds, floor) in list(summed(shares, key).items())[:most]:
+            row: dict[str, Any] = {column: name}
+            own = [share for share in shares if key(share) == name]
+            for phase in PHASES:
+                taken = sum(share.seconds for share in own if share.phase == phase)
+                row[phase] = _milliseconds(taken)
+            row |= {"all": _milliseconds(seconds), "share": f"{seconds / all_seconds:.1%}"}
+            found.append({**row, "at the limits": _milliseconds(floor)})
+        return found
+
+    loops = [
+        {
+            "loop": part_of(loop.name),
+            "phase": phase_of(loop.name),
+            "turns": "unknown: counted as 1" if loop.turns is None else loop.turns,
+            "ms": _milliseconds(loop.seconds),
+        }
+        for loop in program.loops
+        if loop.seconds >= 0.01 * all_seconds or loop.turns is None
+    ]
+    return [
+        "ms of the training step by the compiler's cycles, and at the chip's limits (FLOPs of "
+        "products, or bytes to and from the memory); again: what the backward pass recomputes:\n"
+        + table(rows("kind", lambda share: share.kind)),
+        table(rows("part", lambda share: share.part, _SHOWN_PARTS)),
+        table(loops) if loops else "no loop takes 1% of the time",
+    ]
+
+
+def _milliseconds(seconds: float) -> float:
+    return round(1e3 * seconds, 1)
 
 
 def _sent(plan: Plan) -> list[dict[str, Any]]:

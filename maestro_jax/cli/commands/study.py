@@ -37,6 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="run one cell (METHOD-AMOUNT-SEED, see --dry_run) in this process",
     )
     parser.add_argument(
+        "--cells",
+        nargs="+",
+        default=(),
+        metavar="PATTERN",
+        help="run the cells whose names match, as in --cells 'maestro-100-*' 'scratch-*'; the page "
+        "is of all that are done",
+    )
+    parser.add_argument(
         "--shard",
         metavar="I/N",
         help="run the I-th of N parts of the grid, from 0: one of several jobs",
@@ -79,8 +87,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError("study needs a grid: give --gin_file runs/study.gin, or one of your own")
     if not arguments.output_dir and not arguments.dry_run:
         raise UserError("study needs --output_dir DIR, or --dry_run")
-    if arguments.cell and arguments.shard:
-        raise UserError("give --cell or --shard, not both")
+    if arguments.cell and (arguments.shard or arguments.cells):
+        raise UserError("give --cell, or --shard and --cells")
     if arguments.cell and not (arguments.dry_run or arguments.report):
         _run_cell(arguments)
         return
@@ -93,7 +101,7 @@ def run(arguments: argparse.Namespace) -> None:
     study, output = _study_and_output(arguments)
     shard = parse_shard(arguments.shard) if arguments.shard else None
     shares_of_cores(arguments.jobs)
-    cells = study.select([arguments.cell] if arguments.cell else (), shard)
+    cells = study.select([arguments.cell] if arguments.cell else (), shard, arguments.cells)
     if arguments.dry_run:
         from maestro_jax.experiments.study_plan import plan_text
 
