@@ -36,6 +36,9 @@ FILES = "files.json"
 ARRAYS = "arrays.json"
 """File in the directory of a step: from the name of each array to its type and checksum."""
 
+_PART = ".part"
+"""Ending of a list that is being written."""
+
 STATE, RECORD = "state", "data"
 """Items of a checkpoint: the training state, and a JSON record."""
 
@@ -165,6 +168,8 @@ def state_of_files(directory: epath.Path) -> Hashable:
     return tuple(
         (str(path), status.st_size, status.st_mtime_ns)
         for path in (files_below(directory) if directory.is_dir() else ())
+        # A list that is being written, with digests, is renamed at any moment.
+        if not path.name.endswith(_PART)
         for status in (os.stat(path),)
     )
 
@@ -282,7 +287,7 @@ def one_line(text: str) -> str:
 def _write(path: epath.Path, text: str) -> None:
     # Renamed when complete: half a list would make an intact checkpoint look damaged. In contrast
     # to `files.write_atomically`, the directory is not made anew if it has been removed.
-    part = path.parent / f"{path.name}.part"
+    part = path.parent / f"{path.name}{_PART}"
     part.write_text(text)
     part.replace(path)
 

@@ -345,6 +345,19 @@ def test_training_goes_on_from_the_newest_that_is_whole(
     checkpoints.close()
 
 
+def test_a_list_that_is_being_written_is_no_damage(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = copied / "checkpoints" / "5"
+    found = checkpoint_files.files_below
+    # Found by a walk through the directory, and renamed before its size is asked for.
+    part = directory / f"{FILES}.part"
+    monkeypatch.setattr(checkpoint_files, "files_below", lambda path: [*found(path), part])
+    assert damage(directory) is None
+    cut_newest(copied)
+    assert "has 1000 of" in (damage(directory) or "")
+
+
 def test_where_none_is_whole_nothing_is_begun_anew(copied: Path) -> None:
     cut_newest(copied)
     shutil.rmtree(copied / "checkpoints" / "4" / "state")
