@@ -190,7 +190,7 @@ class _Walk:
         if name in _FLOPS:
             flops = _FLOPS[name](eqn)
             moved = sum(_bytes(v.aval) for v in (*eqn.invars, *eqn.outvars))
-            part, phase = _part_and_phase("/".join(scopes))
+            part, phase = part_and_phase("/".join(scopes))
             out = sum(_bytes(v.aval) for v in eqn.outvars)
             half = all(v.aval.dtype.itemsize <= 2 for v in eqn.invars)
             self.products[part, phase, flops, moved, out, half] += times
@@ -205,7 +205,7 @@ class _Walk:
         elif name == "while":
             trips = _trips(eqn)
             if trips is None:
-                self.unknown.add(_part_and_phase("/".join(scopes))[0])
+                self.unknown.add(part_and_phase("/".join(scopes))[0])
                 trips = 1
             self.turns += times * trips
             self.jaxpr(eqn.params["body_jaxpr"].jaxpr, scopes, times * trips)
@@ -219,7 +219,7 @@ class _Walk:
             for jaxpr in inner:
                 self.jaxpr(jaxpr, scopes, times * turns)
             if not inner and name not in _MOVES:
-                part = _part_and_phase("/".join(scopes))[0]
+                part = part_and_phase("/".join(scopes))[0]
                 self.elementwise[part] += times * sum(
                     _bytes(v.aval)
                     for v in eqn.outvars
@@ -274,7 +274,7 @@ def _convolution_flops(eqn: Any) -> float:
     ):
         size, width = left[numbers.lhs_spec[2 + i]], right[numbers.rhs_spec[2 + i]]
         length = out[numbers.out_spec[2 + i]]
-        pairs *= _pairs(size, width, length, stride, before, dilation, kernel_dilation)
+        pairs *= window_pairs(size, width, length, stride, before, dilation, kernel_dilation)
     # Input features of one group times output features, for each row of the batch.
     features = right[numbers.rhs_spec[1]] * right[numbers.rhs_spec[0]]
     batch = left[numbers.lhs_spec[0]] // params["batch_group_count"]
@@ -282,7 +282,7 @@ def _convolution_flops(eqn: Any) -> float:
 
 
 @functools.lru_cache(maxsize=256)
-def _pairs(
+def window_pairs(
     size: int,
     width: int,
     length: int,
@@ -291,6 +291,17 @@ def _pairs(
     dilation: int,
     kernel_dilation: int,
 ) -> int:
+    """Counts the products of a convolution along one axis: places of the kernel on real inputs.
+
+    Args:
+        size: Places of the input.
+        width: Places of the kernel.
+        length: Places of the result.
+        stride: Places of the input from one window to the next.
+        before: Places of padding before the input.
+        dilation: Distance of two places of the input, zeros between them.
+        kernel_dilation: Distance of two places of the kernel.
+    """
     starts = np.arange(length) * stride - before
     # One position of the kernel at a time: gradients have kernels as long as an utterance.
     found = 0
@@ -366,7 +377,7 @@ _TRANSFORMED = re.compile(r"^(?:\w+\()+(.*?)\)+$")
 
 
 @functools.lru_cache(maxsize=65536)
-def _part_and_phase(scopes: str) -> tuple[str, Phase]:
+def part_and_phase(scopes: str) -> tuple[str, Phase]:
     """Parses ``transpose(jvp(Model.encode))/encoder/layers.body/..`` to ``encoder/layers/..``."""
     names: list[str] = []
     recomputed = False

@@ -49,8 +49,8 @@ class LstmLayer(nn.Module):
         # Rows are split and features are not: the loop then needs no communication in its steps.
         gates = constrain(gates, "batch", None, None)
         recurrent = constrain(recurrent, None, None)
-        outputs, *last = recurrence(jnp.swapaxes(gates, 0, 1), recurrent, *state)
-        return jnp.swapaxes(outputs, 0, 1).astype(self.dtype), (last[0], last[1])
+        outputs, hidden, cell = recurrence(jnp.swapaxes(gates, 0, 1), recurrent, *state)
+        return jnp.swapaxes(outputs, 0, 1).astype(self.dtype), (hidden, cell)
 
 
 @jax.custom_vjp

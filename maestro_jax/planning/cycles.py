@@ -20,8 +20,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
-import numpy as np
-
+from maestro_jax.flops import part_and_phase, window_pairs
 from maestro_jax.planning.chips import Chip
 from maestro_jax.planning.collectives import KINDS as COLLECTIVES
 from maestro_jax.planning.compiled import part_of
@@ -31,8 +30,8 @@ Kind = Literal[
     "products", "convolutions", "random numbers", "reductions", "element-wise", "layout changes",
     "copies", "transfers", "kernels",
 ]  # fmt: skip
-Phase = Literal["forward", "again", "backward", "update"]
-PHASES: tuple[Phase, ...] = ("forward", "again", "backward", "update")
+StepPhase = Literal["forward", "recomputed", "backward", "update"]
+PHASES: tuple[StepPhase, ...] = ("forward", "recomputed", "backward", "update")
 
 # Cycles per second. v4: Jouppi et al. 2023 (arXiv 2304.01433), table 4. The others: the peak FLOPs
 # divided by two operations per cell of the chip's matrix units, 4 of 128 x 128 (v5e), 8 (v5p), and
@@ -60,8 +59,8 @@ class TimeShare:
         kind: What they do. A fusion counts as the first of these that is in it: a convolution, a
             product, a transfer, a kernel of our own, random numbers, a reduction; as layout change
             or copy if it only moves numbers; else as element-wise.
-        phase: ``forward``; ``again``, what the backward pass recomputes; ``backward``; or
-            ``update``, whatever is not differentiated.
+        phase: ``forward``, ``recomputed`` or ``backward``, as in `maestro_jax.flops`; ``update``
+            for whatever is not differentiated.
         part: Part of the model, as of `part_of`.
         seconds: Seconds of one chip by the compiler's cycles.
         floor: Seconds at the limits of the chip.
@@ -69,7 +68,7 @@ class TimeShare:
     """
 
     kind: Kind
-    phase: Phase
+    phase: StepPhase
     part: str
     seconds: float
     floor: float
@@ -114,11 +113,14 @@ def time_shares(module: str | HloModule, chip: Chip) -> tuple[TimeShare, ...]:
 
     Args:
         module: The optimized module, as text or parsed.
-        chip: The kind of chip for which it was compiled, one of `CLOCKS`.
+        chip: The kind of chip for which it was compiled.
+
+    Returns:
+        The shares; none for a chip of unknown clock.
     """
     program = parse_hlo(module) if isinstance(module, str) else module
     costs = _Costs(program, chip)
-    sums: dict[tuple[Kind, Phase, str], list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
+    sums: dict[tuple[Kind, StepPhase, str], list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
     for computation, instruction, times, seconds in _timed(program, chip):
         name = costs.name(computation, instruction)
         total = sums[costs.kind(computation, instruction), phase_of(name), part_of(name)]
@@ -133,7 +135,7 @@ def time_shares(module: str | HloModule, chip: Chip) -> tuple[TimeShare, ...]:
 
 
 def loop_times(module: str | HloModule, chip: Chip) -> tuple[LoopTime, ...]:
-    """Returns the loops of a program, the longest first."""
+    """Returns the loops of a program, the longest first; 0 seconds each for an unknown clock."""
     program = parse_hlo(module) if isinstance(module, str) else module
     own: dict[str, float] = defaultdict(float)
     for computation, _, times, seconds in _timed(program, chip):
@@ -159,13 +161,9 @@ def loop_times(module: str | HloModule, chip: Chip) -> tuple[LoopTime, ...]:
     return tuple(sorted(found, key=lambda loop: -loop.seconds))
 
 
-def phase_of(name: str) -> Phase:
+def phase_of(name: str) -> StepPhase:
     """Returns the phase of an operation by its name in JAX."""
-    if "rematted_computation" in name or "/recomputed/" in name:
-        return "again"
-    if "transpose(" in name:
-        return "backward"
-    return "forward" if "jvp(" in name else "update"
+    return part_and_phase(name)[1] if "jvp(" in name else "update"
 
 
 def summed(
@@ -182,6 +180,8 @@ def summed(
 
 def _timed(program: HloModule, chip: Chip) -> Iterator[tuple[str, HloInstruction, float, float]]:
     """Yields computation, instruction, runs and seconds of all runs of what has an estimate."""
+    if chip.name not in CLOCKS:
+        return
     # The estimate of a fusion includes the operations that are fused.
     fused = {
         callee
@@ -381,15 +381,16 @@ def product_flops(instruction: HloInstruction, others: Mapping[str, HloInstructi
     products = float(result["b"] * result["f"] * right["i"])
     for place in range(len(window.get("size", []))):
         axis = str(place)
-        low = int(window.get("pad", ["0_0"] * 9)[place].partition("_")[0])
-        stride, dilation, spread = (
-            int(window.get(key, ["1"] * 9)[place]) for key in ("stride", "rhs_dilate", "lhs_dilate")
+        stride, spread, dilation = (
+            int(window.get(key, ["1"] * 9)[place]) for key in ("stride", "lhs_dilate", "rhs_dilate")
         )
-        at = (
-            np.arange(result[axis])[:, None] * stride
-            + np.arange(right[axis])[None, :] * dilation
-            - low
+        products *= window_pairs(
+            left[axis],
+            right[axis],
+            result[axis],
+            stride,
+            int(window.get("pad", ["0_0"] * 9)[place].partition("_")[0]),
+            spread,
+            dilation,
         )
-        meets = (at >= 0) & (at <= (left[axis] - 1) * spread) & (at % spread == 0)
-        products *= float(np.count_nonzero(meets))
     return 2.0 * products

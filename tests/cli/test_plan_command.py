@@ -141,6 +141,8 @@ def test_explain_says_where_the_time_goes() -> None:
     # A loop of unknown length is named however short one turn of it is.
     assert ["decoder", "update", "unknown:", "counted", "as", "1", "0"] in rows
     assert not any("objective" in row for row in rows)
+    [unknown] = explanation(planning.ProgramPlan(memory=None, loops=training.loops))
+    assert "not published" in unknown
 
 
 def test_explain_needs_the_compiler(capsys) -> None:

@@ -337,6 +337,8 @@ def explanation(program: ProgramPlan) -> list[str]:
     from maestro_jax.planning.cycles import PHASES, phase_of, summed
 
     shares = program.time_shares
+    if not shares:
+        return ["where the time goes: unknown, since the clock of this chip is not published"]
     all_seconds = sum(share.seconds for share in shares)
 
     def rows(
@@ -365,7 +367,7 @@ def explanation(program: ProgramPlan) -> list[str]:
     ]
     return [
         "ms of the training step by the compiler's cycles, and at the chip's limits (FLOPs of "
-        "products, or bytes to and from the memory); again: what the backward pass recomputes:\n"
+        "products, or bytes to and from the memory):\n"
         + table(rows("kind", lambda share: share.kind)),
         table(rows("part", lambda share: share.part, _SHOWN_PARTS)),
         table(loops) if loops else "no loop takes 1% of the time",
